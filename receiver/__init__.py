@@ -1,0 +1,1 @@
+"""receiver: takes Bandwidth's message callbacks in, keeps them, and tells what became of each message."""

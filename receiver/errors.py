@@ -1,0 +1,28 @@
+"""The errors `receiver` raises on purpose, as a tree.
+
+ReceiverError
+├── SettingsError       a setting is wrong, unknown or missing: the start is refused with this line
+├── SchemaError         the database's schema is not the one this version works with
+├── StorageUnavailable  the database could not commit now; the same work may succeed later
+└── IntakeFull          more callbacks are waiting than the queue holds
+"""
+
+
+class ReceiverError(Exception):
+    """Anything `receiver` refuses with a sentence made for people."""
+
+
+class SettingsError(ReceiverError):
+    """A setting is wrong, unknown or missing."""
+
+
+class SchemaError(ReceiverError):
+    """The database's schema is not the one this version works with."""
+
+
+class StorageUnavailable(ReceiverError):
+    """The database could not commit now; nothing was stored."""
+
+
+class IntakeFull(ReceiverError):
+    """More callbacks are waiting than the queue holds; nothing was stored."""
