@@ -1,0 +1,153 @@
+"""Bandwidth's delivery codes: what each number means, and what a number alone tells where no table lists it.
+
+Codes are keyed by (generation, number), never by name: names moved between editions of the documents.
+"""
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.resources import files
+from typing import Final
+
+import orjson
+
+from receiver.domain.events import Api, Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why a message ended as it did, in words for people; `retryable` and `billable` are None where nobody says."""
+
+    name: str
+    description: str
+    category: str
+    retryable: bool | None
+    billable: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeEntry(Reason):
+    """A code as the documents list it.
+
+    `outcome` is what it says of the delivery (`delivered`, `failed`, `unconfirmed`), `retry_limit` how often a retry
+    makes sense, `status` whether it is `current`, `historic` or `unlisted`, `v2_analogue` v2's number for a v1 code.
+    """
+
+    api: Api
+    code: int
+    outcome: str
+    retry_limit: int | None
+    status: str
+    v2_analogue: int | None
+    first_documented: str | None
+    notes: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Class:
+    """What the leading digits of a v2 code tell."""
+
+    category: str
+    told: str
+    retryable: bool | None
+    billable: bool | None
+
+
+# The scheme of Bandwidth's error page: the first digit says whose fault, the second who decided.
+_REFUSED_BY_BANDWIDTH: Final = _Class("client", "refused by Bandwidth; sending again gives the same", False, False)
+_FAILED_AT_BANDWIDTH: Final = _Class("service", "failed at Bandwidth; a retry may succeed", True, False)
+_CLASSES: Final = {
+    "41": _REFUSED_BY_BANDWIDTH,
+    "43": _REFUSED_BY_BANDWIDTH,
+    "44": _REFUSED_BY_BANDWIDTH,
+    "47": _Class("carrier-client", "refused by the carrier; sending again gives the same", False, True),
+    "51": _FAILED_AT_BANDWIDTH,
+    "52": _FAILED_AT_BANDWIDTH,
+    "55": _FAILED_AT_BANDWIDTH,
+    "56": _Class("carrier-service", "failed at the carrier; one retry may succeed", True, True),
+    "4": _Class("client", "refused; sending again gives the same", False, None),
+    "5": _Class("service", "failed; a retry may succeed", True, None),
+    "9": _Class("ambiguous", "the outcome is unknown", None, True),
+}
+# V1 documents no scheme; its last two digits are those of v2 (600 is 5600, 720 is 4720, 902 is 9902).
+_V1_CLASSES: Final = {
+    "6": _Class("carrier-service", "failed at the carrier", None, None),
+    "7": _Class("carrier-client", "refused by the carrier", None, None),
+    "9": _Class("ambiguous", "the outcome is unknown", None, None),
+}
+_NO_ERROR: Final = _Class("success", "no error", None, None)
+_UNKNOWN: Final = _Class("unknown", "its digits tell nothing", None, None)
+
+_V1_UNCONFIRMED: Final = frozenset({902, 999})
+_REFUSED_HUNDREDS: Final = range(41, 45)
+_NETWORK_HUNDREDS: Final = frozenset({47, *range(50, 60)})
+
+
+@cache
+def catalogue() -> tuple[CodeEntry, ...]:
+    """Every code known, v1 first, in rising order."""
+    rows = orjson.loads(files("receiver.providers").joinpath("codes.json").read_bytes())
+    return tuple(CodeEntry(**{**row, "api": Api(row["api"])}) for row in rows)
+
+
+@cache
+def _by_number() -> dict[tuple[Api, int], CodeEntry]:
+    return {(listed.api, listed.code): listed for listed in catalogue()}
+
+
+def entry(api: Api, code: int) -> CodeEntry | None:
+    """What the documents list under a number, if anything."""
+    return _by_number().get((api, code))
+
+
+@lru_cache(maxsize=1024)
+def reason(api: Api, code: int) -> Reason:
+    """The meaning of a number; one that no document lists is judged by its digits."""
+    listed = entry(api, code)
+    if listed is None:
+        return _judged_by_digits(api, code)
+    return Reason(
+        name=listed.name,
+        description=listed.description,
+        category=listed.category,
+        retryable=listed.retryable,
+        billable=listed.billable,
+    )
+
+
+def _judged_by_digits(api: Api, code: int) -> Reason:
+    kind = _class(api, str(code))
+    return Reason(
+        name=f"unlisted-{code}",
+        description=f"Not in Bandwidth's tables; by its digits: {kind.told}.",
+        category=kind.category,
+        retryable=kind.retryable,
+        billable=kind.billable,
+    )
+
+
+def _class(api: Api, digits: str) -> _Class:
+    if digits == "0":
+        return _NO_ERROR
+    if api is Api.V1:
+        return _V1_CLASSES.get(digits[0], _UNKNOWN) if len(digits) == 3 else _UNKNOWN
+    # three digits under v2: the international family, whose numbers mean other things
+    if len(digits) != 4:
+        return _UNKNOWN
+    return _CLASSES.get(digits[:2]) or _CLASSES.get(digits[0], _UNKNOWN)
+
+
+def proves_nothing(api: Api, code: int | None) -> bool:
+    """Whether a code on a failure says only that no receipt came or that the outcome is unknown."""
+    if code is None:
+        return False
+    return code in _V1_UNCONFIRMED if api is Api.V1 else 9000 <= code <= 9999
+
+
+def failure_side(api: Api, code: int | None) -> Failure:
+    """On which side a message failed, by its code; without one (v1: without a v2 analogue) on the network's."""
+    if api is Api.V1 and code is not None:
+        listed = entry(api, code)
+        code = listed.v2_analogue if listed else None
+    if code is None or code // 100 in _NETWORK_HUNDREDS:
+        return Failure.NETWORK
+    return Failure.REFUSED if code // 100 in _REFUSED_HUNDREDS else Failure.OTHER

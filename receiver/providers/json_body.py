@@ -1,0 +1,58 @@
+"""The JSON of a body, read as leniently as its meaning stays plain."""
+
+import json
+import re
+from typing import Any, Final
+
+import orjson
+
+
+class Unreadable(ValueError):
+    """A callback that cannot be taken apart; the text says why, in words for people."""
+
+
+_SMALLEST: Final = -(2**63)
+_TOO_LARGE: Final = 2**64
+# A string, or a comma with nothing after it before the bracket closes. Possessive: linear in the body, whatever it is.
+_STRING_OR_SPARE_COMMA: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?|,(?=\s*+[}\]])', re.DOTALL)
+
+
+def parse(body: bytes) -> Any:
+    """What a body says, strictly if possible; raises Unreadable and nothing else."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return _parse_leniently(body)
+
+
+def _parse_leniently(body: bytes) -> Any:
+    """Also reads UTF-16 and -32, a byte order mark, broken UTF-8, control characters in strings, lone surrogates,
+    NaN and infinities (as null), integers of any size and spare commas (Bandwidth's two-factor samples have one).
+    """
+    if not body.strip():
+        raise Unreadable("the body is empty")
+    text = body.decode(json.detect_encoding(body), errors="replace")
+    try:
+        return _DECODER.decode(_STRING_OR_SPARE_COMMA.sub(_without_spare_comma, text))
+    except RecursionError:
+        raise Unreadable("the body is nested too deeply") from None
+    except ValueError as error:
+        raise Unreadable(f"the body is not JSON: {error}") from None
+
+
+def _without_spare_comma(match: re.Match[str]) -> str:
+    found = match[0]
+    return "" if found == "," else found
+
+
+def _integer(digits: str) -> int | float:
+    """A whole number of 64 bits; a larger one is a fraction, as orjson has it. Python's int refuses 4,301 digits."""
+    number = int(digits) if len(digits) <= 20 else _TOO_LARGE
+    return number if _SMALLEST <= number < _TOO_LARGE else float(digits)
+
+
+def _null(_constant: str) -> None:
+    """NaN, Infinity and -Infinity say nothing."""
+
+
+_DECODER: Final = json.JSONDecoder(strict=False, parse_int=_integer, parse_constant=_null)
