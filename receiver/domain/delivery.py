@@ -60,7 +60,7 @@ def _rank(event: Event, conflict: FinalConflict) -> int:
 
 
 def _first(kept: Event | None, event: Event) -> Event:
-    return event if kept is None or event.order < kept.order else kept
+    return event if kept is None or (kept is not event and event.order < kept.order) else kept
 
 
 def _earliest(kept: datetime | None, time: datetime | None) -> datetime | None:
@@ -136,40 +136,35 @@ NOTHING_SAID: Final = Delivery()
 def merge(delivery: Delivery, event: Event, conflict: FinalConflict = FinalConflict.FAILED_WINS) -> Delivery:
     """Folds an event into a delivery and returns what the delivery then is."""
     rank = _rank(event, conflict)
-    if rank > delivery.rank or delivery.winner is None:
-        judged = replace(delivery, rank=rank, winner=event, coded=None, described=None, stated=None, receipted=None)
-        return _told(judged, event)
-    return _told(delivery, event, same_rank=rank == delivery.rank)
+    if rank < delivery.rank:
+        return replace(delivery, **_history(delivery, event))
+    # what a lower rank told of code and words is of no account any more
+    same = delivery if rank == delivery.rank else NOTHING_SAID
+    return Delivery(
+        rank=rank,
+        winner=_first(same.winner, event),
+        coded=_first(same.coded, event) if event.code is not None else same.coded,
+        described=_first(same.described, event) if event.description else same.described,
+        stated=_first(same.stated, event) if event.state is not None else same.stated,
+        receipted=_first(same.receipted, event) if event.delivery_state is not None else same.receipted,
+        **_history(delivery, event),
+    )
 
 
-def _told(delivery: Delivery, event: Event, *, same_rank: bool = True) -> Delivery:
+def _history(delivery: Delivery, event: Event) -> dict[str, Any]:
+    """What is remembered of every event, whichever wins."""
     status, time = event.status, event.occurred_at
-    changes: dict[str, Any] = {
-        "seen_delivered": delivery.seen_delivered or status in (Status.DELIVERED, Status.READ),
+    return {
+        "seen_delivered": delivery.seen_delivered or status is Status.DELIVERED or status is Status.READ,
         "seen_failed": delivery.seen_failed or status is Status.FAILED,
         "self_contradicted": delivery.self_contradicted or event.contradicted,
         "receipt_expected": delivery.receipt_expected or event.delivery_state is not None,
+        "sent_at": _earliest(delivery.sent_at, time) if status is Status.SENT else delivery.sent_at,
+        "delivered_at": _earliest(delivery.delivered_at, time) if status is Status.DELIVERED else delivery.delivered_at,
+        "failed_at": _earliest(delivery.failed_at, time) if status is Status.FAILED else delivery.failed_at,
+        "read_at": _earliest(delivery.read_at, event.read_at or time) if status is Status.READ else delivery.read_at,
         "updated_at": max(delivery.updated_at or event.received_at, event.received_at),
     }
-    if status is Status.SENT:
-        changes["sent_at"] = _earliest(delivery.sent_at, time)
-    elif status is Status.DELIVERED:
-        changes["delivered_at"] = _earliest(delivery.delivered_at, time)
-    elif status is Status.FAILED:
-        changes["failed_at"] = _earliest(delivery.failed_at, time)
-    elif status is Status.READ:
-        changes["read_at"] = _earliest(delivery.read_at, event.read_at or time)
-    if same_rank:
-        changes["winner"] = _first(delivery.winner, event)
-        if event.code is not None:
-            changes["coded"] = _first(delivery.coded, event)
-        if event.description:
-            changes["described"] = _first(delivery.described, event)
-        if event.state is not None:
-            changes["stated"] = _first(delivery.stated, event)
-        if event.delivery_state is not None:
-            changes["receipted"] = _first(delivery.receipted, event)
-    return replace(delivery, **changes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,5 +151,7 @@ def event_id(
     apart by `delivery`: its state and delivery fields. JSON keeps what is absent (null) apart from what is empty.
     """
     identity = [api, message_id, number_key(recipient) if recipient else None, type, time, *delivery, code]
-    canonical = json.dumps(identity, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:32]
+    return hashlib.sha256(_canonical(identity).encode("ascii")).hexdigest()[:32]
+
+
+_canonical: Final = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode

@@ -1,0 +1,70 @@
+"""An entry of the event log as others read it: CloudEvents 1.0 in JSON."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from receiver.domain.events import Event
+from receiver.domain.log import LogEntry
+
+
+def event_type(event: Event) -> str:
+    """The CloudEvents type: what the event itself says, whatever its delivery then is."""
+    return f"message.{event.status}"
+
+
+def rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"
+
+
+def cloud_event(entry: LogEntry, reason: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The published form of an entry; `reason` is the meaning of its delivery's code."""
+    event = entry.event
+    return {
+        "specversion": "1.0",
+        "id": event.id,
+        "source": f"/bandwidth/{event.api}",
+        "type": event_type(event),
+        "subject": event.message_id,
+        "time": rfc3339(event.occurred_at or event.received_at),
+        "datacontenttype": "application/json",
+        "data": _data(entry, reason),
+    }
+
+
+def _data(entry: LogEntry, reason: Mapping[str, Any] | None) -> dict[str, Any]:
+    event, delivery = entry.event, entry.delivery
+    return {
+        "messageId": event.message_id,
+        "api": event.api,
+        "direction": event.direction,
+        "recipient": event.recipient,
+        "from": _fact(entry, "sender"),
+        "to": list(_fact(entry, "recipients") or ()),
+        "status": delivery.status,
+        "previousStatus": entry.previous_status,
+        "changed": entry.changed,
+        "state": delivery.state,
+        "deliveryState": delivery.delivery_state,
+        "deliveryCode": delivery.code,
+        "deliveryDescription": delivery.description,
+        "reason": dict(reason) if reason is not None else None,
+        "tag": _fact(entry, "tag"),
+        "tagVerdict": event.tag_verdict,
+        "applicationId": _fact(entry, "application_id"),
+        "segmentCount": _fact(entry, "segment_count"),
+        "channel": _fact(entry, "channel"),
+        "carrierName": _fact(entry, "carrier_name"),
+        "text": entry.message.get("text"),
+        "media": list(entry.message.get("media") or ()),
+        "contradicted": delivery.contradicted,
+        "route": event.route,
+        "receivedTime": rfc3339(event.received_at),
+        "sequence": entry.position,
+    }
+
+
+def _fact(entry: LogEntry, name: str) -> Any:
+    """A fact as the event told it, else as its message has it."""
+    told = getattr(entry.event.facts, name)
+    return entry.message.get(name) if told in (None, "", ()) else told

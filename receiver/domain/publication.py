@@ -1,0 +1,178 @@
+"""Publishing one event to one sink: what is handed over, what the sink answers, and what then becomes of the event."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from receiver.domain.retry import RetryPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """An event on its way to a sink.
+
+    `id` is the same on every repetition. `position` is its place in the event log, `lane` the message it belongs to:
+    events of one lane arrive in order. `event` is the CloudEvent, `body` the same as JSON on one line.
+    """
+
+    id: str
+    position: int
+    lane: str
+    type: str
+    received_at: datetime
+    event: Mapping[str, Any]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """The sink has it."""
+
+    response_code: int | None = None
+    response: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """The sink did not take this event now; another may fare better.
+
+    `after` is the pause the sink asked for. `overloaded` says that it had too much to do or did not answer in time.
+    """
+
+    reason: str
+    after: timedelta | None = None
+    overloaded: bool = False
+    response_code: int | None = None
+    response: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """The sink will never take this event."""
+
+    reason: str
+    response_code: int | None = None
+    response: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkDown:
+    """The sink cannot be reached at all; that is no event's fault and costs none an attempt."""
+
+    reason: str
+
+
+Result = Published | Retry | Refused | SinkDown
+
+
+class Outcome(StrEnum):
+    """The word for a result in tables and metrics."""
+
+    PUBLISHED = "published"
+    RETRY = "retry"
+    REFUSED = "refused"
+    SINK_DOWN = "sink_down"
+
+    @classmethod
+    def of(cls, result: Result) -> "Outcome":
+        return _OUTCOMES[type(result)]
+
+
+_OUTCOMES = {
+    Published: Outcome.PUBLISHED,
+    Retry: Outcome.RETRY,
+    Refused: Outcome.REFUSED,
+    SinkDown: Outcome.SINK_DOWN,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A publication that wants an attempt; `attempts` were made before, and `since` is when it began to wait for more.
+
+    `since` is None for a first attempt straight from the log.
+    """
+
+    publication: Publication
+    attempts: int = 0
+    since: datetime | None = None
+
+    @property
+    def is_retry(self) -> bool:
+        return self.since is not None
+
+    @property
+    def position(self) -> int:
+        return self.publication.position
+
+    @property
+    def lane(self) -> str:
+        return self.publication.lane
+
+
+class Death(StrEnum):
+    """Why an event became a dead letter: the sink will never take it, or it was tried for too long."""
+
+    REFUSED = "refused"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """The sink has it, or its filter leaves it out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """It is tried again at its time; its lane waits."""
+
+    due_at: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parked:
+    """It waits behind an earlier event of its lane."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dead:
+    """It is not tried again by itself; its lane goes on."""
+
+    death: Death
+    reason: str
+    response_code: int | None = None
+    response: str | None = None
+
+
+Decision = Done | Again | Parked | Dead
+
+
+def decide(
+    candidate: Candidate, result: Result, policy: RetryPolicy, *, now: datetime, fraction: float
+) -> Decision | None:
+    """What becomes of an event after an attempt; None where the attempt does not count."""
+    match result:
+        case Published():
+            return Done()
+        case Refused():
+            return Dead(
+                death=Death.REFUSED,
+                reason=result.reason,
+                response_code=result.response_code,
+                response=result.response,
+            )
+        case Retry():
+            return _later(candidate, result, policy, now, fraction)
+        case SinkDown():
+            return None
+
+
+def _later(candidate: Candidate, result: Retry, policy: RetryPolicy, now: datetime, fraction: float) -> Decision:
+    pause = policy.pause(candidate.attempts + 1, fraction, asked=result.after, overloaded=result.overloaded)
+    due_at = policy.due(now, candidate.since or now, pause)
+    if due_at is not None:
+        return Again(due_at=due_at, reason=result.reason)
+    return Dead(death=Death.EXPIRED, reason=result.reason, response_code=result.response_code, response=result.response)

