@@ -1,0 +1,1 @@
+"""HTTP: what Bandwidth calls, and what people and programs ask."""

@@ -1,0 +1,53 @@
+"""`/healthz`: the process is alive. `/readyz`: a commit works now, whatever the sinks do. Both say only that."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+_PROBE_EVERY_SECONDS: Final = 1.0
+_PROBE_SECONDS: Final = 5.0
+
+
+class Health:
+    """The two probes; `probe` commits something and raises when it cannot."""
+
+    def __init__(self, probe: Callable[[], Awaitable[None]]) -> None:
+        self._probe = probe
+        self._lock = asyncio.Lock()
+        self._probed_at = float("-inf")
+        self._ready = False
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/healthz", self._healthz, include_in_schema=False),
+            Route("/readyz", self._readyz, include_in_schema=False),
+        ]
+
+    async def _healthz(self, request: Request) -> PlainTextResponse:
+        return PlainTextResponse("ok\n")
+
+    async def _readyz(self, request: Request) -> PlainTextResponse:
+        if await self._is_ready():
+            return PlainTextResponse("ready\n")
+        return PlainTextResponse("not ready\n", status_code=503)
+
+    async def _is_ready(self) -> bool:
+        """The result of the latest probe, made anew when it is older than a second; one probe at a time."""
+        async with self._lock:
+            if time.monotonic() - self._probed_at >= _PROBE_EVERY_SECONDS:
+                self._ready = await self._succeeds()
+                self._probed_at = time.monotonic()
+            return self._ready
+
+    async def _succeeds(self) -> bool:
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS):
+                await self._probe()
+        except Exception:  # whatever it is, it is not ready
+            return False
+        return True

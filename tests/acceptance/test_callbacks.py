@@ -1,0 +1,322 @@
+"""The callback routes over a real socket: what each situation is answered, and what is kept of it."""
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import pytest
+from sqlalchemy import text
+
+from receiver.app import Receiver, application
+from receiver.settings import Settings
+from receiver.storage.database import Database
+from receiver.web import server as web_server
+from tests.posts import v1_event, v2_event
+from tests.web import serving
+
+pytestmark = pytest.mark.anyio
+
+V1, V2 = "/callbacks/bandwidth/v1", "/callbacks/bandwidth/v2"
+CREDENTIALS = ["bandwidth:old:with:colons", "bandwidth:nëw"]
+AUTH = httpx2.BasicAuth("bandwidth", "old:with:colons")
+
+
+@asynccontextmanager
+async def receiving(url: str, **settings: Any) -> AsyncIterator[httpx2.AsyncClient]:
+    configured = Settings(
+        **{
+            "database_url": url,
+            "callback_credentials": CREDENTIALS,
+            "api_auth": "none",
+            "metrics_auth": "none",
+            **settings,
+        }
+    )
+    async with (
+        serving(application(configured)) as base,
+        httpx2.AsyncClient(base_url=base, auth=AUTH, trust_env=False) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+async def client(database_url: str) -> AsyncIterator[httpx2.AsyncClient]:
+    async with receiving(database_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def sqlite_client(sqlite_url: str) -> AsyncIterator[httpx2.AsyncClient]:
+    """For what happens before the database is asked."""
+    async with receiving(sqlite_url) as client:
+        yield client
+
+
+async def select(url: str, statement: str) -> list[Any]:
+    database = Database(url)
+    async with database.reading() as connection:
+        found = list(await connection.execute(text(statement)))
+    await database.close()
+    return found
+
+
+async def counter(client: httpx2.AsyncClient, line: str) -> float:
+    exposition = (await client.get("/metrics")).text
+    return float(next((one.rpartition(" ")[2] for one in exposition.splitlines() if one.startswith(line)), "0"))
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [(V1, "primary"), (f"{V1}/fallback", "fallback"), (V2, "primary"), (f"{V2}/fallback", "fallback")],
+)
+async def test_each_generation_is_taken_on_every_address(
+    client: httpx2.AsyncClient, database_url: str, path: str, route: str
+) -> None:
+    for body in (v1_event("m-1"), [v2_event("m2")]):
+        answer = await client.post(path, json=body)
+        assert (answer.status_code, answer.content) == (200, b"")
+    assert await select(database_url, "SELECT api, route FROM events ORDER BY position") == [
+        ("v1", route),
+        ("v2", route),
+    ]
+
+
+async def test_v1_comes_by_get_too_and_a_bare_plus_is_a_plus(client: httpx2.AsyncClient, database_url: str) -> None:
+    query = (
+        "eventType=sms&messageId=m-1&from=+15559999&to=%2B15550001&direction=out"
+        "&state=sent&deliveryState=delivered&deliveryCode=0&time=2026-01-01T00:00:00Z"
+    )
+    assert (await client.get(f"{V1}?{query}")).status_code == 200
+    assert await select(database_url, "SELECT sender, status, delivery_code FROM message_status") == [
+        ("+15559999", "delivered", 0)
+    ]
+
+
+async def test_a_bare_object_and_an_empty_array_are_good(client: httpx2.AsyncClient) -> None:
+    for body in (v2_event(), []):
+        assert (await client.post(V2, json=body)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [None, "", "Basic", "Basic !!!", "Bearer abc", "Basic YmFuZHdpZHRoOndyb25n", "Basic bm9jb2xvbg=="],
+    ids=["missing", "empty", "bare", "garbage", "bearer", "wrong", "no-colon"],
+)
+async def test_without_the_right_credentials_there_is_a_challenge_and_nothing_is_kept(
+    sqlite_client: httpx2.AsyncClient, sqlite_url: str, authorization: str | None
+) -> None:
+    headers = {"authorization": authorization} if authorization is not None else {}
+    answer = await sqlite_client.post(V2, json=[v2_event()], headers=headers, auth=None)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"].startswith('Basic realm="')
+    assert await select(sqlite_url, "SELECT count(*) FROM callbacks") == [(0,)]
+    assert await counter(sqlite_client, 'receiver_refused_total{reason="unauthorized"}') == 1
+
+
+@pytest.mark.parametrize("password", ["old:with:colons", "nëw"])
+async def test_every_configured_password_is_accepted(sqlite_client: httpx2.AsyncClient, password: str) -> None:
+    auth = httpx2.BasicAuth("bandwidth", password)
+    assert (await sqlite_client.post(V2, json=[], auth=auth)).status_code == 200
+
+
+async def test_the_challenge_comes_before_the_body_is_looked_at(sqlite_client: httpx2.AsyncClient) -> None:
+    answer = await sqlite_client.post(V2, content=b"x" * 5_000_000, auth=None)
+    assert answer.status_code == 401
+
+
+async def chunks(size: int) -> AsyncIterator[bytes]:
+    for _ in range(0, size, 65_536):
+        yield b" " * 65_536
+
+
+async def test_a_body_over_the_limit_is_refused_declared_or_streamed(sqlite_client: httpx2.AsyncClient) -> None:
+    assert (await sqlite_client.post(V2, content=b" " * 1_048_577)).status_code == 413
+    assert (await sqlite_client.post(V2, content=chunks(2_000_000))).status_code == 413
+    assert (await sqlite_client.post(V2, content=b"[" + b" " * 1_048_574 + b"]")).status_code == 200
+    assert await counter(sqlite_client, 'receiver_refused_total{reason="too-large"}') == 2
+
+
+async def test_a_compressed_body_is_refused(sqlite_client: httpx2.AsyncClient) -> None:
+    answer = await sqlite_client.post(V2, content=gzip.compress(b"[]"), headers={"content-encoding": "gzip"})
+    assert answer.status_code == 415
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [("GET", V2, "POST"), ("PUT", V2, "POST"), ("HEAD", V1, "GET, POST"), ("DELETE", V1, "GET, POST")],
+)
+async def test_another_method_is_told_which_are_allowed(
+    sqlite_client: httpx2.AsyncClient, method: str, path: str, allow: str
+) -> None:
+    answer = await sqlite_client.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allow)
+
+
+@pytest.mark.parametrize(
+    "path", [f"{V2}/", f"/{V2}", f"{V2}/..;/v1", "/callbacks//bandwidth/v2", "/CALLBACKS/bandwidth/v2"]
+)
+async def test_nothing_is_redirected_or_guessed(sqlite_client: httpx2.AsyncClient, path: str) -> None:
+    url = str(sqlite_client.base_url).rstrip("/") + path
+    assert (await sqlite_client.post(url, json=[v2_event()])).status_code == 404
+
+
+async def test_callbacks_come_only_from_the_networks_named(sqlite_url: str) -> None:
+    async with receiving(sqlite_url, callback_networks=["192.0.2.0/24"]) as client:
+        assert (await client.post(V2, json=[])).status_code == 403
+        spoofed = await client.post(V2, json=[], headers={"x-forwarded-for": "192.0.2.7"})
+        assert spoofed.status_code == 403
+    proxied = {"callback_networks": ["192.0.2.0/24"], "trusted_proxies": ["127.0.0.1/32"]}
+    async with receiving(sqlite_url, **proxied) as client:
+        assert (await client.post(V2, json=[], headers={"x-forwarded-for": "192.0.2.7"})).status_code == 200
+        chained = {"x-forwarded-for": "192.0.2.7, 198.51.100.1"}
+        assert (await client.post(V2, json=[], headers=chained)).status_code == 403
+
+
+NASTY: dict[str, bytes] = {
+    "nothing": b"",
+    "not json": b"<xml/>",
+    "half": b'[{"type": "message-deliv',
+    "invalid utf-8": b'[{"type":"message-delivered","message":{"id":"m\xff\xfe"}}]',
+    "bom": b"\xef\xbb\xbf" + json.dumps([v2_event("bom")]).encode(),
+    "utf-16": json.dumps([v2_event("utf16")]).encode("utf-16"),
+    "nul": json.dumps([v2_event("nul", message={"text": "a\x00b", "tag": "\x00"})]).encode(),
+    "surrogate": json.dumps([v2_event("s", message={"text": "\ud800", "from": "\udfff"})]).encode(),
+    "nan": b'[{"type":"message-delivered","errorCode":NaN,"message":{"id":"nan","segmentCount":Infinity}}]',
+    "huge integer": b'[{"type":"message-failed","errorCode":' + b"9" * 5000 + b',"message":{"id":"huge"}}]',
+    "deep": b"[" * 100_000 + b"]" * 100_000,
+    "deep objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "duplicate keys": b'[{"type":"message-failed","type":"message-delivered","message":{"id":"dup","id":"dup2"}}]',
+    "a million keys": b"{" + b",".join(b'"%d":1' % n for n in range(80_000)) + b"}",
+    "scalars": b'[1,null,true,"x",[],{}]',
+    "voice": b'{"eventType":"answer","callId":"c-1"}',
+    "international": b'{"msgId":"1","event":"DELIVERED"}',
+    "without id": b'[{"type":"message-delivered","message":{}}]',
+    "unknown type": b'[{"type":"message-pondered","message":{"id":"m"}}]',
+}
+
+
+@pytest.mark.parametrize("body", NASTY.values(), ids=NASTY)
+async def test_whatever_an_authenticated_sender_posts_is_kept_and_answered_200(
+    client: httpx2.AsyncClient, database_url: str, body: bytes
+) -> None:
+    assert (await client.post(V2, content=body)).status_code == 200
+    [(kept,)] = await select(database_url, "SELECT body FROM callbacks")
+    assert bytes(kept) == body
+    assert (await client.post(V2, json=[v2_event("next")])).status_code == 200
+
+
+@pytest.mark.parametrize("query", ["", "eventType=sms", "eventType=answer&callId=1", "%ff%00=%00", "a" * 5000])
+async def test_a_get_that_is_no_event_is_quarantined(client: httpx2.AsyncClient, database_url: str, query: str) -> None:
+    assert (await client.get(f"{V1}?{query}")).status_code == 200
+    assert await select(database_url, "SELECT outcome FROM callbacks") == [("quarantined",)]
+
+
+async def test_credentials_are_not_kept_with_the_headers(sqlite_client: httpx2.AsyncClient, sqlite_url: str) -> None:
+    await sqlite_client.post(V2, json=[v2_event()], headers={"cookie": "session=1", "user-agent": "BandwidthAPI/v2"})
+    [(headers,)] = await select(sqlite_url, "SELECT headers FROM callbacks")
+    kept = json.loads(headers)
+    assert kept["user-agent"] == "BandwidthAPI/v2"
+    assert not {"authorization", "cookie"} & kept.keys()
+
+
+async def test_while_the_database_cannot_commit_the_answer_is_503_and_not_ready(sqlite_url: str) -> None:
+    async with receiving(sqlite_url) as client:
+        holder = Database(sqlite_url)
+        async with holder.writing():
+            answers = await asyncio.gather(
+                client.post(V2, json=[v2_event()]), client.get("/readyz"), client.get("/healthz")
+            )
+        await holder.close()
+        assert [answer.status_code for answer in answers] == [503, 503, 200]
+        assert int(answers[0].headers["retry-after"]) > 0
+        assert (await client.post(V2, json=[v2_event()])).status_code == 200
+
+
+async def raw(client: httpx2.AsyncClient, *parts: bytes, pause: float = 0) -> bytes:
+    """What the server says to bytes sent as they are, until it closes."""
+    base = client.base_url
+    reader, writer = await asyncio.open_connection(base.host, base.port)
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(pause)
+        async with asyncio.timeout(5):
+            return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+@pytest.fixture
+def _short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_server, "REQUEST_SECONDS", 0.3)
+
+
+@pytest.mark.usefixtures("_short_deadlines")
+async def test_headers_and_bodies_that_never_end_are_hung_up_on(sqlite_client: httpx2.AsyncClient) -> None:
+    too_slow = b"HTTP/1.1 408"
+    assert (await raw(sqlite_client, b"POST ", b"/callb")).startswith(too_slow)
+    assert (await raw(sqlite_client)).startswith(too_slow)
+    auth = next(AUTH.sync_auth_flow(httpx2.Request("POST", "http://x"))).headers["authorization"].encode()
+    head = (
+        b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\nauthorization: " + auth + b"\r\ncontent-length: 10\r\n\r\n"
+    )
+    assert (await raw(sqlite_client, head, b"[")).startswith(too_slow)
+    assert (await sqlite_client.post(V2, json=[v2_event()])).status_code == 200
+
+
+async def test_endless_headers_are_hung_up_on(sqlite_client: httpx2.AsyncClient) -> None:
+    flood = [b"x-%d: %s\r\n" % (n, b"a" * 1000) for n in range(100)]
+    assert await raw(sqlite_client, b"POST / HTTP/1.1\r\n", *flood, b"\r\n") == b""
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"content-length: 2\r\ntransfer-encoding: chunked\r\n",
+        b"content-length: 2\r\ncontent-length: 3\r\n",
+        b"transfer-encoding: chunked, identity\r\n",
+        b"content-length: +2\r\n",
+    ],
+    ids=["CL.TE", "two lengths", "odd coding", "signed length"],
+)
+async def test_ambiguous_lengths_are_refused(sqlite_client: httpx2.AsyncClient, head: bytes) -> None:
+    request = b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\n" + head + b"\r\n2\r\n[]\r\n0\r\n\r\n"
+    assert (await raw(sqlite_client, request)).startswith(b"HTTP/1.1 400")
+
+
+async def test_a_client_that_hangs_up_after_its_body_is_still_taken_in(
+    client: httpx2.AsyncClient, database_url: str
+) -> None:
+    body = json.dumps([v2_event("gone")]).encode()
+    auth = next(AUTH.sync_auth_flow(httpx2.Request("POST", "http://x"))).headers["authorization"].encode()
+    head = (
+        b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\nauthorization: " + auth + b"\r\ncontent-length: %d\r\n\r\n"
+    )
+    _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    writer.write(head % len(body) + body)
+    await writer.drain()
+    writer.close()
+    async with asyncio.timeout(5):
+        while await select(database_url, "SELECT count(*) FROM events") != [(1,)]:
+            await asyncio.sleep(0.02)
+
+
+async def test_what_is_answered_is_counted(client: httpx2.AsyncClient) -> None:
+    for body in ([v2_event("m1")], [v2_event("m1")], [1]):
+        await client.post(V2, json=body)
+    for result in ("accepted", "duplicate", "quarantined"):
+        assert await counter(client, f'receiver_callbacks_total{{result="{result}"}}') == 1
+    assert await counter(client, 'receiver_events_total{type="message.delivered"}') == 1
+    assert await counter(client, 'receiver_quarantined_total{reason="unreadable"}') == 1
+    assert await counter(client, "receiver_ack_seconds_count") == 3
+
+
+def test_the_application_is_the_receiver_itself_without_trusted_proxies(sqlite_url: str) -> None:
+    assert isinstance(application(Settings(database_url=sqlite_url)), Receiver)
