@@ -126,7 +126,10 @@ def upgrade() -> None:
         "ix_messages_state", "messages", ["state", "listed_at"], **where("state IN ('queued', 'sending', 'error')")
     )
     op.create_index("ix_messages_status", "messages", ["status", "listed_at"])
-    op.create_index("ix_messages_tag", "messages", ["tag", "listed_at"], **where("tag IS NOT NULL"))
+    tag_start = "substr(tag, 1, 200)"
+    op.create_index(
+        "ix_messages_tag", "messages", [sa.text(tag_start), "listed_at"], **where(f"{tag_start} IS NOT NULL")
+    )
     op.create_index("ix_messages_text", "messages", ["listed_at"], **where("text IS NOT NULL OR media IS NOT NULL"))
     op.create_table(
         "deliveries",
@@ -148,12 +151,6 @@ def upgrade() -> None:
         sa.Column("contradicted", sa.Boolean(), nullable=False),
         sa.Column("updated_at", moment, nullable=True),
         sa.PrimaryKeyConstraint("api", "message_id", "recipient_key", name="pk_deliveries"),
-        sa.ForeignKeyConstraint(
-            ["api", "message_id"],
-            ["messages.api", "messages.id"],
-            name="fk_deliveries_messages",
-            ondelete="CASCADE",
-        ),
     )
     op.create_index(
         "ix_deliveries_code", "deliveries", ["delivery_code", "listed_at"], **where("delivery_code IS NOT NULL")

@@ -99,6 +99,13 @@ def entry(api: Api, code: int) -> CodeEntry | None:
     return _by_number().get((api, code))
 
 
+def meaning(api: Api, code: int | None) -> Reason | None:
+    """The meaning of a code that came with an event. V2 lists no code for success: its 0 means nothing."""
+    if code is None or (code == 0 and entry(api, code) is None):
+        return None
+    return reason(api, code)
+
+
 @lru_cache(maxsize=1024)
 def reason(api: Api, code: int) -> Reason:
     """The meaning of a number; one that no document lists is judged by its digits."""

@@ -75,7 +75,7 @@ def is_sqlite(url: str) -> bool:
 class Database:
     """An engine and the few things that differ between SQLite and PostgreSQL."""
 
-    def __init__(self, url: str, *, pool_size: int = 5) -> None:
+    def __init__(self, url: str, *, pool_size: int = 8) -> None:
         self.url = driver_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url, pool_size)
@@ -183,7 +183,7 @@ def _postgresql_engine(url: URL, pool_size: int) -> AsyncEngine:
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=STATEMENT_SECONDS,
-        pool_pre_ping=False,
+        hide_parameters=True,
         json_serializer=_json_text,
         json_deserializer=orjson.loads,
         connect_args={
@@ -195,7 +195,9 @@ def _postgresql_engine(url: URL, pool_size: int) -> AsyncEngine:
 
 
 def _sqlite_engine(url: URL) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=4, max_overflow=0, pool_timeout=STATEMENT_SECONDS)
+    engine = create_async_engine(
+        url, pool_size=4, max_overflow=0, pool_timeout=STATEMENT_SECONDS, hide_parameters=True
+    )
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine

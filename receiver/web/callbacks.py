@@ -11,20 +11,18 @@ import hmac
 import ipaddress
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import structlog
+from starlette.types import Receive, Scope, Send
 
 from receiver.domain.callbacks import Callback
 from receiver.domain.events import Api
 from receiver.errors import IntakeFull, StorageUnavailable
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _RETRY_AFTER: Final = (b"retry-after", b"2")

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import random
+import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -143,8 +145,6 @@ async def test_text_that_postgresql_cannot_hold_is_kept_raw_and_replaced_in_colu
 
 async def test_what_the_database_refuses_is_kept_raw_and_harms_no_neighbour(postgres_url: str) -> None:
     # longer than an index entry of PostgreSQL may be
-    import secrets
-
     endless = secrets.token_hex(20_000)
     database = Database(postgres_url)
     intake = make_intake(database)
@@ -159,6 +159,13 @@ async def test_what_the_database_refuses_is_kept_raw_and_harms_no_neighbour(post
     ]
     await intake.stop()
     await database.close()
+
+
+async def test_a_tag_of_any_length_is_kept(database: Database, intake: Intake) -> None:
+    rng = random.Random(7)  # what can be compressed would fit into an index entry after all
+    tag = "".join(chr(rng.randrange(0x1F300, 0x1FAFF)) for _ in range(4000))
+    assert await intake.accept(callback([v2_event(message={"tag": tag})])) == Receipt(events=1)
+    assert await select(database, "SELECT tag FROM messages") == [(tag,)]
 
 
 async def test_ten_thousand_events_in_one_array_are_one_commit(database: Database, intake: Intake) -> None:

@@ -12,6 +12,7 @@ from receiver.providers.bandwidth_codes import (
     catalogue,
     entry,
     failure_side,
+    meaning,
     proves_nothing,
     reason,
 )
@@ -176,3 +177,17 @@ def test_some_codes_prove_nothing(api: Api, code: int | None, expected: bool) ->
 def test_every_number_has_a_reason_and_a_side(api: Api, code: int) -> None:
     assert reason(api, code).category in CATEGORIES | {"unknown"}
     assert failure_side(api, code) in Failure
+
+
+@pytest.mark.parametrize(
+    ("api", "code", "name"),
+    [
+        (Api.V2, 4720, "invalid-destination-address"),
+        (Api.V2, 0, None),
+        (Api.V2, None, None),
+        (Api.V1, 0, "Message Delivered to Carrier"),
+    ],
+)
+def test_only_a_code_that_says_something_has_a_meaning(api: Api, code: int | None, name: str | None) -> None:
+    told = meaning(api, code)
+    assert (told.name if told else None) == name

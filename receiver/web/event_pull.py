@@ -1,0 +1,59 @@
+"""The event log, pulled by a consumer that keeps its own cursor."""
+
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from receiver.domain.cloudevents import cloud_event
+from receiver.domain.log import LogEntry
+from receiver.storage import event_pull
+from receiver.storage.event_pull import Span
+from receiver.web.answers import json_answer, next_page
+from receiver.web.operations import Api, Operation
+from receiver.web.parameters import PullParameters
+from receiver.web.problems import ProblemError
+from receiver.web.representations import reason_of
+
+# the batch format of CloudEvents: an array of events
+MEDIA_TYPE: Final = "application/cloudevents-batch+json"
+
+
+async def pull_events(api: Api, request: Request, asked: PullParameters) -> Response:
+    entries, log = await event_pull.pull(api.database, asked.after, asked.limit)
+    refuse_gap(asked.after, log)
+    position = entries[-1].position if entries else asked.after
+    link = next_page(request, api.public_url, after=str(position))
+    return json_answer([_published(entry) for entry in entries], link=link, media_type=MEDIA_TYPE)
+
+
+def refuse_gap(after: int, log: Span) -> None:
+    """Refuses a cursor with which events would be missed, or that is none of this log's.
+
+    From 0, a cursor that has read nothing, the log is read from what it still holds.
+    """
+    if after > log.last:
+        raise ProblemError(409, f"The event log ends at {log.last}: this position is of another log, or of a lost one.")
+    if after and log.oldest is not None and after + 1 < log.oldest:
+        raise ProblemError(410, f"Events after this position are no longer kept; the oldest is {log.oldest}.")
+
+
+def _published(entry: LogEntry) -> dict[str, Any]:
+    reason = reason_of(entry.event.api, entry.delivery.code)
+    return cloud_event(entry, reason.model_dump() if reason else None)
+
+
+OPERATIONS: Final = (
+    Operation(
+        name="pullEvents",
+        path="/api/events",
+        summary="The next events of the log, in the order of their positions, as CloudEvents",
+        description="The `Link` is the address to ask next, also at the end of the log. Events come at least once.",
+        handle=pull_events,
+        parameters=PullParameters,
+        answer=list[dict[str, Any]],
+        media_type=MEDIA_TYPE,
+        has_next=True,
+        problems=(409, 410),
+    ),
+)

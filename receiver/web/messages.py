@@ -1,0 +1,81 @@
+"""Messages: a page of them, one of them, the events of one."""
+
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from receiver.domain.queries import MessageView
+from receiver.storage import messages
+from receiver.web import csv_export
+from receiver.web.answers import csv_answer, json_answer, next_page, prefers_csv
+from receiver.web.operations import Api, Operation, path_value
+from receiver.web.parameters import MessageParameters, OneMessageParameters, message_cursor
+from receiver.web.problems import ProblemError
+from receiver.web.representations import Message, MessageEvent
+
+
+async def list_messages(api: Api, request: Request, asked: MessageParameters) -> Response:
+    page = await messages.find(api.database, asked.query())
+    link = next_page(request, api.public_url, cursor=message_cursor(page.items[-1].place)) if page.more else {}
+    shown = [Message.model_validate(view) for view in page.items]
+    if prefers_csv(request.headers.get("accept", "")):
+        return csv_answer(csv_export.table(shown), name="messages", link=link)
+    return json_answer(shown, link=link)
+
+
+async def get_message(api: Api, request: Request, asked: OneMessageParameters) -> Response:
+    return json_answer(Message.model_validate(await _meant(api, request, asked)))
+
+
+async def list_message_events(api: Api, request: Request, asked: OneMessageParameters) -> Response:
+    view = await _meant(api, request, asked)
+    events = await messages.events(api.database, view.api, view.id)
+    return json_answer([MessageEvent.model_validate(event) for event in events])
+
+
+async def _meant(api: Api, request: Request, asked: OneMessageParameters) -> MessageView:
+    """The message whose id is in the path."""
+    found = await messages.with_id(api.database, path_value(request, "id"), asked.api)
+    if not found:
+        raise ProblemError(404, "There is no message with this id.")
+    if len(found) > 1:
+        raise ProblemError(409, "Both generations have a message with this id: add ?api=v1 or ?api=v2.")
+    return found[0]
+
+
+_ID: Final = {"id": "the message's id, percent-encoded"}
+
+OPERATIONS: Final = (
+    Operation(
+        name="listMessages",
+        path="/api/messages",
+        summary="Messages, newest first",
+        description="With `Accept: text/csv` a table with one row per recipient.",
+        handle=list_messages,
+        parameters=MessageParameters,
+        answer=list[Message],
+        has_csv=True,
+        has_next=True,
+    ),
+    Operation(
+        name="getMessage",
+        path="/api/messages/{id}",
+        summary="One message",
+        handle=get_message,
+        parameters=OneMessageParameters,
+        answer=Message,
+        problems=(404, 409),
+        path_words=_ID,
+    ),
+    Operation(
+        name="listMessageEvents",
+        path="/api/messages/{id}/events",
+        summary="The events of one message, in order of arrival",
+        handle=list_message_events,
+        parameters=OneMessageParameters,
+        answer=list[MessageEvent],
+        problems=(404, 409),
+        path_words=_ID,
+    ),
+)

@@ -1,0 +1,519 @@
+"""The query API as its users meet it: over HTTP, on both databases."""
+
+import base64
+import csv
+import io
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from httpx2 import AsyncClient
+
+from receiver import tags
+from receiver.domain.events import Status, TagVerdict
+from receiver.storage.database import Database
+from receiver.storage.event_log import EVENTS
+from tests.builders import MessageRows, callback, inbound, insert, insert_callbacks, message, minutes
+from tests.event_log import append
+from tests.events import make_event
+from tests.query_api import ADMIN, AUTHORIZED, READER, TAG_KEY, application, basic, client
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def api(database: Database) -> AsyncIterator[AsyncClient]:
+    async with client(application(database)) as opened:
+        yield opened
+
+
+async def listed(api: AsyncClient, **parameters: Any) -> list[str]:
+    answer = await api.get("/api/messages", params=parameters)
+    assert answer.status_code == 200, answer.text
+    return [one["id"] for one in answer.json()]
+
+
+async def walked(api: AsyncClient, address: str) -> list[str]:
+    """The ids of all pages, following the links."""
+    return [one["id"] for one in await pages(api, address)]
+
+
+async def pages(api: AsyncClient, address: str) -> list[dict[str, Any]]:
+    shown: list[dict[str, Any]] = []
+    for _ in range(20):
+        answer = await api.get(address)
+        assert answer.status_code == 200, answer.text
+        shown += answer.json()
+        if "next" not in answer.links:
+            break
+        address = answer.links["next"]["url"]
+    return shown
+
+
+def group() -> MessageRows:
+    return message(
+        "group-1",
+        to=("+15550201", "+15550202"),
+        status="partial",
+        delivery_state=None,
+        owner="+19195550001",
+        application_id="93de2206-9669-4e07-948d-329f4b722ee2",
+        text="hello",
+        media=["https://example.com/a.jpg"],
+        tag="order 7",
+        tag_verdict="valid",
+        segment_count=1,
+        channel="MMS",
+        carrier_name="A Carrier",
+        priority="high",
+        at=minutes(0).replace(microsecond=48_000),
+        deliveries=(
+            {
+                "status": "failed",
+                "delivery_state": "not-delivered",
+                "delivery_code": 4720,
+                "delivery_description": "invalid-destination-address",
+                "failed_at": minutes(1),
+            },
+            {"status": "delivered", "delivery_state": "delivered", "delivered_at": minutes(2)},
+        ),
+    )
+
+
+async def test_a_message_has_the_documented_shape(api: AsyncClient, database: Database) -> None:
+    await insert(database, group())
+    [shown] = (await api.get("/api/messages")).json()
+    first, second = shown.pop("recipients")
+    assert shown == {
+        "id": "group-1",
+        "api": "v2",
+        "direction": "out",
+        "from": "+19195550001",
+        "to": ["+15550201", "+15550202"],
+        "owner": "+19195550001",
+        "applicationId": "93de2206-9669-4e07-948d-329f4b722ee2",
+        "text": "hello",
+        "media": ["https://example.com/a.jpg"],
+        "tag": "order 7",
+        "tagVerdict": "valid",
+        "segmentCount": 1,
+        "channel": "MMS",
+        "carrierName": "A Carrier",
+        "priority": "high",
+        "time": "2024-06-12T12:00:00.048000Z",
+        "status": "partial",
+        "state": "sent",
+        "deliveryState": None,
+        "deliveryCode": None,
+        "deliveryDescription": None,
+        "contradicted": False,
+        "awaitingReceipt": False,
+        "firstReceivedTime": "2024-06-12T12:00:00.048000Z",
+        "updatedTime": "2024-06-12T12:00:00.048000Z",
+    }
+    reason = first.pop("reason")
+    assert first == {
+        "to": "+15550201",
+        "status": "failed",
+        "state": "sent",
+        "deliveryState": "not-delivered",
+        "deliveryCode": 4720,
+        "deliveryDescription": "invalid-destination-address",
+        "sentTime": None,
+        "deliveredTime": None,
+        "failedTime": "2024-06-12T12:01:00Z",
+        "readTime": None,
+        "contradicted": False,
+        "updatedTime": "2024-06-12T12:00:00.048000Z",
+    }
+    assert reason.keys() == {"name", "description", "category", "retryable", "billable"}
+    assert reason["category"] == "carrier-client"
+    assert (second["status"], second["reason"]) == ("delivered", None)
+
+
+async def test_what_there_is_nothing_to_say_of_is_null_and_lists_are_lists(
+    api: AsyncClient, database: Database
+) -> None:
+    await insert(database, inbound("m", to=(None,), sender=None, created_at=None))
+    shown = (await api.get("/api/messages/m")).json()
+    assert (shown["from"], shown["time"], shown["text"]) == (None, None, None)
+    assert (shown["to"], shown["media"]) == ([], [])
+    assert [one["to"] for one in shown["recipients"]] == [None]
+
+
+async def test_v1_zero_is_explained_and_v2_zero_means_nothing(api: AsyncClient, database: Database) -> None:
+    await insert(database, message("one", api="v1", delivery_code=0), message("two", delivery_code=0))
+    reasons = {one["api"]: one["recipients"][0]["reason"] for one in (await api.get("/api/messages")).json()}
+    assert reasons["v1"]["category"] == "success"
+    assert reasons["v2"] is None
+
+
+async def test_filters_work_over_http(api: AsyncClient, database: Database) -> None:
+    await insert(
+        database,
+        message("out", at=minutes(0), tag="a+b & c"),
+        inbound("in", at=minutes(1), sender="+15550100"),
+        message("failed", at=minutes(2), status="failed", delivery_code=4720, contradicted=True),
+    )
+    assert await listed(api) == ["failed", "in", "out"]
+    assert await listed(api, sortOrder="asc") == ["out", "in", "failed"]
+    assert await listed(api, **{"from": "+15550100"}) == ["in"]
+    assert await listed(api, **{"from": "15550100"}) == ["in"]
+    assert await listed(api, to="19195550002", direction="out") == ["failed", "out"]
+    assert await listed(api, tag="a+b & c") == ["out"]
+    assert await listed(api, deliveryCode=4720) == ["failed"]
+    assert await listed(api, contradicted="true", status="failed") == ["failed"]
+    assert await listed(api, fromDateTime="2024-06-12 12:01", toDateTime="2024-06-12T12:02:00Z") == ["in"]
+    assert [one["id"] for one in (await api.get("/api/messages?from=+15550100")).json()] == ["in"]
+
+
+async def test_links_lead_through_all_pages(api: AsyncClient, database: Database) -> None:
+    await insert(database, *(message(f"m{number}", at=minutes(number // 2), tag="a&b=c") for number in range(7)))
+    everything = [f"m{number}" for number in range(6, -1, -1)]
+    assert await walked(api, "/api/messages?size=2&tag=a%26b%3Dc") == everything
+    assert await walked(api, "/api/messages?size=3&sortOrder=asc&to=%2B19195550002") == everything[::-1]
+    first = await api.get("/api/messages?size=2&page=0")
+    assert first.links["next"]["url"].startswith("http://receiver.example/api/messages?size=2&cursor=")
+    assert "next" not in (await api.get("/api/messages?size=7")).links
+    assert await listed(api, size=3, page=2) == ["m0"]
+
+
+async def test_links_begin_with_the_public_url_where_one_is_set(database: Database) -> None:
+    await insert(database, message("a"), message("b"))
+    async with client(application(database, public_url="https://sms.example/receiver")) as api:
+        link = (await api.get("/api/messages?size=1")).links["next"]["url"]
+    assert link.startswith("https://sms.example/receiver/api/messages?size=1&cursor=")
+
+
+async def test_a_message_that_arrives_between_two_pages_moves_nobody(api: AsyncClient, database: Database) -> None:
+    await insert(database, *(message(f"m{number}", at=minutes(number)) for number in range(4)))
+    first = await api.get("/api/messages?size=2")
+    await insert(database, message("newest", at=minutes(9)))
+    second = await api.get(first.links["next"]["url"])
+    assert [one["id"] for one in first.json() + second.json()] == ["m3", "m2", "m1", "m0"]
+
+
+async def test_one_message_is_found_by_its_id_whatever_is_in_it(api: AsyncClient, database: Database) -> None:
+    ids = [
+        "plain",
+        "a/b",
+        "a/b/events",
+        "..",
+        "a?b#c",
+        "100%",
+        "%2F",
+        "ü ñ",
+        "+1",
+        "a;b",
+        "x\\y",
+        "a\nb",
+        "a\u2028b",
+        "'; DROP TABLE messages;--",
+    ]
+    await insert(database, *(message(one) for one in ids))
+    for one in ids:
+        path = f"/api/messages/{quote(one, safe='').replace('.', '%2E')}"
+        answer = await api.get(path)
+        assert (answer.status_code, answer.json().get("id")) == (200, one)
+        assert (await api.get(f"{path}/events")).json() == []
+
+
+async def test_an_id_of_both_generations_must_be_told_apart(api: AsyncClient, database: Database) -> None:
+    await insert(database, message("same", api="v1", text="old"), message("same", api="v2", text="new"))
+    refused = await api.get("/api/messages/same")
+    assert (refused.status_code, "?api=" in refused.json()["detail"]) == (409, True)
+    assert (await api.get("/api/messages/same?api=v1")).json()["text"] == "old"
+    assert (await api.get("/api/messages/same?api=v2")).json()["text"] == "new"
+    assert (await api.get("/api/messages/same/events")).status_code == 409
+
+
+async def test_the_events_of_a_message_come_in_order_of_arrival(api: AsyncClient, database: Database) -> None:
+    await insert(database, message("m-1"), message("m-1", api="v1"))
+    late = make_event(Status.DELIVERED, message_id="m-1", time=60, received=1, code=0, tag_verdict=TagVerdict.VALID)
+    early = make_event(Status.SENDING, message_id="m-1", time=0, received=2, description="sending")
+    await append(database, [late, early, make_event(message_id="another")])
+    shown = (await api.get("/api/messages/m-1/events?api=v2")).json()
+    assert [one["type"] for one in shown] == ["message-delivered", "message-sending"]
+    assert shown[0] == {
+        "id": late.id,
+        "type": "message-delivered",
+        "time": "2026-01-01T00:01:00Z",
+        "receivedTime": "2026-01-01T00:00:01Z",
+        "recipient": "+15550001",
+        "code": 0,
+        "description": None,
+        "tagVerdict": "valid",
+        "route": "primary",
+        "callbackId": "callback-1",
+        "status": "delivered",
+    }
+    assert (await api.get("/api/messages/m-1/events?api=v1")).json() == []
+    assert (await api.get("/api/messages/another/events")).status_code == 404
+
+
+async def test_csv_has_a_row_per_recipient_and_runs_nothing(api: AsyncClient, database: Database) -> None:
+    await insert(
+        database, group(), message("evil", at=minutes(-1), text='=HYPERLINK("https://evil")\r\n"x",y', tag="-1")
+    )
+    answer = await api.get("/api/messages?size=2", headers={"Accept": "text/csv"})
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8; header=present"
+    assert answer.headers["content-disposition"] == 'attachment; filename="messages.csv"'
+    rows = list(csv.DictReader(io.StringIO(answer.text, newline="")))
+    assert [(row["id"], row["to"], row["status"]) for row in rows] == [
+        ("group-1", "+15550201", "failed"),
+        ("group-1", "+15550202", "delivered"),
+        ("evil", "+19195550002", "delivered"),
+    ]
+    assert (rows[2]["text"], rows[2]["tag"]) == ('\'=HYPERLINK("https://evil") "x",y', "'-1")
+    assert "next" in (await api.get("/api/messages?size=1", headers={"Accept": "text/csv"})).links
+
+
+async def test_the_ledger_is_listed_and_filtered(api: AsyncClient, database: Database) -> None:
+    await insert_callbacks(
+        database,
+        callback("01"),
+        callback("02", outcome="quarantined", reason="unreadable", events=0),
+        callback("03", outcome="quarantined", reason="tag-forged", duplicates=2, reread_at=minutes(5)),
+    )
+    shown = (await api.get("/api/callbacks")).json()
+    assert [one["id"] for one in shown] == ["03", "02", "01"]
+    assert shown[0] == {
+        "id": "03",
+        "receivedTime": "2024-06-12T12:00:00Z",
+        "api": "v2",
+        "route": "primary",
+        "method": "POST",
+        "remote": "192.0.2.1",
+        "outcome": "quarantined",
+        "reason": "tag-forged",
+        "events": 1,
+        "duplicates": 2,
+        "rereadTime": "2024-06-12T12:05:00Z",
+    }
+    assert await walked(api, "/api/callbacks?outcome=quarantined&size=1&sortOrder=asc") == ["02", "03"]
+    assert [one["id"] for one in (await api.get("/api/callbacks?reason=unreadable")).json()] == ["02"]
+
+
+async def test_one_callback_is_shown_as_it_came(api: AsyncClient, database: Database) -> None:
+    text = '[{"text": "héllo\\u0000"}]\n'.encode()
+    problems = [{"index": 0, "reason": "unknown-type", "detail": "no such type"}]
+    await insert_callbacks(
+        database,
+        callback("01", body=text, query="a=%2B1&b=", problems=problems, outcome="quarantined", reason="unknown-type"),
+        callback("02", body=b"\xff\xfe\x00{"),
+    )
+    shown = (await api.get("/api/callbacks/01")).json()
+    assert (shown["bodyEncoding"], shown["body"].encode()) == ("utf-8", text)
+    assert (shown["query"], shown["headers"]) == ("a=%2B1&b=", {"content-type": "application/json"})
+    assert shown["problems"] == problems
+    binary = (await api.get("/api/callbacks/02")).json()
+    assert (binary["bodyEncoding"], base64.b64decode(binary["body"])) == ("base64", b"\xff\xfe\x00{")
+    assert binary["problems"] == []
+    assert (await api.get("/api/callbacks/03")).status_code == 404
+
+
+async def test_a_callback_is_read_again(api: AsyncClient, database: Database) -> None:
+    await insert_callbacks(database, callback("01", outcome="quarantined", reason="unreadable"))
+    answer = await api.post("/api/callbacks/01/reread")
+    assert answer.status_code == 200
+    assert (answer.json()["outcome"], answer.json()["reason"]) == ("accepted", None)
+    assert answer.json()["rereadTime"] is not None
+    assert (await api.post("/api/callbacks/09/reread")).status_code == 404
+
+
+async def test_quarantined_callbacks_are_read_again_page_by_page_oldest_first(
+    api: AsyncClient, database: Database
+) -> None:
+    quarantined = {"outcome": "quarantined", "reason": "tag-forged"}
+    await insert_callbacks(database, callback("00"), *(callback(f"0{number}", **quarantined) for number in range(1, 5)))
+    first = await api.post("/api/callbacks/reread?reason=tag-forged&size=3")
+    assert [(one["id"], one["outcome"]) for one in first.json()] == [(f"0{n}", "accepted") for n in (1, 2, 3)]
+    second = await api.post(first.links["next"]["url"])
+    assert [one["id"] for one in second.json()] == ["04"]
+    assert "next" not in second.links
+    assert (await api.post("/api/callbacks/reread")).json() == []
+
+
+async def test_codes_are_listed_and_explained(api: AsyncClient) -> None:
+    codes = [(one["api"], one["code"]) for one in await pages(api, "/api/codes?size=30")]
+    assert len(codes) == len(set(codes)) > 50
+    assert codes == sorted(codes)
+    code = (await api.get("/api/codes/4720")).json()
+    assert (code["api"], code["code"], code["category"]) == ("v2", 4720, "carrier-client")
+    assert code.keys() >= {"name", "description", "retryable", "billable", "outcome", "retryLimit", "v2Analogue"}
+    assert (await api.get("/api/codes/720?api=v2")).status_code == 404
+    assert (await api.get("/api/codes/720")).json()["api"] == "v1"
+    assert (await api.get("/api/codes/04720")).status_code == 404
+    descending = (await api.get("/api/codes?sortOrder=desc&size=1&api=v1")).json()
+    assert [(one["api"], one["code"]) for one in descending] == [max(code for code in codes if code[0] == "v1")]
+
+
+async def test_a_signed_tag_verifies(api: AsyncClient) -> None:
+    answer = await api.post("/api/tags", json={"value": "order 7", "from": "+1555", "to": ["+1666", "+1777"]})
+    tag = answer.json()["tag"]
+    kid, secret = TAG_KEY
+    check = tags.verify(tag, {kid: secret}, sender="1555", recipients=["+1777", "1666"])
+    assert (check.verdict, check.value) == (TagVerdict.VALID, "order 7")
+    assert (await api.post("/api/tags", json={"value": "v", "to": "+1666"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        pytest.param({"json": {}}, 400, id="no value"),
+        pytest.param({"json": {"value": "v", "form": "+1"}}, 400, id="unknown field"),
+        pytest.param({"json": {"value": "v" * 1020}}, 400, id="too long with the signature"),
+        pytest.param({"json": {"value": "v~r1.k.-.x"}}, 400, id="looks signed already"),
+        pytest.param({"json": {"value": "v", "to": []}}, 400, id="no recipients"),
+        pytest.param({"json": [1]}, 400, id="no object"),
+        pytest.param({"content": b"{", "headers": {"content-type": "application/json"}}, 400, id="no JSON"),
+        pytest.param(
+            {"content": b'{"value": "\\ud800"}', "headers": {"content-type": "application/json"}}, 400, id="half a pair"
+        ),
+        pytest.param({"data": {"value": "v"}}, 415, id="a form"),
+        pytest.param({"json": {"value": "v" * 70_000}}, 413, id="endless"),
+    ],
+)
+async def test_a_tag_that_cannot_be_signed_is_refused(sqlite_url: str, sent: dict[str, Any], status: int) -> None:
+    database = Database(sqlite_url)
+    async with client(application(database)) as api:
+        answer = await api.post("/api/tags", **sent)
+    await database.close()
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_without_a_key_nothing_is_signed(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    async with client(application(database, tag_key=None)) as api:
+        answer = await api.post("/api/tags", json={"value": "v"})
+    await database.close()
+    assert (answer.status_code, "RECEIVER_TAG_KEYS" in answer.text) == (409, True)
+
+
+async def test_the_log_is_pulled_by_a_cursor_of_ones_own(api: AsyncClient, database: Database) -> None:
+    fresh = await api.get("/api/events")
+    assert (fresh.status_code, fresh.json()) == (200, [])
+    await insert(database, message("m-1", text="hello"))
+    events = [make_event(message_id="m-1", recipient=f"+1555000{number}", code=4720) for number in range(5)]
+    await append(database, events)
+    pulled: list[dict[str, Any]] = []
+    address = fresh.links["next"]["url"] + "&limit=2"
+    for _ in range(4):
+        answer = await api.get(address)
+        assert answer.headers["content-type"] == "application/cloudevents-batch+json"
+        pulled += answer.json()
+        address = answer.links["next"]["url"]
+    assert [one["id"] for one in pulled] == [event.id for event in events]
+    sequences = [one["data"]["sequence"] for one in pulled]
+    assert sequences == sorted(sequences)
+    assert pulled[0]["type"] == "message.delivered"
+    assert pulled[0]["data"]["text"] == "hello"
+    assert pulled[0]["data"]["reason"]["category"] == "carrier-client"
+    assert f"after={sequences[-1]}" in address
+
+
+async def test_a_cursor_before_what_is_kept_is_told_that_events_are_gone(api: AsyncClient, database: Database) -> None:
+    await append(database, [make_event(message_id=f"m{number}") for number in range(4)])
+    positions = [one["data"]["sequence"] for one in (await api.get("/api/events")).json()]
+    async with database.writing() as connection:
+        await connection.execute(EVENTS.delete().where(EVENTS.c.position <= positions[2]))
+    assert (await api.get(f"/api/events?after={positions[1]}")).status_code == 410
+    assert len((await api.get(f"/api/events?after={positions[2]}")).json()) == 1
+    assert len((await api.get("/api/events?after=0")).json()) == 1
+    async with database.writing() as connection:
+        await connection.execute(EVENTS.delete())
+    assert (await api.get(f"/api/events?after={positions[3]}")).json() == []
+
+
+async def test_a_cursor_of_another_log_is_refused(api: AsyncClient, database: Database) -> None:
+    assert (await api.get("/api/events?after=1")).status_code == 409
+    await append(database, [make_event()])
+    end = (await api.get("/api/events")).json()[-1]["data"]["sequence"]
+    assert (await api.get(f"/api/events?after={end}")).status_code == 200
+    assert (await api.get(f"/api/events?after={end + 1}")).status_code == 409
+
+
+SEED = {"Authorization": basic(READER)}
+
+
+async def test_a_client_of_the_seed_api_reads_from_us(database: Database) -> None:
+    await insert(
+        database,
+        message(
+            "m-1",
+            api="v1",
+            at=minutes(0).replace(microsecond=48_999),
+            text="Good morning",
+            delivery_code=0,
+            delivery_description="Message delivered to carrier",
+        ),
+        inbound("m-2", api="v1", at=minutes(1), media=["https://example.com/image.jpg"]),
+        message("v2", at=minutes(2), to=("+15550201", "+15550202"), status="sending", state="sending"),
+    )
+    async with client(application(database), SEED) as api:
+        answer = await api.get("/v1/users/u-dkjf/messages")
+        first, second, third = answer.json()
+        assert first == {
+            "id": "m-1",
+            "messageId": "m-1",
+            "from": "+19195550001",
+            "to": "+19195550002",
+            "text": "Good morning",
+            "time": "2024-06-12T12:00:00.048Z",
+            "direction": "out",
+            "state": "sent",
+            "media": [],
+            "deliveryState": "delivered",
+            "deliveryCode": 0,
+            "deliveryDescription": "Message delivered to carrier",
+        }
+        assert (second["direction"], second["state"], second["media"]) == (
+            "in",
+            "received",
+            ["https://example.com/image.jpg"],
+        )
+        assert "text" not in second
+        assert third["to"] == "+15550201,+15550202"
+        assert (await api.get("/v1/users/u-dkjf/messages/m-1")).json() == first
+        assert await walked(api, "/v1/users/u/messages?size=1") == ["m-1", "m-2", "v2"]
+        assert await walked(api, "/v1/users/u/messages?size=2&sortOrder=desc") == ["v2", "m-2", "m-1"]
+        assert await walked(
+            api, "/v1/users/u/messages?from=%2b19195550001&direction=out&toDateTime=2024-06-12%2012:02"
+        ) == ["m-1"]
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status", "category", "code"),
+    [
+        ("/v1/users/u/messages", {}, 401, "authorization", "user-access-denied"),
+        ("/v1/users/u/messages", AUTHORIZED, 401, "authorization", "user-access-denied"),
+        ("/v1/users/u/messages/nobody", SEED, 404, "not-found", "message-not-found"),
+        ("/v1/users/u/messages?sizes=1", SEED, 400, "bad-request", "validation-error"),
+        ("/v1/users/u/messages?status=failed", SEED, 400, "bad-request", "validation-error"),
+        ("/v1/elsewhere", SEED, 404, "not-found", "message-not-found"),
+    ],
+)
+async def test_errors_of_the_seeds_routes_look_like_the_seeds(
+    sqlite_url: str, path: str, headers: dict[str, str], status: int, category: str, code: str
+) -> None:
+    database = Database(sqlite_url)
+    async with client(application(database), headers) as api:
+        answer = await api.get(path)
+    await database.close()
+    assert answer.status_code == status
+    body = answer.json()
+    assert (body["category"], body["code"]) == (category, code)
+    assert body["message"]
+    assert isinstance(body["details"], list)
+    if status == 401:
+        assert answer.headers["www-authenticate"].startswith("Basic ")
+
+
+async def test_the_description_is_there_for_everybody(api: AsyncClient) -> None:
+    answer = await api.get("/openapi.json", headers={"Authorization": ""})
+    assert answer.status_code == 200
+    assert json.loads(answer.content)["openapi"].startswith("3.1")
+    assert ADMIN not in answer.text

@@ -1,0 +1,301 @@
+"""The query API under people who mean harm, or err: every answer says what it must, and no more."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
+
+import pytest
+from httpx2 import AsyncClient, Response
+
+from receiver.storage.database import Database
+from tests.builders import callback, insert, insert_callbacks, message, minutes
+from tests.query_api import ADMIN, AUTHORIZED, READER, TAG_KEY, application, basic, client
+from tests.web import serving
+
+pytestmark = pytest.mark.anyio
+
+CANARY = "canary-4f1d"
+SECRETS = (ADMIN, READER, TAG_KEY[1], CANARY)
+
+
+@pytest.fixture
+async def api(database: Database) -> AsyncIterator[AsyncClient]:
+    async with client(application(database), {}) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def small(sqlite_url: str) -> AsyncIterator[AsyncClient]:
+    """The API on one database, for what has nothing to do with the database."""
+    database = Database(sqlite_url)
+    async with client(application(database), {}) as opened:
+        yield opened
+    await database.close()
+
+
+def is_problem(answer: Response, status: int) -> bool:
+    """Whether an answer is that problem, and tells no secret."""
+    assert answer.status_code == status, answer.text
+    assert not any(secret in answer.text or secret in str(answer.headers) for secret in SECRETS)
+    assert answer.headers["cache-control"] == "no-store"
+    body = answer.json()
+    return answer.headers["content-type"] == "application/problem+json" and body["status"] == status
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        pytest.param(None, id="none"),
+        pytest.param("", id="empty"),
+        pytest.param("Bearer", id="no token"),
+        pytest.param("Bearer ", id="empty token"),
+        pytest.param(f"Bearer {CANARY}", id="wrong token"),
+        pytest.param(f"Bearer {ADMIN}x", id="too long"),
+        pytest.param(f"Bearer {ADMIN[:-1]}", id="too short"),
+        pytest.param(f"Bearer {ADMIN.upper()}", id="other case"),
+        pytest.param(f"Bearer reporting:read:{READER}", id="the whole entry"),
+        pytest.param(f"Token {ADMIN}", id="another scheme"),
+        pytest.param(ADMIN, id="no scheme"),
+        pytest.param(basic(ADMIN), id="basic, which is for the seed's routes"),
+    ],
+)
+async def test_without_a_token_there_is_nothing_to_see(small: AsyncClient, authorization: str | None) -> None:
+    headers = {"Authorization": authorization} if authorization is not None else {}
+    for path in ("/api/messages", "/api/messages/m?x=1", "/api/events", "/api/no-such-thing"):
+        answer = await small.get(path, headers=headers)
+        assert is_problem(answer, 401)
+        assert answer.headers["www-authenticate"].startswith("Bearer ")
+
+
+async def test_two_authorization_headers_are_none(small: AsyncClient) -> None:
+    headers = [("Authorization", f"Bearer {ADMIN}"), ("Authorization", "Bearer other")]
+    assert is_problem(await small.get("/api/messages", headers=headers), 401)
+
+
+async def test_a_token_in_the_address_is_none(small: AsyncClient) -> None:
+    assert is_problem(await small.get(f"/api/messages?access_token={ADMIN}"), 401)
+
+
+async def test_a_reading_token_reads_and_does_nothing_else(api: AsyncClient, database: Database) -> None:
+    await insert_callbacks(database, callback("01", outcome="quarantined", reason="unreadable"))
+    reader = {"Authorization": f"Bearer {READER}"}
+    assert (await api.get("/api/messages", headers=reader)).status_code == 200
+    assert (await api.head("/api/messages", headers=reader)).status_code == 200
+    for path in ("/api/callbacks/01/reread", "/api/callbacks/reread", "/api/tags", "/api/messages"):
+        assert is_problem(await api.post(path, headers=reader, json={"value": "v"}), 403)
+    assert (await api.get("/api/callbacks/01", headers=reader)).json()["outcome"] == "quarantined"
+
+
+async def test_without_authentication_everybody_may(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    async with client(application(database, tokens=None), {}) as api:
+        assert (await api.get("/api/messages")).status_code == 200
+        assert (await api.get("/v1/users/u/messages")).status_code == 200
+    await database.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("POST", "/api/messages", {"GET", "HEAD"}),
+        ("DELETE", "/api/messages/m", {"GET", "HEAD"}),
+        ("PUT", "/api/callbacks/01", {"GET", "HEAD"}),
+        ("GET", "/api/callbacks/01/reread", {"POST"}),
+        ("GET", "/api/tags", {"POST"}),
+        ("OPTIONS", "/api/messages", {"GET", "HEAD"}),
+        ("TRACE", "/api/messages", {"GET", "HEAD"}),
+        ("PROPFIND", "/api/events", {"GET", "HEAD"}),
+        ("POST", "/openapi.json", {"GET", "HEAD"}),
+    ],
+)
+async def test_another_method_is_told_which_there_are(
+    small: AsyncClient, method: str, path: str, allow: set[str]
+) -> None:
+    answer = await small.request(method, path, headers=AUTHORIZED)
+    assert is_problem(answer, 405)
+    assert set(answer.headers["allow"].split(", ")) == allow
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api",
+        "/api/",
+        "/api/messages/",
+        "/api//messages",
+        "//api/messages",
+        "/api/%6Dessages",
+        "/%61pi/messages",
+        "/api/messages%2F",
+        "/api/messages%3Fsize=1",
+        "/API/messages",
+        "/api/..;/api/messages",
+        "/callbacks/..;/api/messages",
+        "/api/codes/%2e%2e/messages",
+        "/api/messages/m/events/",
+        "/api/callbacks/01/",
+        "/v1/users//messages",
+        "/v1/users/a%2Fb/messages/",
+        "/api/messages/%00",
+        "/api/messages/%FF",
+        "/api/messages/" + "x" * 50_000,
+        "/api/callbacks/%00",
+        "/api/codes/%00",
+        "/api/codes/99999999999999999999",
+        "/nowhere",
+    ],
+)
+async def test_no_address_has_a_second_spelling(small: AsyncClient, path: str) -> None:
+    password = path.startswith("/v1")
+    headers = {"Authorization": basic(ADMIN)} if password else AUTHORIZED
+    answer = await small.get(path, headers=headers)
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == ("application/json" if password else "application/problem+json")
+
+
+async def raw(url: str, target: bytes, method: bytes = b"GET") -> bytes:
+    """The answer to a request line that no client would let through."""
+    reader, writer = await asyncio.open_connection(*urlsplit(url).netloc.split(":"))
+    head = b"%b %b HTTP/1.1\r\nHost: receiver.example\r\nConnection: close\r\nAuthorization: Bearer %b\r\n\r\n"
+    writer.write(head % (method, target, ADMIN.encode()))
+    async with asyncio.timeout(5):
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+async def test_a_real_server_routes_by_the_same_spelling(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    await insert(database, message("a/b"))
+    async with serving(application(database)) as url:
+        for target in (
+            b"/api/./messages",
+            b"/api/x/../messages",
+            b"/api/messages/a/b",
+            b"/api/\xffmessages",
+            b"/api/%",
+        ):
+            assert (await raw(url, target)).split(b"\r\n")[0] in (
+                b"HTTP/1.1 404 Not Found",
+                b"HTTP/1.1 400 Bad Request",
+            )
+        for target in (b"/api/messages", b"/api/messages/a%2Fb", b"/api/messages/a%2fb/events"):
+            assert (await raw(url, target)).startswith(b"HTTP/1.1 200 OK")
+        absolute = await raw(url, b"http://other.example/api/messages?size=0")
+        assert absolute.startswith(b"HTTP/1.1 400 Bad Request")
+        head, _, body = (await raw(url, b"/api/messages", b"HEAD")).partition(b"\r\n\r\n")
+        assert (head.split(b"\r\n")[0], body) == (b"HTTP/1.1 200 OK", b"")
+    await database.close()
+
+
+PAYLOADS = (
+    "' OR '1'='1",
+    "'; DROP TABLE messages; --",
+    '" OR ""="',
+    "%' OR 1=1 --",
+    "{0.__class__}",
+    "%s%s%n",
+    "${jndi:ldap://x}",
+    "\\' OR 1=1 --",
+    "<script>alert(1)</script>",
+    "a\r\nSet-Cookie: x=1",
+    "\u202e\u0000",
+)
+TEXTS = ("from", "to", "tag", "applicationId")
+CHOICES = ("sortOrder", "state", "deliveryState", "status", "direction", "tagVerdict", "contradicted", "cursor", "size")
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+async def test_what_is_asked_for_is_a_value_never_a_statement(
+    api: AsyncClient, database: Database, payload: str
+) -> None:
+    await insert(database, message("m-1", tag="t"))
+    for name in TEXTS:
+        answer = await api.get("/api/messages", params={name: payload}, headers=AUTHORIZED)
+        assert (answer.status_code, answer.json()) == (200, [])
+    for name in (*CHOICES, payload):
+        answer = await api.get("/api/messages", params={name: payload}, headers=AUTHORIZED)
+        assert is_problem(answer, 400)
+        assert len(answer.json()["errors"]) == 1
+    for name in ("outcome", "reason"):
+        assert is_problem(await api.get("/api/callbacks", params={name: payload}, headers=AUTHORIZED), 400)
+    assert len((await api.get("/api/messages", headers=AUTHORIZED)).json()) == 1
+
+
+@pytest.mark.parametrize("payload", PAYLOADS[:-1])
+async def test_what_was_stored_comes_back_as_it_was_and_as_data(
+    api: AsyncClient, database: Database, payload: str
+) -> None:
+    await insert(
+        database,
+        message(
+            payload,
+            sender=payload,
+            to=(payload,),
+            text=payload,
+            tag=payload,
+            application_id=payload,
+            carrier_name=payload,
+            deliveries=({"delivery_description": payload},),
+        ),
+    )
+    for name in TEXTS:
+        answer = await api.get("/api/messages", params={name: payload}, headers=AUTHORIZED)
+        assert [one["id"] for one in answer.json()] == [payload]
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "set-cookie" not in answer.headers
+
+
+async def test_an_id_cannot_break_out_of_the_link(api: AsyncClient, database: Database) -> None:
+    await insert(database, message('>; rel="evil"\r\nX: y', at=minutes(1)), message("b"))
+    answer = await api.get("/api/messages", params={"size": 1, "tagVerdict": "unchecked"}, headers=AUTHORIZED)
+    assert list(answer.links) == ["next"]
+    assert "x" not in answer.headers
+
+
+async def test_a_host_of_the_callers_making_cannot_break_out_of_the_link(api: AsyncClient, database: Database) -> None:
+    await insert(database, message("a"), message("b"))
+    for host in ('evil>; rel="x", <http://evil', "a b", "[::1", "ü"):
+        answer = await api.get("/api/messages?size=1", headers=[*AUTHORIZED.items(), ("Host", host.encode())])
+        assert answer.status_code == 200
+        assert list(answer.links) == ["next"]
+        assert "evil" not in answer.headers["link"]
+
+
+async def test_a_cursor_cannot_reach_what_a_filter_leaves_out(api: AsyncClient, database: Database) -> None:
+    await insert(database, message("mine", tag="a"), message("other", tag="b", at=minutes(1)))
+    other = (await api.get("/api/messages?size=1", headers=AUTHORIZED)).links["next"]["url"]
+    answer = await api.get(f"{other}&tag=b", headers=AUTHORIZED)
+    assert answer.json() == []
+
+
+async def test_what_nobody_expected_is_a_500_that_says_nothing(api: AsyncClient, database: Database) -> None:
+    await insert(database, message("broken", direction="sideways", text=CANARY, tag=CANARY))
+    answer = await api.get("/api/messages", headers=AUTHORIZED)
+    assert is_problem(answer, 500)
+    assert "sideways" not in answer.text
+    seed = await api.get("/v1/users/u/messages", headers={"Authorization": basic(ADMIN)})
+    assert is_problem(seed, 500)
+
+
+async def test_a_database_that_is_gone_is_a_503_with_a_time_to_wait() -> None:
+    database = Database(f"postgresql://user:{CANARY}@127.0.0.1:1/nowhere")
+    async with client(application(database)) as api:
+        for path in ("/api/messages", "/api/messages/m", "/api/callbacks", "/api/callbacks/01", "/api/events"):
+            answer = await api.get(path)
+            assert is_problem(answer, 503)
+            assert int(answer.headers["retry-after"]) > 0
+        seed = await api.get("/v1/users/u/messages", headers={"Authorization": basic(ADMIN)})
+        assert (seed.status_code, seed.json()["category"]) == (503, "unavailable")
+        assert (await api.get("/api/codes")).status_code == 200
+    await database.close()
+
+
+async def test_an_answer_is_for_the_one_who_asked_alone(api: AsyncClient, database: Database) -> None:
+    await insert(database, message("m", text="<script>alert(1)</script>"))
+    for accept in ("application/json", "text/csv", "text/html"):
+        answer = await api.get("/api/messages", headers={**AUTHORIZED, "Accept": accept})
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert "html" not in answer.headers["content-type"]

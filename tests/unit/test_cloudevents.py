@@ -1,0 +1,159 @@
+"""What others are given of an entry of the log."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import orjson
+import pytest
+
+from receiver.domain.cloudevents import cloud_event, rfc3339
+from receiver.domain.events import Api, Facts, Status, TagVerdict
+from receiver.domain.log import LogEntry, Snapshot
+from tests.events import at, make_event
+
+REASON = {"name": "x", "description": "y", "category": "carrier", "retryable": False, "billable": None}
+
+
+def entry(*, event: Any = None, message: dict[str, Any] | None = None, **changes: Any) -> LogEntry:
+    fields: dict[str, Any] = {
+        "position": 7,
+        "event": event or make_event(Status.SENT, received=3),
+        "previous_status": "sending",
+        "changed": False,
+        "delivery": Snapshot(
+            status="delivered", state="sent", delivery_state="delivered", code=0, description="ok", contradicted=True
+        ),
+        "message": message or {},
+    }
+    return LogEntry(**{**fields, **changes})
+
+
+def test_an_entry_becomes_exactly_this() -> None:
+    event = make_event(
+        Status.SENT,
+        message_id="m1",
+        time=1.5,
+        received=3,
+        facts={
+            "owner": "+15559999",
+            "application_id": "app",
+            "tag": "order-1",
+            "segment_count": 2,
+            "channel": "SMS",
+            "carrier_name": "ACME",
+        },
+        tag_verdict=TagVerdict.VALID,
+    )
+    logged = entry(event=event, message={"text": "hello", "media": ["https://media.example/1"]})
+    assert orjson.loads(orjson.dumps(cloud_event(logged, REASON))) == {
+        "specversion": "1.0",
+        "id": event.id,
+        "source": "/bandwidth/v2",
+        "type": "message.sent",
+        "subject": "m1",
+        "time": "2026-01-01T00:00:01.500000Z",
+        "datacontenttype": "application/json",
+        "data": {
+            "messageId": "m1",
+            "api": "v2",
+            "direction": "out",
+            "recipient": "+15550001",
+            "from": "+15559999",
+            "to": ["+15550001"],
+            "status": "delivered",
+            "previousStatus": "sending",
+            "changed": False,
+            "state": "sent",
+            "deliveryState": "delivered",
+            "deliveryCode": 0,
+            "deliveryDescription": "ok",
+            "reason": REASON,
+            "tag": "order-1",
+            "tagVerdict": "valid",
+            "applicationId": "app",
+            "segmentCount": 2,
+            "channel": "SMS",
+            "carrierName": "ACME",
+            "text": "hello",
+            "media": ["https://media.example/1"],
+            "contradicted": True,
+            "route": "primary",
+            "receivedTime": "2026-01-01T00:00:03Z",
+            "sequence": 7,
+        },
+    }
+
+
+def test_without_an_event_time_the_time_received_stands_in() -> None:
+    logged = entry(event=make_event(Status.SENT, time=None, received=9))
+    assert cloud_event(logged, None)["time"] == rfc3339(at(9))
+
+
+def test_v1_has_a_source_of_its_own() -> None:
+    assert cloud_event(entry(event=make_event(api=Api.V1)), None)["source"] == "/bandwidth/v1"
+
+
+OF_THE_MESSAGE = {
+    "sender": "+1999",
+    "recipients": ["+1888"],
+    "application_id": "of-message",
+    "tag": "of-message",
+    "segment_count": 9,
+    "channel": "RBM",
+    "carrier_name": "of-message",
+}
+OF_THE_EVENT = {
+    "sender": "+1111",
+    "recipients": ("+1222",),
+    "application_id": "own",
+    "tag": "own",
+    "segment_count": 1,
+    "channel": "SMS",
+    "carrier_name": "own",
+}
+
+
+@pytest.mark.parametrize(
+    ("fact", "field"),
+    [
+        ("sender", "from"),
+        ("recipients", "to"),
+        ("application_id", "applicationId"),
+        ("tag", "tag"),
+        ("segment_count", "segmentCount"),
+        ("channel", "channel"),
+        ("carrier_name", "carrierName"),
+    ],
+)
+def test_a_fact_is_the_event_s_own_else_its_message_s(fact: str, field: str) -> None:
+    event = make_event()
+    told = entry(event=replace(event, facts=Facts(**OF_THE_EVENT)), message=OF_THE_MESSAGE)  # type: ignore[arg-type]
+    silent = entry(event=replace(event, facts=Facts()), message=OF_THE_MESSAGE)
+    own, of_message = OF_THE_EVENT[fact], OF_THE_MESSAGE[fact]
+    assert cloud_event(told, None)["data"][field] == (list(own) if isinstance(own, tuple) else own)
+    assert cloud_event(silent, None)["data"][field] == of_message
+
+
+def test_a_forgotten_message_leaves_gaps_and_breaks_nothing() -> None:
+    data = cloud_event(entry(message={"text": None, "media": None, "recipients": None}), None)["data"]
+    assert (data["text"], data["media"], data["reason"]) == (None, [], None)
+
+
+def test_text_never_comes_from_the_event() -> None:
+    event = replace(make_event(), facts=Facts(text="stale", media=("https://stale.example",)))
+    data = cloud_event(entry(event=event), None)["data"]
+    assert (data["text"], data["media"]) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("moment", "written"),
+    [
+        (datetime(2026, 1, 31, tzinfo=UTC), "2026-01-31T00:00:00Z"),
+        (datetime(2026, 1, 31, 1, tzinfo=timezone(timedelta(hours=1))), "2026-01-31T00:00:00Z"),
+        (datetime(1, 1, 1, tzinfo=UTC), "0001-01-01T00:00:00Z"),
+    ],
+    ids=["whole", "another zone", "a year of one digit"],
+)
+def test_times_are_rfc_3339_in_utc(moment: datetime, written: str) -> None:
+    assert rfc3339(moment) == written

@@ -1,0 +1,241 @@
+"""Query parameters: what is read as what, and what is refused by name."""
+
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from receiver.domain.delivery import PARTIAL, PENDING
+from receiver.domain.events import Api, Direction, Status, TagVerdict
+from receiver.domain.queries import MessagePlace, MessageQuery, SortOrder
+from receiver.web.parameters import (
+    CallbackParameters,
+    CompatMessageParameters,
+    MessageParameters,
+    MessageStatus,
+    PullParameters,
+    RereadParameters,
+    encode_cursor,
+    message_cursor,
+    moment,
+    read,
+)
+from receiver.web.problems import ProblemError
+
+
+def asked(query: str) -> MessageQuery:
+    return read(MessageParameters, query.encode()).query()
+
+
+def blamed(query: str | bytes, model: type = MessageParameters) -> list[str]:
+    with pytest.raises(ProblemError) as raised:
+        read(model, query if isinstance(query, bytes) else query.encode())
+    assert raised.value.status == 400
+    return [one.parameter for one in raised.value.errors]
+
+
+def utc(*parts: int) -> datetime:
+    return datetime(*parts, tzinfo=UTC)  # type: ignore[misc,arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2014-05-25 12:30:15", utc(2014, 5, 25, 12, 30, 15)),
+        ("2014-05-25 12:30", utc(2014, 5, 25, 12, 30)),
+        ("2014-05-25 12", utc(2014, 5, 25, 12)),
+        ("2014-05-25", utc(2014, 5, 25)),
+        ("2014-05", utc(2014, 5, 1)),
+        ("2014", utc(2014, 1, 1)),
+        ("2014-05-25T12:30:15Z", utc(2014, 5, 25, 12, 30, 15)),
+        ("2014-05-25t12:30:15.076z", utc(2014, 5, 25, 12, 30, 15, 76_000)),
+        ("2014-05-25T12:30:15.123456789Z", utc(2014, 5, 25, 12, 30, 15, 123_456)),
+        ("2014-05-25T12:30:15+02:00", utc(2014, 5, 25, 10, 30, 15)),
+        ("2014-05-25T12:30:15 02:00", utc(2014, 5, 25, 10, 30, 15)),
+        ("2014-05-25T12:30:15-07:00", utc(2014, 5, 25, 19, 30, 15)),
+    ],
+)
+def test_times_are_read_in_the_seeds_form_and_in_rfc_3339(text: str, expected: datetime) -> None:
+    assert moment(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "yesterday",
+        "2014-5-25",
+        "2014-02-30",
+        "2014-13",
+        "2014-05-25 24:00:00",
+        "2014-05-25T12:30:15+25:00",
+        "2014-05-25 12:30:15\n",
+        "0000-01-01",
+        "0001-01-01T00:00:00+14:00",
+        "9999-12-31T23:59:59-14:00",
+        "２０１４-05-25",  # digits of another script
+        "1400000000",
+    ],
+)
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a time"):
+        moment(text)
+
+
+@given(st.text())
+def test_any_text_is_a_time_or_refused_as_none(text: str) -> None:
+    with suppress(ValueError):
+        assert moment(text).tzinfo is UTC
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        pytest.param("from=%2B19195551212", "19195551212", id="escaped plus"),
+        pytest.param("from=+19195551212", "19195551212", id="plus that became a space"),
+        pytest.param("from=19195551212", "19195551212", id="no plus"),
+        pytest.param("from=BRAND", "BRAND", id="alphanumeric"),
+        pytest.param("from=My%20Shop", "My Shop", id="space inside"),
+    ],
+)
+def test_a_number_matches_with_plus_without_and_with_a_space_for_it(query: str, expected: str) -> None:
+    assert asked(query).sender == expected
+
+
+def test_a_nul_is_looked_for_as_it_was_stored() -> None:
+    assert asked("tag=a%00b").tag == "a\ufffdb"
+
+
+def test_every_filter_reaches_the_query() -> None:
+    query = asked(
+        "from=1&to=2&fromDateTime=2014&toDateTime=2015&direction=out&state=sent&deliveryState=delivered&page=2&size=10"
+        "&sortOrder=asc&status=partial&deliveryCode=4720&tag=a+b&tagVerdict=forged&applicationId=a-1"
+        "&contradicted=true&awaitingReceipt=false"
+    )
+    assert query == MessageQuery(
+        sender="1",
+        recipient="2",
+        since=utc(2014, 1, 1),
+        until=utc(2015, 1, 1),
+        direction=Direction.OUT,
+        state="sent",
+        delivery_state="delivered",
+        skip=20,
+        size=10,
+        order=SortOrder.ASC,
+        status="partial",
+        delivery_code=4720,
+        tag="a b",
+        tag_verdict=TagVerdict.FORGED,
+        application_id="a-1",
+        contradicted=True,
+        awaiting_receipt=False,
+    )
+
+
+def test_nothing_asked_is_the_first_25_newest() -> None:
+    assert asked("") == MessageQuery(order=SortOrder.DESC, size=25, skip=0)
+
+
+def test_the_seeds_list_begins_with_the_oldest() -> None:
+    assert read(CompatMessageParameters, b"").query().order is SortOrder.ASC
+
+
+def test_every_status_of_a_message_can_be_asked_for() -> None:
+    assert set(MessageStatus.__args__) == {*Status, PENDING, PARTIAL}
+
+
+def test_reading_again_is_about_the_quarantined_and_the_oldest_unless_asked_otherwise() -> None:
+    query = read(RereadParameters, b"").query()
+    assert (query.outcome, query.order) == ("quarantined", SortOrder.ASC)
+    assert read(RereadParameters, b"outcome=accepted").query().outcome == "accepted"
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("form=1", ["form"]),
+        ("From=1", ["From"]),
+        ("from_=1", ["from_"]),
+        ("from_date_time=2014", ["from_date_time"]),
+        ("sortOrder=asc%3BDROP+TABLE+messages", ["sortOrder"]),
+        ("sortOrder=listed_at", ["sortOrder"]),
+        ("state=delivered", ["state"]),
+        ("deliveryState=sent", ["deliveryState"]),
+        ("status=done", ["status"]),
+        ("direction=IN", ["direction"]),
+        ("tagVerdict=", ["tagVerdict"]),
+        ("size=0", ["size"]),
+        ("size=1001", ["size"]),
+        ("size=1_0", ["size"]),
+        ("size=+5", ["size"]),
+        ("size=5.0", ["size"]),
+        ("size=%D9%A5", ["size"]),
+        ("page=-1", ["page"]),
+        ("page=99999999999999999999", ["page"]),
+        ("deliveryCode=99999999999999999999", ["deliveryCode"]),
+        ("deliveryCode=9223372036854775808", ["deliveryCode"]),
+        ("contradicted=1", ["contradicted"]),
+        ("contradicted=True", ["contradicted"]),
+        ("from=", ["from"]),
+        ("from=%2B", ["from"]),
+        ("tag=", ["tag"]),
+        ("fromDateTime=tomorrow", ["fromDateTime"]),
+        ("size=1&size=2", ["size"]),
+        ("size=0&form=1", ["size", "form"]),
+        ("cursor=", ["cursor"]),
+        ("cursor=garbage!", ["cursor"]),
+    ],
+)
+def test_what_is_wrong_is_refused_by_name(query: str, names: list[str]) -> None:
+    assert blamed(query) == names
+
+
+@pytest.mark.parametrize("query", [b"tag=%ff", b"tag=\xff", b"&".join(b"a%d=1" % n for n in range(101))])
+def test_a_query_string_that_is_no_text_or_endless_is_refused(query: bytes) -> None:
+    assert blamed(query) == []
+
+
+def test_a_refusal_does_not_repeat_the_value() -> None:
+    with pytest.raises(ProblemError) as raised:
+        read(MessageParameters, b"size=hunter2&state=hunter2&fromDateTime=hunter2&cursor=hunter2&contradicted=hunter2")
+    assert len(raised.value.errors) == 5
+    assert "hunter2" not in f"{raised.value.detail} {raised.value.errors}"
+
+
+def test_a_long_name_is_cut() -> None:
+    assert [len(name) for name in blamed("x" * 5000 + "=1")] == [60]
+
+
+@given(st.datetimes(timezones=st.just(UTC)), st.sampled_from(Api), st.text(st.characters(codec="utf-8")))
+def test_a_cursor_leads_back_to_its_place(listed_at: datetime, api: Api, message_id: str) -> None:
+    place = MessagePlace(listed_at, api, message_id.replace("\0", ""))
+    assert asked(f"cursor={message_cursor(place)}").after == place
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["2024-01-01T00:00:00+00:00", "v1"],
+        ["2024-01-01T00:00:00+00:00", "v3", "m"],
+        ["2024-13-01T00:00:00+00:00", "v1", "m"],
+        ["0001-01-01T00:00:00+14:00", "v1", "m"],
+        ["2024-01-01T00:00:00+00:00", "v1", "m\0"],
+        ["2024-01-01T00:00:00+00:00", "v1", 5],
+    ],
+)
+def test_a_cursor_of_ones_own_making_is_refused(parts: list[str]) -> None:
+    assert blamed(f"cursor={encode_cursor(parts)}") == ["cursor"]
+
+
+@given(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1))
+def test_garbage_is_no_cursor(text: str) -> None:
+    assert blamed(f"cursor={text}") == ["cursor"]
+    assert blamed(f"cursor={text}", CallbackParameters) == ["cursor"]
+
+
+def test_the_log_is_pulled_from_its_beginning_unless_asked() -> None:
+    assert read(PullParameters, b"").after == 0
+    assert blamed("after=-1&limit=0", PullParameters) == ["after", "limit"]
