@@ -1,12 +1,14 @@
 """What is measured, for Prometheus: few metrics, and no label whose values a stranger can choose."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_ARRIVAL_SECONDS: Final = (*_SECONDS, 30, 60, 300, 1800, 3600, 21_600, 86_400)
+_BREAKER_STATES: Final = {"closed": 0, "half-open": 1, "open": 2}
 _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 _RESULTS: Final = ("accepted", "duplicate", "quarantined")
 
@@ -14,7 +16,7 @@ CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
 
 class Metrics:
-    """One process's metrics, in a registry of its own. It observes the callback routes and the intake."""
+    """One process's metrics, in a registry of its own. It observes the callback routes, the intake, the dispatchers."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
@@ -35,6 +37,27 @@ class Metrics:
         self._duplicates = Counter("receiver_duplicates", "Events that were already known", registry=registry)
         self._quarantined = Counter("receiver_quarantined", "Elements not read", ["reason"], registry=registry)
         self._events = Counter("receiver_events", "New events", ["type"], registry=registry)
+        self._attempts = Counter(
+            "receiver_publish_attempts", "Events tried at a sink", ["sink", "outcome"], registry=registry
+        )
+        self._publish = Histogram(
+            "receiver_publish_seconds", "One batch to a sink", ["sink"], registry=registry, buckets=_SECONDS
+        )
+        self._arrival = Histogram(
+            "receiver_callback_to_sink_seconds",
+            "From a callback's receipt to its event's arrival at a sink",
+            ["sink"],
+            registry=registry,
+            buckets=_ARRIVAL_SECONDS,
+        )
+        self._lag = Gauge("receiver_sink_lag_events", "Events after a sink's cursor", ["sink"], registry=registry)
+        self._oldest = Gauge(
+            "receiver_sink_oldest_seconds", "Age of the oldest event a sink has before it", ["sink"], registry=registry
+        )
+        self._retries = Gauge("receiver_retries", "Events that wait", ["sink", "state"], registry=registry)
+        self._dead = Gauge("receiver_dead_letters", "Dead letters", ["sink", "reason"], registry=registry)
+        self._leases = Counter("receiver_lease_lost", "Leases lost while at work", ["sink"], registry=registry)
+        self._breaker = Gauge("receiver_breaker_state", "0 closed, 1 half-open, 2 open", ["sink"], registry=registry)
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)
@@ -59,3 +82,39 @@ class Metrics:
             self._quarantined.labels(reason).inc()
         if duplicates:
             self._duplicates.inc(duplicates)
+
+    def attempt_ended(self, sink: str, outcome: str, seconds: float) -> None:
+        self._attempts.labels(sink, outcome).inc()
+        self._publish.labels(sink).observe(seconds)
+
+    def event_published(self, sink: str, seconds: float) -> None:
+        self._arrival.labels(sink).observe(seconds)
+
+    def backlog_measured(
+        self,
+        sink: str,
+        events: int,
+        oldest_seconds: float,
+        retries: Mapping[str, int],
+        dead_letters: Mapping[str, int],
+    ) -> None:
+        self._lag.labels(sink).set(events)
+        self._oldest.labels(sink).set(oldest_seconds)
+        self._set_all(self._retries, sink, retries)
+        self._set_all(self._dead, sink, dead_letters)
+
+    def breaker_moved(self, sink: str, state: str) -> None:
+        self._breaker.labels(sink).set(_BREAKER_STATES[state])
+
+    def lease_lost(self, sink: str) -> None:
+        self._leases.labels(sink).inc()
+
+    def sink_left(self, sink: str) -> None:
+        for gauge in (self._lag, self._oldest, self._breaker, self._retries, self._dead):
+            gauge.remove_by_labels({"sink": sink})
+
+    @staticmethod
+    def _set_all(gauge: Gauge, sink: str, values: Mapping[str, int]) -> None:
+        gauge.remove_by_labels({"sink": sink})
+        for label, value in values.items():
+            gauge.labels(sink, label).set(value)

@@ -1,0 +1,109 @@
+"""A file of JSON lines, one per event, safe on disk before an event counts as published."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from receiver.sinks.base import Publication, Published, Result, Sink, SinkDown, SinkSettings
+from receiver.sinks.lines import lines, write_all
+
+
+class JsonlSettings(SinkSettings):
+    path: Path = Field(description="the file that events are appended to")
+
+
+class JsonlSink(Sink):
+    """Appends to a file, one write and one fsync per batch; a file that was rotated away is opened anew by its name."""
+
+    Settings: ClassVar[type[SinkSettings]] = JsonlSettings
+    max_batch = 256
+    keeps_order = True
+
+    def __init__(self, settings: JsonlSettings) -> None:
+        self._path = settings.path
+        self._descriptor: int | None = None
+        self._writing = threading.Lock()
+
+    async def publish(self, batch: Sequence[Publication]) -> list[Result]:
+        try:
+            await asyncio.to_thread(self._append, lines(batch))
+        except OSError as error:
+            return [SinkDown(reason=error.strerror or str(error)) for _ in batch]
+        return [Published() for _ in batch]
+
+    async def check(self) -> str | None:
+        try:
+            await asyncio.to_thread(self._append, b"")
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self._close)
+
+    def _append(self, content: bytes) -> None:
+        # a write that outlived its time-out still holds the lock; a second must not wait behind it in another thread
+        if not self._writing.acquire(blocking=False):
+            raise BlockingIOError("the disk does not finish an earlier write")
+        try:
+            descriptor = self._opened()
+            write_all(descriptor, content)
+            os.fsync(descriptor)
+        except OSError:
+            # perhaps half a line is written, and fsync does not report a failure twice: look at the file anew
+            self._forget()
+            raise
+        finally:
+            self._writing.release()
+
+    def _opened(self) -> int:
+        if self._descriptor is not None and self._is_rotated(self._descriptor):
+            self._forget()
+        if self._descriptor is None:
+            self._descriptor = _open(self._path)
+        return self._descriptor
+
+    def _is_rotated(self, descriptor: int) -> bool:
+        try:
+            return not os.path.samestat(os.fstat(descriptor), self._path.stat())
+        except FileNotFoundError:
+            return True
+
+    def _close(self) -> None:
+        with self._writing:
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _open(path: Path) -> int:
+    """Opens a file for appending; a last line that a crash has torn is ended, so that the next begins on its own."""
+    # readable by its owner alone: events carry message text
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            write_all(descriptor, b"\n")
+        if not size:
+            _keep_name(path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _keep_name(path: Path) -> None:
+    """Makes the name of a new file as safe as its content."""
+    directory = os.open(path.absolute().parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,80 @@
+"""How a sink is doing: its breaker and its health, told to the log and the metrics when they change."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+import structlog
+
+from receiver.domain.breaker import Breaker, BreakerState
+from receiver.domain.publication import Published, Refused, Result, Retry, SinkDown
+from receiver.storage.sinks import Health
+from receiver.workers.observer import DispatchObserver
+
+log = structlog.get_logger("receiver.dispatcher")
+
+
+class Condition:
+    """Takes result after result and says whether the sink may be given more. `steady` is a clock that never jumps."""
+
+    def __init__(
+        self,
+        sink: str,
+        health: Health,
+        *,
+        observer: DispatchObserver,
+        clock: Callable[[], datetime],
+        steady: Callable[[], float],
+    ) -> None:
+        self.health = health
+        self._sink = sink
+        self._breaker = Breaker(failures=health.failures)
+        self._told = BreakerState.CLOSED
+        self._observer = observer
+        self._clock = clock
+        self._steady = steady
+        self._observer.breaker_moved(sink, self._told)
+
+    @property
+    def state(self) -> BreakerState:
+        return self._breaker.state(self._steady())
+
+    @property
+    def probe_at(self) -> float | None:
+        """When the next event may be let through, of an open breaker."""
+        return self._breaker.closed_until if self.state is BreakerState.OPEN else None
+
+    def take(self, result: Result) -> None:
+        """Notes what an attempt gave. A sink that refuses an event has at least answered."""
+        now = self._steady()
+        match result:
+            case Published():
+                self._breaker = self._breaker.published(now)
+                self.health = replace(self.health, last_success_at=self._clock())
+            case Refused():
+                self._breaker = self._breaker.published(now)
+                self.health = replace(self.health, last_error=result.reason)
+            case Retry():
+                self._breaker = self._breaker.failed(now)
+                self.health = replace(self.health, last_error=result.reason)
+            case SinkDown():
+                self._breaker = self._breaker.down(now)
+                self.health = replace(self.health, last_error=result.reason)
+
+    def tell(self) -> None:
+        """Brings health, log and metrics in line with the breaker."""
+        state = self.state
+        self.health = replace(self.health, failures=self._breaker.failures, down_since_at=self._down_since(state))
+        if state is self._told:
+            return
+        self._observer.breaker_moved(self._sink, state)
+        if state is BreakerState.CLOSED:
+            log.info("sink is back", sink=self._sink)
+        elif self._told is BreakerState.CLOSED:
+            log.warning("sink is down", sink=self._sink, reason=self.health.last_error)
+        self._told = state
+
+    def _down_since(self, state: BreakerState) -> datetime | None:
+        if state is BreakerState.CLOSED:
+            return None
+        return self.health.down_since_at or self._clock()

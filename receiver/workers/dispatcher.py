@@ -1,0 +1,182 @@
+"""Brings events from the log to the sinks: one dispatcher for each, and at any time one process that works for it."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from typing import Final
+from uuid import uuid4
+
+import structlog
+
+from receiver.domain.breaker import BreakerState
+from receiver.domain.window import Settlement
+from receiver.errors import ReceiverError, StorageUnavailable
+from receiver.sinks.registry import ConfiguredSink
+from receiver.storage import sinks
+from receiver.storage.database import Database
+from receiver.storage.sinks import Lease, LeaseLost
+from receiver.workers.observer import DispatchObserver
+from receiver.workers.shift import Resources, Shift
+from receiver.workers.wakeup import Wakeup
+
+LEASE_SECONDS: Final = 60.0
+POLL_SECONDS: Final = 1.0
+_LONGEST_REST_SECONDS: Final = 60.0
+_START_SECONDS: Final = 15.0
+
+log = structlog.get_logger("receiver.dispatcher")
+
+
+class _NotStarted(ReceiverError):
+    """The sink could not get ready."""
+
+
+class Dispatchers:
+    """The dispatchers of all sinks of this process."""
+
+    def __init__(
+        self,
+        database: Database,
+        configured: Sequence[ConfiguredSink],
+        *,
+        clock: Callable[[], datetime],
+        wakeup: Wakeup,
+        observer: DispatchObserver,
+        chance: Callable[[], float] = random.random,
+        lease_seconds: float = LEASE_SECONDS,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        resources = Resources(
+            database=database,
+            observer=observer,
+            clock=clock,
+            steady=time.monotonic,
+            chance=chance,
+            lease_seconds=lease_seconds,
+            poll_seconds=poll_seconds,
+        )
+        self._database = database
+        self._configured = configured
+        self._dispatchers = [Dispatcher(one, resources) for one in configured]
+        self._tasks: list[asyncio.Task[None]] = []
+        for dispatcher in self._dispatchers:
+            wakeup.listen(dispatcher.wake)
+
+    async def start(self) -> None:
+        """Makes the sinks known, so that a new one misses nothing from here on, and begins to work."""
+        for one in self._configured:
+            await sinks.register(self._database, one.name, start=one.settings.start, fingerprint=one.fingerprint)
+        self._tasks = [asyncio.create_task(dispatcher.run()) for dispatcher in self._dispatchers]
+
+    async def stop(self) -> None:
+        """Finishes what is under way, settles it and gives the leases back."""
+        for dispatcher in self._dispatchers:
+            dispatcher.stop()
+        await asyncio.gather(*self._tasks)
+        self._tasks = []
+
+
+class Dispatcher:
+    """Works for one sink whenever this process holds its lease."""
+
+    def __init__(self, configured: ConfiguredSink, resources: Resources) -> None:
+        self._name, self._sink = configured.name, configured.sink
+        self._configured, self._resources = configured, resources
+        self._holder = uuid4().hex
+        # the embedded database has one process, so a lease found at the start is that of a dead one
+        self._take_over = resources.database.is_sqlite
+        self._shift: Shift | None = None
+        self._stopping = asyncio.Event()
+        self._mishaps = 0
+
+    def wake(self) -> None:
+        """Says that the log has grown."""
+        if self._shift is not None:
+            self._shift.wake()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._shift is not None:
+            self._shift.hurry()
+
+    async def run(self) -> None:
+        """Takes the lease whenever it is free and works under it, whatever happens, until told to stop."""
+        while not self._stopping.is_set():
+            try:
+                await self._work()
+                self._mishaps = 0
+            except LeaseLost as error:
+                log.warning("lease lost", sink=self._name, error=str(error))
+                self._resources.observer.lease_lost(self._name)
+            except StorageUnavailable as error:
+                log.warning("the database is unavailable", sink=self._name, error=str(error))
+            except _NotStarted as error:
+                self._mishaps += 1
+                log.warning("sink did not start", sink=self._name, error=str(error))
+            except Exception:
+                self._mishaps += 1
+                log.exception("dispatcher failed", sink=self._name)
+            await self._rest()
+
+    async def _work(self) -> None:
+        asked_at, seconds = self._resources.steady(), self._resources.lease_seconds
+        lease = await sinks.acquire(
+            self._resources.database,
+            self._name,
+            holder=self._holder,
+            fingerprint=self._configured.fingerprint,
+            seconds=seconds,
+            take_over=self._take_over,
+        )
+        if lease is None:
+            return
+        self._take_over = False
+        try:
+            await self._start_sink(lease)
+            await self._hold(Shift(self._configured, self._resources, lease, asked_at + seconds))
+        finally:
+            await self._let_go(lease)
+
+    async def _start_sink(self, lease: Lease) -> None:
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await self._sink.start()
+        except Exception as error:
+            self._resources.observer.breaker_moved(self._name, BreakerState.OPEN)
+            await self._record(lease, f"did not start: {type(error).__name__}")
+            raise _NotStarted(type(error).__name__) from None
+
+    async def _record(self, lease: Lease, complaint: str) -> None:
+        """Writes down why nothing is published."""
+        now = self._resources.clock()
+        health = replace(lease.health, down_since_at=lease.health.down_since_at or now, last_error=complaint)
+        await sinks.settle(self._resources.database, lease, Settlement(cursor=lease.cursor), health, now=now)
+
+    async def _hold(self, shift: Shift) -> None:
+        self._shift = shift
+        try:
+            await shift.run(self._stopping)
+        finally:
+            self._shift = None
+
+    async def _let_go(self, lease: Lease) -> None:
+        """Stops the sink and gives the lease back, so that the next holder need not wait for its end."""
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await self._sink.stop()
+        except Exception as error:
+            log.warning("sink did not stop", sink=self._name, error=type(error).__name__)
+        self._resources.observer.sink_left(self._name)
+        with suppress(StorageUnavailable):
+            await sinks.release(self._resources.database, lease)
+
+    async def _rest(self) -> None:
+        """Waits a while before the next try, longer after each mishap."""
+        seconds = min(self._resources.poll_seconds * 2 ** max(0, self._mishaps - 1), _LONGEST_REST_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()

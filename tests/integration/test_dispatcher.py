@@ -1,0 +1,761 @@
+"""From the log to the sinks: order, retries, dead letters, leases, whatever the sink does."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import event, select
+
+from receiver.domain.events import Status
+from receiver.domain.publication import Publication, Published, Refused, Result, Retry, SinkDown
+from receiver.sinks.base import Sink, SinkSettings
+from receiver.sinks.registry import ConfiguredSink
+from receiver.storage import dead_letters, sinks
+from receiver.storage.database import Database
+from receiver.storage.sinks import ATTEMPTS, RETRIES, SINKS
+from receiver.workers.dispatcher import Dispatchers
+from receiver.workers.wakeup import Wakeup
+from tests.event_log import append, eventually, life, memory_sink, now
+
+pytestmark = pytest.mark.anyio
+
+# what both databases do alike is tried on one
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+SOON = ["1s"]
+
+
+@dataclass
+class Observed:
+    """What the dispatchers told the metrics."""
+
+    outcomes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    breaker: list[str] = field(default_factory=list)
+    waited: list[float] = field(default_factory=list)
+    backlogs: list[tuple[int, float, dict[str, int], dict[str, int]]] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def attempt_ended(self, sink: str, outcome: str, seconds: float) -> None:
+        self.outcomes[sink].append(outcome)
+
+    def event_published(self, sink: str, seconds: float) -> None:
+        self.waited.append(seconds)
+
+    def backlog_measured(
+        self,
+        sink: str,
+        events: int,
+        oldest_seconds: float,
+        retries: Mapping[str, int],
+        dead_letters: Mapping[str, int],
+    ) -> None:
+        self.backlogs.append((events, oldest_seconds, dict(retries), dict(dead_letters)))
+
+    def breaker_moved(self, sink: str, state: str) -> None:
+        self.breaker.append(state)
+
+    def lease_lost(self, sink: str) -> None:
+        self.lost.append(sink)
+
+    def sink_left(self, sink: str) -> None:
+        self.left.append(sink)
+
+
+class Clock:
+    """The time, and what is added to it."""
+
+    def __init__(self, ahead: timedelta) -> None:
+        self.ahead = ahead
+
+    def __call__(self) -> datetime:
+        return now() + self.ahead
+
+
+@dataclass
+class Running:
+    dispatchers: Dispatchers
+    wakeup: Wakeup
+    observed: Observed
+    clock: Clock
+
+
+@asynccontextmanager
+async def running(
+    database: Database, *configured: ConfiguredSink, ahead: timedelta = timedelta(0), **options: Any
+) -> AsyncIterator[Running]:
+    wakeup, observed, clock = Wakeup(), Observed(), Clock(ahead)
+    chosen = {"chance": lambda: 0.0, "poll_seconds": 0.05, **options}
+    dispatchers = Dispatchers(database, configured, clock=clock, wakeup=wakeup, observer=observed, **chosen)
+    one = Running(dispatchers, wakeup, observed, clock)
+    await one.dispatchers.start()
+    try:
+        yield one
+    finally:
+        await one.dispatchers.stop()
+
+
+def memory(configured: ConfiguredSink) -> Any:
+    return configured.sink
+
+
+def private(sink: Sink, **fields: Any) -> ConfiguredSink:
+    """A sink made by hand, in place of what the settings would name."""
+    return ConfiguredSink(SinkSettings(name="crm", type="test", start="beginning", **fields), sink)
+
+
+def ids(published: Iterable[Publication]) -> list[str]:
+    return [one.id for one in published]
+
+
+def in_order(published: Iterable[Publication]) -> bool:
+    """Whether the first copies of each lane came in the order of the log."""
+    lanes: dict[str, list[int]] = defaultdict(list)
+    for one in published:
+        if one.position not in lanes[one.lane]:
+            lanes[one.lane].append(one.position)
+    return all(positions == sorted(positions) for positions in lanes.values())
+
+
+async def rows(database: Database, table: Any = RETRIES) -> list[Any]:
+    async with database.reading() as connection:
+        return list((await connection.execute(select(table).order_by(*table.primary_key.columns))).all())
+
+
+async def sink_row(database: Database, name: str = "crm") -> Any:
+    async with database.reading() as connection:
+        return (await connection.execute(select(SINKS).where(SINKS.c.name == name))).one()
+
+
+async def until(condition: Callable[[], Any], seconds: float = 20) -> None:
+    """Waits until something asked of the database holds."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not await condition():
+        assert asyncio.get_running_loop().time() < deadline, "it did not come true in time"
+        await asyncio.sleep(0.02)
+
+
+def messages(count: int) -> list[Any]:
+    """The lives of several messages, interleaved."""
+    lives = [life(f"m{number}") for number in range(count)]
+    return [told for together in zip(*lives, strict=True) for told in together]
+
+
+async def test_everything_arrives_and_the_cursor_follows(database: Database) -> None:
+    sink = memory_sink()
+    entries = await append(database, messages(30))
+    async with running(database, sink) as run:
+        await eventually(lambda: len(memory(sink).published) == len(entries))
+    assert set(ids(memory(sink).published)) == {entry.event.id for entry in entries}
+    assert in_order(memory(sink).published)
+    row = await sink_row(database)
+    assert row.cursor == entries[-1].position
+    assert row.last_success_at is not None
+    assert run.observed.outcomes["crm"] == ["published"] * len(entries)
+    assert len(run.observed.waited) == len(entries)
+
+
+async def test_a_backlog_larger_than_the_window_drains(database: Database) -> None:
+    sink = memory_sink()
+    entries = await append(database, messages(300))
+    async with running(database, sink):
+        await eventually(lambda: len(memory(sink).published) == len(entries))
+    assert in_order(memory(sink).published)
+
+
+async def test_a_wakeup_is_faster_than_the_next_poll(database: Database) -> None:
+    sink = memory_sink()
+    async with running(database, sink, poll_seconds=3600) as run:
+        for number in range(5):
+            await append(database, life(f"m{number}"))
+            run.wakeup.set()
+            await eventually(lambda: len(memory(sink).published) == 4 * (number + 1))  # noqa: B023
+
+
+async def test_without_a_wakeup_the_log_is_polled(database: Database) -> None:
+    sink = memory_sink()
+    async with running(database, sink):
+        await append(database, life("m"))
+        await eventually(lambda: len(memory(sink).published) == 4)
+
+
+async def test_a_filter_leaves_out_and_the_cursor_passes(database: Database) -> None:
+    sink = memory_sink(events=["message.sent"])
+    entries = await append(database, messages(100))
+    async with running(database, sink):
+
+        async def passed() -> bool:
+            return bool((await sink_row(database)).cursor == entries[-1].position)
+
+        await until(passed)
+    assert {one.type for one in memory(sink).published} == {"message.sent"}
+    assert len(memory(sink).published) == 100
+
+
+async def test_each_sink_has_its_own_cursor(database: Database) -> None:
+    slow, fast = memory_sink("slow"), memory_sink("fast")
+    memory(slow).answer = lambda _: SinkDown(reason="not now")
+    entries = await append(database, messages(5))
+    async with running(database, slow, fast):
+        await eventually(lambda: len(memory(fast).published) == len(entries))
+    assert memory(slow).published == []
+    assert (await sink_row(database, "slow")).cursor == 0
+
+
+async def test_a_failure_is_tried_again_at_its_time_and_its_lane_waits(database: Database) -> None:
+    sink = memory_sink(schedule=["10m"])
+    entries = await append(database, [*life("bad"), *life("good")])
+    failing = entries[1].event.id
+    memory(sink).answer = lambda one: (
+        Retry(reason="status 500", response_code=500) if one.id == failing else Published()
+    )
+    async with running(database, sink) as run:
+        await eventually(lambda: len(memory(sink).published) == 5)
+
+        async def parked() -> bool:
+            return [row.state for row in await rows(database)] == ["due", "parked", "parked"]
+
+        await until(parked)
+        assert (await sink_row(database)).cursor == entries[-1].position
+        [due, *_] = await rows(database)
+        assert (due.attempts, due.reason) == (1, "status 500")
+        assert timedelta(minutes=9) < due.due_at - now() <= timedelta(minutes=10)
+        memory(sink).answer = lambda _: Published()
+        assert len(memory(sink).attempted) == 6
+        run.clock.ahead = timedelta(minutes=10)
+        await eventually(lambda: len(memory(sink).published) == 8)
+
+        async def empty() -> bool:
+            return not await rows(database)
+
+        await until(empty)
+    assert in_order(memory(sink).published)
+    assert sorted(ids(memory(sink).published)) == sorted(entry.event.id for entry in entries)
+
+
+async def test_events_that_come_later_wait_behind_a_retry(database: Database) -> None:
+    sink = memory_sink(schedule=["10m"])
+    first, second = life("m", (Status.SENT, Status.DELIVERED))
+    await append(database, [first])
+    memory(sink).tell(Retry(reason="status 500"))
+    async with running(database, sink) as run:
+
+        async def waiting() -> int:
+            return len(await rows(database))
+
+        async def both() -> bool:
+            return await waiting() == 2
+
+        async def one() -> bool:
+            return await waiting() == 1
+
+        await until(one)
+        await append(database, [second])
+        run.wakeup.set()
+        await until(both)
+        run.clock.ahead = timedelta(minutes=11)
+        await eventually(lambda: len(memory(sink).published) == 2)
+    assert ids(memory(sink).published) == [first.id, second.id]
+
+
+async def test_a_lane_that_waited_drains_without_waiting_for_the_poll(database: Database) -> None:
+    sink = memory_sink(schedule=["10m"])
+    entries = await append(database, life("m"))
+    memory(sink).tell(Retry(reason="status 500"))
+    async with running(database, sink):
+
+        async def parked() -> bool:
+            return len(await rows(database)) == 4
+
+        await until(parked)
+    async with running(database, sink, poll_seconds=3600, ahead=timedelta(minutes=11)):
+        await eventually(lambda: len(memory(sink).published) == 4)
+    assert ids(memory(sink).published) == [entry.event.id for entry in entries]
+
+
+async def test_a_refused_event_is_a_dead_letter_and_its_lane_goes_on(database: Database) -> None:
+    sink = memory_sink()
+    entries = await append(database, [*life("bad"), *life("good")])
+    poison = entries[1].event.id
+    memory(sink).answer = lambda one: Refused(reason="status 422") if one.id == poison else Published()
+    async with running(database, sink):
+        await eventually(lambda: len(memory(sink).published) == 7)
+    async with database.reading() as connection:
+        [letter] = await dead_letters.find(connection)
+    assert (letter.event_id, letter.reason, letter.detail, letter.attempts) == (poison, "refused", "status 422", 1)
+    assert in_order(memory(sink).published)
+
+
+async def test_an_event_too_old_to_try_again_is_a_dead_letter(database: Database) -> None:
+    sink = memory_sink(schedule=SOON, max_age="1s")
+    await append(database, life("m", (Status.SENT, Status.DELIVERED)))
+    memory(sink).tell(Retry(reason="status 500"), Retry(reason="status 503"))
+    async with running(database, sink):
+        await eventually(lambda: len(memory(sink).published) == 1)
+    async with database.reading() as connection:
+        [letter] = await dead_letters.find(connection)
+    assert (letter.reason, letter.detail, letter.attempts) == ("expired", "status 503", 2)
+    assert [one.type for one in memory(sink).published] == ["message.delivered"]
+
+
+async def test_a_requeued_dead_letter_is_published_with_the_same_id(database: Database) -> None:
+    sink = memory_sink()
+    [entry] = await append(database, life("m", (Status.SENT,)))
+    memory(sink).tell(Refused(reason="status 422"))
+    async with running(database, sink):
+
+        async def dead() -> bool:
+            async with database.reading() as connection:
+                return bool(await dead_letters.find(connection))
+
+        await until(dead)
+        assert await dead_letters.requeue(database, "crm", now=now()) == 1
+        await eventually(lambda: memory(sink).published)
+    assert ids(memory(sink).published) == [entry.event.id]
+    assert await rows(database) == []
+
+
+async def test_a_sink_that_is_down_costs_no_attempts_and_keeps_everything(database: Database) -> None:
+    sink = memory_sink()
+    entries = await append(database, messages(3))
+    memory(sink).answer = lambda _: SinkDown(reason="connection refused")
+    async with running(database, sink) as run:
+
+        async def known() -> bool:
+            return (await sink_row(database)).down_since_at is not None
+
+        await until(known)
+        row = await sink_row(database)
+        assert (row.cursor, row.last_error) == (0, "connection refused")
+        assert await rows(database) == []
+        assert await rows(database, ATTEMPTS) == []
+        tried = len(memory(sink).attempted)
+        # one event at a time feels its way
+        await eventually(lambda: len(memory(sink).attempted) == tried + 1)
+        memory(sink).answer = lambda _: Published()
+        await eventually(lambda: len(memory(sink).published) == len(entries))
+    assert in_order(memory(sink).published)
+    assert run.observed.breaker[0] == "closed"
+    assert run.observed.breaker[-1] == "closed"
+    assert {"open", "half-open"} <= set(run.observed.breaker)
+    assert (await sink_row(database)).down_since_at is None
+
+
+async def test_ten_failures_in_a_row_open_the_breaker_and_spare_the_rest(database: Database) -> None:
+    sink = memory_sink(schedule=["10m"])
+    entries = await append(database, [told for number in range(200) for told in life(f"m{number}", (Status.SENT,))])
+    memory(sink).answer = lambda _: Retry(reason="status 500")
+    async with running(database, sink) as run:
+        await eventually(lambda: "open" in run.observed.breaker)
+        assert len(memory(sink).attempted) <= 10 + 8
+        memory(sink).answer = lambda _: Published()
+        run.clock.ahead = timedelta(minutes=11)
+        await eventually(lambda: len(memory(sink).published) == len(entries))
+
+
+class Hostile(Sink):
+    """A sink whose `publish` is whatever the test says."""
+
+    max_batch = 3
+    max_event_bytes = 10_000
+
+    def __init__(self, behave: Callable[[Sequence[Publication]], Any], down: str | None = None) -> None:
+        self.behave = behave
+        self.down = down
+        self.seen: list[list[str]] = []
+        self.taken: list[Publication] = []
+        self.starts = 0
+
+    async def start(self) -> None:
+        self.starts += 1
+
+    async def publish(self, batch: Sequence[Publication]) -> Any:
+        self.seen.append(ids(batch))
+        results = self.behave(batch)
+        if asyncio.iscoroutine(results):
+            results = await results
+        self.taken += batch
+        return results
+
+    async def check(self) -> str | None:
+        return self.down
+
+
+def raising(error: BaseException) -> Callable[[Any], Any]:
+    def behave(_: Any) -> Any:
+        raise error
+
+    return behave
+
+
+async def hanging(_: Any = None) -> Any:
+    await asyncio.sleep(3600)
+
+
+MISBEHAVIOUR = {
+    "raises": (raising(ValueError("text of a message")), "ValueError"),
+    "cancels itself": (raising(asyncio.CancelledError()), "CancelledError"),
+    "hangs": (hanging, "timeout"),
+    "too few results": (lambda batch: [Published()] * (len(batch) - 1), "the sink miscounted its results"),
+    "too many results": (lambda batch: [Published()] * (len(batch) + 1), "the sink miscounted its results"),
+    "not results": (lambda batch: ["ok"] * len(batch), "the sink miscounted its results"),
+    "no list": (lambda batch: None, "TypeError"),
+}
+
+
+@on_sqlite
+@pytest.mark.parametrize("behaviour", MISBEHAVIOUR)
+async def test_a_hostile_sink_marks_nothing_as_done_and_harms_no_other(database: Database, behaviour: str) -> None:
+    behave, reason = MISBEHAVIOUR[behaviour]
+    sink, other = Hostile(behave), memory_sink("other")
+    entries = await append(database, [told for name in "abc" for told in life(name, (Status.SENT,))])
+    async with running(database, private(sink, timeout="0.1s", schedule=["10m"]), other):
+        await eventually(lambda: len(memory(other).published) == 3)
+
+        async def kept() -> bool:
+            return [row.reason for row in await rows(database)] == [reason] * 3
+
+        await until(kept)
+        assert all(row.attempts == 1 for row in await rows(database))
+    assert (await sink_row(database)).cursor == entries[-1].position
+
+
+@on_sqlite
+async def test_an_exception_while_the_check_finds_a_fault_means_that_the_sink_is_down(database: Database) -> None:
+    sink = Hostile(raising(OSError("gone")), down="no route")
+    await append(database, life("a"))
+    async with running(database, private(sink)):
+
+        async def known() -> bool:
+            return bool((await sink_row(database)).last_error == "no route")
+
+        await until(known)
+    assert await rows(database) == []
+    assert (await sink_row(database)).cursor == 0
+
+
+@on_sqlite
+async def test_a_retry_goes_alone_so_that_a_poisonous_event_spoils_no_other(database: Database) -> None:
+    entries = await append(database, [told for name in "abc" for told in life(name, (Status.SENT,))])
+    poison = entries[1].event.id
+
+    def behave(batch: Sequence[Publication]) -> list[Result]:
+        if poison in ids(batch):
+            raise ValueError
+        return [Published() for _ in batch]
+
+    sink = Hostile(behave)
+    async with running(database, private(sink, schedule=SOON)):
+        await eventually(lambda: len(sink.taken) == 2)
+    assert sink.seen[0] == [entry.event.id for entry in entries]
+    assert set(ids(sink.taken)) == {entries[0].event.id, entries[2].event.id}
+
+
+@on_sqlite
+async def test_an_event_too_large_for_the_sink_is_a_dead_letter_unasked(database: Database) -> None:
+    sink = Hostile(lambda batch: [Published() for _ in batch])
+    small, large = life("small", (Status.SENT,)), life("large", (Status.SENT,), description="x" * 20_000)
+    await append(database, [*large, *small])
+    async with running(database, private(sink)):
+        await eventually(lambda: sink.taken)
+    async with database.reading() as connection:
+        [letter] = await dead_letters.find(connection)
+    assert (letter.message_id, letter.detail) == ("large", "larger than 10000 bytes")
+    assert [one.lane for one in sink.taken] == ["v2:small"]
+
+
+@on_sqlite
+async def test_a_sink_that_does_not_start_is_started_again(database: Database) -> None:
+
+    class Sleepy(Hostile):
+        async def start(self) -> None:
+            await super().start()
+            if self.starts == 1:
+                raise ConnectionError("not yet")
+
+    sink = Sleepy(lambda batch: [Published() for _ in batch])
+    await append(database, life("a"))
+    async with running(database, private(sink)) as run:
+
+        async def known() -> bool:
+            return bool((await sink_row(database)).last_error == "did not start: ConnectionError")
+
+        await until(known)
+        assert run.observed.breaker == ["open"]
+        await eventually(lambda: len(sink.taken) == 4)
+    assert sink.starts == 2
+
+
+class Streaming(Hostile):
+    """A sink that takes whole batches in their order."""
+
+    keeps_order = True
+    max_batch = 100
+
+
+async def test_a_stream_gets_whole_batches_in_the_order_of_the_log(database: Database) -> None:
+    sink = Streaming(lambda batch: [Published() for _ in batch])
+    entries = await append(database, messages(20))
+    async with running(database, private(sink)):
+        await eventually(lambda: len(sink.taken) == len(entries))
+    assert ids(sink.taken) == [entry.event.id for entry in entries]
+    assert len(sink.seen) == 1
+
+
+async def test_in_a_batch_what_follows_a_failure_of_its_lane_does_not_count(database: Database) -> None:
+    def behave(batch: Sequence[Publication]) -> list[Result]:
+        return [Retry(reason="status 500") if one.id == bad else Published() for one in batch]
+
+    sink = Streaming(behave)
+    entries = await append(database, [*life("bad", (Status.SENT, Status.DELIVERED)), *life("good", (Status.SENT,))])
+    bad = entries[0].event.id
+    async with running(database, private(sink, schedule=["10m"])):
+
+        async def settled() -> bool:
+            return bool((await sink_row(database)).cursor == entries[-1].position)
+
+        await until(settled)
+    assert [(row.lane, row.state, row.attempts) for row in await rows(database)] == [
+        ("v2:bad", "due", 1),
+        ("v2:bad", "parked", 0),
+    ]
+
+
+@on_sqlite
+async def test_a_stream_that_hangs_is_down(database: Database) -> None:
+    await append(database, life("a"))
+    async with running(database, private(Streaming(hanging), timeout="0.1s")):
+
+        async def known() -> bool:
+            return bool((await sink_row(database)).last_error == "timeout")
+
+        await until(known)
+    assert await rows(database) == []
+
+
+class Gated(Sink):
+    """A sink that holds what it is given until it is let go; it notices two of a lane at once."""
+
+    concurrency = 4
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.under_way: list[Publication] = []
+        self.most = 0
+        self.clashes: list[str] = []
+        self.taken: list[Publication] = []
+
+    async def publish(self, batch: Sequence[Publication]) -> list[Result]:
+        lanes = {one.lane for one in self.under_way}
+        self.clashes += [one.lane for one in batch if one.lane in lanes]
+        self.under_way += batch
+        self.most = max(self.most, len(self.under_way))
+        try:
+            await self.gate.wait()
+        finally:
+            self.under_way = [one for one in self.under_way if one not in batch]
+        self.taken += batch
+        return [Published() for _ in batch]
+
+
+@on_sqlite
+async def test_as_many_lanes_as_the_sink_allows_are_under_way_and_of_each_one_event(database: Database) -> None:
+    sink = Gated()
+    entries = await append(database, messages(10))
+    async with running(database, private(sink)):
+        await eventually(lambda: len(sink.under_way) == 4)
+        sink.gate.set()
+        await eventually(lambda: len(sink.taken) == len(entries))
+    assert (sink.most, sink.clashes) == (4, [])
+    assert in_order(sink.taken)
+
+
+@on_sqlite
+async def test_a_slow_lane_holds_up_no_other(database: Database) -> None:
+    sink = Gated()
+    slow = (await append(database, life("slow", (Status.SENT,))))[0].event.id
+
+    async def publish(batch: Sequence[Publication]) -> list[Result]:
+        if slow in ids(batch):
+            await sink.gate.wait()
+        sink.taken += batch
+        return [Published() for _ in batch]
+
+    sink.publish = publish  # type: ignore[method-assign, assignment]
+    entries = await append(database, messages(20))
+    async with running(database, private(sink)):
+        await eventually(lambda: len(sink.taken) == len(entries))
+        assert slow not in ids(sink.taken)
+        assert (await sink_row(database)).cursor == 0
+        sink.gate.set()
+        await eventually(lambda: slow in ids(sink.taken))
+    assert (await sink_row(database)).cursor == entries[-1].position
+    assert len(sink.taken) == len(entries) + 1
+
+
+async def test_stopping_finishes_and_settles_what_is_under_way(database: Database) -> None:
+    sink = Gated()
+    entries = await append(database, messages(10))
+    async with running(database, private(sink)) as run:
+        await eventually(lambda: len(sink.under_way) == 4)
+        stopping = asyncio.create_task(run.dispatchers.stop())
+        await asyncio.sleep(0)
+        sink.gate.set()
+        await stopping
+        assert len(sink.taken) == 4
+        row = await sink_row(database)
+        assert (row.cursor, row.lease_holder) == (entries[3].position, None)
+        assert run.observed.left == ["crm"]
+
+
+async def test_attempts_are_recorded_as_the_sink_wants(database: Database) -> None:
+    some, every = memory_sink("some"), memory_sink("every")
+    memory(every).keep_attempts = "all"
+    [entry] = await append(database, life("m", (Status.SENT,)))
+    for sink in (some, every):
+        memory(sink).tell(Retry(reason="status 500", response_code=500, response="oops"))
+    async with running(database, some, every) as run:
+        await eventually(lambda: len(run.observed.outcomes) == 2)
+        run.clock.ahead = timedelta(minutes=1)
+        await eventually(lambda: memory(some).published and memory(every).published)
+    told = [(row.sink, row.outcome, row.decision, row.response_code) for row in await rows(database, ATTEMPTS)]
+    assert sorted(told, key=str) == [
+        ("every", "published", "done", None),
+        ("every", "retry", "again", 500),
+        ("some", "retry", "again", 500),
+    ]
+    [failed, *_] = await rows(database, ATTEMPTS)
+    assert (failed.event_id, failed.reason, failed.response) == (entry.event.id, "status 500", "oops")
+    assert failed.ended_at >= failed.started_at
+
+
+async def test_the_backlog_is_measured(database: Database) -> None:
+    sink = memory_sink()
+    await append(database, life("m", (Status.SENT,), received=0))
+    memory(sink).answer = lambda _: SinkDown(reason="not now")
+    async with running(database, sink) as run:
+        await eventually(lambda: run.observed.backlogs)
+    events, oldest, retries, dead = run.observed.backlogs[0]
+    assert (events, retries, dead) == (1, {}, {})
+    assert oldest > 0
+
+
+@on_sqlite
+async def test_failures_are_logged_without_what_was_said(
+    database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sink = memory_sink()
+    [entry] = await append(database, life("m", (Status.SENT,), description="canary1"))
+    memory(sink).tell(Retry(reason="status 500", response="canary2"))
+    async with running(database, sink):
+
+        async def kept() -> bool:
+            return bool(await rows(database))
+
+        await until(kept)
+    told = capsys.readouterr().out
+    assert "canary" not in told
+    [line] = [line for line in told.splitlines() if "attempt failed" in line]
+    for word in ("crm", entry.event.id, "status 500", "again", "message_id"):
+        assert word in line
+
+
+@pytest.fixture
+async def other_database(database_url: str) -> AsyncIterator[Database]:
+    """The same database, as another process sees it."""
+    database = Database(database_url)
+    yield database
+    await database.close()
+
+
+@on_postgresql
+async def test_two_processes_never_publish_at_the_same_time(database: Database, other_database: Database) -> None:
+    sink = Gated()
+    sink.gate.set()
+    one = private(sink, timeout="0.3s")
+    async with (
+        running(database, one, lease_seconds=2) as first,
+        running(other_database, one, lease_seconds=2) as second,
+    ):
+        for number in range(10):
+            await append(database, [told for place in range(5) for told in life(f"m{number}-{place}")])
+            for run in (first, second):
+                run.wakeup.set()
+            await eventually(lambda: len(sink.taken) == 20 * (number + 1))  # noqa: B023
+        assert not (first.observed.outcomes and second.observed.outcomes)
+    assert sink.clashes == []
+    assert in_order(sink.taken)
+
+
+@on_postgresql
+async def test_a_process_that_stops_hands_over_at_once(database: Database, other_database: Database) -> None:
+    here, there = Gated(), Gated()
+    for sink in (here, there):
+        sink.gate.set()
+    async with running(database, private(here)) as holder:
+        await append(database, life("one"))
+        await eventually(lambda: len(here.taken) == 4)
+        async with running(other_database, private(there)):
+            await holder.dispatchers.stop()
+            await append(database, life("two"))
+            await eventually(lambda: len(there.taken) == 4)
+    assert len(here.taken) == 4
+
+
+async def test_a_holder_that_lost_its_lease_settles_nothing(database: Database) -> None:
+    sink = Gated()
+    entries = await append(database, messages(2))
+    async with running(database, private(sink)) as run:
+        await eventually(lambda: len(sink.under_way) == 2)
+        stolen = await sinks.acquire(database, "crm", holder="thief", fingerprint="f", seconds=60, take_over=True)
+        assert stolen is not None
+        sink.gate.set()
+        await eventually(lambda: run.observed.lost == ["crm"])
+        row = await sink_row(database)
+        assert (row.cursor, row.lease_holder) == (0, "thief")
+        await sinks.release(database, stolen)
+        await eventually(lambda: {one.id for one in sink.taken} == {entry.event.id for entry in entries})
+    assert in_order(sink.taken)
+
+
+@on_postgresql
+async def test_the_lease_is_renewed_while_there_is_nothing_to_do(database: Database) -> None:
+    sink = memory_sink(timeout="0.2s")
+    async with running(database, sink, lease_seconds=1.5) as run:
+        await eventually(lambda: run.observed.breaker)
+        before = (await sink_row(database)).lease_until
+
+        async def renewed() -> bool:
+            return bool((await sink_row(database)).lease_until - before > timedelta(seconds=2))
+
+        await until(renewed)
+        assert run.observed.lost == []
+
+
+@on_sqlite
+async def test_a_database_that_is_away_for_a_moment_loses_nothing(database: Database) -> None:
+    sink = memory_sink()
+    entries = await append(database, messages(3))
+    broken = 3
+
+    def fail(*_: Any) -> None:
+        nonlocal broken
+        if broken and memory(sink).attempted:
+            broken -= 1
+            raise OSError("the disk is away")
+
+    event.listen(database.engine.sync_engine, "before_cursor_execute", fail)
+    async with running(database, sink):
+        await eventually(lambda: len(memory(sink).published) == len(entries) and not broken)
+
+        async def settled() -> bool:
+            return bool((await sink_row(database)).cursor == entries[-1].position)
+
+        await until(settled)
+    assert len(memory(sink).attempted) == len(entries)

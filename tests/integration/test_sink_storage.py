@@ -1,0 +1,360 @@
+"""The bookkeeping of the sinks on either database: leases, settlements, retries, dead letters."""
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import event, select, update
+
+from receiver.domain.events import Status
+from receiver.domain.publication import Again, Candidate, Dead, Death, Decision, Done, Outcome, Parked
+from receiver.domain.window import Attempt, Settlement, Verdict
+from receiver.storage import dead_letters, sinks
+from receiver.storage.database import Database
+from receiver.storage.dead_letters import UnknownSink
+from receiver.storage.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS, Health, Lease, LeaseLost
+from receiver.workers.publishing import publication
+from tests.event_log import append, life
+from tests.events import at
+
+pytestmark = pytest.mark.anyio
+
+SINK = "crm"
+HEALTHY = Health()
+REFUSED = Dead(death=Death.REFUSED, reason="status 413", response_code=413, response="too big")
+
+
+def again(seconds: float) -> Again:
+    return Again(due_at=at(seconds), reason="status 500")
+
+
+class Log:
+    """A log with two messages, their events interleaved: a1 b1 a2 b2 a3 b3, and a sink at its beginning."""
+
+    def __init__(self, database: Database, entries: list[Any], lease: Lease) -> None:
+        self.database = database
+        self.entries = entries
+        self.lease = lease
+
+    def first(self, place: int, decision: Decision) -> Verdict:
+        return Verdict(Candidate(publication=publication(self.entries[place])), decision)
+
+    def retry(self, place: int, decision: Decision, attempts: int = 1) -> Verdict:
+        told = publication(self.entries[place])
+        return Verdict(Candidate(publication=told, attempts=attempts, since=at(0)), decision)
+
+    def position(self, place: int) -> int:
+        return int(self.entries[place].position)
+
+    async def settle(
+        self, *firsts: Verdict, retries: tuple[Verdict, ...] = (), cursor: int | None = None, **more: Any
+    ) -> int:
+        reached = cursor if cursor is not None else max((one.candidate.position for one in firsts), default=0)
+        settlement = Settlement(cursor=reached, firsts=firsts, retries=retries, **more)
+        return await sinks.settle(self.database, self.lease, settlement, HEALTHY, now=at(0))
+
+    async def rows(self) -> list[tuple[int, str, int, datetime | None]]:
+        """The sink's retries as (place in the log, state, attempts, due)."""
+        places = {entry.position: place for place, entry in enumerate(self.entries)}
+        statement = select(RETRIES).order_by(RETRIES.c.position)
+        async with self.database.reading() as connection:
+            rows = await connection.execute(statement)
+            return [(places[row.position], row.state, row.attempts, row.due_at) for row in rows]
+
+    async def due(self, seconds: float) -> list[int]:
+        async with self.database.reading() as connection:
+            found = await sinks.due_retries(connection, SINK, now=at(seconds), limit=10)
+        return [retry.position for retry in found]
+
+    async def letters(self, **chosen: Any) -> list[dead_letters.DeadLetter]:
+        async with self.database.reading() as connection:
+            return await dead_letters.find(connection, **chosen)
+
+
+@pytest.fixture
+async def log(database: Database) -> Log:
+    a, b = life("a", (Status.QUEUED, Status.SENDING, Status.SENT)), life("b", (Status.QUEUED, Status.SENT, Status.READ))
+    entries = await append(database, [event for pair in zip(a, b, strict=True) for event in pair])
+    await sinks.register(database, SINK, start="beginning", fingerprint="f")
+    return Log(database, entries, await taken(database))
+
+
+async def taken(database: Database, holder: str = "me", seconds: float = 60, **options: Any) -> Lease:
+    lease = await asked(database, holder, seconds, **options)
+    assert lease is not None
+    return lease
+
+
+async def asked(database: Database, holder: str, seconds: float = 60, **options: Any) -> Lease | None:
+    return await sinks.acquire(database, SINK, holder=holder, seconds=seconds, **{"fingerprint": "f", **options})
+
+
+async def sink_row(database: Database, name: str = SINK) -> Any:
+    async with database.reading() as connection:
+        return (await connection.execute(select(SINKS).where(SINKS.c.name == name))).one()
+
+
+async def test_a_new_sink_starts_where_it_was_told(database: Database) -> None:
+    early = await append(database, life("early", received=0))
+    late = await append(database, life("late", received=60))
+    starts: dict[str, sinks.Start] = {
+        "end": "end",
+        "beginning": "beginning",
+        "time": at(30),
+        "future": at(3600),
+        "past": at(-3600),
+    }
+    for name, start in starts.items():
+        await sinks.register(database, name, start=start, fingerprint="f")
+    assert {name: (await sink_row(database, name)).cursor for name in starts} == {
+        "end": late[-1].position,
+        "beginning": 0,
+        "time": early[-1].position,
+        "future": late[-1].position,
+        "past": early[0].position - 1,
+    }
+
+
+async def test_a_known_sink_goes_on_where_it_was(log: Log) -> None:
+    await log.settle(log.first(0, Done()))
+    await sinks.register(log.database, SINK, start="end", fingerprint="changed")
+    assert (await sink_row(log.database)).cursor == log.position(0)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_start_does_not_wait_for_a_holder_that_froze_while_settling(log: Log) -> None:
+    async with log.database.writing() as connection:
+        await connection.execute(update(SINKS).values(failures=1))
+        async with asyncio.timeout(2):
+            await sinks.register(log.database, SINK, start="end", fingerprint="f")
+
+
+async def test_the_holder_writes_down_which_settings_it_works_by(log: Log) -> None:
+    await taken(log.database, take_over=True, fingerprint="changed")
+    assert (await sink_row(log.database)).fingerprint == "changed"
+
+
+async def test_a_lease_keeps_others_away_until_it_ends(log: Log) -> None:
+    assert await asked(log.database, "other") is None
+    await sinks.release(log.database, log.lease)
+    other = await taken(log.database, "other")
+    assert other.epoch > log.lease.epoch
+
+
+async def test_a_lapsed_lease_is_taken_over(log: Log) -> None:
+    await sinks.renew(log.database, log.lease, seconds=0.05)
+    deadline = asyncio.get_running_loop().time() + 10
+    while (other := await asked(log.database, "other")) is None:
+        assert asyncio.get_running_loop().time() < deadline
+    assert other.epoch > log.lease.epoch
+    with pytest.raises(LeaseLost):
+        await sinks.renew(log.database, log.lease, seconds=60)
+
+
+async def test_a_renewed_lease_lasts_longer(log: Log) -> None:
+    before = (await sink_row(log.database)).lease_until
+    await sinks.renew(log.database, log.lease, seconds=120)
+    assert (await sink_row(log.database)).lease_until - before > timedelta(seconds=30)
+
+
+async def test_the_embedded_database_takes_over_from_a_dead_process(log: Log) -> None:
+    assert (await taken(log.database, "next", take_over=True)).epoch > log.lease.epoch
+
+
+async def test_two_who_ask_at_once_get_one_lease(log: Log) -> None:
+    await sinks.release(log.database, log.lease)
+    leases = await asyncio.gather(*(asked(log.database, str(number)) for number in range(4)))
+    assert sum(lease is not None for lease in leases) == 1
+
+
+async def test_a_stale_holder_s_settlement_changes_nothing(log: Log) -> None:
+    await log.settle(log.first(0, again(5)), log.first(1, REFUSED))
+    before = (await log.rows(), await log.letters(), await sink_row(log.database))
+    await sinks.release(log.database, log.lease)
+    other = await taken(log.database, "other")
+    attempt = Attempt(
+        position=log.position(2),
+        event_id="e",
+        started_at=at(0),
+        ended_at=at(1),
+        outcome=Outcome.RETRY,
+        decision="again",
+    )
+    with pytest.raises(LeaseLost):
+        await log.settle(
+            log.first(3, again(9)),
+            log.first(5, REFUSED),
+            retries=(log.retry(0, Done()),),
+            attempts=(attempt,),
+        )
+    assert (await log.rows(), await log.letters()) == before[:2]
+    assert (await sink_row(log.database)).cursor == before[2].cursor
+    assert other.cursor == before[2].cursor
+    async with log.database.reading() as connection:
+        assert (await connection.execute(select(ATTEMPTS))).all() == []
+
+
+async def test_a_stale_holder_releases_nobody_else_s_lease(log: Log) -> None:
+    await taken(log.database, "other", take_over=True)
+    await sinks.release(log.database, log.lease)
+    assert (await sink_row(log.database)).lease_holder == "other"
+
+
+async def test_a_failure_is_due_at_its_time_and_its_lane_is_parked_behind_it(log: Log) -> None:
+    await log.settle(log.first(0, again(5)), log.first(2, Parked()), log.first(3, Done()))
+    assert await log.rows() == [(0, "due", 1, at(5)), (2, "parked", 0, None)]
+    assert await log.due(4) == []
+    assert await log.due(5) == [log.position(0)]
+    async with log.database.reading() as connection:
+        assert await sinks.blocked_lanes(log.database, connection, SINK, ["v2:a", "v2:b"]) == {"v2:a"}
+
+
+async def test_a_success_makes_the_next_of_the_lane_due_at_once(log: Log) -> None:
+    await log.settle(log.first(0, again(5)), log.first(2, Parked()), log.first(4, Parked()))
+    await log.settle(retries=(log.retry(0, Done()),), cursor=log.position(5))
+    assert await log.rows() == [(2, "due", 0, at(0)), (4, "parked", 0, None)]
+
+
+async def test_a_failure_again_keeps_the_lane_waiting(log: Log) -> None:
+    await log.settle(log.first(0, again(5)), log.first(2, Parked()))
+    await log.settle(retries=(log.retry(0, again(35)),), cursor=log.position(5))
+    assert await log.rows() == [(0, "due", 2, at(35)), (2, "parked", 0, None)]
+
+
+async def test_a_dead_letter_lets_its_lane_go_on(log: Log) -> None:
+    await log.settle(log.first(0, again(5)), log.first(2, Parked()))
+    await log.settle(retries=(log.retry(0, REFUSED, attempts=3),), cursor=log.position(5))
+    assert await log.rows() == [(2, "due", 0, at(0))]
+    [letter] = await log.letters()
+    assert (letter.event_id, letter.message_id, letter.status) == (log.entries[0].event.id, "a", "queued")
+    assert (letter.reason, letter.detail, letter.attempts) == ("refused", "status 413", 4)
+    assert (letter.response_code, letter.response) == (413, "too big")
+
+
+async def test_what_is_parked_as_its_lane_empties_becomes_due(log: Log) -> None:
+    """The retry ahead of it succeeded in the settlement before: nobody else would ever wake it."""
+    await log.settle(log.first(0, again(5)))
+    await log.settle(retries=(log.retry(0, Done()),), cursor=log.position(1))
+    await log.settle(log.first(2, Parked()))
+    assert await log.rows() == [(2, "due", 0, at(0))]
+
+
+async def test_a_settlement_repeated_after_a_lost_answer_changes_nothing(log: Log) -> None:
+    firsts = (log.first(0, again(5)), log.first(1, REFUSED), log.first(2, Parked()))
+    await log.settle(*firsts)
+    before = (await log.rows(), await log.letters())
+    await log.settle(*firsts)
+    assert (await log.rows(), await log.letters()) == before
+
+
+async def test_attempts_are_recorded_and_may_say_anything(log: Log) -> None:
+    attempt = Attempt(
+        position=log.position(0),
+        event_id="e",
+        started_at=at(0),
+        ended_at=at(1),
+        outcome=Outcome.RETRY,
+        decision="again",
+        reason="\x00 and \ud800",
+        response_code=500,
+        response="x" * 5000,
+    )
+    await log.settle(attempts=(attempt,))
+    async with log.database.reading() as connection:
+        row = (await connection.execute(select(ATTEMPTS))).one()
+    assert (row.sink, row.outcome, row.decision, row.reason) == (SINK, "retry", "again", "� and �")
+    assert (row.started_at, row.ended_at, row.response_code, len(row.response)) == (at(0), at(1), 500, 1000)
+
+
+async def test_health_is_kept_for_the_next_holder(log: Log) -> None:
+    health = Health(failures=3, down_since_at=at(1), last_success_at=at(0), last_error="refused")
+    await sinks.settle(log.database, log.lease, Settlement(cursor=0), health, now=at(2))
+    assert (await taken(log.database, take_over=True)).health == health
+
+
+async def test_a_requeued_dead_letter_is_due_at_once_with_a_fresh_schedule(log: Log) -> None:
+    await log.settle(log.first(0, REFUSED), log.first(1, REFUSED))
+    assert await dead_letters.requeue(log.database, SINK, now=at(100)) == 2
+    assert await log.rows() == [(0, "due", 0, at(100)), (1, "due", 0, at(100))]
+    assert await log.letters() == []
+
+
+async def test_a_requeued_event_goes_before_later_ones_of_its_lane(log: Log) -> None:
+    await log.settle(log.first(0, REFUSED), log.first(2, again(5)), log.first(4, Parked()))
+    await dead_letters.requeue(log.database, SINK, now=at(1))
+    assert await log.rows() == [(0, "due", 0, at(1)), (2, "parked", 1, at(5)), (4, "parked", 0, None)]
+    await log.settle(retries=(log.retry(0, Done()),), cursor=log.position(5))
+    assert await log.rows() == [(2, "due", 1, at(5)), (4, "parked", 0, None)]
+
+
+async def test_only_the_chosen_are_requeued(log: Log) -> None:
+    await log.settle(log.first(0, REFUSED), log.first(1, REFUSED))
+    first, second = await log.letters()
+    assert await dead_letters.requeue(log.database, SINK, now=at(0), ids=[second.id, 987654]) == 1
+    assert await log.letters() == [first]
+    assert await dead_letters.requeue(log.database, SINK, now=at(0), ids=[]) == 0
+
+
+async def test_requeueing_tells_the_holder(log: Log) -> None:
+    before = await log.settle(log.first(0, REFUSED))
+    await dead_letters.requeue(log.database, SINK, now=at(0))
+    assert await sinks.renew(log.database, log.lease, seconds=60) > before
+
+
+async def test_an_unknown_sink_has_nothing_to_requeue(log: Log) -> None:
+    with pytest.raises(UnknownSink, match="nobody"):
+        await dead_letters.requeue(log.database, "nobody", now=at(0))
+
+
+async def test_dead_letters_are_listed_by_sink_reason_and_page(log: Log) -> None:
+    expired = Dead(death=Death.EXPIRED, reason="timeout")
+    await log.settle(log.first(0, REFUSED), log.first(1, expired), log.first(2, REFUSED))
+    first, second, third = await log.letters()
+    assert [letter.position for letter in (first, second, third)] == [log.position(place) for place in range(3)]
+    assert await log.letters(reason="expired") == [second]
+    assert await log.letters(sink="other") == []
+    assert await log.letters(after=first.id, limit=1) == [second]
+
+
+async def test_the_database_refuses_two_heads_of_a_lane(log: Log) -> None:
+    await log.settle(log.first(0, again(5)))
+    row = {"sink": SINK, "position": log.position(2), "lane": "v2:a", "state": "due", "first_at": at(0), "attempts": 0}
+    with pytest.raises(Exception, match=r"uq_retries_head|UNIQUE"):
+        async with log.database.writing() as connection:
+            await connection.execute(RETRIES.insert(), [row])
+
+
+async def test_the_backlog_counts_what_is_ahead(log: Log) -> None:
+    async with log.database.reading() as connection:
+        fresh = await sinks.backlog(connection, SINK)
+    assert (fresh.events, fresh.oldest_at, fresh.retries) == (6, at(0), {})
+    await log.settle(log.first(1, REFUSED), log.first(2, again(5)), log.first(4, Parked()), cursor=log.position(5))
+    async with log.database.reading() as connection:
+        behind = await sinks.backlog(connection, SINK)
+    assert (behind.events, behind.oldest_at) == (0, at(0))
+    assert (behind.retries, behind.dead_letters) == ({"due": 1, "parked": 1}, {"refused": 1})
+
+
+async def test_an_idle_sink_has_no_backlog(database: Database) -> None:
+    await sinks.register(database, SINK, start="end", fingerprint="f")
+    async with database.reading() as connection:
+        assert await sinks.backlog(connection, SINK) == sinks.Backlog(
+            events=0, oldest_at=None, retries={}, dead_letters={}
+        )
+
+
+async def test_sqlite_finds_due_retries_by_their_index(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    asked: list[str] = []
+    event.listen(database.engine.sync_engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
+    async with database.reading() as connection:
+        await sinks.due_retries(connection, SINK, now=at(0), limit=10)
+        plan = (await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked[-1]}", (SINK, "", 10, 0))).all()
+    await database.close()
+    assert "ix_retries_due" in str(plan)
+
+
+def test_the_columns_of_a_dead_letter_are_those_of_its_table() -> None:
+    named = {"lane"} | set(dead_letters.DeadLetter.__dataclass_fields__) - {"message_id", "status"}
+    assert named == {column.name for column in DEAD_LETTERS.c}

@@ -1,0 +1,166 @@
+"""The tables of RECEIVER_SINKS: what they mean, and one line for each mistake."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.domain.retry import MAX_AGE, SCHEDULE
+from receiver.errors import SettingsError
+from receiver.sinks.base import Publication, Published, Result, Sink, SinkSettings
+from receiver.sinks.registry import configure
+
+HOOK = {"name": "crm", "type": "webhook", "url": "https://crm.example/hook"}
+
+
+def settings(**fields: Any) -> Any:
+    [configured] = configure([{"name": "crm", "type": "memory", **fields}])
+    return configured.settings
+
+
+def webhook(**fields: Any) -> Any:
+    [configured] = configure([{**HOOK, **fields}])
+    return configured.settings
+
+
+class PrintSink(Sink):
+    """A sink of somebody's own, as small as it can be."""
+
+    def __init__(self, settings: SinkSettings) -> None:
+        self.name = settings.name
+
+    async def publish(self, batch: Any) -> list[Result]:
+        return [Published() for _ in batch]
+
+
+class NoSink:
+    Settings = SinkSettings
+
+
+def test_a_sink_needs_a_name_and_a_type_and_little_else() -> None:
+    told = settings()
+    assert (told.events, told.changes_only, told.start) == (frozenset(), False, "end")
+    assert (told.timeout, told.max_age, told.schedule) == (timedelta(seconds=15), MAX_AGE, SCHEDULE)
+
+
+def test_the_common_fields_are_read() -> None:
+    told = settings(
+        events=["message.sent"],
+        changes_only=True,
+        start="2026-01-31T01:00:00+01:00",
+        timeout="2.5s",
+        max_age="2d",
+        schedule=["1s", "1m", 7200],
+    )
+    assert (told.filter.types, told.filter.changes_only) == (frozenset({"message.sent"}), True)
+    assert told.start == datetime(2026, 1, 31, tzinfo=UTC)
+    assert told.timeout == timedelta(seconds=2.5)
+    assert told.policy.max_age == timedelta(days=2)
+    assert told.policy.schedule == (timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=2))
+
+
+def test_a_time_may_come_as_toml_reads_it() -> None:
+    assert settings(start=datetime(2026, 1, 31, tzinfo=UTC)).start == datetime(2026, 1, 31, tzinfo=UTC)
+
+
+def test_a_private_sink_is_named_by_module_and_class() -> None:
+    [configured] = configure([{"name": "mine", "type": f"{__name__}:PrintSink"}])
+    assert isinstance(configured.sink, PrintSink)
+    assert (configured.sink.max_batch, configured.sink.keep_attempts) == (1, "failures")
+
+
+def test_secrets_are_taken_from_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRM_SECRET", "from the environment")
+    (tmp_path / "secret").write_text("from a file\n")
+    told = webhook(secrets=["plain", "env:CRM_SECRET", f"file:{tmp_path / 'secret'}"])
+    assert [secret.get_secret_value() for secret in told.secrets] == ["plain", "from the environment", "from a file"]
+
+
+def test_neither_secrets_nor_addresses_are_shown() -> None:
+    told = webhook(url="https://user:canary1@crm.example/canary2", secrets=["canary3"])
+    assert "canary" not in f"{told!r} {told} {told.model_dump_json()}"
+
+
+def test_the_fingerprint_changes_with_the_settings_and_not_with_their_order() -> None:
+    def fingerprint(**fields: Any) -> str:
+        [configured] = configure([{**HOOK, **fields}])
+        return configured.fingerprint
+
+    types = [f"message.{word}" for word in ("sent", "failed", "read", "queued", "delivered")]
+    assert fingerprint() == fingerprint()
+    assert fingerprint(events=types) == fingerprint(events=types[::-1])
+    assert fingerprint() != fingerprint(changes_only=True)
+
+
+def test_several_sinks_are_made_in_their_order() -> None:
+    made = configure([{"name": name, "type": "memory"} for name in ("b", "a")])
+    assert [one.name for one in made] == ["b", "a"]
+
+
+MISTAKES = [
+    ({"type": "memory"}, "number 1: name: Field required"),
+    ({"name": "x"}, "x: type: Field required"),
+    ({"name": "x", "type": 7}, "x: type: Field required"),
+    ({"name": "x", "type": "kafka"}, "x: type: there is no 'kafka'; there are jsonl, memory, stdout, webhook"),
+    ({"name": "x", "type": "no_such_module:Sink"}, "x: type: no_such_module:Sink cannot be loaded"),
+    ({"name": "x", "type": "json:NoSuchClass"}, "x: type: json:NoSuchClass cannot be loaded"),
+    ({"name": "x", "type": f"{__name__}:NoSink"}, "is not a sink, it lacks max_batch"),
+    ({"name": "a b", "type": "memory"}, "a b: name: String should match pattern"),
+    ({"name": "", "type": "memory"}, "number 1: name: String should match pattern"),
+    ({"name": "a\nb", "type": "memory"}, "number 1: name: String should match pattern"),
+    ({"name": 7, "type": "memory"}, "number 1: name: Input should be a valid string"),
+    ({"name": "x", "type": "memory", "evnets": []}, "x: evnets is not a field of this sink"),
+    ({"name": "x", "type": "memory", "events": ["message.lost"]}, "x: events: message.lost is not an event type"),
+    ({"name": "x", "type": "memory", "start": "yesterday"}, 'x: start: must be "end", "beginning" or a time'),
+    ({"name": "x", "type": "memory", "start": "2026-01-31T00:00:00"}, 'x: start: must be "end", "beginning" or a time'),
+    ({"name": "x", "type": "memory", "start": datetime(2026, 1, 31)}, "x: start: must be"),  # noqa: DTZ001
+    ({"name": "x", "type": "memory", "timeout": "soon"}, 'x: timeout: must be a duration such as "15s"'),
+    ({"name": "x", "type": "memory", "timeout": "60s"}, "x: timeout: Input should be less than or equal to 18 seconds"),
+    ({"name": "x", "type": "memory", "timeout": 0}, "x: timeout: Input should be greater than 0 seconds"),
+    ({"name": "x", "type": "memory", "schedule": []}, "x: schedule: Tuple should have at least 1 item"),
+    ({"name": "x", "type": "memory", "schedule": ["1s", "0s"]}, "x: schedule.1: Input should be greater than or equal"),
+    ({"name": "x", "type": "jsonl"}, "x: path: Field required"),
+    ({"name": "x", "type": "webhook"}, "x: url: Field required"),
+    ({**HOOK, "url": "ftp://crm.example/"}, "crm: url: must begin with http:// or https://"),
+    ({**HOOK, "url": "file:///etc/passwd"}, "crm: url: "),
+    ({**HOOK, "url": "https:///path"}, "crm: url: must begin with http:// or https:// and name a host"),
+    ({**HOOK, "url": "https://crm.example/\r\nx: y"}, "crm: url: must be without spaces and control characters"),
+    ({**HOOK, "url": "https://crm.example:99999/"}, "crm: url: has a port that does not exist"),
+    (
+        {**HOOK, "secrets": ["env:NO_SUCH"]},
+        "crm: secrets.0: there is no environment variable NO_SUCH",
+    ),
+    ({**HOOK, "secrets": ["ok", "file:/no/such/file"]}, "crm: secrets.1: cannot read /no/such/file: No such file"),
+    ({**HOOK, "secrets": [""]}, "crm: secrets.0: must not be empty"),
+    ({**HOOK, "secrets": ["whsec_!"]}, "crm: secrets.0: what follows whsec_ is not base64"),
+    ({**HOOK, "secrets": "one"}, "crm: secrets: Input should be a valid tuple"),
+    ({**HOOK, "concurrency": 0}, "crm: concurrency: Input should be greater than or equal to 1"),
+]
+
+
+@pytest.mark.parametrize(("table", "line"), MISTAKES, ids=[line for _, line in MISTAKES])
+def test_a_mistake_is_one_line_that_names_sink_and_field(table: dict[str, Any], line: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        configure([table])
+    told = str(refused.value)
+    assert told.startswith("RECEIVER_SINKS: ")
+    assert line in told
+    assert "\n" not in told
+
+
+def test_two_sinks_of_one_name_are_refused() -> None:
+    with pytest.raises(SettingsError, match="crm: name: 2 sinks are called so"):
+        configure([HOOK, {"name": "crm", "type": "memory"}])
+
+
+def test_a_mistake_does_not_show_the_secret_it_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRM_URL", "gopher://canary")
+    for table in ({**HOOK, "url": "env:CRM_URL"}, {**HOOK, "secrets": ["whsec_canary!"]}):
+        with pytest.raises(SettingsError) as refused:
+            configure([table])
+        assert "canary" not in str(refused.value)
+
+
+def test_a_publication_is_what_a_private_sink_works_with() -> None:
+    assert {"id", "position", "lane", "type", "event", "body"} <= set(Publication.__slots__)

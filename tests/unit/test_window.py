@@ -1,0 +1,292 @@
+"""The window keeps the order of each message, whatever fails and whenever the process dies."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from receiver.domain.publication import Again, Candidate, Dead, Death, Decision, Done, Parked, Publication
+from receiver.domain.window import Window
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+AGAIN = Again(due_at=NOW, reason="status 500")
+DEAD = Dead(death=Death.REFUSED, reason="status 413")
+
+
+def candidate(position: int, lane: str, *, attempts: int = 0, since: datetime | None = None) -> Candidate:
+    publication = Publication(
+        id=f"e{position}", position=position, lane=lane, type="message.sent", received_at=NOW, event={}, body=b"{}"
+    )
+    return Candidate(publication=publication, attempts=attempts, since=since)
+
+
+def filled(lanes: str, **options: Any) -> Window:
+    """A window with one event for each letter, the letter its lane."""
+    window = Window(0, **options)
+    for position, lane in enumerate(lanes, 1):
+        window.queue(candidate(position, lane))
+    return window
+
+
+def positions(candidates: Sequence[Candidate]) -> list[int]:
+    return [one.position for one in candidates]
+
+
+def test_of_a_lane_one_is_under_way() -> None:
+    window = filled("aab")
+    assert positions(window.take(9)) == [1, 3]
+    assert window.take(9) == []
+
+
+def test_a_sink_that_keeps_order_gets_several_of_a_lane() -> None:
+    assert positions(filled("aab", keeps_order=True).take(9)) == [1, 2, 3]
+
+
+def test_the_next_of_a_lane_follows_when_the_first_is_done() -> None:
+    window = filled("aa")
+    [first] = window.take(9)
+    window.decide(first, Done())
+    assert positions(window.take(9)) == [2]
+
+
+def test_the_cursor_goes_to_the_end_of_what_is_decided_without_a_gap() -> None:
+    window = filled("abc")
+    first, second, third = window.take(9)
+    window.decide(first, Done())
+    window.decide(third, Done())
+    assert window.settlement().cursor == 1
+    window.settled(window.settlement())
+    window.decide(second, Done())
+    assert window.settlement().cursor == 3
+    assert positions([verdict.candidate for verdict in window.settlement().firsts]) == [2, 3]
+
+
+def test_what_the_filter_leaves_out_moves_the_cursor_too() -> None:
+    window = Window(4)
+    window.pass_over(5)
+    window.pass_over(9)
+    assert window.moved
+    assert window.settlement().cursor == 9
+
+
+def test_behind_a_failure_a_lane_is_parked_and_the_others_go_on() -> None:
+    window = filled("aab")
+    first, other = window.take(9)
+    window.decide(first, AGAIN)
+    window.decide(other, Done())
+    window.queue(candidate(4, "a"))
+    settlement = window.settlement()
+    assert settlement.cursor == 4
+    assert [(verdict.candidate.position, verdict.decision) for verdict in settlement.firsts] == [
+        (1, AGAIN),
+        (2, Parked()),
+        (3, Done()),
+        (4, Parked()),
+    ]
+    assert [verdict.attempts for verdict in settlement.firsts] == [1, 0, 1, 0]
+    assert settlement.touches_retries
+
+
+def test_behind_a_dead_letter_a_lane_goes_on() -> None:
+    window = filled("aa")
+    [first] = window.take(9)
+    window.decide(first, DEAD)
+    assert positions(window.take(9)) == [2]
+
+
+def test_an_attempt_that_does_not_count_leaves_the_event_where_it_was() -> None:
+    window = filled("ab")
+    first, second = window.take(9)
+    window.put_back(second)
+    window.put_back(first)
+    assert window.settlement().cursor == 0
+    assert positions(window.take(9)) == [1, 2]
+
+
+def test_an_event_put_back_behind_a_failure_is_parked() -> None:
+    window = filled("aa", keeps_order=True)
+    first, second = window.take(9)
+    window.decide(first, AGAIN)
+    window.put_back(second)
+    assert [verdict.decision for verdict in window.settlement().firsts] == [AGAIN, Parked()]
+
+
+def test_retries_and_first_attempts_take_turns_and_retries_go_alone() -> None:
+    window = filled("abcd", slots=4, keeps_order=True)
+    for position, lane in ((-1, "x"), (-2, "y")):
+        window.queue_retry(candidate(position, lane, since=NOW))
+    assert [positions(window.take(2)) for _ in range(5)] == [[1, 2], [-1], [3, 4], [-2], []]
+
+
+def test_retries_hold_no_more_than_half_of_the_slots() -> None:
+    window = Window(9, slots=4)
+    for position in range(5):
+        window.queue_retry(candidate(position, f"lane {position}", since=NOW))
+    taken = [one for _ in range(5) for one in window.take(1)]
+    assert positions(taken) == [0, 1]
+    window.decide(taken[0], Done())
+    assert positions(window.take(1)) == [2]
+
+
+def test_a_retry_waits_while_its_lane_is_under_way() -> None:
+    window = filled("a", slots=4)
+    window.take(1)
+    window.queue_retry(candidate(-1, "a", since=NOW))
+    assert window.take(1) == []
+
+
+def test_a_retry_that_is_here_is_not_taken_in_twice() -> None:
+    window = Window(9)
+    retry = candidate(1, "a", since=NOW)
+    window.queue_retry(retry)
+    [taken] = window.take(1)
+    window.queue_retry(retry)
+    window.decide(taken, Done())
+    window.queue_retry(retry)
+    assert window.take(1) == []
+    window.settled(window.settlement())
+    window.queue_retry(retry)
+    assert positions(window.take(1)) == [1]
+
+
+def test_decisions_made_while_a_settlement_is_written_wait_for_the_next() -> None:
+    window = filled("ab")
+    first, second = window.take(9)
+    window.decide(first, Done())
+    settlement = window.settlement()
+    window.decide(second, Done())
+    window.settled(settlement)
+    assert window.cursor == 1
+    assert positions([verdict.candidate for verdict in window.settlement().firsts]) == [2]
+
+
+class Publishing(RuleBasedStateMachine):
+    """A sink with everything that can happen to it. The rows of the database are played by `rows` and `cursor`."""
+
+    @initialize(
+        lanes=st.lists(st.sampled_from("abc"), min_size=1, max_size=30),
+        slots=st.integers(1, 4),
+        keeps_order=st.booleans(),
+    )
+    def begin(self, lanes: list[str], slots: int, keeps_order: bool) -> None:
+        self.log = dict(enumerate(lanes, 1))
+        self.keeps_order, self.slots = keeps_order, 1 if keeps_order else slots
+        self.cursor = 0
+        self.rows: dict[int, tuple[str, int]] = {}
+        self.dead: set[int] = set()
+        self.received: list[int] = []
+        self.take_over()
+
+    @rule()
+    def take_over(self) -> None:
+        """The process died, or another took the lease."""
+        self.window = Window(self.cursor, slots=self.slots, keeps_order=self.keeps_order)
+        self.under_way: list[list[Candidate]] = []
+
+    @rule(count=st.integers(1, 8))
+    def read(self, count: int) -> None:
+        ahead = [position for position in self.log if position > self.window.read_to]
+        blocked = {lane for lane, _ in self.rows.values()}
+        for position in ahead[:count]:
+            one = candidate(position, self.log[position])
+            (self.window.park if one.lane in blocked else self.window.queue)(one)
+
+    @rule()
+    def read_retries(self) -> None:
+        for position, (lane, attempts) in self.heads().items():
+            self.window.queue_retry(candidate(position, lane, attempts=attempts, since=NOW))
+
+    @precondition(lambda self: len(self.under_way) < self.slots)
+    @rule(limit=st.integers(1, 3))
+    def take(self, limit: int) -> None:
+        batch = self.window.take(limit)
+        lanes = [one.lane for other in self.under_way for one in other]
+        assert not {one.lane for one in batch} & set(lanes), "two of a lane under way"
+        assert self.keeps_order or len({one.lane for one in batch}) == len(batch)
+        if batch:
+            self.under_way.append(batch)
+
+    @precondition(lambda self: self.under_way)
+    @rule(which=st.integers(0, 3), decisions=st.lists(st.sampled_from([Done(), AGAIN, DEAD, None]), min_size=3))
+    def end(self, which: int, decisions: list[Decision | None]) -> None:
+        batch = self.under_way.pop(which % len(self.under_way))
+        stopped: set[str] = set()
+        for one, decision in zip(batch, decisions, strict=False):
+            if one.lane in stopped or decision is None:
+                self.window.put_back(one)
+            else:
+                if decision == Done():
+                    self.received.append(one.position)
+                self.window.decide(one, decision)
+            if decision is None or decision == AGAIN:
+                stopped.add(one.lane)
+
+    @rule()
+    def settle(self) -> None:
+        settlement = self.window.settlement()
+        assert settlement.cursor >= self.cursor
+        self.cursor = settlement.cursor
+        for verdict in (*settlement.firsts, *settlement.retries):
+            one = verdict.candidate
+            if verdict.blocks:
+                self.rows[one.position] = (one.lane, verdict.attempts)
+            else:
+                self.rows.pop(one.position, None)
+            if isinstance(verdict.decision, Dead):
+                self.dead.add(one.position)
+        self.window.settled(settlement)
+
+    def heads(self) -> dict[int, tuple[str, int]]:
+        first: dict[str, int] = {}
+        for position, (lane, _) in sorted(self.rows.items()):
+            first.setdefault(lane, position)
+        return {position: self.rows[position] for position in first.values()}
+
+    @invariant()
+    def nothing_is_left_behind(self) -> None:
+        if not hasattr(self, "log"):
+            return
+        behind = {position for position in self.log if position <= self.cursor}
+        assert behind <= set(self.received) | set(self.rows) | self.dead
+
+    @invariant()
+    def first_copies_arrive_in_order(self) -> None:
+        if not hasattr(self, "log"):
+            return
+        for lane in set(self.log.values()):
+            copies = [position for position in self.received if self.log[position] == lane]
+            firsts = list(dict.fromkeys(copies))
+            assert firsts == sorted(firsts)
+
+    def teardown(self) -> None:
+        """Once everything succeeds, everything arrives."""
+        if not hasattr(self, "log"):
+            return
+        for batch in [*self.under_way]:
+            self.end(0, [Done()] * len(batch))
+        for _ in range(10 * len(self.log)):
+            self.read(8)
+            self.read_retries()
+            while len(self.under_way) < self.slots and (batch := self.window.take(3)):
+                self.under_way.append(batch)
+            while self.under_way:
+                self.end(0, [Done()] * 3)
+            self.settle()
+        assert self.cursor == max(self.log)
+        assert not self.rows
+        assert set(self.received) | self.dead == set(self.log)
+        self.first_copies_arrive_in_order()
+
+
+TestPublishing = Publishing.TestCase
+TestPublishing.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8])
+def test_an_empty_window_has_nothing_to_do(slots: int) -> None:
+    window = Window(3, slots=slots)
+    assert (window.take(9), window.moved, window.settlement().cursor, len(window)) == ([], False, 3, 0)
