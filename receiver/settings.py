@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    IPvAnyNetwork,
     SecretStr,
     ValidationError,
     field_validator,
@@ -31,7 +32,7 @@ from pydantic_settings import SettingsError as PydanticSettingsError
 
 from receiver.domain.delivery import FinalConflict
 from receiver.errors import SettingsError
-from receiver.tags import TagPolicy
+from receiver.tags import TagPolicy, parse_keys
 
 PREFIX: Final = "RECEIVER_"
 DEFAULT_CONFIG: Final = "receiver.toml"
@@ -39,7 +40,6 @@ DEFAULT_CONFIG: Final = "receiver.toml"
 _NOT_SETTINGS: Final = frozenset({"RECEIVER_CONFIG", "RECEIVER_SECRETS_DIR"})
 _TEST_PREFIX: Final = "RECEIVER_TEST_"
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Days = Annotated[int, Field(ge=0)]
 
 
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="sqlite:///… or postgresql://…; SQLite in the data directory"
     )
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(8080, ge=0, le=65535)
     public_url: str | None = Field(None, description="what the printed URLs start with; made from host and port")
     callback_credentials: list[SecretStr] = Field([], description='"user:password"; any of them is accepted')
@@ -85,8 +85,8 @@ class Settings(BaseSettings):
     api_auth: Literal["token", "none"] = "token"
     metrics_auth: Literal["token", "none"] = "token"
     insecure_no_auth: bool = Field(False, description="allows a public address with authentication switched off")
-    trusted_proxies: list[Network] = Field([], description="whose X-Forwarded-* is believed")
-    callback_networks: list[Network] = Field([], description="where callbacks may come from; empty: anywhere")
+    trusted_proxies: list[IPvAnyNetwork] = Field([], description="whose X-Forwarded-* is believed")
+    callback_networks: list[IPvAnyNetwork] = Field([], description="where callbacks may come from; empty: anywhere")
     tag_keys: list[SecretStr] = Field([], description='"kid:secret"; the first signs, all verify')
     tag_policy: TagPolicy = TagPolicy.RECORD
     final_conflict: FinalConflict = FinalConflict.FAILED_WINS
@@ -96,12 +96,33 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    @field_validator("public_url")
+    @classmethod
+    def _is_a_web_address(cls, url: str | None) -> str | None:
+        if url is not None and not (url.startswith(("http://", "https://")) and _host_of(url)):
+            raise ValueError("must begin with https:// or http:// and a host")
+        return url
+
     @field_validator("callback_credentials")
     @classmethod
     def _are_pairs(cls, credentials: list[SecretStr]) -> list[SecretStr]:
-        if not all(":" in credential.get_secret_value() for credential in credentials):
+        pairs = [credential.get_secret_value().partition(":") for credential in credentials]
+        if not all(user and password for user, _, password in pairs):
             raise ValueError('each must be "user:password"')
         return credentials
+
+    @field_validator("api_tokens")
+    @classmethod
+    def _are_not_empty(cls, tokens: list[SecretStr]) -> list[SecretStr]:
+        if any(token.get_secret_value().endswith((":read:", ":admin:")) or not token for token in tokens):
+            raise ValueError("a token is empty")
+        return tokens
+
+    @field_validator("tag_keys")
+    @classmethod
+    def _are_keys(cls, keys: list[SecretStr]) -> list[SecretStr]:
+        parse_keys(key.get_secret_value() for key in keys)
+        return keys
 
     @classmethod
     def settings_customise_sources(
@@ -154,7 +175,7 @@ def load(config: Path | None = None, **overrides: Any) -> Settings:
 
     Raises SettingsError with one line that names the setting.
     """
-    toml, secrets = _config_file(config), os.environ.get(f"{PREFIX}SECRETS_DIR")
+    toml, secrets = _config_file(config), _secrets_directory()
 
     class Sourced(Settings):
         model_config = SettingsConfigDict(toml_file=toml, secrets_dir=secrets)
@@ -168,6 +189,8 @@ def load(config: Path | None = None, **overrides: Any) -> Settings:
         raise SettingsError(_named(str(error))) from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{toml}: {error}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{toml or secrets}: is not UTF-8") from None
 
 
 def _config_file(config: Path | None) -> Path | None:
@@ -178,6 +201,13 @@ def _config_file(config: Path | None) -> Path | None:
     if not Path(named).is_file():
         raise SettingsError(f"{PREFIX}CONFIG: there is no file {named}")
     return Path(named)
+
+
+def _secrets_directory() -> str | None:
+    named = os.environ.get(f"{PREFIX}SECRETS_DIR")
+    if named is not None and not Path(named).is_dir():
+        raise SettingsError(f"{PREFIX}SECRETS_DIR: there is no directory {named}")
+    return named
 
 
 def _refuse_unknown_variables() -> None:
@@ -193,10 +223,11 @@ def _first_line(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
         return message
-    name = PREFIX + "__".join(str(part) for part in problem["loc"]).upper()
+    name = PREFIX + "__".join(part for part in problem["loc"] if isinstance(part, str)).upper()
     if problem["type"] == "extra_forbidden":
         return f"{name} is not a setting of receiver"
-    return f"{name}: {message}"
+    places = [f"entry {part + 1}: " for part in problem["loc"] if isinstance(part, int)]
+    return f"{name}: {''.join(places)}{message}"
 
 
 def _named(message: str) -> str:

@@ -119,7 +119,6 @@ def upgrade() -> None:
         ["tag_verdict", "listed_at"],
         **where("tag_verdict IN ('forged', 'unsigned', 'missing')"),
     )
-    op.create_index("ix_messages_forgotten", "messages", ["id"], **where("events_forgotten"))
     op.create_index("ix_messages_listed", "messages", ["listed_at", "api", "id"])
     op.create_index("ix_messages_sender", "messages", ["sender_key", "listed_at"])
     op.create_index(

@@ -136,11 +136,12 @@ class SqliteAppender:
         self._path, self._pragmas = path, pragmas
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="receiver-sqlite")
         self._connection: sqlite3.Connection | None = None
-        self._turn = asyncio.Lock()
+        # whoever writes within this process waits here, in order: SQLite's own waiting is a lottery
+        self.turn = asyncio.Lock()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
-        async with self._turn:
+        async with self.turn:
             await self._in_thread(self._begin)
             try:
                 yield _SqliteTransaction(self._in_thread, lambda: self._connection)

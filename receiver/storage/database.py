@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from typing import Any, Final
 
 import asyncpg
@@ -45,8 +45,9 @@ _SQLITE_PRAGMAS: Final = (
 # the number stands for "who may append to the event log"; it is the same in every process
 _INTAKE_LOCK: Final = 8243108420253738354
 _TOUCH: Final = sql("UPDATE alembic_version SET version_num = version_num")
-# SQLSTATE classes that speak of the server or the moment, not of the data: connection, resources, locks, operator
-_PASSING_SQLSTATES: Final = ("08", "25", "40", "53", "55", "57", "58", "XX")
+# SQLSTATEs, or their classes, that speak of the server or of the moment and not of the data: connection, login,
+# database, grants, resources, locks, operator
+_PASSING_SQLSTATES: Final = ("08", "25", "28", "3D", "40", "42501", "53", "55", "57", "58", "XX")
 
 
 def driver_url(url: str) -> URL:
@@ -63,9 +64,17 @@ def driver_url(url: str) -> URL:
                 "RECEIVER_DATABASE_URL: SQLite needs a file; what lives in memory is lost with the process"
             )
         case "postgresql":
-            return parsed.set(drivername="postgresql+asyncpg")
+            return _for_asyncpg(parsed)
         case other:
             raise SettingsError(f"RECEIVER_DATABASE_URL: {other} is not supported; use sqlite:/// or postgresql://")
+
+
+def _for_asyncpg(url: URL) -> URL:
+    """libpq's `sslmode` is what users write; asyncpg calls it `ssl`."""
+    query = dict(url.query)
+    if "sslmode" in query:
+        query["ssl"] = query.pop("sslmode")
+    return url.set(drivername="postgresql+asyncpg", query=query)
 
 
 def is_sqlite(url: str) -> bool:
@@ -79,11 +88,13 @@ class Database:
         self.url = driver_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url, pool_size)
-        self._appender = (
-            SqliteAppender(self.url.database or "", _SQLITE_PRAGMAS)
-            if self.is_sqlite
-            else PostgresqlAppender(self.engine, _INTAKE_LOCK)
-        )
+        self._appender: SqliteAppender | PostgresqlAppender
+        self._turn: AbstractAsyncContextManager[None]
+        if self.is_sqlite:
+            self._appender = appender = SqliteAppender(self.url.database or "", _SQLITE_PRAGMAS)
+            self._turn = appender.turn
+        else:
+            self._appender, self._turn = PostgresqlAppender(self.engine, _INTAKE_LOCK), nullcontext()
 
     async def close(self) -> None:
         await self._appender.close()
@@ -110,7 +121,7 @@ class Database:
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """A transaction for statements that write; on SQLite it takes the write lock at once."""
         with unavailable():
-            async with self.engine.connect() as connection:
+            async with self._turn, self.engine.connect() as connection:
                 await connection.execution_options(receiver_writes=True)
                 async with connection.begin():
                     yield connection
@@ -195,9 +206,7 @@ def _postgresql_engine(url: URL, pool_size: int) -> AsyncEngine:
 
 
 def _sqlite_engine(url: URL) -> AsyncEngine:
-    engine = create_async_engine(
-        url, pool_size=4, max_overflow=0, pool_timeout=STATEMENT_SECONDS, hide_parameters=True
-    )
+    engine = create_async_engine(url, pool_size=4, max_overflow=0, pool_timeout=STATEMENT_SECONDS, hide_parameters=True)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine

@@ -101,11 +101,18 @@ _REMOVE: Final = (
 )
 
 
-async def forgotten(transaction: Transaction, message_ids: Iterable[str]) -> set[tuple[Api, str]]:
-    """Those of the messages whose events retention has removed; their rows must not be folded anew."""
-    columns = [MESSAGES.c.api, MESSAGES.c.id]
-    found = await transaction.select(columns, "id {among} AND events_forgotten", message_ids)
-    return {(Api(row.api), row.id) for row in found}
+async def existing(transaction: Transaction, message_ids: Iterable[str]) -> dict[tuple[Api, str], bool]:
+    """Which of the messages have a row, and whether retention has removed events of them.
+
+    The rows of such a message must not be folded anew.
+    """
+    columns = [MESSAGES.c.api, MESSAGES.c.id, MESSAGES.c.events_forgotten]
+    found = await transaction.select(columns, f"{OF_EITHER_API} AND id {{among}}", message_ids)
+    return {(Api(row.api), row.id): bool(row.events_forgotten) for row in found}
+
+
+# said so that the primary key finds the rows
+OF_EITHER_API: Final = f"api IN ('{Api.V1}', '{Api.V2}')"
 
 
 def write(changes: Iterable[tuple[Rows | None, Rows]]) -> list[Step]:

@@ -198,7 +198,6 @@ class MessageRow(SQLModel, table=True):
             **_where("tag_verdict IN ('forged', 'unsigned', 'missing')"),
         ),
         Index("ix_messages_text", "listed_at", **_where("text IS NOT NULL OR media IS NOT NULL")),
-        Index("ix_messages_forgotten", "id", **_where("events_forgotten")),
     )
 
     api: str = _text(primary_key=True)

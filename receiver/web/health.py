@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 _PROBE_EVERY_SECONDS: Final = 1.0
-_PROBE_SECONDS: Final = 5.0
+_PROBE_SECONDS: Final = 4.5
 
 
 class Health:

@@ -133,6 +133,17 @@ async def test_a_message_whose_events_are_forgotten_moves_no_more(database: Data
     assert await select(database, "SELECT count(*) FROM events") == [(1,)]
 
 
+async def test_a_message_whose_row_is_gone_is_made_anew_from_its_events(database: Database, intake: Intake) -> None:
+    group = {"to": ["+15550001", "+15550002"]}
+    await intake.accept(callback(v2_event("m", message=group)))
+    async with database.writing() as connection:
+        for table in ("deliveries", "messages"):
+            await connection.execute(text(f"DELETE FROM {table}"))
+    await intake.accept(callback(v2_event("m", "message-sending", message=group)))
+    found = await select(database, "SELECT recipient, status FROM message_status ORDER BY recipient")
+    assert found == [("+15550001", "delivered"), ("+15550002", "unknown")]
+
+
 async def test_text_that_postgresql_cannot_hold_is_kept_raw_and_replaced_in_columns(
     database: Database, intake: Intake
 ) -> None:

@@ -1,0 +1,104 @@
+"""`receiver check`: whether `receiver serve` would start, a line for each thing it needs."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from receiver import credentials
+from receiver.cli.opening import read_settings
+from receiver.cli.output import say_json, say_table
+from receiver.errors import SettingsError
+from receiver.settings import Settings
+from receiver.sinks import registry
+from receiver.storage import durability, embedded, schema
+from receiver.storage.database import Database, is_sqlite
+
+_LATER: Final = "will be made at the first start"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+def check(config: Path | None, *, json: bool) -> int:
+    settings = read_settings(config)
+    findings = [Finding("settings", ok=True, detail="can be read"), *asyncio.run(_findings(settings))]
+    if json:
+        say_json(findings)
+    else:
+        say_table(("CHECK", "RESULT", "DETAIL"), [(one.what, _WORDS[one.ok], one.detail) for one in findings])
+    return 0 if all(one.ok for one in findings) else 1
+
+
+_WORDS: Final = {True: "ok", False: "FAILED"}
+
+
+async def _findings(settings: Settings) -> list[Finding]:
+    return [await _finding(what, find, settings) for what, find in _CHECKS.items()]
+
+
+async def _finding(what: str, find: Callable[[Settings], Awaitable[str]], settings: Settings) -> Finding:
+    try:
+        return Finding(what, ok=True, detail=await find(settings))
+    except Exception as error:  # whatever it is, it would keep the server from starting
+        return Finding(what, ok=False, detail=str(error).partition("\n")[0])
+
+
+async def _sinks(settings: Settings) -> str:
+    return ", ".join(sink.name for sink in registry.configure(settings.sinks)) or "none"
+
+
+async def _credentials(settings: Settings) -> str:
+    wanted = credentials.missing(settings)
+    if not wanted:
+        return "in the settings"
+    if not is_sqlite(settings.database):
+        raise SettingsError(credentials.what_to_set(wanted))
+    file = settings.data_dir / credentials.FILE
+    return f"in {file}" if file.exists() else _LATER
+
+
+async def _database(settings: Settings) -> str:
+    if is_sqlite(settings.database):
+        return _embedded(settings)
+    database = Database(settings.database)
+    try:
+        weak = await durability.weaknesses(database)
+    finally:
+        await database.close()
+    return "; ".join(weak) or "PostgreSQL answers"
+
+
+def _embedded(settings: Settings) -> str:
+    file = embedded.file_of(settings.database)
+    embedded.refuse_network(file)
+    if not file.exists():
+        return f"{file} {_LATER}"
+    embedded.refuse_damaged(file)
+    return f"{file} is whole"
+
+
+async def _schema(settings: Settings) -> str:
+    if is_sqlite(settings.database) and not embedded.file_of(settings.database).exists():
+        return _LATER
+    database = Database(settings.database)
+    try:
+        await schema.check(database)
+    finally:
+        await database.close()
+    return f"revision {schema.newest()}"
+
+
+_CHECKS: Final[dict[str, Callable[[Settings], Awaitable[str]]]] = {
+    "sinks": _sinks,
+    "credentials": _credentials,
+    "database": _database,
+    "schema": _schema,
+}

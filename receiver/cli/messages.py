@@ -1,0 +1,101 @@
+"""`receiver messages list` and `receiver messages show`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from receiver.cli import asking
+from receiver.cli.opening import with_database
+from receiver.cli.output import say, say_fields, say_json, say_table
+from receiver.domain.cloudevents import rfc3339
+from receiver.domain.events import Api, Event
+from receiver.domain.queries import MessageView
+from receiver.errors import ReceiverError
+from receiver.settings import Settings
+from receiver.storage import messages
+from receiver.storage.database import Database
+from receiver.web.parameters import MessageParameters
+from receiver.web.representations import Message, MessageEvent, Recipient
+
+
+def list_messages(config: Path | None, asked: Mapping[str, Any], *, json: bool) -> int:
+    query = asking.read(MessageParameters, asked).query()
+
+    async def work(_: Settings, database: Database) -> int:
+        page = await messages.find(database, query)
+        if json:
+            say_json([Message.model_validate(view) for view in page.items])
+        else:
+            say_table(_HEADINGS, [_row(view) for view in page.items])
+            if page.more:
+                say(f"(there are more: --page {asked['page'] + 1})")
+        return 0
+
+    return with_database(config, work)
+
+
+_HEADINGS = ("TIME", "API", "ID", "DIRECTION", "FROM", "TO", "STATUS", "CODE", "TAG")
+
+
+def _row(view: MessageView) -> tuple[object, ...]:
+    time = rfc3339(view.listed_at.replace(microsecond=0))
+    return (
+        time,
+        view.api,
+        view.id,
+        view.direction,
+        view.sender,
+        view.numbers,
+        view.status,
+        view.delivery_code,
+        view.tag,
+    )
+
+
+def show_message(config: Path | None, message_id: str, *, api: Api | None, json: bool) -> int:
+    async def work(_: Settings, database: Database) -> int:
+        view = _only(message_id, await messages.with_id(database, message_id, api))
+        events = await messages.events(database, view.api, view.id)
+        message = Message.model_validate(view)
+        if json:
+            told = [MessageEvent.model_validate(event) for event in events]
+            say_json({**message.model_dump(mode="json", by_alias=True), "events": told})
+        else:
+            _say(message, events)
+        return 0
+
+    return with_database(config, work)
+
+
+def _only(message_id: str, found: Sequence[MessageView]) -> MessageView:
+    if not found:
+        raise ReceiverError(f"there is no message {message_id}")
+    if len(found) > 1:
+        raise typer.BadParameter(f"both generations have a message {message_id}: say which", param_hint="--api")
+    return found[0]
+
+
+def _say(message: Message, events: Sequence[Event]) -> None:
+    say_fields(_fields(message.model_dump(mode="json", by_alias=True, exclude={"recipients"})))
+    for recipient in message.recipients:
+        say("", f"to {recipient.to or 'a number that was not told'}")
+        say_fields(_recipient_fields(recipient), indent="  ")
+    say("", "events, in order of arrival")
+    say_table(("RECEIVED", "TYPE", "TIME", "RECIPIENT", "CODE", "DESCRIPTION"), [_event_row(event) for event in events])
+
+
+def _fields(told: Mapping[str, Any]) -> list[tuple[str, object]]:
+    return [(name, value) for name, value in told.items() if value is not False]
+
+
+def _recipient_fields(recipient: Recipient) -> list[tuple[str, object]]:
+    told = recipient.model_dump(mode="json", by_alias=True, exclude={"to"})
+    reason = told.pop("reason")
+    return [*_fields(told), ("meaning", f"{reason['name']}: {reason['description']}" if reason else None)]
+
+
+def _event_row(event: Event) -> tuple[object, ...]:
+    time = rfc3339(event.occurred_at) if event.occurred_at else None
+    return rfc3339(event.received_at), event.type, time, event.recipient, event.code, event.description

@@ -1,0 +1,83 @@
+"""What the commands write: text that is safe for a terminal, tables, JSON."""
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+# What a terminal may take for an order: control characters, line separators, and those that turn the direction of text.
+_ORDERS: Final = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+_NOT_PLAIN: Final = re.compile(f"[{_ORDERS}]|[\ud800-\udfff]")
+_NOT_PLAIN_JSON: Final = re.compile(f"(?![\n])[{_ORDERS}]")
+
+
+class NobodyReads(Exception):
+    """The other end of the pipe on standard output is closed."""
+
+
+def plain(text: str) -> str:
+    """Text on one line, with whatever a terminal might take for an order escaped."""
+    return _NOT_PLAIN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def write(content: bytes) -> None:
+    """Writes to standard output at once, and all of it."""
+    stream, rest = sys.stdout.buffer, memoryview(content)
+    try:
+        # not through the text layer: with PYTHONUNBUFFERED it drops what a closing pipe did not take, and says nothing
+        while rest:
+            rest = rest[stream.write(rest) :]
+        stream.flush()
+    except BrokenPipeError:
+        raise NobodyReads from None
+
+
+def _write_text(text: str) -> None:
+    """Writes text; characters that the encoding of standard output lacks are escaped."""
+    write(text.encode(sys.stdout.encoding, "backslashreplace"))
+
+
+def say(*lines: str) -> None:
+    """Writes lines, each made safe."""
+    _write_text("".join(f"{plain(line)}\n" for line in lines))
+
+
+def complain(text: str) -> None:
+    """Writes one line to standard error, in the name of the program."""
+    sys.stderr.write(f"receiver: {plain(text)}\n")
+
+
+def say_json(value: Any) -> None:
+    """Writes models, dataclasses or plain values as JSON."""
+    from pydantic_core import to_json
+
+    text = to_json(value, by_alias=True, indent=2).decode()
+    _write_text(_NOT_PLAIN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+
+
+def say_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Writes rows under headings, in columns as wide as they need."""
+    cells = [list(headings), *([shown(value) for value in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    say(*(line.rstrip() for line in padded))
+
+
+def say_fields(fields: Iterable[tuple[str, object]], *, indent: str = "") -> None:
+    """Writes names and values below each other; what is absent is left out."""
+    told = [(name, shown(value)) for name, value in fields if value not in (None, "", [])]
+    width = max((len(name) for name, _ in told), default=0)
+    say(*(f"{indent}{name.ljust(width)}  {value}" for name, value in told))
+
+
+def shown(value: object) -> str:
+    """A value as people read it."""
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case list() | tuple():
+            return ", ".join(map(str, value)) or "-"
+        case _:
+            return plain(str(value)) or "-"

@@ -1,0 +1,63 @@
+"""`receiver tag sign` and `receiver tag verify`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from receiver import tags
+from receiver.cli.output import say, say_json
+from receiver.domain.events import TagVerdict
+from receiver.errors import SettingsError
+from receiver.settings import load
+
+
+def sign(
+    config: Path | None,
+    value: str,
+    *,
+    sender: str | None,
+    recipients: Sequence[str] | None,
+    kid: str | None,
+    json: bool,
+) -> int:
+    keys = _keys(config, kid)
+    kid, secret = next(iter(keys.items()))
+    try:
+        tag = tags.sign(value, secret, kid=kid, sender=sender, recipients=recipients or None)
+    except tags.TagError as error:
+        raise typer.BadParameter(str(error)) from None
+    if json:
+        say_json({"tag": tag})
+    else:
+        say(tag)
+    return 0
+
+
+def verify(
+    config: Path | None,
+    tag: str,
+    *,
+    sender: str | None,
+    recipients: Sequence[str] | None,
+    kid: str | None,
+    json: bool,
+) -> int:
+    check = tags.verify(tag, _keys(config, kid), sender=sender, recipients=recipients or None)
+    if json:
+        say_json({"verdict": check.verdict, "value": check.value, "kid": check.kid})
+    else:
+        say(f"{check.verdict}: {check.value}")
+    return 0 if check.verdict is TagVerdict.VALID else 1
+
+
+def _keys(config: Path | None, kid: str | None) -> dict[str, str]:
+    """The keys of the settings, in their order; with a kid that one alone."""
+    keys = tags.parse_keys(key.get_secret_value() for key in load(config).tag_keys)
+    if not keys:
+        raise SettingsError('set RECEIVER_TAG_KEYS, for example ["k1:secret"]')
+    if kid is None:
+        return keys
+    if kid not in keys:
+        raise typer.BadParameter(f"RECEIVER_TAG_KEYS has no key {kid}", param_hint="--kid")
+    return {kid: keys[kid]}

@@ -1,0 +1,554 @@
+"""The commands: what they answer, with which exit code, and that nothing they show can take over a terminal."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import structlog
+from sqlalchemy import create_engine, text
+
+from receiver import cli
+from receiver.cli.output import plain
+from receiver.domain.callbacks import Callback
+from receiver.domain.events import Api
+from receiver.transfer import from_line, to_line
+from receiver.web.callbacks import new_callback_id
+from tests.events import at
+from tests.posts import callback, v1_event, v2_event
+from tests.running import COMMAND, environment, receiver
+from tests.servers import named_database, on_postgres, random_name
+
+EVIL = "\x1b[31mred\x07\u202e\x9b2J\r\n\u2028end"
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """The commands set the log of the process up; the next test shall not notice."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers, root.level = handlers, level
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command within this process, in an empty folder, with these settings."""
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ.keys() - environment().keys():
+        monkeypatch.delenv(name)
+
+    def run(*arguments: str, **settings: str) -> Result:
+        with monkeypatch.context() as patch:
+            for name, value in settings.items():
+                patch.setenv(f"RECEIVER_{name}", value)
+            code = cli.main(arguments)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+def received(body: Any, seconds: float, **more: Any) -> Callback:
+    return callback(body, received=seconds, id=new_callback_id(at(seconds)), **more)
+
+
+CALLBACKS = [
+    received([v2_event("out-1", tag="order-1", message={"text": "hello", "tag": "order-1"})], 0),
+    received([v2_event("out-2", "message-failed", errorCode=4720, description=EVIL)], 1),
+    received([v2_event("in-1", "message-received", message={"direction": "in", "text": EVIL})], 2),
+    received([v1_event("both"), v1_event("v1-only")], 3, api=Api.V1),
+    received([v2_event("both")], 4),
+    received(b"not \x1b[31m json \xff", 5, headers={"user-agent": EVIL}),
+]
+
+
+def folder_with(folder: Path, callbacks: Iterable[Callback]) -> Path:
+    """A folder with a database made by the commands themselves."""
+    assert receiver(folder, "migrate").returncode == 0
+    lines = b"".join(map(to_line, callbacks))
+    assert receiver(folder, "callbacks", "import", "-", stdin=lines).returncode == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def _filled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_with(tmp_path_factory.mktemp("filled"), CALLBACKS)
+
+
+@pytest.fixture
+def filled(run: Run, tmp_path: Path, _filled_folder: Path) -> Run:
+    """`run` in a folder whose database has some callbacks."""
+    shutil.copytree(_filled_folder, tmp_path, dirs_exist_ok=True)
+    return run
+
+
+# --- the program as such
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["serve", "--help"],
+        ["messages", "list", "--help"],
+        ["callbacks", "import", "--help"],
+        ["dead-letters", "requeue", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    script = (
+        f"import sys; from receiver.cli import main; code = main({arguments!r});"
+        # pydantic itself is typer's own wish
+        "heavy = {'sqlalchemy', 'sqlmodel', 'starlette', 'uvicorn', 'pydantic_settings', 'structlog', 'rich',"
+        " 'asyncio', 'alembic', 'httpx2'} & sys.modules.keys();"
+        "print(sorted(heavy), file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "[]\n")
+    assert "Usage: receiver" in done.stdout
+
+
+def test_help_takes_less_than_a_third_of_a_second(tmp_path: Path) -> None:
+    def seconds() -> float:
+        started = time.perf_counter()
+        assert receiver(tmp_path, "messages", "list", "--help").returncode == 0
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(3)) < 0.3
+
+
+def test_the_version_is_told(run: Run) -> None:
+    assert run("--version") == (0, f"receiver {version('bandwidth-receiver')}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "receiver: Missing command; see receiver --help"),
+        (["what"], "receiver: No such command 'what'; see receiver --help"),
+        (["messages", "list", "--what"], "receiver: No such option: --what"),
+        (["messages", "list", "--size", "0"], "receiver: Invalid value for '--size'"),
+        (["messages", "list", "--status", "what"], "receiver: Invalid value for --status: "),
+        (["messages", "list", "--since", "yesterday"], "receiver: Invalid value for --since: must be a time"),
+        (["callbacks", "list", "--outcome", "what"], "receiver: Invalid value for --outcome: "),
+        (["callbacks", "export", "--outcome", "what"], "receiver: Invalid value for --outcome: "),
+        (["callbacks", "export", "--until", "what"], "receiver: Invalid value for --until: must be a time"),
+        (["callbacks", "reread"], "receiver: Invalid value: give either ids, or --outcome or --reason"),
+        (["callbacks", "reread", "x", "--outcome", "accepted"], "receiver: Invalid value: give either ids"),
+        (["dead-letters", "requeue", "crm"], "receiver: Invalid value: give either ids, or --all"),
+        (["tag", "sign", "x"], "receiver: set RECEIVER_TAG_KEYS"),
+        (["serve", "--config", "nowhere.toml"], "receiver: RECEIVER_CONFIG: there is no file nowhere.toml"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_exit_code_2(run: Run, arguments: list[str], line: str) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
+COMMANDS = [
+    ["serve"],
+    ["migrate"],
+    ["check"],
+    ["rebuild"],
+    ["prune"],
+    ["tag", "sign", "x"],
+    ["tag", "verify", "x"],
+    ["messages", "list"],
+    ["messages", "show", "x"],
+    ["callbacks", "list"],
+    ["callbacks", "show", "x"],
+    ["callbacks", "reread", "x"],
+    ["callbacks", "export"],
+    ["callbacks", "import", "x"],
+    ["dead-letters", "list"],
+    ["dead-letters", "requeue", "x", "--all"],
+]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_a_wrong_setting_is_one_line_and_exit_code_2(run: Run, arguments: list[str]) -> None:
+    assert run(*arguments, COLOUR="blue") == (2, "", "receiver: RECEIVER_COLOUR is not a setting of receiver\n")
+
+
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        ("mysql://user:hunter2@host/name", "RECEIVER_DATABASE_URL: mysql is not supported"),
+        ("hunter2", "RECEIVER_DATABASE_URL is not a database URL"),
+        ("sqlite://", "RECEIVER_DATABASE_URL: SQLite needs a file"),
+        ("sqlite:///file:receiver.db?mode=rwc&uri=true", "RECEIVER_DATABASE_URL: give SQLite's file as a path"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [["serve"], ["migrate"], ["messages", "list"]], ids=" ".join)
+def test_a_wrong_database_url_is_one_line_and_exit_code_2(run: Run, arguments: list[str], url: str, line: str) -> None:
+    code, out, err = run(*arguments, DATABASE_URL=url)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"receiver: {line}")
+    assert err.count("\n") == 1
+    assert "hunter2" not in err
+
+
+@pytest.mark.parametrize("arguments", COMMANDS[3:5] + COMMANDS[7:], ids=" ".join)
+def test_no_command_makes_a_database_just_to_look_at_it(run: Run, tmp_path: Path, arguments: list[str]) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (1, "")
+    assert err == (
+        "receiver: there is no database receiver-data/receiver.db; `receiver serve` or `receiver migrate` makes it\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_nobody_expected_is_still_one_line(filled: Run, tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'receiver-data/receiver.db'}")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE messages SET created_at = 'what'"))
+    engine.dispose()
+    code, out, err = filled("messages", "list")
+    assert (code, out) == (1, "")
+    assert err.startswith("receiver: unexpected ValueError")
+    assert err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose database has more in it than a pipe holds."""
+    callbacks = (received([v2_event(f"m{number}")], number) for number in range(400))
+    return folder_with(tmp_path_factory.mktemp("crowded"), callbacks)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["callbacks", "export"], ["messages", "list", "--size", "1000", "--json"]], ids=" ".join
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_closed_pipe_ends_a_command_as_quietly_as_any_other(
+    crowded: Path, arguments: list[str], unbuffered: str
+) -> None:
+    variables = environment() | {"PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(
+        [COMMAND, *arguments], cwd=crowded, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.wait(30) == -signal.SIGPIPE
+        assert process.stderr.read() == b""
+
+
+# --- migrate and check
+
+
+def test_migrate_makes_the_database_for_its_owner_alone(run: Run, tmp_path: Path) -> None:
+    assert run("migrate", "--check").code == 1
+    assert run("migrate").out.startswith("now at revision ")
+    assert (tmp_path / "receiver-data").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "receiver-data/receiver.db").stat().st_mode & 0o777 == 0o600
+    again = run("migrate", "--json").json
+    assert again["before"] == again["after"]
+    assert run("migrate", "--check").code == 0
+
+
+def test_migrate_says_that_the_folder_of_a_database_is_missing(run: Run) -> None:
+    code, _, err = run("migrate", DATABASE_URL="sqlite:///nowhere/receiver.db")
+    assert (code, err) == (2, "receiver: RECEIVER_DATABASE_URL: there is no directory nowhere\n")
+
+
+def test_check_on_an_empty_machine_finds_nothing_wrong_and_makes_nothing(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("check")
+    assert code == 0
+    assert "will be made at the first start" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_after_migrate_says_each_thing_on_a_line(filled: Run) -> None:
+    code, out, _ = filled("check", API_TOKENS='["t"]', CALLBACK_CREDENTIALS='["u:p"]')
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines()[1:]] == [
+        [what, "ok"] for what in ("settings", "sinks", "credentials", "database", "schema")
+    ]
+
+
+def test_check_names_everything_that_is_wrong(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken.db").write_bytes(b"SQLite format 3\0" + b"broken " * 1000)
+    code, out, _ = run(
+        "check", "--json", DATABASE_URL="sqlite:///broken.db", SINKS='[{"name": "crm", "type": "nonsense"}]'
+    )
+    assert code == 1
+    findings = {finding["what"]: finding for finding in json.loads(out)}
+    assert {what for what, finding in findings.items() if not finding["ok"]} == {"sinks", "database", "schema"}
+    assert findings["sinks"]["detail"].startswith("RECEIVER_SINKS: crm: type: ")
+
+
+def test_check_of_a_postgresql_tells_missing_credentials_and_schema(run: Run, postgres: str) -> None:
+    name = random_name()
+    on_postgres(postgres, f"CREATE DATABASE {name}")
+    try:
+        code, out, _ = run("check", DATABASE_URL=named_database(postgres, name))
+        assert code == 1
+        assert "set RECEIVER_CALLBACK_CREDENTIALS" in out
+        assert "run: receiver migrate" in out
+        assert run("migrate", DATABASE_URL=named_database(postgres, name)).code == 0
+        settings = {"API_TOKENS": '["t"]', "CALLBACK_CREDENTIALS": '["u:p"]'}
+        assert run("check", DATABASE_URL=named_database(postgres, name), **settings).code == 0
+    finally:
+        on_postgres(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_check_of_a_postgresql_that_does_not_answer_fails(run: Run) -> None:
+    code, out, err = run("check", DATABASE_URL="postgresql://receiver@127.0.0.1:9/receiver")
+    assert (code, err) == (1, "")
+    assert out.count("FAILED") == 3
+
+
+# --- tags and codes
+
+KEYS = '["k1:secret","k2:other"]'
+
+
+def test_a_signed_tag_is_verified_for_the_same_numbers_alone(run: Run) -> None:
+    code, tag, _ = run("tag", "sign", "order-1", "--from", "+1", "--to", "+2", "--to", "+3", TAG_KEYS=KEYS)
+    assert code == 0
+    signed = tag.removesuffix("\n")
+    assert signed.startswith("order-1~r1.k1.sr.")
+    verify = ("tag", "verify", signed, "--from", "1")
+    assert run(*verify, "--to", "3", "--to", "2", TAG_KEYS=KEYS) == (0, "valid: order-1\n", "")
+    assert run(*verify, "--to", "3", TAG_KEYS=KEYS) == (1, "forged: order-1\n", "")
+    assert run(*verify, "--to", "3", "--to", "2", "--kid", "k2", "--json", TAG_KEYS=KEYS).json == {
+        "verdict": "forged",
+        "value": "order-1",
+        "kid": "k1",
+    }
+
+
+def test_a_tag_is_signed_with_the_key_that_is_asked_for(run: Run) -> None:
+    assert run("tag", "sign", "x", "--kid", "k2", "--json", TAG_KEYS=KEYS).json["tag"].startswith("x~r1.k2.-.")
+    assert run("tag", "sign", "x", "--kid", "k3", TAG_KEYS=KEYS).code == 2
+    assert run("tag", "sign", "x~r1.x", TAG_KEYS=KEYS).code == 2
+
+
+def test_the_meaning_of_a_code_is_told_for_the_generation_asked_for(run: Run) -> None:
+    [code] = run("codes", "4720", "--api", "v2", "--json").json
+    assert (code["api"], code["code"], code["retryable"]) == ("v2", 4720, False)
+    assert "4720 (v2)" in run("codes", "4720").out
+    assert len(run("codes").out.splitlines()) > 50
+    assert run("codes", "4720", "--api", "v1").code == 1
+    assert run("codes", "1") == (1, "", "receiver: Bandwidth's documents list no code 1\n")
+
+
+# --- messages
+
+
+def test_messages_are_listed_newest_first_and_narrowed_by_options(filled: Run) -> None:
+    def ids(*options: str) -> set[str]:
+        return {message["id"] for message in filled("messages", "list", "--json", *options).json}
+
+    assert ids() == {"out-1", "out-2", "in-1", "both", "v1-only"}
+    assert ids("--direction", "in") == {"in-1"}
+    assert ids("--status", "failed") == ids("--code", "4720") == {"out-2"}
+    assert ids("--tag", "order-1") == {"out-1"}
+    assert ids("--from", "15559999", "--to", "+15550001", "--size", "1") < ids()
+    assert ids("--until", "2025") == set()
+    assert "(there are more: --page 1)" in filled("messages", "list", "--size", "2").out
+
+
+def test_a_message_is_shown_with_its_recipients_and_events(filled: Run) -> None:
+    shown = filled("messages", "show", "out-2", "--json").json
+    assert (shown["id"], shown["status"], shown["recipients"][0]["deliveryCode"]) == ("out-2", "failed", 4720)
+    assert [event["type"] for event in shown["events"]] == ["message-failed"]
+    out = filled("messages", "show", "out-2").out
+    assert "invalid-destination-address" in out
+    assert "message-failed" in out
+
+
+def test_a_message_that_is_not_there_or_is_there_twice_is_said(filled: Run) -> None:
+    assert filled("messages", "show", "what") == (1, "", "receiver: there is no message what\n")
+    assert filled("messages", "show", "both").code == 2
+    assert filled("messages", "show", "both", "--api", "v1", "--json").json["api"] == "v1"
+
+
+# --- safe for a terminal
+
+
+def test_plain_text_keeps_what_people_write_and_escapes_what_terminals_obey() -> None:
+    kept = "na\u00efve \u4f60\u597d \U0001f468\u200d\U0001f469 ~!"
+    assert plain(kept) == kept
+    assert plain(EVIL) == r"\x1b[31mred\x07\u202e\x9b2J\r\n\u2028end"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["messages", "list"],
+        ["messages", "list", "--json"],
+        ["messages", "show", "in-1"],
+        ["messages", "show", "in-1", "--json"],
+        ["messages", "show", "out-2"],
+        ["callbacks", "list"],
+        ["callbacks", "show", CALLBACKS[5].id],
+        ["callbacks", "show", CALLBACKS[5].id, "--json"],
+        ["callbacks", "show", CALLBACKS[2].id],
+        ["messages", "show", EVIL],
+    ],
+    ids=lambda arguments: plain(" ".join(arguments)),
+)
+def test_nothing_that_a_stranger_sent_can_take_over_a_terminal(filled: Run, arguments: list[str]) -> None:
+    code, out, err = filled(*arguments)
+    assert code == (1 if EVIL in arguments else 0)
+    assert [character for character in (out + err).replace("\n", "") if not character.isprintable()] == []
+
+
+# --- callbacks
+
+
+def test_callbacks_are_listed_by_outcome(filled: Run) -> None:
+    listed = filled("callbacks", "list", "--json").json
+    assert [one["id"] for one in listed] == [one.id for one in reversed(CALLBACKS)]
+    [quarantined] = filled("callbacks", "list", "--outcome", "quarantined", "--json").json
+    assert (quarantined["id"], quarantined["reason"]) == (CALLBACKS[5].id, "unreadable")
+    assert filled("callbacks", "list", "--reason", "no-message-id", "--json").json == []
+
+
+def test_a_callback_is_shown_byte_for_byte(filled: Run) -> None:
+    shown = filled("callbacks", "show", CALLBACKS[0].id, "--json").json
+    assert shown["body"].encode() == CALLBACKS[0].body
+    code, _, err = filled("callbacks", "show", "0" * 32)
+    assert (code, err) == (1, f"receiver: there is no callback {'0' * 32}, or it is no longer kept\n")
+
+
+def test_an_export_is_imported_elsewhere(filled: Run, tmp_path: Path) -> None:
+    assert filled("callbacks", "export", "--output", "out.jsonl").code == 0
+    assert (tmp_path / "out.jsonl").stat().st_mode & 0o777 == 0o600
+    assert [from_line(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()] == CALLBACKS
+    elsewhere = {"DATABASE_URL": "sqlite:///elsewhere.db"}
+    assert filled("migrate", **elsewhere).code == 0
+    imported = filled("callbacks", "import", "out.jsonl", "--json", **elsewhere)
+    assert imported.json == {"callbacks": 6, "events": 6, "duplicates": 0, "quarantined": 1, "broken": 0}
+    again = filled("callbacks", "import", "out.jsonl", "--json", **elsewhere)
+    assert again.json == {"callbacks": 6, "events": 0, "duplicates": 6, "quarantined": 1, "broken": 0}
+    assert filled("messages", "list", "--json", **elsewhere).json == filled("messages", "list", "--json").json
+
+
+def test_a_broken_line_is_named_and_the_rest_is_taken_in(run: Run, tmp_path: Path) -> None:
+    run("migrate")
+    (tmp_path / "in.jsonl").write_bytes(to_line(CALLBACKS[0]) + b"what\n" + to_line(CALLBACKS[1]))
+    code, out, err = run("callbacks", "import", "in.jsonl", "--json")
+    assert (code, err) == (1, "receiver: line 2: is not a JSON object\n")
+    assert (json.loads(out)["callbacks"], json.loads(out)["broken"]) == (2, 1)
+
+
+def test_an_import_reads_standard_input_and_an_export_writes_standard_output(filled: Run, tmp_path: Path) -> None:
+    exported = receiver(tmp_path, "callbacks", "export", "--outcome", "accepted")
+    assert (exported.returncode, exported.stdout.count(b"\n")) == (0, 5)
+    imported = receiver(tmp_path, "callbacks", "import", "-", "--json", stdin=exported.stdout)
+    assert (imported.returncode, json.loads(imported.stdout)["duplicates"]) == (0, 6)
+
+
+def test_an_export_that_fails_leaves_the_file_that_was_there(filled: Run, tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").write_bytes(b"precious")
+    engine = create_engine(f"sqlite:///{tmp_path / 'receiver-data/receiver.db'}")
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE callbacks RENAME TO hidden"))
+    engine.dispose()
+    assert filled("callbacks", "export", "--output", "out.jsonl").code == 1
+    assert (tmp_path / "out.jsonl").read_bytes() == b"precious"
+    assert not (tmp_path / "out.jsonl.new").exists()
+
+
+def test_quarantined_callbacks_are_read_again_with_the_keys_of_today(run: Run, tmp_path: Path) -> None:
+    run("migrate")
+    tag = run("tag", "sign", "order", TAG_KEYS='["new:secret"]').out.strip()
+    lines = [to_line(received([v2_event("m", message={"tag": tag})], 0)), to_line(CALLBACKS[5])]
+    (tmp_path / "in.jsonl").write_bytes(b"".join(lines))
+    policy = {"TAG_POLICY": "require"}
+    run("callbacks", "import", "in.jsonl", TAG_KEYS='["old:secret"]', **policy)
+    assert run("messages", "list", "--json").json == []
+    reread = run("callbacks", "reread", "--outcome", "quarantined", "--json", TAG_KEYS='["new:secret"]', **policy)
+    assert (reread.code, reread.json) == (0, {"callbacks": 2, "events": 1, "quarantined": 1})
+    [message] = run("messages", "list", "--json").json
+    assert (message["tag"], message["tagVerdict"]) == ("order", "valid")
+    assert run("callbacks", "reread", CALLBACKS[5].id, "--json").json["callbacks"] == 1
+    assert run("callbacks", "reread", "0" * 32).code == 1
+
+
+# --- upkeep
+
+
+def test_rebuild_tells_and_puts_right_what_differs(filled: Run, tmp_path: Path) -> None:
+    assert filled("rebuild", "--json").json == {"messages": 6, "forgotten": 0, "differing": 0}
+    engine = create_engine(f"sqlite:///{tmp_path / 'receiver-data/receiver.db'}")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE messages SET status = 'queued' WHERE id = 'out-1'"))
+    engine.dispose()
+    assert filled("rebuild", "--dry-run").out == "6 messages read, 1 rows differ\n"
+    assert filled("rebuild").out == "6 messages read, 1 rows differed and were put right\n"
+    assert filled("messages", "show", "out-1", "--json").json["status"] == "delivered"
+
+
+def test_prune_counts_first_and_then_forgets(filled: Run) -> None:
+    """The callbacks are of January 2026 and the clock is the machine's: everything is old after a day."""
+    settings = {"RETENTION": '{"text": 1, "callbacks": 1, "events": 1, "attempts": 0, "messages": 0}'}
+    counts = {"text": 4, "callbacks": 6, "events": 6}
+    assert filled("prune", "--dry-run", "--json", **settings).json == counts
+    assert filled("prune", "--json", **settings).json == counts
+    assert filled("prune", "--json", **settings).json == dict.fromkeys(counts, 0)
+    assert filled("callbacks", "list", "--json").json == []
+
+
+def test_dead_letters_are_listed_and_made_due_again(filled: Run, tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'receiver-data/receiver.db'}")
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO sinks (name, cursor, epoch, revision, paused, fingerprint, failures, seen_at)"
+                " VALUES ('crm', 3, 0, 0, 0, 'f', 0, '2026-01-01T00:00:00.000000Z')"
+            )
+        )
+        for position in (1, 2, 3):
+            connection.execute(
+                text(
+                    "INSERT INTO dead_letters"
+                    " (sink, position, lane, event_id, reason, detail, attempts, first_at, died_at) VALUES ('crm', :p,"
+                    " :p, :p, 'refused', 'no', 1, '2026-01-01T00:00:00.000000Z', '2026-01-01T00:00:00.000000Z')"
+                ),
+                {"p": position},
+            )
+    engine.dispose()
+    letters = filled("dead-letters", "list", "--sink", "crm", "--json").json
+    assert [(letter["messageId"], letter["reason"], letter["detail"]) for letter in letters] == [
+        (id_, "refused", "no") for id_ in ("out-1", "out-2", "in-1")
+    ]
+    first = str(letters[0]["id"])
+    assert filled("dead-letters", "requeue", "crm", "--all", "--dry-run", "--json").json["deadLetters"] == 3
+    assert filled("dead-letters", "requeue", "crm", first, "--json").json["deadLetters"] == 1
+    code, _, err = filled("dead-letters", "requeue", "crm", first)
+    assert (code, err) == (1, "receiver: 1 of these ids are no dead letters of crm\n")
+    assert filled("dead-letters", "requeue", "crm", "--all", "--json").json["deadLetters"] == 2
+    assert filled("dead-letters", "list", "--json").json == []
+    assert filled("dead-letters", "requeue", "what", "--all") == (1, "", "receiver: there is no sink what\n")

@@ -1,0 +1,339 @@
+"""The first run, and those after it: a real `receiver serve` in an empty folder."""
+
+import itertools
+import json
+import os
+import pty
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import httpx2
+import pytest
+
+from tests.posts import v2_event
+from tests.running import COMMAND, environment, receiver, serving
+from tests.servers import named_database, on_postgres, random_name
+
+DATA = "receiver-data"
+
+
+def credentials(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / DATA / "credentials.json").read_text("utf-8")))
+
+
+def post(url: str, folder: Path, body: Any) -> httpx2.Response:
+    user, _, password = credentials(folder)["callback_credentials"][0].partition(":")
+    return httpx2.post(f"{url}/callbacks/bandwidth/v2", json=body, auth=(user, password))
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def messages(folder: Path) -> list[dict[str, Any]]:
+    listed = receiver(folder, "messages", "list", "--json")
+    assert listed.stderr == b""
+    return list(json.loads(listed.stdout))
+
+
+def test_a_first_run_makes_everything_and_takes_a_callback_in(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        assert mode(tmp_path / DATA) == 0o700
+        made = {path.name: mode(path) for path in (tmp_path / DATA).iterdir()}
+        assert made.keys() >= {"receiver.db", "credentials.json"}
+        assert set(made.values()) == {0o600}
+        assert httpx2.get(f"{server.url}/readyz").status_code == 200
+        assert httpx2.post(f"{server.url}/callbacks/bandwidth/v2", json=[v2_event("m1")]).status_code == 401
+        assert post(server.url, tmp_path, [v2_event("m1")]).status_code == 200
+        assert [(message["id"], message["status"]) for message in messages(tmp_path)] == [("m1", "delivered")]
+        assert server.stop() == 0
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".txt"] == [DATA]
+
+
+def test_a_second_start_uses_what_the_first_one_made(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        post(server.url, tmp_path, [v2_event("m1")])
+        made = credentials(tmp_path)
+        server.stop()
+    with serving(tmp_path) as server:
+        assert credentials(tmp_path) == made
+        assert post(server.url, tmp_path, [v2_event("m2")]).status_code == 200
+        assert {message["id"] for message in messages(tmp_path)} == {"m1", "m2"}
+
+
+def test_settings_win_over_what_was_generated(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        server.stop()
+    with serving(tmp_path, settings={"CALLBACK_CREDENTIALS": '["user:other"]'}) as server:
+        url = f"{server.url}/callbacks/bandwidth/v2"
+        assert httpx2.post(url, json=[], auth=("user", "other")).status_code == 200
+        assert post(server.url, tmp_path, []).status_code == 401
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_ends_it_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
+    with serving(tmp_path) as server:
+        assert server.stop(number) == 0
+        assert "Traceback" not in server.errors.read_text("utf-8")
+    with closing(sqlite3.connect(tmp_path / DATA / "receiver.db")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_signal_under_load_drops_nothing_that_was_answered(tmp_path: Path) -> None:
+    answered: list[str] = []
+
+    def send(sender: int) -> None:
+        with httpx2.Client(auth=("u", "p"), timeout=30) as client:
+            for number in itertools.count():
+                id_ = f"m-{sender}-{number}"
+                try:
+                    answer = client.post(f"{server.url}/callbacks/bandwidth/v2", json=[v2_event(id_)])
+                except httpx2.TransportError:
+                    return
+                if answer.status_code == 200:
+                    answered.append(id_)
+
+    with (
+        serving(tmp_path, settings={"CALLBACK_CREDENTIALS": '["u:p"]'}) as server,
+        ThreadPoolExecutor(max_workers=4) as senders,
+    ):
+        for sender in range(4):
+            senders.submit(send, sender)
+        deadline = time.monotonic() + 30
+        while len(answered) < 100:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert server.stop() == 0
+    with closing(sqlite3.connect(tmp_path / DATA / "receiver.db")) as connection:
+        kept = {id_ for (id_,) in connection.execute("SELECT id FROM messages")}
+    assert set(answered) <= kept
+
+
+def test_a_second_server_on_the_same_database_is_refused_and_told_whose_it_is(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        second = receiver(tmp_path, "serve", "--port", "0")
+        assert (second.returncode, second.stdout) == (1, b"")
+        assert second.stderr.decode() == (
+            f"receiver: process {server.process.pid} already serves the database {DATA}/receiver.db;"
+            " an embedded database has one\n"
+        )
+        assert post(server.url, tmp_path, [v2_event("m1")]).status_code == 200
+
+
+def test_a_server_that_was_killed_leaves_no_lock_behind(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        post(server.url, tmp_path, [v2_event("m1")])
+        assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+    with serving(tmp_path):
+        assert [message["id"] for message in messages(tmp_path)] == ["m1"]
+
+
+def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = receiver(tmp_path, "serve", "--port", str(port))
+    line = f"receiver: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (1, b"", line)
+
+
+def test_a_host_that_is_not_ours_is_one_line(tmp_path: Path) -> None:
+    done = receiver(tmp_path, "serve", "--port", "0", "--host", "192.0.2.1")
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert done.stderr.startswith(b"receiver: cannot listen on 192.0.2.1 port 0: ")
+
+
+def test_a_name_is_listened_on_at_all_its_addresses(tmp_path: Path) -> None:
+    with serving(tmp_path, "--host", "localhost") as server:
+        assert httpx2.get(f"{server.url}/healthz").status_code == 200
+
+
+def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / DATA).mkdir()
+    (tmp_path / DATA / "receiver.db").write_bytes(b"SQLite format 3\0" + b"broken " * 1000)
+    done = receiver(tmp_path, "serve", "--port", "0")
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert done.stderr.startswith(f"receiver: {DATA}/receiver.db is damaged (".encode())
+
+
+def test_a_data_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / DATA).write_text("in the way")
+    done = receiver(tmp_path, "serve", "--port", "0")
+    assert (done.returncode, done.stderr) == (1, f"receiver: {DATA}: File exists\n".encode())
+
+
+def test_a_public_address_without_authentication_is_refused(tmp_path: Path) -> None:
+    done = receiver(tmp_path, "serve", "--host", "0.0.0.0", CALLBACK_AUTH="none")
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert done.stderr.startswith(b"receiver: RECEIVER_CALLBACK_AUTH: authentication is off")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- what it says
+
+
+def test_secrets_are_not_written_into_a_file(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        said = server.output.read_text("utf-8") + server.errors.read_text("utf-8")
+    made = credentials(tmp_path)
+    for secret in (made["callback_credentials"][0].partition(":")[2], made["api_tokens"][0]):
+        assert secret not in said
+    assert said.count(f"in {DATA}/credentials.json") == 2
+    assert f"{server.url}/callbacks/bandwidth/v2\n" in said
+    assert f"{server.url.replace('//', '//USER:PASSWORD@')}/callbacks/bandwidth/v1\n" in said
+
+
+def test_settings_are_named_as_the_place_of_their_secrets(tmp_path: Path) -> None:
+    settings = {"CALLBACK_CREDENTIALS": '["u:pass-word"]', "API_TOKENS": '["to-ken"]'}
+    with serving(tmp_path, settings=settings) as server:
+        said = server.output.read_text("utf-8") + server.errors.read_text("utf-8")
+    assert "as set in RECEIVER_CALLBACK_CREDENTIALS" in said
+    assert "as set in RECEIVER_API_TOKENS" in said
+    assert "pass-word" not in said
+    assert "to-ken" not in said
+    assert not (tmp_path / DATA / "credentials.json").exists()
+
+
+def on_a_terminal(folder: Path, **settings: str) -> Iterator[str]:
+    """What `receiver serve` says to a terminal: all of it, a piece at a time."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [COMMAND, "serve", "--port", "0"],
+        cwd=folder,
+        env=environment(**settings),
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(theirs)
+    said, deadline = "", time.monotonic() + 30
+    try:
+        while time.monotonic() < deadline:
+            said += os.read(ours, 4096).decode().replace("\r\n", "\n")
+            yield said
+    finally:
+        process.kill()
+        process.wait(10)
+        os.close(ours)
+
+
+def test_secrets_are_shown_to_a_terminal_ready_to_paste(tmp_path: Path) -> None:
+    settings = {"CALLBACK_CREDENTIALS": '["us@er:pa ss/w:\u00f6rd"]', "API_TOKENS": '["ops:admin:to-ken"]'}
+    said = next(said for said in on_a_terminal(tmp_path, **settings) if "to-ken" in said)
+    v1 = next(line.strip() for line in said.splitlines() if line.endswith("/callbacks/bandwidth/v1"))
+    url = urlsplit(v1)
+    assert (unquote(url.username or ""), unquote(url.password or "")) == ("us@er", "pa ss/w:\u00f6rd")
+    assert "us%40er:pa%20ss%2Fw%3A%C3%B6rd@127.0.0.1:" in v1
+    assert "user      us@er\n" in said
+    assert "password  pa ss/w:\u00f6rd\n" in said
+    assert "API token    to-ken" in said
+
+
+def test_the_public_url_is_what_the_printed_ones_start_with(tmp_path: Path) -> None:
+    settings = {"PUBLIC_URL": "https://sms.example.com/", "CALLBACK_CREDENTIALS": '["u:p"]', "API_TOKENS": '["t"]'}
+    said = next(said for said in on_a_terminal(tmp_path, **settings) if "API token" in said)
+    assert "https://u:p@sms.example.com/callbacks/bandwidth/v1\n" in said
+    assert "https://sms.example.com/callbacks/bandwidth/v2\n" in said
+    assert "https://sms.example.com/openapi.json\n" in said
+    assert "RECEIVER_PUBLIC_URL" not in said
+
+
+def test_nobody_reading_what_it_says_does_not_stop_it(tmp_path: Path) -> None:
+    command = f"({COMMAND} serve --port 0 2> log.txt; echo $? > code.txt) | true"
+    shell = subprocess.Popen(["/bin/sh", "-c", command], cwd=tmp_path, env=environment())
+    try:
+        deadline = time.monotonic() + 30
+        while not (address := _logged_address(tmp_path / "log.txt")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert httpx2.get(f"{address}/healthz").status_code == 200
+    finally:
+        os.kill(int((tmp_path / DATA / "receiver.db.lock").read_text()), signal.SIGTERM)
+        shell.wait(30)
+    assert (tmp_path / "code.txt").read_text() == "0\n"
+
+
+def _logged_address(log: Path) -> str | None:
+    lines = log.read_text("utf-8").splitlines() if log.exists() else []
+    entries = (json.loads(line) for line in lines)
+    return next((entry["address"] for entry in entries if entry["event"] == "listening"), None)
+
+
+# --- PostgreSQL
+
+
+@pytest.fixture
+def empty_postgres_url(postgres: str) -> Iterator[str]:
+    """A PostgreSQL database without tables."""
+    name = random_name()
+    on_postgres(postgres, f"CREATE DATABASE {name}")
+    yield named_database(postgres, name)
+    on_postgres(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+GIVEN = {"CALLBACK_CREDENTIALS": '["u:p"]', "API_TOKENS": '["t"]'}
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({}, 'receiver: set RECEIVER_CALLBACK_CREDENTIALS, for example ["user:password"]\n'),
+        ({"CALLBACK_CREDENTIALS": '["u:p"]'}, 'receiver: set RECEIVER_API_TOKENS, for example ["token"]\n'),
+    ],
+    ids=["nothing set", "no token"],
+)
+def test_with_postgresql_nothing_is_generated(tmp_path: Path, given: dict[str, str], line: str) -> None:
+    done = receiver(tmp_path, "serve", DATABASE_URL="postgresql://receiver@127.0.0.1:9/receiver", **given)
+    assert (done.returncode, done.stderr.decode()) == (2, line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_postgresql_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    url = "postgresql://receiver@127.0.0.1:9/receiver"
+    done = receiver(tmp_path, "serve", "--port", "0", DATABASE_URL=url, **GIVEN)
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert done.stderr.startswith(b"receiver: the database cannot be used now: ")
+
+
+def test_a_postgresql_without_tables_is_refused_with_the_command_to_run(
+    tmp_path: Path, empty_postgres_url: str
+) -> None:
+    settings = {**GIVEN, "DATABASE_URL": empty_postgres_url}
+    done = receiver(tmp_path, "serve", "--port", "0", **settings)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.endswith(b"run: receiver migrate\n")
+    assert receiver(tmp_path, "migrate", **settings).returncode == 0
+    with serving(tmp_path, settings=settings) as server:
+        assert httpx2.get(f"{server.url}/readyz").status_code == 200
+        assert server.stop() == 0
+    assert not (tmp_path / DATA).exists()
+
+
+def test_two_servers_share_a_postgresql(tmp_path: Path, postgres_url: str) -> None:
+    settings = {**GIVEN, "DATABASE_URL": postgres_url}
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    with serving(folders[0], settings=settings) as one, serving(folders[1], settings=settings) as two:
+        for server in (one, two):
+            answer = httpx2.post(f"{server.url}/callbacks/bandwidth/v2", json=[v2_event("m")], auth=("u", "p"))
+            assert answer.status_code == 200
+    [callback] = json.loads(receiver(tmp_path, "callbacks", "list", "--json", **settings).stdout)
+    assert callback["duplicates"] == 1
+
+
+def test_a_postgresql_that_may_lose_what_was_acknowledged_is_warned_of(tmp_path: Path, postgres_url: str) -> None:
+    settings = {**GIVEN, "DATABASE_URL": postgres_url}
+    with serving(tmp_path, settings=settings) as server:
+        errors = server.errors.read_text("utf-8")
+    off = json.loads(receiver(tmp_path, "check", "--json", **settings).stdout)
+    [database] = [finding for finding in off if finding["what"] == "database"]
+    assert ("fsync = off" in errors) is ("fsync = off" in database["detail"])
+    assert "synchronous_commit" not in errors

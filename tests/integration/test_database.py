@@ -1,0 +1,51 @@
+"""The connection to the database: the URLs users write, and which errors mean "not now"."""
+
+import pytest
+
+from receiver.errors import SettingsError, StorageUnavailable
+from receiver.storage import schema
+from receiver.storage.database import Database, driver_url, is_sqlite
+from tests.servers import named_database
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("url", "driver", "query"),
+    [
+        ("sqlite:////data/receiver.db", "sqlite+aiosqlite", {}),
+        ("postgresql://u:p@db/receiver", "postgresql+asyncpg", {}),
+        ("postgresql://u:p@db/receiver?sslmode=require", "postgresql+asyncpg", {"ssl": "require"}),
+    ],
+)
+def test_the_driver_is_ours_to_name(url: str, driver: str, query: dict[str, str]) -> None:
+    made = driver_url(url)
+    assert (made.drivername, dict(made.query)) == (driver, query)
+    assert is_sqlite(url) is url.startswith("sqlite")
+
+
+@pytest.mark.parametrize("url", ["", "no url", "sqlite://", "sqlite:///:memory:", "mysql://u@h/d"])
+def test_what_cannot_be_a_database_is_refused_by_name(url: str) -> None:
+    with pytest.raises(SettingsError, match="RECEIVER_DATABASE_URL"):
+        driver_url(url)
+
+
+@pytest.mark.parametrize("wrong", ["database", "port"])
+async def test_a_server_that_does_not_let_us_in_is_unavailable(postgres_url: str, wrong: str) -> None:
+    away = (
+        named_database(postgres_url, "receiver_test_nowhere") if wrong == "database" else "postgresql://u@127.0.0.1:1/d"
+    )
+    database = Database(away)
+    for use in (database.reading, database.writing, database.appending):
+        with pytest.raises(StorageUnavailable):
+            async with use():
+                pass
+    await database.close()
+
+
+async def test_migrating_twice_changes_nothing_and_check_is_content(database_url: str) -> None:
+    database = Database(database_url)
+    await schema.migrate(database)
+    await schema.check(database)
+    assert await schema.current(database) == schema.newest()
+    await database.close()
