@@ -1,5 +1,6 @@
 """What is measured, for Prometheus: few metrics, and no label whose values a stranger can choose."""
 
+from collections import Counter as Counted
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -76,8 +77,8 @@ class Metrics:
         """One callback's new events by their status, the number of its known ones, and why elements were not read."""
         result = "quarantined" if reasons else "accepted" if statuses or not duplicates else "duplicate"
         self._results[result].inc()
-        for status in statuses:
-            self._events.labels(f"message.{status}").inc()
+        for status, events in Counted(statuses).items():
+            self._events.labels(f"message.{status}").inc(events)
         for reason in reasons:
             self._quarantined.labels(reason).inc()
         if duplicates:

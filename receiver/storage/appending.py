@@ -124,6 +124,11 @@ class _Reader:
         return rows
 
 
+@lru_cache(maxsize=64)
+def _reader(columns: tuple[Any, ...], *, sqlite: bool) -> _Reader:
+    return _Reader(columns, sqlite=sqlite)
+
+
 # --- SQLite ---
 
 _PORTIONS: Final = (128, 32, 8, 1)
@@ -142,10 +147,9 @@ class SqliteAppender:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         async with self.turn:
-            await self._in_thread(self._begin)
             try:
-                yield _SqliteTransaction(self._in_thread, lambda: self._connection)
-                await self._in_thread(self._execute, "COMMIT")
+                yield _SqliteTransaction(self._in_thread, self._begun)
+                await self._in_thread(self._commit)
             except BaseException:
                 await asyncio.shield(self._in_thread(self._rollback))
                 raise
@@ -157,17 +161,19 @@ class SqliteAppender:
     def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
-    def _begin(self) -> None:
+    def _begun(self) -> sqlite3.Connection:
+        """The connection with the write lock; taken with the first statement, to save a turn of the thread."""
         if self._connection is None:
             connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=True)
             for pragma in self._pragmas:
                 connection.execute(pragma)
             self._connection = connection
-        self._execute("BEGIN IMMEDIATE")
+        if not self._connection.in_transaction:
+            self._connection.execute("BEGIN IMMEDIATE")
+        return self._connection
 
-    def _execute(self, statement: str) -> None:
-        assert self._connection is not None  # noqa: S101
-        self._connection.execute(statement)
+    def _commit(self) -> None:
+        self._begun().execute("COMMIT")
 
     def _rollback(self) -> None:
         if self._connection is not None and self._connection.in_transaction:
@@ -180,21 +186,24 @@ class SqliteAppender:
 
 
 class _SqliteTransaction:
-    def __init__(self, in_thread: Callable[..., asyncio.Future[Any]], connection: Callable[[], Any]) -> None:
+    def __init__(
+        self, in_thread: Callable[..., asyncio.Future[Any]], connection: Callable[[], sqlite3.Connection]
+    ) -> None:
         self._in_thread, self._connection = in_thread, connection
 
     async def select(self, columns: Sequence[Any], where: str, values: Iterable[str]) -> list[Any]:
         among = "IN (SELECT value FROM json_each(?))"
         statement, parameters = _select(columns, where.format(among=among)), (_json_text(list(values)),)
         found = await self._in_thread(lambda: self._connection().execute(statement, parameters).fetchall())
-        return _Reader(columns, sqlite=True)(found)
+        return _reader(tuple(columns), sqlite=True)(found)
 
     async def run(self, steps: Iterable[Step]) -> None:
         prepared = [one for step in steps if step.rows for one in _sqlite_step(step)]
 
         def run() -> None:
+            connection = self._connection()
             for statement, values in prepared:
-                self._connection().execute(statement, values)
+                connection.execute(statement, values)
 
         await self._in_thread(run)
 
@@ -293,7 +302,7 @@ class _PostgresqlTransaction:
 
     async def select(self, columns: Sequence[Any], where: str, values: Iterable[str]) -> list[Any]:
         statement = _select(columns, where.format(among="= ANY($1::text[])"))
-        return _Reader(columns, sqlite=False)(await self._driver.fetch(statement, list(values)))
+        return _reader(tuple(columns), sqlite=False)(await self._driver.fetch(statement, list(values)))
 
     async def run(self, steps: Iterable[Step]) -> None:
         for step in steps:

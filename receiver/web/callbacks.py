@@ -9,6 +9,7 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
+import itertools
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -194,9 +195,13 @@ async def _drain(receive: Receive) -> None:
             return
 
 
+_PROCESS: Final = secrets.token_hex(5)
+_numbers: Final = itertools.count()
+
+
 def new_callback_id(now: datetime) -> str:
-    """An id of 32 hexadecimal digits that rises with time: microseconds since 1970, then chance."""
-    return f"{round(now.timestamp() * 1_000_000):014x}{secrets.token_hex(9)}"
+    """An id of 32 hexadecimal digits that rises with time: microseconds since 1970, then process and number."""
+    return f"{round(now.timestamp() * 1_000_000):014x}{_PROCESS}{next(_numbers) & 0xFFFFFFFF:08x}"
 
 
 async def _answer(send: Send, status: int, *headers: tuple[bytes, bytes]) -> None:
