@@ -14,7 +14,7 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 _SECRET_KEYS: Final = re.compile(r"authorization|password|secret|token|cookie|credential", re.IGNORECASE)
-# at `debug` they log statements with their values, or requests with their headers
+# at `debug` they log statements with their values, or requests with their headers; at `info` each statement, each URL
 _TELLTALES: Final = ("aiosqlite", "asyncio", "sqlalchemy", "httpx2", "httpcore2")
 _URL_PASSWORD: Final = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]*@")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -49,7 +49,7 @@ def configure(*, form: str = "auto", level: str = "info") -> None:
     root.handlers = [handler]
     root.setLevel(level.upper())
     for name in _TELLTALES:
-        logging.getLogger(name).setLevel(max(logging.INFO, root.level))
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
 def _dumps(value: Any, **_: Any) -> str:

@@ -38,7 +38,7 @@ async def receiving(url: str, **settings: Any) -> AsyncIterator[httpx2.AsyncClie
     )
     async with (
         serving(application(configured)) as base,
-        httpx2.AsyncClient(base_url=base, auth=AUTH, trust_env=False) as client,
+        httpx2.AsyncClient(base_url=base, auth=AUTH, trust_env=False, timeout=20) as client,
     ):
         yield client
 
@@ -226,7 +226,7 @@ async def test_credentials_are_not_kept_with_the_headers(sqlite_client: httpx2.A
 async def test_while_the_database_cannot_commit_the_answer_is_503_and_not_ready(sqlite_url: str) -> None:
     async with receiving(sqlite_url) as client:
         holder = Database(sqlite_url)
-        async with holder.writing():
+        async with holder.writing(), asyncio.timeout(7):  # five promised, and some for a busy machine
             answers = await asyncio.gather(
                 client.post(V2, json=[v2_event()]), client.get("/readyz"), client.get("/healthz")
             )

@@ -59,6 +59,16 @@ def test_a_first_run_makes_everything_and_takes_a_callback_in(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".txt"] == [DATA]
 
 
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_the_log_tells_what_the_server_does_and_not_each_statement(tmp_path: Path, level: str) -> None:
+    with serving(tmp_path, settings={"LOG_LEVEL": level}) as server:
+        assert post(server.url, tmp_path, [v2_event("m1")]).status_code == 200
+        server.stop()
+        lines = [json.loads(line) for line in server.errors.read_text("utf-8").splitlines()]
+    assert "listening" in {line["event"] for line in lines}
+    assert not [line for line in lines if line["logger"].partition(".")[0] in {"sqlalchemy", "aiosqlite", "httpx2"}]
+
+
 def test_a_second_start_uses_what_the_first_one_made(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         post(server.url, tmp_path, [v2_event("m1")])

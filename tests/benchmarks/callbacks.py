@@ -1,7 +1,7 @@
 """Callbacks accepted per second, side by side in one run: `python -m tests.benchmarks.callbacks`.
 
-Every contestant runs alone, as a process of its own, in turns; every callback has its own message id, only a 200 counts,
-and what each database holds at the end is compared with what was answered. Prints a table for the README.
+Each contestant runs alone, a process of its own, in turns; each callback has its own message id, only a 200 counts, and
+what each database holds at the end is compared with what was answered. Prints a table for the README.
 """
 
 import argparse
@@ -201,10 +201,9 @@ def main() -> None:
             for result, start in zip(results, starters, strict=True):
                 with start() as contestant:
                     measure(contestant, result, connections=given.connections, seconds=given.seconds)
+    conditions = f"{given.connections} connections, median of {given.rounds} rounds of {given.seconds:.0f} s"
     print(f"{datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {os.cpu_count()} cores shared by server,")
-    print(
-        f"load and database; {given.connections} connections, median of {given.rounds} rounds of {given.seconds:.0f} s\n"
-    )
+    print(f"load and database; {conditions}\n")
     print(table(results))
 
 

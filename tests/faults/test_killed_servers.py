@@ -86,6 +86,14 @@ async def audit(url: str, load: Load) -> set[str]:
     return set(events)
 
 
+async def let_the_lease_lapse(url: str) -> None:
+    """Spares the test the minute after which another process may work for the sink of a killed one."""
+    database = Database(url)
+    async with database.writing() as connection:
+        await connection.execute(text("UPDATE sinks SET lease_until = NULL"))
+    await database.close()
+
+
 def published(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
@@ -97,6 +105,7 @@ async def test_every_callback_answered_200_survives_kill_9(database_url: str, tm
         with serving(tmp_path, settings=settings) as server:
             await under_load(server.url, load, f"r{round_}", random.uniform(0.05, 0.5), server.process.kill)
     assert load.acknowledged
+    await let_the_lease_lapse(database_url)
     with serving(tmp_path, settings=settings) as server:
         events = await audit(database_url, load)
         deadline = time.monotonic() + 90
