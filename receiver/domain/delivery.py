@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from receiver.domain.events import Api, Direction, Event, Failure, Status, TagVerdict, number_key
+from receiver.domain.events import PLAIN_FACTS, Api, Direction, Event, Failure, Status, TagVerdict, number_key
 
 
 class FinalConflict(StrEnum):
@@ -184,17 +184,7 @@ class Recipient:
     delivery: Delivery
 
 
-_FACTS: Final = (
-    "sender",
-    "owner",
-    "application_id",
-    "tag",
-    "segment_count",
-    "channel",
-    "carrier_name",
-    "priority",
-    "created_at",
-)
+_FACTS: Final = (*PLAIN_FACTS, "created_at")
 
 
 class Message:
@@ -276,10 +266,8 @@ class Message:
 
     def _standing(self, event: Event) -> Delivery | None:
         """The delivery an event is about, before it; None where it has no row yet."""
-        if event.direction is Direction.IN:
-            return self._inbound
         if event.recipient is None:
-            return self._unnamed
+            return self._inbound or self._unnamed or (NOTHING_SAID if self._numbers else None)
         key = number_key(event.recipient)
         return self._row(key) if key in self._numbers else None
 
@@ -292,7 +280,7 @@ class Message:
             return self._inbound
         if event.recipient is None:
             self._unnamed = merge(self._unnamed or NOTHING_SAID, event, self.conflict)
-            return self._unnamed
+            return self._inbound or self._unnamed
         key = number_key(event.recipient)
         self._named[key] = merge(self._named.get(key, NOTHING_SAID), event, self.conflict)
         return self._row(key)

@@ -92,6 +92,19 @@ class Facts:
     created_at: datetime | None = None
 
 
+# the facts that are a text or a number: of each, a message keeps the first that is not empty
+PLAIN_FACTS: Final = (
+    "sender",
+    "owner",
+    "application_id",
+    "tag",
+    "segment_count",
+    "channel",
+    "carrier_name",
+    "priority",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """A normalized fact about one message and one recipient.

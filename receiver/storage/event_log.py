@@ -8,38 +8,15 @@ from typing import Any, Final
 from sqlalchemy import Row, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.domain.events import Api, Direction, Event, Facts, Failure, Status, TagVerdict
+from receiver.domain.events import PLAIN_FACTS, Api, Direction, Event, Facts, Failure, Status, TagVerdict
 from receiver.domain.log import Appended, LogEntry, Snapshot
 from receiver.storage.appending import Insert, Transaction
-from receiver.storage.database import Database
 from receiver.storage.tables import EventRow, MessageRow
 
 EVENTS: Final[Any] = EventRow.__table__  # type: ignore[attr-defined]
 MESSAGES: Final[Any] = MessageRow.__table__  # type: ignore[attr-defined]
 
-_OF_MESSAGE: Final = (
-    "sender",
-    "recipients",
-    "owner",
-    "application_id",
-    "text",
-    "media",
-    "tag",
-    "segment_count",
-    "channel",
-    "carrier_name",
-    "priority",
-)
-_PLAIN_FACTS: Final = (
-    "sender",
-    "owner",
-    "application_id",
-    "tag",
-    "segment_count",
-    "channel",
-    "carrier_name",
-    "priority",
-)
+_OF_MESSAGE: Final = (*PLAIN_FACTS, "recipients", "text", "media")
 
 
 def append(entries: Sequence[Appended]) -> Insert:
@@ -62,30 +39,20 @@ async def of_message(connection: AsyncConnection, api: Api, message_id: str) -> 
     return [event_of(row) for row in await connection.execute(select(EVENTS).where(of_it).order_by(EVENTS.c.position))]
 
 
+_ENTRIES: Final = select(EVENTS, *(MESSAGES.c[name].label(f"message_{name}") for name in _OF_MESSAGE)).outerjoin(
+    MESSAGES, and_(MESSAGES.c.api == EVENTS.c.api, MESSAGES.c.id == EVENTS.c.message_id)
+)
+
+
 async def read_after(connection: AsyncConnection, position: int, limit: int) -> list[LogEntry]:
     """The next entries after a position, with their messages' facts."""
-    of_message = [MESSAGES.c[name].label(f"message_{name}") for name in _OF_MESSAGE]
-    same_message = and_(MESSAGES.c.api == EVENTS.c.api, MESSAGES.c.id == EVENTS.c.message_id)
-    statement = (
-        select(EVENTS, *of_message)
-        .outerjoin(MESSAGES, same_message)
-        .where(EVENTS.c.position > position)
-        .order_by(EVENTS.c.position)
-        .limit(limit)
-    )
+    statement = _ENTRIES.where(EVENTS.c.position > position).order_by(EVENTS.c.position).limit(limit)
     return [_entry(row) for row in await connection.execute(statement)]
 
 
-async def read_at(database: Database, connection: AsyncConnection, positions: Sequence[int]) -> list[LogEntry]:
+async def read_at(connection: AsyncConnection, positions: Sequence[int]) -> list[LogEntry]:
     """The entries at given positions, in rising order; those that are pruned are left out."""
-    of_message = [MESSAGES.c[name].label(f"message_{name}") for name in _OF_MESSAGE]
-    same_message = and_(MESSAGES.c.api == EVENTS.c.api, MESSAGES.c.id == EVENTS.c.message_id)
-    statement = (
-        select(EVENTS, *of_message)
-        .outerjoin(MESSAGES, same_message)
-        .where(EVENTS.c.position.in_(list(positions)))
-        .order_by(EVENTS.c.position)
-    )
+    statement = _ENTRIES.where(EVENTS.c.position.in_(positions)).order_by(EVENTS.c.position)
     return [_entry(row) for row in await connection.execute(statement)]
 
 
@@ -124,7 +91,7 @@ def event_of(row: Row[Any]) -> Event:
 
 def _facts(told: dict[str, Any]) -> Facts:
     return Facts(
-        **{name: told[name] for name in _PLAIN_FACTS if name in told},
+        **{name: told[name] for name in PLAIN_FACTS if name in told},
         recipients=tuple(told.get("recipients", ())),
         has_text=told.get("has_text", False),
         has_media=told.get("has_media", False),
@@ -135,7 +102,7 @@ def _facts(told: dict[str, Any]) -> Facts:
 def _told(event: Event) -> dict[str, Any]:
     """The JSON of an event's facts: what is absent stays out."""
     facts = event.facts
-    told: dict[str, Any] = {name: value for name in _PLAIN_FACTS if (value := getattr(facts, name)) is not None}
+    told: dict[str, Any] = {name: value for name in PLAIN_FACTS if (value := getattr(facts, name)) is not None}
     if facts.recipients:
         told["recipients"] = list(facts.recipients)
     for name in ("has_text", "has_media"):

@@ -64,7 +64,7 @@ class Feed:
         async with self._database.reading() as connection:
             due = await sinks.due_retries(connection, self._sink, now=now, limit=_MOST_RETRIES)
             new = {retry.position: retry for retry in due if not self._window.holds_retry(retry.position)}
-            entries = await event_log.read_at(self._database, connection, list(new)) if new else []
+            entries = await event_log.read_at(connection, list(new)) if new else []
         for entry in entries:
             retry = new[entry.position]
             candidate = Candidate(publication=publication(entry), attempts=retry.attempts, since=retry.first_at)
