@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 import orjson
 from sqlalchemy import BigInteger, Boolean, Integer, LargeBinary, Table
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from receiver.storage.tables import Json, UTCDateTime
 
@@ -264,18 +264,18 @@ def _loose(value: Any, *, sqlite: bool) -> Any:
 
 
 class PostgresqlAppender:
-    """Appends through connections of the engine's pool, by asyncpg itself."""
+    """Appends by asyncpg itself, over an engine of its own: whoever reads must not use up what intake needs."""
 
     def __init__(self, engine: AsyncEngine, lock: int) -> None:
         self._engine = engine
-        self._begin = f"BEGIN; SELECT pg_advisory_xact_lock({lock})"
+        # said so, whatever the server's default: what is read after the lock must be what its last holder wrote
+        self._begin = f"BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({lock})"
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         async with self._engine.connect() as pooled:
-            driver: Any = (await pooled.get_raw_connection()).driver_connection
+            driver = await self._begun(pooled)
             try:
-                await driver.execute(self._begin)
                 yield _PostgresqlTransaction(driver)
                 await driver.execute("COMMIT")
             except BaseException:
@@ -284,8 +284,26 @@ class PostgresqlAppender:
                     await pooled.invalidate()
                 raise
 
+    async def _begun(self, pooled: AsyncConnection) -> Any:
+        """The driver's connection, in a transaction that holds the lock.
+
+        A connection that was lost while nobody used it is made anew: v1 does not send its callbacks a second time.
+        """
+        driver: Any = (await pooled.get_raw_connection()).driver_connection
+        try:
+            await driver.execute(self._begin)
+        except BaseException as error:
+            if isinstance(error, Exception) and driver.is_closed():
+                await pooled.invalidate()
+                driver = (await pooled.get_raw_connection()).driver_connection
+                await driver.execute(self._begin)
+            else:
+                await _abandon(driver)
+                raise
+        return driver
+
     async def close(self) -> None:
-        """Nothing of its own is open."""
+        await self._engine.dispose()
 
 
 async def _abandon(driver: Any) -> None:

@@ -94,7 +94,10 @@ class Database:
             self._appender = appender = SqliteAppender(self.url.database or "", _SQLITE_PRAGMAS)
             self._turn = appender.turn
         else:
-            self._appender, self._turn = PostgresqlAppender(self.engine, _INTAKE_LOCK), nullcontext()
+            self._appender, self._turn = (
+                PostgresqlAppender(_postgresql_engine(self.url, 1), _INTAKE_LOCK),
+                nullcontext(),
+            )
 
     async def close(self) -> None:
         await self._appender.close()
@@ -159,8 +162,14 @@ def unavailable() -> Iterator[None]:
         yield
     except _DATABASE_ERRORS as error:
         if _is_passing(error):
-            raise StorageUnavailable(str(error) or type(error).__name__) from error
+            raise StorageUnavailable(_in_the_drivers_words(error)) from error
         raise
+
+
+def _in_the_drivers_words(error: Exception) -> str:
+    """What the driver said, in one line: without SQLAlchemy's statement and link."""
+    said = getattr(error, "orig", None) or error
+    return str(said).partition("\n")[0] or type(said).__name__
 
 
 def _is_passing(error: Exception) -> bool:

@@ -120,6 +120,13 @@ def _unescaped(place: str) -> str:
     return place
 
 
+def refuse_unwritable(file: Path) -> None:
+    """Raises UnfitDatabase where the file, or one that SQLite keeps beside it, is not ours to write."""
+    for each in (file, *(file.with_name(file.name + ending) for ending in ("-wal", "-shm"))):
+        if each.exists() and not os.access(each, os.R_OK | os.W_OK):
+            raise UnfitDatabase(f"{each} cannot be read and written by this user; put its owner and mode right")
+
+
 def refuse_damaged(file: Path) -> None:
     """Raises UnfitDatabase for a file that SQLite finds damaged; one that takes long to check is taken as it is."""
     if file.stat().st_size >= CHECKED_BYTES:

@@ -37,9 +37,11 @@ async def test_a_server_that_does_not_let_us_in_is_unavailable(postgres_url: str
     )
     database = Database(away)
     for use in (database.reading, database.writing, database.appending):
-        with pytest.raises(StorageUnavailable):
+        with pytest.raises(StorageUnavailable) as caught:
             async with use():
                 pass
+        assert "\n" not in str(caught.value)
+        assert "sqlalche" not in str(caught.value)
     await database.close()
 
 

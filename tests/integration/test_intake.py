@@ -203,6 +203,30 @@ async def test_while_another_holds_the_lock_the_answer_comes_in_time_and_is_no(
     assert await intake.accept(callback([v2_event("m2")])) == Receipt(events=1)
 
 
+async def test_a_connection_lost_while_idle_costs_no_callback(postgres_url: str) -> None:
+    database, other = Database(postgres_url), Database(postgres_url)
+    intake = make_intake(database)
+    await intake.start()
+    assert await intake.accept(callback([v2_event("m1")])) == Receipt(events=1)
+    everyone_else = "datname = current_database() AND pid <> pg_backend_pid()"
+    await select(other, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {everyone_else}")
+    assert await intake.accept(callback([v2_event("m2")])) == Receipt(events=1)
+    await intake.stop()
+    for one in (database, other):
+        await one.close()
+
+
+async def test_readers_do_not_use_up_what_intake_needs(postgres_url: str) -> None:
+    database = Database(postgres_url, pool_size=1)
+    intake = make_intake(database)
+    await intake.start()
+    async with database.reading() as connection:
+        await connection.execute(text("SELECT 1"))
+        assert await intake.accept(callback([v2_event()])) == Receipt(events=1)
+    await intake.stop()
+    await database.close()
+
+
 async def test_stop_commits_what_was_accepted_and_refuses_the_rest(database: Database) -> None:
     intake = make_intake(database)
     await intake.start()
