@@ -56,7 +56,9 @@ class IntakeObserver(Protocol):
 
     def committed(self, callbacks: int, seconds: float) -> None: ...
 
-    def taken(self, statuses: Sequence[str], duplicates: int, reasons: Sequence[str]) -> None: ...
+    def taken(
+        self, statuses: Sequence[str], verdicts: Sequence[str], duplicates: int, reasons: Sequence[str]
+    ) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -162,9 +164,10 @@ class Intake:
 
         Raises IntakeFull or StorageUnavailable; then nothing of it is stored, or it will be found to be a copy.
         """
-        if self._stopping or len(self._waiting) >= _MAX_WAITING or self._bytes >= _MAX_WAITING_BYTES:
-            raise IntakeFull("too many callbacks are waiting")
+        self._refuse_if_full()
         events, unread = await self._read(callback)
+        # reading lets others go on: meanwhile the queue may have filled, or the worker may have ended
+        self._refuse_if_full()
         if not events and not unread and not reread:
             return Receipt()
         answer: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
@@ -173,6 +176,10 @@ class Intake:
         self._bytes += len(callback.body)
         self._arrived.set()
         return await answer
+
+    def _refuse_if_full(self) -> None:
+        if self._stopping or len(self._waiting) >= _MAX_WAITING or self._bytes >= _MAX_WAITING_BYTES:
+            raise IntakeFull("too many callbacks are waiting")
 
     async def _read(self, callback: Callback) -> tuple[list[Event], tuple[Unread, ...]]:
         events: list[Event] = []
@@ -191,9 +198,9 @@ class Intake:
         while True:
             await self._arrived.wait()
             await self._others_join()
-            batch = self._gather()
+            self._committing = batch = self._gather()
             if batch:
-                await self._settle(batch)
+                await self._settle_surely(batch)
             elif self._stopping:
                 return
             else:
@@ -221,9 +228,16 @@ class Intake:
                 events += len(one.events)
         return batch
 
+    async def _settle_surely(self, batch: list[_Waiting]) -> None:
+        """Settles a batch; a fault of ours on the way must cost its members an answer, and not the intake its life."""
+        try:
+            await self._settle(batch)
+        except Exception as error:
+            log.exception("intake failed", callbacks=len(batch))
+            _refuse(batch, StorageUnavailable(type(error).__name__))
+
     async def _settle(self, batch: list[_Waiting]) -> None:
         """Commits a batch and gives the answers; a batch that the database refuses for its data is taken singly."""
-        self._committing = batch
         try:
             await self._commit(batch)
         except StorageUnavailable as error:
@@ -233,13 +247,13 @@ class Intake:
             await self._settle_singly(batch, error)
         else:
             self._answer(batch)
-        finally:
-            self._committing = []
 
     async def _settle_singly(self, batch: list[_Waiting], error: Exception) -> None:
         if len(batch) > 1:
             for one in batch:
-                await self._settle([one])
+                # who was told meanwhile that it was not stored will send it again
+                if not one.answer.done():
+                    await self._settle([one])
             return
         [one] = batch
         if not one.events:
@@ -247,15 +261,14 @@ class Intake:
             return
         # Never lost: what cannot be stored as events is kept raw.
         log.error("events refused by the database", callback=one.callback.id, error=type(error).__name__)
-        unstorable = tuple(Unread(i, Quarantine.UNREADABLE, "refused by the database") for i in range(len(one.events)))
-        one.events, one.unread = [], (*unstorable, *one.unread)
+        one.events, one.unread = [], _all_unread(one)
         await self._settle([one])
 
     def _answer(self, batch: list[_Waiting]) -> None:
         for one in batch:
             receipt = one.receipt()
-            statuses = [event.status for event in one.new]
-            self._observer.taken(statuses, receipt.duplicates, [element.reason for element in one.unread])
+            statuses, verdicts = [event.status for event in one.new], [event.tag_verdict for event in one.new]
+            self._observer.taken(statuses, verdicts, receipt.duplicates, [element.reason for element in one.unread])
             if not one.answer.done():
                 one.answer.set_result(receipt)
         self._on_commit()
@@ -306,6 +319,16 @@ async def _fold(folded: Batch, batch: list[_Waiting]) -> None:
 def _status(folded: Batch, existing: Container[MessageKey]) -> list[Step]:
     rows_before = ((key, rows_of(folded.before(key)) if key in existing else None) for key in folded.moved())
     return status_table.write((before, rows_of(folded.messages[key])) for key, before in rows_before)
+
+
+def _all_unread(one: _Waiting) -> tuple[Unread, ...]:
+    """The elements of a callback whose events the database refuses, each in its place."""
+    unread = {element.index: element for element in one.unread}
+    places = range(len(one.events) + len(unread))
+    return tuple(unread.get(place) or Unread(place, Quarantine.UNREADABLE, _REFUSED_BY_DATABASE) for place in places)
+
+
+_REFUSED_BY_DATABASE: Final = "refused by the database"
 
 
 def _kept(one: _Waiting) -> Kept:

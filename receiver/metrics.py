@@ -38,6 +38,7 @@ class Metrics:
         self._duplicates = Counter("receiver_duplicates", "Events that were already known", registry=registry)
         self._quarantined = Counter("receiver_quarantined", "Elements not read", ["reason"], registry=registry)
         self._events = Counter("receiver_events", "New events", ["type"], registry=registry)
+        self._verdicts = Counter("receiver_tag_verdicts", "New events by verdict", ["verdict"], registry=registry)
         self._attempts = Counter(
             "receiver_publish_attempts", "Events tried at a sink", ["sink", "outcome"], registry=registry
         )
@@ -73,12 +74,14 @@ class Metrics:
         self._batch.observe(callbacks)
         self._commit.observe(seconds)
 
-    def taken(self, statuses: Sequence[str], duplicates: int, reasons: Sequence[str]) -> None:
-        """One callback's new events by their status, the number of its known ones, and why elements were not read."""
+    def taken(self, statuses: Sequence[str], verdicts: Sequence[str], duplicates: int, reasons: Sequence[str]) -> None:
+        """One callback's new events by status and by verdict, how many it repeats, and why elements were not read."""
         result = "quarantined" if reasons else "accepted" if statuses or not duplicates else "duplicate"
         self._results[result].inc()
         for status, events in Counted(statuses).items():
             self._events.labels(f"message.{status}").inc(events)
+        for verdict, events in Counted(verdicts).items():
+            self._verdicts.labels(verdict).inc(events)
         for reason in reasons:
             self._quarantined.labels(reason).inc()
         if duplicates:

@@ -181,6 +181,7 @@ def load(config: Path | None = None, **overrides: Any) -> Settings:
         model_config = SettingsConfigDict(toml_file=toml, secrets_dir=secrets)
 
     _refuse_unknown_variables()
+    _refuse_unknown_secrets(secrets)
     try:
         return Sourced(**overrides)
     except ValidationError as error:
@@ -196,11 +197,13 @@ def load(config: Path | None = None, **overrides: Any) -> Settings:
 def _config_file(config: Path | None) -> Path | None:
     """The TOML file: named by `--config`, else by RECEIVER_CONFIG (both must exist), else ./receiver.toml if there."""
     named = config or os.environ.get(f"{PREFIX}CONFIG")
-    if named is None:
-        return Path(DEFAULT_CONFIG) if Path(DEFAULT_CONFIG).exists() else None
-    if not Path(named).is_file():
-        raise SettingsError(f"{PREFIX}CONFIG: there is no file {named}")
-    return Path(named)
+    if named is None and not Path(DEFAULT_CONFIG).exists():
+        return None
+    file = Path(named or DEFAULT_CONFIG)
+    # an engine that mounts a file which is not there makes a directory of its name: not to be passed over in silence
+    if not file.is_file():
+        raise SettingsError(f"{PREFIX}CONFIG: there is no file {file}")
+    return file
 
 
 def _secrets_directory() -> str | None:
@@ -208,6 +211,14 @@ def _secrets_directory() -> str | None:
     if named is not None and not Path(named).is_dir():
         raise SettingsError(f"{PREFIX}SECRETS_DIR: there is no directory {named}")
     return named
+
+
+def _refuse_unknown_secrets(directory: str | None) -> None:
+    """Refuses a file that is named like a setting but is none: it would be passed over in silence."""
+    for name in sorted(file.name for file in Path(directory).iterdir()) if directory else ():
+        variable = name.upper()
+        if variable.startswith(PREFIX) and variable.removeprefix(PREFIX).lower() not in Settings.model_fields:
+            raise SettingsError(f"{PREFIX}SECRETS_DIR: {name} is not a setting of receiver")
 
 
 def _refuse_unknown_variables() -> None:

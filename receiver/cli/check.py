@@ -81,6 +81,7 @@ def _embedded(settings: Settings) -> str:
     embedded.refuse_network(file)
     if not file.exists():
         return f"{file} {_LATER}"
+    embedded.refuse_unwritable(file)
     embedded.refuse_damaged(file)
     return f"{file} is whole"
 

@@ -66,6 +66,7 @@ def _embedded_database(settings: Settings) -> Iterator[None]:
         make_data_dir(settings)
     file = make_embedded(settings)
     with embedded.held(file):
+        embedded.refuse_unwritable(file)
         embedded.refuse_damaged(file)
         yield
 

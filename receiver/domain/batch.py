@@ -1,6 +1,7 @@
 """What a batch of events does to the messages it touches: duplicates dropped, the rest folded in request order."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from receiver.domain.delivery import FinalConflict, Message
 from receiver.domain.events import Api, Event
@@ -39,7 +40,8 @@ class Batch:
         message = self.messages.get(key)
         if message is None:
             message = self.messages[key] = self.before(key)
-        self.appended.append(Appended.of(event, message.add(event)))
+        change = message.add(event)
+        self.appended.append(Appended.of(event, replace(change, changed=False) if key in self._forgotten else change))
         return None
 
     def before(self, key: MessageKey) -> Message:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from receiver.domain.callbacks import Callback, Element, Unread
-from receiver.domain.events import Quarantine
+from receiver.domain.events import Event, Quarantine
 from receiver.providers import bandwidth_v1, bandwidth_v2, json_body, query_string
 from receiver.providers.json_body import Unreadable
 from receiver.providers.values import Fields, text
@@ -47,6 +47,8 @@ _FOREIGN_KEYS: Final = {
     "conferenceUri": "voice",
     "recordingId": "voice",
 }
+# What is looked up is indexed, and an index entry of PostgreSQL has room for some 2700 bytes: two of these and more.
+_LONGEST: Final = 250
 _KINDS: Final = {type(None): "null", bool: "a boolean", str: "a string", list: "an array"}
 
 
@@ -80,10 +82,21 @@ def _read_member(member: object, index: int, callback: Callback) -> Element:
         kind = _KINDS.get(type(member), "a number")
         return Unread(index, Quarantine.UNREADABLE, f"{kind} in place of an object")
     if bandwidth_v2.recognises(member):
-        return bandwidth_v2.read_event(member, index, callback)
+        return _of_sane_length(bandwidth_v2.read_event(member, index, callback), index)
     if bandwidth_v1.recognises(member):
-        return bandwidth_v1.read_event(member, index, callback)
+        return _of_sane_length(bandwidth_v1.read_event(member, index, callback), index)
     return _not_ours(member, index)
+
+
+def _of_sane_length(element: Element, index: int) -> Element:
+    """An element, unless an id or a number of it is longer than any ever was: no database could look it up."""
+    if type(element) is not Event:
+        return element
+    facts = element.facts
+    looked_up = (element.message_id, element.recipient, facts.sender, facts.application_id, *facts.recipients)
+    if all(told is None or len(told) <= _LONGEST for told in looked_up):
+        return element
+    return Unread(index, Quarantine.UNREADABLE, f"an id or a number has more than {_LONGEST} characters")
 
 
 def _not_ours(fields: Fields, index: int) -> Unread:

@@ -15,6 +15,8 @@ Fields = dict[str, Any]
 _UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 _DIGITS: Final = re.compile(r"-?[0-9]{1,19}")
 _LARGEST: Final = 2**63 - 1
+# .NET writes the first for "no time"; asyncpg takes both for infinities and gives them back without a zone
+_NO_TIMES: Final = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 
 
 def storable(value: str) -> str:
@@ -62,7 +64,8 @@ def moment(value: object) -> datetime | None:
         return None
     try:
         time = datetime.fromisoformat(value.strip().upper())
-        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+        utc = time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+        return None if utc in _NO_TIMES else utc
     except (ValueError, OverflowError):  # OverflowError: the offset carries it out of the years 1 to 9999
         return None
 

@@ -278,11 +278,15 @@ class PostgresqlAppender:
             try:
                 yield _PostgresqlTransaction(driver)
                 await driver.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 await _abandon(driver)
-                if driver.is_closed():
-                    await pooled.invalidate()
-                raise
+                if not driver.is_closed():
+                    raise
+                await pooled.invalidate()
+                if not isinstance(error, Exception):
+                    raise
+                # whatever it looked like, it says nothing of the data
+                raise ConnectionError(f"the connection to the database was lost ({type(error).__name__})") from error
 
     async def _begun(self, pooled: AsyncConnection) -> Any:
         """The driver's connection, in a transaction that holds the lock.

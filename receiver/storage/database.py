@@ -173,7 +173,7 @@ def _in_the_drivers_words(error: Exception) -> str:
 
 
 def _is_passing(error: Exception) -> bool:
-    if isinstance(error, OSError | PoolTimeoutError | sqlite3.OperationalError | asyncpg.InterfaceError):
+    if isinstance(error, _CONNECTION_ERRORS):
         return True
     if isinstance(error, DBAPIError) and (
         error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
@@ -183,14 +183,15 @@ def _is_passing(error: Exception) -> bool:
     return isinstance(sqlstate, str) and sqlstate.startswith(_PASSING_SQLSTATES)
 
 
-_DATABASE_ERRORS: Final = (
+_CONNECTION_ERRORS: Final = (
     OSError,
     PoolTimeoutError,
-    DBAPIError,
-    sqlite3.Error,
+    sqlite3.OperationalError,
     asyncpg.InterfaceError,
-    asyncpg.PostgresError,
+    # what asyncpg may make of a server that ends the connection between two statements
+    asyncpg.InternalClientError,
 )
+_DATABASE_ERRORS: Final = (*_CONNECTION_ERRORS, DBAPIError, sqlite3.Error, asyncpg.PostgresError)
 
 
 def _json_text(value: Any) -> str:

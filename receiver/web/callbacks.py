@@ -159,7 +159,9 @@ class Callbacks:
         over = declared.isdigit() and int(declared) > self._max_body_bytes
         body = None if over else await self._stream(receive)
         if body is None:
-            await _drain(receive)
+            # who asks before sending is told at once: to read on would be to say "continue"
+            if not (over and _header(headers, b"expect")):
+                await _drain(receive)
             raise Refused(413, "too-large", _CLOSE)
         return body
 

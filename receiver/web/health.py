@@ -21,6 +21,7 @@ class Health:
         self._lock = asyncio.Lock()
         self._probed_at = float("-inf")
         self._ready = False
+        self._probing: asyncio.Task[bool] | None = None
 
     def routes(self) -> list[Route]:
         return [
@@ -45,9 +46,15 @@ class Health:
             return self._ready
 
     async def _succeeds(self) -> bool:
+        """Whether a commit works in time; a late one goes on, since to cancel it would be to wait for its end."""
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(self._try())
+        done, _ = await asyncio.wait({self._probing}, timeout=_PROBE_SECONDS)
+        return bool(done) and self._probing.result()
+
+    async def _try(self) -> bool:
         try:
-            async with asyncio.timeout(_PROBE_SECONDS):
-                await self._probe()
+            await self._probe()
         except Exception:  # whatever it is, it is not ready
             return False
         return True

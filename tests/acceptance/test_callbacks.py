@@ -271,6 +271,29 @@ async def test_headers_and_bodies_that_never_end_are_hung_up_on(sqlite_client: h
     assert (await sqlite_client.post(V2, json=[v2_event()])).status_code == 200
 
 
+def authorization() -> bytes:
+    return next(AUTH.sync_auth_flow(httpx2.Request("POST", "http://x"))).headers["authorization"].encode()
+
+
+async def test_trailers_of_a_chunked_body_are_no_headers(sqlite_client: httpx2.AsyncClient, sqlite_url: str) -> None:
+    head = b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n"
+    body = json.dumps([v2_event()]).encode()
+    chunk = b"\r\n%x\r\n%s\r\n0\r\n" % (len(body), body)
+    credentials = b"authorization: " + authorization() + b"\r\n"
+    late = await raw(sqlite_client, head, chunk + credentials + b"\r\n")
+    assert late.startswith(b"HTTP/1.1 401")
+    told = await raw(sqlite_client, head + credentials + chunk + b"x-forwarded-for: 192.0.2.1\r\n\r\n")
+    assert told.startswith(b"HTTP/1.1 200")
+    [(headers,)] = await select(sqlite_url, "SELECT headers FROM callbacks")
+    assert "x-forwarded-for" not in headers
+
+
+async def test_who_asks_before_sending_too_much_is_told_at_once(sqlite_client: httpx2.AsyncClient) -> None:
+    head = b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\nauthorization: " + authorization()
+    asking = head + b"\r\ncontent-length: 2000000\r\nexpect: 100-continue\r\n\r\n"
+    assert (await raw(sqlite_client, asking)).startswith(b"HTTP/1.1 413")
+
+
 async def test_endless_headers_are_hung_up_on(sqlite_client: httpx2.AsyncClient) -> None:
     flood = [b"x-%d: %s\r\n" % (n, b"a" * 1000) for n in range(100)]
     assert await raw(sqlite_client, b"POST / HTTP/1.1\r\n", *flood, b"\r\n") == b""
@@ -314,6 +337,7 @@ async def test_what_is_answered_is_counted(client: httpx2.AsyncClient) -> None:
     for result in ("accepted", "duplicate", "quarantined"):
         assert await counter(client, f'receiver_callbacks_total{{result="{result}"}}') == 1
     assert await counter(client, 'receiver_events_total{type="message.delivered"}') == 1
+    assert await counter(client, 'receiver_tag_verdicts_total{verdict="unchecked"}') == 1
     assert await counter(client, 'receiver_quarantined_total{reason="unreadable"}') == 1
     assert await counter(client, "receiver_ack_seconds_count") == 3
 

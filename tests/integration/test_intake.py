@@ -5,6 +5,7 @@ import json
 import random
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -14,10 +15,13 @@ from receiver.domain.delivery import FinalConflict
 from receiver.errors import IntakeFull, StorageUnavailable
 from receiver.intake import Intake, Judge, Receipt
 from receiver.metrics import Metrics
+from receiver.storage.appending import Transaction
+from receiver.storage.callbacks import CALLBACKS
 from receiver.storage.database import Database
 from receiver.tags import TagPolicy, sign
 from tests.events import at
 from tests.posts import callback, v1_event, v2_event
+from tests.servers import on_postgres
 
 pytestmark = pytest.mark.anyio
 
@@ -155,14 +159,14 @@ async def test_text_that_postgresql_cannot_hold_is_kept_raw_and_replaced_in_colu
 
 
 async def test_what_the_database_refuses_is_kept_raw_and_harms_no_neighbour(postgres_url: str) -> None:
-    # longer than an index entry of PostgreSQL may be
-    endless = secrets.token_hex(20_000)
+    await asyncio.to_thread(on_postgres, postgres_url, "ALTER TABLE messages ADD CHECK (id <> 'poison')")
     database = Database(postgres_url)
     intake = make_intake(database)
     await intake.start()
-    bodies = [v2_event("m1"), v2_event(endless), v2_event("m2")]
-    receipts = await asyncio.gather(*(intake.accept(callback([body])) for body in bodies))
+    bodies = [[v2_event("m1")], [v2_event("poison"), 17, v2_event("m3")], [v2_event("m2")]]
+    receipts = await asyncio.gather(*(intake.accept(callback(body)) for body in bodies))
     assert [receipt.events for receipt in receipts] == [1, 0, 1]
+    assert [element.index for element in receipts[1].unread] == [0, 1, 2]
     assert await select(database, "SELECT outcome, reason FROM callbacks ORDER BY id") == [
         ("accepted", None),
         ("quarantined", "unreadable"),
@@ -223,6 +227,22 @@ async def test_readers_do_not_use_up_what_intake_needs(postgres_url: str) -> Non
     async with database.reading() as connection:
         await connection.execute(text("SELECT 1"))
         assert await intake.accept(callback([v2_event()])) == Receipt(events=1)
+    await intake.stop()
+    await database.close()
+
+
+async def test_a_fault_of_the_metrics_ends_neither_the_intake_nor_the_wait(sqlite_url: str) -> None:
+    class Broken(Metrics):
+        def taken(self, *_: Any) -> None:
+            raise RuntimeError("no metrics today")
+
+    database = Database(sqlite_url)
+    intake = Intake(database, observer=Broken(), clock=lambda: at(0))
+    await intake.start()
+    for message_id in ("m1", "m2"):
+        with pytest.raises(StorageUnavailable):
+            await intake.accept(callback([v2_event(message_id)]))
+    assert await select(database, "SELECT count(*) FROM messages") == [(2,)]
     await intake.stop()
     await database.close()
 
@@ -296,3 +316,138 @@ async def test_the_setting_decides_which_final_event_wins(
     await intake.accept(callback([v2_event("m", "message-failed", errorCode=4720), v2_event("m")]))
     assert await select(database, "SELECT status FROM messages") == [(status,)]
     await intake.stop()
+
+
+def served_by(url: str) -> str:
+    """The statement that ends all connections of `receiver` to the database of a URL."""
+    name = url.rpartition("/")[2]
+    return (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        f"WHERE datname = '{name}' AND application_name = 'receiver'"
+    )
+
+
+async def test_a_lost_connection_is_the_database_s_fault_whatever_it_looks_like(
+    postgres: str, postgres_url: str
+) -> None:
+    database = Database(postgres_url)
+
+    async def lose_it() -> None:
+        async with database.appending():
+            await asyncio.to_thread(on_postgres, postgres, served_by(postgres_url))
+            raise RuntimeError("got result for unknown protocol state")
+
+    with pytest.raises(StorageUnavailable):
+        await lose_it()
+    async with database.appending():
+        pass
+    await database.close()
+
+
+async def test_while_connections_are_cut_callbacks_are_stored_or_refused_and_never_quarantined(
+    postgres: str, postgres_url: str
+) -> None:
+    database = Database(postgres_url)
+    intake = make_intake(database)
+    await intake.start()
+    stored: list[str] = []
+    cutting = asyncio.create_task(asyncio.to_thread(on_postgres, postgres, *[served_by(postgres_url)] * 30))
+
+    async def send(sender: int) -> None:
+        number = 0
+        while not cutting.done():
+            number += 1
+            try:
+                await intake.accept(callback([v2_event(f"m{sender}-{number}")]))
+                stored.append(f"m{sender}-{number}")
+            except StorageUnavailable:
+                await asyncio.sleep(0.001)
+
+    await asyncio.gather(*(send(sender) for sender in range(16)))
+    assert await intake.accept(callback([v2_event("after")])) == Receipt(events=1)
+    logged = {id_ for (id_,) in await select(database, "SELECT message_id FROM events")}
+    assert set(stored) <= logged
+    assert await select(database, "SELECT DISTINCT outcome FROM callbacks") == [("accepted",)]
+    await intake.stop()
+    await database.close()
+
+
+async def test_what_was_committed_before_the_lock_came_is_seen_whatever_the_server_s_isolation(
+    postgres: str, postgres_url: str
+) -> None:
+    name = postgres_url.rpartition("/")[2]
+    default = f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'"
+    await asyncio.to_thread(on_postgres, postgres, default)
+    columns = "id, received_at, api, route, method, query, headers, body, outcome, events"
+    row = "'late', now(), 'v2', 'primary', 'POST', '', '{}', '', 'accepted', 1"
+    database = Database(postgres_url)
+    async with database.appending() as transaction:
+        await asyncio.to_thread(on_postgres, postgres_url, f"INSERT INTO callbacks ({columns}) VALUES ({row})")
+        assert await transaction.select([CALLBACKS.c.id], "id {among}", ["late"]) == [("late",)]
+    await database.close()
+
+
+class Faltering(Database):
+    """A database that refuses the first batch for its data and then hangs."""
+
+    begun = False
+
+    @asynccontextmanager
+    async def appending(self) -> AsyncIterator[Transaction]:
+        if self.begun:
+            await asyncio.Event().wait()
+        self.begun = True
+        raise ValueError("one of them cannot be stored")
+        yield
+
+
+async def test_who_waits_behind_a_callback_taken_singly_is_answered_in_time_too(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.intake.ANSWER_SECONDS", 0.2)
+    database = Faltering(sqlite_url)
+    intake = make_intake(database)
+    await intake.start()
+    async with asyncio.timeout(5):
+        waiting = (intake.accept(callback([v2_event(f"m{n}")])) for n in range(3))
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [StorageUnavailable] * 3
+    for task in intake._tasks:
+        task.cancel()
+    await database.close()
+
+
+async def test_a_callback_that_is_still_being_read_at_the_stop_is_refused_not_forgotten(database: Database) -> None:
+    intake = make_intake(database)
+    await intake.start()
+    long = asyncio.create_task(intake.accept(callback([v2_event(f"m{n}") for n in range(3000)])))
+    await asyncio.sleep(0)
+    await intake.stop()
+    async with asyncio.timeout(5):
+        with pytest.raises(IntakeFull):
+            await long
+
+
+async def test_a_late_event_of_a_message_with_forgotten_events_is_no_change(database: Database, intake: Intake) -> None:
+    await intake.accept(callback(v2_event("m")))
+    async with database.writing() as connection:
+        await connection.execute(text("DELETE FROM events"))
+        await connection.execute(text("UPDATE messages SET events_forgotten = true"))
+    await intake.accept(callback(v2_event("m", "message-sending")))
+    [(changed,)] = await select(database, "SELECT changed FROM events")
+    assert not changed
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.9999999Z"])
+async def test_a_time_that_is_none_harms_no_later_event(database: Database, intake: Intake, time: str) -> None:
+    await intake.accept(callback(v2_event("m", "message-sending", time=time)))
+    assert await intake.accept(callback(v2_event("m"))) == Receipt(events=1)
+    assert await select(database, "SELECT status FROM messages") == [("delivered",)]
+
+
+async def test_an_element_with_an_endless_id_harms_no_neighbour_in_its_array(
+    database: Database, intake: Intake
+) -> None:
+    endless = secrets.token_hex(20_000)
+    receipt = await intake.accept(callback([v2_event("m1"), v2_event(endless), v2_event("m2", to=endless)]))
+    assert (receipt.events, [element.index for element in receipt.unread]) == (1, [1, 2])

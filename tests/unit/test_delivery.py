@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from receiver.domain.batch import Batch
 from receiver.domain.delivery import FinalConflict, Message, fold, roll_up
-from receiver.domain.events import Api, Direction, Event, Failure, Status, TagVerdict
+from receiver.domain.events import Api, Direction, Event, Failure, Status, TagVerdict, number_key
 from receiver.storage.status_table import rows_of
 from tests.events import at, make_event
 
@@ -18,8 +18,8 @@ OUTBOUND = [status for status in Status if status not in (Status.UNKNOWN, Status
 outbound_events = st.builds(
     make_event,
     st.sampled_from(OUTBOUND),
-    recipient=st.sampled_from([*NUMBERS, None]),
-    to=st.sampled_from([(), NUMBERS[:1], NUMBERS[:2], ("15550001", "+15550002")]),
+    recipient=st.sampled_from([*NUMBERS, "+", None]),
+    to=st.sampled_from([(), NUMBERS[:1], NUMBERS[:2], ("15550001", "+15550002"), NUMBERS]),
     time=st.sampled_from([None, 0, 1, 2, 3]),
     code=st.sampled_from([None, 0, 4432, 4720, 9902]),
     received=st.integers(0, 9),
@@ -31,6 +31,10 @@ outbound_events = st.builds(
             "tag": st.sampled_from([None, "", "a", "b"]),
             "carrier_name": st.sampled_from([None, "AT&T", "Verizon"]),
             "created_at": st.sampled_from([None, at(-1), at(-2)]),
+            "text": st.sampled_from(["a", "b"]),
+            "has_text": st.booleans(),
+            "media": st.sampled_from([("u",), ("v", "w")]),
+            "has_media": st.booleans(),
         }
     ),
 )
@@ -43,7 +47,17 @@ v1_events = st.builds(
     state=st.sampled_from([None, "queued", "sent", "error"]),
     delivery_state=st.sampled_from([None, "waiting", "delivered", "not-delivered"]),
 )
+# one id in both directions: nothing promises that it does not happen
+mixed_events = st.builds(
+    make_event,
+    st.sampled_from([Status.RECEIVED, Status.SENT, Status.DELIVERED]),
+    recipient=st.sampled_from([*NUMBERS, None]),
+    to=st.sampled_from([(), NUMBERS[:1], ("15550001", "+15550002")]),
+    time=st.sampled_from([None, 0, 1]),
+    received=st.integers(0, 9),
+)
 event_sets = st.one_of(
+    st.lists(mixed_events, min_size=1, max_size=6, unique_by=lambda event: event.id),
     st.lists(outbound_events, min_size=1, max_size=8, unique_by=lambda event: event.id),
     st.lists(v1_events, min_size=1, max_size=6, unique_by=lambda event: event.id),
 )
@@ -79,17 +93,23 @@ def test_every_split_into_batches_gives_the_same_rows(
     assert rows_of(message) == rows(events, conflict)
 
 
+def statuses(message: Message) -> dict[str, Status]:
+    """The status of each row there is, by the number as it is compared."""
+    return {number_key(row.number): row.delivery.status for row in message.recipients()} if message else {}
+
+
 @given(event_sets, st.sampled_from(FinalConflict))
 def test_the_log_tells_each_delivery_as_a_chain_from_status_to_status(
     events: list[Event], conflict: FinalConflict
 ) -> None:
     message = Message(events[0].api, events[0].message_id, conflict)
     for event in events:
-        before = {row.number: row.delivery.status for row in message.recipients()} if message else {}
-        change = message.add(event)
-        if event.recipient in before:
-            assert change.before is not None
-            assert change.before.status == before[event.recipient]
+        before, change, after = statuses(message), message.add(event), statuses(message)
+        if event.recipient is not None:
+            key = number_key(event.recipient)
+            assert (change.before.status if change.before else None) == before.get(key)
+            assert change.after.status == after[key]
+            assert change.changed is (before.get(key, Status.UNKNOWN) is not after[key])
 
 
 @pytest.mark.parametrize("events", [[make_event(Status.DELIVERED, time=9), make_event(Status.SENT, time=1)]])
@@ -286,6 +306,22 @@ def test_a_change_names_the_status_before_and_whether_it_moved() -> None:
         for change in (first, second, third)
     ]
     assert told == [(None, "sending", True), ("sending", "sending", False), ("unknown", "delivered", True)]
+
+
+def test_an_event_for_all_finds_the_rows_that_earlier_ones_made() -> None:
+    message = fold([make_event(Status.SENT, recipient=GROUP[0], to=GROUP)])
+    change = message.add(make_event(Status.DELIVERED, recipient=None, to=GROUP))
+    assert (change.before and change.before.status, change.after.status, change.changed) == (
+        "unknown",
+        "delivered",
+        True,
+    )
+
+
+def test_a_further_recipient_of_an_inbound_message_had_no_row_before() -> None:
+    message = fold([make_event(Status.RECEIVED, recipient=GROUP[0], to=GROUP[:1])])
+    change = message.add(make_event(Status.RECEIVED, recipient=GROUP[1], to=GROUP[1:]))
+    assert (change.before, change.after.status, change.changed) == (None, "received", True)
 
 
 def test_an_unnamed_event_changes_nothing_where_every_recipient_is_named() -> None:

@@ -129,3 +129,17 @@ def test_a_large_file_is_not_looked_through(tmp_path: Path) -> None:
     with file.open("wb") as stream:
         stream.truncate(embedded.CHECKED_BYTES)
     embedded.refuse_damaged(file)
+
+
+@pytest.mark.parametrize("ending", ["", "-wal", "-shm"])
+def test_a_file_that_is_not_ours_to_write_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    file = whole(tmp_path / "receiver.db")
+    foreign = tmp_path / f"receiver.db{ending}"
+    foreign.touch()
+    embedded.refuse_unwritable(file)
+    # root may write everything, so the system's answer is put in its mouth
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != foreign)
+    with pytest.raises(UnfitDatabase, match=f"{foreign} cannot be read and written"):
+        embedded.refuse_unwritable(file)

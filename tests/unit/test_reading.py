@@ -178,3 +178,22 @@ def test_a_deep_member_that_json_can_hold_does_not_spoil_its_neighbours() -> Non
         "unknown-type",
         "delivered",
     ]
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        {**DELIVERED, "message": {"id": "m" * 251}},
+        {**DELIVERED, "to": "1" * 251},
+        {**DELIVERED, "message": {"id": "m", "from": "1" * 251}},
+        {**DELIVERED, "message": {"id": "m", "to": ["1" * 251, "2"]}},
+        {**DELIVERED, "message": {"id": "m", "applicationId": "a" * 251}},
+        {**SENT, "messageId": "m" * 251},
+    ],
+)
+def test_what_no_index_can_hold_is_unreadable_and_harms_no_neighbour(member: dict[str, Any]) -> None:
+    assert outcomes(post([member, DELIVERED])) == ["unreadable", "delivered"]
+
+
+def test_ids_and_numbers_may_be_long() -> None:
+    assert outcomes(post({**DELIVERED, "to": "é" * 250, "message": {"id": "é" * 250}})) == ["delivered"]

@@ -238,6 +238,23 @@ def test_a_wrong_setting_is_named_in_one_line_without_its_value(set_env: Set, en
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["receiver_colour", "RECEIVER_COLOUR", "receiver_retention__text"])
+def test_a_secret_that_is_no_setting_is_named_in_one_line(tmp_path: Path, set_env: Set, name: str) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "another-program").write_text("hunter2")
+    set_env(SECRETS_DIR="secrets")
+    assert load().port == 8080
+    (tmp_path / "secrets" / name).write_text("hunter2")
+    with pytest.raises(SettingsError, match=f"^RECEIVER_SECRETS_DIR: {name} is not a setting of receiver$"):
+        load()
+
+
+def test_a_directory_in_the_place_of_the_file_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "receiver.toml").mkdir()
+    with pytest.raises(SettingsError, match=r"^RECEIVER_CONFIG: there is no file receiver\.toml$"):
+        load()
+
+
 @pytest.mark.parametrize(
     ("toml", "line"),
     [

@@ -156,6 +156,10 @@ def test_a_time_may_have_one_to_nine_fraction_digits(digits: int) -> None:
         1718193600,
         None,
         ["2024-06-12T12:00:00Z"],
+        # PostgreSQL's infinities
+        "0001-01-01T00:00:00",
+        "0001-01-01T01:00:00+01:00",
+        "9999-12-31T23:59:59.999999999Z",
     ],
 )
 def test_an_unreadable_time_is_none(given: object) -> None:
