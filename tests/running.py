@@ -79,5 +79,5 @@ def _address(process: subprocess.Popen[bytes], output: Path, errors: Path, secon
             return found[1]
         if process.poll() is not None:
             break
-        time.sleep(0.02)
+        time.sleep(0.02)  # between two looks at another process
     raise AssertionError(f"receiver serve did not start: {errors.read_text('utf-8')}")

@@ -121,7 +121,7 @@ def test_a_signal_under_load_drops_nothing_that_was_answered(tmp_path: Path) -> 
         deadline = time.monotonic() + 30
         while len(answered) < 100:
             assert time.monotonic() < deadline
-            time.sleep(0.01)
+            time.sleep(0.01)  # between two looks at another process
         assert server.stop() == 0
     with closing(sqlite3.connect(tmp_path / DATA / "receiver.db")) as connection:
         kept = {id_ for (id_,) in connection.execute("SELECT id FROM messages")}
@@ -262,7 +262,7 @@ def test_nobody_reading_what_it_says_does_not_stop_it(tmp_path: Path) -> None:
         deadline = time.monotonic() + 30
         while not (address := _logged_address(tmp_path / "log.txt")):
             assert time.monotonic() < deadline
-            time.sleep(0.02)
+            time.sleep(0.02)  # between two looks at another process
         assert httpx2.get(f"{address}/healthz").status_code == 200
     finally:
         os.kill(int((tmp_path / DATA / "receiver.db.lock").read_text()), signal.SIGTERM)

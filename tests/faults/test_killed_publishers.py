@@ -53,7 +53,7 @@ def wait_for(path: Path, count: int) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
     while len({told[0] for told in arrived(path)}) < count:
         assert time.monotonic() < deadline, f"{len(arrived(path))} lines, waiting for {count} events"
-        time.sleep(0.02)
+        time.sleep(0.02)  # between two looks at another process
 
 
 def audit(path: Path, entries: list[LogEntry]) -> None:
