@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from itertools import chain
 from typing import Any, Final, Protocol
@@ -22,7 +22,7 @@ import orjson
 from sqlalchemy import BigInteger, Boolean, Integer, LargeBinary, Table
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from receiver.storage.tables import Json, UTCDateTime
+from receiver.storage.tables import Json, UTCDateTime, json_text, sqlite_time
 
 Values = Sequence[Mapping[str, Any]]
 Encoder = Callable[[Any], Any]
@@ -78,19 +78,10 @@ def upsert(table: Table, kept: Iterable[str] = (), untouched: Iterable[str] = ()
 # --- values ---
 
 
-@lru_cache(maxsize=4096)
-def _sqlite_time(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="microseconds")[:26] + "Z"
-
-
-def _json_text(value: Any) -> str:
-    return orjson.dumps(value).decode()
-
-
 def _encoder(column: Any, *, sqlite: bool) -> Encoder | None:
     if isinstance(column.type, Json):
-        return _json_text
-    return _sqlite_time if sqlite and isinstance(column.type, UTCDateTime) else None
+        return json_text
+    return sqlite_time if sqlite and isinstance(column.type, UTCDateTime) else None
 
 
 def _decoder(column: Any, *, sqlite: bool) -> Encoder | None:
@@ -193,7 +184,7 @@ class _SqliteTransaction:
 
     async def select(self, columns: Sequence[Any], where: str, values: Iterable[str]) -> list[Any]:
         among = "IN (SELECT value FROM json_each(?))"
-        statement, parameters = _select(columns, where.format(among=among)), (_json_text(list(values)),)
+        statement, parameters = _select(columns, where.format(among=among)), (json_text(list(values)),)
         found = await self._in_thread(lambda: self._connection().execute(statement, parameters).fetchall())
         return _reader(tuple(columns), sqlite=True)(found)
 
@@ -256,8 +247,8 @@ def _columns(step: Insert) -> list[str]:
 def _loose(value: Any, *, sqlite: bool) -> Any:
     """A value of a `Change`, encoded by what it is: it has no column to go by."""
     if isinstance(value, list | dict):
-        return _json_text(value)
-    return _sqlite_time(value) if sqlite and isinstance(value, datetime) else value
+        return json_text(value)
+    return sqlite_time(value) if sqlite and isinstance(value, datetime) else value
 
 
 # --- PostgreSQL ---

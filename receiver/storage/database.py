@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from receiver.errors import SettingsError, StorageUnavailable
 from receiver.storage.appending import PostgresqlAppender, SqliteAppender, Transaction
+from receiver.storage.tables import json_text
 
 # Nobody waits longer for the database than this; a callback must be answered well within Bandwidth's ten seconds.
 STATEMENT_SECONDS: Final = 4.0
@@ -148,7 +149,7 @@ class Database:
 
     def texts(self, values: Iterable[str]) -> Any:
         listed = list(values)
-        return orjson.dumps(listed).decode() if self.is_sqlite else listed
+        return json_text(listed) if self.is_sqlite else listed
 
     def insert(self, table: Any) -> Any:
         """An INSERT that knows `on_conflict_do_update` and `on_conflict_do_nothing`."""
@@ -194,10 +195,6 @@ _CONNECTION_ERRORS: Final = (
 _DATABASE_ERRORS: Final = (*_CONNECTION_ERRORS, DBAPIError, sqlite3.Error, asyncpg.PostgresError)
 
 
-def _json_text(value: Any) -> str:
-    return orjson.dumps(value).decode()
-
-
 def _postgresql_engine(url: URL, pool_size: int) -> AsyncEngine:
     return create_async_engine(
         url,
@@ -205,7 +202,7 @@ def _postgresql_engine(url: URL, pool_size: int) -> AsyncEngine:
         max_overflow=0,
         pool_timeout=STATEMENT_SECONDS,
         hide_parameters=True,
-        json_serializer=_json_text,
+        json_serializer=json_text,
         json_deserializer=orjson.loads,
         connect_args={
             "timeout": STATEMENT_SECONDS,

@@ -1,6 +1,7 @@
 """The tables, as rows. `README.md` documents the columns people may read; columns are added, not renamed."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -33,6 +34,20 @@ SQLModel.metadata.naming_convention = {
 }
 
 
+def json_text(value: Any) -> str:
+    """A value as the JSON text that a database is given."""
+    return orjson.dumps(value).decode()
+
+
+@lru_cache(maxsize=4096)
+def sqlite_time(moment: datetime) -> str:
+    """A time as the text that SQLite holds, 27 characters that sort as time does; one row repeats the same few."""
+    if moment.tzinfo is None:
+        raise ValueError(f"a time without zone must not reach the database: {moment!r}")
+    # not strftime: its %Y drops the zeros of years before 1000
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
 class UTCDateTime(TypeDecorator[datetime]):
     """An aware UTC time: `timestamptz` on PostgreSQL, on SQLite text that sorts as time does."""
 
@@ -47,12 +62,10 @@ class UTCDateTime(TypeDecorator[datetime]):
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
         if value is None:
             return None
+        if dialect.name == "sqlite":
+            return sqlite_time(value)
         if value.tzinfo is None:
             raise ValueError(f"a time without zone must not reach the database: {value!r}")
-        if dialect.name == "sqlite":
-            # not strftime: its %Y drops the zeros of years before 1000
-            moment = value.astimezone(UTC).replace(tzinfo=None)
-            return moment.isoformat(timespec="microseconds") + "Z"
         return value
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
@@ -78,7 +91,7 @@ class Json(TypeDecorator[Any]):
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
         if value is None or dialect.name == "postgresql":
             return value
-        return orjson.dumps(value).decode()
+        return json_text(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         if value is None or dialect.name == "postgresql":
