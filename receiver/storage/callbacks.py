@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from sqlalchemy import ColumnElement, literal_column
+
 from receiver.domain.callbacks import Callback, Unread
 from receiver.storage.appending import Change, Insert, Step
 from receiver.storage.tables import CallbackRow
@@ -26,6 +28,22 @@ class Kept:
     @property
     def outcome(self) -> str:
         return QUARANTINED if self.unread else ACCEPTED
+
+
+# as the partial index spells it, which SQLite needs to see
+_IS_QUARANTINED: Final = f"callbacks.outcome = '{QUARANTINED}'"
+
+
+def judged_as(outcome: str | None, reason: str | None) -> list[ColumnElement[bool]]:
+    """The conditions for an outcome and a reason, None for any; only quarantined callbacks have a reason."""
+    conditions: list[ColumnElement[bool]] = []
+    if outcome is not None:
+        conditions.append(CALLBACKS.c.outcome == outcome)
+    if reason is not None:
+        conditions.append(CALLBACKS.c.reason == reason)
+    if outcome == QUARANTINED or reason is not None:
+        conditions.append(literal_column(_IS_QUARANTINED))
+    return conditions
 
 
 def keep(kept: Sequence[Kept]) -> Step:

@@ -5,16 +5,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, literal_column, select
+from sqlalchemy import ColumnElement, Row, select
 
 from receiver.domain.callbacks import Callback
 from receiver.domain.events import Api
-from receiver.storage.callbacks import CALLBACKS, QUARANTINED
+from receiver.storage.callbacks import CALLBACKS, judged_as
 from receiver.storage.database import Database
 
 _COLUMNS: Final = ("id", "received_at", "api", "route", "method", "remote", "query", "headers", "body")
-# as the partial index spells it
-_IS_QUARANTINED: Final = f"callbacks.outcome = '{QUARANTINED}'"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,17 +56,11 @@ _statement: Final = select(*(CALLBACKS.c[name] for name in _COLUMNS)).order_by(C
 
 
 def _conditions(selection: Selection) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
+    conditions = judged_as(selection.outcome, selection.reason)
     if selection.since is not None:
         conditions.append(CALLBACKS.c.id >= first_id(selection.since))
     if selection.until is not None:
         conditions.append(CALLBACKS.c.id < first_id(selection.until))
-    if selection.outcome is not None:
-        conditions.append(CALLBACKS.c.outcome == selection.outcome)
-    if selection.reason is not None:
-        conditions.append(CALLBACKS.c.reason == selection.reason)
-    if selection.outcome == QUARANTINED or selection.reason is not None:
-        conditions.append(literal_column(_IS_QUARANTINED))
     return conditions
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, Select, literal_column, select
+from sqlalchemy import ColumnElement, Row, Select, select
 
 from receiver.domain.events import Api
 from receiver.domain.queries import CallbackQuery, CallbackView, Page, SortOrder, WholeCallback
-from receiver.storage.callbacks import CALLBACKS, QUARANTINED
+from receiver.storage.callbacks import CALLBACKS, judged_as
 from receiver.storage.database import Database
 
 _LISTED: Final = (
@@ -23,8 +23,6 @@ _LISTED: Final = (
     "duplicates",
     "reread_at",
 )
-# spelled as the partial index spells it, which SQLite needs to see; only quarantined callbacks have a reason
-_IS_QUARANTINED: Final = f"callbacks.outcome = '{QUARANTINED}'"
 
 
 async def find(database: Database, query: CallbackQuery) -> Page[CallbackView]:
@@ -61,13 +59,7 @@ _LISTED_COLUMNS: Final = [CALLBACKS.c[name] for name in _LISTED]
 
 
 def _conditions(query: CallbackQuery) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
-    if query.outcome is not None:
-        conditions.append(CALLBACKS.c.outcome == query.outcome)
-    if query.reason is not None:
-        conditions.append(CALLBACKS.c.reason == query.reason)
-    if query.outcome == QUARANTINED or query.reason is not None:
-        conditions.append(literal_column(_IS_QUARANTINED))
+    conditions = judged_as(query.outcome, query.reason)
     if query.after is not None:
         ascending = query.order is SortOrder.ASC
         conditions.append(CALLBACKS.c.id > query.after if ascending else CALLBACKS.c.id < query.after)
