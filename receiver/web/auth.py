@@ -63,16 +63,21 @@ def bearer(authorization: bytes) -> bytes | None:
     return token.strip() if scheme.lower() == b"bearer" else None
 
 
-def basic_password(authorization: bytes) -> bytes | None:
-    """The password in `Authorization: Basic …`; whatever the user name, it plays no part."""
+def basic_pair(authorization: bytes) -> bytes | None:
+    """The `user:password` in `Authorization: Basic …`."""
     scheme, _, encoded = authorization.partition(b" ")
     if scheme.lower() != b"basic":
         return None
     try:
-        pair = base64.b64decode(encoded.strip(), validate=True)
+        return base64.b64decode(encoded.strip(), validate=True)
     except binascii.Error:
         return None
-    return pair.partition(b":")[2]
+
+
+def basic_password(authorization: bytes) -> bytes | None:
+    """The password in `Authorization: Basic …`; whatever the user name, it plays no part."""
+    pair = basic_pair(authorization)
+    return pair.partition(b":")[2] if pair is not None else None
 
 
 @dataclass(frozen=True, slots=True)

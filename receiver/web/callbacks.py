@@ -4,8 +4,6 @@ Nothing slow happens here. A callback that cannot be used is still answered 200 
 Bandwidth send the identical request for a day (contract, section 1).
 """
 
-import base64
-import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -17,20 +15,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Protocol
 
-import structlog
 from starlette.types import Receive, Scope, Send
 
 from receiver.domain.callbacks import Callback
 from receiver.domain.events import Api
 from receiver.errors import IntakeFull, StorageUnavailable
+from receiver.web.auth import basic_pair
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _RETRY_AFTER: Final = (b"retry-after", b"2")
 _CHALLENGE: Final = (b"www-authenticate", b'Basic realm="receiver", charset="UTF-8"')
 _SECRET_HEADERS: Final = frozenset({b"authorization", b"proxy-authorization", b"cookie"})
-
-log = structlog.get_logger("receiver.callbacks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +61,8 @@ class Credentials:
 
     def accept(self, authorization: bytes) -> bool:
         """Whether an Authorization header holds one of the pairs."""
-        scheme, _, encoded = authorization.partition(b" ")
-        if scheme.lower() != b"basic":
-            return False
-        try:
-            pair = base64.b64decode(encoded.strip(), validate=True)
-        except binascii.Error:
+        pair = basic_pair(authorization)
+        if pair is None:
             return False
         digest = hashlib.sha256(pair).digest()
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
