@@ -11,7 +11,7 @@ import typer
 
 from receiver.cli import asking
 from receiver.cli.opening import intake_for, with_database
-from receiver.cli.output import complain, say, say_fields, say_json, say_table, write
+from receiver.cli.output import complain, say, say_fields, say_json, say_page, write
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.queries import CallbackView
 from receiver.errors import ReceiverError
@@ -30,12 +30,7 @@ def list_callbacks(config: Path | None, asked: Mapping[str, Any], *, json: bool)
 
     async def work(_: Settings, database: Database) -> int:
         page = await ledger.find(database, query)
-        if json:
-            say_json([CallbackSummary.model_validate(view) for view in page.items])
-        else:
-            say_table(_HEADINGS, [_row(view) for view in page.items])
-            if page.more:
-                say(f"(there are more: --page {asked['page'] + 1})")
+        say_page(page, _HEADINGS, _row, model=CallbackSummary, json=json, number=asked["page"])
         return 0
 
     return with_database(config, work)

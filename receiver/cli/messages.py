@@ -8,7 +8,7 @@ import typer
 
 from receiver.cli import asking
 from receiver.cli.opening import with_database
-from receiver.cli.output import say, say_fields, say_json, say_table
+from receiver.cli.output import say, say_fields, say_json, say_page, say_table
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.events import Api, Event
 from receiver.domain.queries import MessageView
@@ -25,12 +25,7 @@ def list_messages(config: Path | None, asked: Mapping[str, Any], *, json: bool) 
 
     async def work(_: Settings, database: Database) -> int:
         page = await messages.find(database, query)
-        if json:
-            say_json([Message.model_validate(view) for view in page.items])
-        else:
-            say_table(_HEADINGS, [_row(view) for view in page.items])
-            if page.more:
-                say(f"(there are more: --page {asked['page'] + 1})")
+        say_page(page, _HEADINGS, _row, model=Message, json=json, number=asked["page"])
         return 0
 
     return with_database(config, work)

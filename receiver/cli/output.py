@@ -2,8 +2,14 @@
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel
+
+from receiver.domain.queries import Page
+
+View = TypeVar("View")
 
 # What a terminal may take for an order: control characters, line separators, and those that turn the direction of text.
 _ORDERS: Final = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
@@ -61,6 +67,24 @@ def say_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
     padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
     say(*(line.rstrip() for line in padded))
+
+
+def say_page(
+    page: Page[View],
+    headings: Sequence[str],
+    row: Callable[[View], Sequence[object]],
+    *,
+    model: type[BaseModel],
+    json: bool,
+    number: int,
+) -> None:
+    """Writes page `number` of a list: as JSON by a model, or under headings, with a hint where the list goes on."""
+    if json:
+        say_json([model.model_validate(view) for view in page.items])
+        return
+    say_table(headings, [row(view) for view in page.items])
+    if page.more:
+        say(f"(there are more: --page {number + 1})")
 
 
 def say_fields(fields: Iterable[tuple[str, object]], *, indent: str = "") -> None:
