@@ -314,10 +314,10 @@ class SinkRow(SQLModel, table=True):
 
 
 class RetryRow(SQLModel, table=True):
-    """An event that waits for its next attempt (`due`) or behind one that does (`parked`).
+    """An event that waits for its next attempt (`due`), for an operator (`held`), or behind one that does (`parked`).
 
-    Of a lane the smallest position is the head and not parked. `first_at` is when the event began to wait; a parked
-    one without `due_at` was never tried.
+    Of a lane the smallest position is the head and not parked; it is held if it is among the dead letters too.
+    `first_at` is when the event began to wait; a parked one without `due_at` was never tried.
     """
 
     __tablename__ = "retries"
@@ -341,8 +341,38 @@ class RetryRow(SQLModel, table=True):
     reason: str | None = _text(nullable=True)
 
 
+class ReplayRow(SQLModel, table=True):
+    """Old events to be given to a sink again: those after `after_position`, up to `to_position`.
+
+    All up to `position` are done with. `published` and `dead_letters` count what became of them. `state` is `running`,
+    `paused`, `cancelled`, `finished` or `expired`; the first two have yet to end.
+    """
+
+    __tablename__ = "replays"
+    __table_args__ = (
+        ForeignKeyConstraint(["sink"], ["sinks.name"], ondelete="CASCADE"),
+        CheckConstraint("state IN ('running', 'paused', 'cancelled', 'finished', 'expired')", name="state"),
+        Index("ix_replays_open", "sink", "id", **_where("state IN ('running', 'paused')")),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: int | None = Field(default=None, sa_column=Column(Position, primary_key=True, autoincrement=True))
+    sink: str = _text()
+    state: str = _text()
+    after_position: int = Field(sa_column=Column(Position, nullable=False))
+    to_position: int = Field(sa_column=Column(Position, nullable=False))
+    position: int = Field(sa_column=Column(Position, nullable=False))
+    published: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    dead_letters: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    requested_at: datetime = _time(nullable=False)
+    ended_at: datetime | None = _time()
+
+
 class AttemptRow(SQLModel, table=True):
-    """One try to publish one event to one sink: its outcome, and what was decided about the event."""
+    """One try to publish one event to one sink: its outcome, and what was decided about the event.
+
+    `replay_id` names the replay it was part of; null where it was none.
+    """
 
     __tablename__ = "attempts"
     __table_args__ = (Index("ix_attempts_position", "position"), {"sqlite_autoincrement": True})
@@ -358,6 +388,7 @@ class AttemptRow(SQLModel, table=True):
     reason: str | None = _text(nullable=True)
     response_code: int | None = None
     response: str | None = _text(nullable=True)
+    replay_id: int | None = Field(default=None, sa_column=Column(Position, nullable=True))
 
 
 class DeadLetterRow(SQLModel, table=True):
@@ -372,6 +403,7 @@ class DeadLetterRow(SQLModel, table=True):
         ForeignKeyConstraint(["position"], ["events.position"]),
         UniqueConstraint("sink", "position", name="uq_dead_letters_sink_position"),
         Index("ix_dead_letters_position", "position"),
+        Index("ix_dead_letters_sink", "sink", "id"),
         {"sqlite_autoincrement": True},
     )
 
