@@ -4,7 +4,10 @@ ReceiverError
 ├── SettingsError       a setting is wrong, unknown or missing: the start is refused with this line
 ├── SchemaError         the database's schema is not the one this version works with
 ├── StorageUnavailable  the database could not commit now; the same work may succeed later
-└── IntakeFull          more callbacks are waiting than the queue holds
+├── IntakeFull          more callbacks are waiting than the queue holds
+├── Unknown             there is nothing of this name or with this id
+├── Conflict            it cannot be done as things stand
+└── Expired             what was asked for is no longer kept
 """
 
 
@@ -26,3 +29,15 @@ class StorageUnavailable(ReceiverError):
 
 class IntakeFull(ReceiverError):
     """More callbacks are waiting than the queue holds; nothing was stored."""
+
+
+class Unknown(ReceiverError):
+    """There is nothing of this name or with this id."""
+
+
+class Conflict(ReceiverError):
+    """It cannot be done as things stand."""
+
+
+class Expired(ReceiverError):
+    """What was asked for is no longer kept."""

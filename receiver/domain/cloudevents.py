@@ -39,8 +39,8 @@ def _data(entry: LogEntry, reason: Mapping[str, Any] | None) -> dict[str, Any]:
         "api": event.api,
         "direction": event.direction,
         "recipient": event.recipient,
-        "from": _fact(entry, "sender"),
-        "to": list(_fact(entry, "recipients") or ()),
+        "from": fact(entry, "sender"),
+        "to": list(fact(entry, "recipients") or ()),
         "status": delivery.status,
         "previousStatus": entry.previous_status,
         "changed": entry.changed,
@@ -49,12 +49,12 @@ def _data(entry: LogEntry, reason: Mapping[str, Any] | None) -> dict[str, Any]:
         "deliveryCode": delivery.code,
         "deliveryDescription": delivery.description,
         "reason": dict(reason) if reason is not None else None,
-        "tag": _fact(entry, "tag"),
+        "tag": fact(entry, "tag"),
         "tagVerdict": event.tag_verdict,
-        "applicationId": _fact(entry, "application_id"),
-        "segmentCount": _fact(entry, "segment_count"),
-        "channel": _fact(entry, "channel"),
-        "carrierName": _fact(entry, "carrier_name"),
+        "applicationId": fact(entry, "application_id"),
+        "segmentCount": fact(entry, "segment_count"),
+        "channel": fact(entry, "channel"),
+        "carrierName": fact(entry, "carrier_name"),
         "text": entry.message.get("text"),
         "media": list(entry.message.get("media") or ()),
         "contradicted": delivery.contradicted,
@@ -64,7 +64,7 @@ def _data(entry: LogEntry, reason: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _fact(entry: LogEntry, name: str) -> Any:
+def fact(entry: LogEntry, name: str) -> Any:
     """A fact as the event told it, else as its message has it."""
     told = getattr(entry.event.facts, name)
     return entry.message.get(name) if told in (None, "", ()) else told

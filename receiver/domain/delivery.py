@@ -269,7 +269,9 @@ class Message:
         if event.recipient is None:
             return self._inbound or self._unnamed or (NOTHING_SAID if self._numbers else None)
         key = number_key(event.recipient)
-        return self._row(key) if key in self._numbers else None
+        # a number that is nothing but a plus has the row of those that are not known
+        has_row = key in self._numbers or (not key and bool(self) and not self._numbers)
+        return self._row(key) if has_row else None
 
     def _row(self, key: str) -> Delivery:
         return self._inbound or self._named.get(key) or self._unnamed or NOTHING_SAID

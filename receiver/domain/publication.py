@@ -14,7 +14,8 @@ class Publication:
     """An event on its way to a sink.
 
     `id` is the same on every repetition. `position` is its place in the event log, `lane` the message it belongs to:
-    events of one lane arrive in order. `event` is the CloudEvent, `body` the same as JSON on one line.
+    events of one lane arrive in order. `recipient` is whom it is about, None where it does not say. `event` is the
+    CloudEvent, `body` the same as JSON on one line. `replayed` says that an operator has it published once more.
     """
 
     id: str
@@ -24,6 +25,8 @@ class Publication:
     received_at: datetime
     event: Mapping[str, Any]
     body: bytes
+    recipient: str | None = None
+    replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +53,10 @@ class Retry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """The sink will never take this event."""
+    """The sink will never take this event; where it is `gone`, no other either."""
 
     reason: str
+    gone: bool = False
     response_code: int | None = None
     response: str | None = None
 
@@ -111,6 +115,11 @@ class Candidate:
     def lane(self) -> str:
         return self.publication.lane
 
+    @property
+    def delivery(self) -> tuple[str, str | None]:
+        """What it reports on: a later event about the same makes it old news."""
+        return self.publication.lane, self.publication.recipient
+
 
 class Death(StrEnum):
     """Why an event became a dead letter: the sink will never take it, or it was tried for too long."""
@@ -122,6 +131,11 @@ class Death(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """The sink has it, or its filter leaves it out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Superseded:
+    """A newer event of its delivery goes in its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,15 +153,16 @@ class Parked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dead:
-    """It is not tried again by itself; its lane goes on."""
+    """It is not tried again by itself; its lane goes on, or is held until an operator decides."""
 
     death: Death
     reason: str
+    holds: bool = False
     response_code: int | None = None
     response: str | None = None
 
 
-Decision = Done | Again | Parked | Dead
+Decision = Done | Superseded | Again | Parked | Dead
 
 
 def decide(
@@ -158,12 +173,7 @@ def decide(
         case Published():
             return Done()
         case Refused():
-            return Dead(
-                death=Death.REFUSED,
-                reason=result.reason,
-                response_code=result.response_code,
-                response=result.response,
-            )
+            return _dead(Death.REFUSED, result, holds=policy.holds)
         case Retry():
             return _later(candidate, result, policy, now, fraction)
         case SinkDown():
@@ -175,4 +185,27 @@ def _later(candidate: Candidate, result: Retry, policy: RetryPolicy, now: dateti
     due_at = policy.due(now, candidate.since or now, pause)
     if due_at is not None:
         return Again(due_at=due_at, reason=result.reason)
-    return Dead(death=Death.EXPIRED, reason=result.reason, response_code=result.response_code, response=result.response)
+    return _dead(Death.EXPIRED, result, holds=policy.holds)
+
+
+def decide_replayed(result: Result, *, tries_left: int) -> Decision | None:
+    """What becomes of a replayed event after an attempt: a replay keeps no retries; None: it is tried again at once."""
+    match result:
+        case Published():
+            return Done()
+        case Refused():
+            return _dead(Death.REFUSED, result)
+        case Retry():
+            return None if tries_left else _dead(Death.EXPIRED, result)
+        case SinkDown():
+            return None
+
+
+def _dead(death: Death, result: Refused | Retry, *, holds: bool = False) -> Dead:
+    return Dead(
+        death=death,
+        reason=result.reason,
+        holds=holds,
+        response_code=result.response_code,
+        response=result.response,
+    )

@@ -1,13 +1,18 @@
-"""What can be asked of the status table and of the ledger, and what comes back."""
+"""What can be asked of the status table, of the ledger and about the sinks, and what comes back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from receiver.domain.events import Api, Direction, TagVerdict
 
 Item = TypeVar("Item")
+
+ReplayAction = Literal["pause", "resume", "cancel"]
+ReplayState = Literal["running", "paused", "cancelled", "finished", "expired"]
+SinkState = Literal["working", "down", "paused", "unattended", "removed"]
 
 
 class SortOrder(StrEnum):
@@ -154,3 +159,144 @@ class WholeCallback(CallbackView):
     headers: dict[str, str]
     body: bytes
     problems: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterChoice:
+    """Which dead letters. What is None does not filter.
+
+    `since` is inclusive, `until` exclusive; both are about when they died.
+    """
+
+    sink: str | None = None
+    ids: Sequence[int] | None = None
+    reason: str | None = None
+    message_id: str | None = None
+    event_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterQuery:
+    """A page of the chosen dead letters by id, in the order in which they died or in reverse, from an id on."""
+
+    choice: DeadLetterChoice = DeadLetterChoice()
+    order: SortOrder = SortOrder.ASC
+    after: int | None = None
+    skip: int = 0
+    size: int = 25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterView:
+    """An event that one sink will not be given again by itself, and why."""
+
+    id: int
+    sink: str
+    position: int
+    event_id: str
+    message_id: str
+    recipient: str | None
+    status: str
+    reason: str
+    detail: str
+    attempts: int
+    response_code: int | None
+    response: str | None
+    first_at: datetime
+    died_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptView:
+    """One try to publish one event of a message to one sink, what came of it and what was decided.
+
+    `status` and `recipient` are the event's. `replay_id` names the replay it was part of, None where it was none.
+    """
+
+    id: int
+    sink: str
+    position: int
+    event_id: str
+    recipient: str | None
+    status: str
+    started_at: datetime
+    ended_at: datetime
+    outcome: str
+    decision: str
+    reason: str | None
+    response_code: int | None
+    response: str | None
+    replay_id: int | None
+
+    @property
+    def seconds(self) -> float:
+        return (self.ended_at - self.started_at).total_seconds()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayView:
+    """The events after `after_position` up to `to_position`, to be given to a sink again.
+
+    All up to `position` are done with; `published` and `dead_letters` count what became of those that the sink's
+    filter let through. `state` is `running`, `paused`, `cancelled`, `finished`, or `expired`: then retention has taken
+    its events, of a sink that nobody worked for any more.
+    """
+
+    id: int
+    sink: str
+    state: ReplayState
+    after_position: int
+    to_position: int
+    position: int
+    published: int
+    dead_letters: int
+    requested_at: datetime
+    ended_at: datetime | None
+
+    @property
+    def progress(self) -> float:
+        """The part of its stretch of the log that is done with, from 0 to 1."""
+        return round((self.position - self.after_position) / max(1, self.to_position - self.after_position), 4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkView:
+    """A sink that was ever registered: how it is doing, what it still has before it, and who works for it.
+
+    `type` is None where the settings have no such sink. `lag` counts the events after its cursor, `oldest_at` is when
+    the oldest of what waits was received. `retries` are counted by state, `dead_letters` by reason.
+    """
+
+    name: str
+    type: str | None
+    paused: bool
+    cursor: int
+    lag: int
+    oldest_at: datetime | None
+    oldest_seconds: float | None
+    retries: dict[str, int]
+    dead_letters: dict[str, int]
+    failures: int
+    down_since_at: datetime | None
+    last_success_at: datetime | None
+    last_error: str | None
+    lease_until: datetime | None
+    is_attended: bool
+    replay: ReplayView | None
+
+    @property
+    def configured(self) -> bool:
+        return self.type is not None
+
+    @property
+    def state(self) -> SinkState:
+        """The one thing to know first."""
+        if not self.configured:
+            return "removed"
+        if self.paused:
+            return "paused"
+        if not self.is_attended:
+            return "unattended"
+        return "down" if self.down_since_at is not None else "working"

@@ -25,10 +25,14 @@ _ALWAYS_ASKABLE: Final = timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """The pauses between attempts, the last of them repeated, and the age at which an event is given up."""
+    """The pauses between attempts, the last of them repeated, and the age at which an event is given up.
+
+    `holds` says that the later events of a message then wait for an operator.
+    """
 
     schedule: tuple[timedelta, ...] = SCHEDULE
     max_age: timedelta = MAX_AGE
+    holds: bool = False
 
     def pause(
         self, attempts: int, fraction: float, *, asked: timedelta | None = None, overloaded: bool = False

@@ -1,10 +1,10 @@
 """The window of a sink: the events between its cursor and the end of what was read, and who of them may go next."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from receiver.domain.publication import Again, Candidate, Decision, Outcome, Parked
+from receiver.domain.publication import Again, Candidate, Dead, Decision, Outcome, Parked, Superseded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +29,22 @@ class Verdict:
     candidate: Candidate
     decision: Decision
 
+    is_tried: bool = True
+
     @property
     def attempts(self) -> int:
-        """The attempts made by now; being parked is none."""
-        return self.candidate.attempts + (not isinstance(self.decision, Parked))
+        """The attempts made by now."""
+        return self.candidate.attempts + self.is_tried
 
     @property
     def blocks(self) -> bool:
         """Whether later events of the lane must wait."""
-        return isinstance(self.decision, Again | Parked)
+        return isinstance(self.decision, Again | Parked) or self.holds
+
+    @property
+    def holds(self) -> bool:
+        """Whether they must wait for an operator."""
+        return isinstance(self.decision, Dead) and self.decision.holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +57,11 @@ class Settlement:
     attempts: tuple[Attempt, ...] = ()
 
     @property
+    def superseded(self) -> int:
+        """How many gave way to newer ones."""
+        return sum(isinstance(verdict.decision, Superseded) for verdict in (*self.firsts, *self.retries))
+
+    @property
     def touches_retries(self) -> bool:
         return bool(self.retries) or any(verdict.blocks for verdict in self.firsts)
 
@@ -58,14 +70,17 @@ class Window:
     """Keeps the order: of a lane, one event at a time is under way, and none passes an earlier one that must wait.
 
     A sink that keeps the order of a batch by itself may be given several of a lane in one; its batches must then
-    follow each other. First attempts and retries take turns, and retries never hold more than half of the slots.
+    follow each other. First attempts and retries take turns, and retries never hold more than half of the slots. With
+    `latest_only`, what waits for its first attempt gives way to a newer event of its delivery.
     """
 
-    def __init__(self, cursor: int, *, slots: int = 1, keeps_order: bool = False) -> None:
+    def __init__(self, cursor: int, *, slots: int = 1, keeps_order: bool = False, latest_only: bool = False) -> None:
         self.cursor = cursor
         self.read_to = cursor
         self._retry_slots = max(1, slots // 2)
         self._keeps_order = keeps_order
+        self._latest_only = latest_only
+        self._latest: dict[tuple[str, str | None], int] = {}
         self._waiting: dict[int, Candidate] = {}
         self._retries: dict[int, Candidate] = {}
         self._under_way: dict[int, Candidate] = {}
@@ -73,16 +88,23 @@ class Window:
         self._retry_verdicts: dict[int, Verdict] = {}
         self._attempts: list[Attempt] = []
         self._blocked: set[str] = set()
+        # of which an event was given up, but not yet in writing: a crash would bring it back behind its successor
+        self._dying: set[str] = set()
         self._retries_turn = False
 
     def __len__(self) -> int:
-        """The events straight from the log that are not settled."""
-        return len(self._waiting) + len(self._verdicts) + sum(not one.is_retry for one in self._under_way.values())
+        """The events straight from the log that are not decided."""
+        return len(self._waiting) + sum(not one.is_retry for one in self._under_way.values())
+
+    @property
+    def decided(self) -> int:
+        """The events straight from the log that are decided, but perhaps behind one that is not."""
+        return len(self._verdicts)
 
     @property
     def unsettled(self) -> int:
-        """How many decisions are to be written."""
-        return len(self._verdicts) + len(self._retry_verdicts)
+        """How much is to be written: how far the cursor may go, and retries."""
+        return self.reach - self.cursor + len(self._retry_verdicts)
 
     @property
     def reach(self) -> int:
@@ -93,10 +115,15 @@ class Window:
     @property
     def moved(self) -> bool:
         """Whether there is something to settle."""
-        return self.reach != self.cursor or bool(self._retry_verdicts)
+        return self.reach != self.cursor or bool(self._retry_verdicts) or bool(self._attempts)
 
     def holds_retry(self, position: int) -> bool:
         return any(position in held for held in (self._retries, self._under_way, self._retry_verdicts))
+
+    def waiting_since(self, before: datetime) -> list[Candidate]:
+        """Those nobody is trying that have waited since before a time: since received, or since they first failed."""
+        waiting = (*self._waiting.values(), *self._retries.values())
+        return [one for one in waiting if (one.since or one.publication.received_at) <= before]
 
     def pass_over(self, position: int) -> None:
         """Reads on over an event that the sink is not given."""
@@ -105,10 +132,17 @@ class Window:
     def queue(self, candidate: Candidate) -> None:
         """Adds the next event of the log for its first attempt; behind one of its lane that must wait it is parked."""
         self.read_to = candidate.position
-        if candidate.lane in self._blocked:
-            self._verdicts[candidate.position] = Verdict(candidate, Parked())
-        else:
-            self._waiting[candidate.position] = candidate
+        self._wait(candidate)
+        if self._latest_only:
+            older = self._waiting.get(self._latest.get(candidate.delivery, 0))
+            self._latest[candidate.delivery] = candidate.position
+            if older is not None:
+                self.drop(older, Superseded())
+
+    def supersede(self, candidate: Candidate) -> None:
+        """Reads on over an event of which a newer one of its delivery is known to follow."""
+        self.read_to = candidate.position
+        self._verdicts[candidate.position] = Verdict(candidate, Superseded(), is_tried=False)
 
     def park(self, candidate: Candidate) -> None:
         """Adds the next event of the log behind those of its lane that are kept as retries."""
@@ -120,9 +154,22 @@ class Window:
         if not self.holds_retry(candidate.position):
             self._retries[candidate.position] = candidate
 
-    def take(self, limit: int) -> list[Candidate]:
-        """The next to publish, which are then under way. A retry goes alone: a poisonous one spoils no others."""
-        firsts, retry = list(self._next_firsts(limit)), self._next_retry()
+    def forget_retries(self) -> None:
+        """Lets go of the retries that nobody is trying, for somebody else has moved some: they are read again."""
+        self._retries.clear()
+
+    def drop(self, candidate: Candidate, decision: Decision) -> None:
+        """Decides about an event that waits for its first attempt, or about a retry, without an attempt."""
+        (self._retries if candidate.is_retry else self._waiting).pop(candidate.position, None)
+        self._note(Verdict(candidate, decision, is_tried=False))
+
+    def take(self, limit: int, busy: Collection[str] = ()) -> list[Candidate]:
+        """The next to publish, which are then under way; of the lanes that are busy elsewhere, none.
+
+        A retry goes alone: a poisonous one spoils no others.
+        """
+        occupied = {*busy, *self._dying, *(candidate.lane for candidate in self._under_way.values())}
+        firsts, retry = list(self._next_firsts(limit, set(occupied))), self._next_retry(occupied)
         if retry is not None and (self._retries_turn or not firsts):
             firsts = []
             taken = [self._retries.pop(retry.position)]
@@ -132,25 +179,23 @@ class Window:
         self._under_way.update((candidate.position, candidate) for candidate in taken)
         return taken
 
-    def put_back(self, candidate: Candidate) -> None:
+    def put_back(self, candidate: Candidate, attempt: Attempt | None = None) -> None:
         """Returns an event whose attempt did not count; it will be the first again."""
         del self._under_way[candidate.position]
+        self._record(attempt)
         if candidate.is_retry:
             self._retries = {candidate.position: candidate, **self._retries}
-        elif candidate.lane in self._blocked:
-            self._verdicts[candidate.position] = Verdict(candidate, Parked())
-        else:
-            self._waiting = dict(sorted([(candidate.position, candidate), *self._waiting.items()]))
+            return
+        self._wait(candidate)
+        self._waiting = dict(sorted(self._waiting.items()))
+        if self._latest_only and self._latest[candidate.delivery] > candidate.position in self._waiting:
+            self.drop(candidate, Superseded())
 
     def decide(self, candidate: Candidate, decision: Decision, attempt: Attempt | None = None) -> None:
         """Takes what became of an event that was under way; where it must be tried again, its lane waits."""
         del self._under_way[candidate.position]
-        verdict = Verdict(candidate, decision)
-        (self._retry_verdicts if candidate.is_retry else self._verdicts)[candidate.position] = verdict
-        if attempt is not None:
-            self._attempts.append(attempt)
-        if verdict.blocks and not candidate.is_retry:
-            self._block(candidate.lane)
+        self._record(attempt)
+        self._note(Verdict(candidate, decision))
 
     def settlement(self) -> Settlement:
         """What can be written now."""
@@ -171,16 +216,39 @@ class Window:
             del self._retry_verdicts[verdict.candidate.position]
         del self._attempts[: len(settlement.attempts)]
         self._blocked = {verdict.candidate.lane for verdict in self._verdicts.values() if verdict.blocks}
+        self._dying = {
+            verdict.candidate.lane for verdict in self._verdicts.values() if isinstance(verdict.decision, Dead)
+        }
+        if self._latest_only:
+            here = (*self._waiting.values(), *self._under_way.values())
+            self._latest = {one.delivery: self._latest[one.delivery] for one in here if not one.is_retry}
+
+    def _note(self, verdict: Verdict) -> None:
+        candidate = verdict.candidate
+        (self._retry_verdicts if candidate.is_retry else self._verdicts)[candidate.position] = verdict
+        if isinstance(verdict.decision, Dead):
+            self._dying.add(candidate.lane)
+        if verdict.blocks and not candidate.is_retry:
+            self._block(candidate.lane)
+
+    def _record(self, attempt: Attempt | None) -> None:
+        if attempt is not None:
+            self._attempts.append(attempt)
+
+    def _wait(self, candidate: Candidate) -> None:
+        if candidate.lane in self._blocked:
+            self._verdicts[candidate.position] = Verdict(candidate, Parked(), is_tried=False)
+        else:
+            self._waiting[candidate.position] = candidate
 
     def _block(self, lane: str) -> None:
         self._blocked.add(lane)
         behind = [candidate for candidate in self._waiting.values() if candidate.lane == lane]
         for candidate in behind:
             del self._waiting[candidate.position]
-            self._verdicts[candidate.position] = Verdict(candidate, Parked())
+            self._wait(candidate)
 
-    def _next_firsts(self, limit: int) -> Iterable[Candidate]:
-        lanes = self._lanes_under_way()
+    def _next_firsts(self, limit: int, lanes: set[str]) -> Iterable[Candidate]:
         chosen = 0
         for candidate in self._waiting.values():
             if chosen == limit:
@@ -192,12 +260,8 @@ class Window:
             chosen += 1
             yield candidate
 
-    def _next_retry(self) -> Candidate | None:
+    def _next_retry(self, lanes: Collection[str]) -> Candidate | None:
         if sum(one.is_retry for one in self._under_way.values()) >= self._retry_slots:
             return None
-        lanes = self._lanes_under_way()
         free: Iterator[Candidate] = (one for one in self._retries.values() if one.lane not in lanes)
         return next(free, None)
-
-    def _lanes_under_way(self) -> set[str]:
-        return {candidate.lane for candidate in self._under_way.values()}

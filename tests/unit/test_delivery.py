@@ -112,6 +112,14 @@ def test_the_log_tells_each_delivery_as_a_chain_from_status_to_status(
             assert change.changed is (before.get(key, Status.UNKNOWN) is not after[key])
 
 
+def test_a_number_that_is_nothing_but_a_plus_goes_on_where_no_number_was_known() -> None:
+    message = Message(Api.V2, "m1")
+    message.add(make_event(Status.QUEUED, recipient=None, to=()))
+    change = message.add(make_event(Status.SENT, recipient="+", to=()))
+    assert change.before is not None
+    assert (change.before.status, change.after.status) == (Status.QUEUED, Status.SENT)
+
+
 @pytest.mark.parametrize("events", [[make_event(Status.DELIVERED, time=9), make_event(Status.SENT, time=1)]])
 def test_late_sent_does_not_undo_delivered(events: list[Event]) -> None:
     [row] = rows(events).deliveries.values()

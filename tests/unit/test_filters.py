@@ -1,8 +1,10 @@
 """Which events a sink is given."""
 
+from dataclasses import replace
+
 import pytest
 
-from receiver.domain.events import Status
+from receiver.domain.events import Direction, Facts, Status
 from receiver.domain.filters import EVENT_TYPES, Filter
 from receiver.domain.log import LogEntry, Snapshot
 from tests.events import make_event
@@ -32,6 +34,45 @@ def entry(status: Status, *, changed: bool = True) -> LogEntry:
 )
 def test_a_filter_lets_through_what_it_names(chosen: Filter, status: Status, changed: bool, passes: bool) -> None:
     assert chosen.passes(entry(status, changed=changed)) is passes
+
+
+@pytest.mark.parametrize(
+    ("chosen", "passes"),
+    [
+        (Filter(direction=Direction.OUT), True),
+        (Filter(direction=Direction.IN), False),
+        (Filter(applications=frozenset({"app-1", "app-2"})), True),
+        (Filter(applications=frozenset({"app-2"})), False),
+        (Filter(tag_prefixes=("invoice-", "order-")), True),
+        (Filter(tag_prefixes=("rder-",)), False),
+        (Filter(number_prefixes=("1919",)), True),
+        (Filter(number_prefixes=("1425", "44")), True),
+        (Filter(number_prefixes=("1503",)), False),
+        # every part must be met
+        (Filter(direction=Direction.OUT, tag_prefixes=("order-",), number_prefixes=("1503",)), False),
+    ],
+)
+def test_a_filter_asks_the_event_and_else_its_message(chosen: Filter, passes: bool) -> None:
+    message = {"sender": "+19195551234", "recipients": ["+15035550001"], "tag": "order-4711", "application_id": "app-1"}
+    event = replace(make_event(Status.SENT, recipient="+14255550123"), facts=Facts())
+    told = LogEntry(position=1, event=event, previous_status=None, changed=True, delivery=SNAPSHOT, message=message)
+    assert chosen.passes(told) is passes
+
+
+@pytest.mark.parametrize(("recipient", "passes"), [(None, True), ("+14255550123", False)])
+def test_an_event_that_names_no_recipient_is_about_all_of_its_message(recipient: str | None, passes: bool) -> None:
+    event = replace(make_event(Status.SENT, recipient=recipient), facts=Facts())
+    message = {"sender": None, "recipients": ["+14255550123", "15035550001"]}
+    told = LogEntry(position=1, event=event, previous_status=None, changed=True, delivery=SNAPSHOT, message=message)
+    assert Filter(number_prefixes=("1503",)).passes(told) is passes
+
+
+def test_what_has_no_tag_and_no_application_meets_no_filter_on_them() -> None:
+    event = replace(make_event(Status.SENT), facts=Facts())
+    told = LogEntry(position=1, event=event, previous_status=None, changed=True, delivery=SNAPSHOT, message={})
+    assert not Filter(tag_prefixes=("a",)).passes(told)
+    assert not Filter(applications=frozenset({"a"})).passes(told)
+    assert not Filter(number_prefixes=("1555999",)).passes(told)
 
 
 def test_the_event_types_are_those_of_the_interface() -> None:

@@ -1,7 +1,7 @@
 """The window keeps the order of each message, whatever fails and whenever the process dies."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -9,17 +9,37 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from receiver.domain.publication import Again, Candidate, Dead, Death, Decision, Done, Parked, Publication
+from receiver.domain.publication import (
+    Again,
+    Candidate,
+    Dead,
+    Death,
+    Decision,
+    Done,
+    Parked,
+    Publication,
+    Superseded,
+)
 from receiver.domain.window import Window
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 AGAIN = Again(due_at=NOW, reason="status 500")
 DEAD = Dead(death=Death.REFUSED, reason="status 413")
+HELD = Dead(death=Death.REFUSED, reason="status 413", holds=True)
 
 
-def candidate(position: int, lane: str, *, attempts: int = 0, since: datetime | None = None) -> Candidate:
+def candidate(
+    position: int, lane: str, *, attempts: int = 0, since: datetime | None = None, recipient: str | None = None
+) -> Candidate:
     publication = Publication(
-        id=f"e{position}", position=position, lane=lane, type="message.sent", received_at=NOW, event={}, body=b"{}"
+        id=f"e{position}",
+        position=position,
+        lane=lane,
+        type="message.sent",
+        received_at=NOW,
+        event={},
+        body=b"{}",
+        recipient=recipient,
     )
     return Candidate(publication=publication, attempts=attempts, since=since)
 
@@ -95,7 +115,76 @@ def test_behind_a_dead_letter_a_lane_goes_on() -> None:
     window = filled("aa")
     [first] = window.take(9)
     window.decide(first, DEAD)
+    # not before that is written: a crash would bring the first back behind the second
+    assert window.take(9) == []
+    window.settled(window.settlement())
     assert positions(window.take(9)) == [2]
+
+
+def test_a_death_may_hold_its_lane() -> None:
+    window = filled("aab")
+    first, other = window.take(9)
+    window.decide(first, HELD)
+    window.decide(other, Done())
+    settlement = window.settlement()
+    assert [(verdict.candidate.position, verdict.blocks, verdict.holds) for verdict in settlement.firsts] == [
+        (1, True, True),
+        (2, True, False),
+        (3, False, False),
+    ]
+    assert [verdict.attempts for verdict in settlement.firsts] == [1, 0, 1]
+
+
+def test_where_only_the_latest_counts_an_older_one_gives_way() -> None:
+    window = filled("aaba", latest_only=True)
+    assert positions(window.take(9)) == [3, 4]
+    settlement = window.settlement()
+    assert (settlement.cursor, settlement.superseded) == (2, 2)
+
+
+def test_another_recipient_is_another_delivery() -> None:
+    window = Window(0, latest_only=True, keeps_order=True)
+    for position, recipient in enumerate(("+1", "+2", "+1", None), 1):
+        window.queue(candidate(position, "a", recipient=recipient))
+    assert positions(window.take(9)) == [2, 3, 4]
+
+
+def test_what_is_put_back_gives_way_to_what_came_meanwhile() -> None:
+    window = filled("a", latest_only=True)
+    [first] = window.take(9)
+    window.queue(candidate(2, "a"))
+    window.put_back(first)
+    assert positions(window.take(9)) == [2]
+    assert window.settlement().superseded == 1
+
+
+def test_lanes_that_are_busy_elsewhere_wait() -> None:
+    window = filled("ab")
+    assert positions(window.take(9, busy={"a"})) == [2]
+    assert positions(window.take(9)) == [1]
+
+
+def test_what_waits_for_too_long_is_found_and_given_up_without_an_attempt() -> None:
+    window = filled("ab")
+    window.queue_retry(candidate(9, "c", attempts=2, since=NOW))
+    window.take(1)
+    assert positions(window.waiting_since(NOW)) == [2, 9]
+    assert window.waiting_since(NOW - timedelta(seconds=1)) == []
+    for one in window.waiting_since(NOW):
+        window.drop(one, DEAD)
+    assert window.take(9) == []
+    [retry] = window.settlement().retries
+    assert retry.attempts == 2
+
+
+def test_retries_that_somebody_else_moved_are_read_again() -> None:
+    window = Window(0, slots=4)
+    for position, lane in enumerate("ab", 1):
+        window.queue_retry(candidate(position, lane, since=NOW))
+    assert positions(window.take(9)) == [1]
+    window.forget_retries()
+    assert window.holds_retry(1)
+    assert not window.holds_retry(2)
 
 
 def test_an_attempt_that_does_not_count_leaves_the_event_where_it_was() -> None:
@@ -171,22 +260,26 @@ class Publishing(RuleBasedStateMachine):
         lanes=st.lists(st.sampled_from("abc"), min_size=1, max_size=30),
         slots=st.integers(1, 4),
         keeps_order=st.booleans(),
+        latest_only=st.booleans(),
     )
-    def begin(self, lanes: list[str], slots: int, keeps_order: bool) -> None:
+    def begin(self, lanes: list[str], slots: int, keeps_order: bool, latest_only: bool) -> None:
         self.log = dict(enumerate(lanes, 1))
         self.keeps_order, self.slots = keeps_order, 1 if keeps_order else slots
+        self.latest_only = latest_only
+        self.superseded: set[int] = set()
         self.cursor = 0
         self.rows: dict[int, tuple[str, int]] = {}
         self.dead: set[int] = set()
         self.received: list[int] = []
-        # a refused copy has reached the sink too: if the process dies before that is settled, the next is a repetition
+        # in a batch that keeps its order, a refused copy has reached the sink too: if the process dies before that is
+        # settled, the next is a repetition
         self.reached: list[int] = []
         self.take_over()
 
     @rule()
     def take_over(self) -> None:
         """The process died, or another took the lease."""
-        self.window = Window(self.cursor, slots=self.slots, keeps_order=self.keeps_order)
+        self.window = Window(self.cursor, slots=self.slots, keeps_order=self.keeps_order, latest_only=self.latest_only)
         self.under_way: list[list[Candidate]] = []
 
     @rule(count=st.integers(1, 8))
@@ -200,7 +293,26 @@ class Publishing(RuleBasedStateMachine):
     @rule()
     def read_retries(self) -> None:
         for position, (lane, attempts) in self.heads().items():
-            self.window.queue_retry(candidate(position, lane, attempts=attempts, since=NOW))
+            if position not in self.dead:
+                self.window.queue_retry(candidate(position, lane, attempts=attempts, since=NOW))
+
+    @rule(data=st.data())
+    def operate(self, data: st.DataObject) -> None:
+        """An operator drops what is held, or makes it due again."""
+        held = sorted(self.dead & set(self.rows))
+        if held:
+            position = data.draw(st.sampled_from(held))
+            if data.draw(st.booleans()):
+                del self.rows[position]
+            else:
+                self.dead.remove(position)
+        self.window.forget_retries()
+
+    @rule()
+    def give_up(self) -> None:
+        """The sink was down for too long."""
+        for one in self.window.waiting_since(NOW)[:2]:
+            self.window.drop(one, DEAD)
 
     @precondition(lambda self: len(self.under_way) < self.slots)
     @rule(limit=st.integers(1, 3))
@@ -213,7 +325,7 @@ class Publishing(RuleBasedStateMachine):
             self.under_way.append(batch)
 
     @precondition(lambda self: self.under_way)
-    @rule(which=st.integers(0, 3), decisions=st.lists(st.sampled_from([Done(), AGAIN, DEAD, None]), min_size=3))
+    @rule(which=st.integers(0, 3), decisions=st.lists(st.sampled_from([Done(), AGAIN, DEAD, HELD, None]), min_size=3))
     def end(self, which: int, decisions: list[Decision | None]) -> None:
         batch = self.under_way.pop(which % len(self.under_way))
         stopped: set[str] = set()
@@ -223,10 +335,10 @@ class Publishing(RuleBasedStateMachine):
             else:
                 if decision == Done():
                     self.received.append(one.position)
-                if decision in (Done(), DEAD):
+                if decision == Done() or (decision in (DEAD, HELD) and self.keeps_order):
                     self.reached.append(one.position)
                 self.window.decide(one, decision)
-            if decision is None or decision == AGAIN:
+            if decision is None or decision in (AGAIN, HELD):
                 stopped.add(one.lane)
 
     @rule()
@@ -237,11 +349,15 @@ class Publishing(RuleBasedStateMachine):
         for verdict in (*settlement.firsts, *settlement.retries):
             one = verdict.candidate
             if verdict.blocks:
-                self.rows[one.position] = (one.lane, verdict.attempts)
+                # somebody else may have moved the row of a retry meanwhile
+                if not one.is_retry or one.position in self.rows:
+                    self.rows[one.position] = (one.lane, verdict.attempts)
             else:
                 self.rows.pop(one.position, None)
             if isinstance(verdict.decision, Dead):
                 self.dead.add(one.position)
+            if isinstance(verdict.decision, Superseded):
+                self.superseded.add(one.position)
         self.window.settled(settlement)
 
     def heads(self) -> dict[int, tuple[str, int]]:
@@ -255,7 +371,13 @@ class Publishing(RuleBasedStateMachine):
         if not hasattr(self, "log"):
             return
         behind = {position for position in self.log if position <= self.cursor}
-        assert behind <= set(self.received) | set(self.rows) | self.dead
+        assert behind <= set(self.received) | set(self.rows) | self.dead | self.superseded
+
+    @invariant()
+    def only_what_has_a_successor_gives_way(self) -> None:
+        if hasattr(self, "log"):
+            assert self.latest_only or not self.superseded
+            assert all(self.log[one] in list(self.log.values())[one:] for one in self.superseded)
 
     @invariant()
     def first_copies_arrive_in_order(self) -> None:
@@ -273,6 +395,9 @@ class Publishing(RuleBasedStateMachine):
         for batch in [*self.under_way]:
             self.end(0, [Done()] * len(batch))
         for _ in range(10 * len(self.log)):
+            # an operator drops what is held, also what was given up a moment ago
+            for position in self.dead & set(self.rows):
+                del self.rows[position]
             self.read(8)
             self.read_retries()
             while len(self.under_way) < self.slots and (batch := self.window.take(3)):
@@ -282,7 +407,7 @@ class Publishing(RuleBasedStateMachine):
             self.settle()
         assert self.cursor == max(self.log)
         assert not self.rows
-        assert set(self.received) | self.dead == set(self.log)
+        assert set(self.received) | self.dead | self.superseded == set(self.log)
         self.first_copies_arrive_in_order()
 
 
