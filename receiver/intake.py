@@ -159,6 +159,10 @@ class Intake:
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
 
+    def judge_by(self, judge: Judge) -> None:
+        """Has the events of all further callbacks judged so."""
+        self._judge = judge
+
     async def accept(self, callback: Callback, *, reread: bool = False) -> Receipt:
         """Takes one callback in and returns once it is committed; `reread` for one that is already in the ledger.
 

@@ -1,13 +1,26 @@
 """The connection to the database: SQLite embedded, or PostgreSQL; the same Core statements for both."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from typing import Any, Final
 
 import asyncpg
 import orjson
-from sqlalchemy import URL, ColumnElement, Text, bindparam, event, func, make_url, select
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Select,
+    Subquery,
+    TableValuedAlias,
+    Text,
+    bindparam,
+    event,
+    func,
+    make_url,
+    select,
+    true,
+)
 from sqlalchemy import text as sql
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
@@ -143,9 +156,26 @@ class Database:
     def among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
         """`column` is one of the texts in the parameter `name`, given by `self.texts`: one parameter, however many."""
         if self.is_sqlite:
-            listed = func.json_each(bindparam(name, type_=Text)).table_valued("value")
-            return column.in_(select(listed.c.value))
+            return column.in_(select(self.listed(name).c.value))
         return column == func.any(bindparam(name, type_=postgresql.ARRAY(Text)))
+
+    def listed(self, name: str) -> TableValuedAlias:
+        """The texts in the parameter `name`, given by `self.texts`, as rows with a column `value`."""
+        if self.is_sqlite:
+            return func.json_each(bindparam(name, type_=Text)).table_valued("value")
+        return func.unnest(bindparam(name, type_=postgresql.ARRAY(Text))).table_valued("value").render_derived()
+
+    def for_each(self, name: str, find: Callable[[ColumnElement[str]], Select[Any]]) -> Subquery:
+        """What is found for each of the texts in the parameter `name`, given by `self.texts`: one search for each.
+
+        Left to choose, a planner without statistics searches the whole table for all of them at once.
+        """
+        listed = self.listed(name)
+        found = find(listed.c.value)
+        if self.is_sqlite:
+            return found.subquery()
+        each = found.correlate(listed).offset(0).lateral()
+        return select(each).join_from(listed, each, true()).subquery()
 
     def texts(self, values: Iterable[str]) -> Any:
         listed = list(values)

@@ -1,85 +1,179 @@
-"""The dead letters: what a sink will not be given again by itself, to be looked at and made due again."""
+"""The dead letters: what a sink will not be given again by itself, to be looked at, made due again, or dropped."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from sqlalchemy import ColumnElement, and_, delete, literal, null, select, true, update
+from sqlalchemy import ColumnElement, Row, and_, delete, func, literal, null, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.errors import ReceiverError
+from receiver.domain.queries import DeadLetterChoice, DeadLetterQuery, DeadLetterView, Page, SortOrder
+from receiver.storage import operating
 from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS
-from receiver.storage.sinks import DEAD_LETTERS, RETRIES, SINKS, promote
+from receiver.storage.sinks import DEAD_LETTERS, RETRIES, promote
 from receiver.storage.tables import UTCDateTime
+
+_BITE: Final = 500
+# about as long as a bite takes: intake then has half of the database at least
+_PAUSE_SECONDS: Final = 0.02
+
+_EVERY: Final = DeadLetterChoice()
+_FIRST_PAGE: Final = DeadLetterQuery()
+
+
+async def find(database: Database, query: DeadLetterQuery = _FIRST_PAGE) -> Page[DeadLetterView]:
+    """A page of dead letters. Ids rise with the time of death, so they are the order."""
+    async with database.reading() as connection:
+        rows = (await connection.execute(statement(query))).all()
+    return Page(items=[DeadLetterView(**row._mapping) for row in rows[: query.size]], more=len(rows) > query.size)
+
+
+def statement(query: DeadLetterQuery) -> Any:
+    """The SELECT for a page of dead letters and one row more, which tells whether the list goes on."""
+    ascending = query.order is SortOrder.ASC
+    conditions = _conditions(query.choice)
+    if query.after is not None:
+        conditions.append(DEAD_LETTERS.c.id > query.after if ascending else DEAD_LETTERS.c.id < query.after)
+    is_about_few = query.choice.message_id is not None or query.choice.event_id is not None
+    # those of a message are quickly sorted; a planner would rather go through all of a sink, which are in order
+    place = DEAD_LETTERS.c.id + 0 if is_about_few else DEAD_LETTERS.c.id
+    return (
+        select(*_SHOWN)
+        .join(EVENTS, EVENTS.c.position == DEAD_LETTERS.c.position)
+        .where(*conditions)
+        .order_by(place.asc() if ascending else place.desc())
+        .limit(query.size + 1)
+        .offset(query.skip)
+    )
+
+
+_SHOWN: Final = (
+    *(column for column in DEAD_LETTERS.c if column.name != "lane"),
+    EVENTS.c.message_id,
+    EVENTS.c.recipient,
+    EVENTS.c.status,
+)
+
+
+async def count(database: Database, choice: DeadLetterChoice = _EVERY) -> int:
+    """How many dead letters there are of these; raises UnknownSink where they are those of one."""
+    async with database.reading() as connection:
+        if choice.sink is not None:
+            await operating.row_of(connection, choice.sink)
+        number = select(func.count()).select_from(DEAD_LETTERS).where(*_conditions(choice))
+        return await connection.scalar(number) or 0
+
+
+async def requeue(
+    database: Database, sink: str, choice: DeadLetterChoice = _EVERY, *, now: datetime
+) -> AsyncGenerator[int, None]:
+    """Makes dead letters of a sink due again, with a fresh schedule, and yields after each bite how many that were.
+
+    What was done stays done; whoever has enough stops asking. Raises UnknownSink.
+    """
+
+    async def act(connection: AsyncConnection, positions: Sequence[int]) -> None:
+        chosen = _at(DEAD_LETTERS, sink, positions)
+        await connection.execute(_as_retries(database, chosen, now))
+        await connection.execute(delete(DEAD_LETTERS).where(chosen))
+
+    async for number in _bites(database, sink, choice, act, now):
+        yield number
+
+
+async def drop(
+    database: Database, sink: str, choice: DeadLetterChoice = _EVERY, *, now: datetime
+) -> AsyncGenerator[int, None]:
+    """Gives dead letters of a sink up for good, as `requeue` makes them due; a lane that one of them held goes on."""
+
+    async def act(connection: AsyncConnection, positions: Sequence[int]) -> None:
+        await connection.execute(delete(RETRIES).where(_at(RETRIES, sink, positions)))
+        await connection.execute(delete(DEAD_LETTERS).where(_at(DEAD_LETTERS, sink, positions)))
+
+    async for number in _bites(database, sink, choice, act, now):
+        yield number
+
+
+class Action(Protocol):
+    """`requeue` or `drop`."""
+
+    def __call__(
+        self, database: Database, sink: str, choice: DeadLetterChoice = ..., *, now: datetime
+    ) -> AsyncGenerator[int, None]: ...
+
+
+_Act = Callable[[AsyncConnection, Sequence[int]], Awaitable[None]]
+
+
+async def _bites(
+    database: Database, sink: str, choice: DeadLetterChoice, act: _Act, now: datetime
+) -> AsyncGenerator[int, None]:
+    """Acts in the order of the log on those there are at the start: one that dies again meanwhile is not met again."""
+    async with database.reading() as connection:
+        newest = await connection.scalar(select(func.max(DEAD_LETTERS.c.id))) or 0
+    chosen = [DEAD_LETTERS.c.sink == sink, DEAD_LETTERS.c.id <= newest, *_conditions(choice)]
+    place = 0
+    while True:
+        rows = await _bite(database, sink, [*chosen, DEAD_LETTERS.c.position > place], act, now)
+        if rows:
+            yield len(rows)
+        if len(rows) < _BITE:
+            return
+        place = rows[-1].position
+        await asyncio.sleep(_PAUSE_SECONDS)
+
+
+async def _bite(
+    database: Database, sink: str, chosen: Sequence[ColumnElement[bool]], act: _Act, now: datetime
+) -> Sequence[Row[Any]]:
+    found = select(DEAD_LETTERS.c.position, DEAD_LETTERS.c.lane).where(*chosen).order_by(DEAD_LETTERS.c.position)
+    async with database.writing() as connection:
+        await operating.lock(connection, sink)
+        rows = (await connection.execute(found.limit(_BITE))).all()
+        if rows:
+            lanes = sorted({row.lane for row in rows})
+            await act(connection, [row.position for row in rows])
+            await _unseat(database, connection, sink, lanes)
+            await promote(database, connection, sink, lanes, now)
+    return rows
+
+
+def _conditions(choice: DeadLetterChoice) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if choice.sink is not None:
+        conditions.append(DEAD_LETTERS.c.sink == choice.sink)
+    if choice.ids is not None:
+        conditions.append(DEAD_LETTERS.c.id.in_(choice.ids))
+    if choice.reason is not None:
+        conditions.append(DEAD_LETTERS.c.reason == choice.reason)
+    if choice.message_id is not None:
+        conditions.append(_is_of(EVENTS.c.message_id == choice.message_id))
+    if choice.event_id is not None:
+        conditions.append(_is_of(EVENTS.c.id == choice.event_id))
+    if choice.since is not None:
+        conditions.append(DEAD_LETTERS.c.died_at >= choice.since)
+    if choice.until is not None:
+        conditions.append(DEAD_LETTERS.c.died_at < choice.until)
+    return conditions
+
+
+def _is_of(events: ColumnElement[bool]) -> ColumnElement[bool]:
+    # not by the columns that the list joins: this way the log's index is always the way in
+    of_it: ColumnElement[bool] = DEAD_LETTERS.c.position.in_(select(EVENTS.c.position).where(events))
+    return of_it
+
+
+def _at(table: Any, sink: str, positions: Sequence[int]) -> ColumnElement[bool]:
+    return and_(table.c.sink == sink, table.c.position.in_(positions))
+
 
 _COPIED: Final = ("sink", "position", "lane", "state", "attempts", "due_at", "first_at", "reason")
 
 
-class UnknownSink(ReceiverError):
-    """No sink of this name was ever registered in this database."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetter:
-    """An event that one sink will not be given again by itself, and why."""
-
-    id: int
-    sink: str
-    position: int
-    event_id: str
-    message_id: str
-    status: str
-    reason: str
-    detail: str
-    attempts: int
-    response_code: int | None
-    response: str | None
-    first_at: datetime
-    died_at: datetime
-
-
-async def find(
-    connection: AsyncConnection, *, sink: str | None = None, reason: str | None = None, after: int = 0, limit: int = 100
-) -> list[DeadLetter]:
-    """Dead letters in the order they died, those after an id, perhaps of one sink or for one reason alone."""
-    columns = [column for column in DEAD_LETTERS.c if column.name != "lane"]
-    statement = (
-        select(*columns, EVENTS.c.message_id, EVENTS.c.status)
-        .join(EVENTS, EVENTS.c.position == DEAD_LETTERS.c.position)
-        .where(DEAD_LETTERS.c.id > after)
-        .where(DEAD_LETTERS.c.sink == sink if sink is not None else true())
-        .where(DEAD_LETTERS.c.reason == reason if reason is not None else true())
-        .order_by(DEAD_LETTERS.c.id)
-        .limit(limit)
-    )
-    return [DeadLetter(**row._mapping) for row in await connection.execute(statement)]
-
-
-async def requeue(database: Database, sink: str, *, now: datetime, ids: Sequence[int] | None = None) -> int:
-    """Makes dead letters of a sink due again, with a fresh schedule: those with these ids, or all. Returns how many.
-
-    Takes the sink's row first, as everyone does who writes its retries, and raises its revision to tell the holder.
-    """
-    chosen = and_(DEAD_LETTERS.c.sink == sink, DEAD_LETTERS.c.id.in_(ids) if ids is not None else true())
-    async with database.writing() as connection:
-        await _lock(connection, sink)
-        lanes = (await connection.scalars(select(DEAD_LETTERS.c.lane).where(chosen).distinct())).all()
-        await connection.execute(_as_retries(database, chosen, now))
-        requeued = await connection.execute(delete(DEAD_LETTERS).where(chosen))
-        await _unseat(database, connection, sink, lanes)
-        await promote(database, connection, sink, lanes, now)
-    return int(requeued.rowcount)
-
-
-async def _lock(connection: AsyncConnection, sink: str) -> None:
-    raised = update(SINKS).where(SINKS.c.name == sink).values(revision=SINKS.c.revision + 1)
-    if not (await connection.execute(raised)).rowcount:
-        raise UnknownSink(f"there is no sink {sink}")
-
-
 def _as_retries(database: Database, chosen: ColumnElement[bool], now: datetime) -> Any:
+    """Also for one that is among the retries still, where it held its lane: its schedule begins anew."""
     letters = select(
         DEAD_LETTERS.c.sink,
         DEAD_LETTERS.c.position,
@@ -90,10 +184,12 @@ def _as_retries(database: Database, chosen: ColumnElement[bool], now: datetime) 
         literal(now, UTCDateTime),
         literal("requeued"),
     ).where(chosen)
-    return database.insert(RETRIES).from_select(_COPIED, letters).on_conflict_do_nothing()
+    insert = database.insert(RETRIES).from_select(_COPIED, letters)
+    anew = {name: insert.excluded[name] for name in ("state", "attempts", "due_at", "first_at", "reason")}
+    return insert.on_conflict_do_update(index_elements=["sink", "position"], set_=anew)
 
 
 async def _unseat(database: Database, connection: AsyncConnection, sink: str, lanes: Sequence[str]) -> None:
     """Takes the lanes' heads down, for an earlier event may have come back before them."""
-    heads = and_(RETRIES.c.sink == sink, RETRIES.c.state == "due", database.among(RETRIES.c.lane, "lanes"))
+    heads = and_(RETRIES.c.sink == sink, RETRIES.c.state != "parked", database.among(RETRIES.c.lane, "lanes"))
     await connection.execute(update(RETRIES).where(heads).values(state="parked"), {"lanes": database.texts(lanes)})

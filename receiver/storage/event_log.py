@@ -5,12 +5,13 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import Row, and_, func, select
+from sqlalchemy import ColumnElement, Row, Select, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.events import PLAIN_FACTS, Api, Direction, Event, Facts, Failure, Status, TagVerdict
 from receiver.domain.log import Appended, LogEntry, Snapshot
 from receiver.storage.appending import Insert, Transaction
+from receiver.storage.database import Database
 from receiver.storage.tables import EventRow, MessageRow
 
 EVENTS: Final[Any] = EventRow.__table__  # type: ignore[attr-defined]
@@ -56,10 +57,31 @@ async def read_at(connection: AsyncConnection, positions: Sequence[int]) -> list
     return [_entry(row) for row in await connection.execute(statement)]
 
 
+async def later_of_messages(
+    database: Database, connection: AsyncConnection, message_ids: Iterable[str], after: int
+) -> list[LogEntry]:
+    """The entries of messages after a position, in rising order; a message id may be that of two generations."""
+    found = database.for_each("message_ids", lambda message_id: _positions_of(message_id, after))
+    texts = database.texts(sorted(set(message_ids)))
+    positions = (await connection.scalars(select(found.c.position), {"message_ids": texts})).all()
+    return await read_at(connection, positions) if positions else []
+
+
+def _positions_of(message_id: ColumnElement[str], after: int) -> Select[Any]:
+    # by the message: what comes after a position may be most of the log
+    return select(EVENTS.c.position).where(EVENTS.c.message_id == message_id, EVENTS.c.position + 0 > after)
+
+
 async def bounds(connection: AsyncConnection) -> tuple[int, int]:
     """The smallest and the largest position in the log; (0, 0) for an empty one."""
-    row = (await connection.execute(select(func.min(EVENTS.c.position), func.max(EVENTS.c.position)))).one()
+    row = (await connection.execute(_BOUNDS)).one()
     return (row[0] or 0, row[1] or 0)
+
+
+# asked for both at once, SQLite goes through the whole log
+_BOUNDS: Final = select(
+    select(func.min(EVENTS.c.position)).scalar_subquery(), select(func.max(EVENTS.c.position)).scalar_subquery()
+)
 
 
 def event_of(row: Row[Any]) -> Event:

@@ -10,14 +10,29 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, and_, bindparam, delete, exists, func, null, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    null,
+    or_,
+    select,
+    tuple_,
+    union_all,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.storage.callbacks import CALLBACKS
 from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS, MESSAGES
 from receiver.storage.kept import first_id
-from receiver.storage.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS, promote
+from receiver.storage.replays import IS_OPEN
+from receiver.storage.sinks import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS, promote
 from receiver.storage.status_table import DELIVERIES
 
 # a sink that is not in the settings holds nothing back once it was not seen for so long
@@ -95,7 +110,7 @@ def _old_attempt(errand: Errand) -> ColumnElement[bool]:
 
 
 def _old_event(errand: Errand) -> ColumnElement[bool]:
-    """An event that is old, that the cursor of every sink has passed, and that no retry or dead letter is about."""
+    """An event that is old, that every sink and every replay has passed, and that no retry or dead letter is about."""
     return and_(
         EVENTS.c.received_at < errand.before,
         EVENTS.c.position <= _passed_by_all(errand),
@@ -109,8 +124,10 @@ def _lapsed(errand: Errand) -> ColumnElement[bool]:
 
 
 def _passed_by_all(errand: Errand) -> ColumnElement[int]:
-    cursor = select(func.min(SINKS.c.cursor)).where(~_lapsed(errand)).scalar_subquery()
-    return func.coalesce(cursor, _NO_SINK)
+    cursors = select(SINKS.c.cursor.label("place")).where(~_lapsed(errand))
+    replays = select(REPLAYS.c.position).join(SINKS, SINKS.c.name == REPLAYS.c.sink).where(IS_OPEN, ~_lapsed(errand))
+    places = union_all(cursors, replays).subquery()
+    return func.coalesce(select(func.min(places.c.place)).scalar_subquery(), _NO_SINK)
 
 
 _NO_SINK: Final = 2**63 - 1
@@ -184,6 +201,8 @@ async def _bite_events(database: Database, connection: AsyncConnection, errand: 
     needed = await _needed(connection, errand, [row.position for row in old])
     retries, kept = await _drop_lapsed_retries(database, connection, errand, old, needed)
     forgotten = [row for row in old if row.position not in needed | kept]
+    end = await _end_lapsed_replays(connection, errand, forgotten)
+    forgotten = [row for row in forgotten if row.position <= end]
     await _forget_events(connection, forgotten)
     return Bite(
         forgotten=len(forgotten),
@@ -227,8 +246,26 @@ async def _drop_lapsed_retries(
     return dropped, {retry.position for retry in retries if retry.sink not in locked}
 
 
+async def _end_lapsed_replays(connection: AsyncConnection, errand: Errand, forgotten: Sequence[Row[Any]]) -> int:
+    """Ends the replays that would miss these events: those to lapsed sinks, for others hold theirs back.
+
+    Returns up to where events may go: a sink may have come back this moment, and keeps what its replay is yet to give.
+    """
+    end = max((row.position for row in forgotten), default=0)
+    found = select(REPLAYS.c.id, REPLAYS.c.sink, REPLAYS.c.position).where(IS_OPEN, REPLAYS.c.position < end)
+    for replay in (await connection.execute(found.order_by(REPLAYS.c.position))).all():
+        if replay.position >= end:
+            break
+        if await _lock_lapsed(connection, errand, replay.sink):
+            ended = {"state": "expired", "ended_at": errand.now}
+            await connection.execute(update(REPLAYS).where(REPLAYS.c.id == replay.id, IS_OPEN).values(**ended))
+        else:
+            end = replay.position
+    return end
+
+
 async def _lock_lapsed(connection: AsyncConnection, errand: Errand, sink: str) -> bool:
-    """Takes a sink's row, as everyone does who writes its retries, if it is still lapsed."""
+    """Takes a sink's row, as everyone does who writes its retries or replays, if it is still lapsed."""
     raised = update(SINKS).where(SINKS.c.name == sink, _lapsed(errand)).values(revision=SINKS.c.revision + 1)
     return bool((await connection.execute(raised)).rowcount)
 

@@ -19,7 +19,16 @@ from receiver.storage.database import Database
 from receiver.storage.kept import first_id
 from receiver.storage.rebuild import Rebuild
 from receiver.storage.retention import Bite, Errand, Kind
-from receiver.storage.tables import AttemptRow, CallbackRow, DeadLetterRow, EventRow, MessageRow, RetryRow, SinkRow
+from receiver.storage.tables import (
+    AttemptRow,
+    CallbackRow,
+    DeadLetterRow,
+    EventRow,
+    MessageRow,
+    ReplayRow,
+    RetryRow,
+    SinkRow,
+)
 from receiver.web.callbacks import new_callback_id
 from receiver.workers.pruner import Pruner
 from tests.events import EPOCH, at
@@ -85,6 +94,17 @@ async def add_dead_letter(database: Database, sink: str, position: int) -> None:
     given = {column.name for column in DeadLetterRow.__table__.columns}  # type: ignore[attr-defined]
     detail = {"detail": "no"} if "detail" in given else {}
     await write(database, insert(DeadLetterRow), [{**row, **detail, "first_at": day(0), "died_at": day(0)}])
+
+
+async def add_replay(database: Database, sink: str, position: int, state: str = "running") -> None:
+    row = {"sink": sink, "state": state, "after_position": 0, "to_position": 10**6, "position": position}
+    counts = {"published": 0, "dead_letters": 0}
+    await write(database, insert(ReplayRow), [{**row, **counts, "requested_at": day(0)}])
+
+
+async def replay_states(database: Database) -> list[str]:
+    async with database.reading() as connection:
+        return list(await connection.scalars(select(ReplayRow.state).order_by(ReplayRow.id)))
 
 
 async def forget(
@@ -262,6 +282,60 @@ async def test_what_a_sink_that_is_gone_holds_for_an_operator_stays(database: Da
     await add_sink(database, "gone", cursor=position, seen=0)
     await add_retry(database, "gone", position, "v2:m", "held")
     assert await forget(database, Kind.EVENTS, 10) == 0
+
+
+@pytest.mark.parametrize("state", ["running", "paused"])
+async def test_what_a_replay_is_yet_to_give_stays(database: Database, state: str) -> None:
+    await receive(database, *((0, dated(f"m{number}", 0)) for number in range(4)))
+    positions = await values(database, EventRow.position)
+    await add_sink(database, "crm", cursor=positions[-1], seen=999)
+    await add_replay(database, "crm", positions[1], state)
+    assert await forget(database, Kind.EVENTS, 10) == 2
+    assert await values(database, EventRow.position) == positions[2:]
+    assert await replay_states(database) == [state]
+
+
+@pytest.mark.parametrize("state", ["cancelled", "finished", "expired"])
+async def test_a_replay_that_has_ended_holds_nothing_back(database: Database, state: str) -> None:
+    await receive(database, (0, dated("m0", 0)))
+    await add_sink(database, "crm", cursor=10**6, seen=999)
+    await add_replay(database, "crm", 0, state)
+    assert await forget(database, Kind.EVENTS, 10) == 1
+    assert await replay_states(database) == [state]
+
+
+async def test_a_replay_to_a_sink_that_is_gone_expires_with_its_events(database: Database) -> None:
+    await receive(database, *((0, dated(f"m{number}", 0)) for number in range(3)), (20, dated("young", 20)))
+    positions = await values(database, EventRow.position)
+    await add_sink(database, "gone", cursor=positions[-1], seen=0)
+    for place, state in ((1, "paused"), (2, "running"), (0, "finished")):
+        await add_replay(database, "gone", positions[place], state)
+    assert await forget(database, Kind.EVENTS, 10) == 3
+    # one that has all of its events still is left alone
+    assert await replay_states(database) == ["expired", "running", "finished"]
+    async with database.reading() as connection:
+        assert await connection.scalar(select(ReplayRow.ended_at).where(ReplayRow.state == "expired")) == day(1000)
+
+
+async def test_a_sink_that_comes_back_this_moment_keeps_what_its_replay_is_yet_to_give(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await receive(database, *((0, dated(f"m{number}", 0)) for number in range(4)))
+    positions = await values(database, EventRow.position)
+    for name, place in (("gone", 0), ("back", 1), ("gone too", 2)):
+        await add_sink(database, name, cursor=positions[-1], seen=0)
+        await add_replay(database, name, positions[place])
+    lock = retention._lock_lapsed
+
+    async def is_back(connection: Any, errand: Errand, sink: str) -> bool:
+        return sink != "back" and await lock(connection, errand, sink)
+
+    monkeypatch.setattr(retention, "_lock_lapsed", is_back)
+    bite = await retention.bite(database, Errand(kind=Kind.EVENTS, before=day(10), now=day(1000)))
+    assert bite.forgotten == 2
+    assert await values(database, EventRow.position) == positions[2:]
+    # the last one has all of its events still
+    assert await replay_states(database) == ["expired", "running", "running"]
 
 
 async def test_a_young_event_among_old_ones_does_not_hide_those_behind_it(database: Database) -> None:

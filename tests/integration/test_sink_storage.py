@@ -1,6 +1,7 @@
 """The bookkeeping of the sinks on either database: leases, settlements, retries, dead letters."""
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -8,12 +9,13 @@ import pytest
 from sqlalchemy import event, select, update
 
 from receiver.domain.events import Status
-from receiver.domain.publication import Again, Candidate, Dead, Death, Decision, Done, Outcome, Parked
+from receiver.domain.publication import Again, Candidate, Dead, Death, Decision, Done, Outcome, Parked, Superseded
+from receiver.domain.queries import DeadLetterChoice, DeadLetterQuery, DeadLetterView
 from receiver.domain.window import Attempt, Settlement, Verdict
-from receiver.storage import dead_letters, sinks
+from receiver.storage import dead_letters, replays, sinks
 from receiver.storage.database import Database
-from receiver.storage.dead_letters import UnknownSink
-from receiver.storage.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS, Health, Lease, LeaseLost
+from receiver.storage.operating import UnknownSink
+from receiver.storage.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS, Health, Lease, LeaseLost, Progress
 from receiver.workers.publishing import publication
 from tests.event_log import append, life
 from tests.events import at
@@ -38,7 +40,8 @@ class Log:
         self.lease = lease
 
     def first(self, place: int, decision: Decision) -> Verdict:
-        return Verdict(Candidate(publication=publication(self.entries[place])), decision)
+        is_tried = not isinstance(decision, Parked)
+        return Verdict(Candidate(publication=publication(self.entries[place])), decision, is_tried=is_tried)
 
     def retry(self, place: int, decision: Decision, attempts: int = 1) -> Verdict:
         told = publication(self.entries[place])
@@ -49,10 +52,10 @@ class Log:
 
     async def settle(
         self, *firsts: Verdict, retries: tuple[Verdict, ...] = (), cursor: int | None = None, **more: Any
-    ) -> int:
+    ) -> None:
         reached = cursor if cursor is not None else max((one.candidate.position for one in firsts), default=0)
         settlement = Settlement(cursor=reached, firsts=firsts, retries=retries, **more)
-        return await sinks.settle(self.database, self.lease, settlement, HEALTHY, now=at(0))
+        await sinks.settle(self.database, self.lease, settlement, HEALTHY, now=at(0))
 
     async def rows(self) -> list[tuple[int, str, int, datetime | None]]:
         """The sink's retries as (place in the log, state, attempts, due)."""
@@ -67,9 +70,12 @@ class Log:
             found = await sinks.due_retries(connection, SINK, now=at(seconds), limit=10)
         return [retry.position for retry in found]
 
-    async def letters(self, **chosen: Any) -> list[dead_letters.DeadLetter]:
-        async with self.database.reading() as connection:
-            return await dead_letters.find(connection, **chosen)
+    async def letters(self, **chosen: Any) -> list[DeadLetterView]:
+        return (await dead_letters.find(self.database, DeadLetterQuery(**chosen))).items
+
+    async def requeue(self, seconds: float = 0, sink: str = SINK, **chosen: Any) -> int:
+        choice = DeadLetterChoice(**chosen)
+        return sum([number async for number in dead_letters.requeue(self.database, sink, choice, now=at(seconds))])
 
 
 @pytest.fixture
@@ -275,14 +281,14 @@ async def test_health_is_kept_for_the_next_holder(log: Log) -> None:
 
 async def test_a_requeued_dead_letter_is_due_at_once_with_a_fresh_schedule(log: Log) -> None:
     await log.settle(log.first(0, REFUSED), log.first(1, REFUSED))
-    assert await dead_letters.requeue(log.database, SINK, now=at(100)) == 2
+    assert await log.requeue(100) == 2
     assert await log.rows() == [(0, "due", 0, at(100)), (1, "due", 0, at(100))]
     assert await log.letters() == []
 
 
 async def test_a_requeued_event_goes_before_later_ones_of_its_lane(log: Log) -> None:
     await log.settle(log.first(0, REFUSED), log.first(2, again(5)), log.first(4, Parked()))
-    await dead_letters.requeue(log.database, SINK, now=at(1))
+    await log.requeue(1)
     assert await log.rows() == [(0, "due", 0, at(1)), (2, "parked", 1, at(5)), (4, "parked", 0, None)]
     await log.settle(retries=(log.retry(0, Done()),), cursor=log.position(5))
     assert await log.rows() == [(2, "due", 1, at(5)), (4, "parked", 0, None)]
@@ -291,20 +297,66 @@ async def test_a_requeued_event_goes_before_later_ones_of_its_lane(log: Log) -> 
 async def test_only_the_chosen_are_requeued(log: Log) -> None:
     await log.settle(log.first(0, REFUSED), log.first(1, REFUSED))
     first, second = await log.letters()
-    assert await dead_letters.requeue(log.database, SINK, now=at(0), ids=[second.id, 987654]) == 1
+    assert await log.requeue(ids=[second.id, 987654]) == 1
     assert await log.letters() == [first]
-    assert await dead_letters.requeue(log.database, SINK, now=at(0), ids=[]) == 0
+    assert await log.requeue(ids=[]) == 0
 
 
 async def test_requeueing_tells_the_holder(log: Log) -> None:
-    before = await log.settle(log.first(0, REFUSED))
-    await dead_letters.requeue(log.database, SINK, now=at(0))
-    assert await sinks.renew(log.database, log.lease, seconds=60) > before
+    await log.settle(log.first(0, REFUSED))
+    async with log.database.reading() as connection:
+        before = await sinks.orders(connection, SINK)
+    await log.requeue()
+    async with log.database.reading() as connection:
+        assert (await sinks.orders(connection, SINK)).revision > before.revision
+
+
+async def test_a_held_death_keeps_its_lane_until_it_is_requeued(log: Log) -> None:
+    held = replace(REFUSED, holds=True)
+    await log.settle(log.first(0, held), log.first(2, Parked()), log.first(3, Done()))
+    assert await log.rows() == [(0, "held", 1, at(0)), (2, "parked", 0, None)]
+    assert await log.due(10**6) == []
+    assert [letter.position for letter in await log.letters()] == [log.position(0)]
+    assert await log.requeue(5) == 1
+    assert [(state, place) for place, state, _, _ in await log.rows()] == [("due", 0), ("parked", 2)]
+
+
+async def test_a_retry_that_is_given_up_may_hold_its_lane_too(log: Log) -> None:
+    await log.settle(log.first(0, again(5)), log.first(2, Parked()))
+    await log.settle(retries=(log.retry(0, replace(REFUSED, holds=True), attempts=3),))
+    assert [(place, state, attempts) for place, state, attempts, _ in await log.rows()] == [
+        (0, "held", 4),
+        (2, "parked", 0),
+    ]
+    # the row is one and the same for automatic and manual attempts
+    await log.requeue(5)
+    await log.settle(retries=(log.retry(0, Done()),))
+    assert [(place, state) for place, state, _, _ in await log.rows()] == [(2, "due")]
+
+
+async def test_what_an_operator_requeued_does_not_die_in_a_replay_that_had_read_it_before(log: Log) -> None:
+    await log.settle(log.first(0, REFUSED), log.first(1, Done()))
+    replay, _ = await replays.begin(log.database, SINK, "beginning", now=at(0))
+    assert replay is not None
+    async for _ in dead_letters.requeue(log.database, SINK, now=at(5)):
+        pass
+    done = Settlement(cursor=log.position(1), firsts=(log.first(0, REFUSED), log.first(1, REFUSED)))
+    progress = Progress(replay_id=replay.id, settlement=done, published=0, finished=True)
+    nothing = Settlement(cursor=log.position(1))
+    await sinks.settle(log.database, log.lease, nothing, HEALTHY, now=at(6), progress=progress)
+    assert [letter.position for letter in await log.letters()] == [log.position(1)]
+    assert [(place, state) for place, state, _, _ in await log.rows()] == [(0, "due")]
+
+
+async def test_what_gave_way_to_something_newer_leaves_no_row(log: Log) -> None:
+    await log.settle(log.first(0, again(5)), log.first(2, Parked()))
+    await log.settle(retries=(log.retry(0, Superseded()),))
+    assert [(place, state) for place, state, _, _ in await log.rows()] == [(2, "due")]
 
 
 async def test_an_unknown_sink_has_nothing_to_requeue(log: Log) -> None:
     with pytest.raises(UnknownSink, match="nobody"):
-        await dead_letters.requeue(log.database, "nobody", now=at(0))
+        await log.requeue(sink="nobody")
 
 
 async def test_dead_letters_are_listed_by_sink_reason_and_page(log: Log) -> None:
@@ -312,9 +364,9 @@ async def test_dead_letters_are_listed_by_sink_reason_and_page(log: Log) -> None
     await log.settle(log.first(0, REFUSED), log.first(1, expired), log.first(2, REFUSED))
     first, second, third = await log.letters()
     assert [letter.position for letter in (first, second, third)] == [log.position(place) for place in range(3)]
-    assert await log.letters(reason="expired") == [second]
-    assert await log.letters(sink="other") == []
-    assert await log.letters(after=first.id, limit=1) == [second]
+    assert await log.letters(choice=DeadLetterChoice(reason="expired")) == [second]
+    assert await log.letters(choice=DeadLetterChoice(sink="other")) == []
+    assert await log.letters(after=first.id, size=1) == [second]
 
 
 async def test_the_database_refuses_two_heads_of_a_lane(log: Log) -> None:
@@ -356,5 +408,5 @@ async def test_sqlite_finds_due_retries_by_their_index(sqlite_url: str) -> None:
 
 
 def test_the_columns_of_a_dead_letter_are_those_of_its_table() -> None:
-    named = {"lane"} | set(dead_letters.DeadLetter.__dataclass_fields__) - {"message_id", "status"}
+    named = {"lane"} | set(DeadLetterView.__dataclass_fields__) - {"message_id", "recipient", "status"}
     assert named == {column.name for column in DEAD_LETTERS.c}

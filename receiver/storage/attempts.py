@@ -1,0 +1,25 @@
+"""The record of attempts: what each sink was told about a message, when, and what it said to that."""
+
+from typing import Final
+
+from sqlalchemy import and_, select, true
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from receiver.domain.events import Api
+from receiver.domain.queries import AttemptView
+from receiver.storage.event_log import EVENTS
+from receiver.storage.sinks import ATTEMPTS
+
+_COLUMNS: Final = (*ATTEMPTS.c, EVENTS.c.recipient, EVENTS.c.status)
+
+
+async def of_message(connection: AsyncConnection, api: Api, message_id: str, sink: str | None) -> list[AttemptView]:
+    """All attempts to publish a message's events, perhaps to one sink alone, in the order in which they ended."""
+    statement = (
+        select(*_COLUMNS)
+        .join(EVENTS, EVENTS.c.position == ATTEMPTS.c.position)
+        .where(and_(EVENTS.c.message_id == message_id, EVENTS.c.api == api))
+        .where(ATTEMPTS.c.sink == sink if sink is not None else true())
+        .order_by(ATTEMPTS.c.id)
+    )
+    return [AttemptView(**row._mapping) for row in await connection.execute(statement)]

@@ -1,0 +1,174 @@
+"""Replays: old events that an operator has given to a sink again, beside those that are new."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal
+
+from sqlalchemy import ColumnElement, Row, and_, func, select, update
+from sqlalchemy import text as sql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from receiver.domain.cloudevents import rfc3339
+from receiver.domain.queries import Page, ReplayAction, ReplayState, ReplayView, SortOrder
+from receiver.errors import Conflict, Expired, Unknown
+from receiver.storage import event_log, operating
+from receiver.storage.database import Database
+from receiver.storage.event_log import EVENTS
+from receiver.storage.sinks import REPLAYS
+
+Since = Literal["beginning"] | datetime
+
+# spelled as in the partial index, which SQLite otherwise does not take
+IS_OPEN: Final = sql("replays.state IN ('running', 'paused')")
+
+# no index knows when events were received: the log is searched in parts, each of them quick
+_SEARCHED_AT_ONCE: Final = 50_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """A part of the log for a replay: so many events, the first of them received at `first_at`."""
+
+    after_position: int
+    to_position: int
+    events: int
+    first_at: datetime | None
+
+
+async def open_of(connection: AsyncConnection, sink: str) -> ReplayView | None:
+    """The oldest replay of a sink that has yet to end."""
+    found = select(REPLAYS).where(REPLAYS.c.sink == sink, IS_OPEN).order_by(REPLAYS.c.id).limit(1)
+    row = (await connection.execute(found)).one_or_none()
+    return _replay(row) if row is not None else None
+
+
+async def find(
+    connection: AsyncConnection, sink: str, *, order: SortOrder, after: int | None, skip: int, size: int
+) -> Page[ReplayView]:
+    """A page of all replays to a sink, from an id on."""
+    of_sink: list[ColumnElement[bool]] = [REPLAYS.c.sink == sink]
+    ascending = order is SortOrder.ASC
+    if after is not None:
+        of_sink.append(REPLAYS.c.id > after if ascending else REPLAYS.c.id < after)
+    statement = select(REPLAYS).where(*of_sink).order_by(REPLAYS.c.id.asc() if ascending else REPLAYS.c.id.desc())
+    rows = (await connection.execute(statement.limit(size + 1).offset(skip))).all()
+    return Page(items=[_replay(row) for row in rows[:size]], more=len(rows) > size)
+
+
+async def stretch(database: Database, sink: str, since: Since) -> Stretch:
+    """What a replay would be of, were it begun now; raises what `begin` would."""
+    after = await _before(database, since)
+    async with database.reading() as connection:
+        row = await operating.row_of(connection, sink)
+        await _refuse(connection, sink, since)
+        return await _stretch(connection, after, row.cursor)
+
+
+async def begin(database: Database, sink: str, since: Since, *, now: datetime) -> tuple[ReplayView | None, Stretch]:
+    """Has a sink given again what its cursor has passed, from a time on or from the oldest event kept.
+
+    What comes after its cursor it is given anyway. Without any event there is no replay. Raises UnknownSink, Conflict
+    while another replay has yet to end, or Expired where events of that time may have been forgotten.
+    """
+    after = await _before(database, since)
+    async with database.writing() as connection:
+        # retention holds it too: either it sees the replay and leaves its events, or this sees what is left of them
+        await database.lock_intake(connection)
+        row = await operating.lock(connection, sink)
+        await _refuse(connection, sink, since)
+        is_empty = await _first(connection, _within(after, row.cursor)) is None
+        replay = None if is_empty else await _insert(connection, sink, after, row.cursor, now)
+    async with database.reading() as connection:
+        return replay, await _stretch(connection, after, row.cursor)
+
+
+async def act(
+    database: Database, sink: str, action: ReplayAction, *, now: datetime, replay_id: int | None = None
+) -> ReplayView:
+    """Pauses, resumes or cancels a replay, by its id or else the one that has yet to end; twice is as good as once.
+
+    Raises Unknown where there is no such sink or replay, and Conflict where it has ended.
+    """
+    async with database.writing() as connection:
+        await operating.lock(connection, sink)
+        meant = await open_of(connection, sink) if replay_id is None else await _with_id(connection, sink, replay_id)
+        if meant is None:
+            raise Unknown(f"there is no {'open replay' if replay_id is None else 'such replay'} to {sink}")
+        if meant.ended_at is not None:
+            if meant.state == _STATES[action]:
+                return meant
+            raise Conflict(f"replay {meant.id} is {meant.state}")
+        values = {"state": _STATES[action], "ended_at": now if action == "cancel" else None}
+        changed = update(REPLAYS).where(REPLAYS.c.id == meant.id).values(**values).returning(*REPLAYS.c)
+        return _replay((await connection.execute(changed)).one())
+
+
+_STATES: Final[dict[ReplayAction, ReplayState]] = {"pause": "paused", "resume": "running", "cancel": "cancelled"}
+
+
+async def _with_id(connection: AsyncConnection, sink: str, replay_id: int) -> ReplayView | None:
+    found = select(REPLAYS).where(REPLAYS.c.sink == sink, REPLAYS.c.id == replay_id)
+    row = (await connection.execute(found)).one_or_none()
+    return _replay(row) if row is not None else None
+
+
+async def _insert(connection: AsyncConnection, sink: str, after: int, to: int, now: datetime) -> ReplayView:
+    row = {"sink": sink, "state": "running", "after_position": after, "to_position": to, "position": after}
+    counted = {"published": 0, "dead_letters": 0, "requested_at": now}
+    insert = REPLAYS.insert().values(**row, **counted).returning(*REPLAYS.c)
+    return _replay((await connection.execute(insert)).one())
+
+
+async def _refuse(connection: AsyncConnection, sink: str, since: Since) -> None:
+    if (other := await open_of(connection, sink)) is not None:
+        raise Conflict(f"replay {other.id} to {sink} is {other.state}: let it finish, or cancel it")
+    if since == "beginning":
+        return
+    oldest = await _first(connection, EVENTS.c.position > 0)
+    if oldest is not None and oldest.position > 1 and since < oldest.received_at:
+        told = rfc3339(oldest.received_at)
+        raise Expired(f"events received before {told} are no longer kept: replay from then on, or from the beginning")
+
+
+async def _before(database: Database, since: Since) -> int:
+    """The position before the first event that was received at a time or later; the log's end if there is none."""
+    if since == "beginning":
+        return 0
+    place, end = 0, 1
+    while place < end:
+        async with database.reading() as connection:
+            oldest = await _first(connection, EVENTS.c.position > place)
+            if oldest is None:
+                return place
+            _, end = await event_log.bounds(connection)
+            place = oldest.position - 1
+            part = _within(place, place + _SEARCHED_AT_ONCE)
+            if (found := await _first(connection, and_(part, EVENTS.c.received_at >= since))) is not None:
+                return int(found.position) - 1
+        place += _SEARCHED_AT_ONCE
+    return place
+
+
+def _within(after: int, until: int) -> ColumnElement[bool]:
+    return and_(EVENTS.c.position > after, EVENTS.c.position <= until)
+
+
+async def _first(connection: AsyncConnection, which: ColumnElement[bool]) -> Row[Any] | None:
+    found = select(EVENTS.c.position, EVENTS.c.received_at).where(which).order_by(EVENTS.c.position).limit(1)
+    return (await connection.execute(found)).one_or_none()
+
+
+async def _stretch(connection: AsyncConnection, after: int, to: int) -> Stretch:
+    within = _within(after, to)
+    first = await _first(connection, within)
+    events = await connection.scalar(select(func.count()).select_from(EVENTS).where(within))
+    return Stretch(
+        after_position=after,
+        to_position=to,
+        events=events or 0,
+        first_at=first.received_at if first is not None else None,
+    )
+
+
+def _replay(row: Row[Any]) -> ReplayView:
+    return ReplayView(**row._mapping)
