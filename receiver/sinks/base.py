@@ -21,6 +21,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Protocol
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
+from receiver.domain.events import Direction
 from receiver.domain.filters import EVENT_TYPES, Filter
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry, SinkDown
 from receiver.domain.retry import MAX_AGE, SCHEDULE, RetryPolicy
@@ -98,6 +99,10 @@ Secret = Annotated[SecretStr, BeforeValidator(_resolved)]
 """A text never shown, written as itself, as "env:NAME" or as "file:/path"."""
 
 
+_Text = Annotated[str, Field(min_length=1)]
+_Number = Annotated[str, Field(pattern=r"^\+?[0-9]+$"), AfterValidator(lambda number: number.removeprefix("+"))]
+
+
 class SinkSettings(BaseModel):
     """The fields every sink has; a sink's own model adds the rest."""
 
@@ -107,6 +112,10 @@ class SinkSettings(BaseModel):
     type: str
     events: Annotated[frozenset[str], AfterValidator(_known)] = Field(frozenset(), description="none named: all")
     changes_only: bool = Field(False, description="only events that moved a status")
+    direction: Direction | None = Field(None, description="none: both")
+    applications: frozenset[_Text] = Field(frozenset(), description="ids; none named: all")
+    number_prefixes: tuple[_Number, ...] = Field((), description="of sender or recipient; none named: all")
+    tag_prefixes: tuple[_Text, ...] = Field((), description="none named: all, those without tag too")
     start: Annotated[Literal["end", "beginning"] | datetime, BeforeValidator(_start)] = Field(
         "end", description="where in the log a new sink begins"
     )
@@ -114,14 +123,30 @@ class SinkSettings(BaseModel):
     timeout: Duration = Field(timedelta(seconds=15), gt=timedelta(0), le=timedelta(seconds=18))
     max_age: Duration = Field(MAX_AGE, gt=timedelta(0))
     schedule: tuple[Annotated[Duration, Field(ge=timedelta(seconds=1))], ...] = Field(SCHEDULE, min_length=1)
+    on_refused: Literal["continue", "park"] = Field(
+        "continue", description="whether later events of a message go on after one that is given up"
+    )
+    on_expire: Literal["keep", "dead_letter"] = Field(
+        "keep", description="what becomes of events past their age while the sink is down"
+    )
+    coalesce: Literal["latest"] | None = Field(
+        None, description='"latest": of the events of a delivery that wait, only the newest'
+    )
 
     @property
     def filter(self) -> Filter:
-        return Filter(types=self.events, changes_only=self.changes_only)
+        return Filter(
+            types=self.events,
+            changes_only=self.changes_only,
+            direction=self.direction,
+            applications=self.applications,
+            number_prefixes=self.number_prefixes,
+            tag_prefixes=self.tag_prefixes,
+        )
 
     @property
     def policy(self) -> RetryPolicy:
-        return RetryPolicy(schedule=self.schedule, max_age=self.max_age)
+        return RetryPolicy(schedule=self.schedule, max_age=self.max_age, holds=self.on_refused == "park")
 
 
 class Sink(Protocol):

@@ -3,7 +3,7 @@
 import hashlib
 import importlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Final
@@ -16,6 +16,8 @@ from receiver.sinks.base import Sink, SinkSettings
 
 GROUP: Final = "receiver.sinks"
 _SETTING: Final = "RECEIVER_SINKS"
+# every event goes to each of them
+_MOST_SINKS: Final = 64
 _NEEDED: Final = (
     "Settings",
     "max_batch",
@@ -44,27 +46,33 @@ class ConfiguredSink:
     @property
     def fingerprint(self) -> str:
         """Tells settings apart without giving secrets away."""
-        told = {**self.settings.model_dump(mode="json"), "events": sorted(self.settings.events)}
+        told = self.settings.model_dump(mode="json")
+        told |= {name: sorted(told[name]) for name in ("events", "applications")}
         return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
-def configure(tables: Iterable[Mapping[str, Any]]) -> list[ConfiguredSink]:
-    """The sinks that settings tables describe. Raises SettingsError with one line that names the sink and the field."""
-    sinks = [_sink(table, place) for place, table in enumerate(tables)]
+def configure(tables: Iterable[Mapping[str, Any]], own_urls: Collection[str] = ()) -> list[ConfiguredSink]:
+    """The sinks that settings tables describe; `own_urls` are those at which this receiver takes callbacks itself.
+
+    Raises SettingsError with one line that names the sink and the field.
+    """
+    sinks = [_sink(table, place, own_urls) for place, table in enumerate(tables)]
+    if len(sinks) > _MOST_SINKS:
+        raise SettingsError(f"{_SETTING}: {len(sinks)} sinks are more than the {_MOST_SINKS} there may be")
     for name, count in Counter(sink.name for sink in sinks).items():
         if count > 1:
             raise SettingsError(f"{_SETTING}: {name}: name: {count} sinks are called so")
     return sinks
 
 
-def _sink(table: Mapping[str, Any], place: int) -> ConfiguredSink:
+def _sink(table: Mapping[str, Any], place: int, own_urls: Collection[str]) -> ConfiguredSink:
     name = table.get("name")
     if not isinstance(name, str) or not name.isprintable() or not name:
         name = f"number {place + 1}"
     try:
         kind = _kind(table.get("type"))
-        settings = kind.Settings.model_validate(table)
-        return ConfiguredSink(settings, kind(settings))
+        settings = kind.Settings.model_validate(table, context={"own_urls": own_urls})
+        return ConfiguredSink(settings, _with_limits(kind(settings)))
     except ValidationError as error:
         raise SettingsError(f"{_SETTING}: {name}: {_first_line(error)}") from None
     except ValueError as error:
@@ -81,13 +89,26 @@ def _kind(type_name: Any) -> Any:
     return found
 
 
+def _with_limits(sink: Sink) -> Sink:
+    for name in ("max_batch", "max_event_bytes", "concurrency"):
+        limit = getattr(sink, name)
+        if not isinstance(limit, int) or limit < 1:
+            raise ValueError(f"type: {name} of the sink must be a whole number above 0")
+    return sink
+
+
 def _installed(type_name: str) -> Any:
     known = entry_points(group=GROUP)
     if type_name not in known.names:
         raise ValueError(f"type: there is no {type_name!r}; there are {', '.join(sorted(known.names))}")
+    entry = known[type_name]
     try:
-        return known[type_name].load()
+        return entry.load()
     except (ImportError, AttributeError) as error:
+        # what is ours is there, so it is the client of another system that is not
+        if isinstance(error, ModuleNotFoundError) and entry.extras and not (error.name or "").startswith("receiver"):
+            extra, package = entry.extras[0], entry.dist.name if entry.dist else type_name
+            raise ValueError(f"type: {type_name} needs the extra {extra}: pip install '{package}[{extra}]'") from None
         raise ValueError(f"type: {type_name} cannot be loaded: {error}") from None
 
 
@@ -95,7 +116,7 @@ def _private(type_name: str) -> Any:
     module, _, attribute = type_name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise ValueError(f"type: {type_name} cannot be loaded: {error}") from None
 
 

@@ -1,6 +1,7 @@
 """Standard output: one line of JSON per event."""
 
 import asyncio
+import select
 import sys
 import threading
 from collections.abc import Sequence
@@ -26,7 +27,9 @@ class StdoutSink(Sink):
         return [Published() for _ in batch]
 
     async def check(self) -> str | None:
-        return None if not sys.stdout.closed else "standard output is closed"
+        if sys.stdout.closed:
+            return "standard output is closed"
+        return "nobody reads standard output" if _is_broken(sys.stdout.fileno()) else None
 
     def _write(self, content: bytes) -> None:
         # a write that outlived its time-out still holds the lock; a second must not wait behind it in another thread
@@ -37,3 +40,10 @@ class StdoutSink(Sink):
             write_all(sys.stdout.fileno(), content)
         finally:
             self._writing.release()
+
+
+def _is_broken(descriptor: int) -> bool:
+    """Whether it is a pipe or a socket whose other end is closed."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -1,11 +1,15 @@
 """The tables of RECEIVER_SINKS: what they mean, and one line for each mistake."""
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from receiver.domain.events import Direction
+from receiver.domain.filters import Filter
 from receiver.domain.retry import MAX_AGE, SCHEDULE
 from receiver.errors import SettingsError
 from receiver.sinks.base import Publication, Published, Result, Sink, SinkSettings
@@ -32,6 +36,10 @@ class PrintSink(Sink):
 
     async def publish(self, batch: Any) -> list[Result]:
         return [Published() for _ in batch]
+
+
+class BoundlessSink(PrintSink):
+    max_batch = 0
 
 
 class NoSink:
@@ -102,7 +110,7 @@ MISTAKES = [
     ({"type": "memory"}, "number 1: name: Field required"),
     ({"name": "x"}, "x: type: Field required"),
     ({"name": "x", "type": 7}, "x: type: Field required"),
-    ({"name": "x", "type": "kafka"}, "x: type: there is no 'kafka'; there are jsonl, memory, stdout, webhook"),
+    ({"name": "x", "type": "pulsar"}, "x: type: there is no 'pulsar'; there are jsonl, kafka, "),
     ({"name": "x", "type": "no_such_module:Sink"}, "x: type: no_such_module:Sink cannot be loaded"),
     ({"name": "x", "type": "json:NoSuchClass"}, "x: type: json:NoSuchClass cannot be loaded"),
     ({"name": "x", "type": f"{__name__}:NoSink"}, "is not a sink, it lacks max_batch"),
@@ -120,6 +128,13 @@ MISTAKES = [
     ({"name": "x", "type": "memory", "timeout": 0}, "x: timeout: Input should be greater than 0 seconds"),
     ({"name": "x", "type": "memory", "schedule": []}, "x: schedule: Tuple should have at least 1 item"),
     ({"name": "x", "type": "memory", "schedule": ["1s", "0s"]}, "x: schedule.1: Input should be greater than or equal"),
+    ({"name": "x", "type": "memory", "direction": "up"}, "x: direction: Input should be 'in' or 'out'"),
+    ({"name": "x", "type": "memory", "number_prefixes": ["+1 919"]}, "x: number_prefixes.0: String should match"),
+    ({"name": "x", "type": "memory", "tag_prefixes": [""]}, "x: tag_prefixes.0: String should have at least 1"),
+    ({"name": "x", "type": "memory", "applications": "one"}, "x: applications: Input should be a valid frozenset"),
+    ({"name": "x", "type": "memory", "on_refused": "stop"}, "x: on_refused: Input should be 'continue' or 'park'"),
+    ({"name": "x", "type": "memory", "on_expire": "drop"}, "x: on_expire: Input should be 'keep' or 'dead_letter'"),
+    ({"name": "x", "type": "memory", "coalesce": "all"}, "x: coalesce: Input should be 'latest'"),
     ({"name": "x", "type": "jsonl"}, "x: path: Field required"),
     ({"name": "x", "type": "webhook"}, "x: url: Field required"),
     ({**HOOK, "url": "ftp://crm.example/"}, "crm: url: must begin with http:// or https://"),
@@ -147,6 +162,42 @@ def test_a_mistake_is_one_line_that_names_sink_and_field(table: dict[str, Any], 
     assert told.startswith("RECEIVER_SINKS: ")
     assert line in told
     assert "\n" not in told
+
+
+def test_the_fields_of_a_filter_become_a_filter() -> None:
+    fields = {"direction": "in", "applications": ["a"], "number_prefixes": ["+1919", "44"], "tag_prefixes": ["order-"]}
+    [sink] = configure([{"name": "x", "type": "memory", **fields}])
+    assert sink.settings.filter == Filter(
+        direction=Direction.IN,
+        applications=frozenset({"a"}),
+        number_prefixes=("1919", "44"),
+        tag_prefixes=("order-",),
+    )
+
+
+def test_there_may_be_only_so_many_sinks() -> None:
+    with pytest.raises(SettingsError, match="RECEIVER_SINKS: 65 sinks are more than the 64 there may be"):
+        configure([{"name": f"s{number}", "type": "memory"} for number in range(65)])
+
+
+def test_a_client_that_is_not_installed_is_named_with_its_extra() -> None:
+    hidden = "import sys; sys.modules['nats'] = None; from receiver.sinks.registry import configure; configure"
+    asked = f"{hidden}([{{'name': 'bus', 'type': 'nats', 'servers': ['nats://127.0.0.1'], 'stream': 'S'}}])"
+    told = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False).stderr
+    line = "RECEIVER_SINKS: bus: type: nats needs the extra nats: pip install 'bandwidth-receiver[nats]'"
+    assert told.splitlines()[-1].endswith(line)
+
+
+def test_a_sink_that_could_be_given_nothing_is_refused() -> None:
+    with pytest.raises(SettingsError, match="x: type: max_batch of the sink must be a whole number above 0"):
+        configure([{"name": "x", "type": f"{__name__}:BoundlessSink"}])
+
+
+def test_a_module_that_is_no_python_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_sinks.py").write_text("class")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingsError, match="x: type: broken_sinks:Any cannot be loaded: "):
+        configure([{"name": "x", "type": "broken_sinks:Any"}])
 
 
 def test_two_sinks_of_one_name_are_refused() -> None:
