@@ -1,13 +1,16 @@
 """An HTTP server that misbehaves on request: the path says how."""
 
 import asyncio
+import gzip
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+BOMB = gzip.compress(b"x" * 1_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +25,21 @@ class Request:
 class FaultServer:
     """Answers by path: `/500` with that status, `/reset` with half an answer, and so on; see `_FAULTS`."""
 
+    host: str = "127.0.0.1"
     port: int = 0
+    scheme: str = "http"
     requests: list[Request] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)
     connections: int = 0
+    closed: int = 0
     retry_after: str = "7"
+    location: str = "/200"
     under_way: int = 0
     held: asyncio.Event = field(default_factory=asyncio.Event)
 
     def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{path}"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -45,6 +54,7 @@ class FaultServer:
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
+            self.closed += 1
             writer.close()
 
 
@@ -65,13 +75,13 @@ async def _send(writer: asyncio.StreamWriter, content: bytes) -> None:
 
 
 async def _status(server: FaultServer, request: Request, writer: asyncio.StreamWriter) -> None:
-    code = request.path.strip("/")
+    code = "422" if request.headers.get("webhook-id") in server.refused else request.path.strip("/")
     extra = b""
     if code in ("429", "503"):
         extra = f"retry-after: {server.retry_after}\r\n".encode()
-    if code == "301":
-        extra = f"location: {server.url('/200')}\r\n".encode()
-    body = b"" if code == "204" else b"content-length: 4\r\n\r\nbody"
+    if code in ("301", "302", "303", "307", "308"):
+        extra = f"location: {server.location}\r\n".encode()
+    body = b"" if code in ("101", "204") else b"content-length: 4\r\n\r\nbody"
     await _send(writer, b"HTTP/1.1 %b X\r\n%b%b" % (code.encode(), extra, body or b"\r\n"))
 
 
@@ -104,10 +114,40 @@ async def _slow_endless_body(server: FaultServer, request: Request, writer: asyn
         await asyncio.sleep(0.02)
 
 
+async def _long(server: FaultServer, request: Request, writer: asyncio.StreamWriter) -> None:
+    await _send(writer, b"HTTP/1.1 200 OK\r\ncontent-length: 60000\r\n\r\n" + b"x" * 60000)
+
+
 async def _huge_body(server: FaultServer, request: Request, writer: asyncio.StreamWriter) -> None:
     await _send(writer, b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
     while True:
         await _send(writer, b"4000\r\n" + b"x" * 0x4000 + b"\r\n")
+
+
+async def _short_chunks(server: FaultServer, request: Request, writer: asyncio.StreamWriter) -> None:
+    await _send(writer, b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    while True:
+        await _send(writer, b"1;padding=pad\r\nx\r\n" * 1000)
+
+
+async def _interim_answers(server: FaultServer, request: Request, writer: asyncio.StreamWriter) -> None:
+    while True:
+        await _send(writer, b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+
+async def _many_headers(server: FaultServer, request: Request, writer: asyncio.StreamWriter) -> None:
+    await _send(writer, b"HTTP/1.1 200 OK\r\n")
+    while True:
+        await _send(writer, b"x-more: yes\r\n" * 1000)
+
+
+async def _packed(server: FaultServer, request: Request, writer: asyncio.StreamWriter) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n"
+    await _send(writer, head % len(BOMB) + BOMB)
+
+
+async def _cookie(server: FaultServer, request: Request, writer: asyncio.StreamWriter) -> None:
+    await _send(writer, b"HTTP/1.1 200 OK\r\nset-cookie: a=b\r\ncontent-length: 0\r\n\r\n")
 
 
 async def _mute(server: FaultServer, request: Request, writer: asyncio.StreamWriter) -> None:
@@ -125,15 +165,23 @@ _FAULTS: dict[str, Callable[[FaultServer, Request, asyncio.StreamWriter], Awaita
     "/hang-up": _hang_up,
     "/slow-headers": _slow_headers,
     "/slow-endless-body": _slow_endless_body,
+    "/long": _long,
     "/huge-body": _huge_body,
+    "/short-chunks": _short_chunks,
+    "/interim-answers": _interim_answers,
+    "/many-headers": _many_headers,
+    "/packed": _packed,
+    "/cookie": _cookie,
     "/mute": _mute,
     "/hold": _hold,
 }
 
 
 @asynccontextmanager
-async def fault_server() -> AsyncIterator[FaultServer]:
-    served = FaultServer()
+async def fault_server(
+    host: str = "127.0.0.1", port: int = 0, *, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[FaultServer]:
+    served = FaultServer(host, scheme="https" if tls else "http")
     tasks: set[asyncio.Task[None]] = set()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -141,7 +189,7 @@ async def fault_server() -> AsyncIterator[FaultServer]:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(connected, host, port, ssl=tls)
     served.port = server.sockets[0].getsockname()[1]
     try:
         yield served
