@@ -9,6 +9,10 @@ import pytest
 
 from receiver.storage import schema
 from receiver.storage.database import Database
+from tests.brokers.kafka import KafkaCluster
+from tests.brokers.nats import nats_server
+from tests.brokers.rabbitmq import rabbitmq_server
+from tests.brokers.redis import redis_server
 from tests.servers import named_database, on_postgres, postgres_server, random_name
 
 
@@ -77,3 +81,31 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     database = Database(database_url)
     yield database
     await database.close()
+
+
+@pytest.fixture(scope="session")
+def nats_url() -> Iterator[str]:
+    """A NATS server with JetStream that all tests share: streams and subjects by random names."""
+    with nats_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A Redis server that all tests share: keys by random names."""
+    with redis_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url() -> Iterator[str]:
+    """A RabbitMQ server that all tests share: exchanges and queues by random names."""
+    with rabbitmq_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[KafkaCluster]:
+    """A Kafka cluster that all tests share: topics by random names, and no faults."""
+    with KafkaCluster() as cluster:
+        yield cluster

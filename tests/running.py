@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 COMMAND = Path(sys.executable).with_name("receiver")
 _LISTENS = re.compile(r"^receiver listens on (http://\S+)$", re.MULTILINE)
@@ -81,3 +82,11 @@ def _address(process: subprocess.Popen[bytes], output: Path, errors: Path, secon
             break
         time.sleep(0.02)  # between two looks at another process
     raise AssertionError(f"receiver serve did not start: {errors.read_text('utf-8')}")
+
+
+def until(condition: Callable[[], Any], seconds: float = 20) -> None:
+    """Waits until something that another process does has come true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)  # between two looks at another process

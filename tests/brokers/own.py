@@ -1,0 +1,145 @@
+"""Servers the tests share, and servers of one test: killed, frozen, started again on the same port with their data."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+HOST = "127.0.0.1"
+_BELOW_EPHEMERAL = range(20_000, 32_000)
+
+
+def lasting_port() -> int:
+    """A free port that stays free while its server is down: no outgoing connection is given it."""
+    while True:
+        port = random.choice(_BELOW_EPHEMERAL)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
+
+
+def freeze(process: subprocess.Popen[bytes]) -> None:
+    """Halts a process, and waits until all of it has halted (or ended)."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+
+@contextmanager
+def shared_server(
+    variable: str, standard: str, answers: Callable[[str], bool], own: Callable[[Path], "OwnServer"], missing: str
+) -> Iterator[str]:
+    """The URL of the server that an environment variable names, else of the standard one, else of one we start."""
+    given = os.environ.get(variable)
+    url = given or standard
+    if answers(url):
+        yield url
+        return
+    if given:
+        pytest.skip(missing)
+    with tempfile.TemporaryDirectory(prefix="receiver-") as folder, own(Path(folder)) as server:
+        yield server.url
+
+
+class OwnServer(ABC):
+    """A process that listens on a port of its own; runs inside `with`, and is killed at its end."""
+
+    seconds_to_start = 15.0
+
+    def __init__(self, folder: Path) -> None:
+        self.host = HOST
+        self.port = lasting_port()
+        self.folder = folder / f"{type(self).__name__}-{self.port}"
+        self.folder.mkdir(parents=True)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    @abstractmethod
+    def url(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def _command(self) -> list[str]: ...
+
+    @abstractmethod
+    def _answers(self) -> bool:
+        """Whether the server takes work now; never raises."""
+
+    @property
+    def _environment(self) -> dict[str, str] | None:
+        """The whole environment of the process; None is that of the tests."""
+        return None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends all that was started."""
+        self.kill()
+
+    def start(self) -> None:
+        """Starts the server and waits until it answers."""
+        self.kill()
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self.folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + self.seconds_to_start
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"{type(self).__name__} did not start: {self._log.read_text('utf-8')[-2000:]}")
+            time.sleep(0.01)  # between two looks at another process
+
+    def kill(self) -> None:
+        """Ends the server at once, as a crash does; what is dead already stays so."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Asks the server to end, and waits for it."""
+        self.thaw()
+        self._end(signal.SIGTERM)
+
+    def freeze(self) -> None:
+        """Halts the process: its port takes connections and never answers."""
+        if self._process is not None:
+            freeze(self._process)
+
+    def thaw(self) -> None:
+        """Lets a frozen process go on."""
+        self._signal(signal.SIGCONT)
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "server.log"
+
+    def _end(self, number: signal.Signals) -> None:
+        self._signal(number)
+        if self._process is not None:
+            self._process.wait(30)
+            self._process = None
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)

@@ -1,0 +1,195 @@
+"""Dispatchers at work in tests, what is asked of them and of their tables, and the audit of what arrived."""
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import select
+
+from receiver.domain.log import LogEntry
+from receiver.domain.publication import Publication
+from receiver.domain.queries import DeadLetterView
+from receiver.sinks.base import Sink, SinkSettings
+from receiver.sinks.registry import ConfiguredSink
+from receiver.storage import dead_letters, event_log
+from receiver.storage.database import Database
+from receiver.storage.sinks import RETRIES, SINKS
+from receiver.workers.dispatcher import Dispatchers
+from receiver.workers.wakeup import Wakeup
+from tests.event_log import Nobody, life, now
+
+
+@dataclass
+class Observed:
+    """What the dispatchers told the metrics."""
+
+    outcomes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    breaker: list[str] = field(default_factory=list)
+    waited: list[float] = field(default_factory=list)
+    backlogs: list[tuple[int, float, dict[str, int], dict[str, int]]] = field(default_factory=list)
+    superseded: int = 0
+    lost: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def attempt_ended(self, sink: str, outcome: str, seconds: float) -> None:
+        self.outcomes[sink].append(outcome)
+
+    def event_published(self, sink: str, seconds: float) -> None:
+        self.waited.append(seconds)
+
+    def events_superseded(self, sink: str, events: int) -> None:
+        self.superseded += events
+
+    def backlog_measured(
+        self,
+        sink: str,
+        events: int,
+        oldest_seconds: float,
+        retries: Mapping[str, int],
+        dead_letters: Mapping[str, int],
+    ) -> None:
+        self.backlogs.append((events, oldest_seconds, dict(retries), dict(dead_letters)))
+
+    def breaker_moved(self, sink: str, state: str) -> None:
+        self.breaker.append(state)
+
+    def lease_lost(self, sink: str) -> None:
+        self.lost.append(sink)
+
+    def sink_left(self, sink: str) -> None:
+        self.left.append(sink)
+
+
+class Clock:
+    """The time, and what is added to it."""
+
+    def __init__(self, ahead: timedelta) -> None:
+        self.ahead = ahead
+
+    def __call__(self) -> datetime:
+        return now() + self.ahead
+
+
+@dataclass
+class Running:
+    dispatchers: Dispatchers
+    wakeup: Wakeup
+    observed: Observed
+    clock: Clock
+
+
+@asynccontextmanager
+async def running(
+    database: Database, *configured: ConfiguredSink, ahead: timedelta = timedelta(0), **options: Any
+) -> AsyncIterator[Running]:
+    wakeup, observed, clock = Wakeup(), Observed(), Clock(ahead)
+    chosen = {"chance": lambda: 0.0, "poll_seconds": 0.05, **options}
+    dispatchers = Dispatchers(database, configured, clock=clock, wakeup=wakeup, observer=observed, **chosen)
+    one = Running(dispatchers, wakeup, observed, clock)
+    await one.dispatchers.start()
+    try:
+        yield one
+    finally:
+        await one.dispatchers.stop()
+
+
+def memory(configured: ConfiguredSink) -> Any:
+    return configured.sink
+
+
+def private(sink: Sink, **fields: Any) -> ConfiguredSink:
+    """A sink made by hand, in place of what the settings would name."""
+    return ConfiguredSink(SinkSettings(name="crm", type="test", start="beginning", **fields), sink)
+
+
+def ids(published: Iterable[Publication]) -> list[str]:
+    return [one.id for one in published]
+
+
+def in_order(published: Iterable[Publication]) -> bool:
+    """Whether the first copies of each lane came in the order of the log."""
+    lanes: dict[str, list[int]] = defaultdict(list)
+    for one in published:
+        if one.position not in lanes[one.lane]:
+            lanes[one.lane].append(one.position)
+    return all(positions == sorted(positions) for positions in lanes.values())
+
+
+async def rows(database: Database, table: Any = RETRIES) -> list[Any]:
+    async with database.reading() as connection:
+        return list((await connection.execute(select(table).order_by(*table.primary_key.columns))).all())
+
+
+async def sink_row(database: Database, name: str = "crm") -> Any:
+    async with database.reading() as connection:
+        return (await connection.execute(select(SINKS).where(SINKS.c.name == name))).one()
+
+
+async def letters(database: Database) -> list[DeadLetterView]:
+    return (await dead_letters.find(database)).items
+
+
+async def requeue(database: Database, sink: str = "crm") -> int:
+    return sum([number async for number in dead_letters.requeue(database, sink, now=now())])
+
+
+async def until(condition: Callable[[], Any], seconds: float = 20) -> None:
+    """Waits until something asked of the database holds."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not await condition():
+        assert asyncio.get_running_loop().time() < deadline, "it did not come true in time"
+        await asyncio.sleep(0.02)
+
+
+def messages(count: int) -> list[Any]:
+    """The lives of several messages, interleaved."""
+    lives = [life(f"m{number}") for number in range(count)]
+    return [told for together in zip(*lives, strict=True) for told in together]
+
+
+class Outcomes(Nobody):
+    """An observer that counts how the attempts at each sink ended."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def attempt_ended(self, sink: str, outcome: str, seconds: float) -> None:
+        self.of[sink][str(outcome)] += 1
+
+
+@asynccontextmanager
+async def dispatching(database: Database, *configured: ConfiguredSink, **options: Any) -> AsyncIterator[Outcomes]:
+    """Dispatchers for these sinks; polls are frequent and nothing is added to a pause."""
+    outcomes = Outcomes()
+    chosen = {"chance": lambda: 0.0, "poll_seconds": 0.05, **options}
+    dispatchers = Dispatchers(database, configured, clock=now, wakeup=Wakeup(), observer=outcomes, **chosen)
+    await dispatchers.start()
+    try:
+        yield outcomes
+    finally:
+        await dispatchers.stop()
+
+
+async def whole_log(database: Database) -> list[LogEntry]:
+    async with database.reading() as connection:
+        return await event_log.read_after(connection, 0, 1_000_000)
+
+
+def audit(log: Sequence[LogEntry], arrived: Iterable[str]) -> int:
+    """Checks that everything of a log arrived, and that the first copies of each message's events came in its order.
+
+    `arrived` are the ids of events, those of one message in the order of their arrival. Returns the surplus copies.
+    """
+    copies = list(arrived)
+    assert set(copies) == {entry.event.id for entry in log}
+    position = {entry.event.id: entry.position for entry in log}
+    message = {entry.event.id: entry.event.message_id for entry in log}
+    firsts: dict[str, list[int]] = defaultdict(list)
+    for one in dict.fromkeys(copies):
+        firsts[message[one]].append(position[one])
+    assert all(positions == sorted(positions) for positions in firsts.values())
+    return len(copies) - len(log)
