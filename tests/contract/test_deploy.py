@@ -51,7 +51,11 @@ def pins() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", LOCK, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("dependency", PROJECT["dependencies"])
+# the clients of all sinks: an image is to run what the settings name
+EXTRAS = [client for name, clients in PROJECT["optional-dependencies"].items() if name != "test" for client in clients]
+
+
+@pytest.mark.parametrize("dependency", [*PROJECT["dependencies"], *EXTRAS])
 def test_every_dependency_is_locked_to_a_version_it_allows(dependency: str) -> None:
     requirement = Requirement(dependency)
     assert pins().get(canonicalize_name(requirement.name), "none") in requirement.specifier
@@ -65,6 +69,10 @@ def test_every_locked_version_has_hashes() -> None:
 
 def test_the_lock_names_no_host_and_no_option() -> None:
     assert re.findall(r"\w+://\S*|^-\S+|\S+\.(?:org|com|net)\b", LOCK, re.MULTILINE) == []
+
+
+def test_a_reload_of_the_unit_asks_for_the_settings_to_be_read_again() -> None:
+    assert unit()["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
 
 
 # --- Dockerfile
@@ -351,10 +359,11 @@ def systemd_analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_systemd_understands_every_line_of_the_unit(tmp_path: Path) -> None:
     units = tmp_path / "etc/systemd/system"
-    program = tmp_path / unit()["ExecStart"][0].split()[0].lstrip("/")
     units.mkdir(parents=True)
-    program.parent.mkdir(parents=True)
-    program.touch(mode=0o755)
+    for key in ("ExecStart", "ExecReload"):
+        program = tmp_path / unit()[key][0].split()[0].lstrip("/")
+        program.parent.mkdir(parents=True)
+        program.touch(mode=0o755)
     copy = shutil.copy(DEPLOY / "receiver.service", units)
     verified = systemd_analyze("verify", "--man=no", "--recursive-errors=no", f"--root={tmp_path}", copy)
     assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")

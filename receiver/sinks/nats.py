@@ -1,0 +1,379 @@
+"""NATS JetStream: each event is published to a subject, and counts once a stream has stored it."""
+
+import asyncio
+import random
+import ssl
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import count
+from string import Formatter
+from typing import Annotated, Any, ClassVar, Final, Self
+from urllib.parse import urlsplit
+
+import orjson
+from nats.aio.client import NO_RESPONDERS_STATUS, Client, RawCredentials
+from nats.aio.msg import Msg
+from nats.aio.transport import TcpTransport
+from nats.errors import Error, NoServersError, SecureConnRequiredError
+from nats.js.api import Header
+from pydantic import AfterValidator, Field, FilePath, SecretStr, model_validator
+
+from receiver.sinks.base import Publication, Published, Refused, Result, Retry, Secret, Sink, SinkDown, SinkSettings
+from receiver.sinks.binding import Binding, bind
+from receiver.sinks.each import named, publish_each
+from receiver.sinks.templates import Template, render
+
+_CONNECT_SECONDS: Final = 2
+_CHECK_SECONDS: Final = 2.0
+_PING_SECONDS: Final = 20
+
+# what a server allows by default, less room for the headers, which count too
+_LARGEST_EVENT: Final = 1024 * 1024 - 8 * 1024
+
+_TOO_LARGE: Final = frozenset({10054, 10097})
+_WRONG_STREAM: Final = frozenset({10060, 10109})
+_SERVER_FAULT: Final = 500
+
+
+def _address(text: str) -> str:
+    try:
+        url = urlsplit(text)
+        usable = url.scheme in ("nats", "tls") and url.hostname and url.port != 0
+    except ValueError:
+        usable = False
+    if not usable or text != text.strip() or not text.isprintable():
+        raise ValueError("must be nats:// or tls:// with a host and perhaps a port")
+    if "@" in url.netloc:
+        raise ValueError("must be without user and password, which have fields of their own")
+    return text
+
+
+def _subject(template: str) -> str:
+    """What is literally in the subject must make tokens; the fields cannot break them."""
+    literal = "".join(text + ("x" if field is not None else "") for text, field, _, _ in Formatter().parse(template))
+    tokens = literal.split(".")
+    if not all(tokens) or any(character in literal for character in "*> \t\r\n") or literal.startswith("$"):
+        raise ValueError("must be tokens with dots between them, without spaces and wildcards")
+    return template
+
+
+def _creds(content: SecretStr) -> SecretStr:
+    # the client looks for these lines until it finds them
+    for mark in ("-----BEGIN NATS USER JWT-----", "-----BEGIN USER NKEY SEED-----"):
+        if mark not in content.get_secret_value():
+            raise ValueError('must be what a .creds file holds, as in "file:/path/to/user.creds"')
+    return content
+
+
+class NatsSettings(SinkSettings):
+    servers: tuple[Annotated[str, AfterValidator(_address)], ...] = Field(
+        min_length=1, description="nats:// or tls://, any one of which will do"
+    )
+    subject: Annotated[Template, AfterValidator(_subject)] = "sms.{direction}.{type}"
+    stream: str | None = Field(
+        None, pattern=r"^[^\s.*>/\\]+$", description="the stream that has to take them; none named: any"
+    )
+    binding: Binding = "structured"
+    user: Secret | None = None
+    password: Secret | None = None
+    token: Secret | None = None
+    credentials: Annotated[Secret, AfterValidator(_creds)] | None = Field(None, description="what a .creds file holds")
+    tls_ca: FilePath | None = Field(None, description="none: the authorities this system trusts")
+    tls_certificate: FilePath | None = None
+    tls_key: FilePath | None = None
+    max_batch: int = Field(128, ge=1, le=1000, description="how many events may be unacknowledged at once")
+
+    @property
+    def has_tls(self) -> bool:
+        return self.tls_ca is not None or self.tls_certificate is not None
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Self:
+        if sum(way is not None for way in (self.user, self.token, self.credentials)) > 1:
+            raise ValueError("user, token and credentials exclude each other")
+        if (self.user is None) != (self.password is None):
+            raise ValueError("user and password belong together")
+        if self.tls_key is not None and self.tls_certificate is None:
+            raise ValueError("tls_key needs tls_certificate")
+        return self
+
+
+class NatsSink(Sink):
+    """Publishes events as CloudEvents; the acknowledgement of the stream is the success, of a duplicate too."""
+
+    Settings: ClassVar[type[SinkSettings]] = NatsSettings
+    max_event_bytes = _LARGEST_EVENT
+
+    def __init__(self, settings: NatsSettings) -> None:
+        self.max_batch = settings.max_batch
+        self._settings = settings
+        self._seconds = settings.timeout.total_seconds()
+        self._tls = _tls(settings)
+        self._connection: _Connection | None = None
+        self._connecting = asyncio.Lock()
+
+    async def publish(self, batch: Sequence[Publication]) -> list[Result]:
+        try:
+            connection = await self._connected()
+        except Exception as error:
+            return [SinkDown(reason=_words(error))] * len(batch)
+        return await publish_each(batch, partial(self._publish, connection), seconds=self._seconds, check=self.check)
+
+    async def check(self) -> str | None:
+        try:
+            connection = await self._connected()
+        except Exception as error:
+            return _words(error)
+        try:
+            async with asyncio.timeout(_CHECK_SECONDS):
+                return await self._complaint(connection)
+        except BaseException as error:
+            # it may never answer again, where a new one would
+            await connection.close()
+            if not isinstance(error, Exception):
+                raise
+            return named(error)
+
+    async def stop(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+    async def _connected(self) -> "_Connection":
+        async with self._connecting:
+            if self._connection is None or self._connection.is_over:
+                self._connection = await _connect(self._settings, self._tls)
+            return self._connection
+
+    async def _publish(self, connection: "_Connection", publication: Publication) -> Result:
+        headers, body = self._message(publication)
+        if _size(headers, body) > connection.max_payload:
+            return Refused(reason=f"larger than the {connection.max_payload} bytes that the server allows")
+        try:
+            answer = await connection.ask(render(self._settings.subject, publication), headers, body)
+        except _NoAnswer:
+            return SinkDown(reason="no stream takes the subject")
+        except _NotPermitted:
+            return SinkDown(reason="permissions violation")
+        return _result(answer)
+
+    async def _complaint(self, connection: "_Connection") -> str | None:
+        stream = self._settings.stream
+        try:
+            answer = await connection.ask(f"$JS.API.STREAM.INFO.{stream}" if stream else "$JS.API.INFO", {}, b"")
+        except _NoAnswer:
+            return "JetStream is not enabled"
+        except _NotPermitted:
+            # who may not ask learns at least that the server is there
+            return None
+        if "error" in answer:
+            return _told(answer["error"])
+        return "the stream acknowledges nothing" if answer.get("config", {}).get("no_ack") else None
+
+    def _message(self, publication: Publication) -> tuple[dict[str, str], bytes]:
+        bound = bind(publication, self._settings.binding, prefix="ce-")
+        headers = {"content-type": bound.content_type, **bound.headers}
+        if self._settings.binding == "binary":
+            headers["ce-datacontenttype"] = bound.content_type
+        if not publication.replayed:
+            # a replay is wanted in the stream once more, however soon
+            headers[Header.MSG_ID.value] = publication.id
+        if self._settings.stream is not None:
+            headers[Header.EXPECTED_STREAM.value] = self._settings.stream
+        return headers, bound.body
+
+
+class _Connection:
+    """A connection to one server, given up for good once it is over.
+
+    The client's own reconnecting is off: it would send later what nobody waits for any more.
+    """
+
+    def __init__(self, *, needs_tls: bool) -> None:
+        self._client = Client()
+        # the client makes its own where it finds none
+        self._client._transport = self._transport = _Transport(needs_tls=needs_tls)
+        self._inbox = ""
+        self._numbers = count()
+        self._waiting: dict[str, tuple[str, asyncio.Future[Msg]]] = {}
+        self.trouble: Exception | None = None
+
+    async def open(self, server: str, settings: NatsSettings, tls: ssl.SSLContext | None) -> None:
+        await self._client.connect(
+            [server],
+            name="receiver",
+            error_cb=self._notice,
+            closed_cb=self._lose,
+            allow_reconnect=False,
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
+            connect_timeout=_CONNECT_SECONDS,
+            ping_interval=_PING_SECONDS,
+            # a buffer that is full would make `publish` deaf to being cancelled
+            pending_size=0,
+            user=_plain(settings.user),
+            password=_plain(settings.password),
+            token=_plain(settings.token),
+            user_credentials=RawCredentials(_plain(settings.credentials)) if settings.credentials else None,
+            tls=tls,
+        )
+        self._inbox = self._client.new_inbox()
+        await self._client.subscribe(f"{self._inbox}.*", cb=self._hear)
+
+    @property
+    def is_over(self) -> bool:
+        return not self._client.is_connected
+
+    @property
+    def max_payload(self) -> int:
+        return self._client.max_payload
+
+    async def ask(self, subject: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
+        """What JetStream answers to a message. Raises _NoAnswer, _NotPermitted, or ConnectionError when it is gone."""
+        inbox = f"{self._inbox}.{next(self._numbers)}"
+        answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._waiting[inbox] = subject, answer
+        try:
+            await self._client.publish(subject, body, reply=inbox, headers=headers)
+            message = await answer
+        finally:
+            del self._waiting[inbox]
+        if (message.headers or {}).get(Header.STATUS) == NO_RESPONDERS_STATUS:
+            raise _NoAnswer
+        told: dict[str, Any] = orjson.loads(message.data)
+        return told
+
+    async def close(self) -> None:
+        """Ends the connection at once, whatever is still to be sent."""
+        self._transport.close()
+        await self._client.close()
+
+    async def _hear(self, message: Msg) -> None:
+        _, answer = self._waiting.get(message.subject, (None, None))
+        if answer is not None and not answer.done():
+            answer.set_result(message)
+
+    async def _notice(self, error: Exception) -> None:
+        self.trouble = error
+        text = str(error)
+        if "permissions violation" in text:
+            # a subscription is that to the answers
+            self._fail(_NotPermitted, lambda subject: "subscription" in text or f'"{subject.lower()}"' in text)
+
+    async def _lose(self) -> None:
+        self._fail(ConnectionResetError, lambda _: True)
+
+    def _fail(self, error: type[Exception], concerns: Callable[[str], bool]) -> None:
+        for subject, answer in list(self._waiting.values()):
+            if concerns(subject) and not answer.done():
+                answer.set_exception(error())
+
+
+class _NoAnswer(Exception):
+    """Nobody takes the subject."""
+
+
+class _NotPermitted(Exception):
+    """The server does not let this user publish to the subject, or hear the acknowledgement."""
+
+
+class _Transport(TcpTransport):
+    """TCP that ends at once when it is closed, and that tells nothing in plain text where TLS was asked for.
+
+    The client sends what it still holds before it closes: that never ends where nobody reads any more, and raises half
+    way through its clearing up where the connection is broken. That it is broken the client sees when it reads.
+    """
+
+    def __init__(self, *, needs_tls: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._needs_tls = needs_tls
+
+    def __bool__(self) -> bool:
+        return True
+
+    def write(self, payload: bytes) -> None:
+        assert self._io_writer is not None  # noqa: S101
+        if self._needs_tls and self._io_writer.get_extra_info("ssl_object") is None:
+            raise SecureConnRequiredError
+        self._io_writer.write(payload)
+
+    def writelines(self, payload: list[bytes]) -> None:
+        assert self._io_writer is not None  # noqa: S101
+        if not self._io_writer.is_closing():
+            self._io_writer.writelines(payload)
+
+    async def drain(self) -> None:
+        with suppress(OSError):
+            await super().drain()  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        if self._io_writer is not None:
+            self._io_writer.transport.abort()
+
+    async def wait_closed(self) -> None:
+        await asyncio.sleep(0)
+
+
+async def _connect(settings: NatsSettings, tls: ssl.SSLContext | None) -> _Connection:
+    """Connects to the first server that lets us in, in any order. Raises what the last of them did."""
+    failure: Exception = NoServersError()
+    for server in random.sample(settings.servers, len(settings.servers)):
+        connection = _Connection(needs_tls=tls is not None and (settings.has_tls or server.startswith("tls:")))
+        try:
+            await connection.open(server, settings, tls)
+        except BaseException as error:
+            await connection.close()
+            if not isinstance(error, Exception):
+                raise
+            failure = connection.trouble or error
+        else:
+            return connection
+    raise failure
+
+
+def _result(answer: dict[str, Any]) -> Result:
+    """What JetStream's answer to an event means."""
+    if "error" not in answer:
+        return Published() if "seq" in answer else Retry(reason="not the answer of a stream")
+    error = answer["error"]
+    told, number, code = _told(error), error.get("err_code"), error.get("code", 0)
+    if number in _TOO_LARGE:
+        return Refused(reason=told)
+    if number in _WRONG_STREAM or (code >= _SERVER_FAULT and "per subject" not in told):
+        return SinkDown(reason=told)
+    return Retry(reason=told)
+
+
+def _told(error: dict[str, Any]) -> str:
+    return str(error.get("description") or f"error {error.get('err_code')}")
+
+
+def _words(error: Exception) -> str:
+    """Why no connection came about; a server's own words are not repeated."""
+    refused = isinstance(error, Error) and "auth" in str(error).lower()
+    return "authorization violation" if refused else named(error)
+
+
+def _size(headers: dict[str, str], body: bytes) -> int:
+    """The bytes of a message as the server counts them."""
+    lines = sum(len(name) + len(value) + len(": \r\n") for name, value in headers.items())
+    return len("NATS/1.0\r\n") + lines + len("\r\n") + len(body)
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret is not None else None
+
+
+def _tls(settings: NatsSettings) -> ssl.SSLContext | None:
+    """Raises ValueError for files that are no use."""
+    if not settings.has_tls and not any(server.startswith("tls:") for server in settings.servers):
+        return None
+    try:
+        context = ssl.create_default_context(cafile=settings.tls_ca)
+        if settings.tls_certificate is not None:
+            # without a passphrase the library would ask for one
+            context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
+    except OSError as error:
+        raise ValueError(f"tls: the files cannot be used: {error.strerror or type(error).__name__}") from None
+    return context

@@ -1,0 +1,256 @@
+"""RabbitMQ: each event is a message to an exchange, confirmed by the broker."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any, ClassVar, Final
+
+from aio_pika import Connection, DeliveryMode, Message
+from aio_pika.abc import AbstractChannel, AbstractExchange
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelClosed,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    DeliveryError,
+    InvalidFrameError,
+    PublishError,
+)
+from pydantic import AfterValidator, Field, SecretStr
+from yarl import URL
+
+from receiver.sinks.base import Publication, Published, Refused, Result, Retry, Secret, Sink, SinkDown, SinkSettings
+from receiver.sinks.binding import Binding, bind
+from receiver.sinks.each import named, publish_each
+from receiver.sinks.templates import Template, render
+
+# a header to route or to hash by; the property `message_id` is the event's id, as its consumers expect
+_MESSAGE_ID: Final = "receiver-message-id"
+_LONGEST_NAME: Final = 255
+_CLOSE_SECONDS: Final = 1.0
+_BLOCKED: Final = "the broker blocks those who publish"
+_UNPRINTABLE: Final = re.compile(r"[\x00-\x20\x7f-\x9f]")
+_PARAMETERS: Final = frozenset({"auth", "cafile", "capath", "certfile", "heartbeat", "keyfile"})
+
+# at `debug` they log messages and credentials, above it what the results tell better
+for _name in ("aio_pika", "aiormq", "pamqp"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+
+def _address(address: SecretStr) -> SecretStr:
+    text = address.get_secret_value()
+    if _UNPRINTABLE.search(text):
+        raise ValueError("must be without spaces and control characters")
+    try:
+        url = URL(text)
+    except ValueError:
+        raise ValueError("is not a URL") from None
+    if url.scheme not in ("amqp", "amqps") or not url.host:
+        raise ValueError("must begin with amqp:// or amqps:// and name a host")
+    if unknown := sorted(set(url.query) - _PARAMETERS):
+        raise ValueError(f"{unknown[0]} is not a parameter of it; there are {', '.join(sorted(_PARAMETERS))}")
+    return address
+
+
+def _short(name: str) -> str:
+    if len(name.encode()) > _LONGEST_NAME:
+        raise ValueError(f"must not be longer than {_LONGEST_NAME} bytes")
+    return name
+
+
+class RabbitmqSettings(SinkSettings):
+    url: Annotated[Secret, AfterValidator(_address)] = Field(description="amqp://user:password@host:5672/vhost")
+    exchange: Annotated[str, AfterValidator(_short)] = Field(description='must be there; "" is the default exchange')
+    routing_key: Annotated[Template, AfterValidator(_short)] = Field("{type}", description="may hold fields")
+    binding: Binding = "structured"
+
+
+class RabbitmqSink(Sink):
+    """Publishes persistent messages that must be routed, and counts those that the broker has confirmed.
+
+    A connection on which anything else happened than a yes or no to a message is thrown away before anybody is told:
+    what it still has to write must not arrive behind what is tried again.
+    """
+
+    Settings: ClassVar[type[SinkSettings]] = RabbitmqSettings
+    max_batch = 128
+
+    def __init__(self, settings: RabbitmqSettings) -> None:
+        self._name = settings.name
+        self._url = URL(settings.url.get_secret_value())
+        self._seconds = settings.timeout.total_seconds()
+        self._exchange = settings.exchange
+        self._routing_key = settings.routing_key
+        self._binding: Binding = settings.binding
+        self._link: _Link | None = None
+
+    async def publish(self, batch: Sequence[Publication]) -> list[Result]:
+        clock = asyncio.get_running_loop().time
+        until = clock() + self._seconds
+        try:
+            async with asyncio.timeout_at(until):
+                link = await self._linked()
+        except Exception as error:
+            return [SinkDown(reason=self._words(error))] * len(batch)
+        if await link.is_blocked():
+            return [SinkDown(reason=_BLOCKED)] * len(batch)
+        send = partial(self._send, link, is_alone=len(batch) == 1)
+        try:
+            return await publish_each(batch, send, seconds=until - clock(), check=partial(self._why, link))
+        finally:
+            # a blocked connection is kept: it knows when there is room again, and keeps the order
+            if link.is_spoilt and not await link.is_blocked():
+                self._link = None
+                await link.cut()
+
+    async def check(self) -> str | None:
+        try:
+            link = await self._open()
+        except Exception as error:
+            return self._words(error)
+        await link.close()
+        return None
+
+    async def stop(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close()
+
+    async def _linked(self) -> "_Link":
+        if self._link is not None and self._link.is_closed:
+            await self.stop()
+        if self._link is None:
+            self._link = await self._open()
+        return self._link
+
+    async def _send(self, link: "_Link", publication: Publication, *, is_alone: bool) -> Result:
+        key = render(self._routing_key, publication)
+        if len(key.encode()) > _LONGEST_NAME:
+            return Refused(reason=f"its routing key is longer than {_LONGEST_NAME} bytes")
+        message = self._message(publication)
+        try:
+            await link.exchange.publish(message, key)
+        except PublishError:
+            return Retry(reason="unroutable")
+        except DeliveryError:
+            return Retry(reason="not confirmed")
+        except BaseException as error:
+            link.spoil(error)
+            if is_alone and isinstance(error, ChannelPreconditionFailed):
+                return Refused(reason="too large for the broker")
+            raise
+        return Published()
+
+    def _message(self, publication: Publication) -> Message:
+        bound = bind(publication, self._binding, prefix="cloudEvents:", quoted=False)
+        return Message(
+            bound.body,
+            content_type=bound.content_type,
+            delivery_mode=DeliveryMode.PERSISTENT,
+            message_id=publication.id,
+            timestamp=publication.received_at,
+            headers={_MESSAGE_ID: str(publication.event["subject"]), **bound.headers},
+        )
+
+    async def _open(self) -> "_Link":
+        link = _Link(self._url, f"receiver {self._name}")
+        try:
+            await link.open(self._exchange)
+        except BaseException:
+            await link.cut()
+            raise
+        return link
+
+    async def _why(self, link: "_Link") -> str | None:
+        """Why a publish over this link failed; None where that was not the broker's fault as a whole."""
+        if isinstance(link.closed_by, ChannelNotFoundEntity | ChannelAccessRefused):
+            return self._words(link.closed_by)
+        return _BLOCKED if await link.is_blocked() else await self.check()
+
+    def _words(self, error: Exception) -> str:
+        if isinstance(error, ChannelNotFoundEntity):
+            return f"there is no exchange {self._exchange}"
+        if isinstance(error, ChannelAccessRefused):
+            return f"not allowed to publish to exchange {self._exchange}"
+        if isinstance(error, InvalidFrameError):
+            # what is told of a virtual host is not understood by the client
+            return "there is no such virtual host, or no access to it"
+        if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+            return f"{type(error).__name__}: {error}"
+        return named(error)
+
+
+class _Link:
+    """A connection, and on it a channel to an exchange."""
+
+    exchange: AbstractExchange
+    _channel: AbstractChannel
+
+    def __init__(self, url: URL, name: str) -> None:
+        self._wire = _Wire(TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory())
+        self._connection = Connection(url, client_properties={"connection_name": name})
+        self._connection.kwargs["transport_factory"] = self._wire
+        self.is_spoilt = False
+        self.closed_by: ChannelClosed | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        return self._channel.is_closed
+
+    async def open(self, exchange: str) -> None:
+        """Connects and looks whether the exchange is there; the default one always is."""
+        await self._connection.connect()
+        self._channel = self._connection.channel(on_return_raises=True)
+        await self._channel.initialize()
+        self.exchange = await self._channel.get_exchange(exchange, ensure=exchange != "")
+
+    def spoil(self, error: BaseException) -> None:
+        """Says that a message has failed, or was not answered in time."""
+        self.is_spoilt = True
+        if isinstance(error, ChannelClosed):
+            self.closed_by = error
+
+    async def is_blocked(self) -> bool:
+        """Whether the broker has said that it takes nothing, for lack of memory or disk."""
+        if self._connection.transport is None or self.is_closed:
+            return False
+        try:
+            async with asyncio.timeout(0):
+                await self._connection.transport.ready()
+        except TimeoutError:
+            return True
+        return False
+
+    async def close(self) -> None:
+        """Takes leave of the broker; the library would wait for its answer even when cancelled."""
+        cutting = asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._wire.cut)
+        try:
+            await self._connection.close()
+        finally:
+            cutting.cancel()
+            self._wire.cut()
+
+    async def cut(self) -> None:
+        """Ends the connection at once, with all that is still to be written."""
+        self._wire.cut()
+        await self._connection.close()
+
+
+class _Wire(TransportFactory):
+    """Connects as the library does, and keeps hold of the transport, which the library itself only closes gently."""
+
+    def __init__(self, factory: TransportFactory) -> None:
+        self._factory = factory
+        self._transport: asyncio.WriteTransport | None = None
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await self._factory.create(url, **kwargs)
+        self._transport = writer.transport
+        return reader, writer
+
+    def cut(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()

@@ -1,0 +1,168 @@
+"""Redis Streams: each event is added to a stream, all of a batch in one round trip."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Annotated, Any, ClassVar, Final
+from urllib.parse import parse_qs, urlsplit
+
+import orjson
+from pydantic import AfterValidator, Field, SecretStr
+from redis.asyncio import Redis
+from redis.asyncio.connection import SSLConnection
+from redis.asyncio.retry import Retry as RetryInside
+from redis.backoff import NoBackoff
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
+
+from receiver.sinks.base import Publication, Published, Result, Retry, Secret, Sink, SinkDown, SinkSettings
+from receiver.sinks.binding import REPLAYED, Binding
+from receiver.sinks.each import complaint, judged, named
+from receiver.sinks.templates import Template, render
+
+# others could switch off the verification of certificates, or repeat commands unasked
+_OPTIONS: Final = frozenset({"db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
+
+# the state of the server, or of what is at the key: no other event would fare better
+_DOWN: Final = frozenset(
+    {
+        "ASK",
+        "BUSY",
+        "CLUSTERDOWN",
+        "MASTERDOWN",
+        "MISCONF",
+        "MOVED",
+        "NOAUTH",
+        "NOPERM",
+        "NOREPLICAS",
+        "OOM",
+        "READONLY",
+        "WRONGTYPE",
+    }
+)
+
+
+def _server(address: SecretStr) -> SecretStr:
+    text = address.get_secret_value()
+    try:
+        url = urlsplit(text)
+        usable = bool(url.path if url.scheme == "unix" else url.hostname and url.port != 0)
+        options = parse_qs(url.query)
+    except ValueError:
+        usable, options = False, {}
+    if not usable or url.scheme not in ("redis", "rediss", "unix") or not text.isprintable() or " " in text:
+        raise ValueError("must be redis:// or rediss:// with a host, or unix:// with a path")
+    if set(options) - _OPTIONS:
+        raise ValueError(f"may have no options but {', '.join(sorted(_OPTIONS))}")
+    database = options["db"][0] if "db" in options else "" if url.scheme == "unix" else url.path.removeprefix("/")
+    if database and not (database.isascii() and database.isdigit()):
+        raise ValueError("must have a number for its database")
+    return address
+
+
+class RedisSettings(SinkSettings):
+    url: Annotated[Secret, AfterValidator(_server)] = Field(description="redis://, rediss:// for TLS, or unix://")
+    stream: Annotated[Template, Field(min_length=1)] = "sms:events"
+    maxlen: int | None = Field(None, ge=1, description="about how many entries are kept, read or not; none: all")
+    binding: Binding = "structured"
+    wait_aof: bool = Field(False, description="count an event only once the server has it on disk")
+    max_batch: int = Field(128, ge=1, le=1000, description="how many events go in one round trip")
+
+
+class RedisSink(Sink):
+    """Adds events to streams. The client repeats nothing by itself."""
+
+    Settings: ClassVar[type[SinkSettings]] = RedisSettings
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self.max_batch = settings.max_batch
+        self._settings = settings
+        self._seconds = settings.timeout.total_seconds()
+        self._client = Redis.from_url(
+            settings.url.get_secret_value(),
+            # no messages between the answers, and servers that know no other
+            protocol=2,
+            retry=RetryInside(NoBackoff(), 0),
+            # the deadline is that of the batch
+            socket_timeout=None,
+        )
+        _load_files(self._client)
+
+    async def publish(self, batch: Sequence[Publication]) -> list[Result]:
+        try:
+            async with asyncio.timeout(self._seconds):
+                results = await self._add(batch)
+        except Exception as error:
+            return [await self._blamed(error)] * len(batch)
+        if any(isinstance(result, SinkDown) for result in results):
+            # after a failover another server may have the name
+            with suppress(RedisError):
+                await self._client.connection_pool.disconnect(inuse_connections=False)
+        return results
+
+    async def check(self) -> str | None:
+        try:
+            await self._client.ping()
+        except NoPermissionError:
+            return None
+        except RedisError as error:
+            return _words(error)
+        return None
+
+    async def stop(self) -> None:
+        await self._client.aclose()
+
+    async def _add(self, batch: Sequence[Publication]) -> list[Result]:
+        async with self._client.pipeline(transaction=False) as pipeline:
+            for publication in batch:
+                stream = render(self._settings.stream, publication)
+                pipeline.xadd(stream, self._fields(publication), maxlen=self._settings.maxlen)
+            if self._settings.wait_aof:
+                pipeline.waitaof(1, 0, 0)
+            replies = await pipeline.execute(raise_on_error=False)
+        if self._settings.wait_aof and isinstance(replies.pop(), ResponseError):
+            return [SinkDown(reason="the server cannot say what is on its disk")] * len(batch)
+        return [_result(reply) for reply in replies]
+
+    async def _blamed(self, error: Exception) -> Result:
+        if isinstance(error, RedisError) and error.status_code:
+            # the server's own word, before it has looked at an event
+            return SinkDown(reason=error.status_code)
+        return judged(error, await complaint(self.check))
+
+    def _fields(self, publication: Publication) -> dict[Any, Any]:
+        event, marks = publication.event, {REPLAYED: "true"} if publication.replayed else {}
+        if self._settings.binding == "binary":
+            attributes = {name: value for name, value in event.items() if name != "data"}
+            return {**attributes, "data": orjson.dumps(event["data"]), **marks}
+        told = {"id": publication.id, "type": publication.type, "message_id": event["subject"]}
+        return {**told, "event": publication.body, **marks}
+
+
+def _load_files(client: Redis) -> None:
+    """Looks at the files that a URL names. Raises ValueError for those that are no use."""
+    connection = client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+    if not isinstance(connection, SSLConnection):
+        return
+    try:
+        connection.ssl_context.get()
+    except OSError as error:
+        raise ValueError(f"url: the files cannot be used: {error.strerror or type(error).__name__}") from None
+
+
+def _result(reply: Any) -> Result:
+    if not isinstance(reply, ResponseError):
+        return Published()
+    code = _code(reply)
+    return SinkDown(reason=code) if code in _DOWN else Retry(reason=code)
+
+
+def _code(error: RedisError) -> str:
+    """The word that an error of the server begins with."""
+    return error.status_code or str(error).partition(" ")[0]
+
+
+def _words(error: RedisError) -> str:
+    """What was in the way, without the text, which may hold more."""
+    if isinstance(error, ResponseError) or error.status_code:
+        return _code(error)
+    return named(error.__context__ if isinstance(error.__context__, Exception) else error)

@@ -1,0 +1,537 @@
+"""The Redis sink against real servers, as they should be, as they should not, and gone."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import redis
+
+from receiver.domain.events import Status
+from receiver.domain.publication import Publication, Published, Retry, SinkDown
+from receiver.errors import SettingsError
+from receiver.sinks.registry import ConfiguredSink, configure
+from receiver.storage.database import Database
+from tests.brokers.own import lasting_port
+from tests.brokers.redis import OwnRedis
+from tests.certificates import Authority
+from tests.dispatching import audit, messages, rows, running, sink_row, until
+from tests.event_log import append, eventually, life, memory_sink
+from tests.proxy import proxy
+from tests.publications import make_publication
+from tests.servers import random_name
+
+pytestmark = pytest.mark.anyio
+
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@contextmanager
+def client(url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(url, retry=None) as one:
+        yield one
+
+
+@dataclass
+class Stream:
+    """A stream of a test's own; other keys of the test begin with its name."""
+
+    url: str
+    name: str
+
+    def entries(self, name: str | None = None) -> list[dict[str, str]]:
+        with client(self.url) as server:
+            return [
+                {field.decode(): value.decode() for field, value in fields.items()}
+                for _, fields in server.xrange(name or self.name)
+            ]
+
+    def ids(self) -> list[str]:
+        return [fields["id"] for fields in self.entries()]
+
+    def keys(self) -> list[str]:
+        with client(self.url) as server:
+            return sorted(key.decode() for key in server.keys(f"{self.name}*"))
+
+    def holds(self, count: int) -> Callable[[], Any]:
+        """Whether so many events, or more, are in the stream."""
+
+        async def arrived() -> bool:
+            with client(self.url) as server:
+                return int(server.xlen(self.name)) >= count
+
+        return arrived
+
+
+@pytest.fixture
+def stream(redis_url: str) -> Iterator[Stream]:
+    stream = Stream(redis_url, random_name())
+    yield stream
+    with client(redis_url) as server:
+        server.delete(*stream.keys(), "")
+
+
+def configured(url: str, stream: str, **fields: Any) -> ConfiguredSink:
+    told = {"name": "cache", "type": "redis", "url": url, "stream": stream, "start": "beginning", "timeout": "5s"}
+    [one] = configure([{**told, **fields}])
+    return one
+
+
+@asynccontextmanager
+async def sink(url: str, stream: str, **fields: Any) -> AsyncIterator[Any]:
+    one = configured(url, stream, **fields).sink
+    await one.start()
+    try:
+        yield one
+    finally:
+        await one.stop()
+
+
+def batch(count: int) -> list[Publication]:
+    return [make_publication(number) for number in range(1, count + 1)]
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"url": "http://a"}, "url: must be redis://"),
+    ({"url": "redis://"}, "url: must be redis://"),
+    ({"url": "redis:///0"}, "url: must be redis://"),
+    ({"url": "redis://a:port"}, "url: must be redis://"),
+    ({"url": "redis://user:can/ary@a"}, "url: must be redis://"),
+    ({"url": "redis://a b"}, "url: must be redis://"),
+    ({"url": "redis://a\n"}, "url: must be redis://"),
+    ({"url": "unix://"}, "url: must be redis://"),
+    ({"url": "redis://:canary@a/first"}, "url: must have a number for its database"),
+    ({"url": "redis://:canary@a/?db=first"}, "url: must have a number for its database"),
+    ({"url": "rediss://:canary@a/?ssl_cert_reqs=none"}, "url: may have no options but db, ssl_ca_certs,"),
+    ({"url": "redis://:canary@a/?retry_on_timeout=yes"}, "url: may have no options but"),
+    ({"url": "rediss://:canary@a/?ssl_ca_certs=/nonexistent.pem"}, "url: the files cannot be used"),
+    ({"url": "env:RECEIVER_TEST_ABSENT"}, "url: there is no environment variable"),
+    ({"stream": ""}, "stream: "),
+    ({"stream": "sms:{sort}"}, "stream: {sort} is not a field"),
+    ({"stream": "sms:{tag"}, "stream: has a brace too many or too few"),
+    ({"maxlen": 0}, "maxlen: "),
+    ({"binding": "batched"}, "binding: "),
+    ({"max_batch": 0}, "max_batch: "),
+    ({"streams": "a"}, "streams is not a field of this sink"),
+]
+
+
+@pytest.mark.parametrize(("fields", "line"), WRONG)
+def test_wrong_settings_are_told_in_one_line(fields: dict[str, Any], line: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        configure([{"name": "cache", "type": "redis", "url": "redis://127.0.0.1", **fields}])
+    told = str(raised.value)
+    assert told.startswith(f"RECEIVER_SINKS: cache: {line}")
+    assert "\n" not in told
+    assert "can" not in told.replace("cannot", "")
+
+
+async def test_a_structured_event_is_an_entry_with_the_whole_of_it(stream: Stream) -> None:
+    one = make_publication()
+    async with sink(stream.url, stream.name) as cache:
+        assert await cache.check() is None
+        assert await cache.publish([one]) == [Published()]
+    [entry] = stream.entries()
+    assert entry == {"id": "e1", "type": "message.delivered", "message_id": "m1", "event": one.body.decode()}
+
+
+async def test_a_binary_event_is_an_entry_with_a_field_for_each_attribute(stream: Stream) -> None:
+    one = make_publication(messageId="mÜ 1")
+    async with sink(stream.url, stream.name, binding="binary") as cache:
+        await cache.publish([one])
+    [entry] = stream.entries()
+    assert orjson.loads(entry.pop("data")) == one.event["data"]
+    assert entry == {name: value for name, value in one.event.items() if name != "data"}
+
+
+@pytest.mark.parametrize("binding", ["structured", "binary"])
+async def test_a_replay_says_so(stream: Stream, binding: str) -> None:
+    async with sink(stream.url, stream.name, binding=binding) as cache:
+        await cache.publish([make_publication(1), make_publication(1, replayed=True)])
+    first, again = stream.entries()
+    assert again == first | {"receiver-replayed": "true"}
+
+
+async def test_a_batch_is_added_in_its_order(stream: Stream) -> None:
+    async with sink(stream.url, stream.name) as cache:
+        assert await cache.publish(batch(200)) == [Published()] * 200
+    assert stream.ids() == [f"e{number}" for number in range(1, 201)]
+
+
+async def test_a_batch_is_one_round_trip(stream: Stream) -> None:
+    async with sink(stream.url, stream.name) as cache:
+        await cache.check()
+        with client(stream.url) as server:
+            before = server.info("commandstats")
+            await cache.publish(batch(50))
+            after = server.info("commandstats")
+    calls = {name: told["calls"] - before.get(name, {"calls": 0})["calls"] for name, told in after.items()}
+    assert calls["cmdstat_xadd"] >= 50
+    assert calls.get("cmdstat_multi", 0) == 0
+
+
+async def test_each_event_of_a_batch_has_its_own_result_at_its_place(stream: Stream) -> None:
+    with client(stream.url) as server:
+        server.set(f"{stream.name}:wrong", "a text")
+    tagged = [make_publication(number, tag=tag) for number, tag in enumerate(["right", "wrong", "right"])]
+    async with sink(stream.url, stream.name + ":{tag}") as cache:
+        assert await cache.publish(tagged) == [Published(), SinkDown(reason="WRONGTYPE"), Published()]
+    assert len(stream.entries(f"{stream.name}:right")) == 2
+
+
+async def test_the_same_event_again_is_another_entry(stream: Stream) -> None:
+    async with sink(stream.url, stream.name) as cache:
+        for _ in range(2):
+            assert await cache.publish([make_publication()]) == [Published()]
+    assert stream.ids() == ["e1", "e1"]
+
+
+async def test_the_largest_event_it_may_be_given_arrives(stream: Stream) -> None:
+    async with sink(stream.url, stream.name) as cache:
+        room = cache.max_event_bytes - len(make_publication(text="").body)
+        assert await cache.publish([make_publication(text="x" * room)]) == [Published()]
+    assert stream.ids() == ["e1"]
+
+
+async def test_a_stream_with_a_length_is_trimmed_to_about_that(stream: Stream) -> None:
+    async with sink(stream.url, stream.name, maxlen=100) as cache:
+        for _ in range(10):
+            await cache.publish(batch(100))
+    assert 100 <= len(stream.ids()) < 500
+
+
+@pytest.mark.parametrize("tag", ["a:b", "a b", "a\r\nDEL x\r\n", "*", "{x}", "", "ä", "x" * 300])
+async def test_what_came_from_outside_cannot_break_the_name_of_the_stream(stream: Stream, tag: str) -> None:
+    async with sink(stream.url, stream.name + ":{tag}:end") as cache:
+        assert await cache.publish([make_publication(tag=tag)]) == [Published()]
+    [key] = stream.keys()
+    name, value, end = key.split(":")
+    assert (name, end) == (stream.name, "end")
+    assert set(value.replace("_", "").replace("-", "")) <= set("DELabx")
+    assert 0 < len(value) <= 64
+
+
+async def test_nobody_listening_means_that_the_sink_is_down() -> None:
+    async with sink(f"redis://127.0.0.1:{lasting_port()}", "a") as cache:
+        assert await cache.publish(batch(2)) == [SinkDown(reason="ConnectionRefusedError")] * 2
+        assert await cache.check() == "ConnectionRefusedError"
+
+
+async def test_a_host_that_does_not_exist_means_that_the_sink_is_down() -> None:
+    async with sink("redis://nowhere.invalid", "a") as cache:
+        assert await cache.publish([make_publication()]) == [SinkDown(reason="gaierror")]
+
+
+async def test_it_can_be_stopped_and_started_again_and_leaves_nothing_behind(stream: Stream) -> None:
+    before = asyncio.all_tasks()
+    async with sink(stream.url, stream.name) as cache:
+        await cache.publish([make_publication(1)])
+        await cache.stop()
+        assert asyncio.all_tasks() == before
+        await cache.start()
+        assert await cache.publish([make_publication(2)]) == [Published()]
+    assert asyncio.all_tasks() == before
+    assert stream.ids() == ["e1", "e2"]
+
+
+async def test_a_socket_in_the_file_system_will_do(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with OwnRedis(tmp_path, "--unixsocket", str(path)) as server:
+        async with sink(f"unix://{path}?db=1", "a") as cache:
+            assert await cache.publish([make_publication()]) == [Published()]
+        with client(f"redis://{server.host}:{server.port}/1") as one:
+            assert one.xlen("a") == 1
+
+
+# what a server may say
+
+
+async def test_a_replica_means_that_the_sink_is_down(tmp_path: Path) -> None:
+    with OwnRedis(tmp_path, "--replicaof", "127.0.0.1", str(lasting_port())) as server:
+        async with sink(server.url, "a") as cache:
+            assert await cache.publish(batch(2)) == [SinkDown(reason="READONLY")] * 2
+
+
+async def test_a_server_that_is_no_master_any_more_is_left_for_whoever_has_its_name_then(tmp_path: Path) -> None:
+    with OwnRedis(tmp_path) as server, client(server.url) as admin:
+        async with sink(server.url, "a") as cache:
+            assert await cache.publish([make_publication()]) == [Published()]
+            assert len(admin.client_list()) == 2
+            admin.replicaof("127.0.0.1", lasting_port())
+            assert await cache.publish([make_publication()]) == [SinkDown(reason="READONLY")]
+            await eventually(lambda: len(admin.client_list()) == 1)
+            admin.replicaof("NO", "ONE")
+            assert await cache.publish([make_publication()]) == [Published()]
+
+
+async def test_a_server_without_memory_means_that_the_sink_is_down(tmp_path: Path) -> None:
+    with OwnRedis(tmp_path, "--maxmemory", "1", "--maxmemory-policy", "noeviction") as server:
+        async with sink(server.url, "a") as cache:
+            assert await cache.publish(batch(2)) == [SinkDown(reason="OOM")] * 2
+
+
+async def test_too_few_replicas_mean_that_the_sink_is_down(tmp_path: Path) -> None:
+    with OwnRedis(tmp_path, "--min-replicas-to-write", "1") as server:
+        async with sink(server.url, "a") as cache:
+            assert await cache.publish(batch(2)) == [SinkDown(reason="NOREPLICAS")] * 2
+
+
+async def test_a_stream_that_can_take_no_more_is_tried_again(stream: Stream) -> None:
+    with client(stream.url) as server:
+        server.xadd(stream.name, {"a": "b"}, id="18446744073709551615-18446744073709551615")
+    async with sink(stream.url, stream.name) as cache:
+        assert await cache.publish([make_publication()]) == [Retry(reason="ERR")]
+
+
+async def test_a_server_that_loads_its_data_is_down_until_it_has(tmp_path: Path) -> None:
+    # a hundredth of a second for each key, and clients are heard after each kilobyte
+    slow = ("--key-load-delay", "10000", "--loading-process-events-interval-bytes", "1024")
+    with OwnRedis(tmp_path, *slow, appendonly=False) as server:
+        with client(server.url) as admin:
+            admin.mset({f"key{number}": os.urandom(1024) for number in range(50)})
+            admin.save()
+        server.kill()
+        starting = asyncio.create_task(asyncio.to_thread(server.start))
+        seen: set[str] = set()
+        async with sink(server.url, "a") as cache:
+            while not starting.done():
+                [result] = await cache.publish([make_publication()])
+                seen.add(getattr(result, "reason", "published"))
+            await starting
+            assert "LOADING" in seen
+            assert seen <= {"ConnectionRefusedError", "LOADING", "published"}
+            assert await cache.publish([make_publication()]) == [Published()]
+
+
+async def test_what_is_to_be_on_disk_counts_when_it_is(tmp_path: Path) -> None:
+    with OwnRedis(tmp_path, "--appendfsync", "always") as server:
+        async with sink(server.url, "a", wait_aof=True) as cache:
+            assert await cache.publish(batch(3)) == [Published()] * 3
+        assert Stream(server.url, "a").ids() == ["e1", "e2", "e3"]
+
+
+async def test_a_server_that_keeps_nothing_on_disk_is_down_where_it_should(tmp_path: Path) -> None:
+    with OwnRedis(tmp_path, appendonly=False) as server:
+        async with sink(server.url, "a", wait_aof=True) as cache:
+            assert await cache.publish(batch(2)) == [SinkDown(reason="the server cannot say what is on its disk")] * 2
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[str]:
+    """The address of a server where `few` may do no more than add to streams."""
+    with OwnRedis(tmp_path, "--user", "few", "on", ">few-canary", "~few:*", "+xadd") as server:
+        yield f"{server.host}:{server.port}"
+
+
+async def test_a_user_who_may_do_no_more_than_add_can(guarded: str) -> None:
+    async with sink(f"redis://few:few-canary@{guarded}", "few:events") as cache:
+        assert await cache.publish([make_publication()]) == [Published()]
+        assert await cache.check() is None
+
+
+async def test_a_stream_that_is_forbidden_means_that_the_sink_is_down(guarded: str) -> None:
+    async with sink(f"redis://few:few-canary@{guarded}", "other:events") as cache:
+        assert await cache.publish([make_publication()]) == [SinkDown(reason="NOPERM")]
+
+
+async def test_a_wrong_password_means_that_the_sink_is_down(guarded: str) -> None:
+    async with sink(f"redis://few:wrong-canary@{guarded}", "few:events") as cache:
+        assert await cache.publish([make_publication()]) == [SinkDown(reason="WRONGPASS")]
+        assert await cache.check() == "WRONGPASS"
+
+
+@on_sqlite
+async def test_credentials_are_never_told(
+    database: Database, guarded: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    wrong = configured(f"redis://few:wrong-canary@{guarded}", "few:events")
+    await append(database, life("m", (Status.SENT,)))
+    async with running(database, wrong):
+
+        async def known() -> bool:
+            return (await sink_row(database, "cache")).last_error == "WRONGPASS"
+
+        await until(known)
+    assert "canary" not in repr(wrong) + wrong.settings.model_dump_json()
+    told = capfd.readouterr()
+    assert "canary" not in told.out + told.err + caplog.text
+    assert "sink is down" in told.out
+
+
+# TLS
+
+
+@asynccontextmanager
+async def encrypted(url: str, authority: Authority) -> AsyncIterator[str]:
+    """The address where a server is reached by TLS."""
+    host, port = url.removeprefix("redis://").partition("/")[0].split(":")
+
+    async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while chunk := await source.read(65536):
+            target.write(chunk)
+            await target.drain()
+        target.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, to_there = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(pump(reader, to_there), pump(there, writer))
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=authority.server("localhost"))
+    async with server:
+        yield f"localhost:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_server_with_a_known_certificate_is_talked_to(stream: Stream, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    async with (
+        encrypted(stream.url, authority) as address,
+        sink(f"rediss://{address}?ssl_ca_certs={authority.file}", stream.name) as cache,
+    ):
+        assert await cache.publish([make_publication()]) == [Published()]
+
+
+async def test_a_certificate_nobody_trusts_means_that_the_sink_is_down(stream: Stream, tmp_path: Path) -> None:
+    async with encrypted(stream.url, Authority(tmp_path)) as address, sink(f"rediss://{address}", "a") as cache:
+        assert await cache.publish([make_publication()]) == [SinkDown(reason="SSLCertVerificationError")]
+
+
+# through dispatchers
+
+
+@on_sqlite
+async def test_each_message_keeps_its_order(database: Database, stream: Stream) -> None:
+    entries = await append(database, messages(150))
+    async with running(database, configured(stream.url, stream.name)):
+        await until(stream.holds(len(entries)))
+    assert audit(entries, stream.ids()) == 0
+
+
+@on_sqlite
+async def test_a_key_of_another_type_loses_nothing(database: Database, stream: Stream) -> None:
+    with client(stream.url) as server:
+        server.set(stream.name, "a text")
+        entries = await append(database, messages(5))
+        async with running(database, configured(stream.url, stream.name)):
+
+            async def known() -> bool:
+                return (await sink_row(database, "cache")).last_error == "WRONGTYPE"
+
+            await until(known)
+            assert await rows(database) == []
+            server.delete(stream.name)
+            await until(stream.holds(len(entries)))
+    assert audit(entries, stream.ids()) == 0
+
+
+@on_sqlite
+async def test_a_server_that_is_away_at_the_start_is_waited_for(database: Database, tmp_path: Path) -> None:
+    with OwnRedis(tmp_path) as server:
+        server.stop()
+        stream, other = Stream(server.url, "events"), memory_sink("other")
+        entries = await append(database, messages(5))
+        async with running(database, configured(server.url, stream.name), other):
+            await eventually(lambda: len(other.sink.published) == len(entries))  # type: ignore[attr-defined]
+            assert (await sink_row(database, "cache")).cursor == 0
+            server.start()
+            await until(stream.holds(len(entries)))
+        assert audit(entries, stream.ids()) == 0
+        assert await rows(database) == []
+
+
+@pytest.mark.faults
+@on_sqlite
+async def test_a_server_killed_under_load_loses_nothing(database: Database, tmp_path: Path) -> None:
+    with OwnRedis(tmp_path) as server:
+        stream = Stream(server.url, "events")
+        entries = await append(database, messages(500))
+        async with running(database, configured(server.url, stream.name, max_batch=8)) as run:
+            for killing in range(1, 4):
+                await until(stream.holds(killing * len(entries) // 5))
+                server.kill()
+                await eventually(lambda: run.observed.breaker.count("open") >= killing)  # noqa: B023
+                server.start()
+            await until(stream.holds(len(entries)), 60)
+
+            async def settled() -> bool:
+                return bool((await sink_row(database, "cache")).cursor == entries[-1].position)
+
+            await until(settled)
+        audit(entries, stream.ids())
+        assert await rows(database) == []
+
+
+@pytest.mark.faults
+@on_sqlite
+async def test_a_frozen_server_holds_up_no_other_sink(database: Database, tmp_path: Path) -> None:
+    with OwnRedis(tmp_path) as server:
+        stream, other = Stream(server.url, "events"), memory_sink("other")
+        async with running(database, configured(server.url, stream.name, timeout="0.5s"), other):
+            entries = await append(database, life("first"))
+            await until(stream.holds(4))
+            server.freeze()
+            entries += await append(database, messages(100))
+            await eventually(lambda: len(other.sink.published) == len(entries))  # type: ignore[attr-defined]
+
+            async def known() -> bool:
+                return bool((await sink_row(database, "cache")).last_error == "timeout")
+
+            await until(known)
+            server.thaw()
+            await until(stream.holds(len(entries)))
+        audit(entries, stream.ids())
+        assert await rows(database) == []
+
+
+# a connection that fails
+
+
+@asynccontextmanager
+async def behind_a_proxy(stream: Stream, **fields: Any) -> AsyncIterator[tuple[Any, Any]]:
+    host, port = stream.url.removeprefix("redis://").partition("/")[0].split(":")
+    async with (
+        proxy(host, int(port)) as between,
+        sink(f"redis://127.0.0.1:{between.port}", stream.name, **fields) as cache,
+    ):
+        yield between, cache
+
+
+async def test_a_connection_that_is_cut_costs_an_attempt_at_once_and_no_more(stream: Stream) -> None:
+    async with behind_a_proxy(stream, timeout="15s") as (between, cache):
+        await cache.publish([make_publication()])
+        await between.blackhole()
+        publishing = asyncio.create_task(cache.publish(batch(200)))
+        await asyncio.sleep(0.05)  # what was sent is swallowed
+        started = time.monotonic()
+        await between.forward()
+        assert await publishing == [Retry(reason="ConnectionError")] * 200
+        assert time.monotonic() - started < 5
+        assert await cache.publish(batch(200)) == [Published()] * 200
+    assert len(stream.ids()) == 201
+
+
+async def test_a_server_that_went_away_is_down(stream: Stream) -> None:
+    async with behind_a_proxy(stream) as (between, cache):
+        await cache.publish([make_publication()])
+        await between.refuse()
+        assert await cache.publish(batch(2)) == [SinkDown(reason="ConnectionRefusedError")] * 2
+        await between.forward()
+        assert await cache.publish(batch(2)) == [Published()] * 2
+
+
+async def test_a_server_that_never_answers_is_down_and_is_asked_on_a_new_connection(stream: Stream) -> None:
+    async with behind_a_proxy(stream, timeout="0.3s") as (between, cache):
+        await cache.publish([make_publication()])
+        await between.blackhole()
+        # more than the buffers between us hold
+        large = [make_publication(number, text="x" * 900_000) for number in range(20)]
+        assert await cache.publish(large) == [SinkDown(reason="timeout")] * 20
+        assert await cache.publish([make_publication(2)]) == [SinkDown(reason="timeout")]
+        await between.forward()
+        assert await cache.publish([make_publication(2)]) == [Published()]
