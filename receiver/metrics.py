@@ -58,6 +58,9 @@ class Metrics:
         )
         self._retries = Gauge("receiver_retries", "Events that wait", ["sink", "state"], registry=registry)
         self._dead = Gauge("receiver_dead_letters", "Dead letters", ["sink", "reason"], registry=registry)
+        self._superseded = Counter(
+            "receiver_superseded", "Events left out for newer ones of their delivery", ["sink"], registry=registry
+        )
         self._leases = Counter("receiver_lease_lost", "Leases lost while at work", ["sink"], registry=registry)
         self._breaker = Gauge("receiver_breaker_state", "0 closed, 1 half-open, 2 open", ["sink"], registry=registry)
 
@@ -93,6 +96,9 @@ class Metrics:
 
     def event_published(self, sink: str, seconds: float) -> None:
         self._arrival.labels(sink).observe(seconds)
+
+    def events_superseded(self, sink: str, events: int) -> None:
+        self._superseded.labels(sink).inc(events)
 
     def backlog_measured(
         self,

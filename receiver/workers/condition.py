@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from typing import Final
 
 import structlog
 
@@ -10,6 +11,9 @@ from receiver.domain.breaker import Breaker, BreakerState
 from receiver.domain.publication import Published, Refused, Result, Retry, SinkDown
 from receiver.storage.sinks import Health
 from receiver.workers.observer import DispatchObserver
+
+# by then it is hardly chance, rather a wrong address or password
+_TOLD_AFTER: Final = 5
 
 log = structlog.get_logger("receiver.dispatcher")
 
@@ -28,11 +32,13 @@ class Condition:
     ) -> None:
         self.health = health
         self._sink = sink
-        self._breaker = Breaker(failures=health.failures)
-        self._told = BreakerState.CLOSED
+        # one that was down stays so for the next holder, until an event arrives
+        was_down = health.down_since_at is not None and health.failures > 0
+        self._breaker = Breaker(failures=health.failures, probes=int(was_down), closed_until=steady())
         self._observer = observer
         self._clock = clock
         self._steady = steady
+        self._told = self.state
         self._observer.breaker_moved(sink, self._told)
 
     @property
@@ -57,6 +63,8 @@ class Condition:
             case Retry():
                 self._breaker = self._breaker.failed(now)
                 self.health = replace(self.health, last_error=result.reason)
+                if self._breaker.failures == _TOLD_AFTER:
+                    log.error("sink fails again and again", sink=self._sink, reason=result.reason)
             case SinkDown():
                 self._breaker = self._breaker.down(now)
                 self.health = replace(self.health, last_error=result.reason)

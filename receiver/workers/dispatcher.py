@@ -15,6 +15,7 @@ import structlog
 from receiver.domain.breaker import BreakerState
 from receiver.domain.window import Settlement
 from receiver.errors import ReceiverError, StorageUnavailable
+from receiver.sinks.each import contained, named
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import sinks
 from receiver.storage.database import Database
@@ -50,7 +51,7 @@ class Dispatchers:
         lease_seconds: float = LEASE_SECONDS,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
-        resources = Resources(
+        self._resources = Resources(
             database=database,
             observer=observer,
             clock=clock,
@@ -59,25 +60,44 @@ class Dispatchers:
             lease_seconds=lease_seconds,
             poll_seconds=poll_seconds,
         )
-        self._database = database
-        self._configured = configured
-        self._dispatchers = [Dispatcher(one, resources) for one in configured]
-        self._tasks: list[asyncio.Task[None]] = []
-        for dispatcher in self._dispatchers:
-            wakeup.listen(dispatcher.wake)
+        self._configured = {one.name: one for one in configured}
+        self._dispatchers: dict[str, Dispatcher] = {}
+        wakeup.listen(self._wake)
 
     async def start(self) -> None:
         """Makes the sinks known, so that a new one misses nothing from here on, and begins to work."""
-        for one in self._configured:
-            await sinks.register(self._database, one.name, start=one.settings.start, fingerprint=one.fingerprint)
-        self._tasks = [asyncio.create_task(dispatcher.run()) for dispatcher in self._dispatchers]
+        for one in self._configured.values():
+            await self._start(one)
+
+    async def reload(self, configured: Sequence[ConfiguredSink]) -> None:
+        """Works for other sinks, or with other settings, from now on; a sink that stays as it was is started anew."""
+        wanted = {one.name: one for one in configured}
+        kept = {name for name, one in wanted.items() if self._is_as_before(one)}
+        for name in kept:
+            self._dispatchers[name].refresh()
+        left = [self._dispatchers.pop(name) for name in set(self._dispatchers) - kept]
+        self._configured = {name: self._configured[name] if name in kept else one for name, one in wanted.items()}
+        await asyncio.gather(*(dispatcher.stop() for dispatcher in left))
+        for name in set(wanted) - kept:
+            await self._start(wanted[name])
 
     async def stop(self) -> None:
         """Finishes what is under way, settles it and gives the leases back."""
-        for dispatcher in self._dispatchers:
-            dispatcher.stop()
-        await asyncio.gather(*self._tasks)
-        self._tasks = []
+        await asyncio.gather(*(dispatcher.stop() for dispatcher in self._dispatchers.values()))
+        self._dispatchers = {}
+
+    async def _start(self, one: ConfiguredSink) -> None:
+        database = self._resources.database
+        await sinks.register(database, one.name, start=one.settings.start, fingerprint=one.fingerprint)
+        self._dispatchers[one.name] = Dispatcher(one, self._resources)
+
+    def _is_as_before(self, one: ConfiguredSink) -> bool:
+        before = self._configured.get(one.name)
+        return before is not None and before.settings == one.settings and one.name in self._dispatchers
+
+    def _wake(self) -> None:
+        for dispatcher in self._dispatchers.values():
+            dispatcher.wake()
 
 
 class Dispatcher:
@@ -90,22 +110,32 @@ class Dispatcher:
         # the embedded database has one process, so a lease found at the start is that of a dead one
         self._take_over = resources.database.is_sqlite
         self._shift: Shift | None = None
-        self._stopping = asyncio.Event()
+        self._stopped = False
+        self._ending = asyncio.Event()
         self._mishaps = 0
+        self._task = asyncio.create_task(self._run())
 
     def wake(self) -> None:
         """Says that the log has grown."""
         if self._shift is not None:
             self._shift.wake()
 
-    def stop(self) -> None:
-        self._stopping.set()
+    def refresh(self) -> None:
+        """Lets go of the sink and takes it up anew: files are opened by their names, connections made."""
+        self._ending.set()
         if self._shift is not None:
             self._shift.hurry()
 
-    async def run(self) -> None:
+    async def stop(self) -> None:
+        """Finishes what is under way."""
+        self._stopped = True
+        self.refresh()
+        await self._task
+
+    async def _run(self) -> None:
         """Takes the lease whenever it is free and works under it, whatever happens, until told to stop."""
-        while not self._stopping.is_set():
+        while not self._stopped:
+            self._ending.clear()
             try:
                 await self._work()
                 self._mishaps = 0
@@ -144,11 +174,11 @@ class Dispatcher:
     async def _start_sink(self, lease: Lease) -> None:
         try:
             async with asyncio.timeout(_START_SECONDS):
-                await self._sink.start()
+                await contained(self._sink.start())
         except Exception as error:
             self._resources.observer.breaker_moved(self._name, BreakerState.OPEN)
-            await self._record(lease, f"did not start: {type(error).__name__}")
-            raise _NotStarted(type(error).__name__) from None
+            await self._record(lease, f"did not start: {named(error)}")
+            raise _NotStarted(named(error)) from None
 
     async def _record(self, lease: Lease, complaint: str) -> None:
         """Writes down why nothing is published."""
@@ -159,7 +189,7 @@ class Dispatcher:
     async def _hold(self, shift: Shift) -> None:
         self._shift = shift
         try:
-            await shift.run(self._stopping)
+            await shift.run(self._ending)
         finally:
             self._shift = None
 
@@ -167,9 +197,9 @@ class Dispatcher:
         """Stops the sink and gives the lease back, so that the next holder need not wait for its end."""
         try:
             async with asyncio.timeout(_START_SECONDS):
-                await self._sink.stop()
+                await contained(self._sink.stop())
         except Exception as error:
-            log.warning("sink did not stop", sink=self._name, error=type(error).__name__)
+            log.warning("sink did not stop", sink=self._name, error=named(error))
         self._resources.observer.sink_left(self._name)
         with suppress(StorageUnavailable):
             await sinks.release(self._resources.database, lease)
@@ -179,4 +209,4 @@ class Dispatcher:
         seconds = min(self._resources.poll_seconds * 2 ** max(0, self._mishaps - 1), _LONGEST_REST_SECONDS)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._stopping.wait()
+                await self._ending.wait()

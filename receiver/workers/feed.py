@@ -1,18 +1,23 @@
 """What a sink is to be given next, read from the log and from its retries into its window."""
 
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Final
 
 from receiver.domain.log import LogEntry
-from receiver.domain.publication import Candidate
+from receiver.domain.publication import Candidate, Superseded
 from receiver.domain.window import Window
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import event_log, sinks
 from receiver.storage.database import Database
+from receiver.storage.sinks import WaitingRetry
 from receiver.workers.publishing import lane, publication
 
 WINDOW: Final = 256
+# so many may be published beyond one that hangs; after a crash all of them come again
+_MOST_DECIDED: Final = 16 * WINDOW
 _MOST_RETRIES: Final = WINDOW // 2
+_MOST_READ: Final = 1000
 
 
 class Feed:
@@ -22,14 +27,18 @@ class Feed:
         self._database = database
         self._sink = configured.name
         self._filter = configured.settings.filter
+        self._latest_only = configured.settings.coalesce == "latest"
         self._window = window
         self.log_grew = True
         self.retries_moved = True
 
     async def read(self, now: datetime) -> None:
         """Reads on as far as there is room, and takes the retries whose time has come."""
-        if self.log_grew and len(self._window) <= WINDOW // 2:
-            self.log_grew = await self._read_log(WINDOW - len(self._window))
+        if self.has_more:
+            # before it is read: what is appended meanwhile says so again
+            self.log_grew = False
+            goes_on = await self._read_log(WINDOW - len(self._window))
+            self.log_grew = self.log_grew or goes_on
         if self.retries_moved:
             self.retries_moved = False
             await self._read_retries(now)
@@ -37,25 +46,35 @@ class Feed:
     @property
     def has_more(self) -> bool:
         """Whether reading again would give more at once."""
-        return self.log_grew and len(self._window) <= WINDOW // 2
+        return self.log_grew and has_room(self._window)
 
     async def _read_log(self, room: int) -> bool:
         """Returns whether the log goes on."""
         async with self._database.reading() as connection:
             entries = await event_log.read_after(connection, self._window.read_to, room)
-            wanted = {entry.position for entry in entries if self._filter.passes(entry)}
-            lanes = {lane(entry) for entry in entries if entry.position in wanted}
+            goes_on = len(entries) == room
+            wanted = [entry for entry in entries if self._filter.passes(entry)]
+            lanes = {lane(entry): entry.event.message_id for entry in wanted}
             blocked = await sinks.blocked_lanes(self._database, connection, self._sink, lanes) if lanes else frozenset()
+            later = (
+                await event_log.later_of_messages(self._database, connection, lanes.values(), entries[-1].position)
+                if self._latest_only and goes_on
+                else ()
+            )
+        old_news = _old_news(wanted, filter(self._filter.passes, later))
+        passing = {entry.position for entry in wanted}
         for entry in entries:
-            if entry.position in wanted:
-                self._queue(entry, is_blocked=lane(entry) in blocked)
+            if entry.position in passing:
+                self._queue(entry, is_blocked=lane(entry) in blocked, is_old_news=entry.position in old_news)
             else:
                 self._window.pass_over(entry.position)
-        return len(entries) == room
+        return goes_on
 
-    def _queue(self, entry: LogEntry, *, is_blocked: bool) -> None:
+    def _queue(self, entry: LogEntry, *, is_blocked: bool, is_old_news: bool) -> None:
         candidate = Candidate(publication=publication(entry))
-        if is_blocked:
+        if is_old_news:
+            self._window.supersede(candidate)
+        elif is_blocked:
             self._window.park(candidate)
         else:
             self._window.queue(candidate)
@@ -63,9 +82,43 @@ class Feed:
     async def _read_retries(self, now: datetime) -> None:
         async with self._database.reading() as connection:
             due = await sinks.due_retries(connection, self._sink, now=now, limit=_MOST_RETRIES)
-            new = {retry.position: retry for retry in due if not self._window.holds_retry(retry.position)}
+            found = due
+            if self._latest_only and due:
+                lanes = {retry.lane for retry in due}
+                found = await sinks.waiting_in(self._database, connection, self._sink, lanes, limit=_MOST_READ)
+            new = {retry.position: retry for retry in found if not self._window.holds_retry(retry.position)}
             entries = await event_log.read_at(connection, list(new)) if new else []
-        for entry in entries:
-            retry = new[entry.position]
-            candidate = Candidate(publication=publication(entry), attempts=retry.attempts, since=retry.first_at)
+        candidates = {entry.position: _retry(entry, new[entry.position]) for entry in entries}
+        self._queue_retries([candidates[one.position] for one in due if one.position in candidates])
+        if self._latest_only:
+            self._drop_old_news(candidates.values())
+
+    def _queue_retries(self, due: Iterable[Candidate]) -> None:
+        for candidate in due:
             self._window.queue_retry(candidate)
+
+    def _drop_old_news(self, candidates: Collection[Candidate]) -> None:
+        """Where only the newest counts, what waits gives way to what waits behind it."""
+        newest = {one.delivery: one.position for one in candidates}
+        for candidate in candidates:
+            if candidate.position < newest[candidate.delivery]:
+                self._window.drop(candidate, Superseded())
+
+
+def has_room(window: Window) -> bool:
+    """Whether it is worth reading on: not for a few events."""
+    return len(window) <= WINDOW // 2 and window.decided < _MOST_DECIDED
+
+
+def _old_news(wanted: Iterable[LogEntry], later: Iterable[LogEntry]) -> frozenset[int]:
+    """The positions of entries of whose delivery something newer is among those that come later."""
+    newer = {_delivery(entry) for entry in later}
+    return frozenset(entry.position for entry in wanted if _delivery(entry) in newer)
+
+
+def _retry(entry: LogEntry, retry: WaitingRetry) -> Candidate:
+    return Candidate(publication=publication(entry), attempts=retry.attempts, since=retry.first_at)
+
+
+def _delivery(entry: LogEntry) -> tuple[str, str | None]:
+    return lane(entry), entry.event.recipient

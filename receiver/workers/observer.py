@@ -13,6 +13,9 @@ class DispatchObserver(Protocol):
     def event_published(self, sink: str, seconds: float) -> None:
         """An event arrived, so long after its callback came in."""
 
+    def events_superseded(self, sink: str, events: int) -> None:
+        """Events were left out because newer ones of their deliveries go in their place."""
+
     def backlog_measured(
         self,
         sink: str,

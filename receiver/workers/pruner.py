@@ -35,7 +35,7 @@ class Pruner:
         self._database = database
         self._ages = ages
         self._clock = clock
-        self._sinks = frozenset(sinks)
+        self.sinks = frozenset(sinks)
         self._every = every
         self._bite = bite
         self._task: asyncio.Task[None] | None = None
@@ -60,7 +60,7 @@ class Pruner:
     def _errands(self) -> list[Errand]:
         now = self._clock()
         return [
-            Errand(kind=kind, before=now - self._ages[kind], now=now, sinks=self._sinks, limit=self._bite)
+            Errand(kind=kind, before=now - self._ages[kind], now=now, sinks=self.sinks, limit=self._bite)
             for kind in Kind
             if kind in self._ages
         ]

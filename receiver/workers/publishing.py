@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Final
 
 import orjson
@@ -14,11 +16,12 @@ from receiver.domain.log import LogEntry
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry, SinkDown
 from receiver.providers import bandwidth_codes
 from receiver.sinks.base import Sink
+from receiver.sinks.each import complaint, contained, named
 
-# a sink that keeps its time-out itself knows better than we what went wrong
-_GRACE_SECONDS: Final = 1.0
-_CHECK_SECONDS: Final = 5.0
+# a sink that keeps its time-out itself, and then looks whether it is down, knows better than we what went wrong
+_GRACE_SECONDS: Final = 3.0
 _RESULTS: Final = (Published, Retry, Refused, SinkDown)
+_LARGEST_CODE: Final = 2**31
 
 
 def publication(entry: LogEntry) -> Publication:
@@ -33,6 +36,7 @@ def publication(entry: LogEntry) -> Publication:
         received_at=event.received_at,
         event=told,
         body=orjson.dumps(told),
+        recipient=event.recipient,
     )
 
 
@@ -51,44 +55,46 @@ async def publish(sink: Sink, batch: Sequence[Publication], seconds: float) -> l
 async def _results(sink: Sink, batch: Sequence[Publication], seconds: float) -> list[Result]:
     try:
         async with asyncio.timeout(seconds + _GRACE_SECONDS):
-            results = list(await sink.publish(batch))
+            # what it does to its list is its own affair, and what it returns may never end
+            results = list(islice(await contained(sink.publish(list(batch))), len(batch) + 1))
     except TimeoutError:
-        return [_hung(sink)] * len(batch)
-    except asyncio.CancelledError:
-        if _is_cancelled():
-            raise
-        return [Retry(reason="CancelledError")] * len(batch)
+        return [await _hung(sink)] * len(batch)
     except Exception as error:
         return [await _blamed(sink, error)] * len(batch)
-    if len(results) != len(batch) or not all(isinstance(result, _RESULTS) for result in results):
+    if len(results) != len(batch) or not all(map(_can_be_kept, results)):
         # which result belongs to which event nobody knows
         return [Retry(reason="the sink miscounted its results")] * len(batch)
     return results
 
 
-def _hung(sink: Sink) -> Result:
-    """A stream that does not move is down; one event that is not answered is that event's trouble."""
-    return SinkDown(reason="timeout") if sink.keeps_order else Retry(reason="timeout", overloaded=True)
+async def _hung(sink: Sink) -> Result:
+    """A stream that does not move is down; elsewhere one event that is not answered may be that event's trouble."""
+    down = "timeout" if sink.keeps_order else await complaint(sink.check)
+    return SinkDown(reason=down) if down is not None else Retry(reason="timeout", overloaded=True)
 
 
 async def _blamed(sink: Sink, error: Exception) -> Result:
     """Whose fault an exception is. Its text is not told: it may hold what was published."""
-    try:
-        async with asyncio.timeout(_CHECK_SECONDS):
-            down = await sink.check()
-    except Exception as failure:
-        down = type(failure).__name__
-    return SinkDown(reason=down) if down is not None else Retry(reason=type(error).__name__)
+    down = await complaint(sink.check)
+    return SinkDown(reason=down) if down is not None else Retry(reason=named(error))
+
+
+def _can_be_kept(result: object) -> bool:
+    """Whether it is a result, with nothing in it that could not be written down."""
+    if not isinstance(result, _RESULTS):
+        return False
+    told = {name: getattr(result, name, None) for name in ("response", "response_code", "after")}
+    reason, code = getattr(result, "reason", ""), told["response_code"]
+    return (
+        isinstance(reason, str)
+        and isinstance(told["response"], str | None)
+        and isinstance(told["after"], timedelta | None)
+        and (code is None or (isinstance(code, int) and abs(code) < _LARGEST_CODE))
+    )
 
 
 def _too_large(sink: Sink) -> Result:
     return Refused(reason=f"larger than {sink.max_event_bytes} bytes")
-
-
-def _is_cancelled() -> bool:
-    """Whether it is us who are to stop, or the sink cancelled something of its own."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 @lru_cache(maxsize=1024)

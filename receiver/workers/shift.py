@@ -12,7 +12,10 @@ from receiver.domain.breaker import BreakerState
 from receiver.domain.publication import (
     Again,
     Candidate,
+    Dead,
+    Death,
     Decision,
+    Done,
     Outcome,
     Published,
     Refused,
@@ -21,18 +24,21 @@ from receiver.domain.publication import (
     SinkDown,
     decide,
 )
+from receiver.domain.queries import ReplayView
 from receiver.domain.window import Attempt, Window
 from receiver.errors import StorageUnavailable
 from receiver.sinks.registry import ConfiguredSink
-from receiver.storage import sinks
+from receiver.storage import replays, sinks
 from receiver.storage.database import Database
-from receiver.storage.sinks import Lease, LeaseLost
+from receiver.storage.sinks import Lease, LeaseLost, Orders
 from receiver.workers.condition import Condition
 from receiver.workers.feed import WINDOW, Feed
 from receiver.workers.observer import DispatchObserver
 from receiver.workers.publishing import publish
+from receiver.workers.replaying import Replaying
 
 _MEASURE_SECONDS: Final = 10.0
+_SECONDS_TO_OBEY: Final = 1.0
 # settling later costs more repetitions after a crash, settling at once a transaction for each event
 _SETTLE_SECONDS: Final = 0.1
 
@@ -53,10 +59,18 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
+class _Batch:
+    """What is given to the sink at once: new events and retries, or a part of a replay."""
+
+    candidates: Sequence[Candidate]
+    replay: Replaying | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class _Tried:
     """A batch and what the sink said to it."""
 
-    batch: Sequence[Candidate]
+    batch: _Batch
     results: Sequence[Result]
     started_at: datetime
     seconds: float
@@ -66,17 +80,29 @@ class Shift:
     """One holder's work for one sink. A single task moves everything; only the publishing itself runs beside it."""
 
     def __init__(self, configured: ConfiguredSink, resources: Resources, lease: Lease, deadline: float) -> None:
+        self._configured = configured
         self._name, self._settings, self._sink = configured.name, configured.settings, configured.sink
         self._resources, self._steady = resources, resources.steady
-        self._lease, self._deadline, self._revision = lease, deadline, lease.revision
+        self._lease, self._deadline = lease, deadline
         self._slots = 1 if self._sink.keeps_order else self._sink.concurrency
-        self._window = Window(lease.cursor, slots=self._slots, keeps_order=self._sink.keeps_order)
+        self._window = Window(
+            lease.cursor,
+            slots=self._slots,
+            keeps_order=self._sink.keeps_order,
+            latest_only=self._settings.coalesce == "latest",
+        )
         self._feed = Feed(resources.database, configured, self._window)
         self._condition = Condition(
             self._name, lease.health, observer=resources.observer, clock=resources.clock, steady=resources.steady
         )
         self._settled_health = lease.health
-        self._tasks: set[asyncio.Task[_Tried]] = set()
+        self._tasks: dict[asyncio.Task[_Tried], _Batch] = {}
+        self._replay: Replaying | None = None
+        self._replays_turn = False
+        # unknown until asked for the first time
+        self._paused = True
+        self._revision = -1
+        self._is_gone = False
         self._signal = asyncio.Event()
         self._polled_at = self._settled_at = self._measured_at = float("-inf")
 
@@ -89,21 +115,31 @@ class Shift:
         """Says that there is something to look at, perhaps the end."""
         self._signal.set()
 
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Works until told to stop, then finishes what is under way. Raises LeaseLost when another took over."""
+    async def run(self, ending: asyncio.Event) -> None:
+        """Works until told to end, then finishes what is under way. Raises LeaseLost when another took over."""
         try:
-            while not stopping.is_set():
+            while not ending.is_set():
                 await self._turn()
             await self._finish()
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._abandon()
+
+    async def _abandon(self) -> None:
+        """Cancels what is under way; what does not hear it is left behind."""
+        for task in self._tasks:
+            task.cancel()
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        if self._tasks:
+            _, deaf = await asyncio.wait(self._tasks, timeout=_SECONDS_TO_OBEY)
+            if deaf:
+                log.error("publish cannot be cancelled", sink=self._name, calls=len(deaf))
 
     async def _turn(self) -> None:
         try:
             await self._keep_lease()
+            await self._poll()
             await self._read_on()
+            self._give_up_expired()
             self._begin()
             await self._pause()
             self._collect()
@@ -127,54 +163,127 @@ class Shift:
         if now >= self._deadline:
             raise LeaseLost(f"the lease of sink {self._name} ran out")
         if now >= self._renew_at:
-            self._see(await sinks.renew(self._resources.database, self._lease, seconds=seconds))
+            await sinks.renew(self._resources.database, self._lease, seconds=seconds)
             self._deadline = now + seconds
 
     @property
     def _renew_at(self) -> float:
         return self._deadline - self._resources.lease_seconds * 2 / 3
 
-    def _see(self, revision: int) -> None:
-        """Notices that an operator has moved retries."""
-        if revision != self._revision:
-            self._revision = revision
-            self._feed.retries_moved = True
+    async def _poll(self) -> None:
+        """Looks now and then for what other processes and operators have done."""
+        if self._steady() - self._polled_at < self._resources.poll_seconds:
+            return
+        async with self._resources.database.reading() as connection:
+            orders = await sinks.orders(connection, self._name)
+            asked = await replays.open_of(connection, self._name)
+        self._see_orders(orders)
+        self._see_replay(asked if asked is not None and asked.state == "running" else None)
+        self._polled_at = self._steady()
+        self._feed.log_grew = self._feed.retries_moved = True
+
+    def _see_orders(self, orders: Orders) -> None:
+        self._paused = orders.paused or self._is_gone
+        if orders.revision != self._revision:
+            self._revision = orders.revision
+            self._window.forget_retries()
+
+    def _see_replay(self, asked: ReplayView | None) -> None:
+        """Begins a replay, goes on with it, or leaves it when what is under way of it is done."""
+        if self._replay is None and asked is not None:
+            self._replay = Replaying(self._resources.database, self._configured, asked, slots=self._slots)
+        elif self._replay is not None:
+            self._replay.is_left = asked is None or asked.id != self._replay.id
+            self._leave_replay()
+
+    def _leave_replay(self) -> None:
+        replay = self._replay
+        if replay is None or not (replay.is_left or replay.has_ended):
+            return
+        if not replay.window.moved and all(batch.replay is None for batch in self._tasks.values()):
+            self._replay = None
 
     async def _read_on(self) -> None:
-        if self._steady() - self._polled_at >= self._resources.poll_seconds:
-            self._polled_at = self._steady()
-            self._feed.log_grew = self._feed.retries_moved = True
-        if self._condition.state is not BreakerState.OPEN:
+        if self._condition.state is not BreakerState.OPEN or self._expires:
             await self._feed.read(self._resources.clock())
+        if self._replay is not None and self._condition.state is not BreakerState.OPEN:
+            await self._replay.read()
+
+    @property
+    def _expires(self) -> bool:
+        """Whether the sink is down for so long that events are given up."""
+        down_since, age = self._condition.health.down_since_at, self._settings.max_age
+        is_long = down_since is not None and self._resources.clock() - down_since >= age
+        return is_long and self._settings.on_expire == "dead_letter" and not self._paused
+
+    def _give_up_expired(self) -> None:
+        if not self._expires:
+            return
+        before = self._resources.clock() - self._settings.max_age
+        reason = self._condition.health.last_error or "the sink is down"
+        dead = Dead(death=Death.EXPIRED, reason=reason, holds=self._settings.policy.holds)
+        for candidate in self._window.waiting_since(before):
+            self._window.drop(candidate, dead)
 
     def _begin(self) -> None:
         """Publishes as much as may be under way at once, one event where that is to be a probe."""
         state = self._condition.state
         # what is begun late could outlive the lease
         safe = self._steady() < self._deadline - self._resources.lease_seconds / 2
-        if state is BreakerState.OPEN or not safe:
+        if state is BreakerState.OPEN or self._paused or not safe:
             return
         slots, limit = (1, 1) if state is BreakerState.HALF_OPEN else (self._slots, self._sink.max_batch)
-        while len(self._tasks) < slots and (batch := self._window.take(limit)):
-            task = asyncio.create_task(self._publish(batch))
-            task.add_done_callback(lambda _: self._signal.set())
-            self._tasks.add(task)
+        while len(self._tasks) < slots and self._begin_next(limit):
+            pass
 
-    async def _publish(self, batch: Sequence[Candidate]) -> _Tried:
+    def _begin_next(self, limit: int) -> bool:
+        """Begins one batch, new events and a replay in turns; returns whether there was one."""
+        order = (self._take_replayed, self._take_new) if self._replays_turn else (self._take_new, self._take_replayed)
+        batch = next((taken for take in order if (taken := take(limit)).candidates), None)
+        if batch is None:
+            return False
+        self._replays_turn = batch.replay is None
+        task = asyncio.create_task(self._publish(batch))
+        task.add_done_callback(lambda _: self._signal.set())
+        self._tasks[task] = batch
+        return True
+
+    def _take_new(self, limit: int) -> _Batch:
+        replayed = [batch for batch in self._tasks.values() if batch.replay is not None]
+        return _Batch(self._window.take(limit, _lanes(replayed)))
+
+    def _take_replayed(self, limit: int) -> _Batch:
+        """A replay never holds more than half of the slots, nor half of a batch."""
+        replay, batches = self._replay, self._tasks.values()
+        if replay is None or replay.is_left or replay.rests(self._steady()):
+            return _Batch(())
+        if sum(batch.replay is not None for batch in batches) >= max(1, self._slots // 2):
+            return _Batch(())
+        new = [batch for batch in batches if batch.replay is None]
+        return _Batch(replay.window.take(max(1, limit // 2), _lanes(new)), replay)
+
+    async def _publish(self, batch: _Batch) -> _Tried:
         started, started_at = self._steady(), self._resources.clock()
-        publications = [candidate.publication for candidate in batch]
+        publications = [candidate.publication for candidate in batch.candidates]
         results = await publish(self._sink, publications, self._settings.timeout.total_seconds())
         return _Tried(batch, results, started_at, self._steady() - started)
 
     async def _pause(self) -> None:
         """Waits until something has ended, the log has grown, or it is time for something."""
-        if not self._feed.has_more or self._condition.state is BreakerState.OPEN:
+        if not self._has_more:
             try:
                 async with asyncio.timeout(self._seconds_to_wait()):
                     await self._signal.wait()
             except TimeoutError:
                 pass
         self._signal.clear()
+
+    @property
+    def _has_more(self) -> bool:
+        """Whether reading on would give more at once."""
+        if self._condition.state is BreakerState.OPEN:
+            return self._expires and self._feed.has_more
+        return self._feed.has_more or (self._replay is not None and self._replay.has_more)
 
     def _seconds_to_wait(self) -> float:
         times = [self._polled_at + self._resources.poll_seconds, self._renew_at]
@@ -185,42 +294,74 @@ class Shift:
         return max(0.0, min(times) - self._steady())
 
     def _collect(self) -> None:
-        ended = {task for task in self._tasks if task.done()}
-        self._tasks -= ended
+        ended = [task for task in self._tasks if task.done()]
         for task in ended:
+            del self._tasks[task]
             self._judge_all(task.result())
         self._condition.tell()
 
     def _judge_all(self, tried: _Tried) -> None:
         """After a failure, what the sink said to later events of its lane does not count: they must come after it."""
+        replay = tried.batch.replay
+        window = self._window if replay is None else replay.window
         stopped: set[str] = set()
-        for candidate, result in zip(tried.batch, tried.results, strict=True):
+        for candidate, result in zip(tried.batch.candidates, tried.results, strict=True):
             if candidate.lane in stopped:
-                self._window.put_back(candidate)
+                window.put_back(candidate)
                 continue
-            self._judge(candidate, result, tried)
-            if not isinstance(result, Published | Refused):
+            decision = self._judge(candidate, result, tried)
+            attempt = self._attempt(candidate, result, decision, tried)
+            if decision is None:
+                window.put_back(candidate, attempt)
+            else:
+                window.decide(candidate, decision, attempt)
+            if not isinstance(decision, Done | Dead) or (isinstance(decision, Dead) and decision.holds):
                 stopped.add(candidate.lane)
 
-    def _judge(self, candidate: Candidate, result: Result, tried: _Tried) -> None:
-        now, name = self._resources.clock(), self._name
+    def _judge(self, candidate: Candidate, result: Result, tried: _Tried) -> Decision | None:
+        """What becomes of an event, told to everyone who listens; None: it is tried again as if it had not been."""
+        now, replay, fraction = self._resources.clock(), tried.batch.replay, self._resources.chance()
         self._condition.take(result)
-        self._resources.observer.attempt_ended(name, Outcome.of(result), tried.seconds)
-        decision = decide(candidate, result, self._settings.policy, now=now, fraction=self._resources.chance())
-        if isinstance(result, SinkDown) or decision is None:
-            self._window.put_back(candidate)
-            return
-        if isinstance(result, Published):
-            waited = (now - candidate.publication.received_at).total_seconds()
-            self._resources.observer.event_published(name, max(0.0, waited))
+        self._resources.observer.attempt_ended(self._name, Outcome.of(result), tried.seconds)
+        if replay is not None:
+            decision = replay.decide(candidate, result, self._steady(), fraction)
         else:
-            _log_failure(name, candidate, result, decision)
-        keep = self._sink.keep_attempts == "all" or not isinstance(result, Published)
-        self._window.decide(candidate, decision, _attempt(candidate, result, decision, tried) if keep else None)
+            decision = decide(candidate, result, self._settings.policy, now=now, fraction=fraction)
+        if isinstance(result, Published) and replay is None:
+            waited = (now - candidate.publication.received_at).total_seconds()
+            self._resources.observer.event_published(self._name, max(0.0, waited))
+        if isinstance(result, Refused | Retry):
+            _log_failure(self._name, candidate, result, decision)
+        if isinstance(result, Refused) and result.gone:
+            self._see_gone(result)
+        return decision
+
+    def _see_gone(self, result: Refused) -> None:
+        log.error("sink is gone, paused until it is resumed", sink=self._name, reason=result.reason)
+        self._paused = self._is_gone = True
+
+    def _attempt(
+        self, candidate: Candidate, result: Result, decision: Decision | None, tried: _Tried
+    ) -> Attempt | None:
+        """The record of an attempt, where one is kept."""
+        if isinstance(result, SinkDown) or (self._sink.keep_attempts == "failures" and isinstance(result, Published)):
+            return None
+        return Attempt(
+            position=candidate.position,
+            event_id=candidate.publication.id,
+            started_at=tried.started_at,
+            ended_at=tried.started_at + timedelta(seconds=tried.seconds),
+            outcome=Outcome.of(result),
+            decision=_word(decision),
+            reason=None if isinstance(result, Published) else result.reason,
+            response_code=result.response_code,
+            response=result.response,
+        )
 
     @property
     def _has_news(self) -> bool:
-        return self._window.moved or self._condition.health != self._settled_health
+        moved = self._window.moved or (self._replay is not None and self._replay.window.moved)
+        return moved or self._is_gone or self._condition.health != self._settled_health
 
     @property
     def _is_ripe(self) -> bool:
@@ -229,11 +370,26 @@ class Shift:
 
     async def _settle(self) -> None:
         settlement, health = self._window.settlement(), self._condition.health
-        now = self._resources.clock()
-        self._see(await sinks.settle(self._resources.database, self._lease, settlement, health, now=now))
+        replay, progress = self._replay, self._replay.progress() if self._replay is not None else None
+        await sinks.settle(
+            self._resources.database,
+            self._lease,
+            settlement,
+            health,
+            now=self._resources.clock(),
+            progress=progress,
+            pause=self._is_gone,
+        )
         self._window.settled(settlement)
+        if replay is not None and progress is not None:
+            replay.settled(progress)
+            self._leave_replay()
+        # paused in writing from here on, so that an operator can resume it
+        self._is_gone = False
         self._settled_health, self._settled_at = health, self._steady()
         self._feed.retries_moved = self._feed.retries_moved or settlement.touches_retries
+        if settlement.superseded:
+            self._resources.observer.events_superseded(self._name, settlement.superseded)
 
     async def _measure(self) -> None:
         if self._steady() - self._measured_at < _MEASURE_SECONDS:
@@ -242,26 +398,18 @@ class Shift:
         async with self._resources.database.reading() as connection:
             backlog = await sinks.backlog(connection, self._name)
         age = self._resources.clock() - backlog.oldest_at if backlog.oldest_at else timedelta(0)
+        if age > self._settings.max_age and self._condition.health.down_since_at is not None:
+            log.error("sink is down, events wait for longer than max_age", sink=self._name, oldest=str(age))
         self._resources.observer.backlog_measured(
             self._name, backlog.events, max(0.0, age.total_seconds()), backlog.retries, backlog.dead_letters
         )
 
 
-def _attempt(candidate: Candidate, result: Published | Refused | Retry, decision: Decision, tried: _Tried) -> Attempt:
-    return Attempt(
-        position=candidate.position,
-        event_id=candidate.publication.id,
-        started_at=tried.started_at,
-        ended_at=tried.started_at + timedelta(seconds=tried.seconds),
-        outcome=Outcome.of(result),
-        decision=type(decision).__name__.lower(),
-        reason=None if isinstance(result, Published) else result.reason,
-        response_code=result.response_code,
-        response=result.response,
-    )
+def _lanes(batches: Sequence[_Batch]) -> frozenset[str]:
+    return frozenset(candidate.lane for batch in batches for candidate in batch.candidates)
 
 
-def _log_failure(sink: str, candidate: Candidate, result: Refused | Retry, decision: Decision) -> None:
+def _log_failure(sink: str, candidate: Candidate, result: Refused | Retry, decision: Decision | None) -> None:
     publication = candidate.publication
     log.warning(
         "attempt failed",
@@ -272,6 +420,11 @@ def _log_failure(sink: str, candidate: Candidate, result: Refused | Retry, decis
         attempt=candidate.attempts + 1,
         outcome=Outcome.of(result),
         reason=result.reason,
-        decision=type(decision).__name__.lower(),
+        decision=_word(decision),
         due_at=decision.due_at.isoformat() if isinstance(decision, Again) else None,
     )
+
+
+def _word(decision: Decision | None) -> str:
+    """The word for a decision in tables and logs; an event that is tried on without one is postponed."""
+    return type(decision).__name__.lower() if decision is not None else "postponed"

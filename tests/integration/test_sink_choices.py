@@ -1,0 +1,400 @@
+"""What the settings of a sink and its operators choose: park, latest, age limit, pause, replay."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from receiver.domain.events import Status
+from receiver.domain.log import LogEntry
+from receiver.domain.publication import Publication, Published, Refused, Result, Retry, SinkDown
+from receiver.storage import dead_letters, operating, replays
+from receiver.storage.database import Database
+from receiver.storage.sinks import ATTEMPTS, REPLAYS
+from tests.dispatching import ids, in_order, letters, memory, messages, requeue, rows, running, sink_row, until
+from tests.event_log import append, eventually, life, memory_sink, now
+
+pytestmark = pytest.mark.anyio
+
+SOON = ["1s"]
+
+
+def published(sink: Any) -> list[tuple[str, str]]:
+    return [(one.lane, one.type.removeprefix("message.")) for one in memory(sink).published]
+
+
+def refusing(*poisonous: str) -> Callable[[Publication], Result]:
+    return lambda one: Refused(reason="status 422") if one.id in poisonous else Published()
+
+
+async def states(database: Database) -> list[tuple[str, int]]:
+    return [(row.state, row.attempts) for row in await rows(database)]
+
+
+async def state_of(database: Database, replay: Any) -> Any:
+    [found] = [row for row in await rows(database, REPLAYS) if row.id == replay.id]
+    return found
+
+
+async def ended(database: Database, replay: Any) -> Any:
+    async def over() -> bool:
+        return (await state_of(database, replay)).ended_at is not None
+
+    await until(over)
+    return await state_of(database, replay)
+
+
+# what is given up holds its message
+
+
+async def test_where_it_shall_park_a_refused_event_holds_its_message_until_it_is_requeued(database: Database) -> None:
+    sink = memory_sink(on_refused="park")
+    entries = await append(database, messages(2))
+    memory(sink).answer = refusing(entries[0].event.id)
+    async with running(database, sink) as run:
+        await eventually(lambda: len(memory(sink).published) == 4)
+
+        async def parked() -> bool:
+            return await states(database) == [("held", 1), ("parked", 0), ("parked", 0), ("parked", 0)]
+
+        await until(parked)
+        [letter] = await letters(database)
+        assert (letter.event_id, letter.reason) == (entries[0].event.id, "refused")
+        later = await append(database, life("m0", (Status.READ,)))
+        run.wakeup.set()
+
+        async def waits_too() -> bool:
+            return len(await rows(database)) == 5
+
+        await until(waits_too)
+        memory(sink).answer = lambda _: Published()
+        assert await requeue(database) == 1
+        await eventually(lambda: len(memory(sink).published) == len(entries) + len(later))
+    assert in_order(memory(sink).published)
+    assert await letters(database) == []
+    assert await rows(database) == []
+
+
+async def test_dropping_what_holds_a_message_lets_the_rest_go_on(database: Database) -> None:
+    sink = memory_sink(on_refused="park")
+    entries = await append(database, life("m0"))
+    memory(sink).answer = refusing(entries[1].event.id)
+    async with running(database, sink):
+
+        async def held() -> bool:
+            return ("held", 1) in await states(database)
+
+        await until(held)
+        assert sum([number async for number in dead_letters.drop(database, "crm", now=now())]) == 1
+        await eventually(lambda: len(memory(sink).published) == 3)
+    assert ids(memory(sink).published) == [entry.event.id for entry in entries if entry is not entries[1]]
+
+
+# only the latest
+
+
+async def test_only_the_newest_of_what_waits_for_a_delivery_is_published(database: Database) -> None:
+    sink = memory_sink(coalesce="latest")
+    both = [told for number in (1, 2) for told in life("m0", recipient=f"+1919555000{number}")]
+    await append(database, [*both, *life("m1")])
+    async with running(database, sink) as run:
+        await eventually(lambda: len(memory(sink).published) == 3)
+
+        async def passed() -> bool:
+            return bool((await sink_row(database)).cursor == 12)
+
+        await until(passed)
+        await eventually(lambda: run.observed.superseded == 9)
+        # what comes when nothing waits is published, whatever follows later
+        await append(database, life("m2", (Status.SENT,)))
+        run.wakeup.set()
+        await eventually(lambda: len(memory(sink).published) == 4)
+    assert [kind for _, kind in published(sink)] == ["delivered"] * 3 + ["sent"]
+
+
+async def test_what_is_newer_may_lie_beyond_what_was_read(database: Database) -> None:
+    sink = memory_sink(coalesce="latest")
+    first = life("early", (Status.SENT,))
+    others = [told for number in range(300) for told in life(f"m{number}", (Status.SENT,))]
+    await append(database, [*first, *others, *life("early", (Status.DELIVERED,))])
+    async with running(database, sink):
+        await eventually(lambda: len(memory(sink).published) == 301)
+    assert [kind for lane, kind in published(sink) if lane == "v2:early"] == ["delivered"]
+
+
+async def test_something_newer_that_the_filter_leaves_out_replaces_nothing(database: Database) -> None:
+    sink = memory_sink(coalesce="latest", events=["message.sent"])
+    others = [told for number in range(300) for told in life(f"m{number}", (Status.SENT,))]
+    await append(database, [*life("early", (Status.SENT,)), *others, *life("early", (Status.DELIVERED,))])
+    async with running(database, sink):
+        await eventually(lambda: len(memory(sink).published) == 301)
+
+
+async def test_a_retry_gives_way_to_what_came_behind_it(database: Database) -> None:
+    sink = memory_sink(coalesce="latest", schedule=SOON)
+    await append(database, life("m0", (Status.SENT,)))
+    memory(sink).tell(Retry(reason="status 503"))
+    async with running(database, sink) as run:
+
+        async def waits() -> bool:
+            return await states(database) == [("due", 1)]
+
+        await until(waits)
+        await append(database, [*life("m0", (Status.DELIVERED,)), *life("m0", (Status.READ,))])
+        run.wakeup.set()
+        await eventually(lambda: memory(sink).published)
+
+        async def settled() -> bool:
+            return not await rows(database)
+
+        await until(settled)
+    assert [kind for _, kind in published(sink)] == ["read"]
+
+
+# age
+
+
+async def test_while_the_sink_is_down_nothing_ages(database: Database) -> None:
+    sink = memory_sink(max_age="1h")
+    await append(database, life("m0"))
+    memory(sink).answer = lambda _: SinkDown(reason="connection refused")
+    async with running(database, sink) as run:
+
+        async def noted() -> bool:
+            return (await sink_row(database)).down_since_at is not None
+
+        await until(noted)
+        run.clock.ahead = timedelta(minutes=61)
+        told = len(memory(sink).attempted)
+        await eventually(lambda: len(memory(sink).attempted) > told)
+    assert await letters(database) == []
+    assert (await sink_row(database)).cursor == 0
+
+
+async def test_it_may_be_told_to_give_up_what_waits_for_too_long_while_it_is_down(database: Database) -> None:
+    sink = memory_sink(max_age="1h", on_expire="dead_letter")
+    entries = await append(database, life("m0"))
+    memory(sink).answer = lambda _: SinkDown(reason="connection refused")
+    async with running(database, sink) as run:
+
+        async def noted() -> bool:
+            return (await sink_row(database)).down_since_at is not None
+
+        await until(noted)
+        run.clock.ahead = timedelta(minutes=59)
+        assert await letters(database) == []
+        run.clock.ahead = timedelta(minutes=61)
+
+        async def given_up() -> bool:
+            return len(await letters(database)) == len(entries)
+
+        await until(given_up)
+    assert {(one.reason, one.detail, one.attempts) for one in await letters(database)} == {
+        ("expired", "connection refused", 0)
+    }
+
+
+# pause
+
+
+async def test_a_paused_sink_gets_nothing_and_goes_on_where_it_was(database: Database) -> None:
+    sink = memory_sink()
+    async with running(database, sink) as run:
+        await operating.pause(database, "crm", paused=True)
+        await asyncio.sleep(0.2)  # several polls
+        entries = await append(database, messages(2))
+        run.wakeup.set()
+        await asyncio.sleep(0.2)  # time enough to publish all of it
+        assert memory(sink).attempted == []
+        await operating.pause(database, "crm", paused=False)
+        await eventually(lambda: len(memory(sink).published) == len(entries))
+
+
+async def test_a_sink_that_says_it_is_gone_is_paused_until_it_is_resumed(database: Database) -> None:
+    sink = memory_sink()
+    memory(sink).tell(Refused(reason="status 410", gone=True))
+    await append(database, messages(20))
+    async with running(database, sink):
+
+        async def paused() -> bool:
+            return bool((await sink_row(database)).paused)
+
+        await until(paused)
+        told = len(memory(sink).attempted)
+        await asyncio.sleep(0.2)  # several polls
+        assert len(memory(sink).attempted) == told < 80
+        await operating.pause(database, "crm", paused=False)
+        await eventually(lambda: len(memory(sink).published) == 79)
+    assert len(await letters(database)) == 1
+
+
+# replay
+
+
+async def replayed(database: Database, **asked: Any) -> Any:
+    replay, _ = await replays.begin(database, "crm", asked.get("since", "beginning"), now=now())
+    assert replay is not None
+    return replay
+
+
+async def settled_at(database: Database, entries: list[LogEntry]) -> None:
+    async def passed() -> bool:
+        return bool((await sink_row(database)).cursor == entries[-1].position)
+
+    await until(passed)
+
+
+async def test_a_replay_gives_old_events_again_under_their_ids_and_marked(database: Database) -> None:
+    sink = memory_sink()
+    entries = await append(database, messages(100))
+    async with running(database, sink):
+        await settled_at(database, entries)
+        replay = await replayed(database)
+        over = await ended(database, replay)
+    assert (over.state, over.position, over.published, over.dead_letters) == ("finished", entries[-1].position, 400, 0)
+    again = [one for one in memory(sink).published if one.replayed]
+    assert sorted(ids(again)) == sorted(entry.event.id for entry in entries)
+    assert in_order(again)
+    assert await rows(database) == []
+
+
+async def test_what_fails_in_a_replay_is_tried_thrice_and_becomes_a_dead_letter_never_a_retry(
+    database: Database,
+) -> None:
+    sink = memory_sink(schedule=SOON)
+    entries = await append(database, messages(2))
+    async with running(database, sink):
+        await settled_at(database, entries)
+        bad = entries[0].event.id
+        memory(sink).answer = lambda one: Retry(reason="status 503") if one.id == bad else Published()
+        over = await ended(database, await replayed(database))
+    assert (over.published, over.dead_letters) == (7, 1)
+    [letter] = await letters(database)
+    assert (letter.event_id, letter.reason, letter.detail) == (bad, "expired", "status 503")
+    assert await rows(database) == []
+    tried = [row for row in await rows(database, ATTEMPTS) if row.replay_id == over.id]
+    assert [(row.event_id, row.decision) for row in tried] == [(bad, "postponed"), (bad, "postponed"), (bad, "dead")]
+    assert sum(one.id == bad for one in memory(sink).attempted) == 4
+
+
+async def test_a_replay_leaves_out_what_the_sink_has_yet_to_be_given(database: Database) -> None:
+    sink = memory_sink(schedule=["10m"])
+    entries = await append(database, messages(2))
+    waiting = entries[0].event.id
+    memory(sink).tell(Retry(reason="status 503"))
+    async with running(database, sink):
+        await eventually(lambda: len(memory(sink).published) == 4)
+
+        async def waits() -> bool:
+            return len(await rows(database)) == 4
+
+        await until(waits)
+        over = await ended(database, await replayed(database))
+    assert over.published == 4
+    assert waiting not in ids(memory(sink).published)
+
+
+async def test_a_replay_waits_while_the_sink_is_down_and_loses_nothing(database: Database) -> None:
+    sink = memory_sink()
+    entries = await append(database, messages(3))
+    async with running(database, sink):
+        await settled_at(database, entries)
+        memory(sink).tell(*[SinkDown(reason="connection refused")] * 2)
+        over = await ended(database, await replayed(database))
+    assert (over.published, over.dead_letters) == (12, 0)
+
+
+async def test_a_paused_replay_goes_on_and_a_cancelled_one_ends(database: Database) -> None:
+    sink = memory_sink()
+    entries = await append(database, messages(600))
+    async with running(database, sink) as run:
+        await settled_at(database, entries)
+        slow = memory(sink)
+        publish = slow.publish
+
+        async def slowly(batch: Any) -> Any:
+            await asyncio.sleep(0.005)
+            return await publish(batch)
+
+        slow.publish = slowly
+        replay = await replayed(database)
+
+        async def has_begun() -> bool:
+            return (await state_of(database, replay)).published > 20
+
+        await until(has_begun)
+        await replays.act(database, "crm", "pause", now=now())
+        await asyncio.sleep(0.3)  # several polls, and what was under way
+        told = len(slow.attempted)
+        await asyncio.sleep(0.2)  # time enough for dozens
+        assert len(slow.attempted) == told
+        at = await state_of(database, replay)
+        assert (at.state, at.position < entries[-1].position) == ("paused", True)
+        # what is new goes on meanwhile
+        await append(database, life("new", (Status.SENT,)))
+        run.wakeup.set()
+        await eventually(lambda: slow.published[-1].lane == "v2:new")
+        await replays.act(database, "crm", "resume", now=now())
+
+        async def goes_on() -> bool:
+            return (await state_of(database, replay)).position > at.position
+
+        await until(goes_on)
+        await replays.act(database, "crm", "cancel", now=now())
+        await asyncio.sleep(0.3)  # several polls
+        told = len(slow.attempted)
+        await asyncio.sleep(0.2)  # time enough for dozens
+        assert len(slow.attempted) == told
+        assert (await state_of(database, replay)).state == "cancelled"
+        # and the next one may come
+        slow.publish = publish
+        assert (await ended(database, await replayed(database))).published == len(entries) + 1
+
+
+async def test_a_replay_goes_on_in_the_next_process(database: Database) -> None:
+    entries = await append(database, messages(200))
+    first = memory_sink()
+    async with running(database, first):
+        await settled_at(database, entries)
+        replay = await replayed(database)
+        publish = memory(first).publish
+
+        async def slowly(batch: Any) -> Any:
+            await asyncio.sleep(0.005)
+            return await publish(batch)
+
+        memory(first).publish = slowly
+        await eventually(lambda: sum(one.replayed for one in memory(first).published) > 20)
+    second = memory_sink()
+    async with running(database, second):
+        over = await ended(database, replay)
+    again = [one for sink in (first, second) for one in memory(sink).published if one.replayed]
+    assert over.published == len(again) == len(entries)
+
+
+async def test_new_events_are_not_held_up_by_a_replay(database: Database) -> None:
+    sink = memory_sink()
+    entries = await append(database, messages(500))
+    async with running(database, sink) as run:
+        await settled_at(database, entries)
+        publish = memory(sink).publish
+
+        async def slowly(batch: Any) -> Any:
+            await asyncio.sleep(0.01)
+            return await publish(batch)
+
+        memory(sink).publish = slowly
+        await replayed(database)
+        await eventually(lambda: any(one.replayed for one in memory(sink).published))
+        run.observed.waited.clear()
+        for number in range(20):
+            told = life(f"new{number}", (Status.SENT,))
+            [entry] = await append(database, told)
+            run.wakeup.set()
+            await eventually(lambda entry=entry: entry.event.id in ids(memory(sink).published[-40:]))  # type: ignore[misc]
+        sent = [one for one in memory(sink).published if one.lane.startswith("v2:new")]
+    # of eight slots a replay has four at most: what is new is published in its next turn
+    assert len(sent) == 20
+    assert not any(one.replayed for one in sent)
