@@ -16,6 +16,7 @@ from receiver.web.api import routes
 from receiver.web.auth import Tokens
 from receiver.web.operations import Api
 from tests.builders import NOON
+from tests.event_log import now
 
 ADMIN = "admin-token-f00"
 READER = "reader-token-ba7"
@@ -37,7 +38,7 @@ def application(database: Database, **more: Any) -> Starlette:
             await connection.execute(update(CALLBACKS).where(CALLBACKS.c.id.in_(list(ids))).values(judged))
 
     tokens = Tokens([ADMIN, f"reporting:read:{READER}"])
-    api = Api(**{"database": database, "reread": reread, "tokens": tokens, "tag_key": TAG_KEY, **more})
+    api = Api(**{"database": database, "reread": reread, "tokens": tokens, "tag_key": TAG_KEY, "clock": now, **more})
     app = Starlette(routes=routes(api), exception_handlers=problems.APPLICATION_HANDLERS)
     app.router.redirect_slashes = False
     return app

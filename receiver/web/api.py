@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from receiver.web import codes, compat, event_pull, ledger, messages, openapi, signing
+from receiver.web import codes, compat, dead_letters, event_pull, ledger, messages, openapi, signing, sinks
 from receiver.web.answers import json_answer
 from receiver.web.auth import BEARER
 from receiver.web.operations import Api, Group, mount
@@ -22,6 +22,8 @@ OWN: Final = Group(
         *codes.OPERATIONS,
         *signing.OPERATIONS,
         *event_pull.OPERATIONS,
+        *sinks.OPERATIONS,
+        *dead_letters.OPERATIONS,
     ),
 )
 GROUPS: Final = (OWN, compat.GROUP)

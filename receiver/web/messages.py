@@ -6,13 +6,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from receiver.domain.queries import MessageView
-from receiver.storage import messages
+from receiver.storage import attempts, messages
 from receiver.web import csv_export
 from receiver.web.answers import csv_answer, json_answer, next_page, prefers_csv
 from receiver.web.operations import Api, Operation, path_value
-from receiver.web.parameters import MessageParameters, OneMessageParameters, message_cursor
+from receiver.web.parameters import AttemptParameters, MessageParameters, OneMessageParameters, message_cursor
 from receiver.web.problems import ProblemError
-from receiver.web.representations import Message, MessageEvent
+from receiver.web.representations import Attempt, Message, MessageEvent
 
 
 async def list_messages(api: Api, request: Request, asked: MessageParameters) -> Response:
@@ -32,6 +32,13 @@ async def list_message_events(api: Api, request: Request, asked: OneMessageParam
     view = await _meant(api, request, asked)
     events = await messages.events(api.database, view.api, view.id)
     return json_answer([MessageEvent.model_validate(event) for event in events])
+
+
+async def list_message_attempts(api: Api, request: Request, asked: AttemptParameters) -> Response:
+    view = await _meant(api, request, asked)
+    async with api.database.reading() as connection:
+        found = await attempts.of_message(connection, view.api, view.id, asked.sink)
+    return json_answer([Attempt.model_validate(attempt) for attempt in found])
 
 
 async def _meant(api: Api, request: Request, asked: OneMessageParameters) -> MessageView:
@@ -75,6 +82,17 @@ OPERATIONS: Final = (
         handle=list_message_events,
         parameters=OneMessageParameters,
         answer=list[MessageEvent],
+        problems=(404, 409),
+        path_words=_ID,
+    ),
+    Operation(
+        name="listMessageAttempts",
+        path="/api/messages/{id}/attempts",
+        summary="What the sinks were told about one message, when, and what they said, in order",
+        description="Of sinks that record failures alone, the attempts that failed.",
+        handle=list_message_attempts,
+        parameters=AttemptParameters,
+        answer=list[Attempt],
         problems=(404, 409),
         path_words=_ID,
     ),

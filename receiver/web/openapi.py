@@ -47,10 +47,10 @@ def description(groups: Sequence[Group], version: str) -> Json:
     schemas, components = _schemas(groups)
     paths: Json = {}
     for group, operation in _operations(groups):
-        parameters = components[operation.parameters.__name__].get("properties", {})
+        parameters = components[operation.parameters.__name__]
         described = {
             **_told(operation, group),
-            "parameters": [*_path_parameters(operation), *map(_query_parameter, parameters.items())],
+            "parameters": [*_path_parameters(operation), *_query_parameters(parameters)],
             **_body(operation, schemas),
             "responses": _responses(operation, group, schemas),
         }
@@ -112,10 +112,11 @@ def _path_parameters(operation: Operation) -> Iterator[Json]:
         }
 
 
-def _query_parameter(item: tuple[str, Json]) -> Json:
-    name, schema = item
-    told = {"description": schema["description"]} if "description" in schema else {}
-    return {"name": name, "in": "query", "required": False, **told, "schema": _given(schema)}
+def _query_parameters(described: Json) -> Iterator[Json]:
+    required = described.get("required", ())
+    for name, schema in described.get("properties", {}).items():
+        told = {"description": schema["description"]} if "description" in schema else {}
+        yield {"name": name, "in": "query", "required": name in required, **told, "schema": _given(schema)}
 
 
 def _given(schema: Json) -> Json:

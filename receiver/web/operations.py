@@ -1,7 +1,8 @@
 """Operations of the query API as a table: routes and description are both made from its rows."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
@@ -28,12 +29,14 @@ class Api:
 
     `reread` reads the callbacks with these ids again; what came of it is then in the ledger. `tag_key` is the kid and
     the secret that sign (None: there is none). `tokens` None: everybody may ask. `public_url` is what the links start
-    with (None: what the caller called us).
+    with (None: what the caller called us). `sinks` are the settings' tables of them, by name.
     """
 
     database: Database
     reread: Reread
     tokens: Tokens | None
+    clock: Callable[[], datetime]
+    sinks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     tag_key: tuple[str, str] | None = field(default=None, repr=False)
     public_url: str | None = None
 

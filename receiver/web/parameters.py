@@ -2,9 +2,9 @@
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 from urllib.parse import parse_qsl
 
 import orjson
@@ -12,7 +12,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.alias_generators import to_camel
 
 from receiver.domain.events import Api, Direction, Quarantine, TagVerdict, number_key
-from receiver.domain.queries import CallbackQuery, MessagePlace, MessageQuery, SortOrder
+from receiver.domain.publication import Death
+from receiver.domain.queries import (
+    CallbackQuery,
+    DeadLetterChoice,
+    DeadLetterQuery,
+    MessagePlace,
+    MessageQuery,
+    SortOrder,
+)
 from receiver.web.problems import BadValue, ProblemError, bad_values
 
 _MAX_PARAMETERS: Final = 100
@@ -110,6 +118,10 @@ def _callback_id(value: Any) -> Any:
     return _decode_cursor(value, 1)[0] if isinstance(value, str) else value
 
 
+def _number_id(value: Any) -> Any:
+    return _digits(_decode_cursor(value, 1)[0]) if isinstance(value, str) else value
+
+
 Number = Annotated[
     str,
     BeforeValidator(_number),
@@ -132,13 +144,21 @@ MessageCursor = Annotated[
 CallbackCursor = Annotated[
     str, BeforeValidator(_callback_id), WithJsonSchema({"type": "string", "format": "callback-cursor"})
 ]
+# the place of what has a number as its id
+NumberCursor = Annotated[
+    int,
+    Field(le=2**63 - 1),
+    BeforeValidator(_number_id),
+    WithJsonSchema({"type": "string", "format": "number-cursor"}),
+]
 Text = Annotated[str, Field(min_length=1)]
 
 
 class Parameters(BaseModel):
-    """The query parameters of a route; this one takes none."""
+    """The query parameters of a route; this one takes none. Those in `repeatable` may be given several times."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel)
+    repeatable: ClassVar[frozenset[str]] = frozenset()
 
 
 class Paged(Parameters):
@@ -278,6 +298,81 @@ class CodeParameters(Paged):
     sort_order: SortOrder = Field(SortOrder.ASC, description="`asc`: v1 first, smallest code first")
 
 
+class SinkParameters(Paged):
+    """The parameters of the list of sinks."""
+
+    sort_order: SortOrder = Field(SortOrder.ASC, description="`asc`: by name")
+
+
+class ReplayParameters(Paged):
+    """The parameters of the list of a sink's replays, newest first unless asked."""
+
+    sort_order: SortOrder = Field(SortOrder.DESC, description="`desc`: newest first")
+    cursor: NumberCursor | None = Field(None, description="where the page begins; only from a `Link`")
+
+
+class DryRunParameters(Parameters):
+    """Whether to act, or only to tell what would come of it."""
+
+    dry_run: Boolean = Field(False, description="`true`: change nothing, count")
+
+
+class AttemptParameters(OneMessageParameters):
+    """Which generation's message is meant, and which sink."""
+
+    sink: Text | None = Field(None, description="none: all")
+
+
+class _DeadLetters(Parameters):
+    """Which dead letters are meant, but for whose."""
+
+    reason: Death | None = Field(None, description="refused by the sink, or tried for too long")
+    message_id: Text | None = None
+    event_id: Text | None = None
+    from_date_time: Moment | None = Field(None, description="those that died from then on")
+    to_date_time: Moment | None = Field(None, description="those that died before")
+
+    def chosen(self, sink: str | None, ids: Sequence[int] | None = None) -> DeadLetterChoice:
+        return DeadLetterChoice(
+            sink=sink,
+            ids=ids,
+            reason=self.reason,
+            message_id=self.message_id,
+            event_id=self.event_id,
+            since=self.from_date_time,
+            until=self.to_date_time,
+        )
+
+
+class DeadLetterParameters(Paged, _DeadLetters):
+    """The parameters of the list of dead letters, in the order in which they died unless asked."""
+
+    sink: Text | None = None
+    sort_order: SortOrder = Field(SortOrder.ASC, description="`asc`: in the order in which they died")
+    cursor: NumberCursor | None = Field(None, description="where the page begins; only from a `Link`")
+
+    def query(self) -> DeadLetterQuery:
+        return DeadLetterQuery(
+            choice=self.chosen(self.sink),
+            order=self.sort_order,
+            after=self.cursor,
+            skip=self.skip,
+            size=self.size,
+        )
+
+
+class DeadLetterActionParameters(DryRunParameters, _DeadLetters):
+    """Of which sink, and which of its dead letters: all, unless they are narrowed down."""
+
+    repeatable = frozenset({"id"})
+
+    sink: Text
+    ids: tuple[Large, ...] = Field((), alias="id", max_length=50, description="may be repeated; none: all")
+
+    def choice(self) -> DeadLetterChoice:
+        return self.chosen(self.sink, self.ids or None)
+
+
 class PullParameters(Parameters):
     """From where on a consumer reads the event log, and how much at once."""
 
@@ -290,7 +385,7 @@ Model = TypeVar("Model", bound=Parameters)
 
 def read(model: type[Model], query_string: bytes) -> Model:
     """The parameters in a query string; raises a problem that names every one that is wrong."""
-    values = _values(query_string)
+    values = _values(query_string, model.repeatable)
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -308,17 +403,19 @@ def _bad_value(place: tuple[int | str, ...], kind: str, message: str) -> BadValu
     return BadValue(parameter=name[:_MAX_NAME], detail=detail)
 
 
-def _values(query_string: bytes) -> dict[str, str]:
+def _values(query_string: bytes, repeatable: Collection[str]) -> dict[str, str | list[str]]:
     try:
         text = query_string.decode("utf-8")
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS)
     except ValueError:
         raise ProblemError(400, "The query string is not UTF-8, or has too many parameters.") from None
-    values = dict(pairs)
-    twice = [name for name in values if sum(name == other for other, _ in pairs) > 1]
+    values: dict[str, list[str]] = {}
+    for name, value in pairs:
+        values.setdefault(name, []).append(storable(value))
+    twice = [name for name, given in values.items() if len(given) > 1 and name not in repeatable]
     if twice:
         raise bad_values([BadValue(parameter=name[:_MAX_NAME], detail="is given more than once") for name in twice])
-    return {name: storable(value) for name, value in values.items()}
+    return {name: given if name in repeatable else given[0] for name, given in values.items()}
 
 
 def storable(text: str) -> str:

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from receiver.errors import IntakeFull, StorageUnavailable
+from receiver.errors import Conflict, Expired, IntakeFull, StorageUnavailable, Unknown
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 2
@@ -67,8 +67,19 @@ def as_problem(error: Exception) -> ProblemError:
             return ProblemError(error.status_code, detail, headers=error.headers)
         case StorageUnavailable() | IntakeFull():
             return ProblemError(503, _UNAVAILABLE, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+        case Unknown():
+            return ProblemError(404, _sentence(error))
+        case Conflict():
+            return ProblemError(409, _sentence(error))
+        case Expired():
+            return ProblemError(410, _sentence(error))
         case _:
             return ProblemError(500, _UNEXPECTED)
+
+
+def _sentence(error: Exception) -> str:
+    line = str(error)
+    return f"{line[:1].upper()}{line[1:]}."
 
 
 async def answer(_: Request, error: Exception) -> Response:
@@ -93,7 +104,8 @@ Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 def handlers(answer: Handler = answer) -> dict[Any, Handler]:
     """Who answers which expected error, for `ExceptionMiddleware`; what nobody expected is left to the application."""
-    return dict.fromkeys((ProblemError, HTTPException, StorageUnavailable, IntakeFull), answer)
+    expected = (ProblemError, HTTPException, StorageUnavailable, IntakeFull, Unknown, Conflict, Expired)
+    return dict.fromkeys(expected, answer)
 
 
 # for the application as a whole: also addresses that are nobody's, and what nobody expected

@@ -2,15 +2,28 @@
 
 import base64
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, computed_field
+from pydantic import (
+    AliasGenerator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    computed_field,
+)
 from pydantic.alias_generators import to_camel
 
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.events import Api, Direction, Quarantine, Status, TagVerdict
+from receiver.domain.publication import Death
+from receiver.domain.publication import Outcome as AttemptOutcome
+from receiver.domain.queries import ReplayState, ReplayView, SinkState
 from receiver.providers import bandwidth_codes
-from receiver.web.parameters import MessageStatus, Outcome
+from receiver.storage.replays import Stretch
+from receiver.web.parameters import MessageStatus, Outcome, moment
 
 Time = Annotated[
     datetime,
@@ -182,6 +195,151 @@ class SignedTag(Representation):
     """The tag to give to Bandwidth with the message."""
 
     tag: str
+
+
+class Attempt(Representation):
+    """One try to publish an event to a sink: what the sink said, and what was decided about the event."""
+
+    id: int
+    sink: str
+    event_id: str
+    recipient: str | None
+    status: Status
+    started_time: Time = Field(validation_alias="started_at")
+    ended_time: Time = Field(validation_alias="ended_at")
+    seconds: float
+    outcome: AttemptOutcome
+    decision: str
+    reason: str | None
+    response_code: int | None
+    response: str | None
+    replay_id: int | None
+
+
+class Replay(Representation):
+    """A stretch of the log that a sink is given again; `progress` is the part of it that is done, from 0 to 1."""
+
+    id: int
+    sink: str
+    state: ReplayState
+    after_position: int
+    to_position: int
+    position: int
+    progress: float
+    published: int
+    dead_letters: int
+    requested_time: Time = Field(validation_alias="requested_at")
+    ended_time: Time | None = Field(validation_alias="ended_at")
+
+
+class Sink(Representation):
+    """A sink: how it is doing, and what it still has before it."""
+
+    name: str
+    type: str | None
+    configured: bool
+    state: SinkState
+    paused: bool
+    cursor: int
+    lag: int
+    oldest_time: Time | None = Field(validation_alias="oldest_at")
+    oldest_seconds: float | None
+    retries: dict[str, int]
+    dead_letters: dict[str, int]
+    failures: int
+    down_since: Time | None = Field(validation_alias="down_since_at")
+    last_success_time: Time | None = Field(validation_alias="last_success_at")
+    last_error: str | None
+    lease_until: Time | None
+    replay: Replay | None
+
+
+class SinkTest(Representation):
+    """Whether a sink can be reached, and if not, why; it was given nothing."""
+
+    ok: bool
+    error: str | None
+    seconds: float
+
+
+def _since(value: Any) -> Any:
+    if value == "beginning":
+        return value
+    if not isinstance(value, str):
+        raise ValueError('must be "beginning" or a time')
+    return moment(value)
+
+
+Since = Annotated[
+    Literal["beginning"] | datetime,
+    BeforeValidator(_since),
+    WithJsonSchema({"anyOf": [{"const": "beginning"}, {"type": "string", "format": "seed-date-time"}]}),
+]
+
+
+class ReplayRequest(BaseModel):
+    """From when on a sink is to be given again what it was given already."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    from_: Since = Field(alias="from", description="`beginning`: the oldest event kept; or when events were received")
+
+
+class BegunReplay(Representation):
+    """What a replay is of, or with a dry run would be: events of the log, of which the sink gets those it wants.
+
+    `id` is null where nothing was begun: after a dry run, or because there is no event.
+    """
+
+    id: int | None
+    sink: str
+    events: int
+    after_position: int
+    to_position: int
+    first_time: Time | None
+    dry_run: bool
+
+    @classmethod
+    def of(cls, sink: str, begun: ReplayView | None, stretch: Stretch, *, dry_run: bool) -> Self:
+        return cls(
+            id=begun.id if begun is not None else None,
+            sink=sink,
+            events=stretch.events,
+            after_position=stretch.after_position,
+            to_position=stretch.to_position,
+            first_time=stretch.first_at,
+            dry_run=dry_run,
+        )
+
+
+class DeadLetter(Representation):
+    """An event that a sink will not be given again by itself; `detail` are the sink's last words."""
+
+    id: int
+    sink: str
+    position: int
+    event_id: str
+    message_id: str
+    recipient: str | None
+    status: str
+    reason: Death
+    detail: str
+    attempts: int
+    response_code: int | None
+    response: str | None
+    first_time: Time = Field(validation_alias="first_at")
+    died_time: Time = Field(validation_alias="died_at")
+
+
+class DeadLettersDone(Representation):
+    """How many dead letters were requeued or dropped, or with a dry run would be.
+
+    `left` are those that were chosen too and not come to in the time a request has: ask again for them.
+    """
+
+    dead_letters: int
+    left: int
+    dry_run: bool
 
 
 def _shown(body: bytes) -> tuple[str, Literal["utf-8", "base64"]]:

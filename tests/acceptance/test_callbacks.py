@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from sqlalchemy import text
 
-from receiver.app import Receiver, application
+from receiver.app import Receiver, behind_proxies
 from receiver.settings import Settings
 from receiver.storage.database import Database
 from receiver.web import server as web_server
@@ -37,7 +37,7 @@ async def receiving(url: str, **settings: Any) -> AsyncIterator[httpx2.AsyncClie
         }
     )
     async with (
-        serving(application(configured)) as base,
+        serving(behind_proxies(Receiver(configured))) as base,
         httpx2.AsyncClient(base_url=base, auth=AUTH, trust_env=False, timeout=20) as client,
     ):
         yield client
@@ -343,4 +343,4 @@ async def test_what_is_answered_is_counted(client: httpx2.AsyncClient) -> None:
 
 
 def test_the_application_is_the_receiver_itself_without_trusted_proxies(sqlite_url: str) -> None:
-    assert isinstance(application(Settings(database_url=sqlite_url)), Receiver)
+    assert isinstance(behind_proxies(Receiver(Settings(database_url=sqlite_url))), Receiver)

@@ -13,13 +13,20 @@ from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from receiver.domain.events import Api
+from receiver.domain.publication import Again, Candidate, Dead, Death, Outcome
 from receiver.domain.queries import MessagePlace
+from receiver.domain.window import Attempt, Settlement, Verdict
+from receiver.storage import replays, sinks
 from receiver.storage import schema as database_schema
 from receiver.storage.database import Database
+from receiver.storage.sinks import Health
 from receiver.web import openapi
 from receiver.web.api import GROUPS
 from receiver.web.parameters import encode_cursor, message_cursor
+from receiver.workers.publishing import publication
 from tests.builders import callback, inbound, insert, insert_callbacks, message, minutes
+from tests.event_log import append, life
+from tests.events import at
 from tests.query_api import ADMIN, application, basic
 from tests.web import serving
 
@@ -37,6 +44,7 @@ schemathesis.openapi.format("message-cursor", _PLACES.map(message_cursor))
 schemathesis.openapi.format(
     "callback-cursor", st.from_regex(r"[0-9a-f]{32}", fullmatch=True).map(lambda id_: encode_cursor([id_]))
 )
+schemathesis.openapi.format("number-cursor", st.integers(0, 2**63 - 1).map(lambda id_: encode_cursor([str(id_)])))
 
 
 @schema.auth()
@@ -59,12 +67,37 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         await database_schema.migrate(database)
         await insert(database, message("0", api="v1"), message("0", api="v2"), inbound("1", at=minutes(1)))
         await insert_callbacks(database, callback("0"), callback("1", outcome="quarantined", reason="unreadable"))
+        await stock_sink(database)
 
     with start_blocking_portal() as portal:
         portal.call(fill)
-        with portal.wrap_async_context_manager(serving(application(database))) as url:
+        configured = {"0": {"name": "0", "type": "memory"}}
+        with portal.wrap_async_context_manager(serving(application(database, sinks=configured))) as url:
             yield url
         portal.call(database.close)
+
+
+async def stock_sink(database: Database) -> None:
+    """A sink named as the generated requests like to name it, with something of everything."""
+    entries = await append(database, life("0"))
+    candidates = [Candidate(publication=publication(entry)) for entry in entries]
+    dead = Dead(death=Death.REFUSED, reason="status 422", response_code=422)
+    again = Again(due_at=at(0), reason="timeout")
+    verdicts = [Verdict(candidates[0], dead), *(Verdict(candidate, again) for candidate in candidates[1:])]
+    attempt = Attempt(
+        position=entries[0].position,
+        event_id=entries[0].event.id,
+        started_at=at(0),
+        ended_at=at(1),
+        outcome=Outcome.REFUSED,
+        decision="dead",
+    )
+    settlement = Settlement(cursor=entries[-1].position, firsts=tuple(verdicts), attempts=(attempt,))
+    await sinks.register(database, "0", start="beginning", fingerprint="f")
+    lease = await sinks.acquire(database, "0", holder="nobody", fingerprint="f", seconds=60)
+    assert lease is not None
+    await sinks.settle(database, lease, settlement, Health(), now=at(1))
+    await replays.begin(database, "0", "beginning", now=at(2))
 
 
 @schema.parametrize()

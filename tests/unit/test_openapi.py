@@ -12,6 +12,7 @@ from receiver.web import openapi
 from receiver.web.api import GROUPS, routes
 from receiver.web.operations import Api, Operation
 from receiver.web.parameters import Paged
+from tests.event_log import now
 
 DESCRIPTION = openapi.description(GROUPS, "1.2.3")
 OPERATIONS = [operation for group in GROUPS for operation in group.operations]
@@ -41,7 +42,7 @@ def within(value: Any) -> Iterator[dict[str, Any]]:
 def test_every_route_is_described_and_nothing_else_is() -> None:
     async def reread(ids: object) -> None: ...
 
-    api = Api(database=Database("sqlite:///unused.db"), reread=reread, tokens=None)
+    api = Api(database=Database("sqlite:///unused.db"), reread=reread, tokens=None, clock=now)
     served: set[tuple[str, str]] = set()
     for mount in routes(api):
         if isinstance(mount, Mount):
