@@ -1,0 +1,83 @@
+"""Events for tests: as real ones, of messages that nobody ever sent."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Final
+from uuid import uuid4
+
+from receiver.domain.delivery import NOTHING_SAID, Change, merge
+from receiver.domain.events import Api, Direction, Event, Facts, Status, event_id
+from receiver.domain.log import Appended, LogEntry
+from receiver.domain.publication import Publication
+from receiver.workers.publishing import publication
+
+TEXT: Final = "Your code is 4711. Tell nobody."
+
+_STATUSES: Final = (Status.QUEUED, Status.SENDING, Status.SENT, Status.DELIVERED)
+_RECIPIENT: Final = "+15550100"
+_positions: Final = count(1)
+
+
+def publications(count: int = 1, *, messages: int | None = None, text: str = TEXT) -> list[Publication]:
+    """New events as a sink is given them, of as many messages, in turn; unless told, each is of another."""
+    return [_published(event, next(_positions), text) for event in events(count, messages=messages)]
+
+
+def publication_of_size(size: int) -> Publication:
+    """An event whose body has so many bytes."""
+    [event], position = events(1), next(_positions)
+    room = size - len(_published(event, position, "").body)
+    return _published(event, position, "x" * room)
+
+
+def events(count: int = 1, *, messages: int | None = None, description: str | None = None) -> list[Event]:
+    """New events for the log, of as many messages, in turn."""
+    ids = [uuid4().hex for _ in range(messages or count)]
+    return [_event(ids[place % len(ids)], place // len(ids), description) for place in range(count)]
+
+
+def appended(told: Iterable[Event]) -> list[Appended]:
+    """The events as they go into the log."""
+    return [Appended.of(event, Change(None, merge(NOTHING_SAID, event), True)) for event in told]
+
+
+def _event(message_id: str, number: int, description: str | None) -> Event:
+    status = _STATUSES[number % len(_STATUSES)]
+    received_at = datetime.now(UTC)
+    occurred_at = received_at + timedelta(microseconds=number)
+    return Event(
+        id=event_id(
+            api=Api.V2,
+            message_id=message_id,
+            recipient=_RECIPIENT,
+            type=f"message-{status}",
+            time=occurred_at.isoformat(),
+            code=None,
+        ),
+        api=Api.V2,
+        message_id=message_id,
+        direction=Direction.OUT,
+        type=f"message-{status}",
+        status=status,
+        recipient=_RECIPIENT,
+        occurred_at=occurred_at,
+        description=description,
+        facts=Facts(sender="+15550199", recipients=(_RECIPIENT,), application_id="receiver.testing", tag="test"),
+        received_at=received_at,
+        route="primary",
+        callback_id=uuid4().hex,
+    )
+
+
+def _published(event: Event, position: int, text: str) -> Publication:
+    [told] = appended([event])
+    entry = LogEntry(
+        position=position,
+        event=event,
+        previous_status=told.previous_status,
+        changed=told.changed,
+        delivery=told.delivery,
+        message={"text": text},
+    )
+    return publication(entry)

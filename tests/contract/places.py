@@ -1,0 +1,259 @@
+"""Where our own sinks publish to when they are on trial: real servers, taken down and frozen by a proxy."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, TextIO
+from urllib.parse import urlsplit, urlunsplit
+
+import aio_pika
+import orjson
+import pytest
+from aio_pika.abc import AbstractIncomingMessage
+from nats import connect
+from nats.aio.msg import Msg
+from redis.asyncio import Redis
+
+from receiver.domain.publication import Publication, Published, Refused
+from receiver.sinks.base import SinkSettings
+from receiver.sinks.memory import MemorySink
+from receiver.testing import Place
+from tests.brokers.kafka import KafkaCluster
+from tests.fault_server import fault_server
+from tests.proxy import Proxy, proxy
+from tests.servers import random_name
+
+STANDARD_PORTS = {"amqp": 5672, "nats": 4222, "redis": 6379}
+
+
+class Kept(MemorySink):
+    """Memory that outlives the sink."""
+
+    kept: ClassVar[list[Publication]] = []
+    refused: ClassVar[set[str]] = set()
+
+    def __init__(self, settings: SinkSettings) -> None:
+        super().__init__(settings)
+        self.published = self.kept
+        self.answer = lambda one: Refused(reason="as told") if one.id in self.refused else Published()
+
+
+@contextmanager
+def memory() -> Iterator[Place]:
+    yield Place(
+        settings={"type": f"{__name__}:Kept"},
+        arrived=lambda: [one.id for one in Kept.kept],
+        refuse=lambda one: Kept.refused.add(one.id),
+    )
+    Kept.kept.clear()
+    Kept.refused.clear()
+
+
+@contextmanager
+def jsonl(directory: Path) -> Iterator[Place]:
+    """A file in a directory that comes and goes."""
+    here, away = directory / "here", directory / "away"
+    here.mkdir()
+    path = here / "events.jsonl"
+    yield Place(
+        settings={"type": "jsonl", "path": str(path)},
+        arrived=lambda: ids(path.read_bytes()) if path.exists() else [],
+        down=lambda: here.rename(away),
+        up=lambda: away.rename(here),
+    )
+
+
+class Output:
+    """Standard output for a sink, read by a pipe; pytest keeps the real one for itself."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.read = bytearray()
+        self._patch = patch
+        self._loop = asyncio.get_running_loop()
+        self._reader, self._writer = pipe()
+        nobody, self._broken = pipe()
+        os.close(nobody)
+        self.mend()
+        self.thaw()
+
+    def cut(self) -> None:
+        """What is printed from now on meets a pipe that nobody reads; what was printed before is read."""
+        self._print_to(self._broken)
+
+    def mend(self) -> None:
+        self._print_to(self._writer)
+
+    def freeze(self) -> None:
+        self._loop.remove_reader(self._reader)
+
+    def thaw(self) -> None:
+        self._loop.add_reader(self._reader, self._more)
+
+    def close(self) -> None:
+        self.freeze()
+        os.close(self._reader)
+        self._writer.close()
+        self._broken.close()
+
+    def _print_to(self, writer: TextIO) -> None:
+        self._patch.setattr("receiver.sinks.stdout.sys", SimpleNamespace(stdout=writer))
+
+    def _more(self) -> None:
+        self.read += os.read(self._reader, 1 << 20)
+
+
+def pipe() -> tuple[int, TextIO]:
+    reader, writer = os.pipe()
+    return reader, os.fdopen(writer, "w")
+
+
+@asynccontextmanager
+async def stdout(patch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+    output = Output(patch)
+    yield Place(
+        settings={"type": "stdout"},
+        arrived=lambda: ids(output.read),
+        down=output.cut,
+        up=output.mend,
+        freeze=output.freeze,
+        thaw=output.thaw,
+    )
+    output.close()
+
+
+@asynccontextmanager
+async def webhook() -> AsyncIterator[Place]:
+    async with fault_server() as server, proxy("127.0.0.1", server.port) as between:
+        yield Place(
+            settings={
+                "type": "webhook",
+                "url": f"http://127.0.0.1:{between.port}/200",
+                "egress_allow": ["127.0.0.0/8"],
+            },
+            arrived=lambda: [
+                id_
+                for request in server.requests
+                if (id_ := request.headers.get("webhook-id")) and id_ not in server.refused
+            ],
+            **faults(between),
+            refuse=lambda one: server.refused.add(one.id),
+        )
+
+
+@asynccontextmanager
+async def nats(url: str) -> AsyncIterator[Place]:
+    """A stream of its own on a server that tests share."""
+    name, arrived = random_name(), []
+
+    async def take(message: Msg) -> None:
+        arrived.append(orjson.loads(message.data)["id"])
+
+    client = await connect(url)
+    try:
+        streams = client.jetstream()
+        await streams.add_stream(name=name, subjects=[f"{name}.>"])
+        await streams.subscribe(f"{name}.>", ordered_consumer=True, cb=take)
+        async with in_front_of(url) as between:
+            yield Place(
+                settings={
+                    "type": "nats",
+                    "servers": [by_way_of(between, url)],
+                    "subject": f"{name}.{{type}}",
+                },
+                arrived=lambda: arrived,
+                **faults(between),
+            )
+        await streams.delete_stream(name)
+    finally:
+        await client.close()
+
+
+@asynccontextmanager
+async def redis(url: str) -> AsyncIterator[Place]:
+    """A stream of its own on a server that tests share."""
+    name, client = random_name(), Redis.from_url(url)
+
+    async def arrived() -> list[str]:
+        return [fields[b"id"].decode() for _, fields in await client.xrange(name)]
+
+    try:
+        async with in_front_of(url) as between:
+            yield Place(
+                settings={"type": "redis", "url": by_way_of(between, url), "stream": name},
+                arrived=arrived,
+                **faults(between),
+            )
+        await client.delete(name)
+    finally:
+        await client.aclose()
+
+
+@asynccontextmanager
+async def rabbitmq(url: str) -> AsyncIterator[Place]:
+    """An exchange and a queue of its own on a server that tests share."""
+    name, arrived = random_name(), []
+
+    async def take(message: AbstractIncomingMessage) -> None:
+        arrived.append(message.message_id or "")
+
+    client = await aio_pika.connect(url)
+    try:
+        channel = await client.channel()
+        exchange = await channel.declare_exchange(name, aio_pika.ExchangeType.TOPIC, auto_delete=True)
+        queue = await channel.declare_queue(exclusive=True)
+        await queue.bind(exchange, "#")
+        await queue.consume(take, no_ack=True)
+        async with in_front_of(url) as between:
+            yield Place(
+                settings={"type": "rabbitmq", "url": by_way_of(between, url), "exchange": name},
+                arrived=lambda: arrived,
+                **faults(between),
+            )
+    finally:
+        await client.close()
+
+
+@asynccontextmanager
+async def kafka() -> AsyncIterator[Place]:
+    """A cluster of its own: its clients go where it tells them, and not by a proxy."""
+    with KafkaCluster() as cluster:
+        cluster.create_topic("events")
+
+        async def arrived() -> list[str]:
+            records = await asyncio.to_thread(cluster.records, "events")
+            return [(record.headers["ce_id"] or b"").decode() for record in records]
+
+        yield Place(
+            settings={"type": "kafka", "bootstrap": [cluster.bootstrap], "topic": "events"},
+            arrived=arrived,
+            down=cluster.down,
+            up=cluster.up,
+            freeze=cluster.freeze,
+            thaw=cluster.thaw,
+        )
+
+
+def in_front_of(url: str) -> AbstractAsyncContextManager[Proxy]:
+    """A proxy to the server of a URL."""
+    parts = urlsplit(url)
+    return proxy(parts.hostname or "", parts.port or STANDARD_PORTS[parts.scheme])
+
+
+def by_way_of(between: Proxy, url: str) -> str:
+    """The URL of the same server, reached by a proxy."""
+    parts = urlsplit(url)
+    user, at, _ = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user}{at}127.0.0.1:{between.port}"))
+
+
+def faults(between: Proxy) -> dict[str, Any]:
+    """What a proxy can do to a place."""
+    return {"down": between.refuse, "up": between.forward, "freeze": between.blackhole, "thaw": between.forward}
+
+
+def ids(lines: bytes | bytearray) -> list[str]:
+    """The ids in lines of JSON, a torn last one left out."""
+    return [orjson.loads(line)["id"] for line in bytes(lines).splitlines(keepends=True) if line.endswith(b"\n")]

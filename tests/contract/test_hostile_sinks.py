@@ -1,0 +1,266 @@
+"""Sinks of others that do what no sink should: nothing they do counts as done, and nobody else notices."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from itertools import count
+from typing import Any
+
+import pytest
+
+from receiver.domain.events import Status
+from receiver.domain.publication import Publication, Published, Result, Retry, SinkDown
+from receiver.sinks.base import Sink
+from receiver.storage.database import Database
+from tests.dispatching import ids, memory, private, rows, running, sink_row, until
+from tests.event_log import append, eventually, life, memory_sink
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
+
+Behaviour = Callable[[Sequence[Publication]], Any]
+
+
+class Hostile(Sink):
+    """Behaves as it is told until it is no longer hostile; `odd` are attributes, methods too."""
+
+    max_batch: Any = 3
+    concurrency: Any = 1
+
+    def __init__(self, behave: Behaviour | None = None, **odd: Any) -> None:
+        self.is_hostile = behave is not None
+        self.calls = 0
+        self.taken: list[str] = []
+        self.failures: dict[str, BaseException] = {}
+        self._behave = behave
+        for name, value in odd.items():
+            setattr(self, name, value)
+
+    async def start(self) -> None:
+        self._fail("start")
+
+    async def publish(self, batch: Sequence[Publication]) -> Any:
+        self.calls += 1
+        if self.is_hostile and self._behave is not None:
+            results = self._behave(batch)
+            return await results if asyncio.iscoroutine(results) else results
+        self.taken += ids(batch)
+        return [Published() for _ in batch]
+
+    async def stop(self) -> None:
+        self._fail("stop")
+
+    def _fail(self, where: str) -> None:
+        if where in self.failures:
+            raise self.failures.pop(where)
+
+
+class Uncalled(BaseException):
+    """Nobody expects it."""
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def behave(*_: Any) -> Any:
+        raise error
+
+    return behave
+
+
+def saying(*results: Any) -> Behaviour:
+    """The same result for every event, or these in turn."""
+    return lambda batch: [results[place % len(results)] for place in range(len(batch))]
+
+
+def emptying(batch: Any) -> list[Result]:
+    batch.clear()
+    return []
+
+
+def filling(batch: Any) -> list[Result]:
+    batch += batch
+    return [Published() for _ in batch]
+
+
+def shortening(batch: Any) -> list[Result]:
+    batch.pop()
+    return [Published() for _ in batch]
+
+
+def yielding(batch: Sequence[Publication]) -> Iterator[Result]:
+    yield Published()
+    raise ValueError("half way")
+
+
+async def streaming() -> AsyncIterator[Result]:
+    yield Published()
+
+
+async def hanging() -> Any:
+    await asyncio.sleep(3600)
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def meddling(batch: Sequence[Publication]) -> Any:
+    for one in batch:
+        event: Any = one.event
+        event["data"].clear()
+        event.clear()
+    return [Retry(reason="meddled")] * len(batch)
+
+
+RESULTS: dict[str, Behaviour] = {
+    "results by id": lambda batch: {one.id: Published() for one in batch},
+    "success for ids nobody gave": lambda batch: {f"unknown{place}": Published() for place in range(len(batch))},
+    "pairs": lambda batch: [(one.id, Published()) for one in batch],
+    "classes": saying(Published),
+    "truth": saying(True),
+    "results until it raises": yielding,
+    "a stream of results": lambda batch: streaming(),
+    "a batch that it emptied": emptying,
+    "a batch that it filled": filling,
+    "a batch that it shortened": shortening,
+    "no reason": saying(Retry(reason=None)),  # type: ignore[arg-type]
+    "a reason in bytes": saying(Retry(reason=b"status 500")),  # type: ignore[arg-type]
+    "a number as reason": saying(SinkDown(reason=500)),  # type: ignore[arg-type]
+    "an unstorable reason": saying(Retry(reason="a\x00b \ud800 " + "x" * 1_000_000)),
+    "a pause in words": saying(Retry(reason="later", after="soon")),  # type: ignore[arg-type]
+    "a pause without end": saying(Retry(reason="later", after=timedelta.max)),
+    "a pause in the past": saying(Retry(reason="later", after=timedelta.min)),
+    "a code in words": saying(Retry(reason="later", response_code="five hundred")),  # type: ignore[arg-type]
+    "an endless code": saying(Retry(reason="later", response_code=2**70)),
+    "a response in bytes": saying(Retry(reason="later", response=b"\xff")),  # type: ignore[arg-type]
+    "an unstorable response": saying(Retry(reason="later", response="\x00\udfff" * 1000)),
+    "an event that it meddled with": meddling,
+    "an exit": raising(SystemExit(3)),
+    "an exception that is no Exception": raising(Uncalled()),
+    "a group of exceptions": raising(BaseExceptionGroup("several", [Uncalled()])),
+    "an exception without words": raising(Unspeakable()),
+    "the end of an iteration": raising(StopIteration()),
+}
+
+CHECKS: dict[str, Callable[[], Any]] = {
+    "raises": raising(ValueError("no")),
+    "exits": raising(SystemExit(3)),
+    "cancels itself": raising(asyncio.CancelledError()),
+    "hangs": hanging,
+    "says no": lambda: False,
+    "says a number": lambda: 42,
+    "says bytes": lambda: b"down",
+    "says nothing": lambda: "",
+    "says what cannot be stored": lambda: "\x00\ud800" * 1000,
+}
+
+ERRORS = [ValueError("no"), SystemExit(3), asyncio.CancelledError(), Uncalled()]
+
+LIMITS: dict[str, dict[str, Any]] = {
+    "no batch": {"max_batch": 0},
+    "less than no batch": {"max_batch": -1},
+    "a batch in words": {"max_batch": "three"},
+    "no limit": {"max_event_bytes": None},
+    "no event is small enough": {"max_event_bytes": -1},
+    "nothing at once": {"concurrency": 0},
+    "very much at once": {"concurrency": 10**12, "max_batch": 10**12},
+    "a concurrency in words": {"concurrency": "eight"},
+}
+
+
+@pytest.mark.parametrize("behaviour", RESULTS)
+async def test_what_publish_does_is_no_success_and_all_arrives_once_it_behaves(
+    database: Database, behaviour: str
+) -> None:
+    sink, other = Hostile(RESULTS[behaviour]), memory_sink("other")
+    entries = await append(database, [told for name in "abc" for told in life(name, (Status.SENT, Status.DELIVERED))])
+    async with running(database, private(sink, timeout="0.1s", schedule=["1s"]), other) as run:
+        await eventually(lambda: sink.calls and len(memory(other).published) == len(entries))
+        assert all(one.event["data"]["messageId"] for one in memory(other).published)
+        assert sink.taken == []
+        sink.is_hostile = False
+        run.clock.ahead = timedelta(hours=2)
+        await eventually(lambda: set(sink.taken) >= {entry.event.id for entry in entries})
+
+
+async def test_results_without_end_are_not_counted_to_the_end(database: Database) -> None:
+    counted = 0
+
+    def endless(_: Any) -> Iterator[Result]:
+        nonlocal counted
+        for counted in count():
+            if counted > 1000:
+                return
+            yield Published()
+
+    sink = Hostile(endless)
+    await append(database, life("a"))
+    async with running(database, private(sink)):
+        await eventually(lambda: sink.calls)
+    assert counted <= sink.max_batch + 1
+
+
+@pytest.mark.parametrize("check", CHECKS)
+async def test_whatever_check_does_costs_no_event_an_attempt(database: Database, check: str) -> None:
+    async def odd_check() -> Any:
+        said = CHECKS[check]()
+        return await said if asyncio.iscoroutine(said) else said
+
+    sink, other = Hostile(raising(OSError("gone")), check=odd_check), memory_sink("other")
+    entries = await append(database, life("a"))
+    async with running(database, private(sink), other):
+
+        async def known() -> bool:
+            return (await sink_row(database)).down_since_at is not None
+
+        await until(known)
+        assert await rows(database) == []
+        await eventually(lambda: len(memory(other).published) == len(entries))
+        sink.is_hostile = False
+        await eventually(lambda: sink.taken == [entry.event.id for entry in entries])
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+async def test_whatever_limits_it_declares_others_get_their_events(database: Database, limits: str) -> None:
+    sink, other = Hostile(**LIMITS[limits]), memory_sink("other")
+    entries = await append(database, life("a"))
+    async with running(database, private(sink), other):
+        await eventually(lambda: len(memory(other).published) == len(entries))
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+async def test_a_start_that_fails_is_tried_again(database: Database, error: BaseException) -> None:
+    sink, other = Hostile(), memory_sink("other")
+    sink.failures["start"] = error
+    entries = await append(database, life("a"))
+    async with running(database, private(sink), other):
+        await eventually(lambda: len(memory(other).published) == len(entries))
+        await eventually(lambda: sink.taken == [entry.event.id for entry in entries])
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+async def test_a_stop_that_fails_keeps_nobody_from_stopping(database: Database, error: BaseException) -> None:
+    sink = Hostile()
+    sink.failures["stop"] = error
+    entries = await append(database, life("a"))
+    async with running(database, private(sink)):
+        await eventually(lambda: sink.taken == [entry.event.id for entry in entries])
+    row = await sink_row(database)
+    assert (row.cursor, row.lease_holder) == (entries[-1].position, None)
+
+
+async def test_a_publish_that_cannot_be_cancelled_keeps_nobody_from_stopping(database: Database) -> None:
+    async def deaf(_: Any) -> Any:
+        while sink.is_hostile:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05)
+
+    sink, other = Hostile(deaf), memory_sink("other")
+    entries = await append(database, life("a"))
+    async with running(database, private(sink, timeout="0.1s"), other, lease_seconds=2) as run:
+        await eventually(lambda: sink.calls and len(memory(other).published) == len(entries))
+        stopping = asyncio.create_task(run.dispatchers.stop())
+        await asyncio.wait({stopping}, timeout=10)
+        is_stopped, sink.is_hostile = stopping.done(), False
+    assert is_stopped
+    assert (await sink_row(database)).cursor == 0

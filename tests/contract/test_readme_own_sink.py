@@ -1,0 +1,73 @@
+"""The sink that the README shows is short, works by both names, and passes the tests that the README shows."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.test_readme import README, blocks
+
+TEXT = README.partition("### A sink in thirty lines")[2].partition("\n## ")[0]
+SINK, TESTS = blocks(TEXT, "python")
+TABLE, PACKAGE = (tomllib.loads(block) for block in blocks(TEXT, "toml"))
+[COMMAND] = blocks(TEXT, "sh")
+
+CONFIGURE = """
+import json, sys
+from receiver.sinks.registry import configure
+[one] = configure([json.loads(sys.argv[1])])
+print(type(one.sink).__module__, type(one.sink).__name__, one.settings.port)
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A directory with the files that the README shows, and nothing of ours."""
+    (tmp_path / "my_sinks.py").write_text(SINK, "utf-8")
+    (tmp_path / "test_my_sinks.py").write_text(TESTS, "utf-8")
+    return tmp_path
+
+
+def run(home: Path, *command: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(home)}
+    ran = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def configured(home: Path, table: dict[str, Any]) -> list[str]:
+    return run(home, sys.executable, "-c", CONFIGURE, json.dumps(table)).split()
+
+
+def test_it_has_thirty_lines() -> None:
+    assert sum(bool(line.strip()) for line in SINK.splitlines()) <= 30
+
+
+def test_it_is_found_by_module_and_class(home: Path) -> None:
+    [table] = TABLE["sinks"]
+    assert configured(home, table) == ["my_sinks", "LinesSink", "4711"]
+
+
+def test_it_is_found_by_its_entry_point(home: Path) -> None:
+    [[group, names]] = PACKAGE["project"]["entry-points"].items()
+    installed = home / "my_sinks-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: my-sinks\nVersion: 1.0\n", "utf-8")
+    (installed / "entry_points.txt").write_text(
+        f"[{group}]\n" + "".join(f"{name} = {where}\n" for name, where in names.items()), "utf-8"
+    )
+    [table] = TABLE["sinks"]
+    assert configured(home, {**table, "type": "lines"}) == ["my_sinks", "LinesSink", "4711"]
+
+
+def test_it_passes_the_conformance_kit(home: Path) -> None:
+    python, *options = COMMAND.split()
+    assert python == "python"
+    told = run(home, sys.executable, *options, "-p", "no:cacheprovider", "-W", "error")
+    assert " passed, 2 skipped" in told
+    assert "it is given one batch at a time" in told
