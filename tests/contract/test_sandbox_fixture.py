@@ -1,0 +1,199 @@
+"""The fixture `receiver_sandbox`: what the README shows works in a project that is not ours, and so does the rest."""
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from receiver.sandbox.misbehaviour import Misbehaviour, Rates
+from receiver.sandbox.numbers import magic_numbers
+from receiver.testing.sandbox import Sandbox, running_sandbox
+from tests.contract.test_readme import blocks, section
+from tests.sandboxes import V1, V2, v1_message, v2_message
+from tests.servers import free_port
+
+SECTION = section("Test your application against it")
+CONFTEST, TESTS = blocks(SECTION, "python")
+SHOP = Path(__file__).parent / "own_application" / "shop.py"
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Sandbox]:
+    """A sandbox that may be reset."""
+    with running_sandbox() as box:
+        yield box
+
+
+@pytest.fixture
+def box(shared: Sandbox) -> Sandbox:
+    shared.reset()
+    return shared
+
+
+def send(box: Sandbox, path: str, body: Any) -> httpx2.Response:
+    return httpx2.post(box.url + path, json=body, auth=box.credentials, trust_env=False)
+
+
+# --- in a project of somebody else
+
+
+def pytest_run(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-W", "error", "-p", "no:cacheprovider", *options]
+    environment = {**os.environ, "PYTHONPATH": str(home)}
+    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A directory with the application and the files that the README shows."""
+    shutil.copy(SHOP, tmp_path)
+    (tmp_path / "conftest.py").write_text(CONFTEST, "utf-8")
+    return tmp_path
+
+
+def test_the_tests_that_the_readme_shows_pass(home: Path) -> None:
+    (home / "test_shop.py").write_text(TESTS, "utf-8")
+    # comes before them by its name
+    (home / "test_before.py").write_text(
+        "import sys\n\n\ndef test_nothing_is_loaded_yet():\n"
+        "    assert not {'starlette', 'httpx2', 'uvicorn', 'receiver.sandbox'} & {*sys.modules}\n",
+        "utf-8",
+    )
+    ran = pytest_run(home, "-q")
+    assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout
+    assert f"{TESTS.count('def test_') + 1} passed" in ran.stdout
+
+
+def test_they_find_out_an_application_that_is_wrong(home: Path) -> None:
+    (home / "test_shop.py").write_text(TESTS, "utf-8")
+    shop = (home / "shop.py").read_text("utf-8")
+    (home / "shop.py").write_text(
+        shop.replace("in self._seen:\n            return", "in self._seen:\n            pass")
+    )
+    ran = pytest_run(home, "-q")
+    assert (ran.returncode, "1 failed" in ran.stdout) == (1, True)
+    assert "test_a_reply_is_filed_once" in ran.stdout
+
+
+# --- what the README says of numbers and rates
+
+
+def test_the_magic_numbers_of_the_readme_are_all_there_are() -> None:
+    shown = dict(re.findall(r"^\| `(\+1555209\d{4})` \| (?:`(\w+)`)?", SECTION, re.M))
+    numbers = {each.number: each.misbehaviour or "" for each in magic_numbers() if each.number.startswith("+1555209")}
+    assert shown == numbers
+    codes = {each.number for each in magic_numbers()} - numbers.keys()
+    assert set(re.findall(r"\+155520[12]\d{4}", SECTION)) <= codes
+
+
+def test_every_rate_of_the_readme_is_one() -> None:
+    shown = set(re.findall(r"`(\w+)`", SECTION)) | {"failed", "unconfirmed"}
+    assert set(Rates.model_fields) <= shown
+
+
+# --- the fixture and what it is made of
+
+
+@pytest.fixture
+def receiver_sandbox_settings() -> Mapping[str, Any]:
+    return {"credentials": ["user:with:colons"], "messages_per_second": 0.001}
+
+
+def test_the_settings_are_those_of_a_fixture_that_is_defined_anew(receiver_sandbox: Sandbox) -> None:
+    assert receiver_sandbox.credentials == ("user", "with:colons")
+    assert [send(receiver_sandbox, V1, v1_message()).status_code for _ in range(2)] == [201, 429]
+
+
+def test_by_itself_v1_has_no_limit(box: Sandbox) -> None:
+    assert [send(box, V1, v1_message()).status_code for _ in range(3)] == [201] * 3
+
+
+def test_a_code_has_a_number_in_each_generation() -> None:
+    assert (Sandbox.number(4720), Sandbox.number(720, "v1")) == ("+15552024720", "+15552010720")
+    for code, api in ((720, "v2"), (4720, "v1"), (4720, "v3"), (-1, "v2")):
+        with pytest.raises(ValueError):
+            Sandbox.number(code, api)
+
+
+@pytest.mark.parametrize("misbehaviour", Misbehaviour)
+def test_a_misbehaviour_has_a_number(misbehaviour: Misbehaviour) -> None:
+    [found] = [each for each in magic_numbers() if each.misbehaviour is misbehaviour]
+    assert Sandbox.misbehaving_number(str(misbehaviour)) == found.number
+
+
+def test_what_nobody_knows_is_a_value_error_with_the_sandboxs_words(box: Sandbox) -> None:
+    with pytest.raises(ValueError, match="boredom"):
+        Sandbox.misbehaving_number("boredom")
+    with pytest.raises(ValueError, match="boredom: Extra inputs are not permitted"):
+        box.set_rates(boredom=1)
+    with pytest.raises(ValueError, match="v1 has no groups"):
+        box.send_inbound(sender="+19195554321", to=["+19195551234", "+19195551235"], text="x", api="v1")
+
+
+def test_an_inbound_message_has_an_id_for_each_number_of_ours(box: Sandbox) -> None:
+    ids = box.send_inbound(
+        sender="+19195554321", to=["+19195551234", "+19195551235"], text="x", others=["+19195559999"]
+    )
+    assert len(set(ids)) == 2
+    assert {truth["recipient"] for truth in box.truth(ids[0])} >= {"+19195551234"}
+    assert {truth["messageId"] for truth in box.truth()} == set(ids)
+
+
+def test_the_rates_are_called_as_in_python(box: Sandbox) -> None:
+    box.set_rates(unknown_type=0.5, failed=1)
+    rates = httpx2.get(f"{box.url}/sandbox/rates", trust_env=False).json()
+    assert {name for name, share in rates.items() if share} == {"unknownType", "failed"}
+
+
+def test_a_callback_that_stays_due_is_a_timeout() -> None:
+    with running_sandbox(outbound_url=f"http://127.0.0.1:{free_port()}/nobody", speed=1) as box:
+        send(box, V2, v2_message())
+        with pytest.raises(TimeoutError, match="1 callbacks are still due"):
+            box.wait_until_idle(0.05)
+
+
+def test_the_clock_moves_and_a_reset_forgets(box: Sandbox) -> None:
+    def now() -> str:
+        return str(httpx2.get(f"{box.url}/sandbox/clock", trust_env=False).json()["now"])
+
+    before = now()
+    box.advance(366 * 24 * 3600)
+    assert int(now()[:4]) > int(before[:4])
+    send(box, V2, v2_message())
+    box.reset(seed=7)
+    assert (box.truth(), box.posts(), now()[:4]) == ([], [], before[:4])
+
+
+def test_it_works_while_another_event_loop_runs() -> None:
+    async def use() -> list[dict[str, Any]]:
+        with running_sandbox() as box:
+            await asyncio.to_thread(box.wait_until_idle)
+            return box.posts()
+
+    assert asyncio.run(use()) == []
+
+
+def test_it_leaves_no_thread_and_no_open_port() -> None:
+    threads = {*threading.enumerate()}
+    with running_sandbox() as box:
+        url = box.url
+        assert {*threading.enumerate()} > threads
+    assert {*threading.enumerate()} == threads
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"{url}/sandbox/idle", trust_env=False)
+
+
+def test_a_wrong_setting_is_refused_before_anything_runs() -> None:
+    threads = {*threading.enumerate()}
+    with pytest.raises(ValueError, match="colour"), running_sandbox(colour="red"):
+        pass
+    assert {*threading.enumerate()} == threads

@@ -1,0 +1,305 @@
+"""Sending through both generations of the API, over HTTP."""
+
+import re
+import time
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.sandboxes import V1, V2, sandbox, v1_message, v2_message
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_one_v1_message_is_created_and_can_be_got() -> None:
+    async with sandbox() as box:
+        answer = await box.send(V1, v1_message(), 201)
+        assert answer.content == b""
+        location = answer.headers["location"]
+        assert re.fullmatch(r"/v1/users/u-1/messages/m-[a-z2-7]{23}", location)
+        shown = (await box.client.get(location)).json()
+        assert shown["id"] == shown["messageId"] == location.rpartition("/")[2]
+        assert (shown["from"], shown["to"], shown["text"]) == ("+19195551212", "+19195551213", "hello")
+        assert (shown["direction"], shown["media"]) == ("out", [])
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", shown["time"])
+
+
+async def test_several_v1_messages_have_a_result_each_in_their_order() -> None:
+    async with sandbox() as box:
+        sent = [v1_message(), v1_message(to=""), v1_message(text="there")]
+        results = (await box.send(V1, sent, 202)).json()
+        assert [result["result"] for result in results] == ["accepted", "error", "accepted"]
+        assert results[1] == {
+            "result": "error",
+            "error": {
+                "category": "bad-request",
+                "code": "blank-property",
+                "message": "The 'message' resource property 'to' must contain at least one non-whitespace character",
+                "details": [],
+            },
+        }
+        assert results[2]["location"].startswith(f"{box.client.base_url}".rstrip("/") + V1)
+        assert (await box.client.get(results[2]["location"])).json()["text"] == "there"
+
+
+async def test_50_messages_may_be_sent_at_once_and_not_more() -> None:
+    async with sandbox() as box:
+        assert len((await box.send(V1, [v1_message()] * 50, 202)).json()) == 50
+        refused = (await box.send(V1, [v1_message()] * 51, 403)).json()
+        assert (refused["category"], refused["code"]) == ("limit", "multi-message-limit")
+        assert (await box.send(V1, [], 202)).json() == []
+
+
+async def test_a_refused_v1_message_tells_about_the_request() -> None:
+    async with sandbox() as box:
+        refused = (await box.send(V1, v1_message(text=None), 400)).json()
+        assert refused["code"] == "missing-property"
+        assert refused["details"] == [
+            {"name": "requestMethod", "value": "POST"},
+            {"name": "remoteAddress", "value": "127.0.0.1"},
+            {"name": "requestPath", "value": "users/u-1/messages"},
+        ]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind", "status"),
+    [
+        (V1, b"{", "application/json", 400),
+        (V1, b"{}", "text/plain", 415),
+        (V1, b'{"text": "\\ud800"}', "application/json", 400),
+        (V2, b"{", "application/json", 400),
+        (V2, b"{}", "application/x-www-form-urlencoded", 415),
+        (V2, b"\xff", "application/json; charset=utf-8", 400),
+    ],
+)
+async def test_a_body_must_be_json_and_say_so(path: str, body: bytes, kind: str, status: int) -> None:
+    async with sandbox() as box:
+        answer = await box.client.post(path, content=body, headers={"content-type": kind})
+        assert answer.status_code == status
+        assert ("category" if path == V1 else "type") in answer.json()
+
+
+@pytest.mark.parametrize("auth", [None, ("token", "wrong"), ("", ""), ("tokén", "x")])
+@pytest.mark.parametrize(
+    ("method", "path", "told"),
+    [
+        ("POST", V1, ("category", "authorization", "code", "access-denied")),
+        ("GET", V1, ("category", "authorization", "code", "access-denied")),
+        ("GET", f"{V1}/m-1", ("category", "authorization", "code", "access-denied")),
+        ("POST", V2, ("type", "unauthorized", "description", "Authentication Failed")),
+        ("GET", V2, ("type", "unauthorized", "description", "Authentication Failed")),
+    ],
+)
+async def test_nobody_gets_in_without_credentials(
+    auth: tuple[str, str] | None, method: str, path: str, told: tuple[str, ...]
+) -> None:
+    async with sandbox() as box, httpx2.AsyncClient(base_url=box.client.base_url, trust_env=False) as stranger:
+        answer = await stranger.request(method, path, auth=auth, content=b"{" if method == "POST" else None)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"].startswith("Basic realm=")
+        body = answer.json()
+        assert (body[told[0]], body[told[2]]) == (told[1], told[3])
+
+
+async def test_without_credentials_in_the_settings_everybody_gets_in() -> None:
+    async with sandbox(credentials=()) as box:
+        answer = await box.client.post(V1, json=v1_message(), headers={"authorization": "Bearer anything"})
+        assert answer.status_code == 201
+
+
+async def test_a_user_that_does_not_exist_gets_no_access() -> None:
+    async with sandbox(users=("u-1",)) as box:
+        await box.send(V1, v1_message(), 201)
+        await box.send("/v1/users/u-2/messages", v1_message(), 401)
+        await box.send("/api/v2/users/u-2/messages", v2_message(), 401)
+
+
+async def test_a_number_that_is_not_yours_is_refused_by_v1() -> None:
+    async with sandbox(numbers=("+19195551212",)) as box:
+        await box.send(V1, v1_message(), 201)
+        refused = (await box.send(V1, v1_message(**{"from": "+19195551211"}), 401)).json()
+        assert (refused["code"], refused["details"][:2]) == (
+            "number-access-denied",
+            [{"name": "userId", "value": "u-1"}, {"name": "number", "value": "+19195551211"}],
+        )
+        (result,) = (await box.send(V1, [v1_message(**{"from": "+19195551211"})], 202)).json()
+        assert result["error"]["category"] == "authorization"
+        assert len(result["error"]["details"]) == 2
+
+
+async def test_a_number_that_is_not_yours_fails_in_v2() -> None:
+    async with sandbox(numbers=("+19195551212",)) as box:
+        sent = (await box.send(V2, v2_message(**{"from": "+19195551211"}), 202)).json()
+        await box.settle()
+        assert [(truth["status"], truth["code"]) for truth in await box.truth(sent["id"])] == [("failed", 4405)]
+
+
+async def test_one_message_a_second_may_be_sent_from_a_number() -> None:
+    async with sandbox(messages_per_second=1) as box:
+        await box.send(V1, v1_message(), 201)
+        refused = await box.send(V1, v1_message(), 429)
+        assert (refused.json()["category"], refused.json()["code"]) == ("limit", "message-rate-limit-per-tn")
+        assert time.time() - 1 < int(refused.headers["x-ratelimit-reset"]) <= time.time() + 2
+        await box.send(V1, v1_message(**{"from": "+19195551219"}), 201)
+        await box.client.post("/sandbox/clock", json={"advance": 1})
+        await box.send(V1, v1_message(), 201)
+
+
+async def test_the_limit_counts_inside_an_array_too_and_what_is_refused_does_not_count() -> None:
+    async with sandbox(messages_per_second=1) as box:
+        results = (await box.send(V1, [v1_message(to=""), v1_message(), v1_message()], 202)).json()
+        assert [result.get("error", {}).get("code") for result in results] == [
+            "blank-property",
+            None,
+            "message-rate-limit-per-tn",
+        ]
+
+
+async def test_the_limit_can_be_switched_off_and_is_not_v2s() -> None:
+    async with sandbox(messages_per_second=0) as box:
+        for _ in range(3):
+            await box.send(V1, v1_message(), 201)
+    async with sandbox(messages_per_second=1) as box:
+        for _ in range(3):
+            await box.send(V2, v2_message(), 202)
+
+
+async def test_pages_are_linked() -> None:
+    async with sandbox() as box:
+        for number in range(5):
+            await box.send(V1, v1_message(text=str(number)), 201)
+        seen: list[list[str]] = []
+        url = f"{V1}?size=2&from=%2b19195551212"
+        while url:
+            answer = await box.client.get(url)
+            seen.append([message["text"] for message in answer.json()])
+            link = re.fullmatch(r'<([^>]+)>; rel="next"', answer.headers.get("link", ""))
+            url = link[1] if link else ""
+        assert seen == [["0", "1"], ["2", "3"], ["4"]]
+
+
+async def test_a_list_is_of_one_user_and_one_generation() -> None:
+    async with sandbox() as box:
+        await box.send(V1, v1_message(text="mine"), 201)
+        await box.send("/v1/users/u-2/messages", v1_message(text="theirs"), 201)
+        await box.send(V2, v2_message(), 202)
+        assert [message["text"] for message in (await box.client.get(V1)).json()] == ["mine"]
+
+
+async def test_a_bad_list_is_refused() -> None:
+    async with sandbox() as box:
+        answer = await box.client.get(V1, params={"size": 1001})
+        assert (answer.status_code, answer.json()["code"]) == (400, "validation-error")
+        answer = await box.client.get(V2)
+        assert (answer.status_code, answer.json()["type"]) == (400, "request-validation")
+
+
+async def test_what_there_is_not_is_told_in_the_words_of_each_generation() -> None:
+    async with sandbox() as box:
+        answer = await box.client.get(f"{V1}/m-unknown")
+        assert (answer.status_code, answer.json()["code"]) == (404, "message-not-found")
+        assert {"name": "messageId", "value": "m-unknown"} in answer.json()["details"]
+        assert (await box.client.get("/v1/elsewhere")).json()["code"] == "resource-not-found"
+        assert (await box.client.get("/api/v2/users/u-1/messages/happy")).json()["error"] == "Not Found"
+        assert (await box.client.get(f"{V1}/")).status_code == 404
+        refused = await box.client.put(V1)
+        assert (refused.status_code, sorted(refused.headers["allow"].split(", "))) == (405, ["GET", "HEAD", "POST"])
+        assert (await box.client.head(V1)).status_code == 200
+        assert (await box.client.put(V2)).json()["type"] == "method-not-allowed"
+
+
+async def test_the_message_of_another_user_is_not_found() -> None:
+    async with sandbox() as box:
+        location = (await box.send(V1, v1_message(), 201)).headers["location"]
+        theirs = location.replace("u-1", "u-2")
+        assert (await box.client.get(theirs)).status_code == 404
+
+
+async def test_text_is_forgotten_after_30_days() -> None:
+    async with sandbox() as box:
+        location = (await box.send(V1, v1_message(), 201)).headers["location"]
+        await box.client.post("/sandbox/clock", json={"advance": 30 * 86400 - 60})
+        assert (await box.client.get(location)).json()["text"] == "hello"
+        await box.client.post("/sandbox/clock", json={"advance": 120})
+        assert "text" not in (await box.client.get(location)).json()
+
+
+async def test_a_v2_message_is_accepted() -> None:
+    async with sandbox() as box:
+        sent = (await box.send(V2, v2_message(tag="mine", media=["http://x.y/z"]), 202)).json()
+        assert re.fullmatch(r"\d{13}[a-z2-7]{16}", sent["id"])
+        expected: dict[str, Any] = {
+            "owner": "+19195551212",
+            "applicationId": "app-1",
+            "segmentCount": 1,
+            "direction": "out",
+            "to": ["+19195551213"],
+            "from": "+19195551212",
+            "media": ["http://x.y/z"],
+            "text": "hello",
+            "tag": "mine",
+        }
+        assert {name: sent[name] for name in sent if name not in ("id", "time")} == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "count"),
+    [
+        ({"text": "a" * 161}, 2),
+        ({"text": "я" * 71}, 2),
+        ({"text": "a" * 161, "media": ["http://x.y/z"]}, 1),
+        ({"text": "a" * 161, "to": ["+19195551213", "+19195551214"]}, 1),
+    ],
+    ids=str,
+)
+async def test_segments_are_counted_and_an_mms_is_one(more: dict[str, Any], count: int) -> None:
+    async with sandbox() as box:
+        assert (await box.send(V2, v2_message(**more), 202)).json()["segmentCount"] == count
+
+
+async def test_v2_is_there_under_its_old_address_too() -> None:
+    async with sandbox() as box:
+        sent = (await box.send("/v2/users/u-1/messages", v2_message(to="+19195551213"), 202)).json()
+        assert sent["to"] == ["+19195551213"]
+
+
+async def test_a_v2_application_that_is_not_yours_is_refused() -> None:
+    async with sandbox(application_ids=("app-1",)) as box:
+        await box.send(V2, v2_message(), 202)
+        refused = (await box.send(V2, v2_message(applicationId="app-2"), 400)).json()
+        assert refused["fieldErrors"][0]["fieldName"] == "applicationId"
+
+
+async def test_v2_messages_are_listed_page_by_page() -> None:
+    async with sandbox() as box:
+        for number in range(5):
+            await box.send(V2, v2_message(to=[f"+1919555000{number}"]), 202)
+        seen: list[str] = []
+        params = {"sourceTn": "+19195551212", "sort": "destinationTn:asc", "limit": "2"}
+        while True:
+            page = (await box.client.get(V2, params=params)).json()
+            assert page["totalCount"] == 5
+            seen += [message["destinationTn"] for message in page["messages"]]
+            if "nextPageToken" not in page["pageInfo"]:
+                break
+            following = (await box.client.get(page["pageInfo"]["nextPage"])).json()
+            params["pageToken"] = page["pageInfo"]["nextPageToken"]
+            assert following == (await box.client.get(V2, params=params)).json()
+        assert seen == [f"+1919555000{number}" for number in range(5)]
+        assert "prevPageToken" in page["pageInfo"]
+        assert (await box.client.get(V2, params={**params, "pageToken": "?"})).status_code == 400
+
+
+async def test_only_the_newest_messages_are_kept() -> None:
+    async with sandbox(max_messages=3) as box:
+        for number in range(5):
+            await box.send(V1, v1_message(text=str(number)), 201)
+        assert [message["text"] for message in (await box.client.get(V1)).json()] == ["2", "3", "4"]
+        assert len((await box.client.get("/sandbox/truth")).json()) == 3
+
+
+async def test_a_body_beyond_all_measure_is_refused() -> None:
+    async with sandbox() as box:
+        answer = await box.client.post(V1, json=[v1_message(tag="x" * 3_000_000)])
+        assert answer.status_code == 413
