@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -18,6 +18,7 @@ from receiver.intake import Intake, Judge
 from receiver.metrics import Metrics
 from receiver.settings import Settings
 from receiver.sinks import registry
+from receiver.sinks.registry import ConfiguredSink
 from receiver.storage.database import Database
 from receiver.web import api, callbacks, problems
 from receiver.web.auth import TokenAuth, Tokens
@@ -27,6 +28,17 @@ from receiver.web.operations import Api
 from receiver.workers.dispatcher import Dispatchers
 from receiver.workers.pruner import Pruner
 from receiver.workers.wakeup import Wakeup
+
+RELOADED: Final = (
+    "callback_credentials",
+    "callback_networks",
+    "api_tokens",
+    "tag_keys",
+    "tag_policy",
+    "max_body_bytes",
+    "sinks",
+)
+"""The settings that a running receiver takes over; the others wait for a restart."""
 
 
 def now() -> datetime:
@@ -49,15 +61,11 @@ class Receiver:
             clock=now,
             on_commit=wakeup.set,
         )
-        sinks = registry.configure(settings.sinks)
+        sinks = configured_sinks(settings)
         self.dispatchers = Dispatchers(self.database, sinks, clock=now, wakeup=wakeup, observer=self.metrics)
         names = [sink.name for sink in sinks]
         self.pruner = Pruner(self.database, settings.retention.ages, clock=now, sinks=names)
-        self._callbacks = self._callback_application()
-        self._pages = Starlette(
-            routes=self._routes(), lifespan=self._lifespan, exception_handlers=problems.APPLICATION_HANDLERS
-        )
-        self._pages.router.redirect_slashes = False
+        self._build_web()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Callbacks past all routing: they are what there is most of."""
@@ -77,6 +85,26 @@ class Receiver:
         await self.dispatchers.stop()
         await self.pruner.stop()
         await self.database.close()
+
+    async def reload(self, settings: Settings) -> None:
+        """Takes over what may change while it runs; raises SettingsError, and changes nothing, if that is wrong.
+
+        Requests under way are judged by what held when they came.
+        """
+        sinks = configured_sinks(settings)
+        judged = judge(settings)
+        self.settings = self.settings.model_copy(update={name: getattr(settings, name) for name in RELOADED})
+        self.intake.judge_by(judged)
+        self._build_web()
+        self.pruner.sinks = frozenset(sink.name for sink in sinks)
+        await self.dispatchers.reload(sinks)
+
+    def _build_web(self) -> None:
+        self._callbacks = self._callback_application()
+        self._pages = Starlette(
+            routes=self._routes(), lifespan=self._lifespan, exception_handlers=problems.APPLICATION_HANDLERS
+        )
+        self._pages.router.redirect_slashes = False
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -115,6 +143,8 @@ class Receiver:
             tokens=tokens,
             tag_key=next(iter(keys.items()), None),
             public_url=self.settings.public_url,
+            clock=now,
+            sinks={table["name"]: table for table in self.settings.sinks},
         )
 
     async def _reread(self, ids: Sequence[str]) -> object:
@@ -122,6 +152,12 @@ class Receiver:
 
     async def _metrics(self, request: Request) -> Response:
         return Response(self.metrics.exposition(), media_type=metrics.CONTENT_TYPE)
+
+
+def configured_sinks(settings: Settings) -> list[ConfiguredSink]:
+    """The sinks of the settings; none may publish to where callbacks come in."""
+    addresses = {settings.base_url, settings.listen_url}
+    return registry.configure(settings.sinks, {address + path for address in addresses for path in callbacks.ROUTES})
 
 
 def judge(settings: Settings) -> Judge:
@@ -132,9 +168,10 @@ def _tag_keys(settings: Settings) -> dict[str, str]:
     return tags.parse_keys([key.get_secret_value() for key in settings.tag_keys])
 
 
-def application(settings: Settings) -> Any:
+def behind_proxies(receiver: Receiver) -> Any:
     """The ASGI application, behind the proxies that are trusted."""
-    receiver: Any = Receiver(settings)
-    if not settings.trusted_proxies:
-        return receiver
-    return ProxyHeadersMiddleware(receiver, trusted_hosts=[str(network) for network in settings.trusted_proxies])
+    application: Any = receiver
+    if not receiver.settings.trusted_proxies:
+        return application
+    trusted = [str(network) for network in receiver.settings.trusted_proxies]
+    return ProxyHeadersMiddleware(application, trusted_hosts=trusted)

@@ -145,8 +145,10 @@ class Settings(BaseSettings):
 
     @property
     def base_url(self) -> str:
-        if self.public_url is not None:
-            return self.public_url.rstrip("/")
+        return self.public_url.rstrip("/") if self.public_url is not None else self.listen_url
+
+    @property
+    def listen_url(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 

@@ -19,6 +19,8 @@ _OPTIONS = {
     "deliveryCode": "--code",
     "tagVerdict": "--tag-verdict",
     "applicationId": "--application",
+    "messageId": "--message",
+    "eventId": "--event",
 }
 
 

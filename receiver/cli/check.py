@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Final
 
 from receiver import credentials
+from receiver.app import configured_sinks
 from receiver.cli.opening import read_settings
 from receiver.cli.output import say_json, say_table
 from receiver.errors import SettingsError
 from receiver.settings import Settings
-from receiver.sinks import registry
 from receiver.storage import durability, embedded, schema
 from receiver.storage.database import Database, is_sqlite
 
@@ -52,7 +52,7 @@ async def _finding(what: str, find: Callable[[Settings], Awaitable[str]], settin
 
 
 async def _sinks(settings: Settings) -> str:
-    return ", ".join(sink.name for sink in registry.configure(settings.sinks)) or "none"
+    return ", ".join(sink.name for sink in configured_sinks(settings)) or "none"
 
 
 async def _credentials(settings: Settings) -> str:

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from receiver.domain.events import Api, Direction, Quarantine, TagVerdict
+from receiver.domain.publication import Death
+from receiver.domain.queries import ReplayAction
 
 
 def _group(help: str) -> typer.Typer:  # noqa: A002
@@ -17,10 +19,12 @@ app = _group("Receives Bandwidth's message callbacks and tells what became of ea
 tag = _group("Sign and check the tags of messages.")
 messages = _group("Look at messages.")
 callbacks = _group("Look at the raw ledger of callbacks, read it again, copy it.")
-dead_letters = _group("Look at events that a sink did not take.")
+sinks = _group("See how the sinks are doing, try them, pause them, give them old events again.")
+dead_letters = _group("Look at events that a sink did not take; make them due again, or drop them.")
 app.add_typer(tag, name="tag")
 app.add_typer(messages, name="messages")
 app.add_typer(callbacks, name="callbacks")
+app.add_typer(sinks, name="sinks")
 app.add_typer(dead_letters, name="dead-letters")
 
 Config = Annotated[
@@ -32,6 +36,15 @@ Page = Annotated[int, typer.Option(min=0, help="Which page, from 0.")]
 OldestFirst = Annotated[bool, typer.Option("--oldest-first", help="Else the newest come first.")]
 Since = Annotated[str | None, typer.Option(metavar="TIME", help="From this time on: yyyy-MM-dd hh:mm:ss or RFC 3339.")]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="Before this time.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing, count.")]
+SinkName = Annotated[str, typer.Argument(metavar="SINK", help="The sink's name.")]
+MessageId = Annotated[str | None, typer.Option("--message", metavar="ID", help="Of this message alone.")]
+EventId = Annotated[str | None, typer.Option("--event", metavar="ID", help="Of this event alone.")]
+DeathReason = Annotated[Death | None, typer.Option("--reason", help="Refused by the sink, or tried for too long.")]
+DiedSince = Annotated[str | None, typer.Option("--since", metavar="TIME", help="Those that died from this time on.")]
+DiedUntil = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Those that died before this time.")]
+LetterIds = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="Which ones.")]
+Every = Annotated[bool, typer.Option("--all", help="All of this sink.")]
 Outcome = Annotated[str | None, typer.Option(metavar="OUTCOME", help="accepted or quarantined.")]
 Reason = Annotated[Quarantine | None, typer.Option(help="Why it was quarantined.")]
 Generation = Annotated[Api | None, typer.Option("--api", help="The generation of Bandwidth's API.")]
@@ -69,6 +82,88 @@ def serve(
     from receiver.cli.serve import serve
 
     return serve(config, host=host, port=port)
+
+
+@app.command()
+def sandbox(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: any.")] = 8090,
+    outbound_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where the statuses of v2 messages are posted.")
+    ] = None,
+    inbound_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where inbound v2 messages are posted; else the outbound URL.")
+    ] = None,
+    v1_inbound_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where inbound v1 messages are told; may hold user and password.")
+    ] = None,
+    callback_credentials: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER:PASSWORD",
+            envvar="SANDBOX_CALLBACK_CREDENTIALS",
+            help="For a v2 URL that asks for them.",
+        ),
+    ] = None,
+    credentials: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TOKEN:SECRET", help="Who may send; may be repeated; else token:secret."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="What every choice follows from; else 1.")] = None,
+    speed: Annotated[float | None, typer.Option(help="What every delay is divided by; else 1.")] = None,
+    rate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SHARE",
+            help="How often something goes wrong, 0 to 1; may be repeated. Names: failed, unconfirmed, duplicate, "
+            "reorder, delay, late, missing, silent, contradict, unknownType, batch.",
+        ),
+    ] = None,
+    no_rate_limit: Annotated[
+        bool, typer.Option("--no-rate-limit", help="More than one v1 message a second from a number.")
+    ] = False,
+    remote_callbacks: Annotated[
+        bool, typer.Option("--remote-callbacks", help="Call back to other machines too, not to this one alone.")
+    ] = False,
+) -> int:
+    """Play Bandwidth: take messages, call back, send nothing.
+
+    It takes them by both generations of Bandwidth's API and calls back as Bandwidth does.
+    """
+    from receiver.cli.sandbox import sandbox
+
+    asked = {
+        "outbound_url": outbound_url,
+        "inbound_url": inbound_url,
+        "v1_inbound_url": v1_inbound_url,
+        "callback_credentials": callback_credentials,
+        "credentials": credentials or None,
+        "seed": seed,
+        "speed": speed,
+        "messages_per_second": 0 if no_rate_limit else None,
+        "remote_callbacks": remote_callbacks,
+    }
+    return sandbox(asked, rates=rate or [], host=host, port=port)
+
+
+@app.command()
+def demo(
+    data_dir: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to keep the data; else a folder that goes at the end.")
+    ] = None,
+    per_second: Annotated[float, typer.Option(min=0.01, max=200, help="Messages a second.")] = 2,
+    messages: Annotated[int | None, typer.Option(min=1, help="End after so many messages.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0, help="End after so many seconds.")] = None,
+    seed: Annotated[int, typer.Option(help="What every choice follows from.")] = 1,
+    speed: Annotated[float, typer.Option(min=0.01, max=1e6, help="What the delays of callbacks are divided by.")] = 1,
+) -> int:
+    """See it work: a receiver, a sandbox, and a stream of messages.
+
+    On free ports of this machine, in a folder of its own, until Ctrl-C; the settings of a real receiver play no part.
+    """
+    from receiver.cli.demo import demo
+
+    return demo(data_dir, per_second=per_second, messages=messages, seconds=seconds, seed=seed, speed=speed)
 
 
 @app.command()
@@ -230,6 +325,23 @@ def messages_show(
     return show_message(config, id, api=api, json=json)
 
 
+@messages.command("attempts")
+def messages_attempts(
+    id: Annotated[str, typer.Argument(help="The message's id.")],  # noqa: A002
+    sink: Annotated[str | None, typer.Option(help="To this sink alone.")] = None,
+    api: Generation = None,
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Tell what the sinks were told about one message.
+
+    When, how long it took, what they said, and what was decided.
+    """
+    from receiver.cli.messages import list_attempts
+
+    return list_attempts(config, id, api=api, sink=sink, json=json)
+
+
 @callbacks.command("list")
 def callbacks_list(
     outcome: Outcome = None,
@@ -310,27 +422,131 @@ def callbacks_import(
     return import_callbacks(config, file, json=json)
 
 
+@sinks.command("list")
+def sinks_list(size: Size = 25, page: Page = 0, config: Config = None, json: Json = False) -> int:
+    """List the sinks, with what each still has before it."""
+    from receiver.cli.sinks import list_sinks
+
+    return list_sinks(config, {"size": size, "page": page}, json=json)
+
+
+@sinks.command("show")
+def sinks_show(name: SinkName, config: Config = None, json: Json = False) -> int:
+    """Show how one sink is doing."""
+    from receiver.cli.sinks import show_sink
+
+    return show_sink(config, name, json=json)
+
+
+@sinks.command("test")
+def sinks_test(name: SinkName, config: Config = None, json: Json = False) -> int:
+    """Tell whether a sink can be reached from here.
+
+    By the settings; it is given nothing. Exit code 1 if not.
+    """
+    from receiver.cli.sinks import test_sink
+
+    return test_sink(config, name, json=json)
+
+
+@sinks.command("pause")
+def sinks_pause(name: SinkName, config: Config = None, json: Json = False) -> int:
+    """Have nothing more published to a sink.
+
+    Within a second or so; what comes meanwhile waits.
+    """
+    from receiver.cli.sinks import pause_sink
+
+    return pause_sink(config, name, paused=True, json=json)
+
+
+@sinks.command("resume")
+def sinks_resume(name: SinkName, config: Config = None, json: Json = False) -> int:
+    """Have events published to a sink again, from where it was."""
+    from receiver.cli.sinks import pause_sink
+
+    return pause_sink(config, name, paused=False, json=json)
+
+
+@sinks.command("replay")
+def sinks_replay(
+    name: SinkName,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Events received from this time on, up to where the sink is.")
+    ] = None,
+    beginning: Annotated[bool, typer.Option("--beginning", help="All events that are kept.")] = False,
+    pause: Annotated[bool, typer.Option("--pause", help="Have the replay that is open wait.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Have it go on.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End it for good.")] = False,
+    dry_run: DryRun = False,
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Give a sink old events again.
+
+    With the same ids, beside those that are new; or pause, resume or cancel that.
+    """
+    from receiver.cli.sinks import act_on_replay, begin_replay
+
+    asked: dict[ReplayAction, bool] = {"pause": pause, "resume": resume, "cancel": cancel}
+    actions = [action for action in asked if asked[action]]
+    if len(actions) + beginning + (since is not None) != 1:
+        raise typer.BadParameter("give one of --since, --beginning, --pause, --resume and --cancel")
+    if not actions:
+        return begin_replay(config, name, since=since, dry_run=dry_run, json=json)
+    if dry_run:
+        raise typer.BadParameter("--dry-run is for --since and --beginning")
+    return act_on_replay(config, name, actions[0], json=json)
+
+
+@sinks.command("replays")
+def sinks_replays(
+    name: SinkName,
+    oldest_first: OldestFirst = False,
+    size: Size = 25,
+    page: Page = 0,
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """List the replays to a sink, and how far each has got."""
+    from receiver.cli.sinks import list_replays
+
+    asked = {"sortOrder": "asc" if oldest_first else "desc", "size": size, "page": page}
+    return list_replays(config, name, asked, json=json)
+
+
 @dead_letters.command("list")
 def dead_letters_list(
     sink: Annotated[str | None, typer.Option(help="Of this sink alone.")] = None,
-    reason: Annotated[str | None, typer.Option(help="refused or expired.")] = None,
+    reason: DeathReason = None,
+    message: MessageId = None,
+    event: EventId = None,
+    since: DiedSince = None,
+    until: DiedUntil = None,
     after: Annotated[int, typer.Option(min=0, metavar="ID", help="Those that died after this one.")] = 0,
     size: Size = 25,
+    page: Page = 0,
     config: Config = None,
     json: Json = False,
 ) -> int:
     """List dead letters in the order in which they died."""
     from receiver.cli.dead_letters import list_dead_letters
 
-    return list_dead_letters(config, sink=sink, reason=reason, after=after, size=size, json=json)
+    narrowed = _narrowed(sink, reason, message, event, since, until)
+    return list_dead_letters(config, {**narrowed, "cursor": after, "size": size, "page": page}, json=json)
 
 
 @dead_letters.command("requeue")
 def dead_letters_requeue(
-    sink: Annotated[str, typer.Argument(help="The sink's name.")],
-    ids: Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="Which ones.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All of this sink.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing, count.")] = False,
+    sink: SinkName,
+    ids: LetterIds = None,
+    every: Every = False,
+    reason: DeathReason = None,
+    message: MessageId = None,
+    event: EventId = None,
+    since: DiedSince = None,
+    until: DiedUntil = None,
+    dry_run: DryRun = False,
     config: Config = None,
     json: Json = False,
 ) -> int:
@@ -340,4 +556,43 @@ def dead_letters_requeue(
     """
     from receiver.cli.dead_letters import requeue_dead_letters
 
-    return requeue_dead_letters(config, sink, ids=ids or [], every=every, dry_run=dry_run, json=json)
+    narrowed = _narrowed(sink, reason, message, event, since, until)
+    return requeue_dead_letters(config, narrowed, ids or [], every=every, dry_run=dry_run, json=json)
+
+
+@dead_letters.command("drop")
+def dead_letters_drop(
+    sink: SinkName,
+    ids: LetterIds = None,
+    every: Every = False,
+    reason: DeathReason = None,
+    message: MessageId = None,
+    event: EventId = None,
+    since: DiedSince = None,
+    until: DiedUntil = None,
+    dry_run: DryRun = False,
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Give dead letters of a sink up for good.
+
+    The sink is never given them; later events of a message that one of them held up go on.
+    """
+    from receiver.cli.dead_letters import drop_dead_letters
+
+    narrowed = _narrowed(sink, reason, message, event, since, until)
+    return drop_dead_letters(config, narrowed, ids or [], every=every, dry_run=dry_run, json=json)
+
+
+def _narrowed(
+    sink: str | None, reason: Death | None, message: str | None, event: str | None, since: str | None, until: str | None
+) -> dict[str, object]:
+    """The options that choose dead letters, as parameters of the query API."""
+    return {
+        "sink": sink,
+        "reason": reason,
+        "messageId": message,
+        "eventId": event,
+        "fromDateTime": since,
+        "toDateTime": until,
+    }

@@ -1,4 +1,4 @@
-"""`receiver messages list` and `receiver messages show`."""
+"""`receiver messages list`, `show` and `attempts`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +11,13 @@ from receiver.cli.opening import with_database
 from receiver.cli.output import say, say_fields, say_json, say_page, say_table
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.events import Api, Event
-from receiver.domain.queries import MessageView
+from receiver.domain.queries import AttemptView, MessageView
 from receiver.errors import ReceiverError
 from receiver.settings import Settings
-from receiver.storage import messages
+from receiver.storage import attempts, messages
 from receiver.storage.database import Database
 from receiver.web.parameters import MessageParameters
-from receiver.web.representations import Message, MessageEvent, Recipient
+from receiver.web.representations import Attempt, Message, MessageEvent, Recipient
 
 
 def list_messages(config: Path | None, asked: Mapping[str, Any], *, json: bool) -> int:
@@ -62,6 +62,37 @@ def show_message(config: Path | None, message_id: str, *, api: Api | None, json:
         return 0
 
     return with_database(config, work)
+
+
+def list_attempts(config: Path | None, message_id: str, *, api: Api | None, sink: str | None, json: bool) -> int:
+    async def work(_: Settings, database: Database) -> int:
+        view = _only(message_id, await messages.with_id(database, message_id, api))
+        async with database.reading() as connection:
+            found = await attempts.of_message(connection, view.api, view.id, sink)
+        if json:
+            say_json([Attempt.model_validate(attempt) for attempt in found])
+        else:
+            say_table(_ATTEMPT_HEADINGS, [_attempt_row(attempt) for attempt in found])
+        return 0
+
+    return with_database(config, work)
+
+
+_ATTEMPT_HEADINGS = ("STARTED", "SECONDS", "SINK", "STATUS", "OUTCOME", "CODE", "DECISION", "REASON", "RESPONSE")
+
+
+def _attempt_row(view: AttemptView) -> tuple[object, ...]:
+    return (
+        rfc3339(view.started_at),
+        f"{view.seconds:.3f}",
+        view.sink,
+        view.status,
+        view.outcome,
+        view.response_code,
+        view.decision,
+        view.reason,
+        view.response,
+    )
 
 
 def _only(message_id: str, found: Sequence[MessageView]) -> MessageView:

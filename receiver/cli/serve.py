@@ -6,20 +6,21 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import structlog
 import uvicorn
 
 from receiver import credentials, logs
-from receiver.app import application
+from receiver.app import RELOADED, Receiver, behind_proxies
 from receiver.cli.announcement import announcement
 from receiver.cli.listening import bind
 from receiver.cli.opening import make_data_dir, make_embedded
 from receiver.cli.output import NobodyReads, say
+from receiver.cli.running import run
 from receiver.errors import ReceiverError
 from receiver.settings import Settings, load
 from receiver.storage import durability, embedded, schema
@@ -41,13 +42,15 @@ def serve(config: Path | None, *, host: str | None, port: int | None) -> int:
     _configure_logs(given)
     with ExitStack() as stack:
         if is_sqlite(given.database):
-            stack.enter_context(_embedded_database(given))
+            stack.enter_context(embedded_database(given))
         secured = credentials.secure(given)
         listeners = bind(given.host, given.port)
         for listener in listeners:
             stack.callback(listener.close)
         settings = secured.settings.model_copy(update={"port": listeners[0].getsockname()[1]})
-        _run(_serve(settings, listeners, lambda: _announce(settings, given, secured.file)))
+        receiver = Receiver(settings)
+        reload = Reload(receiver, lambda: credentials.secure(load(config, **overrides)).settings)
+        run(_serve(receiver, listeners, lambda: _announce(settings, given, secured.file), reload))
     log.info("stopped")
     return 0
 
@@ -60,7 +63,7 @@ def _configure_logs(settings: Settings) -> None:
 
 
 @contextmanager
-def _embedded_database(settings: Settings) -> Iterator[None]:
+def embedded_database(settings: Settings) -> Iterator[None]:
     """The embedded database: there, ours alone, and whole."""
     if credentials.missing(settings):
         make_data_dir(settings)
@@ -71,33 +74,55 @@ def _embedded_database(settings: Settings) -> Iterator[None]:
         yield
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        try:
-            runner.run(work)
-        except SystemExit:
-            # uvicorn's way to say that the application did not start
-            raise ReceiverError("the server did not start; the log says why") from None
+class Reload:
+    """Reads the settings again when it is asked to; what is wrong with them is said, and nothing changes."""
+
+    def __init__(self, receiver: Receiver, read: Callable[[], Settings]) -> None:
+        self._receiver = receiver
+        self._read = read
+        self._asked = asyncio.Event()
+
+    def ask(self) -> None:
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Waits to be asked, for ever."""
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            try:
+                await self._reload(self._read())
+            except (ReceiverError, OSError) as error:
+                log.error("settings not reloaded", error=str(error))
+
+    async def _reload(self, settings: Settings) -> None:
+        before = self._receiver.settings
+        await self._receiver.reload(settings)
+        log.info("settings reloaded")
+        # a port of 0 was found out at the start
+        fixed = sorted(settings.model_fields_set - {*RELOADED, "port"})
+        if waiting := [name for name in fixed if getattr(before, name) != getattr(settings, name)]:
+            log.warning("these settings wait for a restart", settings=waiting)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
-
-
-async def _serve(settings: Settings, listeners: Sequence[socket.socket], announce: Callable[[], None]) -> None:
-    await _prepare_database(settings)
-    running = server(application(settings), host=settings.host, port=settings.port)
+async def _serve(
+    receiver: Receiver, listeners: Sequence[socket.socket], announce: Callable[[], None], reload: Reload
+) -> None:
+    await prepare_database(receiver.settings)
+    running = server(behind_proxies(receiver), host=receiver.settings.host, port=receiver.settings.port)
     _let_signals_pass()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.ask)
+    reloading = asyncio.create_task(reload.run())
     started = asyncio.create_task(_when_started(running, announce))
-    await running.serve(sockets=list(listeners))
-    await started
+    try:
+        await running.serve(sockets=list(listeners))
+        await started
+    finally:
+        reloading.cancel()
+        await asyncio.gather(reloading, return_exceptions=True)
 
 
-async def _prepare_database(settings: Settings) -> None:
+async def prepare_database(settings: Settings) -> None:
     """Brings an embedded database up to date; a PostgreSQL must be so already, for others may be using it."""
     database = Database(settings.database)
     try:

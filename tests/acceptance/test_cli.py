@@ -114,8 +114,11 @@ def filled(run: Run, tmp_path: Path, _filled_folder: Path) -> Run:
     [
         ["--help"],
         ["serve", "--help"],
+        ["sandbox", "--help"],
+        ["demo", "--help"],
         ["messages", "list", "--help"],
         ["callbacks", "import", "--help"],
+        ["sinks", "replay", "--help"],
         ["dead-letters", "requeue", "--help"],
     ],
     ids=" ".join,
@@ -161,6 +164,14 @@ def test_the_version_is_told(run: Run) -> None:
         (["callbacks", "reread"], "receiver: Invalid value: give either ids, or --outcome or --reason"),
         (["callbacks", "reread", "x", "--outcome", "accepted"], "receiver: Invalid value: give either ids"),
         (["dead-letters", "requeue", "crm"], "receiver: Invalid value: give either ids, or --all"),
+        (["dead-letters", "drop", "crm", "1", "--all"], "receiver: Invalid value: give either ids, or --all"),
+        (["dead-letters", "drop", "crm", "1", "--message", "m"], "receiver: Invalid value: give either ids, or --all"),
+        (["dead-letters", "list", "--since", "what"], "receiver: Invalid value for --since: must be a time"),
+        (["dead-letters", "list", "--reason", "bored"], "receiver: Invalid value for '--reason'"),
+        (["sinks", "replay", "crm"], "receiver: Invalid value: give one of --since, --beginning"),
+        (["sinks", "replay", "crm", "--beginning", "--pause"], "receiver: Invalid value: give one of --since"),
+        (["sinks", "replay", "crm", "--since", "what"], "receiver: Invalid value for --since: must be a time"),
+        (["sinks", "replay", "crm", "--cancel", "--dry-run"], "receiver: Invalid value: --dry-run is for --since"),
         (["tag", "sign", "x"], "receiver: set RECEIVER_TAG_KEYS"),
         (["serve", "--config", "nowhere.toml"], "receiver: RECEIVER_CONFIG: there is no file nowhere.toml"),
     ],
@@ -187,8 +198,16 @@ COMMANDS = [
     ["callbacks", "reread", "x"],
     ["callbacks", "export"],
     ["callbacks", "import", "x"],
+    ["messages", "attempts", "x"],
+    ["sinks", "list"],
+    ["sinks", "show", "x"],
+    ["sinks", "pause", "x"],
+    ["sinks", "resume", "x"],
+    ["sinks", "replay", "x", "--beginning"],
+    ["sinks", "replays", "x"],
     ["dead-letters", "list"],
     ["dead-letters", "requeue", "x", "--all"],
+    ["dead-letters", "drop", "x", "--all"],
 ]
 
 
@@ -521,14 +540,17 @@ def test_prune_counts_first_and_then_forgets(filled: Run) -> None:
     assert filled("callbacks", "list", "--json").json == []
 
 
-def test_dead_letters_are_listed_and_made_due_again(filled: Run, tmp_path: Path) -> None:
+@pytest.fixture
+def with_sink(filled: Run, tmp_path: Path) -> Run:
+    """`filled`, with a sink that nobody works for: it has taken all events but the first three, which are dead."""
     engine = create_engine(f"sqlite:///{tmp_path / 'receiver-data/receiver.db'}")
     with engine.begin() as connection:
         connection.execute(
             text(
-                "INSERT INTO sinks (name, cursor, epoch, revision, paused, fingerprint, failures, seen_at)"
-                " VALUES ('crm', 3, 0, 0, 0, 'f', 0, '2026-01-01T00:00:00.000000Z')"
-            )
+                "INSERT INTO sinks (name, cursor, epoch, revision, paused, fingerprint, failures, last_error, seen_at)"
+                " VALUES ('crm', 6, 0, 0, 0, 'f', 2, :error, '2026-01-01T00:00:00.000000Z')"
+            ),
+            {"error": EVIL},
         )
         for position in (1, 2, 3):
             connection.execute(
@@ -539,16 +561,142 @@ def test_dead_letters_are_listed_and_made_due_again(filled: Run, tmp_path: Path)
                 ),
                 {"p": position},
             )
+        connection.execute(
+            text(
+                "INSERT INTO attempts (sink, position, event_id, started_at, ended_at, outcome, decision, reason,"
+                " response_code, response) VALUES ('crm', 2, '2', '2026-01-01T00:00:00.000000Z',"
+                " '2026-01-01T00:00:01.500000Z', 'refused', 'dead', 'status 422', 422, :said)"
+            ),
+            {"said": EVIL},
+        )
     engine.dispose()
-    letters = filled("dead-letters", "list", "--sink", "crm", "--json").json
+    return filled
+
+
+def test_dead_letters_are_listed_and_made_due_again(with_sink: Run) -> None:
+    letters = with_sink("dead-letters", "list", "--sink", "crm", "--json").json
     assert [(letter["messageId"], letter["reason"], letter["detail"]) for letter in letters] == [
         (id_, "refused", "no") for id_ in ("out-1", "out-2", "in-1")
     ]
     first = str(letters[0]["id"])
-    assert filled("dead-letters", "requeue", "crm", "--all", "--dry-run", "--json").json["deadLetters"] == 3
-    assert filled("dead-letters", "requeue", "crm", first, "--json").json["deadLetters"] == 1
-    code, _, err = filled("dead-letters", "requeue", "crm", first)
+    assert with_sink("dead-letters", "requeue", "crm", "--all", "--dry-run", "--json").json["deadLetters"] == 3
+    assert with_sink("dead-letters", "requeue", "crm", first, "--json").json["deadLetters"] == 1
+    code, _, err = with_sink("dead-letters", "requeue", "crm", first)
     assert (code, err) == (1, "receiver: 1 of these ids are no dead letters of crm\n")
-    assert filled("dead-letters", "requeue", "crm", "--all", "--json").json["deadLetters"] == 2
-    assert filled("dead-letters", "list", "--json").json == []
-    assert filled("dead-letters", "requeue", "what", "--all") == (1, "", "receiver: there is no sink what\n")
+    assert with_sink("dead-letters", "requeue", "crm", "--all", "--json").json["deadLetters"] == 2
+    assert with_sink("dead-letters", "list", "--json").json == []
+    assert with_sink("dead-letters", "requeue", "what", "--all") == (1, "", "receiver: there is no sink what\n")
+
+
+def test_dead_letters_are_listed_in_pages_and_by_what_they_are_about(with_sink: Run) -> None:
+    def listed(*options: str) -> list[str]:
+        return [letter["messageId"] for letter in with_sink("dead-letters", "list", *options, "--json").json]
+
+    ids = [letter["id"] for letter in with_sink("dead-letters", "list", "--json").json]
+    assert listed("--size", "2") == ["out-1", "out-2"]
+    assert listed("--size", "2", "--page", "1") == ["in-1"]
+    assert listed("--after", str(ids[1])) == ["in-1"]
+    assert listed("--message", "out-2") == ["out-2"]
+    assert listed("--reason", "expired") == listed("--since", "2026-01-02") == listed("--until", "2025") == []
+    assert with_sink("dead-letters", "list", "--size", "2").out.endswith("(there are more: --page 1)\n")
+
+
+def test_dead_letters_are_dropped_after_they_were_counted(with_sink: Run) -> None:
+    assert with_sink("dead-letters", "drop", "crm", "--message", "out-2", "--dry-run").out == (
+        "1 dead letters of crm would be dropped\n"
+    )
+    assert with_sink("dead-letters", "drop", "crm", "--message", "out-2").out == "1 dead letters of crm are dropped\n"
+    assert with_sink("dead-letters", "drop", "crm", "--all", "--json").json == {
+        "deadLetters": 2,
+        "left": 0,
+        "dryRun": False,
+    }
+    assert with_sink("sinks", "show", "crm", "--json").json["retries"] == {}
+
+
+def test_sinks_are_listed_and_shown(with_sink: Run) -> None:
+    settings = {"SINKS": '[{"name": "crm", "type": "webhook", "url": "https://crm.example"}]'}
+    [sink] = with_sink("sinks", "list", "--json", **settings).json
+    assert (sink["name"], sink["type"], sink["state"], sink["deadLetters"]) == (
+        "crm",
+        "webhook",
+        "unattended",
+        {"refused": 3},
+    )
+    assert with_sink("sinks", "show", "crm", "--json", **settings).json == sink
+    assert "crm   -     removed  0" in with_sink("sinks", "list").out
+    shown = with_sink("sinks", "show", "crm").out
+    assert "dead letters       3 refused\n" in shown
+    assert "failures in a row  2\n" in shown
+    assert with_sink("sinks", "show", "what") == (1, "", "receiver: there is no sink what\n")
+
+
+def test_a_sink_is_paused_and_resumed(with_sink: Run) -> None:
+    assert with_sink("sinks", "pause", "crm").out == "crm is paused: its events wait\n"
+    assert with_sink("sinks", "show", "crm", "--json").json["paused"] is True
+    assert with_sink("sinks", "resume", "crm", "--json").json["paused"] is False
+    assert with_sink("sinks", "pause", "what") == (1, "", "receiver: there is no sink what\n")
+
+
+def test_a_replay_is_counted_begun_paused_resumed_and_cancelled(with_sink: Run) -> None:
+    since = "2026-01-01 00:00:02"
+    assert with_sink("sinks", "replay", "crm", "--since", since, "--dry-run").out == (
+        "4 events, received from 2026-01-01T00:00:02Z on, would go to crm again\n"
+    )
+    assert with_sink("sinks", "replays", "crm", "--json").json == []
+    begun = with_sink("sinks", "replay", "crm", "--since", since, "--json").json
+    assert (begun["events"], begun["dryRun"]) == (4, False)
+    number = begun["id"]
+    assert with_sink("sinks", "replay", "crm", "--beginning").err.startswith(f"receiver: replay {number} to crm is run")
+    assert with_sink("sinks", "replay", "crm", "--pause", "--json").json["state"] == "paused"
+    assert with_sink("sinks", "replay", "crm", "--resume").out == f"replay {number} to crm is running, 0% done\n"
+    assert with_sink("sinks", "show", "crm").out.endswith(f"replay             {number}, running, 0% done\n")
+    assert with_sink("sinks", "replay", "crm", "--cancel", "--json").json["state"] == "cancelled"
+    assert with_sink("sinks", "replay", "crm", "--cancel") == (1, "", "receiver: there is no open replay to crm\n")
+    whole = with_sink("sinks", "replay", "crm", "--beginning").out
+    assert whole.startswith(f"replay {number + 1}: 6 events, received from 2026-01-01T00:00:00Z on, go to crm again")
+    assert [one["id"] for one in with_sink("sinks", "replays", "crm", "--json").json] == [number + 1, number]
+    first = with_sink("sinks", "replays", "crm", "--oldest-first", "--size", "1").out.splitlines()[1]
+    assert first.split()[::2][:2] == [str(number), "cancelled"]
+    assert with_sink("sinks", "replay", "crm", "--cancel").code == 0
+    assert with_sink("sinks", "replay", "crm", "--since", "2999").out == "there is nothing to give crm again\n"
+
+
+def test_a_sink_is_tried_out(run: Run) -> None:
+    """No database is needed: what counts are the settings."""
+
+    def settings(path: str) -> dict[str, str]:
+        return {"SINKS": json.dumps([{"name": "file", "type": "jsonl", "path": path}])}
+
+    code, out, err = run("sinks", "test", "file", **settings("events.jsonl"))
+    assert (code, err) == (0, "")
+    assert out.startswith("file can be reached (0.")
+    reason = "No such file or directory"
+    nowhere = settings("nowhere/events.jsonl")
+    assert run("sinks", "test", "file", **nowhere) == (1, "", f"receiver: file cannot be reached: {reason}\n")
+    told = run("sinks", "test", "file", "--json", **nowhere)
+    assert (told.code, told.json["ok"], told.json["error"]) == (1, False, reason)
+    assert run("sinks", "test", "what") == (1, "", "receiver: there is no sink what in the settings\n")
+
+
+def test_what_the_sinks_were_told_about_a_message_is_listed(with_sink: Run) -> None:
+    heading, row = with_sink("messages", "attempts", "out-2").out.splitlines()
+    assert heading.split()[:4] == ["STARTED", "SECONDS", "SINK", "STATUS"]
+    assert row.split()[:7] == ["2026-01-01T00:00:00Z", "1.500", "crm", "failed", "refused", "422", "dead"]
+    [attempt] = with_sink("messages", "attempts", "out-2", "--sink", "crm", "--json").json
+    assert (attempt["responseCode"], attempt["seconds"], attempt["decision"]) == (422, 1.5, "dead")
+    assert with_sink("messages", "attempts", "out-2", "--sink", "lake", "--json").json == []
+    assert with_sink("messages", "attempts", "what").code == 1
+    assert with_sink("messages", "attempts", "both").code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [["sinks", "list"], ["sinks", "show", "crm"], ["messages", "attempts", "out-2"]], ids=" ".join
+)
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+def test_nothing_that_a_sink_said_can_take_over_a_terminal(
+    with_sink: Run, arguments: list[str], form: list[str]
+) -> None:
+    code, out, err = with_sink(*arguments, *form)
+    assert (code, err) == (0, "")
+    assert [character for character in out.replace("\n", "") if not character.isprintable()] == []

@@ -347,3 +347,12 @@ def test_a_postgresql_that_may_lose_what_was_acknowledged_is_warned_of(tmp_path:
     [database] = [finding for finding in off if finding["what"] == "database"]
     assert ("fsync = off" in errors) is ("fsync = off" in database["detail"])
     assert "synchronous_commit" not in errors
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_a_webhook_that_leads_back_to_where_callbacks_come_in_is_refused(tmp_path: Path, command: str) -> None:
+    loop = {"name": "crm", "type": "webhook", "url": "http://127.0.0.1:8099/callbacks/bandwidth/v2"}
+    for settings in ({"PORT": "8099"}, {"PUBLIC_URL": "http://127.0.0.1:8099", "PORT": "8098"}):
+        told = receiver(tmp_path, command, SINKS=json.dumps([loop]), **settings)
+        assert told.returncode != 0
+        assert b"RECEIVER_SINKS: crm: url: is where this receiver takes callbacks itself" in told.stdout + told.stderr

@@ -1,0 +1,104 @@
+"""`receiver sandbox`: plays Bandwidth until it is told to stop."""
+
+import ipaddress
+import socket
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import typer
+from pydantic import ValidationError
+
+from receiver import logs
+from receiver.cli.listening import bind
+from receiver.cli.output import NobodyReads, complain, say
+from receiver.cli.running import run, serving, stop_signal
+from receiver.sandbox.app import application
+from receiver.sandbox.settings import SandboxSettings
+
+# the setting whose option is called otherwise
+_OPTIONS = {"messages_per_second": "--no-rate-limit", "rates": "--rate"}
+_JSON = "-H 'Content-Type: application/json'"
+
+
+def sandbox(asked: dict[str, Any], *, rates: Iterable[str], host: str, port: int) -> int:
+    """Serves until SIGTERM or SIGINT; `asked` are settings by name, None for those not given."""
+    settings = _settings({**{name: value for name, value in asked.items() if value is not None}, "rates": _read(rates)})
+    logs.configure(level="warning")
+    with ExitStack() as stack:
+        listeners = bind(host, port)
+        for listener in listeners:
+            stack.callback(listener.close)
+        run(_serve(settings, host, listeners))
+    return 0
+
+
+def _settings(given: dict[str, Any]) -> SandboxSettings:
+    try:
+        return SandboxSettings.model_validate(given)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        name = str(problem["loc"][0])
+        within = [part for part in problem["loc"][1:] if isinstance(part, str)]
+        words = [*within, problem["msg"].removeprefix("Value error, ")]
+        option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+        raise typer.BadParameter(": ".join(words), param_hint=option) from None
+
+
+def _read(rates: Iterable[str]) -> dict[str, str]:
+    """The rates in `NAME=SHARE`."""
+    pairs = [rate.partition("=") for rate in rates]
+    if not all(share for _, _, share in pairs):
+        raise typer.BadParameter("must be NAME=SHARE, for example failed=0.1", param_hint="--rate")
+    return {name: share for name, _, share in pairs}
+
+
+async def _serve(settings: SandboxSettings, host: str, listeners: Sequence[socket.socket]) -> None:
+    stop = stop_signal()
+    async with serving(application(settings), listeners):
+        url = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}"
+        if not all(_is_loopback(listener) for listener in listeners):
+            complain(f"{url} is open to others, and the addresses under /sandbox/ ask nobody for credentials")
+        with suppress(NobodyReads):
+            say(*announcement(settings, url))
+        await stop.wait()
+
+
+def announcement(settings: SandboxSettings, url: str) -> list[str]:
+    """What to do with a sandbox at this address."""
+    return [
+        f"sandbox listens on {url}",
+        "",
+        "Send a message, v2 and v1",
+        f"  {_post(settings, url + '/api/v2/users/u-1/messages', _V2_MESSAGE)}",
+        f"  {_post(settings, url + '/v1/users/u-1/messages', _V1_MESSAGE)}",
+        *_untold(settings),
+        "Let one come in",
+        f"  curl {url}/sandbox/inbound {_JSON} -d '{_INBOUND}'",
+        "See what was called back, and which recipients fail or misbehave",
+        f"  curl {url}/sandbox/posts",
+        f"  curl {url}/sandbox/numbers",
+    ]
+
+
+_V2_MESSAGE = '{"from": "+19195551234", "to": "+19195554321", "text": "hello", "applicationId": "a-1"}'
+_V1_MESSAGE = (
+    '{"from": "+19195551234", "to": "+19195554321", "text": "hello", "receiptRequested": "all", '
+    '"callbackUrl": "http://USER:PASSWORD@127.0.0.1:8080/callbacks/bandwidth/v1"}'
+)
+_INBOUND = '{"from": "+19195554321", "to": "+19195551234", "text": "hello"}'
+
+
+def _post(settings: SandboxSettings, url: str, message: str) -> str:
+    who = {(): "", SandboxSettings().credentials: "-u token:secret "}.get(settings.credentials, "-u TOKEN:SECRET ")
+    return f"curl {who}{url} {_JSON} -d '{message}'"
+
+
+def _untold(settings: SandboxSettings) -> list[str]:
+    if settings.outbound_url is not None:
+        return []
+    return ["What becomes of v2 messages is told to nobody: --outbound-url says where to call back."]
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback

@@ -1,0 +1,178 @@
+"""`receiver sinks list`, `show`, `test`, `pause`, `resume`, `replay` and `replays`."""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from receiver.app import now
+from receiver.cli import asking
+from receiver.cli.opening import read_settings, with_database
+from receiver.cli.output import complain, say, say_fields, say_json, say_page
+from receiver.domain.cloudevents import rfc3339
+from receiver.domain.queries import ReplayAction, ReplayView, SinkView
+from receiver.errors import Unknown
+from receiver.settings import Settings
+from receiver.sinks.trial import try_out
+from receiver.storage import operating, replays, sink_states
+from receiver.storage.database import Database
+from receiver.storage.replays import Since
+from receiver.web.parameters import ReplayParameters, SinkParameters
+from receiver.web.representations import BegunReplay, Replay, Sink, SinkTest
+
+
+def list_sinks(config: Path | None, asked: Mapping[str, Any], *, json: bool) -> int:
+    query = asking.read(SinkParameters, asked)
+
+    async def work(settings: Settings, database: Database) -> int:
+        page = await sink_states.find(
+            database, _types(settings), now=now(), order=query.sort_order, skip=query.skip, size=query.size
+        )
+        say_page(page, _HEADINGS, _row, model=Sink, json=json, number=query.page)
+        return 0
+
+    return with_database(config, work)
+
+
+_HEADINGS = ("NAME", "TYPE", "STATE", "LAG", "OLDEST", "RETRIES", "DEAD LETTERS", "LAST SUCCESS", "LAST ERROR")
+
+
+def _row(view: SinkView) -> tuple[object, ...]:
+    waiting, dead = sum(view.retries.values()), sum(view.dead_letters.values())
+    oldest, success = _age(view.oldest_seconds), _time(view.last_success_at)
+    return view.name, view.type, view.state, view.lag, oldest, waiting, dead, success, view.last_error
+
+
+def show_sink(config: Path | None, name: str, *, json: bool) -> int:
+    async def work(settings: Settings, database: Database) -> int:
+        view = await sink_states.one(database, name, _types(settings), now=now())
+        if json:
+            say_json(Sink.model_validate(view))
+        else:
+            say_fields(_fields(view))
+        return 0
+
+    return with_database(config, work)
+
+
+def _fields(view: SinkView) -> list[tuple[str, object]]:
+    replay = view.replay
+    return [
+        ("name", view.name),
+        ("type", view.type),
+        ("state", view.state),
+        ("cursor", view.cursor),
+        ("lag", f"{view.lag} events"),
+        ("oldest", _age(view.oldest_seconds)),
+        ("retries", _counts(view.retries)),
+        ("dead letters", _counts(view.dead_letters)),
+        ("failures in a row", view.failures),
+        ("down since", _time(view.down_since_at)),
+        ("last success", _time(view.last_success_at)),
+        ("last error", view.last_error),
+        ("lease until", _time(view.lease_until)),
+        ("replay", f"{replay.id}, {replay.state}, {replay.progress:.0%} done" if replay is not None else None),
+    ]
+
+
+def test_sink(config: Path | None, name: str, *, json: bool) -> int:
+    tables = _tables(read_settings(config))
+    if name not in tables:
+        raise Unknown(f"there is no sink {name} in the settings")
+    trial = asyncio.run(try_out(tables[name]))
+    if json:
+        say_json(SinkTest.model_validate(trial))
+    elif trial.error is None:
+        say(f"{name} can be reached ({trial.seconds:.2f} s)")
+    else:
+        complain(f"{name} cannot be reached: {trial.error}")
+    return 0 if trial.ok else 1
+
+
+def pause_sink(config: Path | None, name: str, *, paused: bool, json: bool) -> int:
+    async def work(settings: Settings, database: Database) -> int:
+        await operating.pause(database, name, paused=paused)
+        if json:
+            say_json(Sink.model_validate(await sink_states.one(database, name, _types(settings), now=now())))
+        else:
+            say(f"{name} is paused: its events wait" if paused else f"{name} is given events again")
+        return 0
+
+    return with_database(config, work)
+
+
+def begin_replay(config: Path | None, name: str, *, since: str | None, dry_run: bool, json: bool) -> int:
+    start: Since = asking.time(since, "--since") or "beginning"
+
+    async def work(_: Settings, database: Database) -> int:
+        if dry_run:
+            begun, stretch = None, await replays.stretch(database, name, start)
+        else:
+            begun, stretch = await replays.begin(database, name, start, now=now())
+        if json:
+            say_json(BegunReplay.of(name, begun, stretch, dry_run=dry_run))
+            return 0
+        events = f"{stretch.events} events, received from {_time(stretch.first_at)} on,"
+        if begun is not None:
+            say(f"replay {begun.id}: {events} go to {name} again")
+        else:
+            say(f"{events} would go to {name} again" if stretch.events else f"there is nothing to give {name} again")
+        return 0
+
+    return with_database(config, work)
+
+
+def act_on_replay(config: Path | None, name: str, action: ReplayAction, *, json: bool) -> int:
+    async def work(_: Settings, database: Database) -> int:
+        replay = await replays.act(database, name, action, now=now())
+        if json:
+            say_json(Replay.model_validate(replay))
+        else:
+            say(f"replay {replay.id} to {name} is {replay.state}, {replay.progress:.0%} done")
+        return 0
+
+    return with_database(config, work)
+
+
+def list_replays(config: Path | None, name: str, asked: Mapping[str, Any], *, json: bool) -> int:
+    query = asking.read(ReplayParameters, asked)
+
+    async def work(_: Settings, database: Database) -> int:
+        async with database.reading() as connection:
+            await operating.row_of(connection, name)
+            page = await replays.find(
+                connection, name, order=query.sort_order, after=None, skip=query.skip, size=query.size
+            )
+        say_page(page, _REPLAY_HEADINGS, _replay_row, model=Replay, json=json, number=query.page)
+        return 0
+
+    return with_database(config, work)
+
+
+_REPLAY_HEADINGS = ("ID", "REQUESTED", "STATE", "DONE", "PUBLISHED", "DEAD LETTERS", "ENDED")
+
+
+def _replay_row(view: ReplayView) -> tuple[object, ...]:
+    done = f"{view.progress:.0%}"
+    return view.id, _time(view.requested_at), view.state, done, view.published, view.dead_letters, _time(view.ended_at)
+
+
+def _tables(settings: Settings) -> dict[str, dict[str, Any]]:
+    return {str(table.get("name")): table for table in settings.sinks}
+
+
+def _types(settings: Settings) -> dict[str, str]:
+    return {name: str(table.get("type")) for name, table in _tables(settings).items()}
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in sorted(counts.items())) or "none"
+
+
+def _age(seconds: float | None) -> str | None:
+    return str(timedelta(seconds=round(seconds))) if seconds is not None else None
+
+
+def _time(moment: datetime | None) -> str | None:
+    return rfc3339(moment.replace(microsecond=0)) if moment is not None else None

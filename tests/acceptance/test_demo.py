@@ -1,0 +1,176 @@
+"""`receiver demo` as a process: it shows what it promises, ends in good order, and leaves nothing behind."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from receiver import tags
+from receiver.cli.traffic import INBOUND, V1, V2, Wiring, traffic
+from receiver.domain.events import TagVerdict
+from receiver.storage import embedded
+from tests.foreground import Foreground, foreground, is_open
+from tests.running import COMMAND, environment, receiver
+
+WIRING = Wiring("http://127.0.0.1:1/v1", "k1", "secret")
+
+
+def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)  # between two looks at another process
+    return found
+
+
+def addresses(running: Foreground) -> tuple[str, str]:
+    return running.address("receiver"), running.address("sandbox")
+
+
+# --- what it sends
+
+
+def test_each_round_has_something_of_everything() -> None:
+    requests = list(islice(traffic(WIRING, seed=1), 15))
+    assert Counter(request.path for request in requests) == {V2: 7, V1: 4, INBOUND: 4}
+    bodies = [request.body for request in requests]
+    sent = [each for body in bodies for each in (body if isinstance(body, list) else [body])]
+    assert sum(request.messages for request in requests) == len(sent)
+    assert any(isinstance(each["to"], list) and len(each["to"]) > 1 for each in sent)
+    assert any("media" in each and "callbackUrl" in each for each in sent)
+    assert any("others" in each for each in sent)
+    assert {each["callbackHttpMethod"] for each in sent if "callbackUrl" in each} == {"get", "post"}
+
+
+def test_every_message_that_goes_out_has_a_tag_that_is_bound_to_its_numbers() -> None:
+    keys = {"k1": "secret"}
+    bodies = [request.body for request in islice(traffic(WIRING, seed=2), 60) if request.path != INBOUND]
+    for each in [each for body in bodies for each in (body if isinstance(body, list) else [body])]:
+        sender, to = each["from"], each["to"]
+        assert tags.verify(each["tag"], keys, sender=sender, recipients=to).verdict is TagVerdict.VALID
+        for numbers in ((sender, "+19195559999"), ("+19195559999", to)):
+            assert tags.verify(each["tag"], keys, sender=numbers[0], recipients=numbers[1]).verdict is TagVerdict.FORGED
+
+
+def test_the_same_seed_sends_the_same() -> None:
+    one, same, other = (list(islice(traffic(WIRING, seed=seed), 40)) for seed in (1, 1, 2))
+    assert one == same != other
+
+
+# --- the command
+
+
+def test_it_ends_by_itself_and_what_came_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "receiver.toml").write_text("this is for a real receiver", "utf-8")
+    data = tmp_path / "data of the demo"
+    command = ["demo", "--data-dir", str(data), "--messages", "50", "--per-second", "200", "--speed", "500"]
+    # the settings of a real receiver
+    done = receiver(tmp_path, *command, DATABASE_URL=f"sqlite:///{tmp_path / 'real.db'}", SINKS="[", NOTHING="x")
+    told = done.stdout.decode()
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not (tmp_path / "real.db").exists()
+    assert f"What came is kept in {data}." in told
+    (tmp_path / "receiver.toml").unlink()
+
+    [counts] = [line for line in told.splitlines() if line.startswith("out ")]
+    listed = json.loads(receiver(tmp_path, "messages", "list", "--json", "--size", "1000", DATA_DIR=str(data)).stdout)
+    # of one in a hundred nothing is ever told
+    assert 45 <= len(listed) <= 50
+    directions = Counter(message["direction"] for message in listed)
+    assert f", in {directions['in']} | callbacks" in counts
+    assert {message["api"] for message in listed} == {"v1", "v2"}
+    assert {message["tagVerdict"] for message in listed} == {"valid", "not-applicable"}
+    assert {"delivered", "failed", "received"} <= {message["status"] for message in listed}
+    assert max(len(message["recipients"]) for message in listed) == 3
+    published = [json.loads(line) for line in (data / "events.jsonl").read_text("utf-8").splitlines()]
+    assert {event["data"]["messageId"] for event in published} <= {message["id"] for message in listed}
+    assert published
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl: what is printed is for it")
+def test_ctrl_c_ends_both_and_leaves_nothing(tmp_path: Path) -> None:
+    # one process, so that even a kill leaves nothing running
+    with foreground(tmp_path, "demo", "--per-second", "50", "--speed", "100", TMPDIR=str(tmp_path)) as running:
+        urls = addresses(running)
+        [data] = tmp_path.glob("receiver-demo-*")
+        assert running.members() == [running.process.pid]
+        kept = json.loads((data / "credentials.json").read_text("utf-8"))
+        assert kept["api_tokens"][0] not in running.told()
+        until(lambda: len(httpx2.get(f"{urls[1]}/sandbox/truth", trust_env=False).json()) > 20)
+        works_as_printed(running, kept["api_tokens"][0], tmp_path)
+        assert running.stop(signal.SIGINT) == 0
+        assert (running.members(), [url for url in urls if is_open(url)]) == ([], [])
+        assert running.errors.read_text("utf-8") == ""
+        assert re.search(
+            r"^out \d+, in \d+ \| callbacks \d+ \(\d+ repeated\) \| delivered \d", running.told(), re.MULTILINE
+        )
+        assert not data.exists()
+
+
+def works_as_printed(running: Foreground, token: str, folder: Path) -> None:
+    """The lines of the announcement that are commands."""
+    variables = {"PATH": f"{COMMAND.parent}:{os.environ['PATH']}", "TOKEN": token}
+    lines = [line.strip() for line in running.told().splitlines() if line.startswith("  ")]
+    assert len(lines) == 8
+    for line in lines:
+        script = line.replace("curl ", "curl -sSf ").replace("tail -f ", "head -n 1 ")
+        ran = subprocess.run(
+            ["sh", "-ec", script], cwd=folder, env=variables, capture_output=True, timeout=30, check=False
+        )
+        assert (ran.returncode, ran.stderr) == (0, b""), line
+        assert len(ran.stdout) > 10, line
+
+
+def test_a_kill_leaves_nothing_running(tmp_path: Path) -> None:
+    with foreground(tmp_path, "demo", TMPDIR=str(tmp_path)) as running:
+        urls = addresses(running)
+        assert running.stop(signal.SIGKILL) == -signal.SIGKILL
+        assert (running.members(), [url for url in urls if is_open(url)]) == ([], [])
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    ours, theirs = pty.openpty()
+    yield ours, theirs
+    os.close(ours)
+
+
+def test_on_a_terminal_it_shows_the_token_and_one_line_of_counts(tmp_path: Path, terminal: tuple[int, int]) -> None:
+    ours, theirs = terminal
+    command = [COMMAND, "demo", "--seconds", "1.1", "--per-second", "20", "--speed", "1000"]
+    variables = environment() | {"TMPDIR": str(tmp_path), "COLUMNS": "40"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=theirs, stdin=subprocess.DEVNULL)
+    os.close(theirs)
+    shown = b""
+    # the end of a terminal is an error
+    with suppress(OSError):
+        while part := os.read(ours, 4096):
+            shown += part
+    assert process.wait(30) == 0
+    assert b"Authorization: Bearer $TOKEN" not in shown
+    assert shown.count(b"Authorization: Bearer ") == 2
+    counts = shown.partition(b"Ctrl-C ends both.")[2].split(b"\r")
+    running = [line for line in counts if line.endswith(b"\x1b[K") and len(line) > 3]
+    assert len(running) >= 2
+    assert all(len(line) <= 39 + 3 for line in running)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_in_use_is_one_line(tmp_path: Path) -> None:
+    with embedded.held(tmp_path / "receiver.db"):
+        done = receiver(tmp_path, "demo", "--data-dir", str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
+    assert f"process {os.getpid()} already serves the database" in done.stderr.decode()

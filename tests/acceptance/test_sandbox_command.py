@@ -1,0 +1,167 @@
+"""`receiver sandbox` as a process: what it prints works as printed, and it ends in good order."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from receiver.sandbox.misbehaviour import Rates
+from tests.contract.test_readme import blocks, section
+from tests.foreground import foreground, is_open
+from tests.running import receiver, serving
+from tests.sandboxes import V1, V2, v1_message, v2_message
+
+NEEDS_CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl: what is printed is for it")
+
+
+def post(url: str, body: Any, *credentials: str) -> httpx2.Response:
+    auth = (credentials[0], credentials[1]) if credentials else ("token", "secret")
+    return httpx2.post(url, json=body, auth=auth, trust_env=False)
+
+
+def get(url: str) -> Any:
+    return httpx2.get(url, trust_env=False, timeout=30).json()
+
+
+def shell(script: str, folder: Path, **variables: str) -> str:
+    ran = subprocess.run(
+        ["sh", "-ec", script.replace("curl ", "curl -sSf ")],
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+@NEEDS_CURL
+def test_what_it_prints_works_as_printed(tmp_path: Path) -> None:
+    with foreground(tmp_path, "sandbox", "--port", "0", "--speed", "1000") as running:
+        url = running.address("sandbox")
+        lines = [line.strip() for line in running.told().splitlines() if line.startswith("  curl ")]
+        v2, v1, inbound, posts, numbers = (shell(line, tmp_path) for line in lines)
+        assert json.loads(v2)["direction"] == "out"
+        assert v1 == ""
+        assert len(json.loads(inbound)["messages"]) == 1
+        assert isinstance(json.loads(posts), list)
+        assert len(json.loads(numbers)) > 100
+        assert {truth["api"] for truth in get(f"{url}/sandbox/truth")} == {"v1", "v2"}
+        assert "--outbound-url says where to call back" in running.told()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_ends_it_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
+    with foreground(tmp_path, "sandbox", "--port", "0") as running:
+        url = running.address("sandbox")
+        assert post(url + V2, v2_message()).status_code == 202
+        assert running.stop(number) == 0
+        assert running.errors.read_text("utf-8") == ""
+        assert not is_open(url)
+
+
+def test_its_options_are_those_of_the_sandbox(tmp_path: Path) -> None:
+    options = ["--credentials", "me:hunter2", "--credentials", "you:hunter3", "--no-rate-limit", "--speed", "1000"]
+    rates = ["--rate", "failed=0.25", "--rate", "unknownType=1"]
+    with (
+        socket.create_server(("127.0.0.1", 0)) as nobody,
+        foreground(
+            tmp_path,
+            "sandbox",
+            *("--port", "0", "--outbound-url", f"http://u:hunter4@127.0.0.1:{nobody.getsockname()[1]}/"),
+            *options,
+            *rates,
+        ) as running,
+    ):
+        url = running.address("sandbox")
+        assert post(url + V1, v1_message()).status_code == 401
+        for user in (("me", "hunter2"), ("you", "hunter3")):
+            assert post(url + V1, v1_message(), *user).status_code == 201
+        assert post(url + V2, v2_message(), "me", "hunter2").status_code == 202
+        given = {name: share for name, share in get(f"{url}/sandbox/rates").items() if share}
+        assert given == {"failed": 0.25, "unknownType": 1}
+        assert get(f"{url}/sandbox/idle")["idle"] is False
+        assert "hunter" not in running.told()
+        assert "TOKEN:SECRET" in running.told()
+        assert "--outbound-url" not in running.told()
+
+
+def test_without_options_v1_sends_one_message_a_second(tmp_path: Path) -> None:
+    with foreground(tmp_path, "sandbox", "--port", "0") as running:
+        url = running.address("sandbox")
+        assert {post(url + V1, v1_message()).status_code for _ in range(3)} >= {201, 429}
+
+
+def test_an_address_that_is_open_to_others_is_warned_of(tmp_path: Path) -> None:
+    with foreground(tmp_path, "sandbox", "--port", "0", "--host", "0.0.0.0") as running:
+        running.address("sandbox")
+        assert "is open to others" in running.errors.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--rate", "failed"], "--rate: must be NAME=SHARE"),
+        (["--rate", "failed=2"], "--rate: failed: Input should be less than or equal to 1"),
+        (["--rate", "boredom=1"], "--rate: boredom: Extra inputs are not permitted"),
+        (["--rate", "failed=0.6", "--rate", "unconfirmed=0.6"], "--rate: failed and unconfirmed are more than 1"),
+        (["--outbound-url", "u:hunter2@nowhere"], "--outbound-url: must begin with http"),
+        (["--callback-credentials", "hunter2"], "--callback-credentials: must be two words"),
+        (["--credentials", "hunter2"], "--credentials: must be two words"),
+        (["--speed", "0"], "--speed: Input should be greater than 0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_option_is_one_line_and_exit_code_2(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from receiver import cli
+
+    assert cli.main(["sandbox", "--port", "0", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"receiver: Invalid value for {line}")
+    assert "hunter2" not in err
+
+
+def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = receiver(tmp_path, "sandbox", "--port", str(port))
+    line = f"receiver: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (1, b"", line)
+
+
+def test_the_help_names_every_rate(tmp_path: Path) -> None:
+    told = receiver(tmp_path, "sandbox", "--help").stdout.decode()
+    assert [name for name in Rates().model_dump(by_alias=True) if name not in told] == []
+
+
+@NEEDS_CURL
+def test_the_readmes_round_trip_works_as_printed(tmp_path: Path) -> None:
+    _, start, send = blocks(section("Try it"), "sh")
+    pair = "bandwidth:a-secret"
+    with serving(tmp_path, settings={"CALLBACK_CREDENTIALS": json.dumps([pair])}) as server:
+        [_, command, *options] = start.replace("http://127.0.0.1:8080", server.url).split()
+        assert options[-1] == '"$USER_PASSWORD"'
+        box_folder = tmp_path / "box"
+        box_folder.mkdir()
+        with foreground(box_folder, command, *options[:-1], pair, "--port", "0", "--speed", "100") as running:
+            url = running.address("sandbox")
+            script = send.replace("http://127.0.0.1:8090", url).replace(".venv/bin/receiver messages list", "")
+            shell(script.replace("127.0.0.1:8080", server.url.removeprefix("http://")), tmp_path, USER_PASSWORD=pair)
+            assert {post["status"] for post in get(f"{url}/sandbox/posts")} <= {200, 401}
+        listed = json.loads(receiver(tmp_path, "messages", "list", "--json").stdout)
+    assert {(each["api"], each["direction"], each["status"]) for each in listed} == {
+        ("v2", "out", "failed"),
+        ("v2", "in", "received"),
+        ("v1", "out", "delivered"),
+    }

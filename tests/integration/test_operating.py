@@ -1,0 +1,791 @@
+"""What operators do to sinks, on both databases: pause, replay, requeue, drop; and what they can see of them."""
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, event, insert, select, update
+from sqlalchemy import text as sql
+
+from receiver.domain.events import Api, Status
+from receiver.domain.log import LogEntry
+from receiver.domain.publication import (
+    Again,
+    Candidate,
+    Dead,
+    Death,
+    Decision,
+    Done,
+    Outcome,
+    Parked,
+    Published,
+    Refused,
+    Retry,
+)
+from receiver.domain.queries import DeadLetterChoice, DeadLetterQuery, DeadLetterView, ReplayView, SinkView, SortOrder
+from receiver.domain.window import Attempt, Settlement, Verdict
+from receiver.errors import Conflict, Expired, Unknown
+from receiver.storage import attempts, dead_letters, operating, replays, retention, sink_states, sinks
+from receiver.storage.database import Database
+from receiver.storage.event_log import EVENTS
+from receiver.storage.operating import UnknownSink
+from receiver.storage.replays import Stretch
+from receiver.storage.retention import Errand, Kind
+from receiver.storage.sinks import DEAD_LETTERS, REPLAYS, RETRIES, SINKS, Health, Lease
+from receiver.workers.publishing import publication
+from tests.dispatching import in_order, memory, messages, running, until, whole_log
+from tests.event_log import append, life, memory_sink, now
+from tests.events import at, make_event
+
+pytestmark = pytest.mark.anyio
+
+SINK = "crm"
+HEALTHY = Health()
+REFUSED = Dead(death=Death.REFUSED, reason="status 422", response_code=422, response="no")
+EXPIRED = Dead(death=Death.EXPIRED, reason="timeout")
+HOLDS = Dead(death=Death.REFUSED, reason="status 422", holds=True)
+
+
+class Worker:
+    """Whoever holds the lease of the sink, and what it writes."""
+
+    def __init__(self, database: Database, entries: list[LogEntry], lease: Lease) -> None:
+        self.database, self.entries, self.lease = database, entries, lease
+
+    def first(self, place: int, decision: Decision) -> Verdict:
+        return Verdict(Candidate(publication=publication(self.entries[place])), decision)
+
+    def retry(self, position: int, decision: Decision) -> Verdict:
+        [entry] = [entry for entry in self.entries if entry.position == position]
+        return Verdict(Candidate(publication=publication(entry), attempts=1, since=at(0)), decision)
+
+    async def settle(
+        self,
+        *firsts: Verdict,
+        retries: tuple[Verdict, ...] = (),
+        seconds: float = 0,
+        attempts: tuple[Attempt, ...] = (),
+        health: Health = HEALTHY,
+    ) -> None:
+        """Writes verdicts; the cursor goes as far as it was, or to the last of them."""
+        reached = max((await sink_row(self.database)).cursor, *(one.candidate.position for one in firsts), 0)
+        settlement = Settlement(cursor=reached, firsts=firsts, retries=retries, attempts=attempts)
+        await sinks.settle(self.database, self.lease, settlement, health, now=at(seconds))
+
+    async def done(self) -> None:
+        await self.settle(self.first(-1, Done()))
+
+
+async def worker(database: Database, entries: list[LogEntry], name: str = SINK) -> Worker:
+    await sinks.register(database, name, start="beginning", fingerprint="f")
+    lease = await sinks.acquire(database, name, holder="me", fingerprint="f", seconds=60)
+    assert lease is not None
+    return Worker(database, entries, lease)
+
+
+@pytest.fixture
+async def log(database: Database) -> Worker:
+    """Two messages, their events interleaved, a minute between two: a1 b1 a2 b2 a3 b3. The sink is at their beginning.
+
+    Before them, two events of another message were forgotten.
+    """
+    early = await append(database, life("early", (Status.QUEUED, Status.SENT)))
+    entries = []
+    for place, status in enumerate((Status.QUEUED, Status.SENDING, Status.SENT)):
+        for lane, message in enumerate("ab"):
+            entries += await append(database, life(message, (status,), received=60 * (2 * place + lane)))
+    await write(database, delete(EVENTS).where(EVENTS.c.position <= early[-1].position))
+    return await worker(database, entries)
+
+
+async def write(database: Database, statement: Any, *rows: Any) -> None:
+    async with database.writing() as connection:
+        await connection.execute(statement, *rows)
+
+
+async def rows_of(database: Database, table: Any) -> list[Any]:
+    async with database.reading() as connection:
+        return list(await connection.execute(select(table).order_by(*table.primary_key.columns)))
+
+
+async def sink_row(database: Database, name: str = SINK) -> Any:
+    async with database.reading() as connection:
+        return (await connection.execute(select(SINKS).where(SINKS.c.name == name))).one()
+
+
+async def retries(database: Database) -> list[tuple[int, str]]:
+    return [(row.position, row.state) for row in await rows_of(database, RETRIES)]
+
+
+async def letters(database: Database, **chosen: Any) -> list[DeadLetterView]:
+    query = DeadLetterQuery(choice=DeadLetterChoice(**chosen))
+    return (await dead_letters.find(database, query)).items
+
+
+async def total(bites: AsyncGenerator[int, None]) -> int:
+    return sum([number async for number in bites])
+
+
+async def requeue(database: Database, sink: str = SINK, seconds: float = 0, **chosen: Any) -> int:
+    return await total(dead_letters.requeue(database, sink, DeadLetterChoice(**chosen), now=at(seconds)))
+
+
+async def drop(database: Database, sink: str = SINK, seconds: float = 0, **chosen: Any) -> int:
+    return await total(dead_letters.drop(database, sink, DeadLetterChoice(**chosen), now=at(seconds)))
+
+
+# --- pause and resume
+
+
+async def test_a_pause_is_written_down_and_tells_the_holder(log: Worker) -> None:
+    before = await sink_row(log.database)
+    await operating.pause(log.database, SINK, paused=True)
+    paused = await sink_row(log.database)
+    assert (paused.paused, paused.revision) == (True, before.revision + 1)
+    await operating.pause(log.database, SINK, paused=False)
+    assert (await sink_row(log.database)).paused is False
+
+
+async def test_what_nobody_knows_cannot_be_operated(database: Database) -> None:
+    with pytest.raises(UnknownSink, match="there is no sink nobody"):
+        await operating.pause(database, "nobody", paused=True)
+    with pytest.raises(UnknownSink):
+        await replays.begin(database, "nobody", "beginning", now=at(0))
+    with pytest.raises(UnknownSink):
+        await replays.stretch(database, "nobody", "beginning")
+    with pytest.raises(UnknownSink):
+        await replays.act(database, "nobody", "cancel", now=at(0))
+    with pytest.raises(UnknownSink):
+        await requeue(database, "nobody")
+    with pytest.raises(UnknownSink):
+        await drop(database, "nobody")
+    with pytest.raises(UnknownSink):
+        await dead_letters.count(database, DeadLetterChoice(sink="nobody"))
+    with pytest.raises(UnknownSink):
+        await sink_states.one(database, "nobody", {}, now=at(0))
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("action", ["requeue", "drop", "replay", "cancel"])
+async def test_an_operator_waits_for_the_holder_that_is_settling(log: Worker, action: str) -> None:
+    await log.settle(log.first(0, REFUSED))
+    if action == "cancel":
+        await begun(log.database)
+    actions: dict[str, Callable[[], Awaitable[Any]]] = {
+        "requeue": lambda: requeue(log.database),
+        "drop": lambda: drop(log.database),
+        "replay": lambda: begun(log.database),
+        "cancel": lambda: replays.act(log.database, SINK, "cancel", now=at(0)),
+    }
+    async with log.database.writing() as connection:
+        await connection.execute(update(SINKS).values(failures=1))
+        task = asyncio.ensure_future(actions[action]())
+        assert await asyncio.wait([task], timeout=0.3) == (set(), {task})
+    await task
+
+
+# --- replays
+
+
+async def begun(database: Database, since: replays.Since = "beginning", sink: str = SINK) -> ReplayView:
+    replay, _ = await replays.begin(database, sink, since, now=at(1000))
+    assert replay is not None
+    return replay
+
+
+async def test_a_replay_from_the_beginning_covers_what_is_kept_up_to_the_cursor(log: Worker) -> None:
+    await log.settle(log.first(3, Done()))
+    expected = Stretch(after_position=0, to_position=log.entries[3].position, events=4, first_at=at(0))
+    assert await replays.stretch(log.database, SINK, "beginning") == expected
+    replay, stretch = await replays.begin(log.database, SINK, "beginning", now=at(1000))
+    assert stretch == expected
+    assert replay is not None
+    assert (replay.after_position, replay.to_position, replay.position) == (0, log.entries[3].position, 0)
+    assert (replay.state, replay.published, replay.dead_letters) == ("running", 0, 0)
+    assert (replay.requested_at, replay.ended_at, replay.progress) == (at(1000), None, 0.0)
+    async with log.database.reading() as connection:
+        assert await replays.open_of(connection, SINK) == replay
+
+
+@pytest.mark.parametrize(
+    ("seconds", "place"), [(0, 0), (1, 1), (60, 1), (119, 2), (180, 3)], ids=lambda value: str(value)
+)
+async def test_a_replay_since_a_time_begins_with_the_first_event_received_then(
+    log: Worker, seconds: float, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replays, "_SEARCHED_AT_ONCE", 2)
+    await log.settle(log.first(3, Done()))
+    stretch = await replays.stretch(log.database, SINK, at(seconds))
+    assert (stretch.first_at, stretch.events) == (at(60 * place), 4 - place)
+    assert (await begun(log.database, at(seconds))).after_position == log.entries[place].position - 1
+
+
+async def test_events_that_came_late_into_the_log_do_not_hide_those_before_them(database: Database) -> None:
+    """What is imported, or read again, has a time of its own: the log is not in the order of times."""
+    entries = await append(database, [*life("young", received=1000), *life("old", received=0)])
+    await (await worker(database, entries)).done()
+    assert (await replays.stretch(database, SINK, at(500))).events == 8
+
+
+@pytest.mark.parametrize("since", [at(181), at(10**8)], ids=["beyond the cursor", "beyond the log"])
+async def test_where_there_is_nothing_to_give_again_there_is_no_replay(log: Worker, since: Any) -> None:
+    await log.settle(log.first(3, Done()))
+    replay, stretch = await replays.begin(log.database, SINK, since, now=at(1000))
+    assert (replay, stretch.events, stretch.first_at) == (None, 0, None)
+    assert (await replays.stretch(log.database, SINK, since)).events == 0
+    assert await rows_of(log.database, REPLAYS) == []
+
+
+@pytest.mark.parametrize("since", ["beginning", at(0)], ids=str)
+async def test_an_empty_log_has_nothing_to_give_again(database: Database, since: Any) -> None:
+    await sinks.register(database, SINK, start="beginning", fingerprint="f")
+    replay, stretch = await replays.begin(database, SINK, since, now=at(0))
+    assert (replay, stretch.events) == (None, 0)
+
+
+async def test_a_time_of_which_events_were_forgotten_is_refused_rather_than_half_given(log: Worker) -> None:
+    await log.done()
+    for ask in (replays.stretch(log.database, SINK, at(-1)), replays.begin(log.database, SINK, at(-1), now=at(0))):
+        with pytest.raises(Expired, match="received before 2026-01-01T00:00:00Z are no longer kept"):
+            await ask
+    assert (await begun(log.database, at(0))).after_position == log.entries[0].position - 1
+
+
+async def test_a_time_before_the_first_event_ever_is_fine(database: Database) -> None:
+    await (await worker(database, await append(database, life("m")))).done()
+    assert (await replays.stretch(database, SINK, at(-(10**6)))).events == 4
+
+
+async def test_one_replay_at_a_time(log: Worker) -> None:
+    await log.done()
+    first = await begun(log.database)
+    for state in ("running", "paused"):
+        await write(log.database, update(REPLAYS).values(state=state))
+        for ask in (replays.stretch, replays.begin):
+            more = {"now": at(0)} if ask is replays.begin else {}
+            with pytest.raises(Conflict, match=f"replay {first.id} to crm is {state}"):
+                await ask(log.database, SINK, "beginning", **more)  # type: ignore[operator]
+    await replays.act(log.database, SINK, "cancel", now=at(0))
+    assert (await begun(log.database)).id > first.id
+
+
+async def test_two_who_begin_a_replay_at_once_get_one(log: Worker) -> None:
+    await log.done()
+    asked = (replays.begin(log.database, SINK, "beginning", now=at(0)) for _ in range(4))
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 3
+    assert len(await rows_of(log.database, REPLAYS)) == 1
+
+
+async def test_each_sink_has_its_own_replay(log: Worker) -> None:
+    await log.done()
+    await (await worker(log.database, log.entries, "lake")).done()
+    assert {(await begun(log.database, sink=name)).sink for name in (SINK, "lake")} == {SINK, "lake"}
+
+
+async def test_a_replay_is_paused_resumed_and_cancelled(log: Worker) -> None:
+    await log.done()
+    replay = await begun(log.database)
+    revision = (await sink_row(log.database)).revision
+
+    async def act(action: Any, replay_id: int | None = replay.id) -> tuple[str, Any]:
+        changed = await replays.act(log.database, SINK, action, now=at(2000), replay_id=replay_id)
+        assert changed.id == replay.id
+        return changed.state, changed.ended_at
+
+    assert await act("pause") == await act("pause") == ("paused", None)
+    assert await act("resume") == await act("resume", None) == ("running", None)
+    assert await act("cancel", None) == await act("cancel") == ("cancelled", at(2000))
+    assert (await sink_row(log.database)).revision > revision
+    for action in ("pause", "resume"):
+        with pytest.raises(Conflict, match=f"replay {replay.id} is cancelled"):
+            await act(action)
+    for unknown in (None, replay.id + 1):
+        with pytest.raises(Unknown, match=r"there is no (open|such) replay to crm"):
+            await act("cancel", unknown)
+
+
+async def test_a_replay_of_another_sink_cannot_be_meant(log: Worker) -> None:
+    await log.done()
+    replay = await begun(log.database)
+    await worker(log.database, log.entries, "lake")
+    with pytest.raises(Unknown, match="there is no such replay to lake"):
+        await replays.act(log.database, "lake", "cancel", now=at(0), replay_id=replay.id)
+
+
+async def test_replays_are_listed_in_pages(log: Worker) -> None:
+    await log.done()
+    ids = []
+    for _ in range(3):
+        ids.append((await begun(log.database)).id)
+        await replays.act(log.database, SINK, "cancel", now=at(0))
+
+    async def page(order: SortOrder, after: int | None = None, skip: int = 0) -> tuple[list[int], bool]:
+        async with log.database.reading() as connection:
+            found = await replays.find(connection, SINK, order=order, after=after, skip=skip, size=2)
+        return [one.id for one in found.items], found.more
+
+    assert await page(SortOrder.DESC) == ([ids[2], ids[1]], True)
+    assert await page(SortOrder.DESC, after=ids[1]) == ([ids[0]], False)
+    assert await page(SortOrder.ASC, skip=1) == ([ids[1], ids[2]], False)
+    assert await page(SortOrder.ASC, after=ids[0]) == ([ids[1], ids[2]], False)
+
+
+# --- a replay and retention, which race for the same events
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_replay_that_begins_while_events_are_forgotten_is_of_those_that_are_left(log: Worker) -> None:
+    await log.done()
+    async with log.database.writing() as connection:
+        await log.database.lock_intake(connection)
+        asked = asyncio.create_task(replays.begin(log.database, SINK, "beginning", now=at(0)))
+        since = asyncio.create_task(replays.begin(log.database, SINK, at(0), now=at(0)))
+        # both have had a good look at the log, and wait
+        await asyncio.sleep(0.3)
+        assert not asked.done()
+        assert not since.done()
+        gone = EVENTS.c.position <= log.entries[2].position
+        await connection.execute(delete(EVENTS).where(gone))
+    outcomes = await asyncio.gather(asked, since, return_exceptions=True)
+    begun_one = next(outcome for outcome in outcomes if isinstance(outcome, tuple))
+    assert begun_one[1].events == 3
+    # whoever came second met the other's replay, or was told that the time has expired
+    assert sum(isinstance(outcome, Expired | Conflict) for outcome in outcomes) == 1
+
+
+async def test_replays_and_retention_at_once_never_leave_a_replay_without_its_events(database: Database) -> None:
+    entries = [entry for number in range(40) for entry in await append(database, life(f"m{number}"))]
+    await (await worker(database, entries)).done()
+    errand = Errand(kind=Kind.EVENTS, before=at(10**6), now=at(0), limit=3)
+
+    async def forget() -> None:
+        place: int | None = 0
+        while place is not None:
+            place = (await retention.bite(database, errand, place)).next
+
+    async def begin_late() -> Stretch:
+        while not await gone(database, entries[20].position):
+            await asyncio.sleep(0)
+        replay, stretch = await replays.begin(database, SINK, "beginning", now=at(0))
+        assert (replay is None) == (stretch.events == 0)
+        return stretch
+
+    _, stretch = await asyncio.gather(forget(), begin_late())
+    left = await rows_of(database, EVENTS)
+    assert [entry.position for entry in entries][-len(left) :] == [row.position for row in left]
+    assert len(left) == stretch.events
+
+
+async def gone(database: Database, position: int) -> bool:
+    async with database.reading() as connection:
+        return await connection.scalar(select(EVENTS.c.position).where(EVENTS.c.position == position)) is None
+
+
+# --- dead letters
+
+
+@pytest.fixture
+async def dead(log: Worker) -> Worker:
+    """Of the six events, in the order a1 b1 a2 b2 a3 b3: a1 b1 b2 refused, a2 too old, at a minute each."""
+    for place, decision in enumerate((REFUSED, REFUSED, EXPIRED, REFUSED)):
+        await log.settle(log.first(place, decision), seconds=1000 + 60 * place)
+    await log.done()
+    await sinks.register(log.database, "lake", start="end", fingerprint="f")
+    return log
+
+
+@pytest.mark.parametrize(
+    ("chosen", "places"),
+    [
+        pytest.param({}, [0, 1, 2, 3], id="all"),
+        pytest.param({"sink": SINK}, [0, 1, 2, 3], id="of the sink"),
+        pytest.param({"sink": "lake"}, [], id="of another"),
+        pytest.param({"reason": "expired"}, [2], id="by reason"),
+        pytest.param({"message_id": "b"}, [1, 3], id="of a message"),
+        pytest.param({"message_id": "b", "reason": "expired"}, [], id="of a message, by reason"),
+        pytest.param({"event_id": 2}, [2], id="of an event"),
+        pytest.param({"event_id": "nothing"}, [], id="of no event"),
+        pytest.param({"since": at(1060), "until": at(1120)}, [1], id="from a time to a time"),
+        pytest.param({"ids": [0, 3]}, [0, 3], id="by id"),
+        pytest.param({"ids": []}, [], id="by no id"),
+        pytest.param({"ids": [0], "reason": "expired"}, [], id="by id and reason"),
+    ],
+)
+@pytest.mark.parametrize("act", [requeue, drop], ids=["requeue", "drop"])
+async def test_dead_letters_are_chosen_listed_counted_and_acted_on_alike(
+    dead: Worker, chosen: dict[str, Any], places: list[int], act: Any
+) -> None:
+    every = await letters(dead.database)
+    if isinstance(chosen.get("event_id"), int):
+        chosen = chosen | {"event_id": dead.entries[chosen["event_id"]].event.id}
+    if "ids" in chosen:
+        chosen = chosen | {"ids": [every[place].id for place in chosen["ids"]]}
+    meant = [every[place] for place in places]
+    assert await letters(dead.database, **chosen) == meant
+    assert await dead_letters.count(dead.database, DeadLetterChoice(**{"sink": SINK} | chosen)) == len(meant)
+    assert await act(dead.database, **{"sink": SINK} | chosen) == len(meant)
+    assert await letters(dead.database) == [letter for letter in every if letter not in meant]
+    requeued = [letter.position for letter in meant] if act is requeue else []
+    assert [position for position, _ in await retries(dead.database)] == requeued
+
+
+async def test_a_dead_letter_is_told_with_its_event(dead: Worker) -> None:
+    [letter] = await letters(dead.database, reason="expired")
+    assert (letter.event_id, letter.message_id, letter.recipient, letter.status) == (
+        dead.entries[2].event.id,
+        "a",
+        "+15550001",
+        "sending",
+    )
+    assert (letter.sink, letter.detail, letter.attempts, letter.died_at) == (SINK, "timeout", 1, at(1120))
+
+
+async def test_dead_letters_come_in_pages_from_either_end(dead: Worker) -> None:
+    ids = [letter.id for letter in await letters(dead.database)]
+
+    async def page(**asked: Any) -> tuple[list[int], bool]:
+        found = await dead_letters.find(dead.database, DeadLetterQuery(size=2, **asked))
+        return [letter.id for letter in found.items], found.more
+
+    assert await page() == (ids[:2], True)
+    assert await page(after=ids[1]) == (ids[2:], False)
+    assert await page(order=SortOrder.DESC) == (ids[:1:-1], True)
+    assert await page(order=SortOrder.DESC, after=ids[2]) == (ids[1::-1], False)
+    assert await page(skip=3) == (ids[3:], False)
+
+
+async def test_what_is_dropped_is_gone_and_its_lane_goes_on(log: Worker) -> None:
+    await log.settle(log.first(0, HOLDS), log.first(2, Parked()), log.first(4, Parked()))
+    assert await retries(log.database) == places(log, {0: "held", 2: "parked", 4: "parked"})
+    assert await drop(log.database) == 1
+    assert await retries(log.database) == places(log, {2: "due", 4: "parked"})
+    assert await letters(log.database) == []
+
+
+async def test_dropping_what_holds_nothing_leaves_the_retries_alone(log: Worker) -> None:
+    await log.settle(log.first(0, REFUSED), log.first(2, Again(due_at=at(5), reason="timeout")), log.first(4, Parked()))
+    before = await rows_of(log.database, RETRIES)
+    assert await drop(log.database) == 1
+    assert await rows_of(log.database, RETRIES) == before
+
+
+async def test_a_held_event_that_is_requeued_begins_anew(log: Worker) -> None:
+    await log.settle(log.first(0, HOLDS), log.first(2, Parked()))
+    assert await requeue(log.database, seconds=500) == 1
+    first, second = await rows_of(log.database, RETRIES)
+    assert (first.state, first.attempts, first.due_at, first.first_at) == ("due", 0, at(500), at(500))
+    assert second.state == "parked"
+
+
+async def test_an_earlier_event_that_comes_back_takes_the_place_of_one_that_holds_its_lane(log: Worker) -> None:
+    await log.settle(log.first(0, REFUSED), log.first(2, HOLDS), log.first(4, Parked()))
+    assert await requeue(log.database, event_id=log.entries[0].event.id) == 1
+    assert await retries(log.database) == places(log, {0: "due", 2: "parked", 4: "parked"})
+    await log.settle(retries=(log.retry(log.entries[0].position, Done()),))
+    assert await retries(log.database) == places(log, {2: "held", 4: "parked"})
+
+
+def places(log: Worker, states: dict[int, str]) -> list[tuple[int, str]]:
+    return [(log.entries[place].position, state) for place, state in states.items()]
+
+
+async def many(database: Database, number: int) -> Worker:
+    """A sink with so many dead letters, each of a message of its own."""
+    events = [event for place in range(number) for event in life(f"m{place}", (Status.SENT,))]
+    at_work = await worker(database, await append(database, events))
+    await at_work.settle(*(at_work.first(place, REFUSED) for place in range(number)))
+    return at_work
+
+
+async def test_many_go_in_bites_and_what_was_done_stays_done(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "_BITE", 2)
+    at_work = await many(database, 7)
+    bites = dead_letters.requeue(database, SINK, now=at(0))
+    assert [await anext(bites), await anext(bites)] == [2, 2]
+    await bites.aclose()
+    assert len(await rows_of(database, RETRIES)) == 4
+    assert [letter.position for letter in await letters(database)] == [one.position for one in at_work.entries[4:]]
+    rest = [number async for number in dead_letters.drop(database, SINK, now=at(0))]
+    assert rest == [2, 1]
+    assert (await letters(database), len(await rows_of(database, RETRIES))) == ([], 4)
+
+
+async def test_what_dies_only_meanwhile_is_left_for_another_look(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "_BITE", 1)
+    at_work = await many(database, 2)
+    bites = dead_letters.drop(database, SINK, now=at(0))
+    assert await anext(bites) == 1
+    late = await append(database, life("late", (Status.SENT,)))
+    at_work.entries += late
+    await at_work.settle(at_work.first(-1, REFUSED))
+    assert await total(bites) == 1
+    assert [letter.position for letter in await letters(database)] == [late[0].position]
+
+
+async def test_what_dies_again_meanwhile_is_not_met_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead_letters, "_BITE", 1)
+    at_work = await many(database, 3)
+    met = 0
+    async for number in dead_letters.requeue(database, SINK, now=at(0)):
+        met += number
+        for position, state in await retries(database):
+            assert state == "due"
+            await at_work.settle(retries=(at_work.retry(position, REFUSED),))
+    assert met == 3
+    assert len(await letters(database)) == 3
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_happens_each_lane_has_one_head_its_first(database: Database, seed: int) -> None:
+    """Verdicts of the holder and actions of operators in any order: never two heads, never a lane nobody would wake."""
+    chance = random.Random(seed)
+    events = [make_event(message_id=lane, time=second) for second in range(20) for lane in "abc"]
+    at_work = await worker(database, await append(database, events))
+    deaths = (HOLDS, HOLDS) if seed % 2 else (REFUSED, EXPIRED)
+    unread = list(range(len(events)))
+    for step in range(60):
+        again = Again(due_at=at(step), reason="timeout")
+        match chance.choice(("read", "read", "retry", "retry", "requeue", "drop")):
+            case "read":
+                place = unread.pop(0)
+                blocked = {row.lane for row in await rows_of(database, RETRIES)}
+                lane = publication(at_work.entries[place]).lane
+                decision = Parked() if lane in blocked else chance.choice((again, *deaths))
+                await at_work.settle(at_work.first(place, decision))
+            case "retry":
+                due = [position for position, state in await retries(database) if state == "due"]
+                for position in due[:1]:
+                    decision = chance.choice((Done(), again, *deaths))
+                    await at_work.settle(retries=(at_work.retry(position, decision),))
+            case action:
+                ids = [letter.id for letter in await letters(database)]
+                chosen = chance.sample(ids, chance.randint(0, len(ids)))
+                act = drop if action == "drop" else requeue
+                assert await act(database, seconds=step, ids=chosen) == len(chosen)
+        await check_lanes(database)
+        held = {position for position, state in await retries(database) if state == "held"}
+        heads = {position for position, state in await retries(database) if state != "parked"}
+        assert held == heads & {letter.position for letter in await letters(database)}
+
+
+async def check_lanes(database: Database) -> None:
+    lanes: dict[str, list[Any]] = defaultdict(list)
+    for row in await rows_of(database, RETRIES):
+        lanes[row.lane].append(row)
+    for rows in lanes.values():
+        head, *others = sorted(rows, key=lambda row: row.position)
+        assert head.state in ("due", "held")
+        assert head.due_at is not None
+        assert {row.state for row in others} <= {"parked"}
+
+
+@pytest.mark.parametrize("on_refused", ["park", "continue"])
+async def test_operators_lose_and_disorder_nothing_while_a_dispatcher_works(
+    database: Database, database_url: str, on_refused: str
+) -> None:
+    """A sink that refuses and fails at random, and an operator in another process who does all there is to be done."""
+    chance = random.Random(7)
+    sink = memory_sink(on_refused=on_refused, schedule=["1s"])
+    memory(sink).answer = lambda _: chance.choice((Published(), Published(), Refused(reason="r"), Retry(reason="r")))
+    operator = Database(database_url)
+    await append(database, messages(12))
+    async with running(database, sink):
+        for step in range(25):
+            await requeue(operator)
+            await operating.pause(operator, SINK, paused=step % 3 == 0)
+            with suppress(Conflict):
+                await replays.begin(operator, SINK, "beginning", now=now())
+            with suppress(Unknown):
+                await replays.act(operator, SINK, chance.choice(("pause", "resume", "resume", "cancel")), now=now())
+            if step < 20:
+                await append(operator, life(f"late{step}"))
+            await check_lanes(operator)
+            await asyncio.sleep(0.02)  # as operators do; the dispatcher polls at such intervals too
+        with suppress(Unknown):
+            await replays.act(operator, SINK, "cancel", now=now())
+        await operating.pause(operator, SINK, paused=False)
+        memory(sink).answer = lambda _: Published()
+
+        async def all_done() -> bool:
+            await requeue(operator)
+            view = await sink_states.one(operator, SINK, {SINK: "memory"}, now=now())
+            return (view.lag, view.retries, view.dead_letters) == (0, {}, {})
+
+        await until(all_done)
+    await operator.close()
+    log = await whole_log(database)
+    live = [one for one in memory(sink).published if not one.replayed]
+    assert {one.id for one in live} == {entry.event.id for entry in log}
+    # where nothing holds a message, what is requeued comes after its successors
+    assert on_refused == "continue" or in_order(live)
+
+
+# --- what can be seen
+
+
+async def seen(database: Database, seconds: float = 0, **types: str) -> SinkView:
+    return await sink_states.one(database, SINK, {SINK: "webhook"} | types, now=at(seconds))
+
+
+async def test_a_sink_is_shown_with_all_that_it_still_has_before_it(log: Worker) -> None:
+    await log.settle(
+        log.first(0, HOLDS),
+        log.first(1, Again(due_at=at(5), reason="timeout")),
+        log.first(2, Parked()),
+        log.first(3, Parked()),
+        health=Health(failures=2, last_success_at=at(7), last_error="timeout"),
+    )
+    replay = await begun(log.database)
+    view = await sink_states.one(log.database, SINK, {SINK: "webhook"}, now=at(100))
+    assert (view.name, view.type, view.configured) == (SINK, "webhook", True)
+    assert (view.cursor, view.lag) == (log.entries[3].position, 2)
+    assert (view.oldest_at, view.oldest_seconds) == (at(0), 100.0)
+    assert (view.retries, view.dead_letters) == ({"held": 1, "due": 1, "parked": 2}, {"refused": 1})
+    assert (view.failures, view.last_success_at, view.last_error) == (2, at(7), "timeout")
+    assert view.replay == replay
+
+
+async def test_the_state_of_a_sink_is_the_one_thing_to_know_first(log: Worker) -> None:
+    lease_end = (await sink_row(log.database)).lease_until
+    before, after = lease_end - timedelta(seconds=1), lease_end + timedelta(seconds=1)
+
+    async def state(now: Any = before, **types: str) -> str:
+        return (await sink_states.one(log.database, SINK, types or {SINK: "webhook"}, now=now)).state
+
+    assert await state() == "working"
+    assert await state(after) == "unattended"
+    await log.settle(health=Health(failures=1, down_since_at=at(0), last_error="connection refused"))
+    assert await state() == "down"
+    await operating.pause(log.database, SINK, paused=True)
+    assert await state() == "paused"
+    assert await state(other="webhook") == "removed"
+    await operating.pause(log.database, SINK, paused=False)
+    await sinks.release(log.database, log.lease)
+    assert await state() == "unattended"
+
+
+async def test_an_idle_sink_has_nothing_before_it(log: Worker) -> None:
+    await log.done()
+    view = await seen(log.database)
+    assert (view.lag, view.oldest_at, view.oldest_seconds) == (0, None, None)
+    assert (view.retries, view.dead_letters, view.replay) == ({}, {}, None)
+
+
+async def test_sinks_are_listed_by_name_in_pages(log: Worker) -> None:
+    for name in ("lake", "bus"):
+        await sinks.register(log.database, name, start="end", fingerprint="f")
+
+    async def page(order: SortOrder, skip: int) -> tuple[list[tuple[str, bool]], bool]:
+        types = {"bus": "nats", SINK: "webhook"}
+        found = await sink_states.find(log.database, types, now=at(0), order=order, skip=skip, size=2)
+        return [(view.name, view.configured) for view in found.items], found.more
+
+    assert await page(SortOrder.ASC, 0) == ([("bus", True), (SINK, True)], True)
+    assert await page(SortOrder.ASC, 2) == ([("lake", False)], False)
+    assert await page(SortOrder.DESC, 0) == ([("lake", False), (SINK, True)], True)
+
+
+async def test_the_attempts_of_a_message_tell_what_each_sink_was_told_and_when(log: Worker) -> None:
+    def attempt(place: int, seconds: float, **more: Any) -> Attempt:
+        event_of = log.entries[place]
+        told = {"position": event_of.position, "event_id": event_of.event.id, "decision": "done"}
+        times = {"started_at": at(seconds), "ended_at": at(seconds + 0.25)}
+        return Attempt(**{"outcome": Outcome.PUBLISHED, **told, **times, **more})
+
+    failed = attempt(0, 1, outcome=Outcome.RETRY, decision="again", reason="status 503", response_code=503)
+    await log.settle(attempts=(failed, attempt(1, 2, response_code=200), attempt(0, 6, response_code=204)))
+    lake = await worker(log.database, log.entries, "lake")
+    await lake.settle(attempts=(attempt(2, 9),))
+
+    async def told(message: str, sink: str | None = None, api: Api = Api.V2) -> list[Any]:
+        async with log.database.reading() as connection:
+            found = await attempts.of_message(connection, api, message, sink)
+        return [(one.sink, one.started_at, one.seconds, one.response_code, one.decision) for one in found]
+
+    crm = [(SINK, at(1), 0.25, 503, "again"), (SINK, at(6), 0.25, 204, "done")]
+    assert await told("a") == [*crm, ("lake", at(9), 0.25, None, "done")]
+    assert await told("a", SINK) == crm
+    assert await told("b", "lake") == await told("a", api=Api.V1) == await told("c") == []
+    async with log.database.reading() as connection:
+        [first, *_] = await attempts.of_message(connection, Api.V2, "a", None)
+    assert (first.event_id, first.status, first.recipient) == (log.entries[0].event.id, "queued", "+15550001")
+    assert (first.outcome, first.reason, first.response, first.replay_id) == ("retry", "status 503", None, None)
+
+
+# --- indexes
+
+
+async def test_dead_letters_and_attempts_are_found_by_an_index(database: Database) -> None:
+    """As many as an outage may leave: nothing that names a message, an event or a sink reads all of them."""
+    await fill(database, 5000)
+    asked = {
+        "message": (DeadLetterChoice(message_id="m7"), "ix_events_message_id"),
+        "event": (DeadLetterChoice(event_id="e7"), "autoindex_events" if database.is_sqlite else "uq_events_id"),
+        "sink": (DeadLetterChoice(sink="lake"), "ix_dead_letters_sink"),
+        "message and sink": (DeadLetterChoice(sink=SINK, message_id="m7"), "ix_events_message_id"),
+    }
+    plans = {
+        name: await plan(database, dead_letters.find(database, DeadLetterQuery(choice=choice)))
+        for name, (choice, _) in asked.items()
+    }
+    missed = {name: plans[name] for name, (_, index) in asked.items() if index not in plans[name]}
+    assert not missed
+    for name in ("message", "event", "message and sink"):
+        assert ("position=?" if database.is_sqlite else "_position on dead_letters") in plans[name], plans[name]
+
+    async def of_message() -> None:
+        async with database.reading() as connection:
+            await attempts.of_message(connection, Api.V2, "m7", None)
+
+    found = await plan(database, of_message())
+    assert "ix_events_message_id" in found
+    assert "ix_attempts_position" in found
+
+
+async def fill(database: Database, number: int) -> None:
+    """Events with a dead letter and an attempt each; nine in ten are one sink's."""
+    [template] = await append(database, life("template", (Status.SENT,)))
+    for name in (SINK, "lake"):
+        await sinks.register(database, name, start="end", fingerprint="f")
+    [row] = [dict(row._mapping) for row in await rows_of(database, EVENTS)]
+    places = range(template.position + 1, template.position + 1 + number)
+    rows = [row | {"position": place, "id": f"e{place}", "message_id": f"m{place}"} for place in places]
+    letter = {"reason": "refused", "detail": "no", "attempts": 1, "first_at": at(0), "died_at": at(0)}
+    attempt = {"started_at": at(0), "ended_at": at(0), "outcome": "refused", "decision": "dead"}
+    of_event = [
+        {"sink": "lake" if place % 10 == 0 else SINK, "position": place, "event_id": f"e{place}"} for place in places
+    ]
+    await write(database, insert(EVENTS), rows)
+    await write(database, insert(DEAD_LETTERS), [one | letter | {"lane": "l"} for one in of_event])
+    await write(database, insert(sinks.ATTEMPTS), [one | attempt for one in of_event])
+    if not database.is_sqlite:
+        await write(database, sql("ANALYZE"))
+
+
+async def plan(database: Database, work: Any) -> str:
+    """How the database goes about the last statement of some work."""
+    asked: list[tuple[str, Any]] = []
+
+    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        asked.append((statement, parameters))
+
+    engine = database.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        await work
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    statement, parameters = asked[-1]
+    word = "EXPLAIN QUERY PLAN" if database.is_sqlite else "EXPLAIN"
+    async with database.reading() as connection:
+        return "\n".join(str(row) for row in await connection.exec_driver_sql(f"{word} {statement}", parameters))
