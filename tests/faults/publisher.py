@@ -1,21 +1,35 @@
-"""A process that publishes to a file until it is killed: `python publisher.py DATABASE_URL FILE`."""
+"""A process that publishes to a file until it is killed: `python publisher.py DATABASE_URL FILE [BEHAVIOUR]`."""
 
 import asyncio
+import fcntl
+import os
 import random
+import signal
+import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from receiver.domain.publication import Publication, Result, Retry
+from receiver.domain.publication import Publication, Published, Result, Retry
+from receiver.sinks.base import Sink
 from receiver.sinks.jsonl import JsonlSettings, JsonlSink
+from receiver.sinks.lines import lines
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage.database import Database
 from receiver.workers.dispatcher import Dispatchers
 from receiver.workers.wakeup import Wakeup
 from tests.event_log import Nobody, now
+
+LEASE_SECONDS: Final = 1.5
+POLL_SECONDS: Final = 0.05
+TURNS: Final = "turns"
+OVERLAPS: Final = "overlaps"
+AT_WORK: Final = "at-work"
+EVENTS_OF_A_LIFE: Final = 300
 
 
 class Wavering(JsonlSink):
@@ -31,17 +45,92 @@ class Wavering(JsonlSink):
         return [next(taken) if one in wanted else Retry(reason="wavering") for one in batch]
 
 
-async def main(url: str, path: str) -> None:
+class Lines(Sink):
+    """A file that events are appended to one by one, several of them at once."""
+
+    concurrency = 8
+
+    def __init__(self, settings: JsonlSettings) -> None:
+        self.path = settings.path
+        self._descriptor = os.open(settings.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    async def publish(self, batch: Sequence[Publication]) -> list[Result]:
+        await asyncio.sleep(random.uniform(0, 0.005))
+        os.write(self._descriptor, lines(batch))
+        return [Published() for _ in batch]
+
+
+class Mortal(Sink):
+    """Its process dies when it has taken so many events, before anybody has noted the last of them."""
+
+    taken = 0
+
+    async def publish(self, batch: Sequence[Publication]) -> Sequence[Result]:
+        results = await super().publish(batch)  # type: ignore[safe-super]
+        self.taken += len(batch)
+        if self.taken > EVENTS_OF_A_LIFE:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return results
+
+
+class MortalStream(Mortal, JsonlSink): ...
+
+
+class MortalPosts(Mortal, Lines): ...
+
+
+class WatchedPosts(Lines):
+    """Tells which process is at work, and of two that publish events of one message at the same time."""
+
+    max_batch = 3
+
+    async def publish(self, batch: Sequence[Publication]) -> list[Result]:
+        (self.path.parent / AT_WORK).write_text(str(os.getpid()))
+        with ExitStack() as turns:
+            for lane in sorted({one.lane for one in batch}):
+                turns.enter_context(self._turn(lane.rpartition(":")[2]))
+            return await super().publish(batch)
+
+    @contextmanager
+    def _turn(self, message: str) -> Iterator[None]:
+        with (self.path.parent / TURNS / message).open("ab") as turn:
+            try:
+                fcntl.lockf(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with (self.path.parent / OVERLAPS).open("a") as overlaps:
+                    overlaps.write(f"{_holder(turn)} {os.getpid()}\n")
+            yield
+
+
+def _holder(turn: BinaryIO) -> int:
+    """The process that has a lock on a file; 0 if it just ended."""
+    layout = "hhqqi"
+    asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    return int(struct.unpack(layout, fcntl.fcntl(turn, fcntl.F_GETLK, asked))[-1])
+
+
+class WatchedStream(WatchedPosts):
+    """The same in the order of the log, with many events of a message in one batch."""
+
+    keeps_order = True
+    concurrency = 1
+    max_batch = 40
+
+
+BEHAVIOURS: Final = {one.__name__: one for one in (Wavering, MortalStream, MortalPosts, WatchedPosts, WatchedStream)}
+
+
+async def main(url: str, path: str, behaviour: str) -> None:
     fields: dict[str, Any] = {"name": "file", "type": "test", "path": path, "start": "beginning"}
     settings = JsonlSettings(**fields, timeout="0.4s", schedule=("1s",))  # type: ignore[arg-type]
     dispatchers = Dispatchers(
         Database(url),
-        [ConfiguredSink(settings, Wavering(settings))],
+        [ConfiguredSink(settings, BEHAVIOURS[behaviour](settings))],
         clock=now,
         wakeup=Wakeup(),
         observer=Nobody(),
-        lease_seconds=1.5,
-        poll_seconds=0.05,
+        lease_seconds=LEASE_SECONDS,
+        poll_seconds=POLL_SECONDS,
     )
     await dispatchers.start()
     await asyncio.Event().wait()

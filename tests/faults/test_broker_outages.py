@@ -1,0 +1,248 @@
+"""A whole `receiver serve` with brokers that are down, die, hang, and come back, and that is killed itself."""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import nats
+import orjson
+import pytest
+import redis
+
+from receiver.storage.database import Database
+from receiver.storage.sinks import ATTEMPTS, DEAD_LETTERS
+from tests import dispatching
+from tests.brokers.nats import OwnNats
+from tests.brokers.redis import OwnRedis
+from tests.dispatching import rows, until, whole_log
+from tests.event_log import eventually
+from tests.faults.load import Load, audit, let_the_lease_lapse
+from tests.posts import v2_event
+from tests.running import Server, serving
+
+pytestmark = [pytest.mark.anyio, pytest.mark.faults]
+
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+STREAM = "events"
+CONNECTIONS = 8
+CLOSED, OPEN = 0, 2
+_BREAKER = re.compile(r'^receiver_breaker_state\{sink="(\w+)"\} (\S+)$', re.MULTILINE)
+
+
+class Places:
+    """Two brokers and a file that events are published to."""
+
+    def __init__(self, folder: Path, bus: OwnNats, cache: OwnRedis) -> None:
+        self.bus, self.cache = bus, cache
+        self.brokers = (bus, cache)
+        self.file = folder / "events.jsonl"
+
+    @property
+    def sinks(self) -> list[dict[str, Any]]:
+        shared = {"start": "beginning", "timeout": "2s"}
+        return [
+            {"name": "bus", "type": "nats", "servers": [self.bus.url], **shared},
+            {"name": "cache", "type": "redis", "url": self.cache.url, "stream": STREAM, **shared},
+            {"name": "file", "type": "jsonl", "path": str(self.file), **shared},
+        ]
+
+    async def create_stream(self) -> None:
+        async with self._jetstream() as server:
+            await server.add_stream(name=STREAM, subjects=["sms.>"])
+
+    async def arrived(self) -> dict[str, list[str]]:
+        """The ids of what is in each place, in its order."""
+        return {"bus": await self._in_bus(), "cache": self._in_cache(), "file": self.in_file()}
+
+    def in_file(self) -> list[str]:
+        whole = self.file.read_bytes().rpartition(b"\n")[0] if self.file.exists() else b""
+        return [orjson.loads(line)["id"] for line in whole.splitlines()]
+
+    async def _in_bus(self) -> list[str]:
+        async with self._jetstream() as server:
+            count = (await server.stream_info(STREAM)).state.messages
+            messages = await server.subscribe("sms.>", ordered_consumer=True)
+            return [orjson.loads((await messages.next_msg(timeout=5)).data)["id"] for _ in range(count)]
+
+    def _in_cache(self) -> list[str]:
+        with redis.Redis.from_url(self.cache.url, retry=None) as server:
+            return [fields[b"id"].decode() for _, fields in server.xrange(STREAM)]
+
+    @asynccontextmanager
+    async def _jetstream(self) -> AsyncIterator[Any]:
+        client = await nats.connect(self.bus.url, allow_reconnect=False)
+        try:
+            yield client.jetstream()
+        finally:
+            await client.close()
+
+
+@pytest.fixture
+async def places(tmp_path: Path) -> AsyncIterator[Places]:
+    with OwnNats(tmp_path) as bus, OwnRedis(tmp_path) as cache:
+        places = Places(tmp_path, bus, cache)
+        await places.create_stream()
+        yield places
+
+
+@contextmanager
+def publishing(folder: Path, url: str, places: Places) -> Iterator[Server]:
+    settings = {
+        "CALLBACK_CREDENTIALS": '["u:p"]',
+        "API_TOKENS": '["token"]',
+        "METRICS_AUTH": "none",
+        "DATABASE_URL": url,
+        "SINKS": json.dumps(places.sinks),
+    }
+    with serving(folder, settings=settings) as server:
+        yield server
+
+
+@asynccontextmanager
+async def client_of(server: Server) -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(base_url=server.url, auth=("u", "p"), trust_env=False) as client:
+        yield client
+
+
+def breakers(server: Server, states: set[int], *names: str) -> Callable[[], Awaitable[bool]]:
+    """Whether the breakers of these sinks are in one of these states."""
+
+    async def are() -> bool:
+        async with client_of(server) as client:
+            told = {name: int(float(state)) for name, state in _BREAKER.findall((await client.get("/metrics")).text)}
+        return all(told.get(name) in states for name in names)
+
+    return are
+
+
+async def everything_arrives(url: str, load: Load, places: Places) -> dict[str, int]:
+    """Waits until all that was answered 200 is in each place, and audits it; returns the surplus copies."""
+    events = await audit(url, load)
+
+    async def there() -> bool:
+        return all(events == set(ids) for ids in (await places.arrived()).values())
+
+    await until(there, seconds=60)
+    database = Database(url)
+    log, dead = await whole_log(database), await rows(database, DEAD_LETTERS)
+    await database.close()
+    assert dead == []
+    return {name: dispatching.audit(log, ids) for name, ids in (await places.arrived()).items()}
+
+
+async def attempts(url: str) -> list[Any]:
+    """The failures that were put down to an event."""
+    database = Database(url)
+    found = await rows(database, ATTEMPTS)
+    await database.close()
+    return found
+
+
+@on_sqlite
+async def test_brokers_that_are_down_at_the_start_stop_nothing(
+    database_url: str, tmp_path: Path, places: Places
+) -> None:
+    for broker in places.brokers:
+        broker.kill()
+    load = Load()
+    with publishing(tmp_path, database_url, places) as server:
+        async with client_of(server) as client:
+            async with load.on(server.url, "down", connections=CONNECTIONS):
+                await until(breakers(server, {OPEN}, "bus", "cache"))
+                assert (await client.get("/readyz")).status_code == 200
+                await eventually(lambda: len(load.acknowledged) > 400)
+            assert set(load.answers) == {200}
+            assert (await client.get("/readyz")).status_code == 200
+        for broker in places.brokers:
+            broker.start()
+        surplus = await everything_arrives(database_url, load, places)
+        await until(breakers(server, {CLOSED}, "bus", "cache", "file"))
+        assert server.stop() == 0
+    print(f"{len(load.acknowledged)} events, surplus copies {surplus}")
+    assert await attempts(database_url) == []
+
+
+async def test_brokers_that_die_under_load_get_everything_when_they_are_back(
+    database_url: str, tmp_path: Path, places: Places
+) -> None:
+    load = Load()
+    with publishing(tmp_path, database_url, places) as server:
+        async with load.on(server.url, "outage", connections=CONNECTIONS):
+            await until(in_all(places, 50))
+            for broker in places.brokers:
+                broker.kill()
+            await until(breakers(server, {OPEN}, "bus", "cache"))
+            await asyncio.sleep(1)  # a backlog gathers
+            for broker in places.brokers:
+                broker.start()
+            await until(breakers(server, {CLOSED}, "bus", "cache"))
+        assert set(load.answers) == {200}
+        surplus = await everything_arrives(database_url, load, places)
+        await until(breakers(server, {CLOSED}, "bus", "cache", "file"))
+        assert server.stop() == 0
+    print(f"{len(load.acknowledged)} events, surplus copies {surplus}")
+    assert await attempts(database_url) == []
+
+
+def in_all(places: Places, count: int) -> Callable[[], Awaitable[bool]]:
+    async def there() -> bool:
+        return all(len(ids) >= count for ids in (await places.arrived()).values())
+
+    return there
+
+
+async def test_a_server_killed_under_load_goes_on_where_it_was(
+    database_url: str, tmp_path: Path, places: Places
+) -> None:
+    load = Load()
+    for round_ in range(2):
+        await let_the_lease_lapse(database_url)
+        with publishing(tmp_path, database_url, places) as server:
+            async with load.on(server.url, f"round-{round_}", connections=CONNECTIONS):
+                await until(in_all(places, 100 * (round_ + 1)))
+                server.process.kill()
+    await let_the_lease_lapse(database_url)
+    with publishing(tmp_path, database_url, places) as server:
+        surplus = await everything_arrives(database_url, load, places)
+        assert server.stop() == 0
+    print(f"{len(load.acknowledged)} events, 2 kills, surplus copies {surplus}")
+    assert await attempts(database_url) == []
+
+
+@on_sqlite
+async def test_brokers_that_hang_hold_up_nobody_else(database_url: str, tmp_path: Path, places: Places) -> None:
+    load, delays = Load(), []
+    with publishing(tmp_path, database_url, places) as server:
+        async with client_of(server) as client:
+            await taken(client, places, "warm")
+            for broker in places.brokers:
+                broker.freeze()
+            began = time.monotonic()
+            # longer than an attempt may take, so that time-outs and probes fall into it
+            while time.monotonic() < began + 5:
+                delays.append(await taken(client, places, f"m{len(delays)}"))
+            for broker in places.brokers:
+                broker.thaw()
+        await everything_arrives(database_url, load, places)
+        assert server.stop() == 0
+    print(f"{len(delays)} events beside frozen brokers, the slowest after {max(delays):.3f} s")
+    assert max(delays) < 1
+    assert await attempts(database_url) == []
+
+
+async def taken(client: httpx2.AsyncClient, places: Places, message_id: str) -> float:
+    """Posts a callback and waits for its event in the file; returns the seconds from the one to the other."""
+    before, posted = places.file.stat().st_size if places.file.exists() else 0, time.monotonic()
+    answer = await client.post("/callbacks/bandwidth/v2", json=[v2_event(message_id)])
+    assert answer.status_code == 200
+    while not places.file.exists() or places.file.stat().st_size == before:
+        assert time.monotonic() < posted + 20
+        await asyncio.sleep(0.002)
+    return time.monotonic() - posted
