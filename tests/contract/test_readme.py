@@ -45,7 +45,7 @@ def test_every_setting_is_documented_and_no_other() -> None:
 
 def test_every_command_it_shows_exists(tmp_path: Path) -> None:
     shown = set(re.findall(r"`(?:\.venv/bin/)?receiver ([a-z]+(?:-[a-z]+)?(?: [a-z]+)?)\b", README))
-    groups = {"tag", "messages", "callbacks", "dead-letters"}
+    groups = {"tag", "messages", "callbacks", "sinks", "dead-letters"}
     for command in sorted(shown):
         first, *rest = command.split()
         words = [first, *rest] if first in groups else [first]
