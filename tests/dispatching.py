@@ -17,7 +17,7 @@ from receiver.sinks.base import Sink, SinkSettings
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import dead_letters, event_log
 from receiver.storage.database import Database
-from receiver.storage.sinks import RETRIES, SINKS
+from receiver.storage.sink_tables import RETRIES, SINKS
 from receiver.workers.dispatcher import Dispatchers
 from receiver.workers.wakeup import Wakeup
 from tests.event_log import Nobody, life, now

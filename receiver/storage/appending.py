@@ -22,7 +22,7 @@ import orjson
 from sqlalchemy import BigInteger, Boolean, Integer, LargeBinary, Table
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from receiver.storage.tables import Json, UTCDateTime, json_text, sqlite_time
+from receiver.storage.columns import Json, UTCDateTime, json_text, sqlite_time
 
 Values = Sequence[Mapping[str, Any]]
 Encoder = Callable[[Any], Any]

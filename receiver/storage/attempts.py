@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from receiver.domain.events import Api
 from receiver.domain.queries import AttemptView
 from receiver.storage.event_log import EVENTS
-from receiver.storage.sinks import ATTEMPTS
+from receiver.storage.sink_tables import ATTEMPTS
 
 _COLUMNS: Final = (*ATTEMPTS.c, EVENTS.c.recipient, EVENTS.c.status)
 

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, Final
 
 import asyncpg
@@ -10,6 +11,7 @@ import orjson
 from sqlalchemy import (
     URL,
     ColumnElement,
+    Interval,
     Select,
     Subquery,
     TableValuedAlias,
@@ -17,6 +19,7 @@ from sqlalchemy import (
     bindparam,
     event,
     func,
+    literal,
     make_url,
     select,
     true,
@@ -29,7 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from receiver.errors import SettingsError, StorageUnavailable
 from receiver.storage.appending import PostgresqlAppender, SqliteAppender, Transaction
-from receiver.storage.tables import json_text
+from receiver.storage.columns import json_text
 
 # Nobody waits longer for the database than this; a callback must be answered well within Bandwidth's ten seconds.
 STATEMENT_SECONDS: Final = 4.0
@@ -184,6 +187,13 @@ class Database:
     def insert(self, table: Any) -> Any:
         """An INSERT that knows `on_conflict_do_update` and `on_conflict_do_nothing`."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+    def clock(self, plus: float = 0.0) -> ColumnElement[Any]:
+        """The database's clock, some seconds ahead: processes need not agree on the time."""
+        if self.is_sqlite:
+            # strftime knows milliseconds; the column's text has microseconds
+            return func.strftime("%Y-%m-%dT%H:%M:%f", "now", f"{plus:+.3f} seconds").concat("000Z")
+        return func.clock_timestamp() + literal(timedelta(seconds=plus), Interval)
 
 
 @contextmanager

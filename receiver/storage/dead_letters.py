@@ -10,10 +10,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.queries import DeadLetterChoice, DeadLetterQuery, DeadLetterView, Page, SortOrder
 from receiver.storage import operating
+from receiver.storage.columns import UTCDateTime
 from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS
-from receiver.storage.sinks import DEAD_LETTERS, RETRIES, promote
-from receiver.storage.tables import UTCDateTime
+from receiver.storage.retries import promote
+from receiver.storage.sink_tables import DEAD_LETTERS, RETRIES
 
 _BITE: Final = 500
 # about as long as a bite takes: intake then has half of the database at least

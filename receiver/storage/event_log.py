@@ -17,6 +17,9 @@ from receiver.storage.tables import EventRow, MessageRow
 EVENTS: Final[Any] = EventRow.__table__  # type: ignore[attr-defined]
 MESSAGES: Final[Any] = MessageRow.__table__  # type: ignore[attr-defined]
 
+# no index knows when events were received: the log is searched in parts, each of them quick
+_SEARCHED_AT_ONCE: Final = 50_000
+
 _OF_MESSAGE: Final = (*PLAIN_FACTS, "recipients", "text", "media")
 
 
@@ -76,6 +79,49 @@ async def bounds(connection: AsyncConnection) -> tuple[int, int]:
     """The smallest and the largest position in the log; (0, 0) for an empty one."""
     row = (await connection.execute(_BOUNDS)).one()
     return (row[0] or 0, row[1] or 0)
+
+
+async def first(connection: AsyncConnection, which: ColumnElement[bool]) -> Row[Any] | None:
+    """Position and time of receipt of the first such event that is kept."""
+    found = select(EVENTS.c.position, EVENTS.c.received_at).where(which).order_by(EVENTS.c.position).limit(1)
+    return (await connection.execute(found)).one_or_none()
+
+
+def within(after: int, until: int) -> ColumnElement[bool]:
+    """The part of the log after one position, up to and with another."""
+    return and_(EVENTS.c.position > after, EVENTS.c.position <= until)
+
+
+async def position_before(database: Database, moment: datetime) -> int:
+    """The position before the first event that was received at a moment or later; the log's end if there is none."""
+    place, end = 0, 1
+    while place < end:
+        async with database.reading() as connection:
+            oldest = await first(connection, EVENTS.c.position > place)
+            if oldest is None:
+                return place
+            _, end = await bounds(connection)
+            place = oldest.position - 1
+            part = within(place, place + _SEARCHED_AT_ONCE)
+            if (found := await first(connection, and_(part, EVENTS.c.received_at >= moment))) is not None:
+                return int(found.position) - 1
+        place += _SEARCHED_AT_ONCE
+    return min(place, end)
+
+
+async def count(database: Database, after: int, until: int) -> int:
+    """How many events are kept in a part of the log, counted piece by piece: no statement may take long."""
+    number, place = 0, after
+    while place < until:
+        async with database.reading() as connection:
+            oldest = await first(connection, within(place, until))
+            if oldest is None:
+                return number
+            end = min(oldest.position - 1 + _SEARCHED_AT_ONCE, until)
+            piece = select(func.count()).select_from(EVENTS).where(within(place, end))
+            number += await connection.scalar(piece) or 0
+        place = end
+    return number
 
 
 # asked for both at once, SQLite goes through the whole log

@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.errors import Unknown
 from receiver.storage.database import Database
-from receiver.storage.sinks import SINKS
+from receiver.storage.sink_tables import SINKS
 
 
 class UnknownSink(Unknown):

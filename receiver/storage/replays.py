@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Row, and_, func, select, update
+from sqlalchemy import ColumnElement, Row, func, select, update
 from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -14,15 +14,12 @@ from receiver.errors import Conflict, Expired, Unknown
 from receiver.storage import event_log, operating
 from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS
-from receiver.storage.sinks import REPLAYS
+from receiver.storage.sink_tables import REPLAYS
 
 Since = Literal["beginning"] | datetime
 
 # spelled as in the partial index, which SQLite otherwise does not take
 IS_OPEN: Final = sql("replays.state IN ('running', 'paused')")
-
-# no index knows when events were received: the log is searched in parts, each of them quick
-_SEARCHED_AT_ONCE: Final = 50_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +73,7 @@ async def begin(database: Database, sink: str, since: Since, *, now: datetime) -
         await database.lock_intake(connection)
         row = await operating.lock(connection, sink)
         await _refuse(connection, sink, since)
-        is_empty = await _first(connection, _within(after, row.cursor)) is None
+        is_empty = await event_log.first(connection, event_log.within(after, row.cursor)) is None
         replay = None if is_empty else await _insert(connection, sink, after, row.cursor, now)
     async with database.reading() as connection:
         return replay, await _stretch(connection, after, row.cursor)
@@ -124,43 +121,19 @@ async def _refuse(connection: AsyncConnection, sink: str, since: Since) -> None:
         raise Conflict(f"replay {other.id} to {sink} is {other.state}: let it finish, or cancel it")
     if since == "beginning":
         return
-    oldest = await _first(connection, EVENTS.c.position > 0)
+    oldest = await event_log.first(connection, EVENTS.c.position > 0)
     if oldest is not None and oldest.position > 1 and since < oldest.received_at:
         told = rfc3339(oldest.received_at)
         raise Expired(f"events received before {told} are no longer kept: replay from then on, or from the beginning")
 
 
 async def _before(database: Database, since: Since) -> int:
-    """The position before the first event that was received at a time or later; the log's end if there is none."""
-    if since == "beginning":
-        return 0
-    place, end = 0, 1
-    while place < end:
-        async with database.reading() as connection:
-            oldest = await _first(connection, EVENTS.c.position > place)
-            if oldest is None:
-                return place
-            _, end = await event_log.bounds(connection)
-            place = oldest.position - 1
-            part = _within(place, place + _SEARCHED_AT_ONCE)
-            if (found := await _first(connection, and_(part, EVENTS.c.received_at >= since))) is not None:
-                return int(found.position) - 1
-        place += _SEARCHED_AT_ONCE
-    return place
-
-
-def _within(after: int, until: int) -> ColumnElement[bool]:
-    return and_(EVENTS.c.position > after, EVENTS.c.position <= until)
-
-
-async def _first(connection: AsyncConnection, which: ColumnElement[bool]) -> Row[Any] | None:
-    found = select(EVENTS.c.position, EVENTS.c.received_at).where(which).order_by(EVENTS.c.position).limit(1)
-    return (await connection.execute(found)).one_or_none()
+    return 0 if since == "beginning" else await event_log.position_before(database, since)
 
 
 async def _stretch(connection: AsyncConnection, after: int, to: int) -> Stretch:
-    within = _within(after, to)
-    first = await _first(connection, within)
+    within = event_log.within(after, to)
+    first = await event_log.first(connection, within)
     events = await connection.scalar(select(func.count()).select_from(EVENTS).where(within))
     return Stretch(
         after_position=after,

@@ -32,7 +32,8 @@ from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS, MESSAGES
 from receiver.storage.kept import first_id
 from receiver.storage.replays import IS_OPEN
-from receiver.storage.sinks import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS, promote
+from receiver.storage.retries import promote
+from receiver.storage.sink_tables import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS
 from receiver.storage.status_table import DELIVERIES
 
 # a sink that is not in the settings holds nothing back once it was not seen for so long

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from receiver.domain.queries import Page, SinkView, SortOrder
 from receiver.storage import operating, replays, sinks
 from receiver.storage.database import Database
-from receiver.storage.sinks import SINKS
+from receiver.storage.sink_tables import SINKS
 
 
 async def find(

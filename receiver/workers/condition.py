@@ -9,7 +9,7 @@ import structlog
 
 from receiver.domain.breaker import Breaker, BreakerState
 from receiver.domain.publication import Published, Refused, Result, Retry, SinkDown
-from receiver.storage.sinks import Health
+from receiver.storage.leases import Health
 from receiver.workers.observer import DispatchObserver
 
 # by then it is hardly chance, rather a wrong address or password

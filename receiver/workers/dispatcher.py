@@ -17,9 +17,9 @@ from receiver.domain.window import Settlement
 from receiver.errors import ReceiverError, StorageUnavailable
 from receiver.sinks.each import contained, named
 from receiver.sinks.registry import ConfiguredSink
-from receiver.storage import sinks
+from receiver.storage import leases, settling, sinks
 from receiver.storage.database import Database
-from receiver.storage.sinks import Lease, LeaseLost
+from receiver.storage.leases import Lease, LeaseLost
 from receiver.workers.observer import DispatchObserver
 from receiver.workers.shift import Resources, Shift
 from receiver.workers.wakeup import Wakeup
@@ -154,7 +154,7 @@ class Dispatcher:
 
     async def _work(self) -> None:
         asked_at, seconds = self._resources.steady(), self._resources.lease_seconds
-        lease = await sinks.acquire(
+        lease = await leases.acquire(
             self._resources.database,
             self._name,
             holder=self._holder,
@@ -184,7 +184,7 @@ class Dispatcher:
         """Writes down why nothing is published."""
         now = self._resources.clock()
         health = replace(lease.health, down_since_at=lease.health.down_since_at or now, last_error=complaint)
-        await sinks.settle(self._resources.database, lease, Settlement(cursor=lease.cursor), health, now=now)
+        await settling.settle(self._resources.database, lease, Settlement(cursor=lease.cursor), health, now=now)
 
     async def _hold(self, shift: Shift) -> None:
         self._shift = shift
@@ -202,7 +202,7 @@ class Dispatcher:
             log.warning("sink did not stop", sink=self._name, error=named(error))
         self._resources.observer.sink_left(self._name)
         with suppress(StorageUnavailable):
-            await sinks.release(self._resources.database, lease)
+            await leases.release(self._resources.database, lease)
 
     async def _rest(self) -> None:
         """Waits a while before the next try, longer after each mishap."""

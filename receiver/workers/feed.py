@@ -8,9 +8,9 @@ from receiver.domain.log import LogEntry
 from receiver.domain.publication import Candidate, Superseded
 from receiver.domain.window import Window
 from receiver.sinks.registry import ConfiguredSink
-from receiver.storage import event_log, sinks
+from receiver.storage import event_log, retries
 from receiver.storage.database import Database
-from receiver.storage.sinks import WaitingRetry
+from receiver.storage.retries import WaitingRetry
 from receiver.workers.publishing import lane, publication
 
 WINDOW: Final = 256
@@ -55,7 +55,9 @@ class Feed:
             goes_on = len(entries) == room
             wanted = [entry for entry in entries if self._filter.passes(entry)]
             lanes = {lane(entry): entry.event.message_id for entry in wanted}
-            blocked = await sinks.blocked_lanes(self._database, connection, self._sink, lanes) if lanes else frozenset()
+            blocked = (
+                await retries.blocked_lanes(self._database, connection, self._sink, lanes) if lanes else frozenset()
+            )
             later = (
                 await event_log.later_of_messages(self._database, connection, lanes.values(), entries[-1].position)
                 if self._latest_only and goes_on
@@ -81,11 +83,11 @@ class Feed:
 
     async def _read_retries(self, now: datetime) -> None:
         async with self._database.reading() as connection:
-            due = await sinks.due_retries(connection, self._sink, now=now, limit=_MOST_RETRIES)
+            due = await retries.due(connection, self._sink, now=now, limit=_MOST_RETRIES)
             found = due
             if self._latest_only and due:
                 lanes = {retry.lane for retry in due}
-                found = await sinks.waiting_in(self._database, connection, self._sink, lanes, limit=_MOST_READ)
+                found = await retries.waiting_in(self._database, connection, self._sink, lanes, limit=_MOST_READ)
             new = {retry.position: retry for retry in found if not self._window.holds_retry(retry.position)}
             entries = await event_log.read_at(connection, list(new)) if new else []
         candidates = {entry.position: _retry(entry, new[entry.position]) for entry in entries}

@@ -9,9 +9,9 @@ from receiver.domain.publication import Candidate, Decision, Done, Result, Retry
 from receiver.domain.queries import ReplayView
 from receiver.domain.window import Window
 from receiver.sinks.registry import ConfiguredSink
-from receiver.storage import event_log, sinks
+from receiver.storage import event_log, retries
 from receiver.storage.database import Database
-from receiver.storage.sinks import Progress
+from receiver.storage.settling import Progress
 from receiver.workers.feed import WINDOW, has_room
 from receiver.workers.publishing import publication
 
@@ -41,7 +41,7 @@ class Replaying:
         async with self._database.reading() as connection:
             entries = await event_log.read_after(connection, self.window.read_to, room)
             read_to = min(entries[-1].position, self._end) if len(entries) == room else self._end
-            awaited = await sinks.awaited(connection, self._settings.name, self.window.read_to, read_to)
+            awaited = await retries.awaited(connection, self._settings.name, self.window.read_to, read_to)
         for entry in entries:
             if entry.position <= self._end and entry.position not in awaited and self._filter.passes(entry):
                 self.window.queue(Candidate(publication=replace(publication(entry), replayed=True)))

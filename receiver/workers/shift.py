@@ -28,9 +28,10 @@ from receiver.domain.queries import ReplayView
 from receiver.domain.window import Attempt, Window
 from receiver.errors import StorageUnavailable
 from receiver.sinks.registry import ConfiguredSink
-from receiver.storage import replays, sinks
+from receiver.storage import leases, replays, settling, sinks
 from receiver.storage.database import Database
-from receiver.storage.sinks import Lease, LeaseLost, Orders
+from receiver.storage.leases import Lease, LeaseLost
+from receiver.storage.sinks import Orders
 from receiver.workers.condition import Condition
 from receiver.workers.feed import WINDOW, Feed
 from receiver.workers.observer import DispatchObserver
@@ -163,7 +164,7 @@ class Shift:
         if now >= self._deadline:
             raise LeaseLost(f"the lease of sink {self._name} ran out")
         if now >= self._renew_at:
-            await sinks.renew(self._resources.database, self._lease, seconds=seconds)
+            await leases.renew(self._resources.database, self._lease, seconds=seconds)
             self._deadline = now + seconds
 
     @property
@@ -371,7 +372,7 @@ class Shift:
     async def _settle(self) -> None:
         settlement, health = self._window.settlement(), self._condition.health
         replay, progress = self._replay, self._replay.progress() if self._replay is not None else None
-        await sinks.settle(
+        await settling.settle(
             self._resources.database,
             self._lease,
             settlement,

@@ -16,10 +16,10 @@ from receiver.domain.events import Api
 from receiver.domain.publication import Again, Candidate, Dead, Death, Outcome
 from receiver.domain.queries import MessagePlace
 from receiver.domain.window import Attempt, Settlement, Verdict
-from receiver.storage import replays, sinks
+from receiver.storage import leases, replays, settling, sinks
 from receiver.storage import schema as database_schema
 from receiver.storage.database import Database
-from receiver.storage.sinks import Health
+from receiver.storage.leases import Health
 from receiver.web import openapi
 from receiver.web.api import GROUPS
 from receiver.web.parameters import encode_cursor, message_cursor
@@ -94,9 +94,9 @@ async def stock_sink(database: Database) -> None:
     )
     settlement = Settlement(cursor=entries[-1].position, firsts=tuple(verdicts), attempts=(attempt,))
     await sinks.register(database, "0", start="beginning", fingerprint="f")
-    lease = await sinks.acquire(database, "0", holder="nobody", fingerprint="f", seconds=60)
+    lease = await leases.acquire(database, "0", holder="nobody", fingerprint="f", seconds=60)
     assert lease is not None
-    await sinks.settle(database, lease, settlement, Health(), now=at(1))
+    await settling.settle(database, lease, settlement, Health(), now=at(1))
     await replays.begin(database, "0", "beginning", now=at(2))
 
 

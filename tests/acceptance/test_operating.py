@@ -16,9 +16,9 @@ from receiver.domain.publication import Again, Candidate, Dead, Death, Outcome, 
 from receiver.domain.window import Attempt, Settlement, Verdict
 from receiver.sinks import trial
 from receiver.sinks.memory import MemorySink
-from receiver.storage import dead_letters, sinks
+from receiver.storage import dead_letters, leases, settling, sinks
 from receiver.storage.database import Database
-from receiver.storage.sinks import Health
+from receiver.storage.leases import Health
 from receiver.web import dead_letters as web_dead_letters
 from receiver.workers.publishing import publication
 from tests.builders import insert, message
@@ -108,9 +108,9 @@ async def stocked(database: Database) -> Database:
         attempts=(failed,),
     )
     await sinks.register(database, "crm", start="beginning", fingerprint="f")
-    lease = await sinks.acquire(database, "crm", holder="nobody", fingerprint="f", seconds=60)
+    lease = await leases.acquire(database, "crm", holder="nobody", fingerprint="f", seconds=60)
     assert lease is not None
-    await sinks.settle(database, lease, settlement, Health(failures=1, last_error="status 503"), now=at(2))
+    await settling.settle(database, lease, settlement, Health(failures=1, last_error="status 503"), now=at(2))
     return database
 
 
@@ -355,10 +355,10 @@ async def many(database: Database, number: int) -> list[int]:
     entries = await append(database, told)
     dead = Dead(death=Death.EXPIRED, reason="timeout")
     verdicts = tuple(Verdict(Candidate(publication=publication(entry)), dead) for entry in entries)
-    lease = await sinks.acquire(database, "crm", holder="me", fingerprint="f", seconds=60, take_over=True)
+    lease = await leases.acquire(database, "crm", holder="me", fingerprint="f", seconds=60, take_over=True)
     assert lease is not None
     settlement = Settlement(cursor=entries[-1].position, firsts=verdicts)
-    await sinks.settle(database, lease, settlement, Health(), now=at(3))
+    await settling.settle(database, lease, settlement, Health(), now=at(3))
     return [letter.id for letter in (await dead_letters.find(database)).items]
 
 

@@ -22,9 +22,10 @@ import aio_pika
 import httpx2
 import nats
 import uvloop
+from sqlalchemy import update
 
 from receiver.sinks.registry import configure
-from receiver.storage import schema, sinks
+from receiver.storage import schema, sink_tables, sinks
 from receiver.storage.database import Database
 from receiver.workers.dispatcher import Dispatchers
 from receiver.workers.wakeup import Wakeup
@@ -195,7 +196,7 @@ def block(url: str, sink: str, lanes: int) -> None:
         database = Database(url)
         await sinks.register(database, sink, start="beginning", fingerprint="")
         async with database.writing() as connection:
-            await connection.execute(sinks.SINKS.update().where(sinks.SINKS.c.name == sink).values(cursor=_FIRST))
+            await connection.execute(update(sink_tables.SINKS).values(cursor=_FIRST))
         await database.close()
 
     asyncio.run(register())

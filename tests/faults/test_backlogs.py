@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.publication import Publication, Published, Result, SinkDown
 from receiver.sinks.base import Sink
-from receiver.storage import event_log, sinks
+from receiver.storage import event_log, retries, sinks
 from receiver.storage.database import Database
-from receiver.storage.sinks import RETRIES, SINKS
+from receiver.storage.sink_tables import RETRIES, SINKS
 from tests.benchmarks.filled_log import event_rows, message_rows, retry_rows, write
 from tests.dispatching import private, running
 from tests.event_log import eventually, now
@@ -94,20 +94,20 @@ class Searches:
         return await event_log.bounds(connection)
 
     async def blocked_lanes(self, connection: AsyncConnection) -> Any:
-        return await sinks.blocked_lanes(self.database, connection, SINK, self.lanes)
+        return await retries.blocked_lanes(self.database, connection, SINK, self.lanes)
 
     async def due_retries(self, connection: AsyncConnection) -> Any:
         later = now() + timedelta(hours=2)
-        return await sinks.due_retries(connection, SINK, now=later, limit=len(WANTED))
+        return await retries.due(connection, SINK, now=later, limit=len(WANTED))
 
     async def waiting_in(self, connection: AsyncConnection) -> Any:
-        return await sinks.waiting_in(self.database, connection, SINK, self.lanes, limit=1000)
+        return await retries.waiting_in(self.database, connection, SINK, self.lanes, limit=1000)
 
     async def awaited(self, connection: AsyncConnection) -> Any:
-        return await sinks.awaited(connection, SINK, WANTED[0], WANTED[-1])
+        return await retries.awaited(connection, SINK, WANTED[0], WANTED[-1])
 
     async def promote(self, connection: AsyncConnection) -> Any:
-        return await sinks.promote(self.database, connection, SINK, self.lanes, now())
+        return await retries.promote(self.database, connection, SINK, self.lanes, now())
 
 
 SEARCHES = [name for name in vars(Searches) if not name.startswith("_")]

@@ -19,7 +19,7 @@ from sqlalchemy import select
 from receiver.domain.events import Event, Status
 from receiver.domain.log import LogEntry
 from receiver.storage.database import Database
-from receiver.storage.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
+from receiver.storage.sink_tables import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
 from receiver.workers.feed import WINDOW
 from tests.brokers import own
 from tests.dispatching import audit, until

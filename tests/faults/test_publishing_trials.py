@@ -19,7 +19,7 @@ from receiver.sinks.jsonl import JsonlSettings, JsonlSink
 from receiver.sinks.registry import ConfiguredSink, configure
 from receiver.storage import event_log, replays
 from receiver.storage.database import Database
-from receiver.storage.sinks import REPLAYS, SINKS
+from receiver.storage.sink_tables import REPLAYS, SINKS
 from tests.benchmarks.filled_log import event_rows, message_rows, write
 from tests.dispatching import (
     Running,

@@ -30,13 +30,25 @@ from receiver.domain.publication import (
 from receiver.domain.queries import DeadLetterChoice, DeadLetterQuery, DeadLetterView, ReplayView, SinkView, SortOrder
 from receiver.domain.window import Attempt, Settlement, Verdict
 from receiver.errors import Conflict, Expired, Unknown
-from receiver.storage import attempts, dead_letters, operating, replays, retention, sink_states, sinks
+from receiver.storage import (
+    attempts,
+    dead_letters,
+    event_log,
+    leases,
+    operating,
+    replays,
+    retention,
+    settling,
+    sink_states,
+    sinks,
+)
 from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS
+from receiver.storage.leases import Health, Lease
 from receiver.storage.operating import UnknownSink
 from receiver.storage.replays import Stretch
 from receiver.storage.retention import Errand, Kind
-from receiver.storage.sinks import DEAD_LETTERS, REPLAYS, RETRIES, SINKS, Health, Lease
+from receiver.storage.sink_tables import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS
 from receiver.workers.publishing import publication
 from tests.dispatching import in_order, memory, messages, running, until, whole_log
 from tests.event_log import append, life, memory_sink, now
@@ -75,7 +87,7 @@ class Worker:
         """Writes verdicts; the cursor goes as far as it was, or to the last of them."""
         reached = max((await sink_row(self.database)).cursor, *(one.candidate.position for one in firsts), 0)
         settlement = Settlement(cursor=reached, firsts=firsts, retries=retries, attempts=attempts)
-        await sinks.settle(self.database, self.lease, settlement, health, now=at(seconds))
+        await settling.settle(self.database, self.lease, settlement, health, now=at(seconds))
 
     async def done(self) -> None:
         await self.settle(self.first(-1, Done()))
@@ -83,7 +95,7 @@ class Worker:
 
 async def worker(database: Database, entries: list[LogEntry], name: str = SINK) -> Worker:
     await sinks.register(database, name, start="beginning", fingerprint="f")
-    lease = await sinks.acquire(database, name, holder="me", fingerprint="f", seconds=60)
+    lease = await leases.acquire(database, name, holder="me", fingerprint="f", seconds=60)
     assert lease is not None
     return Worker(database, entries, lease)
 
@@ -218,7 +230,7 @@ async def test_a_replay_from_the_beginning_covers_what_is_kept_up_to_the_cursor(
 async def test_a_replay_since_a_time_begins_with_the_first_event_received_then(
     log: Worker, seconds: float, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replays, "_SEARCHED_AT_ONCE", 2)
+    monkeypatch.setattr(event_log, "_SEARCHED_AT_ONCE", 2)
     await log.settle(log.first(3, Done()))
     stretch = await replays.stretch(log.database, SINK, at(seconds))
     assert (stretch.first_at, stretch.events) == (at(60 * place), 4 - place)
@@ -670,7 +682,7 @@ async def test_the_state_of_a_sink_is_the_one_thing_to_know_first(log: Worker) -
     assert await state() == "paused"
     assert await state(other="webhook") == "removed"
     await operating.pause(log.database, SINK, paused=False)
-    await sinks.release(log.database, log.lease)
+    await leases.release(log.database, log.lease)
     assert await state() == "unattended"
 
 
@@ -767,7 +779,7 @@ async def fill(database: Database, number: int) -> None:
     ]
     await write(database, insert(EVENTS), rows)
     await write(database, insert(DEAD_LETTERS), [one | letter | {"lane": "l"} for one in of_event])
-    await write(database, insert(sinks.ATTEMPTS), [one | attempt for one in of_event])
+    await write(database, insert(ATTEMPTS), [one | attempt for one in of_event])
     if not database.is_sqlite:
         await write(database, sql("ANALYZE"))
 

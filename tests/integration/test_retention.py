@@ -19,16 +19,8 @@ from receiver.storage.database import Database
 from receiver.storage.kept import first_id
 from receiver.storage.rebuild import Rebuild
 from receiver.storage.retention import Bite, Errand, Kind
-from receiver.storage.tables import (
-    AttemptRow,
-    CallbackRow,
-    DeadLetterRow,
-    EventRow,
-    MessageRow,
-    ReplayRow,
-    RetryRow,
-    SinkRow,
-)
+from receiver.storage.sink_tables import AttemptRow, DeadLetterRow, ReplayRow, RetryRow, SinkRow
+from receiver.storage.tables import CallbackRow, EventRow, MessageRow
 from receiver.web.callbacks import new_callback_id
 from receiver.workers.pruner import Pruner
 from tests.events import EPOCH, at

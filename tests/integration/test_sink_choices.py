@@ -12,7 +12,7 @@ from receiver.domain.log import LogEntry
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry, SinkDown
 from receiver.storage import dead_letters, operating, replays
 from receiver.storage.database import Database
-from receiver.storage.sinks import ATTEMPTS, REPLAYS
+from receiver.storage.sink_tables import ATTEMPTS, REPLAYS
 from tests.dispatching import ids, in_order, letters, memory, messages, requeue, rows, running, sink_row, until
 from tests.event_log import append, eventually, life, memory_sink, now
 

@@ -12,10 +12,12 @@ from receiver.domain.events import Status
 from receiver.domain.publication import Again, Candidate, Dead, Death, Decision, Done, Outcome, Parked, Superseded
 from receiver.domain.queries import DeadLetterChoice, DeadLetterQuery, DeadLetterView
 from receiver.domain.window import Attempt, Settlement, Verdict
-from receiver.storage import dead_letters, replays, sinks
+from receiver.storage import dead_letters, leases, replays, retries, settling, sinks
 from receiver.storage.database import Database
+from receiver.storage.leases import Health, Lease, LeaseLost
 from receiver.storage.operating import UnknownSink
-from receiver.storage.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS, Health, Lease, LeaseLost, Progress
+from receiver.storage.settling import Progress
+from receiver.storage.sink_tables import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
 from receiver.workers.publishing import publication
 from tests.event_log import append, life
 from tests.events import at
@@ -55,7 +57,7 @@ class Log:
     ) -> None:
         reached = cursor if cursor is not None else max((one.candidate.position for one in firsts), default=0)
         settlement = Settlement(cursor=reached, firsts=firsts, retries=retries, **more)
-        await sinks.settle(self.database, self.lease, settlement, HEALTHY, now=at(0))
+        await settling.settle(self.database, self.lease, settlement, HEALTHY, now=at(0))
 
     async def rows(self) -> list[tuple[int, str, int, datetime | None]]:
         """The sink's retries as (place in the log, state, attempts, due)."""
@@ -67,7 +69,7 @@ class Log:
 
     async def due(self, seconds: float) -> list[int]:
         async with self.database.reading() as connection:
-            found = await sinks.due_retries(connection, SINK, now=at(seconds), limit=10)
+            found = await retries.due(connection, SINK, now=at(seconds), limit=10)
         return [retry.position for retry in found]
 
     async def letters(self, **chosen: Any) -> list[DeadLetterView]:
@@ -93,7 +95,7 @@ async def taken(database: Database, holder: str = "me", seconds: float = 60, **o
 
 
 async def asked(database: Database, holder: str, seconds: float = 60, **options: Any) -> Lease | None:
-    return await sinks.acquire(database, SINK, holder=holder, seconds=seconds, **{"fingerprint": "f", **options})
+    return await leases.acquire(database, SINK, holder=holder, seconds=seconds, **{"fingerprint": "f", **options})
 
 
 async def sink_row(database: Database, name: str = SINK) -> Any:
@@ -143,24 +145,24 @@ async def test_the_holder_writes_down_which_settings_it_works_by(log: Log) -> No
 
 async def test_a_lease_keeps_others_away_until_it_ends(log: Log) -> None:
     assert await asked(log.database, "other") is None
-    await sinks.release(log.database, log.lease)
+    await leases.release(log.database, log.lease)
     other = await taken(log.database, "other")
     assert other.epoch > log.lease.epoch
 
 
 async def test_a_lapsed_lease_is_taken_over(log: Log) -> None:
-    await sinks.renew(log.database, log.lease, seconds=0.05)
+    await leases.renew(log.database, log.lease, seconds=0.05)
     deadline = asyncio.get_running_loop().time() + 10
     while (other := await asked(log.database, "other")) is None:
         assert asyncio.get_running_loop().time() < deadline
     assert other.epoch > log.lease.epoch
     with pytest.raises(LeaseLost):
-        await sinks.renew(log.database, log.lease, seconds=60)
+        await leases.renew(log.database, log.lease, seconds=60)
 
 
 async def test_a_renewed_lease_lasts_longer(log: Log) -> None:
     before = (await sink_row(log.database)).lease_until
-    await sinks.renew(log.database, log.lease, seconds=120)
+    await leases.renew(log.database, log.lease, seconds=120)
     assert (await sink_row(log.database)).lease_until - before > timedelta(seconds=30)
 
 
@@ -169,15 +171,15 @@ async def test_the_embedded_database_takes_over_from_a_dead_process(log: Log) ->
 
 
 async def test_two_who_ask_at_once_get_one_lease(log: Log) -> None:
-    await sinks.release(log.database, log.lease)
-    leases = await asyncio.gather(*(asked(log.database, str(number)) for number in range(4)))
-    assert sum(lease is not None for lease in leases) == 1
+    await leases.release(log.database, log.lease)
+    found = await asyncio.gather(*(asked(log.database, str(number)) for number in range(4)))
+    assert sum(lease is not None for lease in found) == 1
 
 
 async def test_a_stale_holder_s_settlement_changes_nothing(log: Log) -> None:
     await log.settle(log.first(0, again(5)), log.first(1, REFUSED))
     before = (await log.rows(), await log.letters(), await sink_row(log.database))
-    await sinks.release(log.database, log.lease)
+    await leases.release(log.database, log.lease)
     other = await taken(log.database, "other")
     attempt = Attempt(
         position=log.position(2),
@@ -203,7 +205,7 @@ async def test_a_stale_holder_s_settlement_changes_nothing(log: Log) -> None:
 
 async def test_a_stale_holder_releases_nobody_else_s_lease(log: Log) -> None:
     await taken(log.database, "other", take_over=True)
-    await sinks.release(log.database, log.lease)
+    await leases.release(log.database, log.lease)
     assert (await sink_row(log.database)).lease_holder == "other"
 
 
@@ -213,7 +215,7 @@ async def test_a_failure_is_due_at_its_time_and_its_lane_is_parked_behind_it(log
     assert await log.due(4) == []
     assert await log.due(5) == [log.position(0)]
     async with log.database.reading() as connection:
-        assert await sinks.blocked_lanes(log.database, connection, SINK, ["v2:a", "v2:b"]) == {"v2:a"}
+        assert await retries.blocked_lanes(log.database, connection, SINK, ["v2:a", "v2:b"]) == {"v2:a"}
 
 
 async def test_a_success_makes_the_next_of_the_lane_due_at_once(log: Log) -> None:
@@ -275,7 +277,7 @@ async def test_attempts_are_recorded_and_may_say_anything(log: Log) -> None:
 
 async def test_health_is_kept_for_the_next_holder(log: Log) -> None:
     health = Health(failures=3, down_since_at=at(1), last_success_at=at(0), last_error="refused")
-    await sinks.settle(log.database, log.lease, Settlement(cursor=0), health, now=at(2))
+    await settling.settle(log.database, log.lease, Settlement(cursor=0), health, now=at(2))
     assert (await taken(log.database, take_over=True)).health == health
 
 
@@ -343,7 +345,7 @@ async def test_what_an_operator_requeued_does_not_die_in_a_replay_that_had_read_
     done = Settlement(cursor=log.position(1), firsts=(log.first(0, REFUSED), log.first(1, REFUSED)))
     progress = Progress(replay_id=replay.id, settlement=done, published=0, finished=True)
     nothing = Settlement(cursor=log.position(1))
-    await sinks.settle(log.database, log.lease, nothing, HEALTHY, now=at(6), progress=progress)
+    await settling.settle(log.database, log.lease, nothing, HEALTHY, now=at(6), progress=progress)
     assert [letter.position for letter in await log.letters()] == [log.position(1)]
     assert [(place, state) for place, state, _, _ in await log.rows()] == [(0, "due")]
 
@@ -401,7 +403,7 @@ async def test_sqlite_finds_due_retries_by_their_index(sqlite_url: str) -> None:
     asked: list[str] = []
     event.listen(database.engine.sync_engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
     async with database.reading() as connection:
-        await sinks.due_retries(connection, SINK, now=at(0), limit=10)
+        await retries.due(connection, SINK, now=at(0), limit=10)
         plan = (await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked[-1]}", (SINK, "", 10, 0))).all()
     await database.close()
     assert "ix_retries_due" in str(plan)

@@ -1,0 +1,104 @@
+"""Kinds of columns, the same in meaning on SQLite and PostgreSQL."""
+
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+import orjson
+from sqlalchemy import BigInteger, Column, DateTime, Dialect, Integer, String, Text, TypeDecorator
+from sqlalchemy import text as sql
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlmodel import Field, SQLModel
+
+SQLModel.metadata.naming_convention = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+def json_text(value: Any) -> str:
+    """A value as the JSON text that a database is given."""
+    return orjson.dumps(value).decode()
+
+
+@lru_cache(maxsize=4096)
+def sqlite_time(moment: datetime) -> str:
+    """A time as the text that SQLite holds, 27 characters that sort as time does; one row repeats the same few."""
+    if moment.tzinfo is None:
+        raise ValueError(f"a time without zone must not reach the database: {moment!r}")
+    # not strftime: its %Y drops the zeros of years before 1000
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """An aware UTC time: `timestamptz` on PostgreSQL, on SQLite text that sorts as time does."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        if dialect.name == "sqlite":
+            return dialect.type_descriptor(String(27))
+        return dialect.type_descriptor(DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        if value is None:
+            return None
+        if dialect.name == "sqlite":
+            return sqlite_time(value)
+        if value.tzinfo is None:
+            raise ValueError(f"a time without zone must not reach the database: {value!r}")
+        return value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if dialect.name == "sqlite":
+            return datetime.fromisoformat(value)
+        moment: datetime = value.astimezone(UTC)
+        return moment
+
+
+class Json(TypeDecorator[Any]):
+    """A JSON value: `jsonb` on PostgreSQL, text on SQLite. Text in it must be free of NUL (PostgreSQL has no place)."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(JSONB(none_as_null=True))
+        return dialect.type_descriptor(Text())
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        if value is None or dialect.name == "postgresql":
+            return value
+        return json_text(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        if value is None or dialect.name == "postgresql":
+            return value
+        return orjson.loads(value)
+
+
+Position = BigInteger().with_variant(Integer, "sqlite")
+
+
+def text_column(*, primary_key: bool = False, nullable: bool = False) -> Any:
+    return Field(sa_column=Column(Text, primary_key=primary_key, nullable=nullable))
+
+
+def time_column(*, nullable: bool = True) -> Any:
+    return Field(sa_column=Column(UTCDateTime, nullable=nullable))
+
+
+def json_column(*, nullable: bool = True) -> Any:
+    return Field(sa_column=Column(Json, nullable=nullable))
+
+
+def only_where(condition: str) -> dict[str, Any]:
+    """What makes an index one of the rows alone that a condition holds for."""
+    return {"sqlite_where": sql(condition), "postgresql_where": sql(condition)}
