@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import typer
 from pydantic import ValidationError
 
-from receiver.web.parameters import Parameters, moment
+from receiver.web.parameter_kinds import moment
+from receiver.web.parameters import Parameters
 
 Model = TypeVar("Model", bound=Parameters)
 

@@ -14,7 +14,8 @@ from receiver.storage import messages
 from receiver.web.answers import JSON, json_answer, next_page
 from receiver.web.auth import BASIC
 from receiver.web.operations import Api, Group, Operation, path_value
-from receiver.web.parameters import CompatMessageParameters, Parameters, message_cursor
+from receiver.web.parameter_kinds import message_cursor
+from receiver.web.parameters import CompatMessageParameters, Parameters
 from receiver.web.problems import ProblemError, as_problem
 from receiver.web.representations import Representation
 

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from receiver.storage import dead_letters
 from receiver.web.answers import json_answer, next_page
 from receiver.web.operations import Api, Operation
-from receiver.web.parameters import DeadLetterActionParameters, DeadLetterParameters, encode_cursor
+from receiver.web.parameter_kinds import encode_cursor
+from receiver.web.parameters import DeadLetterActionParameters, DeadLetterParameters
 from receiver.web.representations import DeadLetter, DeadLettersDone
 
 # no proxy gives up on a request within this

@@ -9,7 +9,8 @@ from receiver.domain.queries import CallbackView, Page
 from receiver.storage import ledger
 from receiver.web.answers import json_answer, next_page
 from receiver.web.operations import Api, Operation, path_value
-from receiver.web.parameters import CallbackParameters, Parameters, RereadParameters, encode_cursor
+from receiver.web.parameter_kinds import encode_cursor
+from receiver.web.parameters import CallbackParameters, Parameters, RereadParameters
 from receiver.web.problems import ProblemError
 from receiver.web.representations import Callback, CallbackSummary
 

@@ -10,7 +10,8 @@ from receiver.storage import attempts, messages
 from receiver.web import csv_export
 from receiver.web.answers import csv_answer, json_answer, next_page, prefers_csv
 from receiver.web.operations import Api, Operation, path_value
-from receiver.web.parameters import AttemptParameters, MessageParameters, OneMessageParameters, message_cursor
+from receiver.web.parameter_kinds import message_cursor
+from receiver.web.parameters import AttemptParameters, MessageParameters, OneMessageParameters
 from receiver.web.problems import ProblemError
 from receiver.web.representations import Attempt, Message, MessageEvent
 

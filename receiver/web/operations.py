@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Mount, Route, Router
 from starlette.types import ASGIApp, Scope
 
+from receiver.providers.values import storable
 from receiver.storage.database import Database
 from receiver.web import parameters, problems
 from receiver.web.answers import JSON
@@ -110,6 +111,6 @@ def _route(operation: Operation, api: Api, prefix: str) -> Route:
 def path_value(request: Request, name: str) -> str:
     """A value in the path, decoded; what no id can look like is answered 404 like any id that is not there."""
     try:
-        return parameters.storable(unquote_to_bytes(request.path_params[name]).decode("utf-8"))
+        return storable(unquote_to_bytes(request.path_params[name]).decode("utf-8"))
     except UnicodeDecodeError:
         raise ProblemError(404) from None

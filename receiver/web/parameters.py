@@ -1,157 +1,38 @@
 """Query parameters, typed: one model per route; what is unknown or cannot be read is refused by name."""
 
-import base64
-import re
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
+from typing import Any, ClassVar, Final, Literal, TypeVar
 from urllib.parse import parse_qsl
 
-import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from receiver.domain.events import Api, Direction, Quarantine, TagVerdict, number_key
+from receiver.domain.events import Api, Direction, Quarantine, TagVerdict
 from receiver.domain.publication import Death
 from receiver.domain.queries import (
     CallbackQuery,
     DeadLetterChoice,
     DeadLetterQuery,
-    MessagePlace,
     MessageQuery,
     SortOrder,
+)
+from receiver.providers.values import storable
+from receiver.web.parameter_kinds import (
+    Boolean,
+    CallbackCursor,
+    Large,
+    MessageCursor,
+    Moment,
+    Number,
+    NumberCursor,
+    PageNumber,
+    Size,
+    Text,
 )
 from receiver.web.problems import BadValue, ProblemError, bad_values
 
 _MAX_PARAMETERS: Final = 100
 _MAX_NAME: Final = 60
-
-
-def _digits(value: Any) -> Any:
-    """Decimal digits as a number; pydantic itself would also read `1_000`, ` 5` and `1.0`."""
-    if isinstance(value, str):
-        if not re.fullmatch(r"[0-9]{1,19}", value):
-            raise ValueError("must be a whole number")
-        return int(value)
-    return value
-
-
-def _boolean(value: Any) -> Any:
-    if isinstance(value, str):
-        if value not in ("true", "false"):
-            raise ValueError("must be true or false")
-        return value == "true"
-    return value
-
-
-def _number(value: Any) -> Any:
-    """A number as it is compared. The plus that an unescaped address turns into a space is a plus again."""
-    return number_key(value.lstrip(" +")) if isinstance(value, str) else value
-
-
-# The seed's form, parts left out from the right, and RFC 3339, whose plus may have become a space.
-_MOMENT: Final = re.compile(
-    r"(?P<year>\d{4})(?:-(?P<month>\d\d)(?:-(?P<day>\d\d)"
-    r"(?:[ Tt](?P<hour>[01]\d|2[0-3])(?::(?P<minute>\d\d)(?::(?P<second>\d\d)(?P<fraction>\.\d{1,9})?)?)?"
-    r"(?P<zone>[Zz]|[-+ ]\d\d:\d\d)?)?)?)?",
-    re.ASCII,
-)
-_NOT_A_MOMENT: Final = "must be a time: yyyy-MM-dd hh:mm:ss, parts may be left out, or RFC 3339"
-
-
-def moment(value: str) -> datetime:
-    """A time as the seed API takes it (UTC, what is left out is the earliest), or as RFC 3339 has it."""
-    parts = _MOMENT.fullmatch(value)
-    if parts is None:
-        raise ValueError(_NOT_A_MOMENT)
-    date = f"{parts['year']}-{parts['month'] or '01'}-{parts['day'] or '01'}"
-    clock = f"{parts['hour'] or '00'}:{parts['minute'] or '00'}:{parts['second'] or '00'}{parts['fraction'] or ''}"
-    zone = (parts["zone"] or "Z").upper().replace(" ", "+")
-    try:
-        return datetime.fromisoformat(f"{date}T{clock}{zone}").astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ValueError(_NOT_A_MOMENT) from None
-
-
-def _moment(value: Any) -> Any:
-    return moment(value) if isinstance(value, str) else value
-
-
-def encode_cursor(parts: Sequence[str]) -> str:
-    """A place in a list as it is written into an address."""
-    return base64.urlsafe_b64encode(orjson.dumps(list(parts))).rstrip(b"=").decode()
-
-
-def _decode_cursor(cursor: str, length: int) -> list[str]:
-    try:
-        parts = orjson.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True))
-    except ValueError:
-        raise ValueError(_NOT_A_CURSOR) from None
-    if not isinstance(parts, list) or len(parts) != length or not all(_is_storable(part) for part in parts):
-        raise ValueError(_NOT_A_CURSOR)
-    return parts
-
-
-_NOT_A_CURSOR: Final = "is not a cursor that was given out here"
-
-
-def _is_storable(part: Any) -> bool:
-    return isinstance(part, str) and "\0" not in part
-
-
-def message_cursor(place: MessagePlace) -> str:
-    return encode_cursor([place.listed_at.astimezone(UTC).isoformat(), place.api, place.id])
-
-
-def _message_place(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    listed_at, api, message_id = _decode_cursor(value, 3)
-    try:
-        place = MessagePlace(datetime.fromisoformat(listed_at).astimezone(UTC), Api(api), message_id)
-    except (ValueError, OverflowError):
-        raise ValueError(_NOT_A_CURSOR) from None
-    return place
-
-
-def _callback_id(value: Any) -> Any:
-    return _decode_cursor(value, 1)[0] if isinstance(value, str) else value
-
-
-def _number_id(value: Any) -> Any:
-    return _digits(_decode_cursor(value, 1)[0]) if isinstance(value, str) else value
-
-
-Number = Annotated[
-    str,
-    BeforeValidator(_number),
-    Field(min_length=1),
-    WithJsonSchema({"type": "string", "pattern": "[^ +]", "examples": ["+19195551212"]}),
-]
-PageNumber = Annotated[int, Field(ge=0, le=1_000_000_000), BeforeValidator(_digits)]
-Size = Annotated[int, Field(ge=1, le=1000), BeforeValidator(_digits)]
-# as large as the database's numbers are
-Large = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_digits)]
-Boolean = Annotated[bool, BeforeValidator(_boolean)]
-Moment = Annotated[
-    datetime,
-    BeforeValidator(_moment),
-    WithJsonSchema({"type": "string", "format": "seed-date-time", "examples": ["2014-05-25 12:00:00"]}),
-]
-MessageCursor = Annotated[
-    MessagePlace, BeforeValidator(_message_place), WithJsonSchema({"type": "string", "format": "message-cursor"})
-]
-CallbackCursor = Annotated[
-    str, BeforeValidator(_callback_id), WithJsonSchema({"type": "string", "format": "callback-cursor"})
-]
-# the place of what has a number as its id
-NumberCursor = Annotated[
-    int,
-    Field(le=2**63 - 1),
-    BeforeValidator(_number_id),
-    WithJsonSchema({"type": "string", "format": "number-cursor"}),
-]
-Text = Annotated[str, Field(min_length=1)]
 
 
 class Parameters(BaseModel):
@@ -416,8 +297,3 @@ def _values(query_string: bytes, repeatable: Collection[str]) -> dict[str, str |
     if twice:
         raise bad_values([BadValue(parameter=name[:_MAX_NAME], detail="is given more than once") for name in twice])
     return {name: given if name in repeatable else given[0] for name, given in values.items()}
-
-
-def storable(text: str) -> str:
-    """A text as the database has it: NUL, which PostgreSQL has no place for, is replaced there."""
-    return text.replace("\0", "\ufffd")

@@ -23,7 +23,8 @@ from receiver.domain.publication import Outcome as AttemptOutcome
 from receiver.domain.queries import ReplayState, ReplayView, SinkState
 from receiver.providers import bandwidth_codes
 from receiver.storage.replays import Stretch
-from receiver.web.parameters import MessageStatus, Outcome, moment
+from receiver.web.parameter_kinds import moment
+from receiver.web.parameters import MessageStatus, Outcome
 
 Time = Annotated[
     datetime,

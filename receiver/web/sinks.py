@@ -12,7 +12,8 @@ from receiver.storage import operating, replays, sink_states
 from receiver.web.answers import json_answer, next_page
 from receiver.web.bodies import read_body
 from receiver.web.operations import Api, Handle, Operation, path_value
-from receiver.web.parameters import DryRunParameters, Parameters, ReplayParameters, SinkParameters, encode_cursor
+from receiver.web.parameter_kinds import encode_cursor
+from receiver.web.parameters import DryRunParameters, Parameters, ReplayParameters, SinkParameters
 from receiver.web.representations import BegunReplay, Replay, ReplayRequest, Sink, SinkTest
 
 

@@ -22,7 +22,7 @@ from receiver.storage.database import Database
 from receiver.storage.leases import Health
 from receiver.web import openapi
 from receiver.web.api import GROUPS
-from receiver.web.parameters import encode_cursor, message_cursor
+from receiver.web.parameter_kinds import encode_cursor, message_cursor
 from receiver.workers.publishing import publication
 from tests.builders import callback, inbound, insert, insert_callbacks, message, minutes
 from tests.event_log import append, life

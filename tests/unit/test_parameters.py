@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from receiver.domain.delivery import PARTIAL, PENDING
 from receiver.domain.events import Api, Direction, Status, TagVerdict
 from receiver.domain.queries import MessagePlace, MessageQuery, SortOrder
+from receiver.web.parameter_kinds import encode_cursor, message_cursor, moment
 from receiver.web.parameters import (
     CallbackParameters,
     CompatMessageParameters,
@@ -17,9 +18,6 @@ from receiver.web.parameters import (
     MessageStatus,
     PullParameters,
     RereadParameters,
-    encode_cursor,
-    message_cursor,
-    moment,
     read,
 )
 from receiver.web.problems import ProblemError
