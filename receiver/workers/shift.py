@@ -10,7 +10,6 @@ import structlog
 
 from receiver.domain.breaker import BreakerState
 from receiver.domain.publication import (
-    Again,
     Candidate,
     Dead,
     Death,
@@ -21,17 +20,17 @@ from receiver.domain.publication import (
     Refused,
     Result,
     Retry,
-    SinkDown,
     decide,
 )
 from receiver.domain.queries import ReplayView
-from receiver.domain.window import Attempt, Window
+from receiver.domain.window import Window
 from receiver.errors import StorageUnavailable
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import leases, replays, settling, sinks
 from receiver.storage.database import Database
 from receiver.storage.leases import Lease, LeaseLost
 from receiver.storage.sinks import Orders
+from receiver.workers import attempts
 from receiver.workers.condition import Condition
 from receiver.workers.feed import WINDOW, Feed
 from receiver.workers.observer import DispatchObserver
@@ -311,7 +310,14 @@ class Shift:
                 window.put_back(candidate)
                 continue
             decision = self._judge(candidate, result, tried)
-            attempt = self._attempt(candidate, result, decision, tried)
+            attempt = attempts.record(
+                candidate,
+                result,
+                decision,
+                started_at=tried.started_at,
+                seconds=tried.seconds,
+                keep=self._sink.keep_attempts,
+            )
             if decision is None:
                 window.put_back(candidate, attempt)
             else:
@@ -332,7 +338,7 @@ class Shift:
             waited = (now - candidate.publication.received_at).total_seconds()
             self._resources.observer.event_published(self._name, max(0.0, waited))
         if isinstance(result, Refused | Retry):
-            _log_failure(self._name, candidate, result, decision)
+            attempts.log_failure(self._name, candidate, result, decision)
         if isinstance(result, Refused) and result.gone:
             self._see_gone(result)
         return decision
@@ -340,24 +346,6 @@ class Shift:
     def _see_gone(self, result: Refused) -> None:
         log.error("sink is gone, paused until it is resumed", sink=self._name, reason=result.reason)
         self._paused = self._is_gone = True
-
-    def _attempt(
-        self, candidate: Candidate, result: Result, decision: Decision | None, tried: _Tried
-    ) -> Attempt | None:
-        """The record of an attempt, where one is kept."""
-        if isinstance(result, SinkDown) or (self._sink.keep_attempts == "failures" and isinstance(result, Published)):
-            return None
-        return Attempt(
-            position=candidate.position,
-            event_id=candidate.publication.id,
-            started_at=tried.started_at,
-            ended_at=tried.started_at + timedelta(seconds=tried.seconds),
-            outcome=Outcome.of(result),
-            decision=_word(decision),
-            reason=None if isinstance(result, Published) else result.reason,
-            response_code=result.response_code,
-            response=result.response,
-        )
 
     @property
     def _has_news(self) -> bool:
@@ -408,24 +396,3 @@ class Shift:
 
 def _lanes(batches: Sequence[_Batch]) -> frozenset[str]:
     return frozenset(candidate.lane for batch in batches for candidate in batch.candidates)
-
-
-def _log_failure(sink: str, candidate: Candidate, result: Refused | Retry, decision: Decision | None) -> None:
-    publication = candidate.publication
-    log.warning(
-        "attempt failed",
-        sink=sink,
-        event_id=publication.id,
-        message_id=publication.event["subject"],
-        position=publication.position,
-        attempt=candidate.attempts + 1,
-        outcome=Outcome.of(result),
-        reason=result.reason,
-        decision=_word(decision),
-        due_at=decision.due_at.isoformat() if isinstance(decision, Again) else None,
-    )
-
-
-def _word(decision: Decision | None) -> str:
-    """The word for a decision in tables and logs; an event that is tried on without one is postponed."""
-    return type(decision).__name__.lower() if decision is not None else "postponed"
