@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from receiver.sandbox.app import application
 from receiver.sandbox.settings import SandboxSettings
 from receiver.sandbox.world import World
 from tests.events import at
+from tests.running import PATIENT
 from tests.web import serving
 
 V1 = "/v1/users/u-1/messages"
@@ -63,14 +64,14 @@ class Heard:
 class Application:
     """Takes callbacks: answers by path, in turn with what `answers` holds, then with 200.
 
-    A number is a status, a text the `WWW-Authenticate` of a 401, a float seconds to be silent.
+    A number is a status, a text the `WWW-Authenticate` of a 401, an event silence until it is set.
     """
 
     url: str = ""
     heard: list[Heard] = field(default_factory=list)
-    answers: dict[str, list[int | float | str]] = field(default_factory=dict)
+    answers: dict[str, list[int | str | asyncio.Event]] = field(default_factory=dict)
     password: str | None = None
-    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    silences: list[asyncio.Event] = field(default_factory=list)
 
     def on(self, path: str) -> list[Heard]:
         return [heard for heard in self.heard if heard.path == path]
@@ -94,11 +95,15 @@ class Application:
         answer = waiting.pop(0) if waiting else 200
         if isinstance(answer, str):
             return Response(status_code=401, headers={"WWW-Authenticate": answer} if answer else {})
-        if isinstance(answer, float):
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.closing.wait(), answer)
+        if isinstance(answer, asyncio.Event):
+            self.silences.append(answer)
+            await answer.wait()
             answer = 200
         return Response(status_code=answer, headers={"Location": "/elsewhere"} if 300 <= answer < 400 else {})
+
+    def break_silence(self) -> None:
+        for silence in self.silences:
+            silence.set()
 
     def app(self) -> Starlette:
         return Starlette(routes=[Route("/{path:path}", self.answer, methods=["GET", "POST", "PUT"])])
@@ -117,7 +122,7 @@ class Sandbox:
         assert answer.status_code == status, answer.text
         return answer
 
-    async def settle(self, seconds: float = 10) -> None:
+    async def settle(self, seconds: float = 45) -> None:
         """Waits until everything is posted."""
         state = await self.world.caller.settle(seconds)
         assert state.idle, state
@@ -135,11 +140,11 @@ async def sandbox(**settings: Any) -> AsyncIterator[Sandbox]:
     async with AsyncExitStack() as stack:
         heard = Application()
         heard.url = await stack.enter_async_context(serving(heard.app()))
-        stack.callback(heard.closing.set)
+        stack.callback(heard.break_silence)
         urls = {"outbound_url": f"{heard.url}/v2", "v1_inbound_url": f"{heard.url}/v1"}
         app = application(SandboxSettings(**{**defaults, **urls, **_placed(settings, heard.url)}))
         url = await stack.enter_async_context(serving(app))
-        client = httpx2.AsyncClient(base_url=url, auth=("token", "secret"), timeout=20, trust_env=False)
+        client = httpx2.AsyncClient(base_url=url, auth=("token", "secret"), **PATIENT)
         yield Sandbox(app.state.world, await stack.enter_async_context(client), heard)
 
 

@@ -147,11 +147,13 @@ async def _running(data_dir: Path | None, *, seed: int, speed: float) -> AsyncIt
         sandbox = application(_sandbox_settings(settings, seed=seed, speed=speed))
         await stack.enter_async_context(serving(receiver, mine))
         await stack.enter_async_context(serving(sandbox, others))
+        caller = _caller(sandbox)
+        stack.callback(caller.end_waits)
         yield _Demo(
             settings=settings,
             receiver=receiver,
             sandbox_url=f"http://{_HOST}:{_port(others)}",
-            caller=_caller(sandbox),
+            caller=caller,
             is_kept=data_dir is not None,
         )
 
@@ -285,6 +287,11 @@ def _end(demo: _Demo, sent: _Sent) -> None:
         say(f"What came is kept in {demo.settings.data_dir}.")
 
 
+def _program() -> str:
+    """How to call this program from another terminal, where its virtual environment may not be active."""
+    return shlex.quote(str(Path(sys.argv[0]).absolute()))
+
+
 def _announcement(demo: _Demo) -> list[str]:
     settings, box = demo.settings, demo.sandbox_url
     api, folder = f"{settings.base_url}/api", shlex.quote(str(settings.data_dir))
@@ -299,7 +306,7 @@ def _announcement(demo: _Demo) -> list[str]:
         "What became of the messages",
         f"  {curl} '{api}/messages?size=3'",
         f"  {curl} '{api}/messages?status=failed'",
-        f"  RECEIVER_DATA_DIR={folder} receiver messages list",
+        f"  RECEIVER_DATA_DIR={folder} {_program()} messages list",
         *told,
         "What is published",
         f"  tail -f {folder}/{_EVENTS}",

@@ -14,6 +14,7 @@ from receiver.cli.listening import bind
 from receiver.cli.output import NobodyReads, complain, say
 from receiver.cli.running import run, serving, stop_signal
 from receiver.sandbox.app import application
+from receiver.sandbox.client import is_local
 from receiver.sandbox.settings import SandboxSettings
 
 # the setting whose option is called otherwise
@@ -55,13 +56,29 @@ def _read(rates: Iterable[str]) -> dict[str, str]:
 
 async def _serve(settings: SandboxSettings, host: str, listeners: Sequence[socket.socket]) -> None:
     stop = stop_signal()
-    async with serving(application(settings), listeners):
+    app = application(settings)
+    async with serving(app, listeners):
         url = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}"
         if not all(_is_loopback(listener) for listener in listeners):
             complain(f"{url} is open to others, and the addresses under /sandbox/ ask nobody for credentials")
+        for option in _not_called_back(settings):
+            complain(f"{option} is not on this machine: nothing is posted there without --remote-callbacks")
         with suppress(NobodyReads):
             say(*announcement(settings, url))
         await stop.wait()
+        app.state.caller.end_waits()
+
+
+def _not_called_back(settings: SandboxSettings) -> list[str]:
+    """The options that name a URL of another machine, which we may not call."""
+    urls = {
+        "--outbound-url": settings.outbound_url,
+        "--inbound-url": settings.inbound_url,
+        "--v1-inbound-url": settings.v1_inbound_url,
+    }
+    if settings.remote_callbacks:
+        return []
+    return [option for option, url in urls.items() if url and not is_local(url.get_secret_value())]
 
 
 def announcement(settings: SandboxSettings, url: str) -> list[str]:

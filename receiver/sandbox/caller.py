@@ -1,25 +1,21 @@
 """Calls back as Bandwidth does: v1 once, then the fallback URL; v2 with a challenge, again and again until 2xx."""
 
 import asyncio
-import base64
 import heapq
-import ipaddress
 import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
 
-import httpcore2
-import httpx2
 import orjson
 
 from receiver.domain.events import Api
 from receiver.sandbox import v1, v2
+from receiver.sandbox.client import Answer, CallbackClient, CallbackRequest
 from receiver.sandbox.clock import Clock
 from receiver.sandbox.messages import Message
 from receiver.sandbox.settings import SandboxSettings
@@ -29,14 +25,7 @@ from receiver.sandbox.timeline import Post
 PAUSES: Final = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 GIVEN_UP_AFTER: Final = timedelta(hours=24)
 
-_JSON: Final = "application/json; charset=utf-8"
-_MOST_READ: Final = 64 * 1024
-# common servers close an idle connection after five seconds
-_IDLE_SECONDS: Final = 4.0
 _LOOK_SECONDS: Final = 0.5
-# nothing of the callback has left us
-_UNREACHABLE: Final = (httpcore2.ConnectError, httpcore2.ConnectTimeout, httpx2.InvalidURL)
-_REMOTE: Final = "not on this machine; remote_callbacks allows it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,24 +79,6 @@ class _Lane:
     worker: asyncio.Task[None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What a request gave: a status and whether credentials are asked for, or an error.
-
-    `unsure` says that the other side may have got the request without telling, `hopeless` that it never will get it.
-    """
-
-    status: int | None = None
-    challenged: bool = False
-    error: str | None = None
-    unsure: bool = False
-    hopeless: bool = False
-
-    @property
-    def is_success(self) -> bool:
-        return self.status is not None and 200 <= self.status < 300
-
-
 class Caller:
     """Posts callbacks when they are due.
 
@@ -124,21 +95,16 @@ class Caller:
         self._slots = asyncio.Semaphore(settings.connections)
         self._woken = asyncio.Event()
         self._settled = asyncio.Event()
-        self._pool: httpcore2.AsyncConnectionPool | None = None
+        self._waits_end = False
+        self._client = CallbackClient(connections=settings.connections, remote=settings.remote_callbacks)
         self._numbers = itertools.count(1)
         self.calls: deque[Call] = deque(maxlen=settings.max_posts)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Posts what is due as long as the block runs."""
-        async with (
-            httpcore2.AsyncConnectionPool(
-                max_connections=self._settings.connections,
-                max_keepalive_connections=self._settings.connections,
-                keepalive_expiry=_IDLE_SECONDS,
-            ) as self._pool,
-            asyncio.TaskGroup() as group,
-        ):
+        self._waits_end = False
+        async with self._client.running(), asyncio.TaskGroup() as group:
             runner = group.create_task(self._run(group))
             try:
                 yield
@@ -187,12 +153,17 @@ class Caller:
         """Waits until nothing is left to post, at most so long."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while not self.state().idle:
+                while not (self._waits_end or self.state().idle):
                     self._settled.clear()
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_LOOK_SECONDS):
                             await self._settled.wait()
         return self.state()
+
+    def end_waits(self) -> None:
+        """Lets go whoever waits until nothing is left, now and from now on: we are about to stop."""
+        self._waits_end = True
+        self._settled.set()
 
     def _workers(self) -> Iterable[asyncio.Task[None]]:
         return [lane.worker for lane in self._lanes.values() if lane.worker]
@@ -269,7 +240,7 @@ class Caller:
         if not self._is_settled(task, answer) and not answer.hopeless:
             self._try_again(task)
 
-    def _is_settled(self, task: _Task, answer: _Answer) -> bool:
+    def _is_settled(self, task: _Task, answer: Answer) -> bool:
         """Whether the callback has arrived; keeps the books on what the other side knows."""
         if answer.is_success:
             task.message.confirmed.update(task.post.steps)
@@ -296,19 +267,21 @@ class Caller:
         query: str = "",
         body: bytes = b"",
         credentials: str | None = None,
-    ) -> _Answer:
+    ) -> Answer:
         """Makes one request and keeps a record of it."""
-        started_at, loop = self._clock.now(), asyncio.get_running_loop()
+        message, started_at, loop = task.message, self._clock.now(), asyncio.get_running_loop()
+        user_agent = v1.USER_AGENT if message.api is Api.V1 else v2.USER_AGENT
+        request = CallbackRequest(url=url, user_agent=user_agent, query=query, body=body, credentials=credentials)
         start = loop.time()
-        answer = await self._answer(task.message, url, query, body, credentials)
+        answer = await self._client.ask(request, message.destination.seconds)
         parts = urlsplit(url)
         self.calls.append(
             Call(
                 id=next(self._numbers),
-                api=task.message.api,
-                message_id=task.message.id,
+                api=message.api,
+                message_id=message.id,
                 route=route,
-                method="GET" if query else "POST",
+                method=request.method,
                 url=f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}",
                 query=query,
                 attempt=task.attempt,
@@ -321,90 +294,3 @@ class Caller:
             )
         )
         return answer
-
-    async def _answer(self, message: Message, url: str, query: str, body: bytes, credentials: str | None) -> _Answer:
-        try:
-            target = _target(url)
-            if not (self._settings.remote_callbacks or target.is_local):
-                return _Answer(error=_REMOTE, hopeless=True)
-            async with asyncio.timeout(message.destination.seconds):
-                return await self._exchange(message.api, target, query, body, credentials)
-        except TimeoutError:
-            return _Answer(error="timeout", unsure=True)
-        except _UNREACHABLE as error:
-            return _Answer(error=f"unreachable: {type(error).__name__}")
-        except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as error:
-            return _Answer(error=f"connection broken: {type(error).__name__}", unsure=True)
-        except Exception as error:
-            # whatever it is, the other callbacks must go on
-            return _Answer(error=f"unforeseen: {type(error).__name__}", unsure=True)
-
-    async def _exchange(self, api: Api, target: "_Target", query: str, body: bytes, credentials: str | None) -> _Answer:
-        assert self._pool is not None  # noqa: S101
-        headers = {
-            "host": target.netloc,
-            "user-agent": v1.USER_AGENT if api is Api.V1 else v2.USER_AGENT,
-            "accept-encoding": "identity",
-        }
-        if body:
-            headers["content-type"] = _JSON
-        if pair := credentials or target.credentials:
-            headers["authorization"] = f"Basic {base64.b64encode(pair.encode()).decode('ascii')}"
-        async with self._pool.stream(
-            "GET" if query else "POST", target.with_query(query), headers=list(headers.items()), content=body or None
-        ) as response:
-            await _read(response)
-        return _Answer(response.status, challenged=response.status == 401 and _is_challenge(response))
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """A URL taken apart."""
-
-    url: httpx2.URL
-    netloc: str
-    credentials: str | None = field(repr=False)
-    is_local: bool
-
-    def with_query(self, query: str) -> httpcore2.URL:
-        """The URL to ask, with these parameters after its own."""
-        path = self.url.raw_path.decode("ascii")
-        if query:
-            path += ("&" if self.url.query else "" if path.endswith("?") else "?") + query
-        return httpcore2.URL(
-            scheme=self.url.raw_scheme, host=self.url.raw_host, port=self.url.port, target=path.encode("ascii")
-        )
-
-
-@lru_cache(maxsize=256)
-def _target(text: str) -> _Target:
-    url = httpx2.URL(text)
-    pair = f"{url.username}:{url.password}" if url.userinfo else None
-    return _Target(url, url.netloc.decode("ascii"), pair, _is_local(url.host))
-
-
-def _is_local(host: str) -> bool:
-    """Whether a host is this machine, as far as its name tells."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-async def _read(response: httpcore2.Response) -> None:
-    """Reads an answer to its end, so that the connection can be used again, or so far and no further."""
-    read = 0
-    async with aclosing(response.aiter_stream()) as chunks:
-        async for chunk in chunks:
-            read += len(chunk)
-            if read >= _MOST_READ:
-                break
-
-
-def _is_challenge(response: httpcore2.Response) -> bool:
-    return any(
-        name.lower() == b"www-authenticate" and value.lstrip().lower().startswith(b"basic")
-        for name, value in response.headers
-    )

@@ -48,6 +48,16 @@ def _said(message: Message, step: Step) -> Standing:
     return Standing("sent", "waiting" if step.kind is Kind.WAITING else None)
 
 
+def list_path(user: str) -> str:
+    """Where the messages of a user are to be found."""
+    return f"/v1/users/{quote(user, safe='')}/messages"
+
+
+def path(user: str, message_id: str) -> str:
+    """Where a message is to be found."""
+    return f"{list_path(user)}/{message_id}"
+
+
 def representation(message: Message, now: datetime, speed: float) -> dict[str, Any]:
     """A message as GET shows it."""
     told = standing(message, now, speed)

@@ -71,9 +71,8 @@ async def send(request: Request) -> Response:
             raise v1_requests.too_many(len(given))
         return _json([_result(request, each) for each in given], 202)
     message = world(request).send_v1(user(request), v1_requests.read(given), base_url(request))
-    location = f"/v1/users/{user(request)}/messages/{message.id}"
     # without a body there is no type of it: a client that reads JSON where the type says so fails on nothing
-    return Response(status_code=201, headers={**_HEADERS, "Location": location})
+    return Response(status_code=201, headers={**_HEADERS, "Location": v1.path(user(request), message.id)})
 
 
 def _result(request: Request, given: Any) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def _link(request: Request, following: tuple[str, int]) -> dict[str, str]:
     name, key = following
     given = parse_qsl(request.url.query, keep_blank_values=True)
     kept = [(each, value) for each, value in given if each not in ("page", "sortKeyGT", "sortKeyLT")]
-    address = f"{base_url(request)}{request.url.path}?{urlencode([*kept, (name, key)])}"
+    address = f"{base_url(request)}{v1.list_path(user(request))}?{urlencode([*kept, (name, key)])}"
     return {"Link": f'<{address}>; rel="next"'}
 
 

@@ -78,8 +78,9 @@ def event(message: Message, step: Step, speed: float) -> dict[str, Any]:
 
 
 def _outbound(message: Message) -> dict[str, Any]:
-    """The message in a status: without its text."""
-    return {**representation(message), "text": ""}
+    """The message in a status: without its text, and without what concerns its sending alone."""
+    shown = {name: value for name, value in representation(message).items() if name != "expiration"}
+    return {**shown, "text": ""}
 
 
 def _inbound(message: Message) -> dict[str, Any]:

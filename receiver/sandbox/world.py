@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic import SecretStr
 
 from receiver.domain.events import Api, Direction
-from receiver.sandbox import v1_requests, v2_requests
+from receiver.sandbox import v1, v1_requests, v2_requests
 from receiver.sandbox.caller import Caller
 from receiver.sandbox.clock import Clock
 from receiver.sandbox.inbound import InboundRequest
@@ -64,7 +64,7 @@ class World:
                 created_at=now,
                 script=write(sending, self.rates, seed=self._seed, ordinal=ordinal),
                 destination=request.destination,
-                uri=_uri(base_url, user, message_id),
+                uri=base_url + v1.path(user, message_id),
                 text=request.text,
                 media=request.media,
                 segment_count=_segments(request.text, is_mms=sending.is_mms),
@@ -165,7 +165,7 @@ class World:
             created_at=now,
             script=write_inbound(request.api, owner, request.from_, self.rates, seed=self._seed, ordinal=ordinal),
             destination=self._inbound_destination(request.api),
-            uri=_uri(base_url, user, message_id),
+            uri=base_url + v1.path(user, message_id),
             text=request.text,
             media=request.media,
             segment_count=_segments(request.text or "", is_mms=request.is_mms),
@@ -235,10 +235,6 @@ def _segments(text: str, *, is_mms: bool) -> int:
 
 def _revealed(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret else None
-
-
-def _uri(base_url: str, user: str, message_id: str) -> str:
-    return f"{base_url}/v1/users/{user}/messages/{message_id}"
 
 
 def _v1_id() -> str:

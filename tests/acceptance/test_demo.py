@@ -7,9 +7,8 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -22,18 +21,11 @@ from receiver import tags
 from receiver.cli.traffic import INBOUND, V1, V2, Wiring, traffic
 from receiver.domain.events import TagVerdict
 from receiver.storage import embedded
+from tests.acceptance.test_sandbox_command import waiting_until_idle
 from tests.foreground import Foreground, foreground, is_open
-from tests.running import COMMAND, environment, receiver
+from tests.running import COMMAND, PATIENT, environment, receiver, until, whole_lines
 
 WIRING = Wiring("http://127.0.0.1:1/v1", "k1", "secret")
-
-
-def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)  # between two looks at another process
-    return found
 
 
 def addresses(running: Foreground) -> tuple[str, str]:
@@ -107,10 +99,11 @@ def test_ctrl_c_ends_both_and_leaves_nothing(tmp_path: Path) -> None:
         urls = addresses(running)
         [data] = tmp_path.glob("receiver-demo-*")
         assert running.members() == [running.process.pid]
-        kept = json.loads((data / "credentials.json").read_text("utf-8"))
-        assert kept["api_tokens"][0] not in running.told()
-        until(lambda: len(httpx2.get(f"{urls[1]}/sandbox/truth", trust_env=False).json()) > 20)
-        works_as_printed(running, kept["api_tokens"][0], tmp_path)
+        [token] = json.loads((data / "credentials.json").read_text("utf-8"))["api_tokens"]
+        assert token not in running.told()
+        # what the commands of the announcement ask for is there
+        until(lambda: failed(urls[0], token) and whole_lines(data / "events.jsonl"))
+        works_as_printed(running, token, tmp_path)
         assert running.stop(signal.SIGINT) == 0
         assert (running.members(), [url for url in urls if is_open(url)]) == ([], [])
         assert running.errors.read_text("utf-8") == ""
@@ -120,18 +113,35 @@ def test_ctrl_c_ends_both_and_leaves_nothing(tmp_path: Path) -> None:
         assert not data.exists()
 
 
+def failed(url: str, token: str) -> Any:
+    """The messages that a receiver knows to have failed."""
+    authorized = {"Authorization": f"Bearer {token}"}
+    return httpx2.get(f"{url}/api/messages?status=failed", headers=authorized, **PATIENT).json()
+
+
 def works_as_printed(running: Foreground, token: str, folder: Path) -> None:
     """The lines of the announcement that are commands."""
-    variables = {"PATH": f"{COMMAND.parent}:{os.environ['PATH']}", "TOKEN": token}
+    # another terminal, in which no virtual environment is active
+    variables = {"PATH": "/usr/bin:/bin", "TOKEN": token}
     lines = [line.strip() for line in running.told().splitlines() if line.startswith("  ")]
     assert len(lines) == 8
     for line in lines:
         script = line.replace("curl ", "curl -sSf ").replace("tail -f ", "head -n 1 ")
         ran = subprocess.run(
-            ["sh", "-ec", script], cwd=folder, env=variables, capture_output=True, timeout=30, check=False
+            ["sh", "-ec", script], cwd=folder, env=variables, capture_output=True, timeout=120, check=False
         )
         assert (ran.returncode, ran.stderr) == (0, b""), line
         assert len(ran.stdout) > 10, line
+
+
+def test_nobody_who_waits_holds_up_its_end(tmp_path: Path) -> None:
+    with foreground(tmp_path, "demo", "--per-second", "50", TMPDIR=str(tmp_path)) as running:
+        _, url = addresses(running)
+        until(lambda: httpx2.get(f"{url}/sandbox/idle", trust_env=False).json()["waiting"])
+        with waiting_until_idle(url) as waiting:
+            assert running.stop() == 0
+            assert waiting.recv(4096).startswith(b"HTTP/1.1 200 ")
+        assert running.errors.read_text("utf-8") == ""
 
 
 def test_a_kill_leaves_nothing_running(tmp_path: Path) -> None:
@@ -159,7 +169,7 @@ def test_on_a_terminal_it_shows_the_token_and_one_line_of_counts(tmp_path: Path,
     with suppress(OSError):
         while part := os.read(ours, 4096):
             shown += part
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     assert b"Authorization: Bearer $TOKEN" not in shown
     assert shown.count(b"Authorization: Bearer ") == 2
     counts = shown.partition(b"Ctrl-C ends both.")[2].split(b"\r")

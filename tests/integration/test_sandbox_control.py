@@ -62,8 +62,8 @@ async def test_an_inbound_v1_message_is_told_by_the_method_of_the_application(me
 
 
 async def test_an_inbound_v1_message_falls_back() -> None:
-    async with sandbox(v1_inbound_fallback_url=lambda url: f"{url}/fallback", v1_inbound_timeout=50) as box:
-        box.application.answers["/v1"] = [1.0]
+    async with sandbox(v1_inbound_fallback_url=lambda url: f"{url}/fallback", v1_inbound_timeout=1000) as box:
+        box.application.answers["/v1"] = [asyncio.Event()]
         await box.send("/sandbox/inbound", {**INBOUND, "api": "v1"}, 202)
         await box.settle()
         assert [heard.path for heard in box.application.heard] == ["/v1", "/fallback"]
@@ -101,10 +101,10 @@ async def test_numbers_are_listed() -> None:
 async def test_the_clock_goes_forward_only() -> None:
     async with sandbox() as box:
         now = datetime.fromisoformat((await box.client.get("/sandbox/clock")).json()["now"])
-        assert abs(now - datetime.now(UTC)) < timedelta(seconds=5)
+        assert abs(now - datetime.now(UTC)) < timedelta(minutes=1)
         to = now + timedelta(days=2)
         moved = (await box.send("/sandbox/clock", {"to": to.isoformat()}, 200)).json()["now"]
-        assert timedelta() <= datetime.fromisoformat(moved) - to < timedelta(seconds=5)
+        assert timedelta() <= datetime.fromisoformat(moved) - to < timedelta(minutes=1)
         for wrong in (
             {"to": "2020-01-01T00:00:00Z"},
             {"advance": -1},
@@ -184,7 +184,7 @@ async def test_after_a_reset_everything_begins_again() -> None:
         assert (await box.client.get("/sandbox/idle")).json()["idle"] is True
         assert (await box.client.get("/sandbox/rates")).json()["late"] == 0
         now = datetime.fromisoformat((await box.client.get("/sandbox/clock")).json()["now"])
-        assert abs(now - datetime.now(UTC)) < timedelta(seconds=5)
+        assert abs(now - datetime.now(UTC)) < timedelta(minutes=1)
         assert await codes() == first
         await box.send("/sandbox/reset", {"seed": 4}, 204)
         assert await codes() != first
@@ -192,7 +192,7 @@ async def test_after_a_reset_everything_begins_again() -> None:
 
 async def test_a_reset_ends_what_is_under_way() -> None:
     async with sandbox() as box:
-        box.application.answers["/v2"] = [1.0]
+        box.application.answers["/v2"] = [asyncio.Event()]
         await box.send(V2, v2_message(), 202)
         while not box.application.heard:
             await box.client.get("/sandbox/idle?wait=0.02")
@@ -235,12 +235,12 @@ async def test_a_public_url_is_what_addresses_begin_with() -> None:
 
 async def test_a_sandbox_can_be_started_again() -> None:
     async with sandbox() as other:
-        other.application.answers["/v2"] = [5.0]
+        other.application.answers["/v2"] = [asyncio.Event()]
         app = application(SandboxSettings(speed=1000, outbound_url=f"{other.application.url}/v2", credentials=()))
         for heard in (1, 2):
             async with serving(app) as url:
                 await other.client.post(f"{url}{V2}", json=v2_message())
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(45):
                     while len(other.application.heard) < heard:
                         await asyncio.sleep(0.01)
         assert app.state.caller.state().idle

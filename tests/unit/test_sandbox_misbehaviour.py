@@ -129,7 +129,7 @@ def test_a_rate_of_one_is_always_and_of_nought_never(misbehaviour: Misbehaviour)
     assert [script.posts for script in never] == [script.posts for script in plain]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(0, 1))
 def test_rates_are_shares_of_recipients(share: float) -> None:
     rates = Rates(silent=share)

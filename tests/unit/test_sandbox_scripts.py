@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.domain.events import Api
@@ -136,7 +136,6 @@ def test_every_code_comes_out_as_it_was_asked_for(entry: Any) -> None:
     assert steps[-1].code == entry.outcome.code
 
 
-@settings(deadline=None)
 @given(sendings, rates, st.integers(), st.integers(min_value=1))
 def test_the_same_seed_ordinal_and_rates_give_the_same_script(
     sending: Sending, rates: Rates, seed: int, ordinal: int
@@ -161,7 +160,6 @@ def test_other_seeds_and_ordinals_give_other_scripts() -> None:
     assert len({each.steps for each in scripts}) == len(scripts)
 
 
-@settings(deadline=None)
 @given(sendings, rates, st.integers(0, 1000))
 def test_posts_tell_nothing_before_it_happened_and_come_in_their_order(
     sending: Sending, rates: Rates, ordinal: int
@@ -173,7 +171,6 @@ def test_posts_tell_nothing_before_it_happened_and_come_in_their_order(
     assert sending.api is Api.V2 or all(len(post.steps) == 1 for post in posts)
 
 
-@settings(deadline=None)
 @given(sendings, st.integers(0, 1000))
 def test_without_misbehaviour_every_step_is_told_once_as_it_happens(sending: Sending, ordinal: int) -> None:
     plain = Sending(
@@ -183,7 +180,6 @@ def test_without_misbehaviour_every_step_is_told_once_as_it_happens(sending: Sen
     assert [(post.after, post.steps) for post in script.posts] == [(step.after, (step,)) for step in script.steps]
 
 
-@settings(deadline=None)
 @given(sendings, st.floats(0, 1), st.integers(0, 1000))
 def test_a_rate_does_not_move_what_it_is_not_about(sending: Sending, share: float, ordinal: int) -> None:
     quiet = write(sending, Rates(missing=0), seed=1, ordinal=ordinal)
@@ -207,7 +203,6 @@ def test_an_inbound_message_is_received_once() -> None:
     assert [(post.after, post.steps[0].kind) for post in script.posts] == [(0.0, Kind.RECEIVED)]
 
 
-@settings(deadline=None)
 @given(st.sampled_from(Api), rates, st.integers(0, 1000))
 def test_an_inbound_message_has_no_receipts_whatever_the_rates(api: Api, rates: Rates, ordinal: int) -> None:
     script = write_inbound(api, ONE, TWO, rates, seed=1, ordinal=ordinal)

@@ -1,7 +1,7 @@
 """Segments, against vectors made by hand."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.sandbox.segments import is_gsm, not_gsm, segment_count
@@ -90,7 +90,6 @@ def test_other_texts_take_70_or_67_units_a_segment(text: str, count: int) -> Non
     assert segment_count(text) == count
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from(BASIC + EXTENSION + "я😀"), max_size=330))
 def test_more_text_never_takes_fewer_segments(text: str) -> None:
     counts = [segment_count(text[:end]) for end in range(len(text) + 1)]

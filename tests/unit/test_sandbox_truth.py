@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.domain.callbacks import Callback
@@ -88,7 +88,6 @@ def agreed(sent: Message, events: list[Event]) -> None:
         assert (row.status, row.code, row.contradicted) == (truth.status, truth.code, truth.contradicted)
 
 
-@settings(deadline=None)
 @given(sendings, rates, st.integers(1, 10**6), st.data())
 def test_the_receiver_says_what_the_sandbox_knows(sending: Sending, rates: Rates, ordinal: int, data: Any) -> None:
     sent = message(sending, rates, ordinal=ordinal)
@@ -102,7 +101,6 @@ def test_the_receiver_says_what_the_sandbox_knows(sending: Sending, rates: Rates
     agreed(sent, events)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(Api), rates, st.integers(1, 10**6), st.integers(0, 3))
 def test_the_receiver_takes_inbound_messages_for_what_they_are(
     api: Api, rates: Rates, ordinal: int, others: int

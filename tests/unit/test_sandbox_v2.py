@@ -256,3 +256,9 @@ def test_a_list_needs_good_parameters(wrong: dict[str, str]) -> None:
     with pytest.raises(Refusal) as caught:
         read_list(wrong)
     assert caught.value.type == "request-validation"
+
+
+def test_a_status_does_not_tell_when_the_message_would_have_expired() -> None:
+    one = sent(expiration="2026-01-02T00:00:00.000Z")
+    assert "expiration" in v2.representation(one)
+    assert "expiration" not in v2.event(one, one.script.steps[0], SPEED)["message"]
