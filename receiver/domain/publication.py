@@ -81,7 +81,7 @@ class Outcome(StrEnum):
 
     @classmethod
     def of(cls, result: Result) -> "Outcome":
-        return _OUTCOMES[type(result)]
+        return next(outcome for kind, outcome in _OUTCOMES.items() if isinstance(result, kind))
 
 
 _OUTCOMES = {

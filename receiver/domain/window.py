@@ -121,9 +121,17 @@ class Window:
         return any(position in held for held in (self._retries, self._under_way, self._retry_verdicts))
 
     def waiting_since(self, before: datetime) -> list[Candidate]:
-        """Those nobody is trying that have waited since before a time: since received, or since they first failed."""
-        waiting = (*self._waiting.values(), *self._retries.values())
-        return [one for one in waiting if (one.since or one.publication.received_at) <= before]
+        """Those nobody is trying that have waited since before a time: since received, or since they first failed.
+
+        None behind one of its lane that has not, or is under way: given up first, it would keep that one waiting.
+        """
+        found, spared = [], {one.lane for one in self._under_way.values()}
+        for one in (*self._waiting.values(), *self._retries.values()):
+            if one.lane not in spared and (one.since or one.publication.received_at) <= before:
+                found.append(one)
+            else:
+                spared.add(one.lane)
+        return found
 
     def pass_over(self, position: int) -> None:
         """Reads on over an event that the sink is not given."""

@@ -41,6 +41,8 @@ __all__ = [
 
 _UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*(ms|s|m|h|d|)", re.ASCII)
+# a calendar has an end: a century later is still in it
+_LONGEST: Final = timedelta(days=36_500)
 
 
 def _duration(value: Any) -> Any:
@@ -49,7 +51,10 @@ def _duration(value: Any) -> Any:
     spelled = _DURATION.fullmatch(str(value).strip()) if isinstance(value, str | int | float) else None
     if spelled is None:
         raise ValueError('must be a duration such as "15s", "2m" or "72h"')
-    return timedelta(seconds=float(spelled[1]) * _UNITS[spelled[2]])
+    span = timedelta(seconds=float(spelled[1]) * _UNITS[spelled[2]])
+    if span > _LONGEST:
+        raise ValueError(f"must not be longer than {_LONGEST.days}d")
+    return span
 
 
 def _resolved(value: Any) -> Any:

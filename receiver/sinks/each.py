@@ -34,9 +34,14 @@ async def complaint(check: Callable[[], Awaitable[str | None]]) -> str | None:
     """Why a sink cannot be reached, as far as its check finds out in time; None if it can."""
     try:
         async with asyncio.timeout(_CHECK_SECONDS):
-            told = await contained(check())
+            return await said(check)
     except Exception as error:
         return named(error)
+
+
+async def said(check: Callable[[], Awaitable[str | None]]) -> str | None:
+    """What a check returns, in words."""
+    told = await contained(check())
     return told if told is None or isinstance(told, str) else f"check returned a {type(told).__name__}"
 
 

@@ -38,13 +38,17 @@ class JsonlSink(Sink):
 
     async def check(self) -> str | None:
         try:
-            await asyncio.to_thread(self._append, b"")
+            await asyncio.to_thread(self._look)
         except OSError as error:
             return error.strerror or str(error)
         return None
 
     async def stop(self) -> None:
         await asyncio.to_thread(self._close)
+
+    def _look(self) -> None:
+        """Opens the file as if to append; what is in it is left alone, for another may be in the middle of a line."""
+        os.close(_open(self._path))
 
     def _append(self, content: bytes) -> None:
         # a write that outlived its time-out still holds the lock; a second must not wait behind it in another thread
@@ -66,6 +70,7 @@ class JsonlSink(Sink):
             self._forget()
         if self._descriptor is None:
             self._descriptor = _open(self._path)
+            _end_torn_line(self._descriptor)
         return self._descriptor
 
     def _is_rotated(self, descriptor: int) -> bool:
@@ -85,19 +90,23 @@ class JsonlSink(Sink):
 
 
 def _open(path: Path) -> int:
-    """Opens a file for appending; a last line that a crash has torn is ended, so that the next begins on its own."""
+    """Opens a file for appending."""
     # readable by its owner alone: events carry message text
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            write_all(descriptor, b"\n")
-        if not size:
+        if not os.fstat(descriptor).st_size:
             _keep_name(path)
     except OSError:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _end_torn_line(descriptor: int) -> None:
+    """Ends a last line that a crash has torn, so that the next begins on its own."""
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        write_all(descriptor, b"\n")
 
 
 def _keep_name(path: Path) -> None:

@@ -77,6 +77,9 @@ def _sink(table: Mapping[str, Any], place: int, own_urls: Collection[str]) -> Co
         raise SettingsError(f"{_SETTING}: {name}: {_first_line(error)}") from None
     except ValueError as error:
         raise SettingsError(f"{_SETTING}: {name}: {error}") from None
+    except Exception as error:
+        # a sink of somebody's own may raise anything, and its text may hold a secret
+        raise SettingsError(f"{_SETTING}: {name}: type: cannot be made: {type(error).__name__}") from error
 
 
 def _kind(type_name: Any) -> Any:
@@ -104,7 +107,7 @@ def _installed(type_name: str) -> Any:
     entry = known[type_name]
     try:
         return entry.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         # what is ours is there, so it is the client of another system that is not
         if isinstance(error, ModuleNotFoundError) and entry.extras and not (error.name or "").startswith("receiver"):
             extra, package = entry.extras[0], entry.dist.name if entry.dist else type_name
@@ -116,7 +119,7 @@ def _private(type_name: str) -> Any:
     module, _, attribute = type_name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+    except Exception as error:
         raise ValueError(f"type: {type_name} cannot be loaded: {error}") from None
 
 

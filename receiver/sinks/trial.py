@@ -10,6 +10,7 @@ from typing import Any, Final
 from receiver.errors import SettingsError
 from receiver.sinks import registry
 from receiver.sinks.base import Sink
+from receiver.sinks.each import contained, said
 
 _SECONDS: Final = 15.0
 _STOP_SECONDS: Final = 5.0
@@ -46,15 +47,15 @@ async def try_out(table: Mapping[str, Any], *, seconds: float = _SECONDS) -> Tri
 
 async def _complaint(sink: Sink) -> str | None:
     try:
-        await sink.start()
+        await contained(sink.start())
     except Exception as error:
         told = f"did not start: {type(error).__name__}"
         # the sink's own words say more than what it raised
         with suppress(Exception):
-            return await sink.check() or told
+            return await said(sink.check) or told
         return told
     try:
-        return await sink.check()
+        return await said(sink.check)
     except Exception as error:
         return f"could not be asked: {type(error).__name__}"
 
@@ -63,4 +64,4 @@ async def _stop(sink: Sink) -> None:
     """What does not stop by itself is left behind."""
     with suppress(Exception):
         async with asyncio.timeout(_STOP_SECONDS):
-            await sink.stop()
+            await contained(sink.stop())

@@ -282,7 +282,7 @@ def wish(retry_after: str | None, now: float) -> timedelta | None:
         return timedelta(seconds=min(int(told[:12]), _LONGEST_WISH))
     try:
         until = parsedate_to_datetime(told)
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, OverflowError):
         return None
     until = until if until.tzinfo else until.replace(tzinfo=UTC)
     return max(until - datetime.fromtimestamp(now, UTC), timedelta(0))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Row, func, select, update
+from sqlalchemy import ColumnElement, Row, select, update
 from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -58,7 +58,7 @@ async def stretch(database: Database, sink: str, since: Since) -> Stretch:
     async with database.reading() as connection:
         row = await operating.row_of(connection, sink)
         await _refuse(connection, sink, since)
-        return await _stretch(connection, after, row.cursor)
+    return await _stretch(database, after, row.cursor)
 
 
 async def begin(database: Database, sink: str, since: Since, *, now: datetime) -> tuple[ReplayView | None, Stretch]:
@@ -75,8 +75,7 @@ async def begin(database: Database, sink: str, since: Since, *, now: datetime) -
         await _refuse(connection, sink, since)
         is_empty = await event_log.first(connection, event_log.within(after, row.cursor)) is None
         replay = None if is_empty else await _insert(connection, sink, after, row.cursor, now)
-    async with database.reading() as connection:
-        return replay, await _stretch(connection, after, row.cursor)
+    return replay, await _stretch(database, after, row.cursor)
 
 
 async def act(
@@ -131,14 +130,13 @@ async def _before(database: Database, since: Since) -> int:
     return 0 if since == "beginning" else await event_log.position_before(database, since)
 
 
-async def _stretch(connection: AsyncConnection, after: int, to: int) -> Stretch:
-    within = event_log.within(after, to)
-    first = await event_log.first(connection, within)
-    events = await connection.scalar(select(func.count()).select_from(EVENTS).where(within))
+async def _stretch(database: Database, after: int, to: int) -> Stretch:
+    async with database.reading() as connection:
+        first = await event_log.first(connection, event_log.within(after, to))
     return Stretch(
         after_position=after,
         to_position=to,
-        events=events or 0,
+        events=await event_log.count(database, after, to),
         first_at=first.received_at if first is not None else None,
     )
 

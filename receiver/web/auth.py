@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from receiver.web.problems import ProblemError
@@ -92,6 +93,7 @@ BEARER: Final = Scheme(bearer, 'Bearer realm="receiver"')
 BASIC: Final = Scheme(basic_password, 'Basic realm="receiver", charset="UTF-8"')
 
 _READING: Final = frozenset({"GET", "HEAD"})
+_GRANTED: Final = "receiver.access"
 
 
 class TokenAuth:
@@ -117,3 +119,9 @@ class TokenAuth:
             raise ProblemError(401, detail, headers={"WWW-Authenticate": self._scheme.challenge})
         if access is Access.READ and scope["method"] not in _READING:
             raise ProblemError(403, "This token may only read.")
+        scope[_GRANTED] = access
+
+
+def is_admin(request: Request) -> bool:
+    """Whether a request came with an admin's token, or where none is asked for."""
+    return request.scope.get(_GRANTED, Access.ADMIN) is Access.ADMIN

@@ -10,10 +10,11 @@ from starlette.responses import Response
 
 from receiver.storage import dead_letters
 from receiver.web.answers import json_answer, next_page
+from receiver.web.auth import is_admin
 from receiver.web.operations import Api, Operation
 from receiver.web.parameter_kinds import encode_cursor
 from receiver.web.parameters import DeadLetterActionParameters, DeadLetterParameters
-from receiver.web.representations import DeadLetter, DeadLettersDone
+from receiver.web.representations import DeadLetter, DeadLettersDone, without_responses
 
 # no proxy gives up on a request within this
 _SECONDS_PER_REQUEST: Final = 10.0
@@ -22,7 +23,8 @@ _SECONDS_PER_REQUEST: Final = 10.0
 async def list_dead_letters(api: Api, request: Request, asked: DeadLetterParameters) -> Response:
     page = await dead_letters.find(api.database, asked.query())
     link = next_page(request, api.public_url, cursor=encode_cursor([str(page.items[-1].id)])) if page.more else None
-    return json_answer([DeadLetter.model_validate(letter) for letter in page.items], link=link)
+    told = [DeadLetter.model_validate(letter) for letter in page.items]
+    return json_answer(told if is_admin(request) else without_responses(told), link=link)
 
 
 async def requeue_dead_letters(api: Api, _: Request, asked: DeadLetterActionParameters) -> Response:

@@ -9,11 +9,12 @@ from receiver.domain.queries import MessageView
 from receiver.storage import attempts, messages
 from receiver.web import csv_export
 from receiver.web.answers import csv_answer, json_answer, next_page, prefers_csv
+from receiver.web.auth import is_admin
 from receiver.web.operations import Api, Operation, path_value
 from receiver.web.parameter_kinds import message_cursor
 from receiver.web.parameters import AttemptParameters, MessageParameters, OneMessageParameters
 from receiver.web.problems import ProblemError
-from receiver.web.representations import Attempt, Message, MessageEvent
+from receiver.web.representations import Attempt, Message, MessageEvent, without_responses
 
 
 async def list_messages(api: Api, request: Request, asked: MessageParameters) -> Response:
@@ -39,7 +40,8 @@ async def list_message_attempts(api: Api, request: Request, asked: AttemptParame
     view = await _meant(api, request, asked)
     async with api.database.reading() as connection:
         found = await attempts.of_message(connection, view.api, view.id, asked.sink)
-    return json_answer([Attempt.model_validate(attempt) for attempt in found])
+    told = [Attempt.model_validate(attempt) for attempt in found]
+    return json_answer(told if is_admin(request) else without_responses(told))
 
 
 async def _meant(api: Api, request: Request, asked: OneMessageParameters) -> MessageView:

