@@ -47,3 +47,8 @@ def make_publication(number: int = 1, *, lane: str | None = None, replayed: bool
         recipient=told["recipient"],
         replayed=replayed,
     )
+
+
+def batch(count: int) -> list[Publication]:
+    """So many publications, each of another message."""
+    return [make_publication(number) for number in range(1, count + 1)]

@@ -101,7 +101,7 @@ class KafkaCluster:
         self._process.kill()
         self._process.communicate(timeout=30)
 
-    def records(self, topic: str, seconds: float = 10) -> list[Record]:
+    def records(self, topic: str, seconds: float = 45) -> list[Record]:
         """All records of a topic, by partition and offset."""
         settings = {"bootstrap.servers": self.bootstrap, "group.id": "records", "enable.partition.eof": True}
         settings |= {"fetch.wait.max.ms": 10, "enable.auto.commit": False, "log_level": 3}
@@ -132,7 +132,7 @@ class KafkaCluster:
 
 
 def _read(consumer: Consumer, topic: str, deadline: float) -> list[Record]:
-    partitions = consumer.list_topics(topic, timeout=5).topics[topic].partitions
+    partitions = consumer.list_topics(topic, timeout=45).topics[topic].partitions
     consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions])
     unread, found = set(partitions), []
     while unread:

@@ -53,7 +53,7 @@ def shared_server(
 class OwnServer(ABC):
     """A process that listens on a port of its own; runs inside `with`, and is killed at its end."""
 
-    seconds_to_start = 15.0
+    seconds_to_start = 60.0
 
     def __init__(self, folder: Path) -> None:
         self.host = HOST
@@ -137,7 +137,7 @@ class OwnServer(ABC):
     def _end(self, number: signal.Signals) -> None:
         self._signal(number)
         if self._process is not None:
-            self._process.wait(30)
+            self._process.wait(60)
             self._process = None
 
     def _signal(self, number: signal.Signals) -> None:

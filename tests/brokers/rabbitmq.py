@@ -30,7 +30,7 @@ def rabbitmq_server() -> AbstractContextManager[str]:
 class OwnRabbitmq(OwnServer):
     """A RabbitMQ node that shares nothing with others; `config` is its `rabbitmq.conf`. It starts in two seconds."""
 
-    seconds_to_start = 60.0
+    seconds_to_start = 120.0
 
     def __init__(self, folder: Path, config: str = "") -> None:
         epmd = shutil.which("epmd")

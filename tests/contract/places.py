@@ -153,7 +153,7 @@ async def nats(url: str) -> AsyncIterator[Place]:
 
     client = await connect(url)
     try:
-        streams = client.jetstream()
+        streams = client.jetstream(timeout=30)
         await streams.add_stream(name=name, subjects=[f"{name}.>"])
         await streams.subscribe(f"{name}.>", ordered_consumer=True, cb=take)
         async with in_front_of(url) as between:

@@ -16,61 +16,66 @@ from receiver.sinks.registry import GROUP, configure
 from receiver.testing import Place, SinkConformance, publications
 from tests.contract import places
 from tests.contract.places import ids
-from tests.servers import free_port
 
 pytestmark = pytest.mark.anyio
 
 
-class TestMemory(SinkConformance):
+class Conformance(SinkConformance):
+    """On servers that share a busy machine with much else."""
+
+    patience = 60.0
+
+
+class TestMemory(Conformance):
     @pytest.fixture
     def place(self) -> Iterator[Place]:
         with places.memory() as place:
             yield place
 
 
-class TestStdout(SinkConformance):
+class TestStdout(Conformance):
     @pytest.fixture
     async def place(self, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
         async with places.stdout(monkeypatch) as place:
             yield place
 
 
-class TestJsonl(SinkConformance):
+class TestJsonl(Conformance):
     @pytest.fixture
     def place(self, tmp_path: Path) -> Iterator[Place]:
         with places.jsonl(tmp_path) as place:
             yield place
 
 
-class TestWebhook(SinkConformance):
+class TestWebhook(Conformance):
     @pytest.fixture
     async def place(self) -> AsyncIterator[Place]:
         async with places.webhook() as place:
             yield place
 
 
-class TestNats(SinkConformance):
+class TestNats(Conformance):
     @pytest.fixture
     async def place(self, nats_url: str) -> AsyncIterator[Place]:
         async with places.nats(nats_url) as place:
             yield place
 
 
-class TestRedis(SinkConformance):
+class TestRedis(Conformance):
     @pytest.fixture
     async def place(self, redis_url: str) -> AsyncIterator[Place]:
         async with places.redis(redis_url) as place:
             yield place
 
 
-class TestKafka(SinkConformance):
+class TestKafka(Conformance):
     @pytest.fixture
     async def place(self) -> AsyncIterator[Place]:
         async with places.kafka() as place:
             yield place
 
 
-class TestRabbitmq(SinkConformance):
+class TestRabbitmq(Conformance):
     @pytest.fixture
     async def place(self, rabbitmq_url: str) -> AsyncIterator[Place]:
         async with places.rabbitmq(rabbitmq_url) as place:
@@ -78,13 +83,13 @@ class TestRabbitmq(SinkConformance):
 
 
 def test_every_built_in_sink_is_on_trial() -> None:
-    trials = {kind.__name__.removeprefix("Test").lower() for kind in SinkConformance.__subclasses__()}
+    trials = {kind.__name__.removeprefix("Test").lower() for kind in Conformance.__subclasses__()}
     assert set(entry_points(group=GROUP).names) <= trials
 
 
 # where there is nothing to publish to: (type, its fields)
 UNREACHABLE = [
-    ("webhook", {"url": f"http://127.0.0.1:{free_port()}/", "egress_allow": ["127.0.0.0/8"]}),
+    ("webhook", {"url": "http://127.0.0.1:1/", "egress_allow": ["127.0.0.0/8"]}),
     ("webhook", {"url": "http://127.0.0.1/"}),
     ("jsonl", {"path": "/nonexistent/directory/events.jsonl"}),
     ("jsonl", {"path": "/"}),
@@ -248,3 +253,11 @@ async def test_the_memory_answers_as_it_is_told() -> None:
     assert sink.published == [batch[1], batch[3]]
     sink.answer = lambda one: SinkDown(reason=one.id)
     assert await sink.publish(batch[:1]) == [SinkDown(reason=batch[0].id)]
+
+
+async def test_who_asks_after_a_file_does_not_touch_a_line_that_another_is_writing(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"id":"half of')
+    async with jsonl(path) as sink:
+        assert await sink.check() is None
+    assert path.read_bytes() == b'{"id":"half of'

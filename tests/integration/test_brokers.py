@@ -105,7 +105,7 @@ async def test_a_frozen_server_takes_connections_and_answers_once_it_thaws(kind:
             connection.settimeout(0.1)
             with pytest.raises(TimeoutError):
                 connection.recv(1)
-            connection.settimeout(10)
+            connection.settimeout(45)
             server.thaw()
             assert connection.recv(1)
         server.freeze()
@@ -167,9 +167,12 @@ async def test_the_shared_servers_let_us_in(nats_url: str, redis_url: str, rabbi
 
 
 @asynccontextmanager
-async def producer(bootstrap: str) -> AsyncIterator[AIOKafkaProducer]:
+async def producer(bootstrap: str, seconds: float = 45) -> AsyncIterator[AIOKafkaProducer]:
     given = AIOKafkaProducer(
-        bootstrap_servers=bootstrap, enable_idempotence=True, request_timeout_ms=1000, retry_backoff_ms=20
+        bootstrap_servers=bootstrap,
+        enable_idempotence=True,
+        request_timeout_ms=int(seconds * 1000),
+        retry_backoff_ms=20,
     )
     await given.start()
     try:
@@ -202,7 +205,8 @@ async def test_a_cluster_answers_with_the_errors_it_is_given() -> None:
             cluster.push_errors(PRODUCE, [KafkaError.NOT_ENOUGH_REPLICAS] * 1000)
             cluster.clear_errors(PRODUCE)
             await given.send_and_wait("answers", b"kept")
-            cluster.set_topic_error("missing", KafkaError.UNKNOWN_TOPIC_OR_PART)
+        cluster.set_topic_error("missing", KafkaError.UNKNOWN_TOPIC_OR_PART)
+        async with producer(cluster.bootstrap, seconds=2) as given:
             with pytest.raises(UnknownTopicOrPartitionError):
                 await given.send_and_wait("missing", b"refused")
         assert [record.value for record in cluster.records("answers")] == [b"kept"]
@@ -275,7 +279,7 @@ async def connected(between: Proxy) -> AsyncIterator[tuple[asyncio.StreamReader,
 
 
 async def _echoed(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, said: bytes = b"said", seconds: float = 5
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, said: bytes = b"said", seconds: float = 45
 ) -> bytes:
     writer.write(said)
     return await asyncio.wait_for(reader.readexactly(len(said)), seconds)
@@ -286,7 +290,7 @@ async def test_a_proxy_forwards_all_and_the_end_of_it() -> None:
         said = b"said" * 100_000
         assert await _echoed(reader, writer, said) == said
         writer.write_eof()
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert await asyncio.wait_for(reader.read(), 45) == b""
 
 
 async def test_a_proxy_that_refuses_resets_what_is_connected_and_takes_no_more() -> None:

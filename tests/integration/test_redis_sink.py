@@ -14,17 +14,18 @@ import pytest
 import redis
 
 from receiver.domain.events import Status
-from receiver.domain.publication import Publication, Published, Retry, SinkDown
+from receiver.domain.publication import Published, Retry, SinkDown
 from receiver.errors import SettingsError
 from receiver.sinks.registry import ConfiguredSink, configure
 from receiver.storage.database import Database
+from tests.brokers import outages
 from tests.brokers.own import lasting_port
 from tests.brokers.redis import OwnRedis
 from tests.certificates import Authority
-from tests.dispatching import audit, messages, rows, running, sink_row, until
-from tests.event_log import append, eventually, life, memory_sink
+from tests.dispatching import audit, messages, rows, running, until
+from tests.event_log import append, eventually, life
 from tests.proxy import proxy
-from tests.publications import make_publication
+from tests.publications import batch, make_publication
 from tests.servers import random_name
 
 pytestmark = pytest.mark.anyio
@@ -52,7 +53,7 @@ class Stream:
                 for _, fields in server.xrange(name or self.name)
             ]
 
-    def ids(self) -> list[str]:
+    async def ids(self) -> list[str]:
         return [fields["id"] for fields in self.entries()]
 
     def keys(self) -> list[str]:
@@ -91,10 +92,6 @@ async def sink(url: str, stream: str, **fields: Any) -> AsyncIterator[Any]:
         yield one
     finally:
         await one.stop()
-
-
-def batch(count: int) -> list[Publication]:
-    return [make_publication(number) for number in range(1, count + 1)]
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -161,19 +158,16 @@ async def test_a_replay_says_so(stream: Stream, binding: str) -> None:
 async def test_a_batch_is_added_in_its_order(stream: Stream) -> None:
     async with sink(stream.url, stream.name) as cache:
         assert await cache.publish(batch(200)) == [Published()] * 200
-    assert stream.ids() == [f"e{number}" for number in range(1, 201)]
+    assert await stream.ids() == [f"e{number}" for number in range(1, 201)]
 
 
-async def test_a_batch_is_one_round_trip(stream: Stream) -> None:
-    async with sink(stream.url, stream.name) as cache:
-        await cache.check()
-        with client(stream.url) as server:
-            before = server.info("commandstats")
+async def test_a_batch_is_no_transaction(tmp_path: Path) -> None:
+    with OwnRedis(tmp_path) as server, client(server.url) as admin:
+        async with sink(server.url, "a") as cache:
             await cache.publish(batch(50))
-            after = server.info("commandstats")
-    calls = {name: told["calls"] - before.get(name, {"calls": 0})["calls"] for name, told in after.items()}
-    assert calls["cmdstat_xadd"] >= 50
-    assert calls.get("cmdstat_multi", 0) == 0
+        told = admin.info("commandstats")
+    assert told["cmdstat_xadd"]["calls"] == 50
+    assert "cmdstat_multi" not in told
 
 
 async def test_each_event_of_a_batch_has_its_own_result_at_its_place(stream: Stream) -> None:
@@ -189,21 +183,21 @@ async def test_the_same_event_again_is_another_entry(stream: Stream) -> None:
     async with sink(stream.url, stream.name) as cache:
         for _ in range(2):
             assert await cache.publish([make_publication()]) == [Published()]
-    assert stream.ids() == ["e1", "e1"]
+    assert await stream.ids() == ["e1", "e1"]
 
 
 async def test_the_largest_event_it_may_be_given_arrives(stream: Stream) -> None:
     async with sink(stream.url, stream.name) as cache:
         room = cache.max_event_bytes - len(make_publication(text="").body)
         assert await cache.publish([make_publication(text="x" * room)]) == [Published()]
-    assert stream.ids() == ["e1"]
+    assert await stream.ids() == ["e1"]
 
 
 async def test_a_stream_with_a_length_is_trimmed_to_about_that(stream: Stream) -> None:
     async with sink(stream.url, stream.name, maxlen=100) as cache:
         for _ in range(10):
             await cache.publish(batch(100))
-    assert 100 <= len(stream.ids()) < 500
+    assert 100 <= len(await stream.ids()) < 500
 
 
 @pytest.mark.parametrize("tag", ["a:b", "a b", "a\r\nDEL x\r\n", "*", "{x}", "", "ä", "x" * 300])
@@ -237,7 +231,7 @@ async def test_it_can_be_stopped_and_started_again_and_leaves_nothing_behind(str
         await cache.start()
         assert await cache.publish([make_publication(2)]) == [Published()]
     assert asyncio.all_tasks() == before
-    assert stream.ids() == ["e1", "e2"]
+    assert await stream.ids() == ["e1", "e2"]
 
 
 async def test_a_socket_in_the_file_system_will_do(tmp_path: Path) -> None:
@@ -262,7 +256,7 @@ async def test_a_server_that_is_no_master_any_more_is_left_for_whoever_has_its_n
     with OwnRedis(tmp_path) as server, client(server.url) as admin:
         async with sink(server.url, "a") as cache:
             assert await cache.publish([make_publication()]) == [Published()]
-            assert len(admin.client_list()) == 2
+            await eventually(lambda: len(admin.client_list()) == 2)
             admin.replicaof("127.0.0.1", lasting_port())
             assert await cache.publish([make_publication()]) == [SinkDown(reason="READONLY")]
             await eventually(lambda: len(admin.client_list()) == 1)
@@ -290,12 +284,11 @@ async def test_a_stream_that_can_take_no_more_is_tried_again(stream: Stream) -> 
 
 
 async def test_a_server_that_loads_its_data_is_down_until_it_has(tmp_path: Path) -> None:
-    # a hundredth of a second for each key, and clients are heard after each kilobyte
-    slow = ("--key-load-delay", "10000", "--loading-process-events-interval-bytes", "1024")
-    with OwnRedis(tmp_path, *slow, appendonly=False) as server:
-        with client(server.url) as admin:
-            admin.mset({f"key{number}": os.urandom(1024) for number in range(50)})
-            admin.save()
+    # a fifth of a second for each key, until that was seen; clients are heard after each kilobyte
+    slow = ("--key-load-delay", "200000", "--loading-process-events-interval-bytes", "1024")
+    with OwnRedis(tmp_path, *slow, appendonly=False) as server, client(server.url) as admin:
+        admin.mset({f"key{number}": os.urandom(1024) for number in range(50)})
+        admin.save()
         server.kill()
         starting = asyncio.create_task(asyncio.to_thread(server.start))
         seen: set[str] = set()
@@ -303,6 +296,8 @@ async def test_a_server_that_loads_its_data_is_down_until_it_has(tmp_path: Path)
             while not starting.done():
                 [result] = await cache.publish([make_publication()])
                 seen.add(getattr(result, "reason", "published"))
+                if "LOADING" in seen:
+                    admin.config_set("key-load-delay", 0)
             await starting
             assert "LOADING" in seen
             assert seen <= {"ConnectionRefusedError", "LOADING", "published"}
@@ -313,7 +308,7 @@ async def test_what_is_to_be_on_disk_counts_when_it_is(tmp_path: Path) -> None:
     with OwnRedis(tmp_path, "--appendfsync", "always") as server:
         async with sink(server.url, "a", wait_aof=True) as cache:
             assert await cache.publish(batch(3)) == [Published()] * 3
-        assert Stream(server.url, "a").ids() == ["e1", "e2", "e3"]
+        assert await Stream(server.url, "a").ids() == ["e1", "e2", "e3"]
 
 
 async def test_a_server_that_keeps_nothing_on_disk_is_down_where_it_should(tmp_path: Path) -> None:
@@ -354,11 +349,7 @@ async def test_credentials_are_never_told(
     wrong = configured(f"redis://few:wrong-canary@{guarded}", "few:events")
     await append(database, life("m", (Status.SENT,)))
     async with running(database, wrong):
-
-        async def known() -> bool:
-            return (await sink_row(database, "cache")).last_error == "WRONGPASS"
-
-        await until(known)
+        await until(outages.complains(database, wrong, "WRONGPASS"))
     assert "canary" not in repr(wrong) + wrong.settings.model_dump_json()
     told = capfd.readouterr()
     assert "canary" not in told.out + told.err + caplog.text
@@ -410,7 +401,7 @@ async def test_each_message_keeps_its_order(database: Database, stream: Stream) 
     entries = await append(database, messages(150))
     async with running(database, configured(stream.url, stream.name)):
         await until(stream.holds(len(entries)))
-    assert audit(entries, stream.ids()) == 0
+    assert audit(entries, await stream.ids()) == 0
 
 
 @on_sqlite
@@ -418,75 +409,36 @@ async def test_a_key_of_another_type_loses_nothing(database: Database, stream: S
     with client(stream.url) as server:
         server.set(stream.name, "a text")
         entries = await append(database, messages(5))
-        async with running(database, configured(stream.url, stream.name)):
-
-            async def known() -> bool:
-                return (await sink_row(database, "cache")).last_error == "WRONGTYPE"
-
-            await until(known)
+        cache = configured(stream.url, stream.name)
+        async with running(database, cache):
+            await until(outages.complains(database, cache, "WRONGTYPE"))
             assert await rows(database) == []
             server.delete(stream.name)
             await until(stream.holds(len(entries)))
-    assert audit(entries, stream.ids()) == 0
+    assert audit(entries, await stream.ids()) == 0
 
 
 @on_sqlite
 async def test_a_server_that_is_away_at_the_start_is_waited_for(database: Database, tmp_path: Path) -> None:
     with OwnRedis(tmp_path) as server:
-        server.stop()
-        stream, other = Stream(server.url, "events"), memory_sink("other")
-        entries = await append(database, messages(5))
-        async with running(database, configured(server.url, stream.name), other):
-            await eventually(lambda: len(other.sink.published) == len(entries))  # type: ignore[attr-defined]
-            assert (await sink_row(database, "cache")).cursor == 0
-            server.start()
-            await until(stream.holds(len(entries)))
-        assert audit(entries, stream.ids()) == 0
-        assert await rows(database) == []
+        cache = configured(server.url, "events")
+        await outages.away_at_the_start(database, server, cache, Stream(server.url, "events"))
 
 
 @pytest.mark.faults
 @on_sqlite
 async def test_a_server_killed_under_load_loses_nothing(database: Database, tmp_path: Path) -> None:
     with OwnRedis(tmp_path) as server:
-        stream = Stream(server.url, "events")
-        entries = await append(database, messages(500))
-        async with running(database, configured(server.url, stream.name, max_batch=8)) as run:
-            for killing in range(1, 4):
-                await until(stream.holds(killing * len(entries) // 5))
-                server.kill()
-                await eventually(lambda: run.observed.breaker.count("open") >= killing)  # noqa: B023
-                server.start()
-            await until(stream.holds(len(entries)), 60)
-
-            async def settled() -> bool:
-                return bool((await sink_row(database, "cache")).cursor == entries[-1].position)
-
-            await until(settled)
-        audit(entries, stream.ids())
-        assert await rows(database) == []
+        cache = configured(server.url, "events", max_batch=8)
+        await outages.killed_under_load(database, server, cache, Stream(server.url, "events"))
 
 
 @pytest.mark.faults
 @on_sqlite
 async def test_a_frozen_server_holds_up_no_other_sink(database: Database, tmp_path: Path) -> None:
     with OwnRedis(tmp_path) as server:
-        stream, other = Stream(server.url, "events"), memory_sink("other")
-        async with running(database, configured(server.url, stream.name, timeout="0.5s"), other):
-            entries = await append(database, life("first"))
-            await until(stream.holds(4))
-            server.freeze()
-            entries += await append(database, messages(100))
-            await eventually(lambda: len(other.sink.published) == len(entries))  # type: ignore[attr-defined]
-
-            async def known() -> bool:
-                return bool((await sink_row(database, "cache")).last_error == "timeout")
-
-            await until(known)
-            server.thaw()
-            await until(stream.holds(len(entries)))
-        audit(entries, stream.ids())
-        assert await rows(database) == []
+        cache = configured(server.url, "events", timeout="1s")
+        await outages.frozen(database, server, cache, Stream(server.url, "events"))
 
 
 # a connection that fails
@@ -511,27 +463,16 @@ async def test_a_connection_that_is_cut_costs_an_attempt_at_once_and_no_more(str
         started = time.monotonic()
         await between.forward()
         assert await publishing == [Retry(reason="ConnectionError")] * 200
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 12
         assert await cache.publish(batch(200)) == [Published()] * 200
-    assert len(stream.ids()) == 201
+    assert len(await stream.ids()) == 201
 
 
 async def test_a_server_that_went_away_is_down(stream: Stream) -> None:
     async with behind_a_proxy(stream) as (between, cache):
-        await cache.publish([make_publication()])
-        await between.refuse()
-        assert await cache.publish(batch(2)) == [SinkDown(reason="ConnectionRefusedError")] * 2
-        await between.forward()
-        assert await cache.publish(batch(2)) == [Published()] * 2
+        await outages.refused(between, cache)
 
 
 async def test_a_server_that_never_answers_is_down_and_is_asked_on_a_new_connection(stream: Stream) -> None:
     async with behind_a_proxy(stream, timeout="0.3s") as (between, cache):
-        await cache.publish([make_publication()])
-        await between.blackhole()
-        # more than the buffers between us hold
-        large = [make_publication(number, text="x" * 900_000) for number in range(20)]
-        assert await cache.publish(large) == [SinkDown(reason="timeout")] * 20
-        assert await cache.publish([make_publication(2)]) == [SinkDown(reason="timeout")]
-        await between.forward()
-        assert await cache.publish([make_publication(2)]) == [Published()]
+        await outages.unanswered(between, cache)

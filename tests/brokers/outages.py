@@ -1,0 +1,113 @@
+"""What happens to the server of a sink, whichever broker it is, and what the sink must make of it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from receiver.domain.log import LogEntry
+from receiver.domain.publication import Published, SinkDown
+from receiver.sinks.registry import ConfiguredSink
+from receiver.storage.database import Database
+from tests.brokers.own import OwnServer
+from tests.dispatching import audit, memory, messages, rows, running, sink_row, until
+from tests.event_log import append, eventually, life, memory_sink
+from tests.proxy import Proxy
+from tests.publications import batch, make_publication
+
+# an attempt that was not answered in time is made again after a minute
+_SECONDS_TO_SETTLE = 120
+
+
+class Stream(Protocol):
+    """Where events arrive."""
+
+    async def ids(self) -> list[str]: ...
+
+    def holds(self, count: int) -> Callable[[], Any]:
+        """Whether so many copies, or more, have arrived."""
+
+
+def settled(database: Database, sink: ConfiguredSink, entries: Sequence[LogEntry]) -> Callable[[], Any]:
+    """Whether the sink has taken everything and nothing is tried again: copies alone do not tell."""
+
+    async def is_settled() -> bool:
+        cursor = (await sink_row(database, sink.name)).cursor
+        return bool(cursor == entries[-1].position) and not await rows(database)
+
+    return is_settled
+
+
+def complains(database: Database, sink: ConfiguredSink, reason: str) -> Callable[[], Any]:
+    """Whether that is why the sink is down."""
+
+    async def is_known() -> bool:
+        return bool((await sink_row(database, sink.name)).last_error == reason)
+
+    return is_known
+
+
+async def away_at_the_start(database: Database, server: OwnServer, sink: ConfiguredSink, stream: Stream) -> None:
+    """Everything waits for the server, and other sinks do not."""
+    server.stop()
+    entries, other = await append(database, messages(5)), memory_sink("other")
+    async with running(database, sink, other):
+        await eventually(lambda: len(memory(other).published) == len(entries))
+        assert (await sink_row(database, sink.name)).cursor == 0
+        server.start()
+        await until(settled(database, sink, entries), _SECONDS_TO_SETTLE)
+    assert audit(entries, await stream.ids()) == 0
+
+
+async def killed_under_load(database: Database, server: OwnServer, sink: ConfiguredSink, stream: Stream) -> None:
+    """What was under way may arrive twice, and everything arrives."""
+    entries = await append(database, messages(500))
+    share = len(entries) // 5
+    async with running(database, sink) as run:
+        for killing in range(1, 4):
+            await until(stream.holds(killing * share), _SECONDS_TO_SETTLE)
+            server.kill()
+            # however far the sink has come, it finds the server gone
+            entries += await append(database, life(f"outage {killing}"))
+            await eventually(lambda: run.observed.breaker.count("open") >= killing)  # noqa: B023
+            server.start()
+        await until(settled(database, sink, entries), _SECONDS_TO_SETTLE)
+    audit(entries, await stream.ids())
+
+
+async def frozen(database: Database, server: OwnServer, sink: ConfiguredSink, stream: Stream) -> None:
+    """It holds up no other sink, and costs no event anything."""
+    other = memory_sink("other")
+    async with running(database, sink, other):
+        entries = await append(database, life("first"))
+        await until(settled(database, sink, entries), _SECONDS_TO_SETTLE)
+        server.freeze()
+        entries += await append(database, messages(100))
+        await eventually(lambda: len(memory(other).published) == len(entries))
+        await until(complains(database, sink, "timeout"))
+        server.thaw()
+        await until(settled(database, sink, entries), _SECONDS_TO_SETTLE)
+    audit(entries, await stream.ids())
+
+
+async def refused(between: Proxy, sink: Any) -> None:
+    """Nobody listens where it was connected before."""
+    await sink.publish([make_publication()])
+    await between.refuse()
+    assert await sink.publish(batch(2)) == [SinkDown(reason="ConnectionRefusedError")] * 2
+    await between.forward()
+    assert await sink.publish(batch(2)) == [Published()] * 2
+
+
+async def unanswered(between: Proxy, sink: Any) -> None:
+    """Its connections take everything and answer nothing: a new one is needed."""
+
+    async def is_back() -> bool:
+        return bool(await sink.publish([make_publication(2)]) == [Published()])
+
+    await until(is_back)
+    await between.blackhole()
+    # more than the buffers between us hold
+    large = [make_publication(number, text="x" * 900_000) for number in range(20)]
+    assert await sink.publish(large) == [SinkDown(reason="timeout")] * 20
+    assert await sink.publish([make_publication(2)]) == [SinkDown(reason="timeout")]
+    await between.forward()
+    await until(is_back)
