@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from receiver.storage import schema
 from receiver.storage.database import Database
@@ -14,6 +15,9 @@ from tests.brokers.nats import nats_server
 from tests.brokers.rabbitmq import rabbitmq_server
 from tests.brokers.redis import redis_server
 from tests.servers import named_database, on_postgres, postgres_server, random_name
+
+# the same examples on every machine, however slow it is; --hypothesis-profile=default looks for new ones
+settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")

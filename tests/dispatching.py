@@ -137,8 +137,8 @@ async def requeue(database: Database, sink: str = "crm") -> int:
     return sum([number async for number in dead_letters.requeue(database, sink, now=now())])
 
 
-async def until(condition: Callable[[], Any], seconds: float = 20) -> None:
-    """Waits until something asked of the database holds."""
+async def until(condition: Callable[[], Any], seconds: float = 45) -> None:
+    """Waits until something asked of the database holds; as long as `eventually`."""
     deadline = asyncio.get_running_loop().time() + seconds
     while not await condition():
         assert asyncio.get_running_loop().time() < deadline, "it did not come true in time"

@@ -51,8 +51,8 @@ def memory_sink(name: str = "crm", **fields: Any) -> ConfiguredSink:
     return sink
 
 
-async def eventually(condition: Callable[[], Any], seconds: float = 20) -> None:
-    """Waits until a condition holds."""
+async def eventually(condition: Callable[[], Any], seconds: float = 45) -> None:
+    """Waits until a condition holds: on a busy machine too, but for no lease to end and no long pause to pass."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come true in time"

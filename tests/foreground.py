@@ -28,7 +28,7 @@ class Foreground:
 
     def address(self, name: str) -> str:
         """Where `name` says that it listens."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if found := re.search(rf"^{name} listens on (http://[^\s,]+)", self.told(), re.MULTILINE):
                 return found[1]
@@ -40,7 +40,7 @@ class Foreground:
     def stop(self, number: int = signal.SIGINT) -> int:
         """Sends a signal and returns the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(60)
 
     def members(self) -> list[int]:
         """The processes of its group."""

@@ -12,7 +12,7 @@ import httpx2
 
 from receiver.sandbox.app import application
 from receiver.sandbox.settings import SandboxSettings
-from tests.running import Server, serving
+from tests.running import PATIENT, Server, serving
 from tests.web import serving as serving_here
 
 USER = "u-1"
@@ -34,9 +34,9 @@ class RoundTrip:
         """What a v1 client gives as `callbackUrl`: v1 knows credentials in the URL alone."""
         return f"http://{PAIR}@{urlsplit(self.server.url).netloc}{path}"
 
-    async def settle(self, seconds: float = 30) -> None:
+    async def settle(self, seconds: float = 45) -> None:
         """Waits until the sandbox has nothing left to post."""
-        answer = await self.sandbox.get("/sandbox/idle", params={"wait": seconds}, timeout=seconds + 10)
+        answer = await self.sandbox.get("/sandbox/idle", params={"wait": seconds}, timeout=seconds + 60)
         assert answer.json()["idle"], answer.text
 
 
@@ -57,8 +57,6 @@ async def round_trip(
             "v1_inbound_url": f"{callbacks}/v1".replace("://", f"://{PAIR}@"),
         }
         url = await stack.enter_async_context(serving_here(application(SandboxSettings(**{**defaults, **sandbox}))))
-        there = httpx2.AsyncClient(base_url=url, auth=(TOKEN, SECRET), timeout=30, trust_env=False)
-        here = httpx2.AsyncClient(
-            base_url=server.url, headers={"Authorization": f"Bearer {API_TOKEN}"}, timeout=30, trust_env=False
-        )
+        there = httpx2.AsyncClient(base_url=url, auth=(TOKEN, SECRET), **PATIENT)
+        here = httpx2.AsyncClient(base_url=server.url, headers={"Authorization": f"Bearer {API_TOKEN}"}, **PATIENT)
         yield RoundTrip(server, url, await stack.enter_async_context(there), await stack.enter_async_context(here))

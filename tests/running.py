@@ -15,6 +15,9 @@ from typing import Any
 COMMAND = Path(sys.executable).with_name("receiver")
 _LISTENS = re.compile(r"^receiver listens on (http://\S+)$", re.MULTILINE)
 
+PATIENT: dict[str, Any] = {"timeout": 60, "trust_env": False}
+"""How another process is asked: whatever the proxy, and however busy the machine."""
+
 
 def environment(**settings: str) -> dict[str, str]:
     """This process's environment without its own settings of receiver, and with these."""
@@ -30,7 +33,7 @@ def receiver(folder: Path, *arguments: str, stdin: bytes = b"", **settings: str)
         env=environment(**settings),
         input=stdin,
         capture_output=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 
@@ -47,7 +50,7 @@ class Server:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal and returns the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(60)
 
 
 @contextmanager
@@ -71,7 +74,7 @@ def serving(folder: Path, *arguments: str, settings: Mapping[str, str] | None = 
             process.wait(10)
 
 
-def _address(process: subprocess.Popen[bytes], output: Path, errors: Path, seconds: float = 30) -> str:
+def _address(process: subprocess.Popen[bytes], output: Path, errors: Path, seconds: float = 60) -> str:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = _LISTENS.search(output.read_text("utf-8"))
@@ -84,9 +87,14 @@ def _address(process: subprocess.Popen[bytes], output: Path, errors: Path, secon
     raise AssertionError(f"receiver serve did not start: {errors.read_text('utf-8')}")
 
 
-def until(condition: Callable[[], Any], seconds: float = 20) -> None:
+def until(condition: Callable[[], Any], seconds: float = 60) -> None:
     """Waits until something that another process does has come true."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come true in time"
         time.sleep(0.02)  # between two looks at another process
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that another process writes: none while it is not there, nor one that is half written."""
+    return path.read_text("utf-8", "replace").split("\n")[:-1] if path.exists() else []

@@ -5,6 +5,7 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sysconfig
@@ -18,6 +19,8 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
+from tests.brokers.own import lasting_port
+
 _STANDARD_POSTGRES = (
     "postgresql://postgres@127.0.0.1:5432/postgres",
     "postgresql://postgres:postgres@127.0.0.1:5432/postgres",
@@ -28,7 +31,7 @@ def on_postgres(url: str, *statements: str) -> None:
     """Runs statements one by one on a PostgreSQL database."""
 
     async def run() -> None:
-        connection = await asyncpg.connect(url, timeout=5)
+        connection = await asyncpg.connect(url, timeout=20)
         try:
             for statement in statements:
                 await connection.execute(statement)
@@ -89,7 +92,7 @@ def _postgres_binaries() -> Path | None:
 @contextmanager
 def _started_postgres(binaries: Path) -> Iterator[str]:
     home = Path(tempfile.mkdtemp(prefix="receiver-postgres-"))
-    port, user = free_port(), _unprivileged_user()
+    port, user = lasting_port(), _unprivileged_user()
     if user is not None:
         os.chown(home, user, -1)
         home.chmod(0o700)
@@ -118,11 +121,12 @@ def _started_postgres(binaries: Path) -> Iterator[str]:
     process = subprocess.Popen(command, stdout=log, stderr=log, user=user, cwd=home)
     url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
     try:
-        _wait_for(url)
+        _wait_for(process, url)
         yield url
     finally:
-        process.terminate()
-        process.wait(30)
+        # does not wait for connections that a test may have left
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
         log.close()
         shutil.rmtree(home, ignore_errors=True)
 
@@ -132,8 +136,9 @@ def _unprivileged_user() -> int | None:
     return pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
 
 
-def _wait_for(url: str, seconds: float = 30) -> None:
+def _wait_for(process: subprocess.Popen[bytes], url: str, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not _answers(url):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"PostgreSQL did not start within {seconds} s")
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise OSError(f"PostgreSQL did not start within {seconds} s")
+        time.sleep(0.05)  # between two looks at another process

@@ -24,7 +24,7 @@ def publication(number: int = 1, **told: Any) -> Publication:
 
 @asynccontextmanager
 async def webhook(url: str, **fields: Any) -> AsyncIterator[Any]:
-    [configured] = configure([{"name": "crm", "type": "webhook", "url": url, "timeout": "2s", **fields}])
+    [configured] = configure([{"name": "crm", "type": "webhook", "url": url, "timeout": "10s", **fields}])
     await configured.sink.start()
     try:
         yield configured.sink

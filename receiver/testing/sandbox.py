@@ -32,10 +32,10 @@ from receiver.sandbox.settings import SandboxSettings
 from receiver.web.server import server
 
 _HOST: Final = "127.0.0.1"
-_START_SECONDS: Final = 10.0
-_STOP_SECONDS: Final = 15.0
+_START_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.005
-_ANSWER_SECONDS: Final = 10.0
+_ANSWER_SECONDS: Final = 60.0
 # delays pass a thousand times faster, and nobody is told to slow down
 _DEFAULTS: Final = {"speed": 1000.0, "messages_per_second": 0.0}
 

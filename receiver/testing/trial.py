@@ -18,7 +18,7 @@ from receiver.testing.place import Place
 from receiver.testing.waiting import eventually, given_time, within
 
 _NAME: Final = "tried"
-_ON_WISH: Final = {"timeout": "5s"}
+_ON_WISH: Final = {"timeout": "15s"}
 _IN_ANY_CASE: Final = {"name": _NAME, "start": "beginning", "schedule": ["30s"]}
 # beyond its time-out, before it is cancelled
 _GRACE_SECONDS: Final = 0.5

@@ -13,7 +13,8 @@ import pytest
 T = TypeVar("T")
 
 _POLL_SECONDS: Final = 0.02
-_SECONDS_TO_OBEY: Final = 1.0
+_SECONDS_TO_OBEY: Final = 3.0
+_SECONDS_TO_QUELL: Final = 1.0
 _BEAT_SECONDS: Final = 0.05
 _LOOK_SECONDS: Final = 0.3
 # how often in a row the loop is found standing before that counts, and before what blocks it is interrupted
@@ -73,7 +74,7 @@ async def quell(tasks: Collection[asyncio.Future[Any]]) -> None:
         for task in tasks:
             task.cancel()
         if tasks:
-            _, tasks = await asyncio.wait(tasks, timeout=_SECONDS_TO_OBEY)
+            _, tasks = await asyncio.wait(tasks, timeout=_SECONDS_TO_QUELL)
         for task in tasks:
             if isinstance(task, asyncio.Task) and (coroutine := task.get_coro()) is not None:
                 with suppress(RuntimeError):

@@ -3,11 +3,12 @@
 import json
 import logging
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -131,18 +132,22 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         " 'asyncio', 'alembic', 'httpx2'} & sys.modules.keys();"
         "print(sorted(heavy), file=sys.stderr); sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "[]\n")
     assert "Usage: receiver" in done.stdout
 
 
-def test_help_takes_less_than_a_third_of_a_second(tmp_path: Path) -> None:
-    def seconds() -> float:
-        started = time.perf_counter()
-        assert receiver(tmp_path, "messages", "list", "--help").returncode == 0
-        return time.perf_counter() - started
+def test_help_costs_less_than_half_of_loading_the_server() -> None:
+    """In seconds of CPU, which are not those that a busy machine makes it wait."""
 
-    assert min(seconds() for _ in range(3)) < 0.3
+    def cost(*command: str | Path) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=120)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    help_, server = (COMMAND, "messages", "list", "--help"), (sys.executable, "-c", "import receiver.app")
+    assert min(cost(*help_) for _ in range(3)) < min(cost(*server) for _ in range(3)) / 2
 
 
 def test_the_version_is_told(run: Run) -> None:
@@ -277,7 +282,7 @@ def test_a_closed_pipe_ends_a_command_as_quietly_as_any_other(
         assert process.stderr is not None
         process.stdout.read(10)
         process.stdout.close()
-        assert process.wait(30) == -signal.SIGPIPE
+        assert process.wait(60) == -signal.SIGPIPE
         assert process.stderr.read() == b""
 
 
@@ -670,7 +675,7 @@ def test_a_sink_is_tried_out(run: Run) -> None:
 
     code, out, err = run("sinks", "test", "file", **settings("events.jsonl"))
     assert (code, err) == (0, "")
-    assert out.startswith("file can be reached (0.")
+    assert re.match(r"file can be reached \(\d+\.", out)
     reason = "No such file or directory"
     nowhere = settings("nowhere/events.jsonl")
     assert run("sinks", "test", "file", **nowhere) == (1, "", f"receiver: file cannot be reached: {reason}\n")

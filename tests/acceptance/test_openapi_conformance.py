@@ -105,4 +105,4 @@ async def stock_sink(database: Database) -> None:
 def test_every_operation_does_what_is_said_of_it(case: Any, server: str) -> None:
     # which values cannot be signed depends on the key: no schema can say it
     excluded = [positive_data_acceptance] if case.path == "/api/tags" else []
-    case.call_and_validate(base_url=server, excluded_checks=excluded)
+    case.call_and_validate(base_url=server, excluded_checks=excluded, timeout=60)

@@ -158,7 +158,7 @@ async def raw(url: str, target: bytes, method: bytes = b"GET") -> bytes:
     reader, writer = await asyncio.open_connection(*urlsplit(url).netloc.split(":"))
     head = b"%b %b HTTP/1.1\r\nHost: receiver.example\r\nConnection: close\r\nAuthorization: Bearer %b\r\n\r\n"
     writer.write(head % (method, target, ADMIN.encode()))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         answer = await reader.read()
     writer.close()
     return answer

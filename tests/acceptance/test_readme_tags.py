@@ -39,7 +39,7 @@ def printed(language: str, recipe: str, folder: Path) -> str:
     script = (folder / "recipe").with_suffix(SUFFIX[language])
     script.write_text(recipe, encoding="utf-8")
     ran = subprocess.run(
-        [*COMMAND[language], script], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        [*COMMAND[language], script], cwd=folder, capture_output=True, text=True, timeout=120, check=False
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     return ran.stdout.removesuffix("\n")

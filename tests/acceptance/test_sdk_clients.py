@@ -44,7 +44,7 @@ class OldClient:
             stderr=subprocess.PIPE,
         )
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(180):
                 output, errors = await process.communicate()
         finally:
             if process.returncode is None:

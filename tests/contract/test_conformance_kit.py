@@ -117,7 +117,7 @@ def _tried(home: Path, report: str, tests: Iterable[str]) -> Verdicts:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=540,
         check=False,
     )
     assert (home / report).exists(), ran.stdout + ran.stderr

@@ -82,7 +82,7 @@ def test_the_first_callback_is_answered_and_found(tmp_path: Path) -> None:
             .replace(".venv/bin/receiver messages list", "true")
         )
         ran = subprocess.run(
-            ["sh", "-ec", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=30
+            ["sh", "-ec", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
         )
         listed = receiver(tmp_path, "messages", "list").stdout.decode()
     assert "200 OK" in ran.stdout

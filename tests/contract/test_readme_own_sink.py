@@ -35,7 +35,7 @@ def home(tmp_path: Path) -> Path:
 
 def run(home: Path, *command: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(home)}
-    ran = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    ran = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
 

@@ -5,7 +5,8 @@ import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -15,6 +16,7 @@ from receiver.domain.delivery import FinalConflict
 from receiver.storage.database import Database
 from receiver.storage.rebuild import Rebuild
 from tests.posts import v2_event
+from tests.running import PATIENT, whole_lines
 
 STORY = ("message-sending", "message-delivered", "message-failed", "message-delivered")
 
@@ -43,7 +45,7 @@ class Load:
         """Posts to a server until the block ends or the server is gone; `name` is that of no other load."""
         ending = asyncio.Event()
         limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
-        async with httpx2.AsyncClient(base_url=url, auth=("u", "p"), limits=limits, trust_env=False) as client:
+        async with httpx2.AsyncClient(base_url=url, auth=("u", "p"), limits=limits, **PATIENT) as client:
             tasks = [asyncio.create_task(self._post(client, f"{name}-{place}", ending)) for place in range(connections)]
             try:
                 yield
@@ -78,6 +80,15 @@ async def audit(url: str, load: Load) -> set[str]:
     assert len(events) == len(set(events)) == len(ledger)
     assert (rebuilt.differing, rebuilt.messages) == (0, len({message for message, _, _ in ledger}))
     return set(events)
+
+
+def published(path: Path) -> list[dict[str, Any]]:
+    """The events in a file; a line that the end of its process has torn holds none."""
+    found = []
+    for line in whole_lines(path):
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 async def let_the_lease_lapse(url: str) -> None:

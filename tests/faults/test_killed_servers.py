@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.load import Load, audit, let_the_lease_lapse
+from tests.faults.load import Load, audit, let_the_lease_lapse, published
 from tests.running import serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
@@ -21,10 +21,6 @@ SETTINGS = {
     "API_TOKENS": '["token"]',
     "SINKS": json.dumps([{"name": "file", "type": "jsonl", "path": "events.jsonl", "start": "beginning"}]),
 }
-
-
-def published(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
 async def test_every_callback_answered_200_survives_kill_9(database_url: str, tmp_path: Path) -> None:
@@ -39,7 +35,7 @@ async def test_every_callback_answered_200_survives_kill_9(database_url: str, tm
     await let_the_lease_lapse(database_url)
     with serving(tmp_path, settings=settings) as server:
         events = await audit(database_url, load)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while {one["id"] for one in published(tmp_path / "events.jsonl")} != events:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.1)
@@ -65,7 +61,7 @@ async def test_sigterm_under_load_drops_nothing_that_was_accepted(database_url: 
         async with load.on(server.url, "term"):
             await asyncio.sleep(0.5)  # in the middle
             server.process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(server.process.wait, 15) == 0
+            assert await asyncio.to_thread(server.process.wait, 60) == 0
     assert load.acknowledged
     assert set(load.answers) <= {200, 503}
     await audit(database_url, load)

@@ -19,7 +19,8 @@ from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import number_key
 from receiver.storage.database import Database
 from receiver.storage.rebuild import Rebuild
-from tests.faults.test_killed_servers import assert_order, published
+from tests.faults.load import published
+from tests.faults.test_killed_servers import assert_order
 from tests.round_trip import USER, RoundTrip, round_trip
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
@@ -61,7 +62,7 @@ async def audit(folder: Path, database_url: str, messages: int) -> None:
     async with round_trip(folder, receiver=settings, rates=RATES, max_posts=20 * messages, connections=32) as there:
         await send_everything(there, messages)
         await there.sandbox.post("/sandbox/clock", json={"advance": PAST_LATE_RECEIPTS})
-        await there.settle(120)
+        await there.settle(600)
         truth = (await there.sandbox.get("/sandbox/truth")).json()
         posts = (await there.sandbox.get("/sandbox/posts")).json()
         # 401 is the challenge, 404 the address where nobody is; of what is answered otherwise nothing can be said
@@ -267,7 +268,7 @@ async def assert_log(there: RoundTrip, told: Told) -> list[str]:
 
 async def assert_file(path: Path, log: list[str]) -> None:
     """The sink has everything, once, each message's events in their order."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while line_count(path) < len(log):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.1)

@@ -400,7 +400,7 @@ async def test_the_pruner_works_by_itself_and_survives_a_database_that_is_away(
     monkeypatch.setattr(retention, "bite", flaky)
     work = pruner(database, callbacks=10)
     await work.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(45):
         while await values(database, CallbackRow.id):
             await asyncio.sleep(0.01)
     await work.stop()

@@ -134,7 +134,8 @@ async def test_a_known_sink_goes_on_where_it_was(log: Log) -> None:
 async def test_a_start_does_not_wait_for_a_holder_that_froze_while_settling(log: Log) -> None:
     async with log.database.writing() as connection:
         await connection.execute(update(SINKS).values(failures=1))
-        async with asyncio.timeout(2):
+        # who waits for a lock is told so after four seconds
+        async with asyncio.timeout(3.5):
             await sinks.register(log.database, SINK, start="end", fingerprint="f")
 
 

@@ -37,7 +37,7 @@ class Shop:
             json.dumps(body).encode(),
             {"Content-Type": "application/json", "Authorization": _basic(*self.bandwidth_credentials)},
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)["id"]
 
     def take(self, event):
