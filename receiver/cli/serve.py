@@ -94,6 +94,9 @@ class Reload:
                 await self._reload(self._read())
             except (ReceiverError, OSError) as error:
                 log.error("settings not reloaded", error=str(error))
+            except Exception as error:
+                # this task gone, the next signal would go unheard
+                log.error("settings not reloaded", error=f"unexpected {type(error).__name__}")
 
     async def _reload(self, settings: Settings) -> None:
         before = self._receiver.settings

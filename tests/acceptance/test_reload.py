@@ -100,6 +100,18 @@ def test_a_mistake_is_told_and_changes_nothing(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+def test_what_nobody_foresaw_is_told_and_the_next_signal_is_heard(tmp_path: Path) -> None:
+    write(tmp_path, OLD)
+    with serving(tmp_path) as server:
+        write(tmp_path, OLD, more=f"schedule = {'[' * 10_000}")
+        reload(server)
+        assert "settings not reloaded" in server.errors.read_text()
+        write(tmp_path, NEW)
+        reload(server)
+        assert post(server, 1, NEW) == 200
+        assert server.stop() == 0
+
+
 def test_sinks_come_change_and_go_and_what_waits_for_a_restart_is_told(tmp_path: Path) -> None:
     first, second, third = (tmp_path / f"{name}.jsonl" for name in ("first", "second", "third"))
     kept = {"name": "kept", "type": "jsonl", "path": str(first)}
