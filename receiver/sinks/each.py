@@ -8,7 +8,7 @@ from receiver.domain.publication import Publication, Result, Retry, SinkDown
 
 T = TypeVar("T")
 
-_CHECK_SECONDS: Final = 2.5
+CHECK_SECONDS: Final = 2.5
 
 
 async def publish_each(
@@ -33,7 +33,7 @@ async def publish_each(
 async def complaint(check: Callable[[], Awaitable[str | None]]) -> str | None:
     """Why a sink cannot be reached, as far as its check finds out in time; None if it can."""
     try:
-        async with asyncio.timeout(_CHECK_SECONDS):
+        async with asyncio.timeout(CHECK_SECONDS):
             return await said(check)
     except Exception as error:
         return named(error)

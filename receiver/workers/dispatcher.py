@@ -22,7 +22,8 @@ from receiver.storage import leases, settling, sink_states, sinks
 from receiver.storage.database import Database
 from receiver.storage.leases import Lease, LeaseLost
 from receiver.workers.observer import DispatchObserver
-from receiver.workers.shift import Resources, Shift
+from receiver.workers.resources import Resources
+from receiver.workers.shift import Deaf, Shift
 from receiver.workers.wakeup import Wakeup
 
 LEASE_SECONDS: Final = 60.0
@@ -156,6 +157,9 @@ class Dispatcher:
                 self._resources.observer.lease_lost(self._name)
             except StorageUnavailable as error:
                 log.warning("the database is unavailable", sink=self._name, error=str(error))
+            except Deaf as error:
+                self._mishaps += 1
+                log.error("sink is taken up anew", sink=self._name, error=str(error))
             except _NotStarted as error:
                 self._mishaps += 1
                 log.warning("sink did not start", sink=self._name, error=str(error))
@@ -182,7 +186,7 @@ class Dispatcher:
         self._take_over = False
         try:
             await self._start_sink(lease)
-            await self._hold(Shift(self._configured, self._resources, lease, asked_at + seconds))
+            await self._hold(Shift(self._configured, self._resources, lease, asked_at + seconds), lease)
         finally:
             await self._let_go(lease)
 
@@ -213,10 +217,13 @@ class Dispatcher:
             self._name, view.lag, view.oldest_seconds or 0.0, view.retries, view.dead_letters
         )
 
-    async def _hold(self, shift: Shift) -> None:
+    async def _hold(self, shift: Shift, lease: Lease) -> None:
         self._shift = shift
         try:
             await shift.run(self._ending)
+        except Deaf as error:
+            await self._record(lease, str(error))
+            raise
         finally:
             self._shift = None
 

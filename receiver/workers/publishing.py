@@ -16,7 +16,7 @@ from receiver.domain.log import LogEntry
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry, SinkDown
 from receiver.providers import bandwidth_codes
 from receiver.sinks.base import Sink
-from receiver.sinks.each import complaint, contained, named
+from receiver.sinks.each import CHECK_SECONDS, complaint, contained, named
 
 # a sink that keeps its time-out itself, and then looks whether it is down, knows better than we what went wrong
 _GRACE_SECONDS: Final = 3.0
@@ -50,6 +50,11 @@ async def publish(sink: Sink, batch: Sequence[Publication], seconds: float) -> l
     fitting = [one for one in batch if len(one.body) <= sink.max_event_bytes]
     results = iter(await _results(sink, fitting, seconds) if fitting else ())
     return [next(results) if len(one.body) <= sink.max_event_bytes else _too_large(sink) for one in batch]
+
+
+def longest_publish(seconds: float) -> float:
+    """How many seconds `publish` takes at most, of a sink that can be cancelled."""
+    return seconds + _GRACE_SECONDS + CHECK_SECONDS
 
 
 async def _results(sink: Sink, batch: Sequence[Publication], seconds: float) -> list[Result]:

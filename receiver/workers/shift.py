@@ -1,8 +1,8 @@
 """The work for one sink, from taking its lease to giving it up: read on, publish, settle."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -24,18 +24,17 @@ from receiver.domain.publication import (
 )
 from receiver.domain.queries import ReplayView
 from receiver.domain.window import Window
-from receiver.errors import StorageUnavailable
+from receiver.errors import ReceiverError, StorageUnavailable
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import leases, replays, settling, sinks
-from receiver.storage.database import Database
 from receiver.storage.leases import Lease, LeaseLost
 from receiver.storage.sinks import Orders
 from receiver.workers import attempts
 from receiver.workers.condition import Condition
 from receiver.workers.feed import WINDOW, Feed
-from receiver.workers.observer import DispatchObserver
-from receiver.workers.publishing import publish
+from receiver.workers.publishing import longest_publish, publish
 from receiver.workers.replaying import Replaying
+from receiver.workers.resources import Resources
 
 _MEASURE_SECONDS: Final = 10.0
 _SECONDS_TO_OBEY: Final = 1.0
@@ -45,17 +44,8 @@ _SETTLE_SECONDS: Final = 0.1
 log = structlog.get_logger("receiver.dispatcher")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resources:
-    """What every dispatcher works with. `chance` gives a random fraction, `steady` is a clock that never jumps."""
-
-    database: Database
-    observer: DispatchObserver
-    clock: Callable[[], datetime]
-    steady: Callable[[], float]
-    chance: Callable[[], float]
-    lease_seconds: float
-    poll_seconds: float
+class Deaf(ReceiverError):
+    """A sink does not end what it was told to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +54,7 @@ class _Batch:
 
     candidates: Sequence[Candidate]
     replay: Replaying | None = None
+    begun: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +107,10 @@ class Shift:
         self._signal.set()
 
     async def run(self, ending: asyncio.Event) -> None:
-        """Works until told to end, then finishes what is under way. Raises LeaseLost when another took over."""
+        """Works until told to end, then finishes what is under way.
+
+        Raises LeaseLost when another took over, and Deaf when a publish holds its place for ever.
+        """
         try:
             while not ending.is_set():
                 await self._turn()
@@ -136,6 +130,7 @@ class Shift:
 
     async def _turn(self) -> None:
         try:
+            self._notice_deaf()
             await self._keep_lease()
             await self._poll()
             await self._read_on()
@@ -149,6 +144,12 @@ class Shift:
         except StorageUnavailable as error:
             log.warning("the database is unavailable", sink=self._name, error=str(error))
             await asyncio.sleep(self._resources.poll_seconds)
+
+    def _notice_deaf(self) -> None:
+        """Raises Deaf where a call of the sink has long outlived its time-out: it did not heed its cancellation."""
+        longest = longest_publish(self._settings.timeout.total_seconds()) + self._resources.lease_seconds
+        if any(self._steady() - batch.begun > longest for batch in self._tasks.values()):
+            raise Deaf("publish does not end")
 
     async def _finish(self) -> None:
         """Waits for what is under way, no longer than the lease lasts, and settles it."""
@@ -245,7 +246,7 @@ class Shift:
         self._replays_turn = batch.replay is None
         task = asyncio.create_task(self._publish(batch))
         task.add_done_callback(lambda _: self._signal.set())
-        self._tasks[task] = batch
+        self._tasks[task] = replace(batch, begun=self._steady())
         return True
 
     def _take_new(self, limit: int) -> _Batch:

@@ -13,6 +13,7 @@ from receiver.domain.events import Status
 from receiver.domain.publication import Publication, Published, Result, Retry, SinkDown
 from receiver.sinks.base import Sink
 from receiver.storage.database import Database
+from receiver.workers import publishing
 from tests.dispatching import ids, memory, private, rows, running, sink_row, until
 from tests.event_log import append, eventually, life, memory_sink
 
@@ -266,6 +267,27 @@ async def test_a_publish_that_cannot_be_cancelled_keeps_nobody_from_stopping(dat
         is_stopped, sink.is_hostile = stopping.done(), False
     assert is_stopped
     assert (await sink_row(database)).cursor == 0
+
+
+async def test_a_publish_that_never_ends_is_left_behind_and_the_sink_taken_up_anew(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(publishing, "CHECK_SECONDS", 0.1)
+    is_over = asyncio.Event()
+
+    async def deaf(_: Any) -> Any:
+        sink.is_hostile = False
+        while not is_over.is_set():
+            with suppress(asyncio.CancelledError):
+                await is_over.wait()
+
+    sink = Hostile(deaf)
+    entries = await append(database, life("a"))
+    async with running(database, private(sink, timeout="0.1s"), lease_seconds=3):
+        await eventually(lambda: sink.taken == [entry.event.id for entry in entries])
+        is_over.set()
+    assert (await sink_row(database)).cursor == entries[-1].position
 
 
 class Late(Published):
