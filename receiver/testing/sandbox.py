@@ -151,7 +151,7 @@ def _port(running: uvicorn.Server, thread: threading.Thread) -> int:
     while not running.started:
         if not thread.is_alive() or time.monotonic() > deadline:
             raise RuntimeError("the sandbox does not start")
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_LOOK_SECONDS)  # between two looks at another thread
     return int(running.servers[0].sockets[0].getsockname()[1])
 
 

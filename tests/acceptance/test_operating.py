@@ -468,7 +468,7 @@ class Site:
     def holds_back(self) -> bool:
         """Whether an event that came a moment ago still waits: a server notices a pause when it next looks."""
         self.receive(f"m{len(self.received) + 1}")
-        time.sleep(0.5)
+        time.sleep(0.5)  # published at once, it would be there
         return bool(self.sink()["lag"])
 
     def sink(self) -> Any:
