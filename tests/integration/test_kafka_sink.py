@@ -226,7 +226,7 @@ async def test_what_the_topic_finds_too_large_is_refused_once_it_is_known_which_
 
 
 @on_sqlite
-async def test_r20_an_event_too_large_is_a_dead_letter_and_its_message_goes_on(
+async def test_an_event_too_large_is_a_dead_letter_and_its_message_goes_on(
     own: KafkaCluster, database: Database
 ) -> None:
     log = await append(database, life("m"))
@@ -240,14 +240,14 @@ async def test_r20_an_event_too_large_is_a_dead_letter_and_its_message_goes_on(
     assert audit(log[1:], event_ids(own.records("events"))) == 0
 
 
-async def test_r20_too_few_replicas_are_waited_for(own: KafkaCluster) -> None:
+async def test_too_few_replicas_are_waited_for(own: KafkaCluster) -> None:
     async with kafka_sink(own) as sink:
         await sink.publish(publications())
         own.push_errors(PRODUCE, [KafkaError.NOT_ENOUGH_REPLICAS, KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND])
         assert await sink.publish(publications()) == [Published()]
 
 
-async def test_r20_too_few_replicas_for_too_long_cost_an_attempt(own: KafkaCluster) -> None:
+async def test_too_few_replicas_for_too_long_cost_an_attempt(own: KafkaCluster) -> None:
     # of one key, and more than its partition is sent at once
     batch = [replace(publication_of_size(40_000), event=event) for event in [publications()[0].event] * 3]
     async with kafka_sink(own, timeout="1s") as sink:
@@ -369,7 +369,7 @@ async def test_a_publish_that_is_cancelled_leaves_nothing_behind(own: KafkaClust
     assert not {one.id for one in given_up} & set(event_ids(own.records("wide")))
 
 
-async def test_r16_what_does_not_answer_is_down_in_time(own: KafkaCluster) -> None:
+async def test_what_does_not_answer_is_down_in_time(own: KafkaCluster) -> None:
     async with kafka_sink(own, timeout="0.5s") as sink:
         await sink.publish(publications())
         own.freeze()
@@ -381,7 +381,7 @@ async def test_r16_what_does_not_answer_is_down_in_time(own: KafkaCluster) -> No
         await recovers(sink, publications())
 
 
-async def test_r16_a_cluster_that_gives_no_producer_id_is_down_in_time(own: KafkaCluster) -> None:
+async def test_a_cluster_that_gives_no_producer_id_is_down_in_time(own: KafkaCluster) -> None:
     async with kafka_sink(own, timeout="0.5s") as sink:
         own.push_errors(INIT_PRODUCER_ID, [KafkaError.COORDINATOR_LOAD_IN_PROGRESS] * 1000)
         results = await asyncio.wait_for(sink.publish(publications()), 0.5 + 10)
@@ -407,7 +407,7 @@ async def it_fails(outcomes: Outcomes) -> None:
 
 
 @on_sqlite
-async def test_r14_a_cluster_that_is_down_at_the_start_is_waited_for(own: KafkaCluster, database: Database) -> None:
+async def test_a_cluster_that_is_down_at_the_start_is_waited_for(own: KafkaCluster, database: Database) -> None:
     own.down()
     log = await append(database, messages(20))
     async with dispatching(database, configured(own)) as outcomes:

@@ -231,7 +231,7 @@ async def test_an_event_whose_routing_key_would_be_too_long_is_refused(place: Pl
         ]
 
 
-async def test_r19_an_unroutable_event_is_a_failure(place: Place) -> None:
+async def test_an_unroutable_event_is_a_failure(place: Place) -> None:
     batch = publications(3)
     keyed = [replace(one, type=word) for one, word in zip(batch, ("a", "b", "a"), strict=True)]
     exchange = random_name()
@@ -403,7 +403,7 @@ async def test_a_broker_that_left_is_found_again(place: Place) -> None:
         await recovers(sink, publications(3))
 
 
-async def test_r16_what_does_not_answer_is_down_in_time(place: Place) -> None:
+async def test_what_does_not_answer_is_down_in_time(place: Place) -> None:
     before = of_the_client()
     async with behind_a_proxy(place, timeout="0.5s") as (sink, between):
         await sink.publish(publications())
@@ -447,7 +447,7 @@ async def it_fails(outcomes: Outcomes) -> None:
 
 
 @on_sqlite
-async def test_r14_a_broker_that_is_down_at_the_start_is_waited_for(place: Place, database: Database) -> None:
+async def test_a_broker_that_is_down_at_the_start_is_waited_for(place: Place, database: Database) -> None:
     log = await append(database, messages(20))
     async with behind_a_proxy(place) as (_, between):
         await between.refuse()
@@ -526,7 +526,7 @@ async def test_a_node_that_dies_or_freezes_under_load_costs_no_event_and_no_orde
 
 
 @pytest.mark.faults
-async def test_r16_what_was_written_but_not_sent_is_discarded(tmp_path: Path) -> None:
+async def test_what_was_written_but_not_sent_is_discarded(tmp_path: Path) -> None:
     before = of_the_client()
     # more than all buffers on the way hold
     given_up = [publication_of_size(1_000_000) for _ in range(64)]
