@@ -15,8 +15,8 @@ from receiver.storage.sink_tables import DEAD_LETTERS, RETRIES
 
 # spelled as in the partial indexes, which SQLite otherwise does not take
 _IS_DUE: Final = sql("retries.state = 'due'")
-
 _IS_HEAD: Final = sql("retries.state <> 'parked'")
+_TOLD: Final = (RETRIES.c.position, RETRIES.c.lane, RETRIES.c.attempts, RETRIES.c.first_at)
 
 THIS_RETRY: Final = and_(RETRIES.c.sink == bindparam("of_sink"), RETRIES.c.position == bindparam("at"))
 
@@ -34,7 +34,7 @@ class WaitingRetry:
 async def due(connection: AsyncConnection, sink: str, *, now: datetime, limit: int) -> list[WaitingRetry]:
     """The retries whose time has come, longest due first."""
     statement = (
-        select(RETRIES.c.position, RETRIES.c.lane, RETRIES.c.attempts, RETRIES.c.first_at)
+        select(*_TOLD)
         .where(RETRIES.c.sink == sink, _IS_DUE, RETRIES.c.due_at <= now)
         .order_by(RETRIES.c.due_at)
         .limit(limit)
@@ -46,8 +46,7 @@ async def waiting_in(
     database: Database, connection: AsyncConnection, sink: str, lanes: Iterable[str], *, limit: int
 ) -> list[WaitingRetry]:
     """The retries of these lanes that no operator holds, in the order of the log."""
-    columns = (RETRIES.c.position, RETRIES.c.lane, RETRIES.c.attempts, RETRIES.c.first_at)
-    waiting = select(*columns).where(RETRIES.c.sink == sink, RETRIES.c.state != "held")
+    waiting = select(*_TOLD).where(RETRIES.c.sink == sink, RETRIES.c.state != "held")
     found = database.for_each("lanes", lambda lane: waiting.where(RETRIES.c.lane == lane))
     # a sum is in no index: SQLite would read all of the sink's retries in the order of one
     statement = select(found).order_by(found.c.position + 0).limit(limit)
