@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from receiver.domain.events import TagVerdict, number_key
+from receiver.domain.words import TagVerdict, number_key
 from receiver.errors import ReceiverError
 
 MARKER: Final = "~r1."
@@ -84,14 +84,19 @@ def verify(
     *,
     sender: str | None = None,
     recipients: str | Sequence[str] | None = None,
+    recipient: str | None = None,
 ) -> TagCheck:
-    """Checks the tag of an outbound event against the numbers the event names; `keys` maps kids to secrets."""
+    """Checks the tag of an outbound event against the numbers the event names; `keys` maps kids to secrets.
+
+    `sender` and `recipients` are those of the message. `recipient` is the one number the event is about, where it says
+    so: a tag that is bound to recipients proves nothing about any other number.
+    """
     if not tag:
         return TagCheck(verdict=TagVerdict.MISSING, value=None)
     signed = _take_apart(tag)
     if signed is None:
         return TagCheck(verdict=_verdict_unsigned(tag, keys), value=tag)
-    verdict = _verdict_signed(signed, keys, sender, _listed(recipients))
+    verdict = _verdict_signed(signed, keys, sender, _listed(recipients), recipient)
     return TagCheck(verdict=verdict, value=signed.value, kid=signed.kid)
 
 
@@ -139,7 +144,11 @@ def _verdict_unsigned(tag: str, keys: Mapping[str, str | bytes]) -> TagVerdict:
 
 
 def _verdict_signed(
-    signed: _Signed, keys: Mapping[str, str | bytes], sender: str | None, recipients: Sequence[str]
+    signed: _Signed,
+    keys: Mapping[str, str | bytes],
+    sender: str | None,
+    recipients: Sequence[str],
+    recipient: str | None,
 ) -> TagVerdict:
     if not keys:
         return TagVerdict.UNCHECKED
@@ -147,8 +156,14 @@ def _verdict_signed(
         return TagVerdict.FORGED
     if ("s" in signed.scope and not sender) or ("r" in signed.scope and not recipients):
         return TagVerdict.UNCHECKED
+    if "r" in signed.scope and not _is_among(recipient, recipients):
+        return TagVerdict.FORGED
     is_ours = _is_ours(signed, keys[signed.kid], sender, recipients)
     return TagVerdict.VALID if is_ours else TagVerdict.FORGED
+
+
+def _is_among(recipient: str | None, recipients: Sequence[str]) -> bool:
+    return recipient is None or number_key(recipient) in map(number_key, recipients)
 
 
 def _is_ours(signed: _Signed, key: str | bytes, sender: str | None, recipients: Sequence[str]) -> bool:

@@ -1,13 +1,14 @@
 """A callback: one HTTP request from Bandwidth, raw, and what reading it gave."""
 
-from dataclasses import dataclass, field
 from datetime import datetime
+from typing import final
+
+import msgspec
 
 from receiver.domain.events import Api, Event, Quarantine
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Callback:
+class Callback(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One HTTP request from Bandwidth as it came.
 
     `api` and `route` (`primary`, `fallback`) are those of the URL; which generation an event is of is told by the
@@ -21,17 +22,18 @@ class Callback:
     method: str
     remote: str | None = None
     query: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
     body: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Unread:
+@final
+class Unread(msgspec.Struct, frozen=True, gc=False):
     """An element of a callback that did not become an event: its place in the array, the reason, words for people."""
 
     index: int
     reason: Quarantine
     detail: str = ""
+    message_id: str | None = None
 
 
 Element = Event | Unread

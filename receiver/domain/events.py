@@ -2,73 +2,49 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Final
+from typing import Final, final
+
+import msgspec
+import orjson
+
+from receiver.domain.words import Api, Direction, Failure, Quarantine, Status, TagVerdict, number_key
+
+__all__ = [
+    "FAR_FUTURE",
+    "MAX_EVENTS",
+    "MAX_MENTIONS",
+    "MAX_RECIPIENTS",
+    "PLAIN_FACTS",
+    "Api",
+    "Direction",
+    "Event",
+    "Facts",
+    "Failure",
+    "MessageKey",
+    "Quarantine",
+    "Status",
+    "TagVerdict",
+    "event_id",
+    "number_key",
+]
 
 FAR_FUTURE: Final = datetime.max.replace(tzinfo=UTC)
 
-
-class Api(StrEnum):
-    """Which generation of Bandwidth's API an event belongs to."""
-
-    V1 = "v1"
-    V2 = "v2"
-
-
-class Direction(StrEnum):
-    IN = "in"
-    OUT = "out"
+# What one message may hold. Every event of a message is read and folded again when another one comes, so without these
+# limits a single message could keep the processor busy for good.
+MAX_RECIPIENTS: Final = 1_000
+MAX_EVENTS: Final = 10_000
+# The recipients of all events of a message, repetitions counted: they are stored, and read again, with each event.
+MAX_MENTIONS: Final = 1_000_000
 
 
-class Status(StrEnum):
-    """Where a delivery stands, in rising rank; `received` is for inbound messages alone."""
-
-    UNKNOWN = "unknown"
-    QUEUED = "queued"
-    SENDING = "sending"
-    SENT = "sent"
-    UNCONFIRMED = "unconfirmed"
-    DELIVERED = "delivered"
-    FAILED = "failed"
-    READ = "read"
-    RECEIVED = "received"
+MessageKey = tuple[Api, Direction, str]
+"""What a message is known by. An inbound and an outbound message may have the same id; they are two messages."""
 
 
-class Failure(StrEnum):
-    """On which side a message failed: `refused` before the network, `network` behind it, or not told (`other`)."""
-
-    REFUSED = "refused"
-    NETWORK = "network"
-    OTHER = "other"
-
-
-class TagVerdict(StrEnum):
-    """What checking the signature of an event's tag gave."""
-
-    VALID = "valid"
-    UNSIGNED = "unsigned"
-    FORGED = "forged"
-    MISSING = "missing"
-    NOT_APPLICABLE = "not-applicable"
-    UNCHECKED = "unchecked"
-
-
-class Quarantine(StrEnum):
-    """Why an element of a callback was kept raw instead of becoming an event."""
-
-    UNREADABLE = "unreadable"
-    UNKNOWN_TYPE = "unknown-type"
-    NO_MESSAGE_ID = "no-message-id"
-    FOREIGN_PRODUCT = "foreign-product"
-    TAG_FORGED = "tag-forged"
-    TAG_UNSIGNED = "tag-unsigned"
-    TAG_MISSING = "tag-missing"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one event tells about its message, as opposed to about its delivery.
 
     `recipients` is `message.to` (v1: `to`) as given, empty when the event named none there. An event read back
@@ -105,8 +81,8 @@ PLAIN_FACTS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+@final
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A normalized fact about one message and one recipient.
 
     `recipient` is None where the callback did not say which of several numbers, or any. `type` is the word on the
@@ -132,7 +108,7 @@ class Event:
     delivery_state: str | None = None
     contradicted: bool = False
     tag_verdict: TagVerdict = TagVerdict.UNCHECKED
-    facts: Facts = field(default_factory=Facts)
+    facts: Facts = msgspec.field(default_factory=Facts)
     received_at: datetime
     route: str
     callback_id: str
@@ -142,10 +118,17 @@ class Event:
         """The place of this event among those of its message: event time, then id; without a time, last."""
         return (self.occurred_at or FAR_FUTURE, self.id)
 
+    def precedes(self, other: "Event") -> bool:
+        """Whether the `order` of this event is before that of another; a third of the time of comparing these."""
+        time, other_time = self.occurred_at, other.occurred_at
+        if time == other_time:
+            return self.id < other.id
+        return other_time is None or (time is not None and time < other_time)
 
-def number_key(number: str | None) -> str:
-    """A number as it is compared: without the plus. The key of "no number" is the empty string."""
-    return number.removeprefix("+") if number else ""
+    @property
+    def key(self) -> MessageKey:
+        """The message this event is about."""
+        return (self.api, self.direction, self.message_id)
 
 
 def event_id(
@@ -164,7 +147,22 @@ def event_id(
     apart by `delivery`: its state and delivery fields. JSON keeps what is absent (null) apart from what is empty.
     """
     identity = [api, message_id, number_key(recipient) if recipient else None, type, time, *delivery, code]
-    return hashlib.sha256(_canonical(identity).encode("ascii")).hexdigest()[:32]
+    return hashlib.sha256(_canonical(identity)).hexdigest()[:32]
 
 
-_canonical: Final = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
+def _canonical(identity: Sequence[str | None]) -> bytes:
+    """The JSON of an identity, as `json` spells it: pure ASCII, `\\u` escapes for everything else.
+
+    orjson takes a tenth of the time. It spells the same, except for DEL and what is not ASCII, which it leaves as it
+    is, and lone surrogates, which it refuses.
+    """
+    try:
+        spelled = orjson.dumps(identity)
+    except orjson.JSONEncodeError:
+        return _ASCII_JSON(identity).encode("ascii")
+    if spelled.isascii() and b"\x7f" not in spelled:
+        return spelled
+    return _ASCII_JSON(identity).encode("ascii")
+
+
+_ASCII_JSON: Final = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode

@@ -1,14 +1,14 @@
 """The event log's entries: an event with its place in the log and what the delivery was after it."""
 
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from receiver.domain.delivery import Change, Delivery
 from receiver.domain.events import Event
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a delivery was at one moment."""
 
     status: str
@@ -31,8 +31,7 @@ class Snapshot:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Appended:
+class Appended(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An event about to be appended to the log, with what it did to its delivery."""
 
     event: Event
@@ -50,8 +49,7 @@ class Appended:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogEntry:
+class LogEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An event read from the log: its position, what its delivery was after it, and its message's facts today.
 
     `message` holds the message's columns that an event may lack (sender, recipients, tag, text, media, …), empty where

@@ -4,13 +4,14 @@ An event is judged by `deliveryState`, by `state` only where that says nothing y
 made, the same in every event of it, so no v1 event has a time of its own.
 """
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from receiver.domain.callbacks import Callback, Element, Unread
 from receiver.domain.events import Api, Direction, Event, Facts, Failure, Quarantine, Status, TagVerdict, event_id
 from receiver.providers.bandwidth_codes import failure_side, proves_nothing
-from receiver.providers.values import Fields, moment, number, number_text, text, texts, urls
+from receiver.providers.values import Fields, moment, number, number_text, quoted, text, texts, too_many, urls
 
 _CHANNELS: Final = {"sms": "SMS", "mms": "MMS"}
 _STATES: Final = {
@@ -26,8 +27,7 @@ _OWN_STATES: Final = frozenset({"queued", "sending", "sent", "received", "error"
 _OWN_DELIVERY_STATES: Final = frozenset({"waiting", "delivered", "not-delivered"})
 
 
-@dataclass(frozen=True, slots=True)
-class _Report:
+class _Report(msgspec.Struct, frozen=True, gc=False):
     """What an event says of its delivery, in its own words."""
 
     direction: str | None
@@ -53,6 +53,8 @@ def read_event(fields: Fields, index: int, callback: Callback) -> Element:
     message_id = text(fields.get("messageId"))
     if not message_id:
         return Unread(index, Quarantine.NO_MESSAGE_ID, f"{fields['eventType']} without a messageId")
+    if told := too_many(fields.get("to")):
+        return Unread(index, Quarantine.TOO_LARGE, told)
     return _event(fields, message_id, direction, status, report, callback)
 
 
@@ -155,5 +157,5 @@ def _facts(fields: Fields) -> Facts:
 def _misfit(report: _Report) -> str:
     """The words of an event that fit no status, for people."""
     words = {"direction": report.direction, "state": report.state, "deliveryState": report.delivery_state}
-    told = ", ".join(f"{name} {word[:40]!r}" for name, word in words.items() if word is not None)
+    told = ", ".join(f"{name} {quoted(word, 40)}" for name, word in words.items() if word is not None)
     return f"no message event has {told}" if told else "neither state nor deliveryState"

@@ -9,9 +9,9 @@ from typing import Final
 from receiver.domain.callbacks import Callback, Element, Unread
 from receiver.domain.events import Api, Direction, Event, Facts, Failure, Quarantine, Status, TagVerdict, event_id
 from receiver.providers.bandwidth_codes import failure_side, proves_nothing
-from receiver.providers.values import Fields, moment, moment_text, number, number_text, text, texts, urls
+from receiver.providers.values import Fields, moment, moment_text, number, number_text, text, texts, too_many, urls
 
-_STATUSES: Final = {
+STATUSES: Final = {
     "message-received": Status.RECEIVED,
     "suggestion-response": Status.RECEIVED,
     # one event, three spellings in three editions of the specification
@@ -38,7 +38,7 @@ _REFUSALS: Final = frozenset({"message-rejected-forbidden-country"})
 def recognises(fields: Fields) -> bool:
     """Whether an object is a v2 event of a known type."""
     kind = fields.get("type")
-    return type(kind) is str and kind in _STATUSES
+    return type(kind) is str and kind in STATUSES
 
 
 def read_event(fields: Fields, index: int, callback: Callback) -> Element:
@@ -47,12 +47,14 @@ def read_event(fields: Fields, index: int, callback: Callback) -> Element:
     message_id = text(message.get("id")) or text(message.get("messageId"))
     if not message_id:
         return Unread(index, Quarantine.NO_MESSAGE_ID, f"{fields['type']} without a message id")
+    if told := too_many(message.get("to")) or too_many(fields.get("to")):
+        return Unread(index, Quarantine.TOO_LARGE, told)
     return _event(fields, message, message_id, callback)
 
 
 def _event(fields: Fields, message: Fields, message_id: str, callback: Callback) -> Event:
     kind, code = fields["type"], number(fields.get("errorCode"))
-    status, failure = _judge(kind, code)
+    status, failure = judge(kind, code)
     facts = _facts(fields, message)
     recipient = _recipient(fields.get("to"), facts.recipients)
     occurred_at = moment(fields.get("time"))
@@ -85,9 +87,9 @@ def _event(fields: Fields, message: Fields, message_id: str, callback: Callback)
     )
 
 
-def _judge(kind: str, code: int | None) -> tuple[Status, Failure | None]:
+def judge(kind: str, code: int | None) -> tuple[Status, Failure | None]:
     """The status an event gives and, if it is a failure, its side."""
-    status = _STATUSES[kind]
+    status = STATUSES[kind]
     if status is not Status.FAILED:
         return status, None
     if kind in _REFUSALS:

@@ -37,7 +37,7 @@ def _parse_leniently(body: bytes) -> Any:
     except RecursionError:
         raise Unreadable("the body is nested too deeply") from None
     except ValueError as error:
-        raise Unreadable(f"the body is not JSON: {error}") from None
+        raise Unreadable(f"the body is not JSON: {str(error)[:120]}") from None
 
 
 def _without_spare_comma(match: re.Match[str]) -> str:

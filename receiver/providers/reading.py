@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from typing import Any, Final
 
+from msgspec import structs
+
 from receiver.domain.callbacks import Callback, Element, Unread
 from receiver.domain.events import Event, Quarantine
-from receiver.providers import bandwidth_v1, bandwidth_v2, json_body, query_string
+from receiver.providers import bandwidth_v1, bandwidth_v2, bandwidth_v2_typed, json_body, query_string
 from receiver.providers.json_body import Unreadable
-from receiver.providers.values import Fields, text
+from receiver.providers.values import LONGEST, Fields, quoted, text
 
 _VOICE_EVENTS: Final = frozenset(
     {
@@ -47,13 +49,20 @@ _FOREIGN_KEYS: Final = {
     "conferenceUri": "voice",
     "recordingId": "voice",
 }
-# What is looked up is indexed, and an index entry of PostgreSQL has room for some 2700 bytes: two of these and more.
-_LONGEST: Final = 250
 _KINDS: Final = {type(None): "null", bool: "a boolean", str: "a string", list: "an array"}
+_NO_OBJECT: Final = {kind: f"{name} in place of an object" for kind, name in _KINDS.items()}
 
 
 def read(callback: Callback) -> Iterator[Element]:
     """The elements of a callback, one by one, so that other work can go on in between; an empty array has none."""
+    typed = bandwidth_v2_typed.decode(callback.body) if callback.method != "GET" else None
+    if typed is None:
+        return read_leniently(callback)
+    return (bandwidth_v2_typed.event_of(event, callback) for event in typed)
+
+
+def read_leniently(callback: Callback) -> Iterator[Element]:
+    """The same elements, from a body that need not be well formed or of the documented types."""
     try:
         members = _members(callback)
     except Unreadable as error:
@@ -79,13 +88,21 @@ def _in_query(callback: Callback) -> bool:
 
 def _read_member(member: object, index: int, callback: Callback) -> Element:
     if type(member) is not dict:
-        kind = _KINDS.get(type(member), "a number")
-        return Unread(index, Quarantine.UNREADABLE, f"{kind} in place of an object")
+        return Unread(index, Quarantine.UNREADABLE, _NO_OBJECT.get(type(member), "a number in place of an object"))
     if bandwidth_v2.recognises(member):
-        return _of_sane_length(bandwidth_v2.read_event(member, index, callback), index)
-    if bandwidth_v1.recognises(member):
-        return _of_sane_length(bandwidth_v1.read_event(member, index, callback), index)
-    return _not_ours(member, index)
+        element = _of_sane_length(bandwidth_v2.read_event(member, index, callback), index)
+    elif bandwidth_v1.recognises(member):
+        element = _of_sane_length(bandwidth_v1.read_event(member, index, callback), index)
+    else:
+        element = _not_ours(member, index)
+    return element if type(element) is Event else structs.replace(element, message_id=_message_id(member))
+
+
+def _message_id(fields: Fields) -> str | None:
+    """The message that an element speaks of, as far as that can be told without parsing it."""
+    message = fields.get("message")
+    found = text(message.get("id")) if type(message) is dict else text(fields.get("messageId"))
+    return found if found and len(found) <= LONGEST else None
 
 
 def _of_sane_length(element: Element, index: int) -> Element:
@@ -94,9 +111,9 @@ def _of_sane_length(element: Element, index: int) -> Element:
         return element
     facts = element.facts
     looked_up = (element.message_id, element.recipient, facts.sender, facts.application_id, *facts.recipients)
-    if all(told is None or len(told) <= _LONGEST for told in looked_up):
+    if all(told is None or len(told) <= LONGEST for told in looked_up):
         return element
-    return Unread(index, Quarantine.UNREADABLE, f"an id or a number has more than {_LONGEST} characters")
+    return Unread(index, Quarantine.UNREADABLE, f"an id or a number has more than {LONGEST} characters")
 
 
 def _not_ours(fields: Fields, index: int) -> Unread:
@@ -109,12 +126,14 @@ def _not_ours(fields: Fields, index: int) -> Unread:
 def _foreign_product(fields: Fields) -> str | None:
     if text(fields.get("eventType")) in _VOICE_EVENTS:
         return "voice"
-    return next((product for key, product in _FOREIGN_KEYS.items() if key in fields), None)
+    if _FOREIGN_KEYS.keys().isdisjoint(fields):
+        return None
+    return next(product for key, product in _FOREIGN_KEYS.items() if key in fields)
 
 
 def _unfamiliar(fields: Fields) -> str:
     """What an unfamiliar object calls itself, in words for people."""
     for name in ("type", "eventType"):
         if kind := text(fields.get(name)):
-            return f"{name} {kind[:80]!r} is unfamiliar"
+            return f"{name} {quoted(kind, 80)} is unfamiliar"
     return "neither a type nor an eventType"

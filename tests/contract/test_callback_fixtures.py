@@ -5,13 +5,13 @@ an Event's defaults; identity, arrival and route are tested elsewhere.
 """
 
 import base64
-import dataclasses
 import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from receiver.domain.callbacks import Callback, Element, Unread
 from receiver.domain.events import Api, Event, Facts
@@ -49,7 +49,7 @@ def told(record: Event | Facts, left_out: set[str]) -> dict[str, object]:
     """The fields of a record that differ from their defaults, as a fixture writes them."""
     return {
         field.name: plain(getattr(record, field.name))
-        for field in dataclasses.fields(record)
+        for field in structs.fields(record)
         if field.name not in left_out and getattr(record, field.name) not in (field.default, None)
     }
 

@@ -1,11 +1,11 @@
 """What others are given of an entry of the log."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import orjson
 import pytest
+from msgspec.structs import replace
 
 from receiver.domain.cloudevents import cloud_event, rfc3339
 from receiver.domain.events import Api, Facts, Status, TagVerdict

@@ -1,8 +1,7 @@
 """Which events a sink is given."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from receiver.domain.events import Direction, Facts, Status
 from receiver.domain.filters import EVENT_TYPES, Filter

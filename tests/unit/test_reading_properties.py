@@ -1,12 +1,12 @@
 """What no callback may do: make reading raise, or make an event that a database cannot hold."""
 
-import dataclasses
 import json
 from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -19,9 +19,9 @@ from tests.callbacks import get, post, request
 
 def assert_storable(value: object) -> None:
     """No text that a database refuses, no number beyond 63 bits, no time without zone, all the way down."""
-    if dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            assert_storable(getattr(value, field.name))
+    if isinstance(value, msgspec.Struct):
+        for member in msgspec.structs.astuple(value):
+            assert_storable(member)
     elif isinstance(value, tuple):
         for member in value:
             assert_storable(member)

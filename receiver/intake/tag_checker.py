@@ -1,0 +1,77 @@
+"""Checking the tags of events: what the signature proves, and which events the policy refuses."""
+
+from typing import Final
+
+import msgspec
+from msgspec import structs
+
+from receiver import tags
+from receiver.domain.callbacks import Unread
+from receiver.domain.events import Direction, Event, Quarantine, TagVerdict
+from receiver.tags import TagPolicy
+
+_REASONS: Final = {
+    TagVerdict.UNSIGNED: Quarantine.TAG_UNSIGNED,
+    TagVerdict.MISSING: Quarantine.TAG_MISSING,
+}
+_Found = tuple[TagVerdict, str | None]
+"""The verdict on a tag, and the tag without its signature."""
+
+
+class TagChecker(msgspec.Struct, frozen=True, kw_only=True):
+    """Checks the tags of events with today's keys."""
+
+    keys: dict[str, str] = msgspec.field(default_factory=dict)
+    policy: TagPolicy = TagPolicy.RECORD
+
+    def __repr__(self) -> str:
+        """Without the keys, which are secret."""
+        return f"TagChecker(policy={self.policy.value!r})"
+
+    def check(self, event: Event, index: int) -> Event | Unread:
+        """The event with its verdict and the user's value as tag, or why the policy refuses it.
+
+        `index` is the place of the event in its callback.
+        """
+        if event.direction is Direction.IN:
+            return event
+        verdict, value = self._verdict(event)
+        if self.policy is TagPolicy.REQUIRE and verdict is not TagVerdict.VALID:
+            reason = _REASONS.get(verdict, Quarantine.TAG_FORGED)
+            return Unread(index, reason, f"tag {verdict}", event.message_id)
+        return _with(event, verdict, value)
+
+    def _verdict(self, event: Event) -> _Found:
+        if self.policy is TagPolicy.OFF or not self.keys:
+            return TagVerdict.UNCHECKED, _without_signature(event.facts.tag)
+        recipients = event.facts.recipients
+        if recipients or event.recipient is None:
+            return self._verify(event, recipients)
+        # message.to is missing: the one number that is known may be all there were, or not
+        found = self._verify(event, (event.recipient,))
+        return found if found[0] is not TagVerdict.FORGED else self._verify(event, ())
+
+    def _verify(self, event: Event, recipients: tuple[str, ...]) -> _Found:
+        facts = event.facts
+        checked = tags.verify(
+            facts.tag,
+            self.keys,
+            sender=facts.sender,
+            recipients=recipients or None,
+            recipient=event.recipient,
+        )
+        return checked.verdict, checked.value
+
+
+def _without_signature(tag: str | None) -> str | None:
+    return tags.verify(tag, {}).value if tag and tags.MARKER in tag else tag
+
+
+def _with(event: Event, verdict: TagVerdict, value: str | None) -> Event:
+    """An event with what its tag was found to be; the same event where that says nothing new."""
+    facts = event.facts
+    if facts.tag and value != facts.tag:
+        facts = structs.replace(facts, tag=value)
+    if verdict is event.tag_verdict and facts is event.facts:
+        return event
+    return structs.replace(event, tag_verdict=verdict, facts=facts)
