@@ -27,7 +27,7 @@ def run(connection: Connection) -> None:
 
 async def run_by_hand() -> None:
     database = Database(os.environ["RECEIVER_DATABASE_URL"])
-    async with database.writing() as connection:
+    async with database.migrating() as connection:
         await connection.run_sync(run)
     await database.close()
 

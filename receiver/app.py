@@ -1,33 +1,36 @@
-"""The composition root: settings in, the ASGI application and its workers out."""
+"""The web process: settings in, an ASGI application out whose lifespan starts the journal and the worker."""
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from typing import Any, Final
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, replace
+from datetime import datetime
+from typing import Final
 
+import structlog
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from receiver import metrics, reread, tags
-from receiver.intake import Intake, Judge
-from receiver.metrics import Metrics
-from receiver.settings import Settings
-from receiver.sinks import registry
-from receiver.sinks.registry import ConfiguredSink
-from receiver.storage.database import Database
-from receiver.web import api, callbacks, problems
+from receiver import credentials, metrics
+from receiver.domain.installation import Findings, WorkerRecord
+from receiver.intake.endpoint import Admission, CallbackEndpoints, Credentials
+from receiver.intake.journal import Journal
+from receiver.intake.reprocessing import Reprocessing
+from receiver.metrics import WebMetrics
+from receiver.settings import Settings, load
+from receiver.storage import durability, embedded, journal, schema
+from receiver.storage.database import Database, is_sqlite
+from receiver.storage.pending import Settling
+from receiver.storage.status import StatusReader
+from receiver.supervisor import WorkerView, supervisor
+from receiver.web import api, problems
 from receiver.web.auth import TokenAuth, Tokens
-from receiver.web.callbacks import Callbacks, Credentials
 from receiver.web.health import Health
 from receiver.web.operations import Api
-from receiver.workers.dispatcher import Dispatchers
-from receiver.workers.pruner import Pruner
-from receiver.workers.wakeup import Wakeup
+from receiver.worker import configured_sinks, now, tag_checker, tag_keys
 
 RELOADED: Final = (
     "callback_credentials",
@@ -40,138 +43,160 @@ RELOADED: Final = (
 )
 """The settings that a running receiver takes over; the others wait for a restart."""
 
+# A scrape must not wait for a database that does not answer.
+_BACKLOG_SECONDS: Final = 1.0
 
-def now() -> datetime:
-    return datetime.now(UTC)
+log = structlog.get_logger("receiver.app")
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    """The application. Without settings it reads them as `receiver serve` does: environment, file, secrets.
+
+    Its lifespan must run: uvicorn does that, and an application that mounts it has to (README, "Inside your own
+    application"). The worker then runs in a thread, unless `RECEIVER_WORKER` says otherwise.
+    """
+    given = settings or load()
+    if is_sqlite(given.database) and given.database_url is None:
+        credentials.make_data_dir(given)
+    secured = credentials.secure(given).settings
+    if "worker" not in given.model_fields_set:
+        secured = secured.model_copy(update={"worker": "inline"})
+    return Receiver(secured).app
 
 
 class Receiver:
-    """Everything one process runs, joined: an ASGI application that starts and stops its own workers."""
+    """Everything the web process runs, joined."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        # Before anything is opened: a wrong setting is an error of the start.
+        configured_sinks(settings)
         self.database = Database(settings.database)
-        self.metrics = Metrics()
-        wakeup = Wakeup()
-        self.intake = Intake(
-            self.database,
-            judge=judge(settings),
-            conflict=settings.final_conflict,
-            observer=self.metrics,
-            clock=now,
-            on_commit=wakeup.set,
+        self.metrics = WebMetrics()
+        self.worker = supervisor(settings)
+        self._status = StatusReader(self.database)
+        self._settling = Settling(self.database)
+        self.journal = Journal(journal.journal_writer(self.database), observer=self.metrics, on_append=self.worker.wake)
+        self._endpoints = CallbackEndpoints(
+            self.journal, admission=_admission(settings), observer=self.metrics, clock=now
         )
-        sinks = configured_sinks(settings)
-        self.dispatchers = Dispatchers(self.database, sinks, clock=now, wakeup=wakeup, observer=self.metrics)
-        names = [sink.name for sink in sinks]
-        self.pruner = Pruner(self.database, settings.retention.ages, clock=now, sinks=names)
-        self._build_web()
+        self.app = Starlette(
+            routes=self._routes(),
+            lifespan=self._lifespan,
+            exception_handlers=problems.APPLICATION_HANDLERS,
+            middleware=_middleware(settings),
+        )
+        self.app.router.redirect_slashes = False
+        self.app.state.receiver = self
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Callbacks past all routing: they are what there is most of."""
-        if scope["type"] == "http" and scope["path"] in callbacks.ROUTES:
-            await self._callbacks(scope, receive, send)
-        else:
-            await self._pages(scope, receive, send)
-
-    async def start(self) -> None:
-        await self.intake.start()
-        await self.dispatchers.start()
-        await self.pruner.start()
-
-    async def stop(self) -> None:
-        """Finishes what was accepted, then lets go of the database."""
-        await self.intake.stop()
-        await self.dispatchers.stop()
-        await self.pruner.stop()
-        await self.database.close()
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Opens the database and runs journal and worker; at the end finishes what was accepted."""
+        async with AsyncExitStack() as stack:
+            if is_sqlite(self.settings.database):
+                file = embedded.prepare(self.settings.database)
+                stack.enter_context(embedded.held(file))
+                embedded.refuse_unfit(file)
+            stack.push_async_callback(self.database.close)
+            await prepare_database(self.database)
+            await self.journal.start()
+            stack.push_async_callback(self.journal.stop)
+            await self.worker.start()
+            stack.push_async_callback(self.worker.stop)
+            yield
 
     async def reload(self, settings: Settings) -> None:
-        """Takes over what may change while it runs; raises SettingsError, and changes nothing, if that is wrong.
+        """Takes over what may change while it runs; raises ReceiverError, and changes nothing here, if that is wrong.
 
-        Requests under way are judged by what held when they came.
+        Requests under way are answered by what held when they came.
         """
-        sinks = configured_sinks(settings)
-        judged = judge(settings)
-        self.settings = self.settings.model_copy(update={name: getattr(settings, name) for name in RELOADED})
-        self.intake.judge_by(judged)
-        self._build_web()
-        self.pruner.sinks = frozenset(sink.name for sink in sinks)
-        await self.dispatchers.reload(sinks)
-
-    def _build_web(self) -> None:
-        self._callbacks = self._callback_application()
-        self._pages = Starlette(
-            routes=self._routes(), lifespan=self._lifespan, exception_handlers=problems.APPLICATION_HANDLERS
-        )
-        self._pages.router.redirect_slashes = False
+        changed = self.settings.model_copy(update={name: getattr(settings, name) for name in RELOADED})
+        configured_sinks(changed)
+        tag_checker(changed)
+        admission = _admission(changed)
+        await self.worker.reload(changed)
+        self.settings = changed
+        self._endpoints.admission = admission
+        self.app.router.routes[:] = self._routes()
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        await self.start()
-        try:
+        async with self.running():
             yield
-        finally:
-            await self.stop()
-
-    def _callback_application(self) -> Callbacks:
-        settings = self.settings
-        pairs = [credential.get_secret_value() for credential in settings.callback_credentials]
-        return Callbacks(
-            self.intake,
-            credentials=Credentials(pairs) if settings.callback_auth == "basic" else None,
-            networks=settings.callback_networks,
-            max_body_bytes=settings.max_body_bytes,
-            observer=self.metrics,
-            clock=now,
-        )
 
     def _routes(self) -> list[BaseRoute]:
+        """Callbacks first: they are what there is most of."""
         tokens = Tokens(token.get_secret_value() for token in self.settings.api_tokens)
         guard = [Middleware(TokenAuth, tokens=tokens)] if self.settings.metrics_auth == "token" else []
         return [
-            *Health(self.database.probe).routes(),
+            *self._endpoints.routes(),
+            *Health(self.journal.probe).routes(),
             Route("/metrics", self._metrics, middleware=guard),
             *api.routes(self._api(tokens if self.settings.api_auth == "token" else None)),
         ]
 
     def _api(self, tokens: Tokens | None) -> Api:
-        keys = _tag_keys(self.settings)
         return Api(
             database=self.database,
-            reread=self._reread,
+            reprocess=self._reprocess,
             tokens=tokens,
-            tag_key=next(iter(keys.items()), None),
+            tag_key=next(iter(tag_keys(self.settings).items()), None),
             public_url=self.settings.public_url,
             clock=now,
             sinks={table["name"]: table for table in self.settings.sinks},
+            settle=self._settling.wait,
+            findings=self._findings,
         )
 
-    async def _reread(self, ids: Sequence[str]) -> object:
-        return await reread.reread_ids(self.database, self.intake, ids)
+    async def _findings(self) -> Findings:
+        """How this installation is doing, by its database and by what this process knows."""
+        types = {table["name"]: str(table.get("type")) for table in self.settings.sinks}
+        found = await self._status.findings(types, clock=now)
+        return replace(found, worker=_worker_record(self.worker.view()), waiting=self.journal.waiting)
 
-    async def _metrics(self, request: Request) -> Response:
-        return Response(self.metrics.exposition(), media_type=metrics.CONTENT_TYPE)
+    async def _reprocess(self, ids: Sequence[str]) -> object:
+        return await Reprocessing(
+            database=self.database,
+            checker=tag_checker(self.settings),
+            conflict=self.settings.final_conflict,
+            clock=now,
+        ).ids(ids)
+
+    async def _metrics(self, _: Request) -> Response:
+        backlog = await self._status.backlog(seconds=_BACKLOG_SECONDS)
+        if backlog is not None:
+            self.metrics.backlog_measured(backlog.pending, backlog.oldest_seconds(now()))
+        self.metrics.worker_seen(self.worker.view().state == "running")
+        page = self.metrics.exposition() + self.worker.metrics()
+        return Response(page, media_type=metrics.CONTENT_TYPE)
 
 
-def configured_sinks(settings: Settings) -> list[ConfiguredSink]:
-    """The sinks of the settings; none may publish to where callbacks come in."""
-    addresses = {settings.base_url, settings.listen_url}
-    return registry.configure(settings.sinks, {address + path for address in addresses for path in callbacks.ROUTES})
+async def prepare_database(database: Database) -> None:
+    """Brings an embedded database up to date; a PostgreSQL must be so already, for others may be using it."""
+    await (schema.migrate(database) if database.is_sqlite else schema.check(database))
+    for weakness in await durability.weaknesses(database):
+        log.warning(weakness)
 
 
-def judge(settings: Settings) -> Judge:
-    return Judge(keys=_tag_keys(settings), policy=settings.tag_policy)
+def _worker_record(view: WorkerView) -> WorkerRecord:
+    """What the supervisor knows of the worker. A report crosses a socket, so its time is text."""
+    known = asdict(view)
+    since = known.pop("failing_since")
+    return WorkerRecord(**known, failing_since_at=datetime.fromisoformat(since) if since else None)
 
 
-def _tag_keys(settings: Settings) -> dict[str, str]:
-    return tags.parse_keys([key.get_secret_value() for key in settings.tag_keys])
+def _admission(settings: Settings) -> Admission:
+    pairs = [credential.get_secret_value() for credential in settings.callback_credentials]
+    return Admission(
+        credentials=Credentials(pairs) if settings.callback_auth == "basic" else None,
+        networks=settings.callback_networks,
+        max_body_bytes=settings.max_body_bytes,
+    )
 
 
-def behind_proxies(receiver: Receiver) -> Any:
-    """The ASGI application, behind the proxies that are trusted."""
-    application: Any = receiver
-    if not receiver.settings.trusted_proxies:
-        return application
-    trusted = [str(network) for network in receiver.settings.trusted_proxies]
-    return ProxyHeadersMiddleware(application, trusted_hosts=trusted)
+def _middleware(settings: Settings) -> list[Middleware]:
+    """The proxies that are trusted to name the caller's address."""
+    if not settings.trusted_proxies:
+        return []
+    trusted = [str(network) for network in settings.trusted_proxies]
+    return [Middleware(ProxyHeadersMiddleware, trusted_hosts=trusted)]

@@ -36,6 +36,7 @@ def secure(settings: Settings) -> Secured:
         return Secured(settings, None)
     if not is_sqlite(settings.database):
         raise SettingsError(what_to_set(wanted))
+    make_data_dir(settings)
     file = settings.data_dir / FILE
     kept = _read(file)
     if not kept.keys() >= set(wanted):
@@ -43,6 +44,10 @@ def secure(settings: Settings) -> Secured:
         _write(file, kept)
     filled = {name: [SecretStr(value) for value in kept[name]] for name in wanted}
     return Secured(settings.model_copy(update=filled), file)
+
+
+def make_data_dir(settings: Settings) -> None:
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def missing(settings: Settings) -> list[str]:

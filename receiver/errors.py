@@ -4,7 +4,7 @@ ReceiverError
 ├── SettingsError       a setting is wrong, unknown or missing: the start is refused with this line
 ├── SchemaError         the database's schema is not the one this version works with
 ├── StorageUnavailable  the database could not commit now; the same work may succeed later
-├── IntakeFull          more callbacks are waiting than the queue holds
+├── JournalFull         more callbacks wait for their commit than the journal lets wait
 ├── Unknown             there is nothing of this name or with this id
 ├── Conflict            it cannot be done as things stand
 └── Expired             what was asked for is no longer kept
@@ -27,8 +27,8 @@ class StorageUnavailable(ReceiverError):
     """The database could not commit now; nothing was stored."""
 
 
-class IntakeFull(ReceiverError):
-    """More callbacks are waiting than the queue holds; nothing was stored."""
+class JournalFull(ReceiverError):
+    """More callbacks wait for their commit than the journal lets wait; nothing was stored."""
 
 
 class Unknown(ReceiverError):

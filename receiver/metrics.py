@@ -1,8 +1,7 @@
 """What is measured, for Prometheus: few metrics, and no label whose values a stranger can choose."""
 
-from collections import Counter as Counted
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -13,32 +12,106 @@ _BREAKER_STATES: Final = {"closed": 0, "half-open": 1, "open": 2}
 _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 _RESULTS: Final = ("accepted", "duplicate", "quarantined")
 
+
+class Processed(Protocol):
+    """The measurements of one batch of the processor; see `receiver.intake.processor.Processed`."""
+
+    @property
+    def results(self) -> Mapping[str, int]: ...
+    @property
+    def events(self) -> Mapping[str, int]: ...
+    @property
+    def verdicts(self) -> Mapping[str, int]: ...
+    @property
+    def duplicates(self) -> int: ...
+    @property
+    def reasons(self) -> Mapping[str, int]: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def lag_seconds(self) -> Iterable[float]: ...
+
+
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
 
-class Metrics:
-    """One process's metrics, in a registry of its own. It observes the callback routes, the intake, the dispatchers."""
+class WebMetrics:
+    """What the web process measures: requests to the callback routes, and the journal's commits."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        callbacks = Counter("receiver_callbacks", "Callbacks answered 200", ["result"], registry=registry)
-        self._results = {result: callbacks.labels(result) for result in _RESULTS}
-        self._refused = Counter("receiver_refused", "Requests not taken in", ["reason"], registry=registry)
+        self._accepted = Counter("receiver_accepted", "Callbacks answered 200", registry=registry)
+        self._rejected = Counter("receiver_refused", "Requests not taken in", ["reason"], registry=registry)
         self._ack = Histogram(
-            "receiver_ack_seconds", "From a callback's headers to its 200", registry=registry, buckets=_SECONDS
+            "receiver_ack_seconds",
+            "From a callback's last byte to the commit that lets its 200 go",
+            registry=registry,
+            buckets=_SECONDS,
         )
-        self._batch = Histogram(
-            "receiver_commit_batch_size", "Callbacks in one commit", registry=registry, buckets=_SIZES
+        self._group = Histogram(
+            "receiver_commit_batch_size", "Callbacks in one commit of the journal", registry=registry, buckets=_SIZES
         )
         self._commit = Histogram(
-            "receiver_commit_seconds", "One intake transaction", registry=registry, buckets=_SECONDS
+            "receiver_commit_seconds", "One commit of the journal", registry=registry, buckets=_SECONDS
         )
+        self._pending = Gauge(
+            "receiver_pending_callbacks", "Accepted callbacks that are not processed yet", registry=registry
+        )
+        self._oldest = Gauge(
+            "receiver_pending_oldest_seconds", "Age of the oldest callback that is not processed yet", registry=registry
+        )
+        self._worker = Gauge(
+            "receiver_worker_up", "1 while the worker of this process reports, else 0", registry=registry
+        )
+
+    def exposition(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def rejected(self, reason: str) -> None:
+        self._rejected.labels(reason).inc()
+
+    def appended(self, callbacks: int, commit_seconds: float, waited_seconds: Iterable[float]) -> None:
+        self._accepted.inc(callbacks)
+        self._group.observe(callbacks)
+        self._commit.observe(commit_seconds)
+        for seconds in waited_seconds:
+            self._ack.observe(seconds)
+
+    def backlog_measured(self, callbacks: int, oldest_seconds: float) -> None:
+        self._pending.set(callbacks)
+        self._oldest.set(oldest_seconds)
+
+    def worker_seen(self, is_up: bool) -> None:
+        self._worker.set(is_up)
+
+
+class WorkerMetrics:
+    """What a worker measures: the processor and the dispatchers."""
+
+    def __init__(self, *, own_process: bool = False) -> None:
+        registry = self.registry = CollectorRegistry()
+        if own_process:
+            ProcessCollector(namespace="receiver_worker", registry=registry)
+        callbacks = Counter("receiver_callbacks", "Callbacks processed", ["result"], registry=registry)
+        self._results = {result: callbacks.labels(result) for result in _RESULTS}
         self._duplicates = Counter("receiver_duplicates", "Events that were already known", registry=registry)
-        self._quarantined = Counter("receiver_quarantined", "Elements not read", ["reason"], registry=registry)
+        self._quarantined = Counter("receiver_quarantined", "Elements quarantined", ["reason"], registry=registry)
         self._events = Counter("receiver_events", "New events", ["type"], registry=registry)
         self._verdicts = Counter("receiver_tag_verdicts", "New events by verdict", ["verdict"], registry=registry)
+        self._processing = Histogram(
+            "receiver_processor_batch_seconds", "One batch of the processor", registry=registry, buckets=_SECONDS
+        )
+        self._lag = Histogram(
+            "receiver_processor_lag_seconds",
+            "From a callback's receipt to its status in the database",
+            registry=registry,
+            buckets=_ARRIVAL_SECONDS,
+        )
+        self._stuck = Gauge(
+            "receiver_processor_stuck", "1 while callbacks cannot be processed, else 0", registry=registry
+        )
         self._attempts = Counter(
             "receiver_publish_attempts", "Events tried at a sink", ["sink", "outcome"], registry=registry
         )
@@ -52,7 +125,7 @@ class Metrics:
             registry=registry,
             buckets=_ARRIVAL_SECONDS,
         )
-        self._lag = Gauge("receiver_sink_lag_events", "Events after a sink's cursor", ["sink"], registry=registry)
+        self._sink_lag = Gauge("receiver_sink_lag_events", "Events after a sink's cursor", ["sink"], registry=registry)
         self._oldest = Gauge(
             "receiver_sink_oldest_seconds", "Age of the oldest event a sink has before it", ["sink"], registry=registry
         )
@@ -67,28 +140,22 @@ class Metrics:
     def exposition(self) -> bytes:
         return generate_latest(self.registry)
 
-    def answered(self, seconds: float) -> None:
-        self._ack.observe(seconds)
-
-    def refused(self, reason: str) -> None:
-        self._refused.labels(reason).inc()
-
-    def committed(self, callbacks: int, seconds: float) -> None:
-        self._batch.observe(callbacks)
-        self._commit.observe(seconds)
-
-    def taken(self, statuses: Sequence[str], verdicts: Sequence[str], duplicates: int, reasons: Sequence[str]) -> None:
-        """One callback's new events by status and by verdict, how many it repeats, and why elements were not read."""
-        result = "quarantined" if reasons else "accepted" if statuses or not duplicates else "duplicate"
-        self._results[result].inc()
-        for status, events in Counted(statuses).items():
+    def processed(self, batch: Processed) -> None:
+        for result, callbacks in batch.results.items():
+            self._results[result].inc(callbacks)
+        for status, events in batch.events.items():
             self._events.labels(f"message.{status}").inc(events)
-        for verdict, events in Counted(verdicts).items():
+        for verdict, events in batch.verdicts.items():
             self._verdicts.labels(verdict).inc(events)
-        for reason in reasons:
-            self._quarantined.labels(reason).inc()
-        if duplicates:
-            self._duplicates.inc(duplicates)
+        for reason, elements in batch.reasons.items():
+            self._quarantined.labels(reason).inc(elements)
+        self._duplicates.inc(batch.duplicates)
+        self._processing.observe(batch.seconds)
+        for seconds in batch.lag_seconds:
+            self._lag.observe(seconds)
+
+    def stuck(self, is_stuck: bool) -> None:
+        self._stuck.set(is_stuck)
 
     def attempt_ended(self, sink: str, outcome: str, seconds: float) -> None:
         self._attempts.labels(sink, outcome).inc()
@@ -108,7 +175,7 @@ class Metrics:
         retries: Mapping[str, int],
         dead_letters: Mapping[str, int],
     ) -> None:
-        self._lag.labels(sink).set(events)
+        self._sink_lag.labels(sink).set(events)
         self._oldest.labels(sink).set(oldest_seconds)
         self._set_all(self._retries, sink, retries)
         self._set_all(self._dead, sink, dead_letters)
@@ -120,7 +187,7 @@ class Metrics:
         self._leases.labels(sink).inc()
 
     def sink_left(self, sink: str) -> None:
-        for gauge in (self._lag, self._oldest, self._breaker, self._retries, self._dead):
+        for gauge in (self._sink_lag, self._oldest, self._breaker, self._retries, self._dead):
             gauge.remove_by_labels({"sink": sink})
 
     @staticmethod

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
+import orjson
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -78,6 +79,9 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(8080, ge=0, le=65535)
+    worker: Literal["process", "inline", "none"] = Field(
+        "process", description="what processes and publishes: a child of serve, a thread in it, or `receiver work`"
+    )
     public_url: str | None = Field(None, description="what the printed URLs start with; made from host and port")
     callback_credentials: list[SecretStr] = Field([], description='"user:password"; any of them is accepted')
     callback_auth: Literal["basic", "none"] = "basic"
@@ -170,6 +174,34 @@ class Settings(BaseSettings):
         if self.tag_policy is TagPolicy.REQUIRE and not self.tag_keys:
             raise ValueError(f"{PREFIX}TAG_POLICY: require needs a key in {PREFIX}TAG_KEYS")
         return self
+
+
+class GivenSettings(Settings):
+    """Settings from what is given alone: no environment, no file."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def dump(settings: Settings) -> bytes:
+    """Settings as JSON with their secrets, for another process of ours; `restore` reads it."""
+    return orjson.dumps(settings.model_dump(), default=_plain)
+
+
+def restore(dumped: bytes) -> Settings:
+    return GivenSettings(**orjson.loads(dumped))
+
+
+def _plain(value: object) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 
 def load(config: Path | None = None, **overrides: Any) -> Settings:

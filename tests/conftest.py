@@ -2,14 +2,16 @@
 
 import asyncio
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from receiver.storage import schema
-from receiver.storage.database import Database
+from receiver.storage.database import Database, journal_file
 from tests.brokers.kafka import KafkaCluster
 from tests.brokers.nats import nats_server
 from tests.brokers.rabbitmq import rabbitmq_server
@@ -38,6 +40,11 @@ def _migrate(url: str) -> None:
 def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("template") / "receiver.db"
     _migrate(f"sqlite:///{path}")
+    for file in (path, journal_file(path)):
+        with closing(sqlite3.connect(file)) as connection:
+            # what is only in the -wal file would not be copied
+            [busy, *_] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            assert not busy
     return path
 
 
@@ -59,8 +66,9 @@ def _postgres_template(postgres: str) -> Iterator[str]:
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path, _sqlite_template: Path) -> str:
-    """A migrated SQLite database of this test's own."""
-    shutil.copy(_sqlite_template, tmp_path / "receiver.db")
+    """A migrated SQLite database of this test's own: both its files."""
+    for file in (_sqlite_template, journal_file(_sqlite_template)):
+        shutil.copy(file, tmp_path / file.name)
     return f"sqlite:///{tmp_path / 'receiver.db'}"
 
 

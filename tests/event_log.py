@@ -37,7 +37,7 @@ async def append(database: Database, events: Iterable[Event]) -> list[LogEntry]:
     async with database.reading() as connection:
         _, end = await event_log.bounds(connection)
     async with database.appending() as transaction:
-        await transaction.run([event_log.append([appended(event) for event in events])])
+        await transaction.run([event_log.append([appended(event) for event in events], transaction.spelling)])
     async with database.reading() as connection:
         return await event_log.read_after(connection, end, 1_000_000)
 

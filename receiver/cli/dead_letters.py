@@ -7,7 +7,6 @@ from typing import Any
 
 import typer
 
-from receiver.app import now
 from receiver.cli import asking
 from receiver.cli.opening import with_database
 from receiver.cli.output import say, say_json, say_page
@@ -20,6 +19,7 @@ from receiver.storage.database import Database
 from receiver.storage.dead_letters import Action
 from receiver.web.parameters import DeadLetterActionParameters, DeadLetterParameters
 from receiver.web.representations import DeadLetter, DeadLettersDone
+from receiver.worker import now
 
 
 def list_dead_letters(config: Path | None, asked: Mapping[str, Any], *, json: bool) -> int:

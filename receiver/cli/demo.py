@@ -18,8 +18,8 @@ from typing import Final
 from urllib.parse import quote
 
 import httpx2
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from starlette.applications import Starlette
 
 from receiver import credentials, logs
@@ -27,14 +27,13 @@ from receiver.app import Receiver
 from receiver.cli.listening import bind
 from receiver.cli.output import say, write
 from receiver.cli.running import run, serving, stop_signal
-from receiver.cli.serve import embedded_database, prepare_database
 from receiver.cli.traffic import INBOUND, Request, Wiring, traffic
-from receiver.metrics import Metrics
 from receiver.sandbox.app import application
 from receiver.sandbox.caller import Caller
 from receiver.sandbox.misbehaviour import Rates
 from receiver.sandbox.settings import SandboxSettings
-from receiver.settings import Settings
+from receiver.settings import GivenSettings, Settings
+from receiver.supervisor import Supervisor
 
 _HOST: Final = "127.0.0.1"
 _KID: Final = "demo"
@@ -60,21 +59,6 @@ _RESULTS: Final = ("accepted", "duplicate", "quarantined")
 _STATUSES: Final = ("delivered", "failed", "unconfirmed")
 _MORE_FAILURES: Final = '{"failed": 0.5}'
 _HELLO: Final = '{"from": "+14155550100", "to": "+19195550101", "text": "hello"}'
-
-
-class _Told(Settings):
-    """Settings from what is given alone: a demo must not reach the database of a real receiver."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
 
 
 @dataclass(slots=True)
@@ -127,7 +111,7 @@ def demo(
             async with client:
                 stream = traffic(_wiring(demo.settings), seed=seed)
                 sending = _send(client, stream, sent, per_second=per_second, messages=messages, seconds=seconds)
-                await _first_of(stop.wait(), _then_settle(sending, demo.caller), _tell(demo.receiver.metrics, sent))
+                await _first_of(stop.wait(), _then_settle(sending, demo.caller), _tell(demo.receiver.worker, sent))
             _end(demo, sent)
 
     run(work())
@@ -140,12 +124,10 @@ async def _running(data_dir: Path | None, *, seed: int, speed: float) -> AsyncIt
         folder = data_dir or Path(stack.enter_context(TemporaryDirectory(prefix="receiver-demo-")))
         mine, others = _listening(stack), _listening(stack)
         given = _settings(folder.absolute(), _port(mine))
-        stack.enter_context(embedded_database(given))
         settings = credentials.secure(given).settings
-        await prepare_database(settings)
         receiver = Receiver(settings)
         sandbox = application(_sandbox_settings(settings, seed=seed, speed=speed))
-        await stack.enter_async_context(serving(receiver, mine))
+        await stack.enter_async_context(serving(receiver.app, mine))
         await stack.enter_async_context(serving(sandbox, others))
         caller = _caller(sandbox)
         stack.callback(caller.end_waits)
@@ -175,10 +157,12 @@ def _caller(sandbox: Starlette) -> Caller:
 
 
 def _settings(folder: Path, port: int) -> Settings:
-    return _Told(
+    return GivenSettings(
         data_dir=folder,
         host=_HOST,
         port=port,
+        # one process, so that nothing is left running however it ends
+        worker="inline",
         tag_keys=[SecretStr(f"{_KID}:{secrets.token_urlsafe(32)}")],
         sinks=[{"name": "events", "type": "jsonl", "path": str(folder / _EVENTS)}],
     )
@@ -253,22 +237,28 @@ async def _first_of(*works: Awaitable[object]) -> None:
         await task
 
 
-async def _tell(metrics: Metrics, sent: _Sent) -> None:
+async def _tell(worker: Supervisor, sent: _Sent) -> None:
     """Tells the counts now and then, for ever."""
     if not sys.stdout.isatty():
         while True:
             await asyncio.sleep(_LINE_SECONDS)
-            say(_counts(metrics, sent))
+            say(_counts(worker, sent))
     while True:
         # a line that wraps could not be written over
-        shown = _counts(metrics, sent)[: shutil.get_terminal_size().columns - 1]
+        shown = _counts(worker, sent)[: shutil.get_terminal_size().columns - 1]
         write(f"\r{shown}\x1b[K".encode())
         await asyncio.sleep(_LOOK_SECONDS)
 
 
-def _counts(metrics: Metrics, sent: _Sent) -> str:
+def _counts(worker: Supervisor, sent: _Sent) -> str:
+    samples = {
+        (sample.name, tuple(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(worker.metrics().decode())
+        for sample in family.samples
+    }
+
     def of(name: str, label: str, value: str) -> int:
-        return int(metrics.registry.get_sample_value(name, {label: value}) or 0)
+        return int(samples.get((name, ((label, value),)), 0))
 
     callbacks = {result: of("receiver_callbacks_total", "result", result) for result in _RESULTS}
     events = ", ".join(f"{status} {of('receiver_events_total', 'type', f'message.{status}')}" for status in _STATUSES)
@@ -280,7 +270,7 @@ def _end(demo: _Demo, sent: _Sent) -> None:
     """The last counts, and what is not there yet."""
     if sys.stdout.isatty():
         write(b"\r\x1b[K")
-    say(_counts(demo.receiver.metrics, sent))
+    say(_counts(demo.receiver.worker, sent))
     if due := demo.caller.state().waiting:
         say(f"{due} callbacks were not due yet.")
     if demo.is_kept:

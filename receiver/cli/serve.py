@@ -6,29 +6,32 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 import structlog
 import uvicorn
 
 from receiver import credentials, logs
-from receiver.app import RELOADED, Receiver, behind_proxies
+from receiver.app import RELOADED, Receiver
 from receiver.cli.announcement import announcement
 from receiver.cli.listening import bind
-from receiver.cli.opening import make_data_dir, make_embedded
+from receiver.cli.opening import make_embedded
 from receiver.cli.output import NobodyReads, say
 from receiver.cli.running import run
 from receiver.errors import ReceiverError
 from receiver.settings import Settings, load
-from receiver.storage import durability, embedded, schema
-from receiver.storage.database import Database, is_sqlite
+from receiver.storage.database import is_sqlite
+from receiver.supervisor import Supervisor
 from receiver.web.server import server
+from receiver.worker import GC_THRESHOLDS
 
-# Collecting garbage took a tenth of the time under load, most of it for what lives as long as the process.
-_GC_THRESHOLDS: Final = (50_000, 20, 50)
+# A worker that takes longer than this to start is no reason to keep the address back: callbacks are accepted already.
+_WORKER_SECONDS: Final = 10.0
 # what these say at `info` is said better elsewhere
 _TALKATIVE: Final = ("alembic", "uvicorn.error")
 
@@ -42,7 +45,7 @@ def serve(config: Path | None, *, host: str | None, port: int | None) -> int:
     _configure_logs(given)
     with ExitStack() as stack:
         if is_sqlite(given.database):
-            stack.enter_context(embedded_database(given))
+            make_embedded(given)
         secured = credentials.secure(given)
         listeners = bind(given.host, given.port)
         for listener in listeners:
@@ -60,18 +63,6 @@ def _configure_logs(settings: Settings) -> None:
     if settings.log_level == "info":
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
-
-
-@contextmanager
-def embedded_database(settings: Settings) -> Iterator[None]:
-    """The embedded database: there, ours alone, and whole."""
-    if credentials.missing(settings):
-        make_data_dir(settings)
-    file = make_embedded(settings)
-    with embedded.held(file):
-        embedded.refuse_unwritable(file)
-        embedded.refuse_damaged(file)
-        yield
 
 
 class Reload:
@@ -111,29 +102,35 @@ class Reload:
 async def _serve(
     receiver: Receiver, listeners: Sequence[socket.socket], announce: Callable[[], None], reload: Reload
 ) -> None:
-    await prepare_database(receiver.settings)
-    running = server(behind_proxies(receiver), host=receiver.settings.host, port=receiver.settings.port)
+    config = server(receiver.app, host=receiver.settings.host, port=receiver.settings.port, lifespan=False).config
+    running = _Server(config, on_exit=receiver.worker.will_stop)
     _let_signals_pass()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.ask)
     reloading = asyncio.create_task(reload.run())
-    started = asyncio.create_task(_when_started(running, announce))
     try:
-        await running.serve(sockets=list(listeners))
-        await started
+        # Here and not in uvicorn's lifespan: what goes wrong is then an error of ours, with its own line.
+        async with receiver.running():
+            started = asyncio.create_task(_when_started(running, receiver.worker, announce))
+            await running.serve(sockets=list(listeners))
+            await started
     finally:
         reloading.cancel()
         await asyncio.gather(reloading, return_exceptions=True)
 
 
-async def prepare_database(settings: Settings) -> None:
-    """Brings an embedded database up to date; a PostgreSQL must be so already, for others may be using it."""
-    database = Database(settings.database)
-    try:
-        await (schema.migrate(database) if database.is_sqlite else schema.check(database))
-        for weakness in await durability.weaknesses(database):
-            log.warning(weakness)
-    finally:
-        await database.close()
+class _Server(uvicorn.Server):
+    """Tells the supervisor of the end before the last requests are answered.
+
+    A signal to all processes at once, as systemd sends it, ends the worker in that time.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, on_exit: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_exit = on_exit
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._on_exit()
+        super().handle_exit(sig, frame)
 
 
 def _let_signals_pass() -> None:
@@ -145,12 +142,14 @@ def _let_signals_pass() -> None:
         signal.signal(number, lambda *_: None)
 
 
-async def _when_started(running: uvicorn.Server, announce: Callable[[], None]) -> None:
-    while not running.started:
+async def _when_started(running: uvicorn.Server, worker: Supervisor, announce: Callable[[], None]) -> None:
+    """Announces the address once callbacks are accepted and, if the worker is not too long about it, processed."""
+    deadline = time.monotonic() + _WORKER_SECONDS
+    while not running.started or (worker.is_starting and time.monotonic() < deadline and not running.should_exit):
         await asyncio.sleep(0.01)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
+    gc.set_threshold(*GC_THRESHOLDS)
     announce()
 
 

@@ -6,7 +6,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from receiver.app import now
 from receiver.cli import asking
 from receiver.cli.opening import read_settings, with_database
 from receiver.cli.output import complain, say, say_fields, say_json, say_page
@@ -20,6 +19,7 @@ from receiver.storage.database import Database
 from receiver.storage.replays import Since
 from receiver.web.parameters import ReplayParameters, SinkParameters
 from receiver.web.representations import BegunReplay, Replay, Sink, SinkTest
+from receiver.worker import now
 
 
 def list_sinks(config: Path | None, asked: Mapping[str, Any], *, json: bool) -> int:

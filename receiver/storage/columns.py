@@ -1,7 +1,6 @@
 """Kinds of columns, the same in meaning on SQLite and PostgreSQL."""
 
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -9,6 +8,8 @@ from sqlalchemy import BigInteger, Column, DateTime, Dialect, Integer, String, T
 from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
+
+from receiver.providers.values import moment_text
 
 SQLModel.metadata.naming_convention = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -24,13 +25,13 @@ def json_text(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-@lru_cache(maxsize=4096)
 def sqlite_time(moment: datetime) -> str:
-    """A time as the text that SQLite holds, 27 characters that sort as time does; one row repeats the same few."""
-    if moment.tzinfo is None:
-        raise ValueError(f"a time without zone must not reach the database: {moment!r}")
-    # not strftime: its %Y drops the zeros of years before 1000
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    """A time as the text that SQLite holds, 27 characters that sort as time does."""
+    if moment.tzinfo is not UTC:
+        if moment.tzinfo is None:
+            raise ValueError(f"a time without zone must not reach the database: {moment!r}")
+        moment = moment.astimezone(UTC)
+    return moment_text(moment)
 
 
 class UTCDateTime(TypeDecorator[datetime]):

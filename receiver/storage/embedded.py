@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from receiver.errors import ReceiverError, SettingsError
-from receiver.storage.database import driver_url
+from receiver.storage.database import driver_url, journal_file
 
 # a larger file would make the start wait for minutes
 CHECKED_BYTES: Final = 256 * 1024 * 1024
@@ -63,13 +63,37 @@ def make(file: Path) -> None:
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
+SERVER: Final = "serves"
+WORKER: Final = "works for"
+
+
+def prepare(url: str) -> Path:
+    """The main file of an SQLite URL, made for its owner alone if it is not there, and known to be on a local disk."""
+    file = file_of(url)
+    refuse_network(file)
+    refuse_half_restored(file)
+    make(file)
+    return file
+
+
+def refuse_unfit(file: Path) -> None:
+    """Raises UnfitDatabase where the main file or the journal beside it cannot be written, or is damaged."""
+    for one in (file, journal_file(file)):
+        if one.exists():
+            refuse_unwritable(one)
+            refuse_damaged(one)
+
+
 @contextmanager
-def held(file: Path) -> Iterator[None]:
-    """Makes this process the only one that serves a database; the system lets go even if it is killed."""
-    lock = file.with_name(f"{file.name}.lock")
+def held(file: Path, role: str = SERVER) -> Iterator[None]:
+    """Makes this process the only one that serves a database, or works for it.
+
+    Raises UnfitDatabase where another one does. The system releases the lock even if this process is killed.
+    """
+    lock = file.with_name(f"{file.name}.lock" if role == SERVER else f"{file.name}.worker.lock")
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        _lock(descriptor, file)
+        _lock(descriptor, file, role)
         os.truncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         # never removed: a process that had opened the old file would hold a lock that nobody else sees
@@ -78,13 +102,13 @@ def held(file: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, file: Path) -> None:
+def _lock(descriptor: int, file: Path, role: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
         process = f"process {holder}" if holder.isdigit() else "another process"
-        raise UnfitDatabase(f"{process} already serves the database {file}; an embedded database has one") from None
+        raise UnfitDatabase(f"{process} already {role} the database {file}; an embedded database has one") from None
 
 
 def refuse_network(file: Path) -> None:
@@ -118,6 +142,17 @@ def _unescaped(place: str) -> str:
     for escaped, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         place = place.replace(escaped, character)
     return place
+
+
+def staging(file: Path) -> Path:
+    """The directory that is beside a database while `receiver restore` replaces its files."""
+    return file.with_name(f"{file.name}.restoring")
+
+
+def refuse_half_restored(file: Path) -> None:
+    """Raises UnfitDatabase where a restore was interrupted while it replaced the files of a database."""
+    if staging(file).exists():
+        raise UnfitDatabase(f"a restore of {file} was interrupted; run receiver restore once more")
 
 
 def refuse_unwritable(file: Path) -> None:

@@ -1,16 +1,28 @@
 """The event log: one row per event, in one total order."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
-from datetime import UTC, datetime
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import ColumnElement, Row, Select, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.domain.events import PLAIN_FACTS, Api, Direction, Event, Facts, Failure, Status, TagVerdict
+from receiver.domain.events import (
+    MAX_EVENTS,
+    PLAIN_FACTS,
+    Api,
+    Direction,
+    Event,
+    Facts,
+    Failure,
+    MessageKey,
+    Status,
+    TagVerdict,
+)
 from receiver.domain.log import Appended, LogEntry, Snapshot
-from receiver.storage.appending import Insert, Transaction
+from receiver.storage.bulk import InsertMany, Spelling, Transaction
 from receiver.storage.database import Database
 from receiver.storage.tables import EventRow, MessageRow
 
@@ -23,28 +35,104 @@ _SEARCHED_AT_ONCE: Final = 50_000
 _OF_MESSAGE: Final = (*PLAIN_FACTS, "recipients", "text", "media")
 
 
-def append(entries: Sequence[Appended]) -> Insert:
+def append(entries: Sequence[Appended], spelling: Spelling) -> InsertMany:
     """The step that appends entries to the log."""
-    return Insert(EVENTS, [_row(entry) for entry in entries])
+    return InsertMany(EVENTS, _WRITTEN, [_row(entry, spelling) for entry in entries])
 
 
-async def of_messages(transaction: Transaction, message_ids: Iterable[str]) -> dict[tuple[Api, str], list[Event]]:
-    """The events of messages, by generation and message id, in the order of the log."""
-    found: dict[tuple[Api, str], list[Event]] = {}
-    for row in await transaction.select(list(EVENTS.columns), "message_id {among} ORDER BY position", message_ids):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventsOfMessages:
+    """The events that the log holds of messages, in its order.
+
+    `full` are messages with as many events as a message is folded for, which were not read: by event id the callbacks
+    of those that were looked for. `left_out`, if any, are messages for which there was no room.
+    """
+
+    events: Mapping[MessageKey, Sequence[Event]]
+    full: Mapping[MessageKey, Mapping[str, str]] = field(default_factory=dict)
+    left_out: frozenset[MessageKey] = frozenset()
+
+
+async def of_messages(
+    transaction: Transaction,
+    wanted: Mapping[MessageKey, Sequence[str]],
+    *,
+    limit: int,
+    needed: Collection[MessageKey],
+) -> EventsOfMessages:
+    """The events of messages, given with the ids of the events that are about to be folded into them.
+
+    At most about `limit` events are read, besides those of the messages in `needed`, which are always read.
+    """
+    ids = {key[2] for key in wanted}
+    rows = await transaction.select(_EVENT_COLUMNS, _OF_MESSAGES, ids, limit=limit + 1)
+    if len(rows) <= limit:
+        return EventsOfMessages(events=_by_message(rows))
+    return await _of_large_messages(transaction, wanted, limit, needed)
+
+
+async def _of_large_messages(
+    transaction: Transaction,
+    wanted: Mapping[MessageKey, Sequence[str]],
+    room: int,
+    needed: Collection[MessageKey],
+) -> EventsOfMessages:
+    """As `of_messages`, where a message counts first and is read only if there is room for it."""
+    events: dict[MessageKey, Sequence[Event]] = {}
+    full: dict[MessageKey, Mapping[str, str]] = {}
+    left_out: set[MessageKey] = set()
+    for key, event_ids in wanted.items():
+        [[number]] = await transaction.fetch(f"SELECT count(*) FROM events WHERE {_OF_MESSAGE_KEY}", _sql_key(key))  # noqa: S608
+        if number >= MAX_EVENTS:
+            full[key] = await _known_ids(transaction, key, event_ids)
+        elif number <= room or key in needed:
+            room -= number
+            found = await transaction.select(_EVENT_COLUMNS, _OF_MESSAGES, [key[2]])
+            events[key] = _by_message(found).get(key, [])
+        else:
+            left_out.add(key)
+    return EventsOfMessages(events=events, full=full, left_out=frozenset(left_out))
+
+
+async def _known_ids(transaction: Transaction, key: MessageKey, event_ids: Sequence[str]) -> dict[str, str]:
+    """Of events of one message those that the log holds, with the callbacks that brought them."""
+    found = await transaction.select(_IDS, f"id {{among}} AND {_OF_MESSAGE_KEY}", set(event_ids), *_sql_key(key))
+    return {row.id: row.callback_id for row in found}
+
+
+_IDS: Final = [EVENTS.c.id, EVENTS.c.callback_id]
+_EVENT_COLUMNS: Final = list(EVENTS.columns)
+_OF_MESSAGES: Final = "message_id {among} ORDER BY position"
+_OF_MESSAGE_KEY: Final = "message_id = ? AND api = ? AND direction = ?"
+
+
+def _sql_key(key: MessageKey) -> tuple[str, str, str]:
+    api, direction, message_id = key
+    return message_id, api, direction
+
+
+def _by_message(rows: Iterable[Any]) -> dict[MessageKey, list[Event]]:
+    found: dict[MessageKey, list[Event]] = {}
+    for row in rows:
         event = event_of(row)
-        found.setdefault((event.api, event.message_id), []).append(event)
+        found.setdefault(event.key, []).append(event)
     return found
 
 
-async def of_message(connection: AsyncConnection, api: Api, message_id: str) -> list[Event]:
+async def of_message(connection: AsyncConnection, key: MessageKey) -> list[Event]:
     """The events of one message, in the order of the log."""
-    of_it = and_(EVENTS.c.message_id == message_id, EVENTS.c.api == api)
+    api, direction, message_id = key
+    of_it = and_(EVENTS.c.message_id == message_id, EVENTS.c.api == api, EVENTS.c.direction == direction)
     return [event_of(row) for row in await connection.execute(select(EVENTS).where(of_it).order_by(EVENTS.c.position))]
 
 
 _ENTRIES: Final = select(EVENTS, *(MESSAGES.c[name].label(f"message_{name}") for name in _OF_MESSAGE)).outerjoin(
-    MESSAGES, and_(MESSAGES.c.api == EVENTS.c.api, MESSAGES.c.id == EVENTS.c.message_id)
+    MESSAGES,
+    and_(
+        MESSAGES.c.api == EVENTS.c.api,
+        MESSAGES.c.direction == EVENTS.c.direction,
+        MESSAGES.c.id == EVENTS.c.message_id,
+    ),
 )
 
 
@@ -130,9 +218,34 @@ _BOUNDS: Final = select(
 )
 
 
+class _Stored(msgspec.Struct, omit_defaults=True, gc=False):
+    """The column `facts`: what an event tells besides the columns; what is absent stays out."""
+
+    sender: str | None = None
+    owner: str | None = None
+    application_id: str | None = None
+    tag: str | None = None
+    segment_count: int | None = None
+    channel: str | None = None
+    carrier_name: str | None = None
+    priority: str | None = None
+    recipients: tuple[str, ...] = ()
+    has_text: bool = False
+    has_media: bool = False
+    created_at: str | None = None
+    read_at: str | None = None
+    failure: str | None = None
+    state: str | None = None
+    delivery_state: str | None = None
+    contradicted: bool = False
+
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
 def event_of(row: Row[Any]) -> Event:
     """The event a row of the log holds; its text and media are with the message."""
-    told = row.facts
+    stored = msgspec.convert(row.facts, _Stored)
     return Event(
         id=row.id,
         api=Api(row.api),
@@ -142,76 +255,108 @@ def event_of(row: Row[Any]) -> Event:
         status=Status(row.status),
         recipient=row.recipient,
         occurred_at=row.occurred_at,
-        read_at=_time(told.get("read_at")),
+        read_at=_time(stored.read_at),
         code=row.code,
         description=row.description,
-        failure=Failure(told["failure"]) if "failure" in told else None,
-        state=told.get("state"),
-        delivery_state=told.get("delivery_state"),
-        contradicted=told.get("contradicted", False),
+        failure=Failure(stored.failure) if stored.failure is not None else None,
+        state=stored.state,
+        delivery_state=stored.delivery_state,
+        contradicted=stored.contradicted,
         tag_verdict=TagVerdict(row.tag_verdict),
-        facts=_facts(told),
+        facts=_facts(stored),
         received_at=row.received_at,
         route=row.route,
         callback_id=row.callback_id,
     )
 
 
-def _facts(told: dict[str, Any]) -> Facts:
+def _facts(stored: _Stored) -> Facts:
     return Facts(
-        **{name: told[name] for name in PLAIN_FACTS if name in told},
-        recipients=tuple(told.get("recipients", ())),
-        has_text=told.get("has_text", False),
-        has_media=told.get("has_media", False),
-        created_at=_time(told.get("created_at")),
+        sender=stored.sender,
+        recipients=stored.recipients,
+        owner=stored.owner,
+        application_id=stored.application_id,
+        has_text=stored.has_text,
+        has_media=stored.has_media,
+        tag=stored.tag,
+        segment_count=stored.segment_count,
+        channel=stored.channel,
+        carrier_name=stored.carrier_name,
+        priority=stored.priority,
+        created_at=_time(stored.created_at),
     )
 
 
-def _told(event: Event) -> dict[str, Any]:
-    """The JSON of an event's facts: what is absent stays out."""
+def _stored(event: Event) -> str:
+    """The JSON of what an event tells besides the columns."""
     facts = event.facts
-    told: dict[str, Any] = {name: value for name in PLAIN_FACTS if (value := getattr(facts, name)) is not None}
-    if facts.recipients:
-        told["recipients"] = list(facts.recipients)
-    for name in ("has_text", "has_media"):
-        if getattr(facts, name):
-            told[name] = True
-    for name, time in (("created_at", facts.created_at), ("read_at", event.read_at)):
-        if time is not None:
-            told[name] = time.astimezone(UTC).isoformat()
-    for name in ("failure", "state", "delivery_state"):
-        if (value := getattr(event, name)) is not None:
-            told[name] = value
-    if event.contradicted:
-        told["contradicted"] = True
-    return told
+    return _encode(
+        _Stored(
+            sender=facts.sender,
+            owner=facts.owner,
+            application_id=facts.application_id,
+            tag=facts.tag,
+            segment_count=facts.segment_count,
+            channel=facts.channel,
+            carrier_name=facts.carrier_name,
+            priority=facts.priority,
+            recipients=facts.recipients,
+            has_text=facts.has_text,
+            has_media=facts.has_media,
+            created_at=_time_text(facts.created_at),
+            read_at=_time_text(event.read_at),
+            failure=event.failure,
+            state=event.state,
+            delivery_state=event.delivery_state,
+            contradicted=event.contradicted,
+        )
+    ).decode()
 
 
-def _row(entry: Appended) -> dict[str, Any]:
-    event = entry.event
-    return {
-        "id": event.id,
-        "api": event.api,
-        "message_id": event.message_id,
-        "recipient": event.recipient,
-        "direction": event.direction,
-        "type": event.type,
-        "status": event.status,
-        "occurred_at": event.occurred_at,
-        "received_at": event.received_at,
-        "code": event.code,
-        "description": event.description,
-        "tag_verdict": event.tag_verdict,
-        "route": event.route,
-        "callback_id": event.callback_id,
-        "previous_status": entry.previous_status,
-        "changed": entry.changed,
-        "facts": _told(event),
-        "delivery": {name: getattr(entry.delivery, name) for name in _SNAPSHOT},
-    }
+_WRITTEN: Final = (
+    "id",
+    "api",
+    "message_id",
+    "recipient",
+    "direction",
+    "type",
+    "status",
+    "occurred_at",
+    "received_at",
+    "code",
+    "description",
+    "tag_verdict",
+    "route",
+    "callback_id",
+    "previous_status",
+    "changed",
+    "facts",
+    "delivery",
+)
 
 
-_SNAPSHOT: Final = tuple(field.name for field in fields(Snapshot))
+def _row(entry: Appended, spelling: Spelling) -> tuple[Any, ...]:
+    event, previous = entry.event, entry.previous_status
+    return (
+        event.id,
+        event.api.value,
+        event.message_id,
+        event.recipient,
+        event.direction.value,
+        event.type,
+        event.status.value,
+        spelling.time(event.occurred_at),
+        spelling.time(event.received_at),
+        event.code,
+        event.description,
+        event.tag_verdict.value,
+        event.route,
+        event.callback_id,
+        previous and str(previous),
+        spelling.flag(entry.changed),
+        _stored(event),
+        _encode(entry.delivery).decode(),
+    )
 
 
 def _entry(row: Row[Any]) -> LogEntry:
@@ -228,3 +373,7 @@ def _entry(row: Row[Any]) -> LogEntry:
 
 def _time(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
+
+
+def _time_text(time: datetime | None) -> str | None:
+    return time.isoformat() if time is not None else None

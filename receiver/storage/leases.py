@@ -39,8 +39,12 @@ class Lease:
 async def acquire(
     database: Database, name: str, *, holder: str, fingerprint: str, seconds: float, take_over: bool = False
 ) -> Lease | None:
-    """Takes the lease of a sink if nobody holds it, by the database's clock; `take_over` takes it all the same."""
-    free = or_(SINKS.c.lease_until.is_(None), SINKS.c.lease_until < database.clock())
+    """Takes the lease of a sink if nobody else holds it, by the database's clock; `take_over` takes it all the same.
+
+    A lease of the same `holder` is that of a worker which died before this one.
+    """
+    lapsed = or_(SINKS.c.lease_until.is_(None), SINKS.c.lease_until < database.clock())
+    free = or_(lapsed, SINKS.c.lease_holder == holder)
     statement = (
         update(SINKS)
         .where(SINKS.c.name == name, literal(True) if take_over else free)

@@ -1,18 +1,26 @@
 """The schema: brings it up to date by the migrations in the package, or says what it lacks."""
 
+import asyncio
+import os
+import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, create_engine, select, update
+from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import SQLModel
 
 from receiver.errors import SchemaError
 from receiver.providers import bandwidth_codes
+from receiver.storage import embedded
 from receiver.storage.database import Database
+from receiver.storage.journal import CALLBACKS, PROCESSOR
 from receiver.storage.tables import DeliveryCodeRow
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -47,31 +55,160 @@ async def current(database: Database) -> str | None:
         return await connection.run_sync(revision)
 
 
-async def migrate(database: Database) -> None:
-    """Brings the schema and the code catalogue up to date, in one transaction; one process at a time."""
+async def migrate(database: Database, *, new_journal: bool = False) -> None:
+    """Brings the schema and the code catalogue up to date, in one transaction; one process at a time.
+
+    On SQLite the journal's file comes first. Whatever interrupts it, running it once more completes it. Raises
+    SchemaError where the journal is missing or older than the main file, unless it is to be a `new_journal`.
+    """
+    if database.file is not None:
+        embedded.make(database.file)
+    before = await current(database)
+    refuse_unknown(before)
+    if database.is_sqlite:
+        cursor = await _cursor(database, before)
+        if not new_journal:
+            _refuse_older_journal(database, before, cursor)
+        await copy_to_journal(database, before)
+        if new_journal and database.journal_file is not None:
+            await asyncio.to_thread(_begin_behind, database.journal_file, cursor)
+        # connections that were opened without the journal know nothing of it
+        await database.engine.dispose()
 
     def upgrade(connection: Connection) -> None:
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
-    _refuse_unknown(await current(database))
-    async with database.writing() as connection:
-        await database.lock_intake(connection)
+    async with database.migrating() as connection:
+        await database.lock_log(connection)
         await connection.run_sync(upgrade)
         await _write_codes(database, connection)
+        if database.is_sqlite and before in _WITHOUT_JOURNAL:
+            # What the first version had taken in was processed at once.
+            await connection.execute(update(PROCESSOR).values(cursor=await journal_end(database)))
+
+
+_WITHOUT_JOURNAL: Final = (None, "0001", "0002")
+
+
+async def copy_to_journal(database: Database, revision: str | None = "0002") -> None:
+    """Makes the journal's file, and copies into it what the first version had in the main file."""
+    assert database.file is not None  # noqa: S101
+    assert database.journal_file is not None  # noqa: S101
+    create_journal(database.journal_file)
+    if revision in ("0001", "0002"):
+        await asyncio.to_thread(_copy_callbacks, database.file, database.journal_file)
+
+
+async def refuse_older_journal(database: Database) -> None:
+    """Raises SchemaError where the journal's file is missing, or is from an earlier time than the main file."""
+    if database.is_sqlite:
+        revision = await current(database)
+        _refuse_older_journal(database, revision, await _cursor(database, revision))
+
+
+def _refuse_older_journal(database: Database, revision: str | None, cursor: int) -> None:
+    journal = database.journal_file
+    assert journal is not None  # noqa: S101
+    given = _given_sequence(journal)
+    if given and revision is None:
+        raise SchemaError(
+            f"{database.file} is missing, but {journal} beside it has callbacks; restore both files from one backup "
+            f"(receiver restore), or move {journal} away to begin with nothing"
+        )
+    if given is not None and given >= cursor:
+        return
+    if given is None and not cursor:
+        # an empty main file, or one that the first version made
+        return
+    fault = "is missing" if given is None else f"is older than {database.file}"
+    raise SchemaError(
+        f"{journal} {fault}: {cursor} callbacks of it are processed; restore both files from one backup "
+        "(receiver restore), or go on with an empty journal: receiver migrate --new-journal"
+    )
+
+
+async def _cursor(database: Database, revision: str | None) -> int:
+    """How far the main file says that the journal is processed; 0 where it has yet to know the journal."""
+    if revision in _WITHOUT_JOURNAL:
+        return 0
+    async with database.reading() as connection:
+        return await connection.scalar(select(PROCESSOR.c.cursor)) or 0
+
+
+def _given_sequence(file: Path) -> int | None:
+    """The largest sequence that a journal ever gave, read without changing it; None where there is no journal."""
+    if not file.exists():
+        return None
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+            row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'callbacks'").fetchone()
+    except sqlite3.OperationalError as error:
+        # an empty file, as one that was made for the journal and not filled
+        if "no such table" in str(error):
+            return 0 if file.stat().st_size else None
+        raise SchemaError(f"{file} cannot be read: {error}") from None
+    except sqlite3.DatabaseError as error:
+        raise SchemaError(f"{file} is damaged ({error}); restore a backup") from None
+    return int(row[0]) if row is not None else 0
+
+
+def _begin_behind(journal: Path, cursor: int) -> None:
+    """Has a journal give only sequences that the processor's cursor has not passed."""
+    with closing(sqlite3.connect(journal, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(
+            "INSERT INTO sqlite_sequence (name, seq) SELECT 'callbacks', 0 "
+            "WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'callbacks')"
+        )
+        connection.execute("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'callbacks'", (cursor,))
+        connection.execute("COMMIT")
+
+
+def create_journal(file: Path) -> None:
+    """The journal of an SQLite database: an empty file for its owner alone, with its table, if it is not there."""
+    with suppress(FileExistsError):
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    engine = create_engine(f"sqlite:///{file}")
+    try:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+        with engine.begin() as connection:
+            SQLModel.metadata.create_all(connection, tables=[CALLBACKS])
+    finally:
+        engine.dispose()
+
+
+def _copy_callbacks(main: Path, journal: Path) -> None:
+    columns = ", ".join(column.name for column in CALLBACKS.columns if column.name != "sequence")
+    with closing(sqlite3.connect(journal, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("ATTACH ? AS main_file", (str(main),))
+        connection.execute(
+            f"INSERT INTO main.callbacks ({columns}) SELECT {columns} FROM main_file.callbacks ORDER BY id "  # noqa: S608
+            "ON CONFLICT (id) DO NOTHING"
+        )
+
+
+async def journal_end(database: Database) -> int:
+    """The largest sequence that the journal of an SQLite database ever gave."""
+    async with database.writing_journal() as connection:
+        return await connection.scalar(sql("SELECT seq FROM sqlite_sequence WHERE name = 'callbacks'")) or 0
 
 
 async def check(database: Database) -> None:
     """Raises SchemaError, with the command to run, unless the schema is this version's."""
     revision = await current(database)
     if revision != newest():
-        _refuse_unknown(revision)
+        refuse_unknown(revision)
         found = f"revision {revision}" if revision else "no tables"
         raise SchemaError(f"the database has {found}, this version needs {newest()}; run: receiver migrate")
 
 
-def _refuse_unknown(revision: str | None) -> None:
+def refuse_unknown(revision: str | None) -> None:
+    """Raises SchemaError for a revision that a newer version made."""
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     if revision is not None and revision not in known:
         raise SchemaError(f"the database has revision {revision}, which a newer receiver made; this version is too old")

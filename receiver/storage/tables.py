@@ -6,7 +6,7 @@
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, UniqueConstraint, false
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, PrimaryKeyConstraint, UniqueConstraint, false
 from sqlalchemy import text as sql
 from sqlmodel import Field, SQLModel
 
@@ -18,12 +18,19 @@ _TAG_START: Final = f"substr(tag, 1, {TAG_START_CHARACTERS})"
 
 
 class CallbackRow(SQLModel, table=True):
-    """One HTTP request from Bandwidth, raw. `id` rises with `received_at`, so that it serves as the list's order."""
+    """The journal: one HTTP request from Bandwidth as it came, appended and never changed.
+
+    On SQLite it is a file of its own (see `receiver.storage.database.journal_file`). `sequence` is the order in which
+    callbacks were committed, except on PostgreSQL, where a larger one may become visible first. `id` rises with
+    `received_at`, so it serves as the list's order.
+    """
 
     __tablename__ = "callbacks"
-    __table_args__ = (Index("ix_callbacks_quarantined", "id", **only_where("outcome = 'quarantined'")),)
+    # AUTOINCREMENT: without it SQLite uses the number of a deleted row again, below the processor's cursor.
+    __table_args__ = (UniqueConstraint("id", name="uq_callbacks_id"), {"sqlite_autoincrement": True})
 
-    id: str = text_column(primary_key=True)
+    sequence: int | None = Field(default=None, sa_column=Column(Position, primary_key=True, autoincrement=True))
+    id: str = text_column()
     received_at: datetime = time_column(nullable=False)
     api: str = text_column()
     route: str = text_column()
@@ -32,12 +39,59 @@ class CallbackRow(SQLModel, table=True):
     query: str = text_column()
     headers: dict[str, str] = json_column(nullable=False)
     body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-    outcome: str = text_column()
-    reason: str | None = text_column(nullable=True)
-    problems: list[dict[str, Any]] | None = json_column()
-    events: int
-    duplicates: int = Field(sa_column=Column(Integer, nullable=False, server_default="0"))
-    reread_at: datetime | None = time_column()
+
+
+class PendingCallbackRow(SQLModel, table=True):
+    """PostgreSQL only: the callbacks that are not processed yet, written with them and removed by the processor.
+
+    A cursor over `sequence` would skip rows there: a larger number can be committed first.
+    """
+
+    __tablename__ = "pending_callbacks"
+
+    sequence: int = Field(sa_column=Column(Position, primary_key=True, autoincrement=False))
+
+
+class ProcessorRow(SQLModel, table=True):
+    """One row: how far the journal is processed, and which worker processes it.
+
+    SQLite: every callback up to `cursor` is processed. PostgreSQL: `cursor` is the largest processed `sequence`;
+    `pending_callbacks` tells what is not processed. `epoch` rises with every change of the lease's holder and fences
+    off the one before. `backend` is the process number of the holder's PostgreSQL session: a successor ends it.
+    `last_callbacks` holds the time of the latest processed callback by version and route. `repeats` counts the
+    callbacks that brought nothing new and were dropped.
+    """
+
+    __tablename__ = "processor"
+
+    id: int = Field(default=1, sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    cursor: int = Field(default=0, sa_column=Column(Position, nullable=False))
+    epoch: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    lease_holder: str | None = text_column(nullable=True)
+    lease_until: datetime | None = time_column()
+    backend: int | None = None
+    callbacks: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    repeats: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    last_callbacks: dict[str, str] = json_column(nullable=False)
+    failing_since_at: datetime | None = time_column()
+    last_error: str | None = text_column(nullable=True)
+
+
+class QuarantineRow(SQLModel, table=True):
+    """An element of a callback that did not become an event, by its place in the callback's array, with the reason."""
+
+    __tablename__ = "quarantine"
+    __table_args__ = (
+        Index("ix_quarantine_reason", "reason", "callback_id"),
+        Index("ix_quarantine_message", "message_id", **only_where("message_id IS NOT NULL")),
+    )
+
+    callback_id: str = text_column(primary_key=True)
+    element: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    reason: str = text_column()
+    detail: str = text_column()
+    message_id: str | None = text_column(nullable=True)
+    reprocessed_at: datetime | None = time_column()
 
 
 class EventRow(SQLModel, table=True):
@@ -49,8 +103,9 @@ class EventRow(SQLModel, table=True):
 
     __tablename__ = "events"
     __table_args__ = (
-        Index("ix_events_message_id", "message_id"),
-        UniqueConstraint("id", name="uq_events_id"),
+        # In place of a key on `id` alone: digests are random, and at a million rows every event then wrote an index
+        # page of its own. The digest contains the message id, so this key refuses the same repetitions.
+        UniqueConstraint("message_id", "id", name="uq_events_message_id"),
         # AUTOINCREMENT: without it SQLite gives a pruned position away a second time
         {"sqlite_autoincrement": True},
     )
@@ -77,16 +132,19 @@ class EventRow(SQLModel, table=True):
 
 
 class MessageRow(SQLModel, table=True):
-    """A message: its facts and its standing. `listed_at` is `created_at`, else `first_received_at`.
+    """A message, known by version, direction and id: its fields and its status.
 
-    `events_forgotten` is set when retention has removed events of it; the row then moves no more.
+    `listed_at` is `created_at`, else `first_received_at`. `events_forgotten` is set when retention has removed events
+    of it; the row then moves no more.
     """
 
     __tablename__ = "messages"
     __table_args__ = (
-        Index("ix_messages_listed", "listed_at", "api", "id"),
+        # The id first: most look-ups know no more, and PostgreSQL then read every entry of the version.
+        PrimaryKeyConstraint("id", "api", "direction", name="pk_messages"),
+        Index("ix_messages_listed", "listed_at", "api", "direction", "id"),
         Index("ix_messages_sender", "sender_key", "listed_at"),
-        Index("ix_messages_status", "status", "listed_at"),
+        Index("ix_messages_status", "status", "listed_at", **only_where("status NOT IN ('delivered', 'received')")),
         Index("ix_messages_tag", sql(_TAG_START), "listed_at", **only_where(f"{_TAG_START} IS NOT NULL")),
         Index("ix_messages_application", "application_id", "listed_at", **only_where("application_id IS NOT NULL")),
         Index("ix_messages_state", "state", "listed_at", **only_where("state IN ('queued', 'sending', 'error')")),
@@ -97,20 +155,20 @@ class MessageRow(SQLModel, table=True):
             **only_where("delivery_state IN ('waiting', 'not-delivered')"),
         ),
         # the whole order in them: without, SQLite would rather read all of `ix_messages_listed`
-        Index("ix_messages_awaiting", "listed_at", "api", "id", **only_where("awaiting_receipt")),
-        Index("ix_messages_contradicted", "listed_at", "api", "id", **only_where("contradicted")),
+        Index("ix_messages_awaiting", "listed_at", "api", "direction", "id", **only_where("awaiting_receipt")),
+        Index("ix_messages_contradicted", "listed_at", "api", "direction", "id", **only_where("contradicted")),
         Index(
-            "ix_messages_distrusted",
+            "ix_messages_tag_verdict",
             "tag_verdict",
             "listed_at",
-            **only_where("tag_verdict IN ('forged', 'unsigned', 'missing')"),
+            **only_where("tag_verdict NOT IN ('unchecked', 'not-applicable')"),
         ),
         Index("ix_messages_text", "listed_at", **only_where("text IS NOT NULL OR media IS NOT NULL")),
     )
 
     api: str = text_column(primary_key=True)
+    direction: str = text_column(primary_key=True)
     id: str = text_column(primary_key=True)
-    direction: str = text_column()
     sender: str | None = text_column(nullable=True)
     sender_key: str | None = text_column(nullable=True)
     recipients: list[str] = json_column(nullable=False)
@@ -145,12 +203,14 @@ class DeliveryRow(SQLModel, table=True):
     # No foreign key to `messages`: both are written by one statement after another in the same transaction, and on
     # PostgreSQL the check was a sixth of it.
     __table_args__ = (
+        PrimaryKeyConstraint("message_id", "api", "direction", "recipient_key", name="pk_deliveries"),
         Index("ix_deliveries_recipient", "recipient_key", "listed_at"),
         # not on messages: the recipients of a group message have codes of their own
         Index("ix_deliveries_code", "delivery_code", "listed_at", **only_where("delivery_code IS NOT NULL")),
     )
 
     api: str = text_column(primary_key=True)
+    direction: str = text_column(primary_key=True)
     message_id: str = text_column(primary_key=True)
     recipient_key: str = text_column(primary_key=True)
     recipient: str | None = text_column(nullable=True)

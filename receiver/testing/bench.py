@@ -106,7 +106,7 @@ class Bench:
         async with self._database.reading() as connection:
             _, last = await event_log.bounds(connection)
         async with self._database.appending() as transaction:
-            await transaction.run([event_log.append(appended(events))])
+            await transaction.run([event_log.append(appended(events), transaction.spelling)])
         async with self._database.reading() as connection:
             entries = await event_log.read_after(connection, last, _ALL)
         self._wakeup.set()

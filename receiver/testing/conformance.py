@@ -6,11 +6,11 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import pytest
+from msgspec.structs import replace
 
 from receiver.domain.publication import Death, Published, SinkDown
 from receiver.sinks.base import SinkSettings

@@ -32,13 +32,21 @@ def csv_answer(text: str, *, name: str, link: Mapping[str, str]) -> Response:
     return Response(text, 200, {**_HEADERS, **disposition, **link}, f"{CSV}; charset=utf-8; header=present")
 
 
+MOUNTED_AT: Final = "receiver.mounted_at"
+"""The key in a request's scope that says under which path another application mounts this one."""
+
+
 def next_page(request: Request, public_url: str | None, **changes: str) -> dict[str, str]:
     """The `Link` header to this request's own address with some parameters changed; the page number goes."""
     asked = parse_qsl(request.scope["query_string"].decode(), keep_blank_values=True)
     kept = [(name, value) for name, value in asked if name not in {"page", *changes}]
-    # the host is what the caller called us, unless we were told what to call ourselves
-    origin = public_url or f"{request.url.scheme}://{request.url.netloc}"
-    address = f"{origin}{request.scope['path']}?{urlencode([*kept, *changes.items()])}"
+    path: str = request.scope["path"]
+    # The Host header, unless `public_url` is set; that one includes where the application is mounted.
+    if public_url is None:
+        address = f"{request.url.scheme}://{request.url.netloc}{path}"
+    else:
+        address = public_url.rstrip("/") + path.removeprefix(request.scope.get(MOUNTED_AT, ""))
+    address += f"?{urlencode([*kept, *changes.items()])}"
     return {"Link": f'<{address}>; rel="next"'}
 
 

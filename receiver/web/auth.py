@@ -1,7 +1,5 @@
 """Who may ask: bearer tokens, and for the seed's routes the same tokens as the password of basic auth."""
 
-import base64
-import binascii
 import hashlib
 import hmac
 from collections.abc import Callable, Iterable
@@ -12,6 +10,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from receiver.basic_auth import basic_pair
 from receiver.web.problems import ProblemError
 
 
@@ -62,17 +61,6 @@ def bearer(authorization: bytes) -> bytes | None:
     """The token in `Authorization: Bearer …`."""
     scheme, _, token = authorization.partition(b" ")
     return token.strip() if scheme.lower() == b"bearer" else None
-
-
-def basic_pair(authorization: bytes) -> bytes | None:
-    """The `user:password` in `Authorization: Basic …`."""
-    scheme, _, encoded = authorization.partition(b" ")
-    if scheme.lower() != b"basic":
-        return None
-    try:
-        return base64.b64decode(encoded.strip(), validate=True)
-    except binascii.Error:
-        return None
 
 
 def basic_password(authorization: bytes) -> bytes | None:

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from receiver.errors import Conflict, Expired, IntakeFull, StorageUnavailable, Unknown
+from receiver.errors import Conflict, Expired, JournalFull, StorageUnavailable, Unknown
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 2
@@ -65,7 +65,7 @@ def as_problem(error: Exception) -> ProblemError:
         case HTTPException():
             detail = error.detail if error.detail != _title(error.status_code) else None
             return ProblemError(error.status_code, detail, headers=error.headers)
-        case StorageUnavailable() | IntakeFull():
+        case StorageUnavailable() | JournalFull():
             return ProblemError(503, _UNAVAILABLE, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
         case Unknown():
             return ProblemError(404, _sentence(error))
@@ -104,7 +104,7 @@ Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 def handlers(answer: Handler = answer) -> dict[Any, Handler]:
     """Who answers which expected error, for `ExceptionMiddleware`; what nobody expected is left to the application."""
-    expected = (ProblemError, HTTPException, StorageUnavailable, IntakeFull, Unknown, Conflict, Expired)
+    expected = (ProblemError, HTTPException, StorageUnavailable, JournalFull, Unknown, Conflict, Expired)
     return dict.fromkeys(expected, answer)
 
 

@@ -17,7 +17,9 @@ _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\nconten
 class PatientProtocol(HttpToolsProtocol):
     """HTTP/1.1 that waits for a request, headers and body, only so long, and takes only so many bytes of headers."""
 
-    _deadline: asyncio.TimerHandle | None = None
+    # When the request must be complete; None between two requests.
+    _deadline: float | None = None
+    _timer: asyncio.TimerHandle | None = None
     _header_bytes = 0
     _in_body = False
 
@@ -26,7 +28,8 @@ class PatientProtocol(HttpToolsProtocol):
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -60,29 +63,36 @@ class PatientProtocol(HttpToolsProtocol):
 
     def _arm(self) -> None:
         if self._deadline is None:
-            self._deadline = self.loop.call_later(REQUEST_SECONDS, self._expire)
+            self._deadline = self.loop.time() + REQUEST_SECONDS
+            # One timer for many requests: to make and cancel one for each took some microseconds of every callback.
+            if self._timer is None:
+                self._timer = self.loop.call_later(REQUEST_SECONDS, self._look)
 
     def _disarm(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _expire(self) -> None:
         self._deadline = None
-        if not self.transport.is_closing():
+
+    def _look(self) -> None:
+        """Closes the connection if its request is late; else looks again when it would be."""
+        self._timer = None
+        if self._deadline is None:
+            return
+        left = self._deadline - self.loop.time()
+        if left > 0:
+            self._timer = self.loop.call_later(left, self._look)
+        elif not self.transport.is_closing():
             self.transport.write(_TOO_SLOW)
             self.transport.close()
 
 
-def server(app: Any, *, host: str, port: int) -> uvicorn.Server:
-    """A server for the application; SIGTERM lets it finish what it has accepted."""
+def server(app: Any, *, host: str, port: int, lifespan: bool = True) -> uvicorn.Server:
+    """A server for the application; SIGTERM lets it finish what it has accepted. `lifespan`: it runs the app's."""
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
         http=PatientProtocol,
         ws="none",
-        lifespan="on",
+        lifespan="on" if lifespan else "off",
         log_config=None,
         access_log=False,
         proxy_headers=False,

@@ -26,7 +26,8 @@ from receiver.workers.resources import Resources
 from receiver.workers.shift import Deaf, Shift
 from receiver.workers.wakeup import Wakeup
 
-LEASE_SECONDS: Final = 60.0
+# A sink whose holder died is silent for so long; a fifth of it is between two renewals.
+LEASE_SECONDS: Final = 15.0
 POLL_SECONDS: Final = 1.0
 _LONGEST_REST_SECONDS: Final = 60.0
 _START_SECONDS: Final = 15.0
@@ -52,6 +53,7 @@ class Dispatchers:
         chance: Callable[[], float] = random.random,
         lease_seconds: float = LEASE_SECONDS,
         poll_seconds: float = POLL_SECONDS,
+        holder: str | None = None,
     ) -> None:
         self._resources = Resources(
             database=database,
@@ -61,6 +63,7 @@ class Dispatchers:
             chance=chance,
             lease_seconds=lease_seconds,
             poll_seconds=poll_seconds,
+            holder=holder,
         )
         self._configured = {one.name: one for one in configured}
         self._dispatchers: dict[str, Dispatcher] = {}
@@ -114,9 +117,10 @@ class Dispatcher:
     def __init__(self, configured: ConfiguredSink, resources: Resources) -> None:
         self._name, self._resources = configured.name, resources
         self._configured = self._fresh = configured
-        self._holder = uuid4().hex
+        self._holder = resources.holder or uuid4().hex
         # the embedded database has one process, so a lease found at the start is that of a dead one
         self._take_over = resources.database.is_sqlite
+        self._deadline = float("-inf")
         self._shift: Shift | None = None
         self._stopped = False
         self._ending = asyncio.Event()
@@ -184,11 +188,28 @@ class Dispatcher:
             self._resources.observer.sink_left(self._name)
             return
         self._take_over = False
+        self._deadline = asked_at + seconds
         try:
-            await self._start_sink(lease)
-            await self._hold(Shift(self._configured, self._resources, lease, asked_at + seconds), lease)
+            # A sink may take as long to start as the lease lasts.
+            renewing = asyncio.create_task(self._renew(lease))
+            try:
+                await self._start_sink(lease)
+            finally:
+                renewing.cancel()
+                await asyncio.gather(renewing, return_exceptions=True)
+            await self._hold(Shift(self._configured, self._resources, lease, self._deadline), lease)
         finally:
             await self._let_go(lease)
+
+    async def _renew(self, lease: Lease) -> None:
+        """Renews the lease until it is lost. The deadline counts from before the renewal was sent."""
+        seconds = self._resources.lease_seconds
+        while True:
+            await asyncio.sleep(seconds / 5)
+            sent_at = self._resources.steady()
+            with suppress(StorageUnavailable):
+                await leases.renew(self._resources.database, lease, seconds=seconds)
+                self._deadline = sent_at + seconds
 
     @property
     def _sink(self) -> Sink:

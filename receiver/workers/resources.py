@@ -10,7 +10,10 @@ from receiver.workers.observer import DispatchObserver
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What every dispatcher works with. `chance` gives a random fraction, `steady` is a clock that never jumps."""
+    """What every dispatcher works with. `chance` gives a random fraction, `steady` is a clock that never jumps.
+
+    `holder` names the worker in its leases; None: each dispatcher has a name of its own.
+    """
 
     database: Database
     observer: DispatchObserver
@@ -19,3 +22,4 @@ class Resources:
     chance: Callable[[], float]
     lease_seconds: float
     poll_seconds: float
+    holder: str | None = None

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -95,6 +96,7 @@ class Shift:
         self._revision = -1
         self._is_gone = False
         self._signal = asyncio.Event()
+        self._overdue: asyncio.TimerHandle | None = None
         self._polled_at = self._settled_at = self._measured_at = float("-inf")
 
     def wake(self) -> None:
@@ -111,11 +113,14 @@ class Shift:
 
         Raises LeaseLost when another took over, and Deaf when a publish holds its place for ever.
         """
+        self._guard()
         try:
             while not ending.is_set():
                 await self._turn()
             await self._finish()
         finally:
+            if self._overdue is not None:
+                self._overdue.cancel()
             await self._abandon()
 
     async def _abandon(self) -> None:
@@ -152,24 +157,39 @@ class Shift:
             raise Deaf("publish does not end")
 
     async def _finish(self) -> None:
-        """Waits for what is under way, no longer than the lease lasts, and settles it."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=max(0.0, self._deadline - self._steady()))
+        """Waits for what is under way, no longer than a publish may take or the lease lasts, and settles it."""
+        until = self._steady() + longest_publish(self._settings.timeout.total_seconds())
+        while any(not task.done() for task in self._tasks) and self._steady() < min(until, self._deadline):
+            await asyncio.wait(self._tasks, timeout=max(_SETTLE_SECONDS, min(until, self._renew_at) - self._steady()))
+            with suppress(StorageUnavailable):
+                await self._keep_lease()
         self._collect()
         await self._settle()
 
     async def _keep_lease(self) -> None:
-        """Prolongs the lease after a third of it. What counts is when that was asked, not when it was answered."""
+        """Renews the lease after a fifth of it. The deadline counts from before the renewal was sent."""
         now, seconds = self._steady(), self._resources.lease_seconds
         if now >= self._deadline:
             raise LeaseLost(f"the lease of sink {self._name} ran out")
         if now >= self._renew_at:
             await leases.renew(self._resources.database, self._lease, seconds=seconds)
             self._deadline = now + seconds
+            self._guard()
+
+    def _guard(self) -> None:
+        """Cancels what is under way when the lease ends, even while the database lets this shift wait."""
+        if self._overdue is not None:
+            self._overdue.cancel()
+        seconds = max(0.0, self._deadline - self._steady())
+        self._overdue = asyncio.get_running_loop().call_later(seconds, self._cancel_all)
+
+    def _cancel_all(self) -> None:
+        for task in self._tasks:
+            task.cancel()
 
     @property
     def _renew_at(self) -> float:
-        return self._deadline - self._resources.lease_seconds * 2 / 3
+        return self._deadline - self._resources.lease_seconds * 4 / 5
 
     async def _poll(self) -> None:
         """Looks now and then for what other processes and operators have done."""
@@ -296,6 +316,8 @@ class Shift:
 
     def _collect(self) -> None:
         ended = [task for task in self._tasks if task.done()]
+        if any(task.cancelled() for task in ended):
+            raise LeaseLost(f"the lease of sink {self._name} ran out")
         for task in ended:
             del self._tasks[task]
             self._judge_all(task.result())

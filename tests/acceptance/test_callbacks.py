@@ -3,16 +3,19 @@
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 from sqlalchemy import text
 
-from receiver.app import Receiver, behind_proxies
+from receiver.app import Receiver
 from receiver.settings import Settings
+from receiver.storage import journal
 from receiver.storage.database import Database
 from receiver.web import server as web_server
 from tests.posts import v1_event, v2_event
@@ -33,11 +36,12 @@ async def receiving(url: str, **settings: Any) -> AsyncIterator[httpx2.AsyncClie
             "callback_credentials": CREDENTIALS,
             "api_auth": "none",
             "metrics_auth": "none",
+            "worker": "inline",
             **settings,
         }
     )
     async with (
-        serving(behind_proxies(Receiver(configured))) as base,
+        serving(Receiver(configured).app) as base,
         httpx2.AsyncClient(base_url=base, auth=AUTH, trust_env=False, timeout=20) as client,
     ):
         yield client
@@ -64,6 +68,27 @@ async def select(url: str, statement: str) -> list[Any]:
     return found
 
 
+async def until(condition: Callable[[], Awaitable[object]], seconds: float = 60) -> None:
+    """Waits until something comes true: a deadline for a busy machine, no pause that a result depends on."""
+    deadline = time.monotonic() + seconds
+    while not await condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        await asyncio.sleep(0.01)
+
+
+async def processed(url: str, statement: str) -> list[Any]:
+    """What a statement finds once the processor has passed all that was accepted."""
+    database = Database(url)
+
+    async def nothing_is_pending() -> bool:
+        async with database.reading() as connection:
+            return not await journal.pending(database, connection)
+
+    await until(nothing_is_pending)
+    await database.close()
+    return await select(url, statement)
+
+
 async def counter(client: httpx2.AsyncClient, line: str) -> float:
     exposition = (await client.get("/metrics")).text
     return float(next((one.rpartition(" ")[2] for one in exposition.splitlines() if one.startswith(line)), "0"))
@@ -79,7 +104,7 @@ async def test_each_generation_is_taken_on_every_address(
     for body in (v1_event("m-1"), [v2_event("m2")]):
         answer = await client.post(path, json=body)
         assert (answer.status_code, answer.content) == (200, b"")
-    assert await select(database_url, "SELECT api, route FROM events ORDER BY position") == [
+    assert await processed(database_url, "SELECT api, route FROM events ORDER BY position") == [
         ("v1", route),
         ("v2", route),
     ]
@@ -91,7 +116,7 @@ async def test_v1_comes_by_get_too_and_a_bare_plus_is_a_plus(client: httpx2.Asyn
         "&state=sent&deliveryState=delivered&deliveryCode=0&time=2026-01-01T00:00:00Z"
     )
     assert (await client.get(f"{V1}?{query}")).status_code == 200
-    assert await select(database_url, "SELECT sender, status, delivery_code FROM message_status") == [
+    assert await processed(database_url, "SELECT sender, status, delivery_code FROM message_status") == [
         ("+15559999", "delivered", 0)
     ]
 
@@ -207,12 +232,15 @@ async def test_whatever_an_authenticated_sender_posts_is_kept_and_answered_200(
     [(kept,)] = await select(database_url, "SELECT body FROM callbacks")
     assert bytes(kept) == body
     assert (await client.post(V2, json=[v2_event("next")])).status_code == 200
+    assert await processed(database_url, "SELECT status FROM messages WHERE id = 'next'") == [("delivered",)]
+    assert await select(database_url, "SELECT last_error FROM processor") == [(None,)]
 
 
 @pytest.mark.parametrize("query", ["", "eventType=sms", "eventType=answer&callId=1", "%ff%00=%00", "a" * 5000])
 async def test_a_get_that_is_no_event_is_quarantined(client: httpx2.AsyncClient, database_url: str, query: str) -> None:
     assert (await client.get(f"{V1}?{query}")).status_code == 200
-    assert await select(database_url, "SELECT outcome FROM callbacks") == [("quarantined",)]
+    [(reason,)] = await processed(database_url, "SELECT reason FROM quarantine")
+    assert reason in ("unreadable", "foreign-product", "no-message-id", "unknown-type")
 
 
 async def test_credentials_are_not_kept_with_the_headers(sqlite_client: httpx2.AsyncClient, sqlite_url: str) -> None:
@@ -223,10 +251,10 @@ async def test_credentials_are_not_kept_with_the_headers(sqlite_client: httpx2.A
     assert not {"authorization", "cookie"} & kept.keys()
 
 
-async def test_while_the_database_cannot_commit_the_answer_is_503_and_not_ready(sqlite_url: str) -> None:
+async def test_while_the_journal_cannot_commit_the_answer_is_503_and_not_ready(sqlite_url: str) -> None:
     async with receiving(sqlite_url) as client:
         holder = Database(sqlite_url)
-        async with holder.writing(), asyncio.timeout(10):  # then Bandwidth waits no longer
+        async with holder.writing_journal(), asyncio.timeout(10):  # then Bandwidth waits no longer
             answers = await asyncio.gather(
                 client.post(V2, json=[v2_event()]), client.get("/readyz"), client.get("/healthz")
             )
@@ -234,6 +262,33 @@ async def test_while_the_database_cannot_commit_the_answer_is_503_and_not_ready(
         assert [answer.status_code for answer in answers] == [503, 503, 200]
         assert int(answers[0].headers["retry-after"]) > 0
         assert (await client.post(V2, json=[v2_event()])).status_code == 200
+
+
+async def test_locked_status_table_holds_up_no_answer_and_readiness_speaks_of_accepting_alone(sqlite_url: str) -> None:
+    async with receiving(sqlite_url) as client:
+        holder = Database(sqlite_url)
+        async with holder.writing():
+            answers = [await client.post(V2, json=[v2_event()]), await client.get("/readyz")]
+        await holder.close()
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert await processed(sqlite_url, "SELECT status FROM messages") == [("delivered",)]
+
+
+def remove_journal(folder: Path) -> None:
+    for file in folder.glob("callbacks.db*"):
+        file.unlink()
+
+
+async def test_removed_journal_file_is_503_and_not_ready(sqlite_url: str, tmp_path: Path) -> None:
+    async with receiving(sqlite_url) as client:
+        assert (await client.post(V2, json=[v2_event()])).status_code == 200
+        remove_journal(tmp_path)
+        assert (await client.post(V2, json=[v2_event()])).status_code == 503
+
+        async def is_not_ready() -> bool:
+            return (await client.get("/readyz")).status_code == 503
+
+        await until(is_not_ready, 5)
 
 
 def authorization() -> bytes:
@@ -309,6 +364,16 @@ async def test_ambiguous_lengths_are_refused(sqlite_client: httpx2.AsyncClient, 
     assert (await raw(sqlite_client, request)).startswith(b"HTTP/1.1 400")
 
 
+async def test_endless_content_length_is_no_fault_of_ours(sqlite_client: httpx2.AsyncClient) -> None:
+    head = b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: " + authorization()
+    assert not (await raw(sqlite_client, head + b"\r\ncontent-length: " + b"0" * 5000 + b"2\r\n\r\n[]")).startswith(
+        b"HTTP/1.1 5"
+    )
+    assert not (await raw(sqlite_client, head + b"\r\ncontent-length: " + b"9" * 5000 + b"\r\n\r\n[]")).startswith(
+        b"HTTP/1.1 5"
+    )
+
+
 async def test_a_client_that_hangs_up_after_its_body_is_still_taken_in(
     client: httpx2.AsyncClient, database_url: str
 ) -> None:
@@ -318,21 +383,31 @@ async def test_a_client_that_hangs_up_after_its_body_is_still_taken_in(
     writer.write(head + b"\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
     await writer.drain()
     writer.close()
-    async with asyncio.timeout(30):
-        while await select(database_url, "SELECT count(*) FROM events") != [(1,)]:
-            await asyncio.sleep(0.02)
+
+    async def is_processed() -> bool:
+        return await select(database_url, "SELECT message_id FROM events") == [("gone",)]
+
+    await until(is_processed)
 
 
-async def test_what_is_answered_is_counted(client: httpx2.AsyncClient) -> None:
+async def test_what_is_accepted_and_processed_is_counted(client: httpx2.AsyncClient, database_url: str) -> None:
     for body in ([v2_event("m1")], [v2_event("m1")], [1]):
         await client.post(V2, json=body)
+    assert await counter(client, "receiver_accepted_total") == 3
+    assert await counter(client, "receiver_ack_seconds_count") == 3
+
+    async def all_are_counted() -> bool:
+        return await counter(client, "receiver_processor_lag_seconds_count") == 3
+
+    await until(all_are_counted)
     for result in ("accepted", "duplicate", "quarantined"):
         assert await counter(client, f'receiver_callbacks_total{{result="{result}"}}') == 1
     assert await counter(client, 'receiver_events_total{type="message.delivered"}') == 1
     assert await counter(client, 'receiver_tag_verdicts_total{verdict="unchecked"}') == 1
     assert await counter(client, 'receiver_quarantined_total{reason="unreadable"}') == 1
-    assert await counter(client, "receiver_ack_seconds_count") == 3
+    assert await counter(client, "receiver_processor_stuck") == 0
 
 
-def test_the_application_is_the_receiver_itself_without_trusted_proxies(sqlite_url: str) -> None:
-    assert isinstance(behind_proxies(Receiver(Settings(database_url=sqlite_url))), Receiver)
+def test_no_middleware_stands_before_the_callbacks_without_trusted_proxies(sqlite_url: str) -> None:
+    receiver = Receiver(Settings(database_url=sqlite_url))
+    assert receiver.app.user_middleware == []

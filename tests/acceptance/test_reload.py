@@ -1,6 +1,7 @@
 """SIGHUP: settings are read again, files opened anew, and no request is refused that either key would accept."""
 
 import json
+import os
 import signal
 import threading
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.faults.load import freeze, is_gone, worker_of
 from tests.posts import v2_event
 from tests.running import PATIENT, Server, serving, until, whole_lines
 
@@ -44,8 +46,8 @@ def messages(path: Path) -> list[str]:
 
 
 def open_files(server: Server) -> list[str]:
-    """What the server has open; nothing where the system does not tell."""
-    held = Path(f"/proc/{server.process.pid}/fd")
+    """What the server's worker has open; nothing where the system does not tell."""
+    held = Path(f"/proc/{worker_of(server)}/fd")
     return [told for one in held.iterdir() if (told := _target(one))] if held.exists() else []
 
 
@@ -132,6 +134,73 @@ def test_sinks_come_change_and_go_and_what_waits_for_a_restart_is_told(tmp_path:
         post(server, 3, OLD)
         until(lambda: messages(third) == ["m3"])
         assert (messages(first), messages(second)) == (["m1", "m2"], ["m2"])
+        assert server.stop() == 0
+
+
+def test_sighup_with_wrong_settings_changes_nothing_in_web_process_and_worker(tmp_path: Path) -> None:
+    kept, other = tmp_path / "kept.jsonl", tmp_path / "other.jsonl"
+    sink = {"name": "kept", "type": "jsonl", "path": str(kept)}
+    write(tmp_path, OLD, sinks=[sink])
+    with serving(tmp_path) as server:
+        post(server, 1, OLD)
+        until(lambda: messages(kept) == ["m1"])
+        wrong = [{"name": "other", "type": "jsonl", "path": str(other)}, {"name": "crm", "type": "pulsar"}]
+        write(tmp_path, NEW, sinks=wrong)
+        reload(server)
+        post(server, 2, OLD)
+        until(lambda: messages(kept) == ["m1", "m2"])
+        # nor does the next worker begin with them
+        worker = worker_of(server)
+        os.kill(worker, signal.SIGKILL)
+        worker_of(server, but=worker)
+        post(server, 3, OLD)
+        # what the killed worker had not settled comes twice
+        until(lambda: set(messages(kept)) == {"m1", "m2", "m3"})
+        assert not other.exists()
+        assert server.stop() == 0
+
+
+def test_worker_that_is_down_starts_with_the_reloaded_settings(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    sink = {"name": "file", "type": "jsonl", "path": str(first)}
+    write(tmp_path, OLD, sinks=[sink])
+    with serving(tmp_path) as server:
+        post(server, 1, OLD)
+        until(lambda: messages(first) == ["m1"])
+        worker = worker_of(server)
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: is_gone(worker))
+        # whether none runs yet, or one starts and has read the old settings
+        write(tmp_path, NEW, sinks=[{**sink, "path": str(second)}])
+        reload(server)
+        post(server, 2, NEW)
+        until(lambda: "m2" in messages(second))
+        assert messages(first) == ["m1"]
+        assert server.stop() == 0
+
+
+@pytest.mark.faults
+def test_reload_beside_a_frozen_worker_changes_nothing_in_either_process(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    sink = {"name": "file", "type": "jsonl", "path": str(first)}
+    write(tmp_path, OLD, sinks=[sink])
+    with serving(tmp_path) as server:
+        post(server, 1, OLD)
+        until(lambda: messages(first) == ["m1"])
+        worker = worker_of(server)
+        freeze(worker)
+        write(tmp_path, NEW, sinks=[{**sink, "path": str(second)}])
+        reload(server)
+        assert "settings not reloaded" in server.errors.read_text()
+        os.kill(worker, signal.SIGCONT)
+        assert post(server, 2, NEW) == 401
+        assert post(server, 3, OLD) == 200
+        # the worker has read the new settings by now and, after them, the old ones again
+        until(lambda: "m3" in messages(first))
+        assert worker_of(server) == worker
+        reload(server)
+        assert post(server, 4, NEW) == 200
+        until(lambda: messages(second)[-1:] == ["m4"])
         assert server.stop() == 0
 
 

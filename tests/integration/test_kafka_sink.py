@@ -305,6 +305,7 @@ async def test_a_check_makes_no_topic(kafka: KafkaCluster) -> None:
 @pytest.mark.parametrize(
     ("address", "reason"),
     [(f"127.0.0.1:{lasting_port()}", "ConnectionRefusedError"), ("nowhere.invalid:9092", "gaierror")],
+    ids=["a port where nobody listens", "a name that is none"],
 )
 async def test_where_nobody_is_it_is_down(address: str, reason: str) -> None:
     async with kafka_sink(address) as sink:

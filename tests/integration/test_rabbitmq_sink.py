@@ -15,6 +15,7 @@ import aio_pika
 import orjson
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from msgspec import structs
 from yarl import URL
 
 from receiver.domain.publication import Publication, Published, Refused, Retry, SinkDown
@@ -559,7 +560,9 @@ async def test_what_is_too_large_for_the_broker_is_a_dead_letter_and_its_message
                 assert await sink.publish([large]) == [Refused(reason="too large for the broker")]
                 assert await sink.publish([small]) == [Published()]
             await place.taken()
-            events = [replace(one, description="x" * 30_000 * (number == 1)) for number, one in enumerate(life("m"))]
+            events = [
+                structs.replace(one, description="x" * 30_000 * (number == 1)) for number, one in enumerate(life("m"))
+            ]
             log = await append(database, events)
             async with dispatching(database, configured(server.url, place.name)) as outcomes:
                 await eventually(lambda: outcomes.of["ops"]["published"] == len(log) - 1)

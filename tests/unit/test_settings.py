@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from receiver.domain.delivery import FinalConflict
 from receiver.errors import SettingsError
-from receiver.settings import Retention, Settings, load
+from receiver.settings import GivenSettings, Retention, Settings, dump, load, restore
 from receiver.tags import TagPolicy
 
 Set = Callable[..., None]
@@ -73,6 +73,7 @@ VALUES: list[tuple[str, str, Any, Any]] = [
     ("database_url", "postgresql://u:p@h/d", "postgresql://u:p@h/d", "postgresql://u:p@h/d"),
     ("host", "::1", "::1", "::1"),
     ("port", "9000", 9000, 9000),
+    ("worker", "inline", "inline", "inline"),
     ("public_url", "https://sms.example.com", "https://sms.example.com", "https://sms.example.com"),
     ("callback_credentials", '["u:p:q"]', ["u:p:q"], ["u:p:q"]),
     ("callback_auth", "none", "none", "none"),
@@ -346,3 +347,16 @@ def test_require_is_accepted_with_a_key(set_env: Set) -> None:
 def test_the_base_url_is_what_addresses_start_with(set_env: Set, env: dict[str, str], base_url: str) -> None:
     set_env(**env)
     assert load().base_url == base_url
+
+
+def test_settings_cross_to_another_process_with_their_secrets() -> None:
+    given = GivenSettings(
+        data_dir=Path("/var/lib/receiver"),
+        database_url=SecretStr("postgresql://user:p%C3%A4ss@host/name"),
+        callback_credentials=[SecretStr("user:pässwörd")],
+        tag_keys=[SecretStr("k1:secret")],
+        trusted_proxies=["10.0.0.0/8"],
+        sinks=[{"name": "file", "type": "jsonl", "path": "events.jsonl"}],
+        retention=Retention(text=7),
+    )
+    assert restore(dump(given)).model_dump() == given.model_dump()

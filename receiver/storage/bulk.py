@@ -1,21 +1,25 @@
-"""The transaction that appends to the event log: one at a time per database, and the only hot one.
+"""The transaction that appends to the event log: one at a time per database, and the one that runs for every callback.
 
 It talks to the drivers themselves, with SQL text made from the tables: SQLAlchemy's work per value and aiosqlite's
 turns per statement were measured to cost more than half of the path. SQLite runs in a thread of its own; PostgreSQL
-takes each table's rows as arrays in one statement.
+takes each table's rows as arrays in one statement, or by COPY where no row can conflict.
+
+Rows are tuples in the order of their columns: JSON already as text, enumerations as plain `str`, and times and flags as
+`Transaction.spelling` has them. SQLite's driver asks its adapters about every value that is not exactly a `str`, an
+`int` or the like, which was measured to take 0.8 us for each.
 """
 
 import asyncio
-import re
+import os
 import sqlite3
 from collections import namedtuple
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from itertools import chain
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import orjson
@@ -24,36 +28,62 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from receiver.storage.columns import Json, UTCDateTime, json_text, sqlite_time
 
-Values = Sequence[Mapping[str, Any]]
-Encoder = Callable[[Any], Any]
+Decoder = Callable[[Any], Any]
+Rows = Sequence[tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Insert:
+class InsertMany:
     """Rows into a table. `conflict` is the statement's ON CONFLICT clause, in the SQL that both databases speak."""
 
     table: Table
-    rows: Values
+    columns: tuple[str, ...]
+    rows: Rows
     conflict: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """A statement of which each row of `rows` is one execution; its parameters are `:named`. For the rare ones."""
+class ExecuteMany:
+    """A statement with `?` for its parameters, executed once for each row of them. For what is rare."""
 
     statement: str
-    names: tuple[str, ...]
-    rows: Values
+    rows: Rows
 
 
-Step = Insert | Change
+Step = InsertMany | ExecuteMany
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """How a database's driver takes times and flags."""
+
+    time: Callable[[datetime | None], Any]
+    flag: Callable[[bool], Any]
 
 
 class Transaction(Protocol):
-    """What one appending transaction can do. It holds the intake lock."""
+    """What one appending transaction can do. It holds the lock of the event log."""
 
-    async def select(self, columns: Sequence[Any], where: str, values: Iterable[str]) -> list[Any]:
-        """Rows of the columns' table for which `where` holds; `{among}` in it is "one of the values"."""
+    @property
+    def spelling(self) -> Spelling:
+        """How the database's driver takes times and flags."""
+        ...
+
+    async def select(
+        self, columns: Sequence[Any], where: str, values: Iterable[str], *parameters: Any, limit: int = -1
+    ) -> list[Any]:
+        """Rows of the columns' table for which `where` holds.
+
+        `{among}` in it, which comes first, is "one of the values"; the other parameters are `?`.
+        """
+        ...
+
+    async def fetch(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a statement with `?` for its parameters, as the driver returns them."""
+        ...
+
+    async def execute(self, statement: str, parameters: Sequence[Any] = ()) -> int:
+        """Runs a statement with `?` for its parameters; returns how many rows it changed."""
         ...
 
     async def run(self, steps: Iterable[Step]) -> None:
@@ -78,22 +108,10 @@ def upsert(table: Table, kept: Iterable[str] = (), untouched: Iterable[str] = ()
 # --- values ---
 
 
-def _encoder(column: Any, *, sqlite: bool) -> Encoder | None:
-    if isinstance(column.type, Json):
-        return json_text
-    return sqlite_time if sqlite and isinstance(column.type, UTCDateTime) else None
-
-
-def _decoder(column: Any, *, sqlite: bool) -> Encoder | None:
+def _decoder(column: Any, *, sqlite: bool) -> Decoder | None:
     if isinstance(column.type, Json):
         return orjson.loads
     return datetime.fromisoformat if sqlite and isinstance(column.type, UTCDateTime) else None
-
-
-def _encoded(rows: Values, name: str, encode: Encoder | None) -> list[Any]:
-    if encode is None:
-        return [row[name] for row in rows]
-    return [None if (value := row[name]) is None else encode(value) for row in rows]
 
 
 class _Reader:
@@ -122,7 +140,71 @@ def _reader(columns: tuple[Any, ...], *, sqlite: bool) -> _Reader:
 
 # --- SQLite ---
 
-_PORTIONS: Final = (128, 32, 8, 1)
+
+class _SqliteTimes(dict[datetime | None, str | None]):
+    """Times as SQLite's text: the rows of one callback repeat the same few, so a transaction spells each once."""
+
+    def __missing__(self, moment: datetime | None) -> str | None:
+        text = self[moment] = None if moment is None else sqlite_time(moment)
+        return text
+
+
+class FileReplaced(sqlite3.OperationalError):
+    """The file that is open is no longer the one of this name: what is written to it is lost at the next start."""
+
+
+class OpenFile:
+    """A database file of SQLite that is open, with its WAL: whether both still are the files of their names.
+
+    SQLite itself never notices. It goes on in the removed file, or in the WAL beside a truncated one.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._wal = file, file.with_name(f"{file.name}-wal")
+        self._identity, self._size = _identity(file)
+        self._wal_identity: _FileIdentity | None = None
+
+    def note_wal(self) -> None:
+        """Says that a transaction has begun: from now on there is a WAL, until the connection is closed."""
+        if self._wal_identity is None:
+            self._wal_identity, _ = _identity(self._wal)
+
+    def check(self) -> None:
+        """Raises FileReplaced where a file was removed, replaced or truncated."""
+        identity, size = _identity(self._file)
+        # nothing of ours makes the file smaller: the checkpoint of a database that is never vacuumed only extends it
+        if identity is None or identity != self._identity or size < self._size:
+            raise FileReplaced(_replaced(self._file))
+        self._size = size
+        if self._wal_identity is not None and _identity(self._wal)[0] != self._wal_identity:
+            raise FileReplaced(_replaced(self._wal))
+
+
+_FileIdentity = tuple[int, int]
+
+
+def _identity(file: Path) -> tuple[_FileIdentity | None, int]:
+    """The device and the inode of a file (None: it cannot be found), and its size."""
+    try:
+        found = os.stat(file)  # noqa: PTH116  (a third of the time, and this is done for every transaction)
+    except OSError:
+        return None, 0
+    return (found.st_dev, found.st_ino), found.st_size
+
+
+def _replaced(file: Path) -> str:
+    return f"{file} was removed, replaced or truncated under the running receiver; restart it"
+
+
+def prepared(connection: sqlite3.Connection, pragmas: Sequence[str]) -> sqlite3.Connection:
+    """The connection with its pragmas set; closed again where that fails."""
+    try:
+        for pragma in pragmas:
+            connection.execute(pragma)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 class SqliteAppender:
@@ -130,6 +212,7 @@ class SqliteAppender:
 
     def __init__(self, path: str, pragmas: Sequence[str]) -> None:
         self._path, self._pragmas = path, pragmas
+        self._opened: OpenFile | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="receiver-sqlite")
         self._connection: sqlite3.Connection | None = None
         # whoever writes within this process waits here, in order: SQLite's own waiting is a lottery
@@ -155,12 +238,15 @@ class SqliteAppender:
     def _begun(self) -> sqlite3.Connection:
         """The connection with the write lock; taken with the first statement, to save a turn of the thread."""
         if self._connection is None:
-            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=True)
-            for pragma in self._pragmas:
-                connection.execute(pragma)
-            self._connection = connection
+            # `rw`: a file that was removed must not be made again, empty
+            uri = f"{Path(self._path).absolute().as_uri()}?mode=rw"
+            connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=True)
+            self._connection, self._opened = prepared(connection, self._pragmas), OpenFile(Path(self._path))
+        assert self._opened is not None  # noqa: S101
         if not self._connection.in_transaction:
+            self._opened.check()
             self._connection.execute("BEGIN IMMEDIATE")
+            self._opened.note_wal()
         return self._connection
 
     def _commit(self) -> None:
@@ -181,20 +267,29 @@ class _SqliteTransaction:
         self, in_thread: Callable[..., asyncio.Future[Any]], connection: Callable[[], sqlite3.Connection]
     ) -> None:
         self._in_thread, self._connection = in_thread, connection
+        self.spelling = Spelling(time=_SqliteTimes().__getitem__, flag=int)
 
-    async def select(self, columns: Sequence[Any], where: str, values: Iterable[str]) -> list[Any]:
+    async def select(
+        self, columns: Sequence[Any], where: str, values: Iterable[str], *parameters: Any, limit: int = -1
+    ) -> list[Any]:
         among = "IN (SELECT value FROM json_each(?))"
-        statement, parameters = _select(columns, where.format(among=among)), (json_text(list(values)),)
-        found = await self._in_thread(lambda: self._connection().execute(statement, parameters).fetchall())
+        statement = f"{_select(columns, where.format(among=among))} LIMIT {limit}"
+        found = await self.fetch(statement, (json_text(list(values)), *parameters))
         return _reader(tuple(columns), sqlite=True)(found)
 
+    async def fetch(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return await self._in_thread(lambda: self._connection().execute(statement, parameters).fetchall())  # type: ignore[no-any-return]
+
+    async def execute(self, statement: str, parameters: Sequence[Any] = ()) -> int:
+        return await self._in_thread(lambda: self._connection().execute(statement, parameters).rowcount)  # type: ignore[no-any-return]
+
     async def run(self, steps: Iterable[Step]) -> None:
-        prepared = [one for step in steps if step.rows for one in _sqlite_step(step)]
+        prepared = [(_sqlite_statement(step), step.rows) for step in steps if step.rows]
 
         def run() -> None:
             connection = self._connection()
-            for statement, values in prepared:
-                connection.execute(statement, values)
+            for statement, rows in prepared:
+                connection.executemany(statement, rows)
 
         await self._in_thread(run)
 
@@ -208,47 +303,11 @@ def _select(columns: Sequence[Any], where: str) -> str:
     return f"SELECT {names} FROM {columns[0].table.name} WHERE {where}"  # noqa: S608  (names are ours)
 
 
-def _sqlite_step(step: Step) -> Iterator[tuple[str, Any]]:
-    """Statements with their values. Many rows go into one: with each statement the thread gives the interpreter lock
-    away, and getting it back from a busy loop was seen to take longer than the work."""
-    if isinstance(step, Change):
-        for row in step.rows:
-            yield step.statement, {name: _loose(row[name], sqlite=True) for name in step.names}
-        return
-    columns = _columns(step)
-    by_column = [_encoded(step.rows, name, _encoder(step.table.columns[name], sqlite=True)) for name in columns]
-    rows = list(zip(*by_column, strict=True))
-    for start, size in _portions(len(rows)):
-        yield (
-            _sqlite_insert(step.table.name, tuple(columns), size, step.conflict),
-            list(chain.from_iterable(rows[start : start + size])),
-        )
-
-
-def _portions(rows: int) -> Iterator[tuple[int, int]]:
-    """Starts and sizes that add up to the rows; few different sizes, so that their statements stay prepared."""
-    start = 0
-    for size in _PORTIONS:
-        while rows - start >= size:
-            yield start, size
-            start += size
-
-
-@lru_cache(maxsize=64)
-def _sqlite_insert(table: str, columns: tuple[str, ...], rows: int, conflict: str) -> str:
-    places = ", ".join([f"({', '.join('?' * len(columns))})"] * rows)
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {places} {conflict}"  # noqa: S608
-
-
-def _columns(step: Insert) -> list[str]:
-    return list(step.rows[0])
-
-
-def _loose(value: Any, *, sqlite: bool) -> Any:
-    """A value of a `Change`, encoded by what it is: it has no column to go by."""
-    if isinstance(value, list | dict):
-        return json_text(value)
-    return sqlite_time(value) if sqlite and isinstance(value, datetime) else value
+def _sqlite_statement(step: Step) -> str:
+    if isinstance(step, ExecuteMany):
+        return step.statement
+    places = ", ".join("?" * len(step.columns))
+    return f"INSERT INTO {step.table.name} ({', '.join(step.columns)}) VALUES ({places}) {step.conflict}"  # noqa: S608
 
 
 # --- PostgreSQL ---
@@ -313,19 +372,46 @@ class _PostgresqlTransaction:
     def __init__(self, driver: Any) -> None:
         self._driver = driver
 
-    async def select(self, columns: Sequence[Any], where: str, values: Iterable[str]) -> list[Any]:
-        statement = _select(columns, where.format(among="= ANY($1::text[])"))
-        return _reader(tuple(columns), sqlite=False)(await self._driver.fetch(statement, list(values)))
+    spelling = Spelling(time=lambda moment: moment, flag=lambda flag: flag)
+
+    async def select(
+        self, columns: Sequence[Any], where: str, values: Iterable[str], *parameters: Any, limit: int = -1
+    ) -> list[Any]:
+        # One search for each value: a planner without statistics, as of a new table, reads the whole table for many.
+        each = _select(columns, where.format(among="= wanted.value"))
+        statement = numbered(
+            f"SELECT found.* FROM unnest(?::text[]) AS wanted (value) CROSS JOIN LATERAL ({each} OFFSET 0) AS found"  # noqa: S608
+        )
+        bounded = f"{statement} LIMIT {limit}" if limit >= 0 else statement
+        return _reader(tuple(columns), sqlite=False)(await self._driver.fetch(bounded, list(values), *parameters))
+
+    async def fetch(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return [tuple(record) for record in await self._driver.fetch(numbered(statement), *parameters)]
+
+    async def execute(self, statement: str, parameters: Sequence[Any] = ()) -> int:
+        # the command tag, as "UPDATE 1"
+        tag: str = await self._driver.execute(numbered(statement), *parameters)
+        return int(tag.rpartition(" ")[2])
 
     async def run(self, steps: Iterable[Step]) -> None:
         for step in steps:
             if not step.rows:
                 continue
-            if isinstance(step, Change):
-                await self._driver.executemany(*_postgresql_change(step))
+            if isinstance(step, ExecuteMany):
+                await self._driver.executemany(numbered(step.statement), step.rows)
+            elif step.conflict:
+                await self._driver.execute(
+                    insert_arrays(step.table, step.columns, step.conflict), *zip(*step.rows, strict=True)
+                )
             else:
-                statement, arrays = _postgresql_insert(step)
-                await self._driver.execute(statement, *arrays)
+                await self._driver.copy_records_to_table(step.table.name, records=step.rows, columns=step.columns)
+
+
+@lru_cache(maxsize=64)
+def numbered(statement: str) -> str:
+    """A statement with `$1`, `$2` … in place of each `?`."""
+    parts = statement.split("?")
+    return parts[0] + "".join(f"${place}{part}" for place, part in enumerate(parts[1:], 1))
 
 
 _ARRAYS: Final[tuple[tuple[type, str], ...]] = (
@@ -337,24 +423,16 @@ _ARRAYS: Final[tuple[tuple[type, str], ...]] = (
 )
 
 
-def _postgresql_insert(step: Insert) -> tuple[str, list[list[Any]]]:
-    columns = [step.table.columns[name] for name in _columns(step)]
-    names = ", ".join(column.name for column in columns)
+@lru_cache(maxsize=64)
+def insert_arrays(table: Table, names: tuple[str, ...], conflict: str) -> str:
+    """An INSERT for PostgreSQL whose parameters are one array for each column."""
+    columns = [table.columns[name] for name in names]
+    listed = ", ".join(names)
     # an array has no jsonb of its own here: it comes as text
     given = ", ".join(f"{column.name}::jsonb" if isinstance(column.type, Json) else column.name for column in columns)
     arrays = ", ".join(f"${place}::{_array(column)}" for place, column in enumerate(columns, 1))
-    statement = (
-        f"INSERT INTO {step.table.name} ({names}) SELECT {given} FROM unnest({arrays}) AS given ({names}) "  # noqa: S608
-        f"{step.conflict}"
-    )
-    return statement, [_encoded(step.rows, column.name, _encoder(column, sqlite=False)) for column in columns]
+    return f"INSERT INTO {table.name} ({listed}) SELECT {given} FROM unnest({arrays}) AS given ({listed}) {conflict}"  # noqa: S608
 
 
 def _array(column: Any) -> str:
     return next((array for kind, array in _ARRAYS if isinstance(column.type, kind)), "text[]")
-
-
-def _postgresql_change(step: Change) -> tuple[str, list[tuple[Any, ...]]]:
-    places = {name: f"${place}" for place, name in enumerate(step.names, 1)}
-    statement = re.sub(r":(\w+)", lambda named: places[named[1]], step.statement)
-    return statement, [tuple(_loose(row[name], sqlite=False) for name in step.names) for row in step.rows]

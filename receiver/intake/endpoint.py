@@ -1,0 +1,256 @@
+"""The callback routes: credentials before the body, the body counted while it streams, the journal, 200.
+
+Nothing here parses a callback. Whatever it says is answered 200 once it is on disk, for anything else makes Bandwidth
+send the identical request for a day (contract, section 1).
+"""
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import itertools
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Protocol
+
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from receiver import failpoints
+from receiver.basic_auth import basic_pair
+from receiver.domain.callbacks import Callback
+from receiver.domain.events import Api
+from receiver.errors import JournalFull, StorageUnavailable
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_RETRY_AFTER: Final = (b"retry-after", b"2")
+_CHALLENGE: Final = (b"www-authenticate", b'Basic realm="receiver", charset="UTF-8"')
+_SECRET_HEADERS: Final = frozenset({b"authorization", b"proxy-authorization", b"cookie"})
+
+
+@dataclass(frozen=True, slots=True)
+class CallbackUrl:
+    """One callback URL: its path, the version it is meant for, which of the two addresses it is, and its methods."""
+
+    path: str
+    api: Api
+    route: str
+    methods: tuple[str, ...]
+
+
+URLS: Final = (
+    CallbackUrl("/callbacks/bandwidth/v2", Api.V2, "primary", ("POST",)),
+    CallbackUrl("/callbacks/bandwidth/v1", Api.V1, "primary", ("GET", "POST")),
+    CallbackUrl("/callbacks/bandwidth/v1/fallback", Api.V1, "fallback", ("GET", "POST")),
+    CallbackUrl("/callbacks/bandwidth/v2/fallback", Api.V2, "fallback", ("POST",)),
+)
+
+
+class _Rejected(Exception):
+    """A request that is answered without being appended."""
+
+    def __init__(self, status: int, reason: str, *headers: tuple[bytes, bytes]) -> None:
+        self.status, self.reason, self.headers = status, reason, headers
+
+
+class Credentials:
+    """The accepted `user:password` pairs; compared in constant time, every one of them each time."""
+
+    def __init__(self, pairs: Sequence[str]) -> None:
+        self._digests = [hashlib.sha256(pair.encode()).digest() for pair in pairs]
+
+    def accept(self, authorization: bytes) -> bool:
+        """Whether an Authorization header holds one of the pairs."""
+        pair = basic_pair(authorization)
+        if pair is None:
+            return False
+        digest, is_known = hashlib.sha256(pair).digest(), False
+        for known in self._digests:
+            is_known |= hmac.compare_digest(digest, known)
+        return is_known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """Who may post callbacks (credentials None: anybody; no networks: from anywhere), and how large they may be."""
+
+    credentials: Credentials | None
+    networks: Sequence[Network]
+    max_body_bytes: int
+
+
+class EndpointObserver(Protocol):
+    """Receives the measurements of the callback routes."""
+
+    def rejected(self, reason: str) -> None: ...
+
+
+class Appends(Protocol):
+    def append(self, callback: Callback) -> asyncio.Future[None]: ...
+
+
+class CallbackEndpoints:
+    """The callback routes. `admission` may be replaced at any time; it holds for the requests that come after."""
+
+    def __init__(
+        self,
+        journal: Appends,
+        *,
+        admission: Admission,
+        observer: EndpointObserver,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self.admission = admission
+        self._journal = journal
+        self._observer = observer
+        self._clock = clock
+
+    def routes(self) -> list[Route]:
+        return [Route(url.path, _Endpoint(url, self), include_in_schema=False) for url in URLS]
+
+    async def answer(self, url: CallbackUrl, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request to a callback URL."""
+        try:
+            callback = await self._admit(url, scope, receive)
+            failpoints.reach("body")
+            await self._journal.append(callback)
+            failpoints.reach("accepted")
+        except _Rejected as rejection:
+            self._observer.rejected(rejection.reason)
+            await _answer(send, rejection.status, *rejection.headers)
+        except JournalFull:
+            self._observer.rejected("full")
+            await _answer(send, 503, _RETRY_AFTER)
+        except StorageUnavailable:
+            self._observer.rejected("unavailable")
+            await _answer(send, 503, _RETRY_AFTER)
+        else:
+            await _answer(send, 200)
+
+    async def _admit(self, url: CallbackUrl, scope: Scope, receive: Receive) -> Callback:
+        """The request as a callback; raises _Rejected. The order of the checks is the order of the answers."""
+        admission = self.admission
+        method: str = scope["method"]
+        remote = scope["client"][0] if scope.get("client") else None
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        if admission.networks and not _is_in(remote, admission.networks):
+            raise _Rejected(403, "network")
+        if method not in url.methods:
+            raise _Rejected(405, "method", (b"allow", ", ".join(url.methods).encode()))
+        if admission.credentials and not admission.credentials.accept(_header(headers, b"authorization")):
+            raise _Rejected(401, "unauthorized", _CHALLENGE)
+        body = b"" if method == "GET" else await _body(headers, receive, admission.max_body_bytes)
+        now = self._clock()
+        return Callback(
+            id=new_callback_id(now),
+            received_at=now,
+            api=url.api,
+            route=url.route,
+            method=method,
+            remote=remote,
+            query=scope["query_string"].decode("utf-8", "replace"),
+            headers=_kept_headers(headers),
+            body=body,
+        )
+
+
+class _Endpoint:
+    """One callback URL as an ASGI application, which Starlette's `Route` takes as it is."""
+
+    def __init__(self, url: CallbackUrl, endpoints: CallbackEndpoints) -> None:
+        self._url, self._endpoints = url, endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._endpoints.answer(self._url, scope, receive, send)
+
+
+# --- the body ---
+
+
+async def _body(headers: list[tuple[bytes, bytes]], receive: Receive, max_bytes: int) -> bytes:
+    if _header(headers, b"content-encoding").strip().lower() not in (b"", b"identity"):
+        raise _Rejected(415, "compressed", (b"accept-encoding", b"identity"))
+    over = _declares_more(_header(headers, b"content-length"), max_bytes)
+    body = None if over else await _stream(receive, max_bytes)
+    if body is None:
+        # To read on would tell a sender that asks first ("expect") to go ahead.
+        if not (over and _header(headers, b"expect")):
+            await _drain(receive)
+        raise _Rejected(413, "too-large", _CLOSE)
+    return body
+
+
+def _declares_more(length: bytes, max_bytes: int) -> bool:
+    """Whether a Content-Length is over the limit. Its digits are bounded: Python refuses to read 4,301 of them."""
+    digits = length.strip().lstrip(b"0")
+    return digits.isdigit() and (len(digits) > 19 or int(digits) > max_bytes)
+
+
+async def _stream(receive: Receive, max_bytes: int) -> bytes | None:
+    """The body, counted as it comes; None once it is over the limit."""
+    message = await receive()
+    parts: list[bytes] = [message.get("body", b"")]
+    size = len(parts[0])
+    while message["type"] != "http.disconnect" and message.get("more_body") and size <= max_bytes:
+        message = await receive()
+        part: bytes = message.get("body", b"")
+        parts.append(part)
+        size += len(part)
+    if message["type"] == "http.disconnect":
+        raise _Rejected(400, "disconnected", _CLOSE)
+    if size > max_bytes:
+        return None
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+_CLOSE: Final = (b"connection", b"close")
+_DRAINED_BYTES: Final = 4 * 1024 * 1024
+
+
+async def _drain(receive: Receive) -> None:
+    """Reads the rest of an unwanted body, within bounds: on a closed connection the sender would lose its answer."""
+    left = _DRAINED_BYTES
+    while left > 0:
+        message = await receive()
+        left -= len(message.get("body", b"")) or 1
+        if not message.get("more_body"):
+            return
+
+
+# --- values ---
+
+_PROCESS: Final = secrets.token_hex(5)
+_numbers: Final = itertools.count()
+
+
+def new_callback_id(now: datetime) -> str:
+    """An id of 32 hexadecimal digits that rises with time: microseconds since 1970, then process and number."""
+    return f"{round(now.timestamp() * 1_000_000):014x}{_PROCESS}{next(_numbers) & 0xFFFFFFFF:08x}"
+
+
+async def _answer(send: Send, status: int, *headers: tuple[bytes, bytes]) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0"), *headers]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _header(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes:
+    for key, value in headers:
+        if key == name:
+            return value
+    return b""
+
+
+def _kept_headers(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    return {key.decode("latin-1"): value.decode("latin-1") for key, value in headers if key not in _SECRET_HEADERS}
+
+
+def _is_in(address: str | None, networks: Sequence[Network]) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address or "")
+    except ValueError:
+        return False
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return any((mapped or parsed) in network for network in networks)

@@ -1,0 +1,208 @@
+"""Parses callbacks, checks their tags, folds their events into messages, and writes all of it in one transaction."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+
+from receiver import failpoints
+from receiver.domain.batch import Batch, MessageKey, Repeat
+from receiver.domain.callbacks import Callback, Unread
+from receiver.domain.delivery import FinalConflict
+from receiver.domain.events import Event, Quarantine
+from receiver.domain.log import Appended
+from receiver.intake.tag_checker import TagChecker
+from receiver.providers import reading
+from receiver.storage import event_log, processor, status_table
+from receiver.storage.bulk import Step, Transaction
+from receiver.storage.database import Database, is_data_error
+from receiver.storage.event_log import EventsOfMessages
+from receiver.storage.status_table import Rows, rows_of
+
+# After so many elements other work of the event loop gets its turn.
+BREATH: Final = 100
+# Messages with many events are folded a few at a time, so that no batch reads more events than this.
+_MAX_KNOWN_EVENTS: Final = 20_000
+
+log = structlog.get_logger("receiver.processor")
+
+
+@dataclass(slots=True)
+class Parsed:
+    """What a callback says: its events by their place in the array, and the elements that did not become events.
+
+    Of those `unread` has the first ones, `reasons` counts all. After folding, `new` are the events that went into the
+    log, `known` the callbacks that had brought the others, and `refused` the events that their messages are too large
+    for.
+    """
+
+    callback: Callback
+    events: list[tuple[int, Event]] = field(default_factory=list)
+    unread: list[Unread] = field(default_factory=list)
+    reasons: Counter[Quarantine] = field(default_factory=Counter)
+    new: list[Event] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)
+    refused: list[Unread] = field(default_factory=list)
+
+    @property
+    def is_quarantined(self) -> bool:
+        return bool(self.reasons or self.refused)
+
+    @property
+    def is_repeat(self) -> bool:
+        """Whether it brought nothing new. A callback that is processed a second time is no repeat of itself."""
+        return not self.new and not self.is_quarantined and self.callback.id not in self.known
+
+    def reject(self, unread: Unread) -> None:
+        self.reasons[unread.reason] += 1
+        if len(self.unread) < processor.MAX_LISTED:
+            self.unread.append(unread)
+
+    def quarantine_rows(self, reprocessed_at: Any = None) -> list[tuple[Any, ...]]:
+        """The rows of its unusable elements."""
+        number = self.reasons.total() + len(self.refused)
+        return processor.quarantine(self.callback.id, [*self.unread, *self.refused], number, reprocessed_at)
+
+
+async def parse(callback: Callback, checker: TagChecker) -> Parsed:
+    """Parses one callback and checks its tags. What the parser fails on is quarantined for it."""
+    parsed = Parsed(callback)
+    try:
+        for index, element in enumerate(reading.read(callback)):
+            checked = checker.check(element, index) if type(element) is Event else element
+            if type(checked) is Event:
+                parsed.events.append((index, checked))
+            else:
+                parsed.reject(checked)
+            if index % BREATH == BREATH - 1:
+                await asyncio.sleep(0)
+    except MemoryError:
+        raise
+    except Exception as error:
+        log.exception("the parser failed on a callback", callback=callback.id)
+        return _quarantined(callback, f"the parser failed with {type(error).__name__}")
+    return parsed
+
+
+def _quarantined(callback: Callback, detail: str) -> Parsed:
+    parsed = Parsed(callback)
+    parsed.reject(Unread(0, Quarantine.UNREADABLE, detail))
+    return parsed
+
+
+Finish = Callable[[Transaction, Sequence[Parsed]], Awaitable[None]]
+
+
+class Folder:
+    """Folds parsed callbacks into the status table and the event log."""
+
+    def __init__(self, database: Database, conflict: FinalConflict) -> None:
+        self._database = database
+        self._conflict = conflict
+
+    async def fold(self, batch: Sequence[Parsed], finish: Finish) -> Sequence[Parsed]:
+        """Writes what callbacks say, in one transaction; `finish` adds to it.
+
+        Returns those that were folded: all, or the first ones where their messages have very many events. A callback
+        that the database refuses for its data is quarantined alone. Any other error says nothing of the callbacks: it
+        is raised, and nothing is written.
+        """
+        try:
+            return await self._commit(batch, finish)
+        except Exception as error:
+            if not _is_of_the_data(error):
+                raise
+            if len(batch) > 1:
+                return await self.fold(batch[: len(batch) // 2], finish)
+            [one] = batch
+            if not one.events:
+                raise
+            log.exception("a callback cannot be stored as events", callback=one.callback.id)
+            refused = _quarantined(one.callback, f"it cannot be stored: {type(error).__name__}")
+            return await self._commit([refused], finish)
+
+    async def _commit(self, batch: Sequence[Parsed], finish: Finish) -> Sequence[Parsed]:
+        async with self._database.appending() as transaction:
+            known = await event_log.of_messages(
+                transaction, _events_by_key(batch), limit=_MAX_KNOWN_EVENTS, needed=set(_keys(batch[0]))
+            )
+            batch = _prefix(batch, known)
+            existing = await status_table.existing(transaction, {key[2] for one in batch for key in _keys(one)})
+            forgotten = [key for key, events_forgotten in existing.items() if events_forgotten]
+            folded: Batch[Rows] = Batch(
+                known.events,
+                forgotten=forgotten,
+                full=known.full,
+                conflict=self._conflict,
+                snapshot=lambda message: rows_of(message, transaction.spelling),
+            )
+            await _take(folded, batch)
+            failpoints.reach("folded")
+            await transaction.run(await _steps(folded, existing, transaction))
+            failpoints.reach("written")
+            await finish(transaction, batch)
+            failpoints.reach("advanced")
+        failpoints.reach("committed")
+        return batch
+
+
+class _CannotFold(Exception):
+    """The pure code failed on an event: with this callback it would do so every time."""
+
+
+def _is_of_the_data(error: Exception) -> bool:
+    """Whether an error follows from what the callbacks say, so that it would come again with every try."""
+    return isinstance(error, _CannotFold) or is_data_error(error)
+
+
+def _keys(one: Parsed) -> list[MessageKey]:
+    return [event.key for _, event in one.events]
+
+
+def _events_by_key(batch: Sequence[Parsed]) -> Mapping[MessageKey, list[str]]:
+    events: dict[MessageKey, list[str]] = {}
+    for one in batch:
+        for _, event in one.events:
+            events.setdefault(event.key, []).append(event.id)
+    return events
+
+
+def _prefix(batch: Sequence[Parsed], known: EventsOfMessages) -> Sequence[Parsed]:
+    """The first callbacks, all of whose messages' events were read; at least one."""
+    for place, one in enumerate(batch):
+        if place and not known.left_out.isdisjoint(_keys(one)):
+            return batch[:place]
+    return batch
+
+
+async def _take(folded: Batch[Any], batch: Sequence[Parsed]) -> None:
+    taken = 0
+    for one in batch:
+        one.new, one.known, one.refused = [], [], []
+        for index, event in one.events:
+            try:
+                result = folded.take(event, index)
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                raise _CannotFold(repr(error)) from error
+            if type(result) is Appended:
+                one.new.append(event)
+            elif type(result) is Repeat:
+                one.known.append(result.callback_id)
+            elif type(result) is Unread:
+                one.refused.append(result)
+            taken += 1
+            if taken % BREATH == 0:
+                await asyncio.sleep(0)
+
+
+async def _steps(folded: Batch[Rows], existing: Mapping[MessageKey, bool], transaction: Transaction) -> list[Step]:
+    changes = []
+    for place, key in enumerate(folded.moved(), start=1):
+        after = rows_of(folded.messages[key], transaction.spelling)
+        changes.append((key in existing, folded.before.get(key), after))
+        if place % BREATH == 0:
+            await asyncio.sleep(0)
+    return [*status_table.write(changes), event_log.append(folded.appended, transaction.spelling)]

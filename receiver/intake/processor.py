@@ -1,0 +1,451 @@
+"""The processor: reads the journal on, and writes what the callbacks say into the status table and the event log.
+
+It is a cursor over the journal as a sink is one over the event log. The cursor moves in the transaction that writes
+status, events and quarantine, so each callback is processed exactly once. One worker processes a database; another one
+takes over when its lease has lapsed.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Final, Protocol
+from uuid import uuid4
+
+import structlog
+
+from receiver import failpoints
+from receiver.domain.callbacks import Callback
+from receiver.domain.delivery import FinalConflict
+from receiver.errors import StorageUnavailable
+from receiver.intake.fold import BREATH, Folder, Parsed, parse
+from receiver.intake.tag_checker import TagChecker
+from receiver.providers.values import moment_text
+from receiver.storage import journal, processor
+from receiver.storage.bulk import Transaction
+from receiver.storage.database import Database
+from receiver.storage.journal import Entry, JournalReader
+from receiver.storage.processor import ProcessorLease, ProcessorLeaseLost, Progress
+
+# A frozen worker's lease lapses and another one finds out within 10 s.
+LEASE_SECONDS: Final = 8.0
+POLL_SECONDS: Final = 0.05
+_STANDBY_SECONDS: Final = 1.0
+_BATCH_CALLBACKS: Final = 1000
+_BATCH_BYTES: Final = 4 * 1024 * 1024
+_BATCH_EVENTS: Final = 2000
+# Under load batches begin at least this far apart: many small ones cost accepting more than they bring readers. A few
+# callbacks do not wait, and neither does a backlog.
+_PACE_SECONDS: Final = 0.03
+_FEW_CALLBACKS: Final = 16
+_FIRST_BACKOFF_SECONDS: Final = 0.1
+_MAX_BACKOFF_SECONDS: Final = 5.0
+_LOG_EVERY_SECONDS: Final = 60.0
+# Dropping repeats writes to the journal, which callbacks then wait for: rarely, and few at a time.
+_DROP_EVERY_SECONDS: Final = 5.0
+_DROP_AT_ONCE: Final = 500
+
+log = structlog.get_logger("receiver.processor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processed:
+    """What one batch came to: callbacks by result, new events by type and by verdict, known events, elements by reason.
+
+    `lag_seconds` is how long after its receipt each callback's status became visible.
+    """
+
+    results: Counter[str]
+    events: Counter[str]
+    verdicts: Counter[str]
+    duplicates: int
+    reasons: Counter[str]
+    seconds: float
+    lag_seconds: Sequence[float]
+
+
+class ProcessorObserver(Protocol):
+    """Receives the measurements of the processor."""
+
+    def processed(self, batch: Processed) -> None: ...
+
+    def stuck(self, is_stuck: bool) -> None: ...
+
+
+class ProcessorStatus(StrEnum):
+    """What the processor of a worker does: nothing yet, wait for another worker's lease, work, or fail to."""
+
+    STARTING = "starting"
+    STANDBY = "standby"
+    WORKING = "working"
+    STUCK = "stuck"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessorHealth:
+    """How the processor of this worker is doing; where it is stuck, since when and why."""
+
+    status: ProcessorStatus
+    failing_since_at: datetime | None = None
+    error: str | None = None
+
+
+class Processor:
+    """Processes the journal whenever this worker holds the lease of its database."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        checker: TagChecker,
+        conflict: FinalConflict,
+        observer: ProcessorObserver,
+        clock: Callable[[], datetime],
+        on_commit: Callable[[], None] = lambda: None,
+        lease_seconds: float = LEASE_SECONDS,
+        poll_seconds: float = POLL_SECONDS,
+        holder: str | None = None,
+    ) -> None:
+        self.checker = checker
+        self.health = ProcessorHealth(status=ProcessorStatus.STARTING)
+        self._database = database
+        self._folder = Folder(database, conflict)
+        self._observer = observer
+        self._clock = clock
+        self._on_commit = on_commit
+        self._lease_seconds = lease_seconds
+        self._poll_seconds = poll_seconds
+        self._holder = holder or uuid4().hex
+        # SQLite has one worker, by the lock of its file: a lease that is found at the start is that of a dead one.
+        self._take_over = database.is_sqlite
+        self._reader: JournalReader = journal.journal_reader(database)
+        self._session_is_noted = False
+        self._arrived = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._repeats: list[str] = []
+        self._dropped_at = time.monotonic()
+        self._failures = _Failures(clock)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Finishes the batch that is under way and gives the lease back."""
+        self._stopping.set()
+        self._arrived.set()
+        if self._task is not None:
+            await self._task
+        await self._reader.close()
+
+    def wake(self) -> None:
+        """Says that the journal has grown."""
+        self._arrived.set()
+
+    async def drain(self) -> bool:
+        """Processes all that is pending now; False where another worker has the lease."""
+        lease = await self._acquire()
+        if lease is None:
+            return False
+        try:
+            while (moved := await self.process_next(lease)) is not None:
+                lease = moved
+            await self._drop_repeats()
+        finally:
+            await processor.release(self._database, lease)
+        return True
+
+    # --- the lease ---
+
+    async def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                lease = await self._acquire()
+                if lease is None:
+                    self._set(ProcessorStatus.STANDBY)
+                    await self._sleep(_STANDBY_SECONDS)
+                    continue
+                await self._work(lease)
+            except ProcessorLeaseLost as error:
+                log.warning("processor lease lost", error=str(error))
+            except Exception as error:
+                await self._failed(error, None)
+
+    async def _acquire(self) -> ProcessorLease | None:
+        lease = await processor.acquire(
+            self._database, holder=self._holder, seconds=self._lease_seconds, take_over=self._take_over
+        )
+        if lease is not None:
+            self._take_over = False
+            self._session_is_noted = False
+        return lease
+
+    async def _work(self, lease: ProcessorLease) -> None:
+        """Processes batch after batch for as long as the lease is ours."""
+        renewing = asyncio.create_task(self._renew(lease))
+        try:
+            while not self._stopping.is_set():
+                if renewing.done():
+                    await renewing
+                started = time.monotonic()
+                try:
+                    moved = await self.process_next(lease)
+                except ProcessorLeaseLost:
+                    raise
+                except Exception as error:
+                    await self._failed(error, lease)
+                    continue
+                await self._recovered(lease)
+                if moved is not None:
+                    callbacks = moved.cursor - lease.cursor
+                    lease = moved
+                    if _FEW_CALLBACKS < callbacks < _BATCH_CALLBACKS:
+                        await self._sleep(started + _PACE_SECONDS - time.monotonic())
+                    continue
+                await self._drop_repeats_now_and_then()
+                await self._wait_for_more()
+            await self._drop_repeats()
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+            with suppress(StorageUnavailable):
+                await processor.release(self._database, lease)
+
+    async def _renew(self, lease: ProcessorLease) -> None:
+        """Renews the lease until it is lost; an outage of the database ends it by itself."""
+        while True:
+            await asyncio.sleep(self._lease_seconds / 4)
+            with suppress(StorageUnavailable):
+                await processor.renew(self._database, lease, seconds=self._lease_seconds)
+
+    async def _wait_for_more(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._poll_seconds):
+                await self._arrived.wait()
+        self._arrived.clear()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Waits; the end of the processor cuts it short."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+    # --- batches ---
+
+    async def process_next(self, lease: ProcessorLease) -> ProcessorLease | None:
+        """Processes the next batch; the lease with its cursor moved, or None where nothing is pending.
+
+        Raises ProcessorLeaseLost, StorageUnavailable, or whatever else keeps the batch from being written; then
+        nothing of it is.
+        """
+        entries = await self._reader.after(lease.cursor, limit=_BATCH_CALLBACKS, max_bytes=_BATCH_BYTES)
+        if not entries:
+            return None
+        failpoints.reach("read")
+        started = time.monotonic()
+        await self._note_session(lease)
+        batch = await self._parse(entries)
+        sequences = [entry.sequence for entry in entries]
+
+        async def finish(transaction: Transaction, folded: Sequence[Parsed]) -> None:
+            rows = [row for one in folded for row in one.quarantine_rows()]
+            await transaction.run([processor.add_to_quarantine(rows)])
+            progress = Progress(
+                sequences=sequences[: len(folded)],
+                repeats=sum(one.is_repeat for one in folded),
+                last_callbacks=_last_by_route(folded),
+            )
+            await processor.advance(self._database, transaction, lease, progress)
+
+        folded = await self._folder.fold(batch, finish)
+        self._repeats += [one.callback.id for one in folded if one.is_repeat]
+        self._report(folded, time.monotonic() - started)
+        await self._drop_repeats_now_and_then()
+        return ProcessorLease(epoch=lease.epoch, cursor=max(lease.cursor, sequences[len(folded) - 1]))
+
+    async def _parse(self, entries: Sequence[Entry]) -> list[Parsed]:
+        """The callbacks, parsed: no more of them than hold about `_BATCH_EVENTS` events, but at least one."""
+        batch: list[Parsed] = []
+        events = 0
+        for place, entry in enumerate(entries, start=1):
+            parsed = await parse(entry.callback, self.checker)
+            batch.append(parsed)
+            if place % BREATH == 0:
+                await asyncio.sleep(0)
+            events += len(parsed.events) + parsed.reasons.total()
+            if events >= _BATCH_EVENTS:
+                break
+        return batch
+
+    def _report(self, folded: Sequence[Parsed], seconds: float) -> None:
+        """Says what is committed. Whoever fails to hear it must not make the batch look as if it had failed."""
+        try:
+            self._on_commit()
+            self._observer.processed(_counted(folded, seconds, self._clock()))
+        except Exception:
+            log.exception("the processor's measurements were lost")
+
+    async def _note_session(self, lease: ProcessorLease) -> None:
+        """Notes the session in a transaction of its own: a worker may freeze in that of its first batch."""
+        if not self._session_is_noted and not self._database.is_sqlite:
+            async with self._database.appending() as transaction:
+                await processor.note_session(transaction, lease)
+            self._session_is_noted = True
+
+    # --- repeats ---
+
+    async def _drop_repeats_now_and_then(self) -> None:
+        is_due = time.monotonic() - self._dropped_at >= _DROP_EVERY_SECONDS
+        if self._repeats and (is_due or len(self._repeats) >= _DROP_AT_ONCE):
+            await self._drop_repeats()
+
+    async def _drop_repeats(self) -> None:
+        """Removes callbacks that brought nothing new; those of a worker that dies first stay until retention."""
+        self._dropped_at = time.monotonic()
+        while self._repeats:
+            ids, self._repeats = self._repeats[:_DROP_AT_ONCE], self._repeats[_DROP_AT_ONCE:]
+            try:
+                await journal.remove(self._database, ids)
+            except StorageUnavailable as error:
+                log.warning("repeated callbacks stay in the journal", callbacks=len(ids), error=str(error))
+
+    # --- health ---
+
+    async def _failed(self, error: Exception, lease: ProcessorLease | None) -> None:
+        """Records that nothing can be processed now, and waits before the next try."""
+        known = self._failures.error
+        seconds = self._failures.add(error)
+        # A new connection has a session of its own.
+        self._session_is_noted = False
+        self._set(ProcessorStatus.STUCK, since=self._failures.since, error=self._failures.error)
+        if lease is not None and self._failures.error != known:
+            with suppress(Exception):  # the database may be what fails
+                await processor.record_failure(self._database, lease, self._failures.since, self._failures.error)
+        await self._sleep(seconds)
+
+    async def _recovered(self, lease: ProcessorLease) -> None:
+        if self.health.status is ProcessorStatus.WORKING:
+            return
+        if self._failures.since is not None:
+            with suppress(StorageUnavailable):
+                await processor.record_failure(self._database, lease, None, None)
+            self._failures.end()
+        self._set(ProcessorStatus.WORKING)
+
+    def _set(self, status: ProcessorStatus, since: datetime | None = None, error: str | None = None) -> None:
+        self.health = ProcessorHealth(status=status, failing_since_at=since, error=error)
+        self._observer.stuck(status is ProcessorStatus.STUCK)
+
+
+class _Failures:
+    """Failures in a row: since when, the pause after each, and a line in the log once a minute."""
+
+    def __init__(self, clock: Callable[[], datetime]) -> None:
+        self._clock = clock
+        self._number = 0
+        self._logged_at = float("-inf")
+        self.since: datetime | None = None
+        self.error: str | None = None
+
+    def add(self, error: Exception) -> float:
+        """Counts a failure; returns the seconds to wait before the next try."""
+        self._number += 1
+        self.since = self.since or self._clock()
+        # only the first line: further ones may repeat the data that was handled
+        first = str(error).partition("\n")[0]
+        self.error = first if isinstance(error, StorageUnavailable) else f"{type(error).__name__}: {first}"
+        if time.monotonic() - self._logged_at >= _LOG_EVERY_SECONDS:
+            self._logged_at = time.monotonic()
+            log.error("callbacks cannot be processed", error=self.error, tries=self._number)
+        return float(min(_FIRST_BACKOFF_SECONDS * 2 ** min(self._number - 1, 10), _MAX_BACKOFF_SECONDS))
+
+    def end(self) -> None:
+        if self._number:
+            log.info("callbacks are processed again", tries=self._number)
+        self._number, self.since, self.error, self._logged_at = 0, None, None, float("-inf")
+
+
+def _last_by_route(batch: Sequence[Parsed]) -> dict[str, str]:
+    """The time of the latest callback of each version and route."""
+    last: dict[str, str] = {}
+    for one in batch:
+        last[f"{one.callback.api}/{one.callback.route}"] = moment_text(one.callback.received_at)
+    return last
+
+
+def _counted(batch: Sequence[Parsed], seconds: float, now: datetime) -> Processed:
+    results: Counter[str] = Counter()
+    events: Counter[str] = Counter()
+    verdicts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    duplicates = 0
+    for one in batch:
+        results["quarantined" if one.is_quarantined else "duplicate" if one.is_repeat else "accepted"] += 1
+        for event in one.new:
+            events[event.status] += 1
+            verdicts[event.tag_verdict] += 1
+        reasons.update(one.reasons)
+        for refused in one.refused:
+            reasons[refused.reason] += 1
+        duplicates += len(one.known)
+    return Processed(
+        results=results,
+        events=events,
+        verdicts=verdicts,
+        duplicates=duplicates,
+        reasons=reasons,
+        seconds=seconds,
+        lag_seconds=[(now - one.callback.received_at).total_seconds() for one in batch],
+    )
+
+
+# --- reprocessing ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reprocessed:
+    """What reprocessing gave: callbacks processed, new events among them, and callbacks that stay in quarantine."""
+
+    callbacks: int = 0
+    events: int = 0
+    quarantined: int = 0
+
+    def __add__(self, other: "Reprocessed") -> "Reprocessed":
+        return Reprocessed(
+            callbacks=self.callbacks + other.callbacks,
+            events=self.events + other.events,
+            quarantined=self.quarantined + other.quarantined,
+        )
+
+
+async def reprocess(
+    database: Database,
+    callbacks: Sequence[Callback],
+    *,
+    checker: TagChecker,
+    conflict: FinalConflict,
+    clock: Callable[[], datetime],
+) -> Reprocessed:
+    """Processes callbacks of the journal once more, with today's code and keys, beside a processor that may run."""
+    folder, total = Folder(database, conflict), Reprocessed()
+    batch = [await parse(callback, checker) for callback in callbacks]
+
+    async def finish(transaction: Transaction, folded: Sequence[Parsed]) -> None:
+        now = transaction.spelling.time(clock())
+        rows = [row for one in folded for row in one.quarantine_rows(now)]
+        ids = [one.callback.id for one in folded]
+        await transaction.run([processor.take_from_quarantine(ids), processor.add_to_quarantine(rows)])
+
+    while batch:
+        folded = await folder.fold(batch, finish)
+        total += Reprocessed(
+            callbacks=len(folded),
+            events=sum(len(one.new) for one in folded),
+            quarantined=sum(one.is_quarantined for one in folded),
+        )
+        batch = batch[len(folded) :]
+    return total

@@ -1,0 +1,40 @@
+"""Reprocessing callbacks of the journal, by id or by query, a page at a time."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from receiver.domain.callbacks import Callback
+from receiver.domain.delivery import FinalConflict
+from receiver.domain.queries import CallbackQuery
+from receiver.intake import processor
+from receiver.intake.processor import Reprocessed
+from receiver.intake.tag_checker import TagChecker
+from receiver.storage import journal
+from receiver.storage.database import Database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reprocessing:
+    """Processes callbacks again with today's code and keys, beside a worker that may run."""
+
+    database: Database
+    checker: TagChecker
+    conflict: FinalConflict
+    clock: Callable[[], datetime]
+
+    async def ids(self, ids: Sequence[str]) -> Reprocessed:
+        """Reprocesses the callbacks with these ids, oldest first; one that the journal does not have is passed over."""
+        return await self._all(journal.pages_with_ids(self.database, ids))
+
+    async def query(self, query: CallbackQuery) -> Reprocessed:
+        """Reprocesses all callbacks that a query asks for, oldest first."""
+        return await self._all(journal.pages(self.database, query))
+
+    async def _all(self, pages: AsyncIterator[list[Callback]]) -> Reprocessed:
+        total = Reprocessed()
+        async for page in pages:
+            total += await processor.reprocess(
+                self.database, page, checker=self.checker, conflict=self.conflict, clock=self.clock
+            )
+        return total

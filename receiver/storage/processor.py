@@ -1,0 +1,193 @@
+"""How far the journal is processed: the processor's lease, its cursor, and the elements it could not use.
+
+One worker at a time processes a database. Its lease has an epoch, and every transaction of it begins by checking that:
+a worker that slept through its lease changes nothing any more.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Row, and_, func, literal, literal_column, or_, select, update
+from sqlalchemy import text as sql
+
+from receiver.domain.callbacks import Unread
+from receiver.errors import ReceiverError
+from receiver.storage.bulk import ExecuteMany, InsertMany, Step, Transaction
+from receiver.storage.columns import json_text
+from receiver.storage.database import Database
+from receiver.storage.journal import PROCESSOR, QUARANTINE
+
+# Of a callback with more unusable elements only so many are listed; the last one then tells how many follow.
+MAX_LISTED: Final = 100
+
+
+class ProcessorLeaseLost(ReceiverError):
+    """Another worker processes this database; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessorLease:
+    """The right to process the journal; `epoch` fences off whoever held it before."""
+
+    epoch: int
+    cursor: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessorState:
+    """What the database tells of the processor."""
+
+    cursor: int
+    epoch: int
+    lease_holder: str | None
+    lease_is_held: bool
+    callbacks: int
+    repeats: int
+    last_callbacks: Mapping[str, str]
+    failing_since_at: datetime | None
+    last_error: str | None
+
+
+async def acquire(database: Database, *, holder: str, seconds: float, take_over: bool = False) -> ProcessorLease | None:
+    """Takes the lease if nobody holds it, by the database's clock; `take_over` takes it all the same.
+
+    On PostgreSQL the session of a holder that let the lease lapse is ended: frozen in the middle of a transaction, its
+    process would keep the lock of the event log for ever.
+    """
+    lapsed = or_(PROCESSOR.c.lease_until.is_(None), PROCESSOR.c.lease_until < database.clock())
+    free = literal(True) if take_over else or_(lapsed, PROCESSOR.c.lease_holder == holder)
+    statement = (
+        update(PROCESSOR)
+        .where(free)
+        .values(epoch=PROCESSOR.c.epoch + 1, lease_holder=holder, lease_until=database.clock(seconds))
+        .returning(PROCESSOR.c.epoch, PROCESSOR.c.cursor)
+    )
+    async with database.writing() as connection:
+        if not database.is_sqlite:
+            await connection.execute(_END_SESSION.where(free))
+        row = (await connection.execute(statement)).one_or_none()
+    return ProcessorLease(epoch=row.epoch, cursor=row.cursor) if row is not None else None
+
+
+# A session that began after the lease ended only has the process number of the one that is meant.
+_END_SESSION: Final = select(func.pg_terminate_backend(literal_column("a.pid"))).select_from(
+    PROCESSOR.join(
+        sql("pg_stat_activity AS a"),
+        sql("a.pid = processor.backend AND a.usename = current_user AND a.backend_start < processor.lease_until"),
+    )
+)
+
+
+async def note_session(transaction: Transaction, lease: ProcessorLease) -> None:
+    """Writes down the PostgreSQL session of this transaction, which a successor ends if this worker freezes."""
+    await transaction.execute("UPDATE processor SET backend = pg_backend_pid() WHERE epoch = ?", (lease.epoch,))
+
+
+async def renew(database: Database, lease: ProcessorLease, *, seconds: float) -> None:
+    """Prolongs the lease; raises ProcessorLeaseLost if it is no longer ours."""
+    await _update(database, lease, lease_until=database.clock(seconds))
+
+
+async def release(database: Database, lease: ProcessorLease) -> None:
+    """Gives the lease back; one that is lost already is let be."""
+    mine = PROCESSOR.c.epoch == lease.epoch
+    async with database.writing() as connection:
+        await connection.execute(
+            update(PROCESSOR).where(mine).values(lease_holder=None, lease_until=None, backend=None)
+        )
+
+
+async def record_failure(database: Database, lease: ProcessorLease, since: datetime | None, error: str | None) -> None:
+    """Writes down since when the processor is stuck and why; None: it is not."""
+    await _update(database, lease, failing_since_at=since, last_error=error)
+
+
+async def _update(database: Database, lease: ProcessorLease, **values: Any) -> None:
+    statement = update(PROCESSOR).where(PROCESSOR.c.epoch == lease.epoch).values(**values)
+    async with database.writing() as connection:
+        if not (await connection.execute(statement)).rowcount:
+            raise ProcessorLeaseLost("another worker processes this database")
+
+
+async def state(database: Database) -> ProcessorState:
+    """What the database tells of the processor."""
+    held = and_(PROCESSOR.c.lease_until.is_not(None), PROCESSOR.c.lease_until > database.clock())
+    async with database.reading() as connection:
+        row = (await connection.execute(select(PROCESSOR, held.label("is_held")))).one()
+    return _state(row)
+
+
+def _state(row: Row[Any]) -> ProcessorState:
+    return ProcessorState(
+        cursor=row.cursor,
+        epoch=row.epoch,
+        lease_holder=row.lease_holder,
+        lease_is_held=bool(row.is_held),
+        callbacks=row.callbacks,
+        repeats=row.repeats,
+        last_callbacks=row.last_callbacks,
+        failing_since_at=row.failing_since_at,
+        last_error=row.last_error,
+    )
+
+
+# --- inside the appending transaction ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What one batch adds: the processed sequences in rising order, repeats among them, times by version and route."""
+
+    sequences: Sequence[int]
+    repeats: int
+    last_callbacks: Mapping[str, str]
+
+
+async def advance(database: Database, transaction: Transaction, lease: ProcessorLease, progress: Progress) -> None:
+    """Moves the cursor in the transaction that writes what the callbacks say.
+
+    Raises ProcessorLeaseLost, on which the transaction must be rolled back, if the lease is no longer ours.
+    """
+    times = json_text(dict(progress.last_callbacks))
+    values = (progress.sequences[-1], len(progress.sequences), progress.repeats, times, lease.epoch)
+    if not await transaction.execute(_ADVANCE[database.is_sqlite], values):
+        raise ProcessorLeaseLost("another worker processes this database")
+    if not database.is_sqlite:
+        await transaction.execute(
+            "DELETE FROM pending_callbacks WHERE sequence = ANY(?::bigint[])", (list(progress.sequences),)
+        )
+
+
+_ADVANCE: Final = {
+    True: "UPDATE processor SET cursor = max(cursor, ?), callbacks = callbacks + ?, repeats = repeats + ?, "
+    "last_callbacks = json_patch(last_callbacks, ?), failing_since_at = NULL, last_error = NULL WHERE epoch = ?",
+    False: "UPDATE processor SET cursor = greatest(cursor, ?), callbacks = callbacks + ?, repeats = repeats + ?, "
+    "last_callbacks = last_callbacks || (?::text)::jsonb, failing_since_at = NULL, last_error = NULL WHERE epoch = ?",
+}
+
+
+def quarantine(
+    callback_id: str, unread: Sequence[Unread], number: int, reprocessed_at: Any = None
+) -> list[tuple[Any, ...]]:
+    """The rows of a callback's unusable elements: of `number` the first, the last of which says how many follow."""
+    listed = unread[:MAX_LISTED]
+    rows = [(callback_id, one.index, one.reason, one.detail, one.message_id, reprocessed_at) for one in listed]
+    if rows and number > len(rows):
+        last = rows[-1]
+        more = f"{last[3]}; {number - len(rows):,} further elements could not be used either"
+        rows[-1] = (*last[:3], more, *last[4:])
+    return rows
+
+
+_QUARANTINE: Final = ("callback_id", "element", "reason", "detail", "message_id", "reprocessed_at")
+
+
+def add_to_quarantine(rows: Sequence[tuple[Any, ...]]) -> Step:
+    # a callback that is processed a second time, after its reprocessing, finds its rows there
+    return InsertMany(QUARANTINE, _QUARANTINE, rows, "ON CONFLICT (callback_id, element) DO NOTHING")
+
+
+def take_from_quarantine(callback_ids: Sequence[str]) -> Step:
+    return ExecuteMany("DELETE FROM quarantine WHERE callback_id = ?", [(id_,) for id_ in callback_ids])

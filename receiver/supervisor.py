@@ -1,0 +1,396 @@
+"""What the web process does with its worker: starts it as a child or a thread, watches it, restarts it."""
+
+import asyncio
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+from uuid import uuid4
+
+import orjson
+import structlog
+
+from receiver.errors import ReceiverError
+from receiver.intake.processor import ProcessorStatus
+from receiver.metrics import WorkerMetrics
+from receiver.settings import Settings, dump
+from receiver.worker import LINE_BYTES, REPORT_SECONDS, Worker, loop_factory, worker_lock
+
+_FIRST_BACKOFF_SECONDS: Final = 0.1
+_MAX_BACKOFF_SECONDS: Final = 10.0
+# A worker that ran for so long begins with the shortest backoff again.
+_STEADY_SECONDS: Final = 30.0
+# A worker that does not report for so long is frozen, or its machine is far too busy.
+SILENT_SECONDS: Final = 10 * REPORT_SECONDS
+_STOP_SECONDS: Final = 20.0
+_RELOAD_SECONDS: Final = 20.0
+
+# The workers of a web process follow one another, so one takes over the leases of the one before without waiting.
+_HOLDER: Final = uuid4().hex
+
+log = structlog.get_logger("receiver.supervisor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerView:
+    """What the web process knows of its worker.
+
+    `state` is `running`, `silent` (no report for a while), `down` (being restarted) or `elsewhere` (`receiver work`).
+    `processor` and `error` are from the latest report.
+    """
+
+    mode: str
+    state: str
+    process: int | None = None
+    restarts: int = 0
+    since: datetime | None = None
+    processor: str | None = None
+    failing_since: str | None = None
+    error: str | None = None
+
+
+class Supervisor(Protocol):
+    """How a web process has its work done."""
+
+    async def start(self) -> None: ...
+    def will_stop(self) -> None:
+        """Says that this process is about to stop: a worker that ends from now on is not restarted."""
+        ...
+
+    async def stop(self) -> None: ...
+    async def reload(self, settings: Settings) -> None:
+        """Hands new settings on; raises ReceiverError, and nothing changes, where the worker does not apply them."""
+        ...
+
+    def wake(self) -> None:
+        """Says that the journal has grown."""
+        ...
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether the worker is yet to take up its work."""
+        ...
+
+    def view(self) -> WorkerView: ...
+    def metrics(self) -> bytes:
+        """The worker's metrics in Prometheus' text format, at most a second or two old."""
+        ...
+
+
+def supervisor(settings: Settings) -> Supervisor:
+    match settings.worker:
+        case "process":
+            return WorkerProcess(settings)
+        case "inline":
+            return WorkerThread(settings)
+        case _:
+            return WorkerElsewhere()
+
+
+class WorkerElsewhere:
+    """No worker here: `receiver work` runs on this machine or another one."""
+
+    async def start(self) -> None: ...
+    def will_stop(self) -> None: ...
+    async def stop(self) -> None: ...
+    async def reload(self, settings: Settings) -> None: ...
+    def wake(self) -> None: ...
+
+    is_starting = False
+
+    def view(self) -> WorkerView:
+        return WorkerView(mode="none", state="elsewhere")
+
+    def metrics(self) -> bytes:
+        return b""
+
+
+class WorkerThread:
+    """A worker in a thread of this process, with an event loop of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._worker: Worker | None = None
+        self._since: datetime | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = worker_lock(settings)
+
+    async def start(self) -> None:
+        self._lock.__enter__()
+        factory = loop_factory()
+        loop = self._loop = factory() if factory else asyncio.new_event_loop()
+        self._thread = threading.Thread(target=loop.run_forever, name="receiver-worker", daemon=True)
+        self._thread.start()
+        try:
+            await self._there(self._begin())
+        except BaseException:
+            self._end_thread()
+            raise
+        self._since = datetime.now(UTC)
+
+    def will_stop(self) -> None: ...
+
+    async def stop(self) -> None:
+        if self._worker is not None:
+            await self._there(self._worker.stop())
+            self._end_thread()
+
+    async def reload(self, settings: Settings) -> None:
+        if self._worker is not None:
+            await self._there(self._worker.reload(settings))
+
+    def wake(self) -> None:
+        if self._loop is not None and self._worker is not None:
+            self._loop.call_soon_threadsafe(self._worker.wake)
+
+    @property
+    def is_starting(self) -> bool:
+        return self._worker is None
+
+    def view(self) -> WorkerView:
+        if self._worker is None:
+            return WorkerView(mode="inline", state="down")
+        health = self._worker.processor.health
+        return WorkerView(
+            mode="inline",
+            state="running",
+            since=self._since,
+            processor=health.status,
+            failing_since=str(health.failing_since_at) if health.failing_since_at else None,
+            error=health.error,
+        )
+
+    def metrics(self) -> bytes:
+        return self._worker.metrics.exposition() if self._worker is not None else b""
+
+    async def _begin(self) -> None:
+        worker = Worker(self._settings, WorkerMetrics())
+        await worker.start()
+        self._worker = worker
+
+    async def _there(self, work: Any) -> None:
+        """Awaits work on the worker's event loop."""
+        assert self._loop is not None  # noqa: S101
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    def _end_thread(self) -> None:
+        assert self._loop is not None  # noqa: S101
+        assert self._thread is not None  # noqa: S101
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._loop = self._worker = None
+        self._lock.__exit__(None, None, None)
+
+
+class WorkerProcess:
+    """A worker as a child process: restarted when it ends, stopped with this process, and gone when that dies."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_stopping = False
+        self._stopping = asyncio.Event()
+        self._restarts = 0
+        self._since: datetime | None = None
+        self._reported_at = float("-inf")
+        self._report: dict[str, Any] = {}
+        self._reloads = 0
+        self._reload: _Reload | None = None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._supervise())
+
+    def will_stop(self) -> None:
+        # The handler of a signal calls this, so it must not touch the event loop.
+        self._is_stopping = True
+
+    async def stop(self) -> None:
+        """Has the worker finish what is under way, and kills it if that takes too long."""
+        self._is_stopping = True
+        self._stopping.set()
+        self._write({"stop": True})
+        if self._task is None:
+            return
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                await asyncio.shield(self._task)
+        except TimeoutError:
+            log.warning("worker did not stop in time, killing it", process=self._pid)
+            self._kill()
+            await self._task
+
+    async def reload(self, settings: Settings) -> None:
+        """Has the worker apply new settings; one that is down, or dies meanwhile, starts with them."""
+        if self._writer is not None:
+            self._reloads += 1
+            reload = self._reload = _Reload(self._reloads, asyncio.get_running_loop().create_future())
+            self._write(_settings_message(settings, reload.number))
+            try:
+                async with asyncio.timeout(_RELOAD_SECONDS):
+                    refusal = await reload.answer
+            except TimeoutError:
+                # It will read both messages once it goes on, and is then where the web process is.
+                self._write(_settings_message(self._settings))
+                raise ReceiverError("the worker does not answer") from None
+            finally:
+                self._reload = None
+            if refusal is not None:
+                raise ReceiverError(refusal)
+        self._settings = settings
+
+    def wake(self) -> None:
+        # A worker that does not read has enough to read already.
+        if self._is_connected and not self._transport.get_write_buffer_size():
+            self._transport.write(b"\n")
+
+    @property
+    def is_starting(self) -> bool:
+        return self._report.get("processor") in (None, ProcessorStatus.STARTING)
+
+    def view(self) -> WorkerView:
+        is_silent = time.monotonic() - self._reported_at > SILENT_SECONDS
+        state = "down" if self._process is None else "silent" if is_silent else "running"
+        return WorkerView(
+            mode="process",
+            state=state,
+            process=self._pid,
+            restarts=self._restarts,
+            since=self._since,
+            processor=self._report.get("processor"),
+            failing_since=self._report.get("failingSince"),
+            error=self._report.get("error"),
+        )
+
+    def metrics(self) -> bytes:
+        exposition: str = self._report.get("metrics", "")
+        return exposition.encode()
+
+    @property
+    def _pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def _supervise(self) -> None:
+        backoff = _FIRST_BACKOFF_SECONDS
+        while not self._is_stopping:
+            began = time.monotonic()
+            try:
+                code = await self._run_once()
+            except OSError as error:
+                log.error("worker cannot be started", error=str(error))
+                code = None
+            if self._is_stopping:
+                return
+            if time.monotonic() - began >= _STEADY_SECONDS:
+                backoff = _FIRST_BACKOFF_SECONDS
+            log.error("worker ended, restarting it", exit_code=code, after_seconds=backoff)
+            self._restarts += 1
+            with suppress(TimeoutError):
+                async with asyncio.timeout(backoff):
+                    await self._stopping.wait()
+            backoff = min(backoff * 2, _MAX_BACKOFF_SECONDS)
+
+    async def _run_once(self) -> int | None:
+        """Starts the worker and reads its reports until it ends; returns its exit code."""
+        ours, theirs = socket.socketpair()
+        try:
+            process = await _spawn(theirs)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_BYTES)
+        self._process, self._writer, self._since = process, writer, datetime.now(UTC)
+        self._reported_at = time.monotonic()
+        try:
+            self._write({"stop": True} if self._is_stopping else _settings_message(self._settings))
+            if await self._listen(reader):
+                # It closed its end: it is about to exit, unless a thread of a sink keeps it.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_STOP_SECONDS):
+                        await process.wait()
+        finally:
+            self._kill()
+            code = await process.wait()
+            writer.close()
+            self._process = self._writer = None
+            self._report = {}
+            if self._reload is not None:
+                # The next worker starts with the new settings.
+                self._reload.end(None)
+        return code
+
+    async def _listen(self, reader: asyncio.StreamReader) -> bool:
+        """Reads what the worker writes until it closes its end; False where that cannot be read."""
+        try:
+            while line := await reader.readline():
+                message = orjson.loads(line)
+                if "report" in message:
+                    self._report, self._reported_at = message["report"], time.monotonic()
+                elif self._reload is not None and message.get("number") == self._reload.number:
+                    self._reload.end(message["reloaded"])
+        except ConnectionError:
+            return True
+        except ValueError as error:
+            log.error("the worker's reports cannot be read, killing it", error=str(error))
+            return False
+        return True
+
+    @property
+    def _transport(self) -> asyncio.WriteTransport:
+        assert self._writer is not None  # noqa: S101
+        return self._writer.transport
+
+    @property
+    def _is_connected(self) -> bool:
+        return self._writer is not None and not self._transport.is_closing()
+
+    def _write(self, message: dict[str, Any]) -> None:
+        if self._is_connected:
+            self._transport.write(orjson.dumps(message) + b"\n")
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
+
+@dataclass(frozen=True, slots=True)
+class _Reload:
+    """New settings under way to the worker; the answer is None, or why it does not apply them."""
+
+    number: int
+    answer: asyncio.Future[str | None]
+
+    def end(self, refusal: str | None) -> None:
+        if not self.answer.done():
+            self.answer.set_result(refusal)
+
+
+async def _spawn(connection: socket.socket) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        # What can be imported here can be imported there; without -P the current folder would come first.
+        "-P",
+        "-m",
+        "receiver.worker",
+        str(connection.fileno()),
+        pass_fds=(connection.fileno(),),
+        stdin=asyncio.subprocess.DEVNULL,
+        # Ctrl-C in a terminal is for the web process alone, which stops its worker when the last callback is accepted.
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path)},  # noqa: PTH109
+    )
+
+
+def _settings_message(settings: Settings, number: int = 0) -> dict[str, Any]:
+    return {"settings": orjson.loads(dump(settings)), "number": number, "holder": _HOLDER}

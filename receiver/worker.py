@@ -1,0 +1,320 @@
+"""The worker: everything behind the answer. It processes the journal, publishes to the sinks and prunes.
+
+It runs as a child process of `receiver serve`, by itself (`receiver work`), or in a thread of the web process. As a
+child it is started as `python -m receiver.worker FD`, and FD is a socket to its supervisor (`receiver.supervisor`):
+lines of JSON in both directions.
+"""
+
+import asyncio
+import contextlib
+import gc
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+import structlog
+
+from receiver import logs, tags
+from receiver.errors import ReceiverError
+from receiver.intake.endpoint import URLS
+from receiver.intake.processor import Processor, ProcessorStatus
+from receiver.intake.tag_checker import TagChecker
+from receiver.metrics import WorkerMetrics
+from receiver.settings import Settings, restore
+from receiver.sinks import registry
+from receiver.sinks.registry import ConfiguredSink
+from receiver.storage import embedded
+from receiver.storage.database import Database, is_sqlite
+from receiver.workers.dispatcher import Dispatchers
+from receiver.workers.pruner import Pruner
+from receiver.workers.wakeup import Wakeup
+
+# Collecting garbage took a tenth of the time under load, most of it for what lives as long as the process.
+GC_THRESHOLDS: Final = (50_000, 20, 50)
+REPORT_SECONDS: Final = 1.0
+_STARTING_SECONDS: Final = 0.05
+# Accepting comes first: where both want a processor, the web process gets nine tenths of it.
+_NICENESS: Final = 10
+# A line holds settings or metrics.
+LINE_BYTES: Final = 16 * 1024 * 1024
+# After the supervisor's death; the successor waits for the lock of the database as long as this one works on.
+_ORPHAN_SECONDS: Final = 5.0
+_LOCK_SECONDS: Final = 0.2
+_PARENT_SECONDS: Final = 0.5
+# After the time that is left to an orphan for its work.
+_EXIT_SECONDS: Final = 2.0
+
+log = structlog.get_logger("receiver.worker")
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def tag_checker(settings: Settings) -> TagChecker:
+    return TagChecker(keys=tag_keys(settings), policy=settings.tag_policy)
+
+
+def tag_keys(settings: Settings) -> dict[str, str]:
+    return tags.parse_keys([key.get_secret_value() for key in settings.tag_keys])
+
+
+def configured_sinks(settings: Settings) -> list[ConfiguredSink]:
+    """The sinks of the settings; none may publish to where callbacks come in."""
+    addresses = {settings.base_url, settings.listen_url}
+    return registry.configure(settings.sinks, {address + url.path for address in addresses for url in URLS})
+
+
+class Worker:
+    """Processor, dispatchers and pruner of one process, on the event loop that starts it."""
+
+    def __init__(self, settings: Settings, metrics: WorkerMetrics, *, holder: str | None = None) -> None:
+        self.metrics = metrics
+        self._database = Database(settings.database)
+        wakeup = Wakeup()
+        self.processor = Processor(
+            self._database,
+            checker=tag_checker(settings),
+            conflict=settings.final_conflict,
+            observer=metrics,
+            clock=now,
+            on_commit=wakeup.set,
+            holder=holder,
+        )
+        sinks = configured_sinks(settings)
+        self._dispatchers = Dispatchers(
+            self._database, sinks, clock=now, wakeup=wakeup, observer=metrics, chance=random.random, holder=holder
+        )
+        names = [sink.name for sink in sinks]
+        self._pruner = Pruner(self._database, settings.retention.ages, clock=now, sinks=names)
+
+    async def start(self) -> None:
+        # The sinks first: a new one begins at the end of the log, before this worker appends to it.
+        await self._dispatchers.start()
+        await self.processor.start()
+        await self._pruner.start()
+
+    async def stop(self) -> None:
+        """Finishes what is under way, then lets go of the database."""
+        await self.processor.stop()
+        await self._dispatchers.stop()
+        await self._pruner.stop()
+        await self._database.close()
+
+    async def reload(self, settings: Settings) -> None:
+        """Applies new sinks and tag keys.
+
+        Raises SettingsError, or StorageUnavailable where new sinks cannot be registered; then nothing has changed.
+        """
+        sinks = configured_sinks(settings)
+        checker = tag_checker(settings)
+        # The only step that may fail comes first.
+        await self._dispatchers.reload(sinks)
+        self.processor.checker = checker
+        self._pruner.sinks = frozenset(sink.name for sink in sinks)
+
+    def wake(self) -> None:
+        """Says that the journal has grown."""
+        self.processor.wake()
+
+    def report(self) -> dict[str, Any]:
+        """How the worker is doing, in JSON's types."""
+        health = self.processor.health
+        return {
+            "processor": health.status,
+            "failingSince": health.failing_since_at,
+            "error": health.error,
+            "metrics": self.metrics.exposition().decode(),
+        }
+
+
+@contextlib.contextmanager
+def worker_lock(settings: Settings) -> Iterator[None]:
+    """Makes this the only worker of an SQLite database; raises UnfitDatabase where another one has it."""
+    if not is_sqlite(settings.database):
+        yield
+        return
+    with embedded.held(embedded.file_of(settings.database), embedded.WORKER):
+        yield
+
+
+async def _lock(settings: Settings, stack: contextlib.ExitStack, is_ending: Callable[[], bool]) -> None:
+    """Takes the worker's lock, and waits where the worker of a supervisor that died still has it."""
+    is_waiting = False
+    while not is_ending():
+        try:
+            stack.enter_context(worker_lock(settings))
+        except embedded.UnfitDatabase as error:
+            if not is_waiting:
+                log.info("waiting for another worker to end", reason=str(error))
+            is_waiting = True
+            await asyncio.sleep(_LOCK_SECONDS)
+        else:
+            return
+
+
+# --- as a child of `receiver serve` ---
+
+
+class _Child:
+    """The worker's end of the socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._settings: Settings | None = None
+        self._holder: str | None = None
+        self._worker: Worker | None = None
+        # A reload waits until the worker has started.
+        self._turn = asyncio.Lock()
+        self._reloads: set[asyncio.Task[None]] = set()
+        self._ending = asyncio.Event()
+        self._is_orphan = False
+
+    async def run(self) -> None:
+        reader, self._writer = await asyncio.open_connection(sock=self._connection, limit=LINE_BYTES)
+        first = await reader.readline()
+        message = orjson.loads(first) if first else {}
+        if "settings" not in message:
+            # The supervisor is gone, or about to stop.
+            return
+        settings = self._settings = restore(orjson.dumps(message["settings"]))
+        self._holder = message["holder"]
+        logs.configure(form=settings.log_format, level=settings.log_level)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._ending.set)
+        listening = asyncio.create_task(self._listen(reader))
+        try:
+            with contextlib.ExitStack() as stack:
+                await _lock(settings, stack, self._ending.is_set)
+                if not self._ending.is_set():
+                    await self._work()
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, *self._reloads, return_exceptions=True)
+            self._writer.close()
+
+    async def _work(self) -> None:
+        worker = await self._start()
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+        while not self._ending.is_set():
+            self._tell(report=worker.report())
+            is_starting = worker.processor.health.status is ProcessorStatus.STARTING
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STARTING_SECONDS if is_starting else REPORT_SECONDS):
+                    await self._ending.wait()
+        try:
+            async with asyncio.timeout(_ORPHAN_SECONDS if self._is_orphan else None):
+                await worker.stop()
+        except TimeoutError:
+            log.warning("worker ended with work under way; what was published may be published once more")
+
+    async def _start(self) -> Worker:
+        async with self._turn:
+            assert self._settings is not None  # noqa: S101
+            worker = Worker(self._settings, WorkerMetrics(own_process=True), holder=self._holder)
+            await worker.start()
+            self._worker = worker
+        return worker
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        """Does what the supervisor says, until it says to stop or is gone."""
+        with contextlib.suppress(ConnectionError):
+            while line := await reader.readline():
+                if line == b"\n":
+                    if self._worker is not None:
+                        self._worker.wake()
+                    continue
+                message = orjson.loads(line)
+                if "settings" in message:
+                    # The end must be heard while a reload waits for the database.
+                    task = asyncio.create_task(
+                        self._reload(restore(orjson.dumps(message["settings"])), message["number"])
+                    )
+                    self._reloads.add(task)
+                    task.add_done_callback(self._reloads.discard)
+                elif "stop" in message:
+                    self._ending.set()
+                    return
+        self._is_orphan = True
+        self._ending.set()
+
+    async def _reload(self, settings: Settings, number: int) -> None:
+        try:
+            async with self._turn:
+                if self._worker is not None:
+                    await self._worker.reload(settings)
+                self._settings = settings
+        except Exception as error:
+            reason = str(error) if isinstance(error, ReceiverError) else f"unexpected {type(error).__name__}"
+            self._tell(reloaded=reason, number=number)
+        else:
+            self._tell(reloaded=None, number=number)
+
+    def _tell(self, **message: Any) -> None:
+        # A supervisor that reads nothing must not fill this process's memory.
+        if self._writer.transport.get_write_buffer_size() < LINE_BYTES:
+            self._writer.write(orjson.dumps(message, default=str) + b"\n")
+
+
+def run_child(descriptor: int) -> None:
+    """Runs a worker for the supervisor at the other end of a socket."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        # The supervisor passes on what they mean.
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_orphan, args=(os.getppid(),), name="receiver-orphan", daemon=True).start()
+    os.nice(_NICENESS)
+    connection = socket.socket(fileno=descriptor)
+    # Until the settings are there; an error before must be a line of JSON as well.
+    logs.configure()
+    try:
+        run(lambda: _Child(connection).run())
+    except ReceiverError as error:
+        log.error("worker failed", error=str(error))
+        sys.exit(1)
+    except Exception:
+        log.exception("worker failed")
+        sys.exit(1)
+
+
+def _end_orphan(supervisor: int) -> None:
+    """Ends this process some seconds after its supervisor.
+
+    This is a thread's task, because a blocked event loop does not notice the end of the supervisor, and a thread of a
+    sink that hangs keeps an orderly exit waiting.
+    """
+    while os.getppid() == supervisor:
+        time.sleep(_PARENT_SECONDS)
+    time.sleep(_ORPHAN_SECONDS + _EXIT_SECONDS)
+    os._exit(1)
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    """Runs work on the fastest event loop there is."""
+
+    async def main() -> None:
+        await work()
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(main())
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+if __name__ == "__main__":
+    run_child(int(sys.argv[1]))

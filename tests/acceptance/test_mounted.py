@@ -1,0 +1,134 @@
+"""The application inside another one, as the README shows it, and started by uvicorn alone."""
+
+import asyncio
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from receiver.app import create_app
+from receiver.settings import GivenSettings
+from tests.posts import v2_event
+from tests.running import environment, until
+from tests.servers import free_port
+from tests.web import serving
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).resolve().parents[2]
+CREDENTIALS = ("user", "password")
+TOKEN = {"Authorization": "Bearer token-of-a-test"}
+
+
+def shown_in_readme() -> str:
+    """The six lines under "Inside your own application"."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    section = readme.partition("\n## Inside your own application\n")[2].partition("\n## ")[0]
+    [block] = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    return str(block)
+
+
+@pytest.fixture
+def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RECEIVER_CALLBACK_CREDENTIALS", json.dumps([":".join(CREDENTIALS)]))
+    monkeypatch.setenv("RECEIVER_API_TOKENS", '["token-of-a-test"]')
+
+
+@pytest.mark.usefixtures("configured")
+async def test_mounted_application_serves_callbacks_api_and_links_under_its_prefix() -> None:
+    names: dict[str, Any] = {}
+    exec(compile(shown_in_readme(), "README.md", "exec"), names)
+    async with (
+        serving(names["app"]) as base,
+        httpx2.AsyncClient(base_url=f"{base}/sms", trust_env=False, timeout=20) as client,
+    ):
+        for number in range(3):
+            body = json.dumps([v2_event(f"of/{number}")])
+            answer = await client.post("/callbacks/bandwidth/v2", content=body, auth=CREDENTIALS)
+            assert answer.status_code == 200
+        # the lifespan has started journal and worker: what was accepted is processed
+        page = await client.get("/api/messages", params={"size": 2}, headers=TOKEN)
+        assert len(page.json()) == 2
+        link = page.links["next"]["url"]
+        assert link.startswith(f"{base}/sms/api/messages?")
+        assert len((await client.get(link, headers=TOKEN)).json()) == 1
+        one = await client.get("/api/messages/of%2F1", headers=TOKEN)
+        assert one.json()["status"] == "delivered"
+        assert (await client.get("/readyz")).text == "ready\n"
+        assert (await client.post("/callbacks/bandwidth/v2", content=b"[]")).status_code == 401
+
+
+@pytest.mark.usefixtures("configured")
+async def test_links_of_a_mounted_application_begin_with_the_public_url(tmp_path: Path) -> None:
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+
+    receiver = create_app(
+        GivenSettings(
+            data_dir=tmp_path / "data",
+            public_url="https://sms.example.com/hooks",
+            api_auth="none",
+            callback_auth="none",
+            insecure_no_auth=True,
+            metrics_auth="none",
+        )
+    )
+    app = Starlette(routes=[Mount("/sms", receiver)], lifespan=lambda _: receiver.router.lifespan_context(receiver))
+    async with (
+        serving(app) as base,
+        httpx2.AsyncClient(base_url=f"{base}/sms", trust_env=False, timeout=20) as client,
+    ):
+        body = json.dumps([v2_event("m1"), v2_event("m2")])
+        assert (await client.post("/callbacks/bandwidth/v2", content=body)).status_code == 200
+        page = await client.get("/api/messages", params={"size": 1})
+    assert page.links["next"]["url"].startswith("https://sms.example.com/hooks/api/messages?")
+
+
+def test_uvicorn_starts_the_application_as_a_factory(tmp_path: Path) -> None:
+    port = free_port()
+    with (tmp_path / "stderr.txt").open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "--factory", "receiver.app:create_app", "--port", str(port)],
+            cwd=tmp_path,
+            env=environment(CALLBACK_CREDENTIALS=json.dumps([":".join(CREDENTIALS)]), API_TOKENS='["token-of-a-test"]'),
+            stderr=stderr,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with httpx2.Client(base_url=url, trust_env=False, timeout=20) as client:
+
+            def is_ready() -> bool:
+                try:
+                    return client.get("/readyz").status_code == 200
+                except httpx2.TransportError:
+                    assert process.poll() is None, (tmp_path / "stderr.txt").read_text("utf-8")
+                    return False
+
+            until(is_ready)
+            body = json.dumps([v2_event("m1")])
+            assert client.post("/callbacks/bandwidth/v2", content=body, auth=CREDENTIALS).status_code == 200
+            [message] = client.get("/api/messages", headers=TOKEN).json()
+            assert message["status"] == "delivered"
+    finally:
+        process.terminate()
+        # uvicorn raises the signal once more when all is done
+        assert process.wait(60) in (0, -signal.SIGTERM)
+    assert (tmp_path / "receiver-data/callbacks.db").exists()
+
+
+async def test_two_applications_for_one_sqlite_database_are_refused(tmp_path: Path) -> None:
+    settings = GivenSettings(data_dir=tmp_path, callback_auth="none", api_auth="none", metrics_auth="none")
+    first, second = create_app(settings), create_app(settings)
+    async with first.router.lifespan_context(first):
+        with pytest.raises(Exception, match="already serves the database"):
+            async with second.router.lifespan_context(second):
+                pass
+    async with asyncio.timeout(20), second.router.lifespan_context(second):
+        pass

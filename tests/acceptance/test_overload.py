@@ -1,0 +1,85 @@
+"""More callbacks than can be committed: every one is answered within five seconds, as its sender measures it."""
+
+import asyncio
+import json
+import sqlite3
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.posts import v2_event
+from tests.running import Server, serving
+
+pytestmark = pytest.mark.anyio
+
+SETTINGS = {"CALLBACK_CREDENTIALS": '["user:password"]', "API_TOKENS": '["token-of-a-test"]'}
+HEAD = (
+    "POST /callbacks/bandwidth/v2 HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    f"Authorization: Basic {b64encode(b'user:password').decode()}\r\nContent-Length: "
+)
+# what Bandwidth is promised, and what a busy machine may add before the bytes reach the test
+PROMISED_SECONDS = 5.0
+BUSY_SECONDS = 2.0
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    with serving(tmp_path, settings=SETTINGS) as server:
+        yield server
+
+
+async def post(server: Server, message_id: str) -> tuple[int, bytes, float]:
+    """Posts one callback over a connection of its own: the status, the head of the answer, the seconds it took."""
+    url = urlsplit(server.url)
+    body = json.dumps([v2_event(message_id)]).encode()
+    started = time.monotonic()
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    writer.write(f"{HEAD}{len(body)}\r\n\r\n".encode() + body)
+    head = await reader.readuntil(b"\r\n\r\n")
+    seconds = time.monotonic() - started
+    writer.close()
+    return int(head[9:12]), head, seconds
+
+
+async def post_many(server: Server, count: int, prefix: str) -> list[tuple[int, bytes, float]]:
+    return await asyncio.gather(*(post(server, f"{prefix}{number}") for number in range(count)))
+
+
+@contextmanager
+def held_lock(file: Path) -> Iterator[None]:
+    """Holds the write lock of an SQLite file, as a foreign program might."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+async def test_locked_journal_answers_a_burst_with_503_and_retry_after_within_five_seconds(
+    server: Server, tmp_path: Path
+) -> None:
+    assert [status for status, _, _ in await post_many(server, 5, "before-")] == [200] * 5
+    with held_lock(tmp_path / "receiver-data/callbacks.db"):
+        answers = await post_many(server, 400, "during-")
+    assert {status for status, _, _ in answers} == {503}
+    assert all(b"retry-after: " in head.lower() for _, head, _ in answers)
+    assert max(seconds for _, _, seconds in answers) < PROMISED_SECONDS + BUSY_SECONDS
+    assert [status for status, _, _ in await post_many(server, 5, "after-")] == [200] * 5
+
+
+async def test_burst_of_a_thousand_connections_is_accepted_within_five_seconds(server: Server) -> None:
+    answers = await post_many(server, 1000, "burst-")
+    assert {status for status, _, _ in answers} == {200}
+    assert max(seconds for _, _, seconds in answers) < PROMISED_SECONDS + BUSY_SECONDS
+
+
+async def test_locked_main_file_delays_no_answer(server: Server, tmp_path: Path) -> None:
+    """What the processor writes to is not what a callback waits for."""
+    with held_lock(tmp_path / "receiver-data/receiver.db"):
+        answers = await post_many(server, 100, "during-")
+    assert {status for status, _, _ in answers} == {200}
+    assert max(seconds for _, _, seconds in answers) < PROMISED_SECONDS

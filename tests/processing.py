@@ -1,0 +1,56 @@
+"""Callbacks, appended to the journal and processed as the service does it, without the service."""
+
+from datetime import UTC, datetime
+
+from receiver.domain.callbacks import Callback
+from receiver.domain.delivery import FinalConflict
+from receiver.intake.processor import Processed, Processor
+from receiver.intake.tag_checker import TagChecker
+from receiver.storage import journal
+from receiver.storage.database import Database
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class NoObserver:
+    """An observer of the processor for tests that measure nothing."""
+
+    def processed(self, batch: Processed) -> None: ...
+
+    def stuck(self, is_stuck: bool) -> None: ...
+
+
+async def append(database: Database, *callbacks: Callback) -> int:
+    """Appends callbacks to the journal in one transaction; returns how many are new."""
+    writer = journal.journal_writer(database)
+    try:
+        return await writer.append(callbacks)
+    finally:
+        await writer.close()
+
+
+async def drain(
+    database: Database, *, checker: TagChecker | None = None, conflict: FinalConflict = FinalConflict.FAILED_WINS
+) -> None:
+    """Processes all that is pending in the journal."""
+    processor = Processor(
+        database, checker=checker or TagChecker(), conflict=conflict, observer=NoObserver(), clock=now
+    )
+    try:
+        assert await processor.drain(), "another worker has the processor's lease"
+    finally:
+        await processor.stop()
+
+
+async def process(
+    database: Database,
+    *callbacks: Callback,
+    checker: TagChecker | None = None,
+    conflict: FinalConflict = FinalConflict.FAILED_WINS,
+) -> None:
+    """Appends callbacks to the journal and processes all that is pending."""
+    if callbacks:
+        await append(database, *callbacks)
+    await drain(database, checker=checker, conflict=conflict)
