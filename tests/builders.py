@@ -1,13 +1,16 @@
-"""Rows of the status table, the log and the ledger for tests of what reads them: one call, sensible values."""
+"""Rows of the status table, the log and the journal for tests of what reads them: one call, sensible values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from sqlalchemy import update
+
 from receiver.domain.events import number_key
-from receiver.storage.callbacks import CALLBACKS
+from receiver.storage import journal
 from receiver.storage.database import Database
+from receiver.storage.journal import CALLBACKS, PENDING, PROCESSOR, QUARANTINE
 from receiver.storage.status_table import DELIVERIES, MESSAGES
 
 NOON = datetime(2024, 6, 12, 12, tzinfo=UTC)
@@ -77,7 +80,16 @@ def inbound(id: str, **columns: Any) -> MessageRows:  # noqa: A002
     return message(id, **{**told, "delivery_state": None, **columns})
 
 
-_SHARED = ("api", "listed_at", "status", "state", "delivery_state", "delivery_code", "delivery_description")
+_SHARED = (
+    "api",
+    "direction",
+    "listed_at",
+    "status",
+    "state",
+    "delivery_state",
+    "delivery_code",
+    "delivery_description",
+)
 
 
 def _delivery(row: dict[str, Any], number: str | None, place: int) -> dict[str, Any]:
@@ -96,9 +108,24 @@ def _delivery(row: dict[str, Any], number: str | None, place: int) -> dict[str, 
     }
 
 
-def callback(id: str, **columns: Any) -> dict[str, Any]:  # noqa: A002
-    """A POST that was accepted."""
-    return {
+@dataclass(frozen=True, slots=True)
+class CallbackRows:
+    """The journal's row of a callback, its rows in the quarantine, and whether it is yet to be processed."""
+
+    callback: dict[str, Any]
+    quarantine: list[dict[str, Any]]
+    is_pending: bool
+
+
+def callback(
+    id: str,  # noqa: A002
+    *,
+    problems: Sequence[dict[str, Any]] = (),
+    is_pending: bool = False,
+    **columns: Any,
+) -> CallbackRows:
+    """A POST that was accepted and processed; `problems` are its quarantined elements."""
+    row = {
         "id": id,
         "received_at": NOON,
         "api": "v2",
@@ -108,14 +135,14 @@ def callback(id: str, **columns: Any) -> dict[str, Any]:  # noqa: A002
         "query": "",
         "headers": {"content-type": "application/json"},
         "body": b"[]",
-        "outcome": "accepted",
-        "reason": None,
-        "problems": None,
-        "events": 1,
-        "duplicates": 0,
-        "reread_at": None,
         **columns,
     }
+    return CallbackRows(row, [{**problem, "callback_id": id} for problem in problems], is_pending)
+
+
+def problem(reason: str = "unreadable", element: int = 0, **columns: Any) -> dict[str, Any]:
+    """A quarantined element."""
+    return {"element": element, "reason": reason, "detail": "", "message_id": None, "reprocessed_at": None, **columns}
 
 
 async def insert(database: Database, *built: MessageRows) -> None:
@@ -124,6 +151,20 @@ async def insert(database: Database, *built: MessageRows) -> None:
         await connection.execute(DELIVERIES.insert(), [row for one in built for row in one.deliveries])
 
 
-async def insert_callbacks(database: Database, *built: dict[str, Any]) -> None:
+async def insert_callbacks(database: Database, *built: CallbackRows) -> None:
+    """Puts callbacks into the journal: first those that are processed, then those that are pending."""
+    processed = [one.callback for one in built if not one.is_pending]
+    pending = [one.callback for one in built if one.is_pending]
+    quarantine = [row for one in built for row in one.quarantine]
+    async with database.writing_journal() as connection:
+        if processed:
+            await connection.execute(CALLBACKS.insert(), processed)
+        end = await journal.end(connection)
+        for row in pending:
+            [sequence] = (await connection.execute(CALLBACKS.insert(), row)).inserted_primary_key
+            if not database.is_sqlite:
+                await connection.execute(PENDING.insert(), {"sequence": sequence})
     async with database.writing() as connection:
-        await connection.execute(CALLBACKS.insert(), list(built))
+        await connection.execute(update(PROCESSOR).values(cursor=end))
+        if quarantine:
+            await connection.execute(QUARANTINE.insert(), quarantine)

@@ -1,4 +1,4 @@
-"""`receiver messages list`, `show` and `attempts`."""
+"""`receiver messages list`, `show`, `events` and `attempts`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from receiver.cli import asking
 from receiver.cli.opening import with_database
 from receiver.cli.output import say, say_fields, say_json, say_page, say_table
 from receiver.domain.cloudevents import rfc3339
-from receiver.domain.events import Api, Event
+from receiver.domain.events import Api, Direction, Event
 from receiver.domain.queries import AttemptView, MessageView
 from receiver.errors import ReceiverError
 from receiver.settings import Settings
@@ -28,7 +28,7 @@ def list_messages(config: Path | None, asked: Mapping[str, Any], *, json: bool) 
         say_page(page, _HEADINGS, _row, model=Message, json=json, number=asked["page"])
         return 0
 
-    return with_database(config, work)
+    return with_database(config, work, reads_processed=True)
 
 
 _HEADINGS = ("TIME", "API", "ID", "DIRECTION", "FROM", "TO", "STATUS", "CODE", "TAG")
@@ -49,10 +49,12 @@ def _row(view: MessageView) -> tuple[object, ...]:
     )
 
 
-def show_message(config: Path | None, message_id: str, *, api: Api | None, json: bool) -> int:
+def show_message(
+    config: Path | None, message_id: str, *, api: Api | None, direction: Direction | None, json: bool
+) -> int:
     async def work(_: Settings, database: Database) -> int:
-        view = _only(message_id, await messages.with_id(database, message_id, api))
-        events = await messages.events(database, view.api, view.id)
+        view = _only(message_id, await messages.with_id(database, message_id, api, direction))
+        events = await messages.events(database, view.key)
         message = Message.model_validate(view)
         if json:
             told = [MessageEvent.model_validate(event) for event in events]
@@ -61,21 +63,44 @@ def show_message(config: Path | None, message_id: str, *, api: Api | None, json:
             _say(message, events)
         return 0
 
-    return with_database(config, work)
+    return with_database(config, work, reads_processed=True)
 
 
-def list_attempts(config: Path | None, message_id: str, *, api: Api | None, sink: str | None, json: bool) -> int:
+def list_events(
+    config: Path | None, message_id: str, *, api: Api | None, direction: Direction | None, json: bool
+) -> int:
     async def work(_: Settings, database: Database) -> int:
-        view = _only(message_id, await messages.with_id(database, message_id, api))
+        view = _only(message_id, await messages.with_id(database, message_id, api, direction))
+        events = await messages.events(database, view.key)
+        if json:
+            say_json([MessageEvent.model_validate(event) for event in events])
+        else:
+            say_table(_EVENT_HEADINGS, [_event_row(event) for event in events])
+        return 0
+
+    return with_database(config, work, reads_processed=True)
+
+
+def list_attempts(
+    config: Path | None,
+    message_id: str,
+    *,
+    api: Api | None,
+    direction: Direction | None,
+    sink: str | None,
+    json: bool,
+) -> int:
+    async def work(_: Settings, database: Database) -> int:
+        view = _only(message_id, await messages.with_id(database, message_id, api, direction))
         async with database.reading() as connection:
-            found = await attempts.of_message(connection, view.api, view.id, sink)
+            found = await attempts.of_message(connection, view.key, sink)
         if json:
             say_json([Attempt.model_validate(attempt) for attempt in found])
         else:
             say_table(_ATTEMPT_HEADINGS, [_attempt_row(attempt) for attempt in found])
         return 0
 
-    return with_database(config, work)
+    return with_database(config, work, reads_processed=True)
 
 
 _ATTEMPT_HEADINGS = ("STARTED", "SECONDS", "SINK", "STATUS", "OUTCOME", "CODE", "DECISION", "REASON", "RESPONSE")
@@ -99,7 +124,12 @@ def _only(message_id: str, found: Sequence[MessageView]) -> MessageView:
     if not found:
         raise ReceiverError(f"there is no message {message_id}")
     if len(found) > 1:
-        raise typer.BadParameter(f"both generations have a message {message_id}: say which", param_hint="--api")
+        hints = []
+        if len({view.api for view in found}) > 1:
+            hints.append("--api")
+        if len({view.direction for view in found}) > 1:
+            hints.append("--direction")
+        raise typer.BadParameter(f"{len(found)} messages have the id {message_id}", param_hint=hints)
     return found[0]
 
 
@@ -109,7 +139,10 @@ def _say(message: Message, events: Sequence[Event]) -> None:
         say("", f"to {recipient.to or 'a number that was not told'}")
         say_fields(_recipient_fields(recipient), indent="  ")
     say("", "events, in order of arrival")
-    say_table(("RECEIVED", "TYPE", "TIME", "RECIPIENT", "CODE", "DESCRIPTION"), [_event_row(event) for event in events])
+    say_table(_EVENT_HEADINGS, [_event_row(event) for event in events])
+
+
+_EVENT_HEADINGS = ("RECEIVED", "TYPE", "TIME", "RECIPIENT", "CODE", "DESCRIPTION")
 
 
 def _fields(told: Mapping[str, Any]) -> list[tuple[str, object]]:

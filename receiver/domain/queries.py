@@ -1,12 +1,14 @@
-"""What can be asked of the status table, of the ledger and about the sinks, and what comes back."""
+"""What can be asked of the status table, of the journal and about the sinks, and what comes back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Generic, Literal, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
-from receiver.domain.events import Api, Direction, TagVerdict
+import msgspec
+
+from receiver.domain.events import Api, Direction, MessageKey, TagVerdict
 
 Item = TypeVar("Item")
 
@@ -34,7 +36,25 @@ class MessagePlace:
 
     listed_at: datetime
     api: Api
+    direction: Direction
     id: str
+
+
+# The delivery states that the messages of a status can have, by the rules of the providers and of
+# `receiver.domain.delivery`: an axis is derived from the status, or comes from v1 events that say this status.
+DELIVERY_STATES: Final[Mapping[str, frozenset[str]]] = {
+    "unknown": frozenset(),
+    "queued": frozenset({"waiting"}),
+    "sending": frozenset({"waiting"}),
+    "sent": frozenset({"waiting"}),
+    "unconfirmed": frozenset({"waiting", "not-delivered"}),
+    "delivered": frozenset({"delivered"}),
+    "failed": frozenset({"waiting", "not-delivered"}),
+    "read": frozenset({"delivered"}),
+    "received": frozenset({"waiting", "delivered", "not-delivered"}),
+    "pending": frozenset({"waiting"}),
+    "partial": frozenset(),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +85,21 @@ class MessageQuery:
     skip: int = 0
     size: int = 25
 
+    @property
+    def is_contradictory(self) -> bool:
+        """Whether no message can have all of these values: a database would look through very many for one."""
+        asked = ((self.direction, "in"), (self.status, "received"), (self.state, "received"))
+        is_inbound = {value == inbound for value, inbound in asked if value is not None}
+        if self.tag_verdict is not None:
+            is_inbound.add(self.tag_verdict is TagVerdict.NOT_APPLICABLE)
+        if len(is_inbound) > 1:
+            return True
+        if self.status is None or self.delivery_state is None:
+            return False
+        return self.delivery_state not in DELIVERY_STATES.get(self.status, (self.delivery_state,))
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecipientView:
+
+class RecipientView(msgspec.Struct, frozen=True, gc=False):
     """A delivery as it is shown: how far a message of a generation got to one number (None where none is known)."""
 
     api: Api
@@ -85,21 +117,23 @@ class RecipientView:
     updated_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MessageView:
-    """A message as it is shown: its facts, its standing, and its recipients in their order."""
+class MessageView(msgspec.Struct, frozen=True):
+    """A message as it is shown: its facts, its status, and its recipients in their order.
+
+    A structure: a page has a thousand messages, and a frozen dataclass costs a `setattr` for each field.
+    """
 
     api: Api
-    id: str
     direction: Direction
+    id: str
     sender: str | None
     numbers: list[str]
     owner: str | None
     application_id: str | None
     text: str | None
-    media: list[str]
+    media: list[str] | None
     tag: str | None
-    tag_verdict: TagVerdict
+    tag_verdict: str
     segment_count: int | None
     channel: str | None
     carrier_name: str | None
@@ -119,15 +153,30 @@ class MessageView:
 
     @property
     def place(self) -> MessagePlace:
-        return MessagePlace(self.listed_at, self.api, self.id)
+        return MessagePlace(self.listed_at, self.api, self.direction, self.id)
+
+    @property
+    def key(self) -> MessageKey:
+        return (self.api, self.direction, self.id)
+
+
+CallbackOutcome = Literal["pending", "accepted", "quarantined"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallbackQuery:
-    """Which callbacks of the ledger, in which order, from which id on. What is None does not filter."""
+    """Which callbacks of the journal, in which order, from which id on. What is None does not filter.
 
-    outcome: str | None = None
+    `reason` finds quarantined callbacks with an element that was rejected for it; `message_id` those that brought an
+    event of the message, or an element that is quarantined and names it. `since` is inclusive, `until` exclusive; both
+    are about the time of receipt.
+    """
+
+    outcome: CallbackOutcome | None = None
     reason: str | None = None
+    message_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
     order: SortOrder = SortOrder.DESC
     after: str | None = None
     skip: int = 0
@@ -136,7 +185,11 @@ class CallbackQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallbackView:
-    """A callback of the ledger without what came in it."""
+    """A callback of the journal without headers and body.
+
+    `reason` is that of its first quarantined element, `reprocessed_at` when that was last processed again; both are
+    known only while something of the callback is quarantined.
+    """
 
     id: str
     received_at: datetime
@@ -144,21 +197,29 @@ class CallbackView:
     route: str
     method: str
     remote: str | None
-    outcome: str
+    outcome: CallbackOutcome
     reason: str | None
-    events: int
-    duplicates: int
-    reread_at: datetime | None
+    reprocessed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantinedElement:
+    """An element of a callback that did not become an event: its place in the array, and why."""
+
+    index: int
+    reason: str
+    detail: str
+    message_id: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeCallback(CallbackView):
-    """A callback of the ledger with what came in it, and what was not read of it, element by element."""
+    """A callback of the journal as it came, and the elements of it that are quarantined."""
 
     query: str
     headers: dict[str, str]
     body: bytes
-    problems: list[dict[str, Any]]
+    problems: list[QuarantinedElement]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

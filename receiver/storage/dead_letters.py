@@ -150,9 +150,9 @@ def _conditions(choice: DeadLetterChoice) -> list[ColumnElement[bool]]:
     if choice.reason is not None:
         conditions.append(DEAD_LETTERS.c.reason == choice.reason)
     if choice.message_id is not None:
-        conditions.append(_is_of(EVENTS.c.message_id == choice.message_id))
+        conditions.append(_is_of_message(choice.message_id))
     if choice.event_id is not None:
-        conditions.append(_is_of(EVENTS.c.id == choice.event_id))
+        conditions.append(DEAD_LETTERS.c.event_id == choice.event_id)
     if choice.since is not None:
         conditions.append(DEAD_LETTERS.c.died_at >= choice.since)
     if choice.until is not None:
@@ -160,9 +160,11 @@ def _conditions(choice: DeadLetterChoice) -> list[ColumnElement[bool]]:
     return conditions
 
 
-def _is_of(events: ColumnElement[bool]) -> ColumnElement[bool]:
+def _is_of_message(message_id: str) -> ColumnElement[bool]:
     # not by the columns that the list joins: this way the log's index is always the way in
-    of_it: ColumnElement[bool] = DEAD_LETTERS.c.position.in_(select(EVENTS.c.position).where(events))
+    of_it: ColumnElement[bool] = DEAD_LETTERS.c.position.in_(
+        select(EVENTS.c.position).where(EVENTS.c.message_id == message_id)
+    )
     return of_it
 
 

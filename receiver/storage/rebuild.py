@@ -1,30 +1,41 @@
-"""The status table made anew from the event log, message by message, beside a running intake."""
+"""The status table recomputed from the event log, message by message, beside a running processor."""
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from receiver.domain.delivery import FinalConflict, fold
-from receiver.domain.events import Api
+from receiver.domain.events import Api, Direction, MessageKey
 from receiver.storage import event_log, status_table
-from receiver.storage.appending import Transaction
+from receiver.storage.bulk import Transaction
+from receiver.storage.columns import Json, UTCDateTime, json_text
 from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS
-from receiver.storage.status_table import DELIVERIES, MESSAGES, OF_EITHER_API, Rows, rows_of
+from receiver.storage.status_table import (
+    DELIVERIES,
+    DELIVERY_COLUMNS,
+    MESSAGE_COLUMNS,
+    MESSAGES,
+    Row,
+    Rows,
+    rows_of,
+)
 
-_BITE: Final = 100
-# the log does not hold them: what the table has stays
-_NOT_IN_THE_LOG: Final = ("text", "media")
-_NOT_FOLDED: Final = "events_forgotten"
+# One batch holds the lock of the event log: at most so many message ids, and so many events unless one id has more.
+_BATCH_IDS: Final = 100
+_BATCH_EVENTS: Final = 10_000
+# The log does not hold them: the table's values stay.
+_NOT_IN_THE_LOG: Final = tuple(MESSAGE_COLUMNS.index(name) for name in ("text", "media"))
+_RECIPIENT_KEY: Final = DELIVERY_COLUMNS.index("recipient_key")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rebuilt:
-    """What a rebuild found: messages read, those left alone for want of events, and rows that were not right."""
+    """What a rebuild found: messages read, those left alone because retention removed events, and wrong rows."""
 
     messages: int = 0
     forgotten: int = 0
@@ -39,7 +50,12 @@ class Rebuilt:
 
 
 class Rebuild:
-    """Recomputes messages and deliveries from their events. `writes` False only tells what differs."""
+    """Recomputes messages and deliveries from their events. With `writes` False it only counts what differs.
+
+    A message that the first version merged from inbound and outbound events is split: its row becomes that of the
+    inbound message, and the outbound one gets a row. No message row is removed: one without events in the log may have
+    lost them to retention, and a message that was split kept events of its own.
+    """
 
     def __init__(self, database: Database, conflict: FinalConflict, *, writes: bool = True) -> None:
         self._database = database
@@ -47,7 +63,7 @@ class Rebuild:
         self._writes = writes
 
     async def run(self) -> Rebuilt:
-        """Goes through the whole log, so many messages at a time; intake goes on in between."""
+        """Goes through the whole log in batches; the processor works on in between."""
         total, ids = Rebuilt(), await self._ids_after("")
         while ids:
             total += await self._rebuild(ids)
@@ -56,45 +72,94 @@ class Rebuild:
         return total
 
     async def _ids_after(self, message_id: str) -> Sequence[str]:
-        statement = select(EVENTS.c.message_id).where(EVENTS.c.message_id > message_id)
+        """The next message ids: no more of them than have about `_BATCH_EVENTS` events, but at least one."""
+        statement = (
+            select(EVENTS.c.message_id, func.count())
+            .where(EVENTS.c.message_id > message_id)
+            .group_by(EVENTS.c.message_id)
+            .order_by(EVENTS.c.message_id)
+            .limit(_BATCH_IDS)
+        )
         async with self._database.reading() as connection:
-            found = await connection.scalars(statement.distinct().order_by(EVENTS.c.message_id).limit(_BITE))
-            return found.all()
+            found = (await connection.execute(statement)).all()
+        ids: list[str] = []
+        events = 0
+        for id_, number in found:
+            events += number
+            if ids and events > _BATCH_EVENTS:
+                break
+            ids.append(id_)
+        return ids
 
     async def _rebuild(self, ids: Sequence[str]) -> Rebuilt:
-        """One bite. The intake lock is held from the reading of the events to the writing of their rows."""
+        """One batch. The lock of the event log is held from the reading of the events to the writing of their rows."""
+        wanted: dict[MessageKey, Sequence[str]] = {
+            (api, direction, id_): () for id_ in ids for api in Api for direction in Direction
+        }
         async with self._database.appending() as transaction:
-            known = await event_log.of_messages(transaction, ids)
+            # without a limit: `_ids_after` has chosen few enough
+            known = await event_log.of_messages(transaction, wanted, limit=sys.maxsize - 1, needed=())
             existing = await status_table.existing(transaction, ids)
             forgotten = {key for key, events_forgotten in existing.items() if events_forgotten}
             stored = await _stored(transaction, ids)
-            wanted = {
-                key: rows_of(fold(events, self._conflict)) for key, events in known.items() if key not in forgotten
+            rebuilt = {
+                key: rows_of(fold(events, self._conflict), transaction.spelling)
+                for key, events in known.events.items()
+                if key not in forgotten
             }
-            changes = [(_comparable(stored.get(key), rows), rows) for key, rows in wanted.items()]
-            differing = sum(_differing(before, after) for before, after in changes)
+            changes = [(key in existing, _comparable(stored.get(key), rows), rows) for key, rows in rebuilt.items()]
+            differing = sum(_differing(before, after) for _, before, after in changes)
             if differing and self._writes:
                 await transaction.run(status_table.write(changes))
-        return Rebuilt(messages=len(wanted), forgotten=len(forgotten & known.keys()), differing=differing)
+        return Rebuilt(messages=len(rebuilt), forgotten=len(forgotten & known.events.keys()), differing=differing)
 
 
-async def _stored(transaction: Transaction, ids: Sequence[str]) -> dict[tuple[Api, str], Rows]:
-    """The rows that messages with these ids have now; a message that is missing has an empty one."""
-    found: dict[tuple[Api, str], Rows] = defaultdict(lambda: Rows({}, {}))
-    folded = [column for column in MESSAGES.columns if column.name != _NOT_FOLDED]
-    for row in await transaction.select(folded, f"{OF_EITHER_API} AND id {{among}}", ids):
-        found[Api(row.api), row.id].message.update(row._asdict())
-    for row in await transaction.select(list(DELIVERIES.columns), f"{OF_EITHER_API} AND message_id {{among}}", ids):
-        found[Api(row.api), row.message_id].deliveries[row.recipient_key] = row._asdict()
-    return found
+async def _stored(transaction: Transaction, ids: Sequence[str]) -> Mapping[MessageKey, Rows]:
+    """The rows that messages with these ids have now; a message without one of its own has an empty one."""
+    messages: dict[MessageKey, Row] = {}
+    deliveries: dict[MessageKey, dict[str, Row]] = {}
+    for row in await _select(transaction, MESSAGES, MESSAGE_COLUMNS, "id", ids):
+        messages[_key(row)] = row
+    for row in await _select(transaction, DELIVERIES, DELIVERY_COLUMNS, "message_id", ids):
+        deliveries.setdefault(_key(row), {})[row[_RECIPIENT_KEY]] = row
+    return {key: Rows(messages.get(key, ()), deliveries.get(key, {})) for key in messages.keys() | deliveries.keys()}
+
+
+async def _select(
+    transaction: Transaction, table: Any, names: Sequence[str], id_name: str, ids: Sequence[str]
+) -> list[Row]:
+    """Rows of a table as `rows_of` makes them: times as the driver takes them, JSON as text."""
+    columns = [table.c[name] for name in names]
+    found = await transaction.select(columns, f"{id_name} {{among}}", ids)
+    encoders = [_encoder(column, transaction) for column in columns]
+    return [
+        tuple(
+            value if encode is None or value is None else encode(value)
+            for value, encode in zip(row, encoders, strict=True)
+        )
+        for row in found
+    ]
+
+
+def _encoder(column: Any, transaction: Transaction) -> Callable[[Any], Any] | None:
+    if isinstance(column.type, Json):
+        return json_text
+    return transaction.spelling.time if isinstance(column.type, UTCDateTime) else None
+
+
+def _key(row: Row) -> MessageKey:
+    api, direction, id_ = row[:3]
+    return Api(api), Direction(direction), id_
 
 
 def _comparable(stored: Rows | None, rows: Rows) -> Rows | None:
     """Stored rows with what the log does not hold taken from the rows made of it."""
-    if stored is None:
-        return None
-    absent: dict[str, Any] = {name: rows.message[name] for name in _NOT_IN_THE_LOG}
-    return replace(stored, message={**stored.message, **absent})
+    if stored is None or not stored.message:
+        return stored
+    message = list(stored.message)
+    for place in _NOT_IN_THE_LOG:
+        message[place] = rows.message[place]
+    return replace(stored, message=tuple(message))
 
 
 def _differing(before: Rows | None, after: Rows) -> int:

@@ -70,7 +70,7 @@ async def begin(database: Database, sink: str, since: Since, *, now: datetime) -
     after = await _before(database, since)
     async with database.writing() as connection:
         # retention holds it too: either it sees the replay and leaves its events, or this sees what is left of them
-        await database.lock_intake(connection)
+        await database.lock_log(connection)
         row = await operating.lock(connection, sink)
         await _refuse(connection, sink, since)
         is_empty = await event_log.first(connection, event_log.within(after, row.cursor)) is None

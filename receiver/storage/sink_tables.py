@@ -124,6 +124,7 @@ class DeadLetterRow(SQLModel, table=True):
         UniqueConstraint("sink", "position", name="uq_dead_letters_sink_position"),
         Index("ix_dead_letters_position", "position"),
         Index("ix_dead_letters_sink", "sink", "id"),
+        Index("ix_dead_letters_event", "event_id"),
         {"sqlite_autoincrement": True},
     )
 

@@ -17,7 +17,7 @@ from receiver.web.operations import Api, Group, Operation, path_value
 from receiver.web.parameter_kinds import message_cursor
 from receiver.web.parameters import CompatMessageParameters, Parameters
 from receiver.web.problems import ProblemError, as_problem
-from receiver.web.representations import Representation
+from receiver.web.representations import Media, Representation
 
 
 def seed_time(time: datetime) -> str:
@@ -45,7 +45,7 @@ class SeedMessage(Representation):
     time: SeedTime = Field(validation_alias="listed_at")
     direction: Direction
     state: str | None = None
-    media: list[str]
+    media: Media
     tag: str | None = None
     delivery_state: str | None = None
     delivery_code: int | None = None
@@ -102,7 +102,8 @@ async def get_message(api: Api, request: Request, _: Parameters) -> Response:
     found = await messages.with_id(api.database, path_value(request, "messageId"))
     if not found:
         raise ProblemError(404, "The message could not be found")
-    # v1 comes first: where both generations have the id, the seed's clients mean theirs
+    # A client of v1 means its own message, v1 before v2, and the one it sent before one it received.
+    found.sort(key=lambda view: (view.direction is not Direction.OUT, view.api))
     return json_answer(SeedMessage.model_validate(found[0]), leave_out_null=True)
 
 
@@ -124,6 +125,7 @@ GROUP: Final = Group(
             answer=list[SeedMessage],
             has_next=True,
             path_words=_USER,
+            reads_processed=True,
         ),
         Operation(
             name="getSeedMessage",
@@ -133,6 +135,7 @@ GROUP: Final = Group(
             answer=SeedMessage,
             problems=(404,),
             path_words={**_USER, "messageId": "the message's id, percent-encoded"},
+            reads_processed=True,
         ),
     ),
 )

@@ -1,5 +1,6 @@
 """Messages: a page of them, one of them, the events of one."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from starlette.requests import Request
@@ -32,26 +33,36 @@ async def get_message(api: Api, request: Request, asked: OneMessageParameters) -
 
 async def list_message_events(api: Api, request: Request, asked: OneMessageParameters) -> Response:
     view = await _meant(api, request, asked)
-    events = await messages.events(api.database, view.api, view.id)
+    events = await messages.events(api.database, view.key)
     return json_answer([MessageEvent.model_validate(event) for event in events])
 
 
 async def list_message_attempts(api: Api, request: Request, asked: AttemptParameters) -> Response:
     view = await _meant(api, request, asked)
     async with api.database.reading() as connection:
-        found = await attempts.of_message(connection, view.api, view.id, asked.sink)
+        found = await attempts.of_message(connection, view.key, asked.sink)
     told = [Attempt.model_validate(attempt) for attempt in found]
     return json_answer(told if is_admin(request) else without_responses(told))
 
 
 async def _meant(api: Api, request: Request, asked: OneMessageParameters) -> MessageView:
     """The message whose id is in the path."""
-    found = await messages.with_id(api.database, path_value(request, "id"), asked.api)
+    found = await messages.with_id(api.database, path_value(request, "id"), asked.api, asked.direction)
     if not found:
         raise ProblemError(404, "There is no message with this id.")
     if len(found) > 1:
-        raise ProblemError(409, "Both generations have a message with this id: add ?api=v1 or ?api=v2.")
+        raise ProblemError(409, f"{len(found)} messages have this id: add {_what_to_add(found)}.")
     return found[0]
+
+
+def _what_to_add(found: Sequence[MessageView]) -> str:
+    """The parameters that tell messages with the same id apart."""
+    parameters = []
+    if len({view.api for view in found}) > 1:
+        parameters.append("?api=v1 or ?api=v2")
+    if len({view.direction for view in found}) > 1:
+        parameters.append("?direction=in or ?direction=out")
+    return ", and ".join(parameters)
 
 
 _ID: Final = {"id": "the message's id, percent-encoded"}
@@ -67,6 +78,7 @@ OPERATIONS: Final = (
         answer=list[Message],
         has_csv=True,
         has_next=True,
+        reads_processed=True,
     ),
     Operation(
         name="getMessage",
@@ -77,6 +89,7 @@ OPERATIONS: Final = (
         answer=Message,
         problems=(404, 409),
         path_words=_ID,
+        reads_processed=True,
     ),
     Operation(
         name="listMessageEvents",
@@ -87,6 +100,7 @@ OPERATIONS: Final = (
         answer=list[MessageEvent],
         problems=(404, 409),
         path_words=_ID,
+        reads_processed=True,
     ),
     Operation(
         name="listMessageAttempts",
@@ -98,5 +112,6 @@ OPERATIONS: Final = (
         answer=list[Attempt],
         problems=(404, 409),
         path_words=_ID,
+        reads_processed=True,
     ),
 )

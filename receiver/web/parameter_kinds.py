@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import orjson
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from receiver.domain.events import Api, number_key
+from receiver.domain.events import Api, Direction, number_key
 from receiver.domain.queries import MessagePlace
 
 
@@ -86,15 +86,16 @@ def _is_storable(part: Any) -> bool:
 
 
 def message_cursor(place: MessagePlace) -> str:
-    return encode_cursor([place.listed_at.astimezone(UTC).isoformat(), place.api, place.id])
+    return encode_cursor([place.listed_at.astimezone(UTC).isoformat(), place.api, place.direction, place.id])
 
 
 def _message_place(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    listed_at, api, message_id = _decode_cursor(value, 3)
+    listed_at, api, direction, message_id = _decode_cursor(value, 4)
     try:
-        place = MessagePlace(datetime.fromisoformat(listed_at).astimezone(UTC), Api(api), message_id)
+        time = datetime.fromisoformat(listed_at).astimezone(UTC)
+        place = MessagePlace(time, Api(api), Direction(direction), message_id)
     except (ValueError, OverflowError):
         raise ValueError(_NOT_A_CURSOR) from None
     return place

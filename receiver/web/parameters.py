@@ -10,6 +10,7 @@ from pydantic.alias_generators import to_camel
 from receiver.domain.events import Api, Direction, Quarantine, TagVerdict
 from receiver.domain.publication import Death
 from receiver.domain.queries import (
+    CallbackOutcome,
     CallbackQuery,
     DeadLetterChoice,
     DeadLetterQuery,
@@ -132,9 +133,12 @@ class MessageParameters(_SeedMessages):
 
 
 class OneMessageParameters(Parameters):
-    """Which generation's message is meant."""
+    """Which of the messages with one id is meant."""
 
-    api: Api | None = Field(None, description="needed only where both generations have this id")
+    api: Api | None = Field(None, description="needed only where messages of both versions have this id")
+    direction: Direction | None = Field(
+        None, description="needed only where an inbound and an outbound message have this id"
+    )
 
 
 class OneCodeParameters(Parameters):
@@ -143,14 +147,15 @@ class OneCodeParameters(Parameters):
     api: Api | None = Field(None, description="needed only where both generations have this code")
 
 
-Outcome = Literal["accepted", "quarantined"]
+Outcome = CallbackOutcome
 
 
 class CallbackParameters(Paged):
     """The parameters of the list of callbacks, newest first unless asked."""
 
-    outcome: Outcome | None = None
-    reason: Quarantine | None = Field(None, description="why a callback was quarantined")
+    outcome: Outcome | None = Field(None, description="`pending`: accepted and not processed yet")
+    reason: Quarantine | None = Field(None, description="why an element of a callback was quarantined")
+    message_id: Text | None = Field(None, description="callbacks that speak of this message")
     sort_order: SortOrder = Field(SortOrder.DESC, description="`desc`: newest first")
     cursor: CallbackCursor | None = Field(None, description="where the page begins; only from a `Link`")
 
@@ -158,6 +163,7 @@ class CallbackParameters(Paged):
         return CallbackQuery(
             outcome=self.outcome,
             reason=self.reason,
+            message_id=self.message_id,
             order=self.sort_order,
             after=self.cursor,
             skip=self.skip,
@@ -165,8 +171,8 @@ class CallbackParameters(Paged):
         )
 
 
-class RereadParameters(CallbackParameters):
-    """Which callbacks to read again: the quarantined ones, oldest first, unless asked otherwise."""
+class ReprocessParameters(CallbackParameters):
+    """Which callbacks to reprocess: the quarantined ones, oldest first, unless asked otherwise."""
 
     outcome: Outcome = "quarantined"
     sort_order: SortOrder = Field(SortOrder.ASC, description="`asc`: oldest first")
@@ -199,7 +205,7 @@ class DryRunParameters(Parameters):
 
 
 class AttemptParameters(OneMessageParameters):
-    """Which generation's message is meant, and which sink."""
+    """Which of the messages with one id is meant, and which sink."""
 
     sink: Text | None = Field(None, description="none: all")
 

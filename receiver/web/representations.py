@@ -11,13 +11,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     WithJsonSchema,
     computed_field,
 )
 from pydantic.alias_generators import to_camel
 
-from receiver.domain.cloudevents import rfc3339
 from receiver.domain.events import Api, Direction, Quarantine, Status, TagVerdict
 from receiver.domain.publication import Death
 from receiver.domain.publication import Outcome as AttemptOutcome
@@ -27,11 +25,15 @@ from receiver.storage.replays import Stretch
 from receiver.web.parameter_kinds import moment
 from receiver.web.parameters import MessageStatus, Outcome
 
-Time = Annotated[
-    datetime,
-    PlainSerializer(rfc3339, return_type=str),
-    WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization"),
-]
+# All times are UTC. pydantic writes them as `rfc3339` does, without a call of Python for each.
+Time = Annotated[datetime, WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization")]
+
+
+def _listed(value: Any) -> Any:
+    return [] if value is None else value
+
+
+Media = Annotated[list[str], BeforeValidator(_listed)]
 
 
 class Representation(BaseModel):
@@ -93,7 +95,7 @@ class Message(Representation):
     owner: str | None
     application_id: str | None
     text: str | None
-    media: list[str]
+    media: Media
     tag: str | None
     tag_verdict: TagVerdict
     segment_count: int | None
@@ -130,7 +132,10 @@ class MessageEvent(Representation):
 
 
 class CallbackSummary(Representation):
-    """A callback of the raw ledger, without what came in it."""
+    """A callback of the journal, without headers and body.
+
+    `reason` is that of its first quarantined element, `reprocessedTime` when that was last processed again.
+    """
 
     id: str
     received_time: Time = Field(validation_alias="received_at")
@@ -140,21 +145,20 @@ class CallbackSummary(Representation):
     remote: str | None
     outcome: Outcome
     reason: Quarantine | None
-    events: int
-    duplicates: int
-    reread_time: Time | None = Field(validation_alias="reread_at")
+    reprocessed_time: Time | None = Field(validation_alias="reprocessed_at")
 
 
 class ElementProblem(Representation):
-    """Why one element of a callback did not become an event."""
+    """Why one element of a callback did not become an event; `messageId` is null where the element names none."""
 
     index: int
     reason: Quarantine
     detail: str
+    message_id: str | None
 
 
 class Callback(CallbackSummary):
-    """A callback of the raw ledger as it came: `body` is text, or base64 where the bytes are not UTF-8."""
+    """A callback of the journal as it came: `body` is text, or base64 where the bytes are not UTF-8."""
 
     query: str
     headers: dict[str, str]

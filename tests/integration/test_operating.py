@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import delete, event, insert, select, update
 from sqlalchemy import text as sql
 
-from receiver.domain.events import Api, Status
+from receiver.domain.events import Api, Direction, Status
 from receiver.domain.log import LogEntry
 from receiver.domain.publication import (
     Again,
@@ -47,7 +47,7 @@ from receiver.storage.event_log import EVENTS
 from receiver.storage.leases import Health, Lease
 from receiver.storage.operating import UnknownSink
 from receiver.storage.replays import Stretch
-from receiver.storage.retention import Errand, Kind
+from receiver.storage.retention import Kind, PruneTask
 from receiver.storage.sink_tables import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS
 from receiver.workers.publishing import publication
 from tests.dispatching import in_order, memory, messages, running, until, whole_log
@@ -355,7 +355,7 @@ async def test_replays_are_listed_in_pages(log: Worker) -> None:
 async def test_a_replay_that_begins_while_events_are_forgotten_is_of_those_that_are_left(log: Worker) -> None:
     await log.done()
     async with log.database.writing() as connection:
-        await log.database.lock_intake(connection)
+        await log.database.lock_log(connection)
         asked = asyncio.create_task(replays.begin(log.database, SINK, "beginning", now=at(0)))
         since = asyncio.create_task(replays.begin(log.database, SINK, at(0), now=at(0)))
         # both have had a good look at the log, and wait
@@ -374,12 +374,12 @@ async def test_a_replay_that_begins_while_events_are_forgotten_is_of_those_that_
 async def test_replays_and_retention_at_once_never_leave_a_replay_without_its_events(database: Database) -> None:
     entries = [entry for number in range(40) for entry in await append(database, life(f"m{number}"))]
     await (await worker(database, entries)).done()
-    errand = Errand(kind=Kind.EVENTS, before=at(10**6), now=at(0), limit=3)
+    task = PruneTask(kind=Kind.EVENTS, before=at(10**6), now=at(0), limit=3)
 
     async def forget() -> None:
         place: int | None = 0
         while place is not None:
-            place = (await retention.bite(database, errand, place)).next
+            place = (await retention.prune(database, task, place)).next
 
     async def begin_late() -> Stretch:
         while not await gone(database, entries[20].position):
@@ -721,7 +721,7 @@ async def test_the_attempts_of_a_message_tell_what_each_sink_was_told_and_when(l
 
     async def told(message: str, sink: str | None = None, api: Api = Api.V2) -> list[Any]:
         async with log.database.reading() as connection:
-            found = await attempts.of_message(connection, api, message, sink)
+            found = await attempts.of_message(connection, (api, Direction.OUT, message), sink)
         return [(one.sink, one.started_at, one.seconds, one.response_code, one.decision) for one in found]
 
     crm = [(SINK, at(1), 0.25, 503, "again"), (SINK, at(6), 0.25, 204, "done")]
@@ -729,7 +729,7 @@ async def test_the_attempts_of_a_message_tell_what_each_sink_was_told_and_when(l
     assert await told("a", SINK) == crm
     assert await told("b", "lake") == await told("a", api=Api.V1) == await told("c") == []
     async with log.database.reading() as connection:
-        [first, *_] = await attempts.of_message(connection, Api.V2, "a", None)
+        [first, *_] = await attempts.of_message(connection, (Api.V2, Direction.OUT, "a"), None)
     assert (first.event_id, first.status, first.recipient) == (log.entries[0].event.id, "queued", "+15550001")
     assert (first.outcome, first.reason, first.response, first.replay_id) == ("retry", "status 503", None, None)
 
@@ -740,11 +740,12 @@ async def test_the_attempts_of_a_message_tell_what_each_sink_was_told_and_when(l
 async def test_dead_letters_and_attempts_are_found_by_an_index(database: Database) -> None:
     """As many as an outage may leave: nothing that names a message, an event or a sink reads all of them."""
     await fill(database, 5000)
+    of_message_id = "sqlite_autoindex_events_1" if database.is_sqlite else "uq_events_message_id"
     asked = {
-        "message": (DeadLetterChoice(message_id="m7"), "ix_events_message_id"),
-        "event": (DeadLetterChoice(event_id="e7"), "autoindex_events" if database.is_sqlite else "uq_events_id"),
+        "message": (DeadLetterChoice(message_id="m7"), of_message_id),
+        "event": (DeadLetterChoice(event_id="e7"), "ix_dead_letters_event"),
         "sink": (DeadLetterChoice(sink="lake"), "ix_dead_letters_sink"),
-        "message and sink": (DeadLetterChoice(sink=SINK, message_id="m7"), "ix_events_message_id"),
+        "message and sink": (DeadLetterChoice(sink=SINK, message_id="m7"), of_message_id),
     }
     plans = {
         name: await plan(database, dead_letters.find(database, DeadLetterQuery(choice=choice)))
@@ -752,15 +753,15 @@ async def test_dead_letters_and_attempts_are_found_by_an_index(database: Databas
     }
     missed = {name: plans[name] for name, (_, index) in asked.items() if index not in plans[name]}
     assert not missed
-    for name in ("message", "event", "message and sink"):
+    for name in ("message", "message and sink"):
         assert ("position=?" if database.is_sqlite else "_position on dead_letters") in plans[name], plans[name]
 
     async def of_message() -> None:
         async with database.reading() as connection:
-            await attempts.of_message(connection, Api.V2, "m7", None)
+            await attempts.of_message(connection, (Api.V2, Direction.OUT, "m7"), None)
 
     found = await plan(database, of_message())
-    assert "ix_events_message_id" in found
+    assert of_message_id in found
     assert "ix_attempts_position" in found
 
 

@@ -1,30 +1,32 @@
 """Retention on both databases: what goes at which age, what is held back, and the worker that does it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import func, insert, select, text, update
 
+from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
+from receiver.domain.events import Api
 from receiver.errors import StorageUnavailable
-from receiver.intake import Intake
-from receiver.metrics import Metrics
+from receiver.intake.endpoint import new_callback_id
 from receiver.settings import Retention
-from receiver.storage import retention
+from receiver.storage import journal, retention
 from receiver.storage.database import Database
-from receiver.storage.kept import first_id
+from receiver.storage.journal import first_id
 from receiver.storage.rebuild import Rebuild
-from receiver.storage.retention import Bite, Errand, Kind
+from receiver.storage.retention import Batch, Kind, PruneTask
 from receiver.storage.sink_tables import AttemptRow, DeadLetterRow, ReplayRow, RetryRow, SinkRow
-from receiver.storage.tables import CallbackRow, EventRow, MessageRow
-from receiver.web.callbacks import new_callback_id
+from receiver.storage.tables import CallbackRow, EventRow, MessageRow, QuarantineRow
 from receiver.workers.pruner import Pruner
-from tests.events import EPOCH, at
+from tests import event_log
+from tests.events import EPOCH, make_event
 from tests.posts import callback, v1_event, v2_event
+from tests.processing import append, drain, process
 
 pytestmark = pytest.mark.anyio
 
@@ -33,21 +35,14 @@ def day(number: float) -> datetime:
     return EPOCH + timedelta(days=number)
 
 
-@asynccontextmanager
-async def running_intake(database: Database) -> AsyncIterator[Intake]:
-    intake = Intake(database, observer=Metrics(), clock=lambda: at(0))
-    await intake.start()
-    yield intake
-    await intake.stop()
+def received(number: float, body: Any, **more: Any) -> Callback:
+    """A callback that was received on a day."""
+    return callback(body, id=new_callback_id(day(number)), received_at=day(number), **more)
 
 
 async def receive(database: Database, *bodies: tuple[float, Any]) -> None:
-    """Takes in one callback after another, each with the day it was received on."""
-    async with running_intake(database) as intake:
-        for number, body in bodies:
-            received = day(number)
-            id_ = new_callback_id(received)
-            await intake.accept(callback(body, id=id_, received_at=received))
+    """Appends callbacks to the journal and processes them, each with the day it was received on."""
+    await process(database, *(received(number, body) for number, body in bodies))
 
 
 def dated(message_id: str, number: float, **more: Any) -> list[dict[str, Any]]:
@@ -103,17 +98,17 @@ async def forget(
     database: Database, kind: Kind, before: float, *, now: float = 1000, sinks: Collection[str] = (), limit: int = 500
 ) -> int:
     """Forgets everything of a kind that is older than a day, and checks that counting had told the same number."""
-    errand = Errand(kind=kind, before=day(before), now=day(now), sinks=sinks, limit=limit)
-    counted = await retention.count(database, errand)
+    task = PruneTask(kind=kind, before=day(before), now=day(now), sinks=sinks, limit=limit)
+    counted = await retention.count(database, task)
     forgotten, place = 0, 0
     while True:
-        bite = await retention.bite(database, errand, place)
-        assert bite.forgotten <= limit
-        forgotten += bite.forgotten
-        if bite.next is None:
+        batch = await retention.prune(database, task, place)
+        assert batch.removed <= limit
+        forgotten += batch.removed
+        if batch.next is None:
             assert forgotten == counted
             return forgotten
-        place = bite.next
+        place = batch.next
 
 
 def test_every_age_of_the_settings_has_its_kind() -> None:
@@ -141,6 +136,41 @@ async def test_callbacks_go_at_their_age_quarantined_ones_too(database: Database
     await receive(database, (0, dated("m1", 0)), (1, b"not json"), (20, dated("m2", 20)), (21, b"not json"))
     assert await forget(database, Kind.CALLBACKS, 10) == 2
     assert [round((moment - EPOCH).days) for moment in await values(database, CallbackRow.received_at)] == [20, 21]
+
+
+async def test_quarantined_elements_go_with_their_callback(database: Database) -> None:
+    await receive(database, (0, b"not json"), (1, dated("m1", 1)), (20, b"not json"))
+    [_, young] = await values(database, QuarantineRow.callback_id)
+    assert await forget(database, Kind.CALLBACKS, 10) == 2
+    assert await values(database, QuarantineRow.callback_id) == [young]
+
+
+async def test_quarantined_elements_whose_callback_is_gone_go_too(database: Database) -> None:
+    """A process that ends between the journal's transaction and the other one leaves such rows."""
+    await receive(database, *((0, b"not json") for _ in range(5)), (20, b"not json"))
+    ids = await values(database, QuarantineRow.callback_id)
+    await journal.remove(database, ids[:4])
+    assert await forget(database, Kind.CALLBACKS, 10, limit=2) == 1
+    assert await values(database, QuarantineRow.callback_id) == ids[5:]
+
+
+async def test_a_callback_that_is_not_processed_stays_whatever_its_age(database: Database) -> None:
+    await receive(database, (0, dated("m1", 0)), (20, dated("m2", 20)))
+    waiting = [received(1, dated("m3", 1)), received(2, b"not json")]
+    await append(database, *waiting)
+    assert await forget(database, Kind.CALLBACKS, 10) == 1
+    assert {one.id for one in waiting} < set(await values(database, CallbackRow.id))
+    await drain(database)
+    assert await forget(database, Kind.CALLBACKS, 10) == 2
+    assert await values(database, MessageRow.id) == ["m1", "m2", "m3"]
+
+
+async def test_large_bodies_are_removed_a_few_at_a_time(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "_BATCH_BODIES", 3000)
+    await receive(database, *((0, b"x" * 1500) for _ in range(5)))
+    task = PruneTask(kind=Kind.CALLBACKS, before=day(10), now=day(1000))
+    assert await retention.prune(database, task) == Batch(removed=2, next=0)
+    assert await forget(database, Kind.CALLBACKS, 10) == 3
 
 
 async def test_a_callback_at_the_very_edge_of_its_age_stays(database: Database) -> None:
@@ -194,11 +224,18 @@ async def test_events_go_at_their_age_and_their_messages_move_no_more(database: 
         assert await connection.scalar(select(MessageRow.status).where(MessageRow.id == "old")) == "sending"
 
 
+async def test_only_the_message_of_the_same_direction_is_marked(database: Database) -> None:
+    inbound = dated("same-id", 20, type="message-received", message={"direction": "in"})
+    await receive(database, (0, dated("same-id", 0)), (20, inbound))
+    await forget(database, Kind.EVENTS, 10)
+    async with database.reading() as connection:
+        rows = (await connection.execute(select(MessageRow.direction, MessageRow.events_forgotten))).all()
+    assert {row.direction: row.events_forgotten for row in rows} == {"in": False, "out": True}
+
+
 async def test_only_the_message_of_the_same_generation_is_marked(database: Database) -> None:
     await receive(database, (0, dated("same-id", 0)))
-    async with running_intake(database) as intake:
-        young = callback([v1_event("same-id")], id=new_callback_id(day(20)), received_at=day(20), api="v1")
-        await intake.accept(young)
+    await process(database, received(20, [v1_event("same-id")], api=Api.V1))
     await forget(database, Kind.EVENTS, 10)
     async with database.reading() as connection:
         rows = (await connection.execute(select(MessageRow.api, MessageRow.events_forgotten))).all()
@@ -261,8 +298,9 @@ async def test_retries_of_a_sink_that_is_gone_go_with_their_events_and_the_next_
     await add_sink(database, "gone", cursor=positions[-1], seen=0)
     await add_retry(database, "gone", positions[0], "v2:m")
     await add_retry(database, "gone", positions[1], "v2:m", "parked")
-    errand = Errand(kind=Kind.EVENTS, before=day(10), now=day(1000))
-    assert await retention.bite(database, errand) == Bite(forgotten=1, next=None, retries=1)
+    task = PruneTask(kind=Kind.EVENTS, before=day(10), now=day(1000))
+    batch = await retention.prune(database, task)
+    assert (batch.removed, batch.retries) == (1, 1)
     async with database.reading() as connection:
         rows = (await connection.execute(select(RetryRow.position, RetryRow.state))).all()
     assert [tuple(row) for row in rows] == [(positions[1], "due")]
@@ -319,12 +357,12 @@ async def test_a_sink_that_comes_back_this_moment_keeps_what_its_replay_is_yet_t
         await add_replay(database, name, positions[place])
     lock = retention._lock_lapsed
 
-    async def is_back(connection: Any, errand: Errand, sink: str) -> bool:
-        return sink != "back" and await lock(connection, errand, sink)
+    async def is_back(connection: Any, task: PruneTask, sink: str) -> bool:
+        return sink != "back" and await lock(connection, task, sink)
 
     monkeypatch.setattr(retention, "_lock_lapsed", is_back)
-    bite = await retention.bite(database, Errand(kind=Kind.EVENTS, before=day(10), now=day(1000)))
-    assert bite.forgotten == 2
+    batch = await retention.prune(database, PruneTask(kind=Kind.EVENTS, before=day(10), now=day(1000)))
+    assert batch.removed == 2
     assert await values(database, EventRow.position) == positions[2:]
     # the last one has all of its events still
     assert await replay_states(database) == ["expired", "running", "running"]
@@ -335,14 +373,50 @@ async def test_a_young_event_among_old_ones_does_not_hide_those_behind_it(databa
     assert await forget(database, Kind.EVENTS, 10, limit=2) == 2
 
 
-async def test_bites_are_no_larger_than_asked_for(database: Database) -> None:
+async def add_events(database: Database, days: Iterable[float]) -> None:
+    """Appends one event for each day to the log, each of a message of its own."""
+    events = [make_event(message_id=uuid4().hex, received_at=day(received)) for received in days]
+    await event_log.append(database, events)
+
+
+@pytest.mark.parametrize("limit", [3, 500])
+async def test_old_imported_events_behind_young_ones_are_pruned(
+    database: Database, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(retention, "_BLOCK", 20)
+    await add_events(database, [20] * 75 + [0] * 4 + [21] * 50 + [1] * 2)
+    assert await forget(database, Kind.EVENTS, 10, limit=limit) == 6
+    assert await forget(database, Kind.EVENTS, 10, limit=limit) == 0
+
+
+async def test_pruning_reads_young_blocks_of_the_log_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "_BLOCK", 20)
+    read: list[int] = []
+    oldest_of = retention._oldest_of
+
+    async def noting(connection: Any, number: int) -> datetime | None:
+        read.append(number)
+        return await oldest_of(connection, number)
+
+    monkeypatch.setattr(retention, "_oldest_of", noting)
+    await add_events(database, [20] * 70 + [0] * 5 + [20] * 35)
+    work = pruner(database, now=30, events=20)
+    assert await work.prune() == {"events": 5}
+    assert read == [0, 1, 2, 3, 4]
+    await add_events(database, [0] * 20)
+    assert await work.prune() == {"events": 20}
+    # the block that became younger, and the one that was not whole then
+    assert read == [0, 1, 2, 3, 4, 3, 5]
+
+
+async def test_batches_are_no_larger_than_asked_for(database: Database) -> None:
     await receive(database, *((0, received_text(f"m{number}", 0)) for number in range(5)))
     for kind in Kind:
         if kind is not Kind.ATTEMPTS:
             assert await forget(database, kind, 10, limit=2) == 5
 
 
-async def test_a_late_bite_leaves_a_status_table_that_a_rebuild_agrees_with(database: Database) -> None:
+async def test_a_late_batch_leaves_a_status_table_that_a_rebuild_agrees_with(database: Database) -> None:
     await receive(
         database,
         (0, dated("half gone", 0, type="message-sending")),
@@ -356,20 +430,18 @@ async def test_a_late_bite_leaves_a_status_table_that_a_rebuild_agrees_with(data
         assert await connection.scalar(select(MessageRow.status).where(MessageRow.id == "half gone")) == "delivered"
 
 
-async def test_intake_and_retention_do_not_wait_for_each_other_in_a_ring(database: Database) -> None:
+async def test_processor_and_retention_do_not_wait_for_each_other_in_a_ring(database: Database) -> None:
     """On PostgreSQL two transactions that take the same rows in other orders would deadlock: one of them would fail."""
     await receive(database, *((0, received_text(f"m{number}", 0)) for number in range(30)))
-    async with running_intake(database) as intake:
-        late = [callback([v2_event(f"m{29 - n}", time=day(1).isoformat())], received_at=day(20)) for n in range(30)]
-        errand = Errand(kind=Kind.TEXT, before=day(10), now=day(1000), limit=10)
-        bites = (retention.bite(database, errand) for _ in range(3))
-        await asyncio.gather(*bites, *(intake.accept(one) for one in late))
+    await append(database, *(received(20, [v2_event(f"m{29 - n}", time=day(1).isoformat())]) for n in range(30)))
+    task = PruneTask(kind=Kind.TEXT, before=day(10), now=day(1000), limit=10)
+    await asyncio.gather(*(retention.prune(database, task) for _ in range(3)), drain(database))
     assert await forget(database, Kind.TEXT, 10) == 0
 
 
 def pruner(database: Database, *, now: float = 40, **ages: int) -> Pruner:
     settings = Retention(**{**dict.fromkeys(Retention.model_fields, 0), **ages})
-    return Pruner(database, settings.ages, clock=lambda: day(now), bite=2, every=0.01)
+    return Pruner(database, settings.ages, clock=lambda: day(now), limit=2, every=0.01)
 
 
 async def test_the_pruner_forgets_every_kind_at_its_own_age(database: Database) -> None:
@@ -390,14 +462,14 @@ async def test_the_pruner_works_by_itself_and_survives_a_database_that_is_away(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await receive(database, (0, dated("m0", 0)))
-    real, failures = retention.bite, [StorageUnavailable("gone"), RuntimeError("what")]
+    real, failures = retention.prune, [StorageUnavailable("gone"), RuntimeError("what")]
 
-    async def flaky(*given: Any) -> Bite:
+    async def flaky(*given: Any) -> Batch:
         if failures:
             raise failures.pop()
         return await real(*given)
 
-    monkeypatch.setattr(retention, "bite", flaky)
+    monkeypatch.setattr(retention, "prune", flaky)
     work = pruner(database, callbacks=10)
     await work.start()
     async with asyncio.timeout(45):

@@ -17,7 +17,7 @@ from receiver.web.parameters import (
     MessageParameters,
     MessageStatus,
     PullParameters,
-    RereadParameters,
+    ReprocessParameters,
     read,
 )
 from receiver.web.problems import ProblemError
@@ -146,9 +146,9 @@ def test_every_status_of_a_message_can_be_asked_for() -> None:
 
 
 def test_reading_again_is_about_the_quarantined_and_the_oldest_unless_asked_otherwise() -> None:
-    query = read(RereadParameters, b"").query()
+    query = read(ReprocessParameters, b"").query()
     assert (query.outcome, query.order) == ("quarantined", SortOrder.ASC)
-    assert read(RereadParameters, b"outcome=accepted").query().outcome == "accepted"
+    assert read(ReprocessParameters, b"outcome=accepted").query().outcome == "accepted"
 
 
 @pytest.mark.parametrize(
@@ -207,9 +207,14 @@ def test_a_long_name_is_cut() -> None:
     assert [len(name) for name in blamed("x" * 5000 + "=1")] == [60]
 
 
-@given(st.datetimes(timezones=st.just(UTC)), st.sampled_from(Api), st.text(st.characters(codec="utf-8")))
-def test_a_cursor_leads_back_to_its_place(listed_at: datetime, api: Api, message_id: str) -> None:
-    place = MessagePlace(listed_at, api, message_id.replace("\0", ""))
+@given(
+    st.datetimes(timezones=st.just(UTC)),
+    st.sampled_from(Api),
+    st.sampled_from(Direction),
+    st.text(st.characters(codec="utf-8")),
+)
+def test_a_cursor_leads_back_to_its_place(listed_at: datetime, api: Api, direction: Direction, message_id: str) -> None:
+    place = MessagePlace(listed_at, api, direction, message_id.replace("\0", ""))
     assert asked(f"cursor={message_cursor(place)}").after == place
 
 

@@ -9,6 +9,10 @@ from receiver.domain.events import Direction, TagVerdict
 
 app = group("Look at messages.")
 
+OneDirection = Annotated[
+    Direction | None, typer.Option("--direction", help="Where an inbound and an outbound message have the id.")
+]
+
 
 @app.command("list")
 def messages_list(
@@ -61,13 +65,28 @@ def messages_list(
 def messages_show(
     id: Annotated[str, typer.Argument(help="The message's id.")],  # noqa: A002
     api: Generation = None,
+    direction: OneDirection = None,
     config: Config = None,
     json: Json = False,
 ) -> int:
     """Show one message with its recipients and events."""
     from receiver.cli.messages import show_message
 
-    return show_message(config, id, api=api, json=json)
+    return show_message(config, id, api=api, direction=direction, json=json)
+
+
+@app.command("events")
+def messages_events(
+    id: Annotated[str, typer.Argument(help="The message's id.")],  # noqa: A002
+    api: Generation = None,
+    direction: OneDirection = None,
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """List the events of one message, in order of arrival."""
+    from receiver.cli.messages import list_events
+
+    return list_events(config, id, api=api, direction=direction, json=json)
 
 
 @app.command("attempts")
@@ -75,13 +94,11 @@ def messages_attempts(
     id: Annotated[str, typer.Argument(help="The message's id.")],  # noqa: A002
     sink: Annotated[str | None, typer.Option(help="To this sink alone.")] = None,
     api: Generation = None,
+    direction: OneDirection = None,
     config: Config = None,
     json: Json = False,
 ) -> int:
-    """Tell what the sinks were told about one message.
-
-    When, how long it took, what they said, and what was decided.
-    """
+    """List the delivery attempts for one message: when, how long, the response, and what was decided."""
     from receiver.cli.messages import list_attempts
 
-    return list_attempts(config, id, api=api, sink=sink, json=json)
+    return list_attempts(config, id, api=api, direction=direction, sink=sink, json=json)
