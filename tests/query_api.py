@@ -6,16 +6,16 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
-from sqlalchemy import update
 from starlette.applications import Starlette
 
-from receiver.storage.callbacks import CALLBACKS
+from receiver.domain.delivery import FinalConflict
+from receiver.intake.reprocessing import Reprocessing
+from receiver.intake.tag_checker import TagChecker
 from receiver.storage.database import Database
 from receiver.web import problems
 from receiver.web.api import routes
 from receiver.web.auth import Tokens
 from receiver.web.operations import Api
-from tests.builders import NOON
 from tests.event_log import now
 
 ADMIN = "admin-token-f00"
@@ -30,15 +30,16 @@ def basic(password: str) -> str:
 
 
 def application(database: Database, **more: Any) -> Starlette:
-    """The API as an application; reading a callback again, which is intake's, is an update of the ledger here."""
+    """The API as an application."""
 
-    async def reread(ids: Sequence[str]) -> None:
-        async with database.writing() as connection:
-            judged = {"outcome": "accepted", "reason": None, "problems": None, "events": 1, "reread_at": NOON}
-            await connection.execute(update(CALLBACKS).where(CALLBACKS.c.id.in_(list(ids))).values(judged))
+    async def reprocess(ids: Sequence[str]) -> object:
+        conflict = FinalConflict.FAILED_WINS
+        return await Reprocessing(database=database, checker=TagChecker(), conflict=conflict, clock=now).ids(ids)
 
     tokens = Tokens([ADMIN, f"reporting:read:{READER}"])
-    api = Api(**{"database": database, "reread": reread, "tokens": tokens, "tag_key": TAG_KEY, "clock": now, **more})
+    api = Api(
+        **{"database": database, "reprocess": reprocess, "tokens": tokens, "tag_key": TAG_KEY, "clock": now, **more}
+    )
     app = Starlette(routes=routes(api), exception_handlers=problems.APPLICATION_HANDLERS)
     app.router.redirect_slashes = False
     return app

@@ -1,54 +1,57 @@
-"""`receiver callbacks list`, `show`, `reread`, `export` and `import`."""
+"""`receiver callbacks list`, `show`, `reprocess`, `export` and `import`."""
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import typer
 
 from receiver.cli import asking
-from receiver.cli.opening import intake_for, with_database
+from receiver.cli.opening import STALLED_SECONDS, process_pending, reprocessing, with_database
 from receiver.cli.output import complain, say, say_fields, say_json, say_page, write
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.queries import CallbackView
 from receiver.errors import ReceiverError
-from receiver.reread import reread_ids, reread_selected
+from receiver.intake.transfer import Imported, Importing, ImportStopped, exported, import_lines
 from receiver.settings import Settings
-from receiver.storage import ledger
+from receiver.storage import journal
 from receiver.storage.database import Database
-from receiver.storage.kept import Selection
-from receiver.transfer import Imported, exported, import_lines
+from receiver.web.callbacks import NOT_STORED
 from receiver.web.parameters import CallbackParameters
 from receiver.web.representations import Callback, CallbackSummary
+from receiver.worker import now
+
+_PROGRESS_SECONDS: Final = 2.0
 
 
 def list_callbacks(config: Path | None, asked: Mapping[str, Any], *, json: bool) -> int:
     query = asking.read(CallbackParameters, asked).query()
 
     async def work(_: Settings, database: Database) -> int:
-        page = await ledger.find(database, query)
+        page = await journal.find(database, query)
         say_page(page, _HEADINGS, _row, model=CallbackSummary, json=json, number=asked["page"])
         return 0
 
-    return with_database(config, work)
+    return with_database(config, work, reads_processed=True)
 
 
-_HEADINGS = ("ID", "RECEIVED", "API", "ROUTE", "OUTCOME", "REASON", "EVENTS", "DUPLICATES")
+_HEADINGS = ("ID", "RECEIVED", "API", "ROUTE", "OUTCOME", "REASON")
 
 
 def _row(view: CallbackView) -> tuple[object, ...]:
-    received = rfc3339(view.received_at)
-    return view.id, received, view.api, view.route, view.outcome, view.reason, view.events, view.duplicates
+    return view.id, rfc3339(view.received_at), view.api, view.route, view.outcome, view.reason
 
 
 def show_callback(config: Path | None, callback_id: str, *, json: bool) -> int:
     async def work(_: Settings, database: Database) -> int:
-        whole = await ledger.one(database, callback_id)
+        whole = await journal.one(database, callback_id)
         if whole is None:
-            raise ReceiverError(f"there is no callback {callback_id}, or it is no longer kept")
+            raise ReceiverError(f"the journal has no callback {callback_id}; {NOT_STORED}")
         callback = Callback.model_validate(whole)
         if json:
             say_json(callback)
@@ -56,56 +59,54 @@ def show_callback(config: Path | None, callback_id: str, *, json: bool) -> int:
             _say(callback)
         return 0
 
-    return with_database(config, work)
+    return with_database(config, work, reads_processed=True)
 
 
 def _say(callback: Callback) -> None:
-    told = callback.model_dump(mode="json", by_alias=True, exclude={"headers", "problems"})
-    body, encoding = told.pop("body"), told.pop("bodyEncoding")
-    say_fields(told.items())
+    fields = callback.model_dump(mode="json", by_alias=True, exclude={"headers", "problems"})
+    body, encoding = fields.pop("body"), fields.pop("bodyEncoding")
+    say_fields(fields.items())
     say("", "headers")
     say_fields(sorted(callback.headers.items()), indent="  ")
     for problem in callback.problems:
-        say("", f"element {problem.index}: {problem.reason} {problem.detail}")
+        message = f" (message {problem.message_id})" if problem.message_id else ""
+        say("", f"element {problem.index}: {problem.reason} {problem.detail}{message}")
     say("", f"body ({encoding})", *body.splitlines())
 
 
-def reread_callbacks(
-    config: Path | None, ids: Sequence[str], *, outcome: str | None, reason: str | None, json: bool
-) -> int:
-    _refuse_outcome(outcome)
-    if bool(ids) == bool(outcome or reason):
-        raise typer.BadParameter("give either ids, or --outcome or --reason")
+def reprocess_callbacks(config: Path | None, ids: Sequence[str], selection: Mapping[str, Any], *, json: bool) -> int:
+    query = asking.read(CallbackParameters, selection).query()
+    if bool(ids) == any(selection.values()):
+        raise typer.BadParameter("give either ids, or --outcome, --reason or --message")
 
     async def work(settings: Settings, database: Database) -> int:
-        async with intake_for(settings, database) as intake:
-            if ids:
-                done = await reread_ids(database, intake, ids)
-            else:
-                done = await reread_selected(database, intake, Selection(outcome=outcome, reason=reason))
+        again = reprocessing(settings, database)
+        done = await (again.ids(ids) if ids else again.query(query))
         if json:
-            say_json({"callbacks": done.callbacks, "events": done.events, "quarantined": done.quarantined})
+            say_json(done)
         else:
-            say(f"{done.callbacks} callbacks read, {done.events} new events, {done.quarantined} still quarantined")
-        # of ids that were named, one that is not kept is a failure
+            say(
+                f"{done.callbacks:,} callbacks reprocessed, {done.events:,} new events, "
+                f"{done.quarantined:,} callbacks still quarantined"
+            )
+        # of ids that were named, one that the journal does not have is a failure
         return 1 if done.callbacks < len(set(ids)) else 0
 
     return with_database(config, work)
 
 
-def _refuse_outcome(outcome: str | None) -> None:
-    asking.read(CallbackParameters, {"outcome": outcome})
-
-
 def export_callbacks(
-    config: Path | None, *, since: str | None, until: str | None, outcome: str | None, output: Path | None
+    config: Path | None, selection: Mapping[str, Any], *, since: str | None, until: str | None, output: Path | None
 ) -> int:
-    _refuse_outcome(outcome)
-    selection = Selection(since=asking.time(since, "--since"), until=asking.time(until, "--until"), outcome=outcome)
+    query = replace(
+        asking.read(CallbackParameters, selection).query(),
+        since=asking.time(since, "--since"),
+        until=asking.time(until, "--until"),
+    )
 
     async def work(_: Settings, database: Database) -> int:
         with _written(output) as write_part:
-            async for part in exported(database, selection):
+            async for part in exported(database, query):
                 write_part(part)
         return 0
 
@@ -132,15 +133,48 @@ def _written(output: Path | None) -> Iterator[Callable[[bytes], object]]:
 
 def import_callbacks(config: Path | None, file: str, *, json: bool) -> int:
     async def work(settings: Settings, database: Database) -> int:
-        with _opened(file) as lines:
-            async with intake_for(settings, database) as intake:
-                done = await import_lines(intake, lines)
-        for problem in done.problems:
-            complain(f"line {problem.line}: {problem.detail}")
-        _say_imported(done, json=json)
-        return 1 if done.problems else 0
+        try:
+            done = await _append(database, file)
+        except ImportStopped as error:
+            complain(str(error))
+            _say_imported(error.done, pending=None, json=json)
+            return 1
+        progress = _Progress("processed")
+        pending = await process_pending(settings, database, on_progress=progress.show, stalled_seconds=STALLED_SECONDS)
+        if pending:
+            complain(f"{pending:,} callbacks are in the journal and not processed yet; `receiver status` says why")
+        _say_imported(done, pending=pending, json=json)
+        return 1 if done.broken or pending else 0
 
     return with_database(config, work)
+
+
+async def _append(database: Database, file: str) -> Imported:
+    progress = _Progress("lines read")
+    how = Importing(
+        clock=now,
+        on_broken=lambda number, detail: complain(f"line {number}: {detail}"),
+        on_progress=lambda done: progress.show(done.lines),
+    )
+    writer = journal.journal_writer(database)
+    try:
+        with _opened(file) as lines:
+            return await import_lines(writer, lines, how)
+    finally:
+        await writer.close()
+
+
+class _Progress:
+    """Says on standard error how far something is, every few seconds."""
+
+    def __init__(self, words: str) -> None:
+        self._words = words
+        self._shown_at = time.monotonic()
+
+    def show(self, number: int) -> None:
+        if time.monotonic() - self._shown_at >= _PROGRESS_SECONDS:
+            self._shown_at = time.monotonic()
+            complain(f"{number:,} {self._words}")
 
 
 @contextmanager
@@ -152,14 +186,10 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _say_imported(done: Imported, *, json: bool) -> None:
-    counts = {
-        "callbacks": done.callbacks,
-        "events": done.events,
-        "duplicates": done.duplicates,
-        "quarantined": done.quarantined,
-        "broken": len(done.problems),
-    }
+def _say_imported(done: Imported, *, pending: int | None, json: bool) -> None:
+    counts = {"callbacks": done.callbacks, "known": done.known, "broken": done.broken}
+    if pending is not None:
+        counts["pending"] = pending
     if json:
         say_json(counts)
     else:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from receiver.web import codes, compat, dead_letters, event_pull, ledger, messages, openapi, signing, sinks
+from receiver.web import callbacks, codes, compat, dead_letters, event_pull, messages, openapi, signing, sinks, status
 from receiver.web.answers import json_answer
 from receiver.web.auth import BEARER
 from receiver.web.operations import Api, Group, mount
@@ -18,12 +18,13 @@ OWN: Final = Group(
     scheme=BEARER,
     operations=(
         *messages.OPERATIONS,
-        *ledger.OPERATIONS,
+        *callbacks.OPERATIONS,
         *codes.OPERATIONS,
         *signing.OPERATIONS,
         *event_pull.OPERATIONS,
         *sinks.OPERATIONS,
         *dead_letters.OPERATIONS,
+        *status.OPERATIONS,
     ),
 )
 GROUPS: Final = (OWN, compat.GROUP)

@@ -10,7 +10,7 @@ from receiver.domain.log import LogEntry
 from receiver.storage import event_pull
 from receiver.storage.event_pull import Span
 from receiver.web.answers import json_answer, next_page
-from receiver.web.operations import Api, Operation
+from receiver.web.operations import Api, Operation, pending_header
 from receiver.web.parameters import PullParameters
 from receiver.web.problems import ProblemError
 from receiver.web.representations import reason_of
@@ -21,10 +21,17 @@ MEDIA_TYPE: Final = "application/cloudevents-batch+json"
 
 async def pull_events(api: Api, request: Request, asked: PullParameters) -> Response:
     entries, log = await event_pull.pull(api.database, asked.after, asked.limit)
+    pending = 0
+    if len(entries) < asked.limit:
+        # A page that is full needs no wait: what is accepted now comes on a later one.
+        pending = await api.settle()
+        entries, log = await event_pull.pull(api.database, asked.after, asked.limit)
     refuse_gap(asked.after, log)
     position = entries[-1].position if entries else asked.after
     link = next_page(request, api.public_url, after=str(position))
-    return json_answer([_published(entry) for entry in entries], link=link, media_type=MEDIA_TYPE)
+    response = json_answer([_published(entry) for entry in entries], link=link, media_type=MEDIA_TYPE)
+    response.headers.update(pending_header(pending))
+    return response
 
 
 def refuse_gap(after: int, log: Span) -> None:
@@ -54,6 +61,7 @@ OPERATIONS: Final = (
         answer=list[dict[str, Any]],
         media_type=MEDIA_TYPE,
         has_next=True,
+        settles_itself=True,
         problems=(409, 410),
     ),
 )

@@ -10,7 +10,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from receiver.web.answers import CSV, JSON
 from receiver.web.auth import BASIC, BEARER
-from receiver.web.operations import Group, Operation
+from receiver.web.operations import PENDING_HEADER, Group, Operation
 
 Json = dict[str, Any]
 Part = tuple[str, str]
@@ -33,6 +33,11 @@ _HEADERS_OF: Final = {
     503: ("Retry-After", "seconds to wait"),
 }
 _LINK: Final = ("Link", 'where the list goes on, with `rel="next"`')
+_PENDING_WORDS: Final = (
+    "how many callbacks, accepted before this request, are not processed yet, so that the answer lacks what they say; "
+    "only where there are some after a second of waiting"
+)
+_PENDING: Final = (PENDING_HEADER, _PENDING_WORDS)
 
 
 class _WithoutTitles(GenerateJsonSchema):
@@ -136,21 +141,20 @@ def _responses(operation: Operation, group: Group, schemas: dict[Part, Json]) ->
     content = {operation.media_type: {"schema": schemas[operation.name, "answer"]}}
     if operation.has_csv:
         content[CSV] = {"schema": {"type": "string"}}
-    headers = _headers(_LINK if operation.has_next else None)
+    pending = _PENDING if operation.reads_processed or operation.settles_itself else None
+    headers = _headers(_LINK if operation.has_next else None, pending)
     error = {group.error_media_type: {"schema": schemas[operation.name, "error"]}}
     good = {"200": {"description": HTTPStatus.OK.phrase, **headers, "content": content}}
     return good | {
         str(status): {
             "description": HTTPStatus(status).phrase,
-            **_headers(_HEADERS_OF.get(status)),
+            **_headers(_HEADERS_OF.get(status), pending if status == 404 else None),
             "content": error,
         }
         for status in sorted({*_ALWAYS, *operation.problems})
     }
 
 
-def _headers(header: tuple[str, str] | None) -> Json:
-    if header is None:
-        return {}
-    name, words = header
-    return {"headers": {name: {"description": words, "schema": {"type": "string"}}}}
+def _headers(*headers: tuple[str, str] | None) -> Json:
+    described = {name: {"description": words, "schema": {"type": "string"}} for name, words in filter(None, headers)}
+    return {"headers": described} if described else {}

@@ -7,9 +7,11 @@ import re
 import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +24,12 @@ from receiver import cli
 from receiver.cli.output import plain
 from receiver.domain.callbacks import Callback
 from receiver.domain.events import Api
-from receiver.transfer import from_line, to_line
-from receiver.web.callbacks import new_callback_id
+from receiver.intake.transfer import from_line, to_line
+from receiver.storage.embedded import WORKER, held
+from receiver.storage.journal import first_id
 from tests.events import at
 from tests.posts import callback, v1_event, v2_event
+from tests.processing import now
 from tests.running import COMMAND, environment, receiver
 from tests.servers import named_database, on_postgres, random_name
 
@@ -74,7 +78,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def received(body: Any, seconds: float, **more: Any) -> Callback:
-    return callback(body, received=seconds, id=new_callback_id(at(seconds)), **more)
+    """A callback whose id is the same in every process that collects these tests."""
+    return callback(body, received=seconds, id=f"{first_id(at(seconds)):0<32}", **more)
 
 
 CALLBACKS = [
@@ -166,8 +171,8 @@ def test_the_version_is_told(run: Run) -> None:
         (["callbacks", "list", "--outcome", "what"], "receiver: Invalid value for --outcome: "),
         (["callbacks", "export", "--outcome", "what"], "receiver: Invalid value for --outcome: "),
         (["callbacks", "export", "--until", "what"], "receiver: Invalid value for --until: must be a time"),
-        (["callbacks", "reread"], "receiver: Invalid value: give either ids, or --outcome or --reason"),
-        (["callbacks", "reread", "x", "--outcome", "accepted"], "receiver: Invalid value: give either ids"),
+        (["callbacks", "reprocess"], "receiver: Invalid value: give either ids, or --outcome, --reason or --message"),
+        (["callbacks", "reprocess", "x", "--outcome", "accepted"], "receiver: Invalid value: give either ids"),
         (["dead-letters", "requeue", "crm"], "receiver: Invalid value: give either ids, or --all"),
         (["dead-letters", "drop", "crm", "1", "--all"], "receiver: Invalid value: give either ids, or --all"),
         (["dead-letters", "drop", "crm", "1", "--message", "m"], "receiver: Invalid value: give either ids, or --all"),
@@ -200,7 +205,7 @@ COMMANDS = [
     ["messages", "show", "x"],
     ["callbacks", "list"],
     ["callbacks", "show", "x"],
-    ["callbacks", "reread", "x"],
+    ["callbacks", "reprocess", "x"],
     ["callbacks", "export"],
     ["callbacks", "import", "x"],
     ["messages", "attempts", "x"],
@@ -463,19 +468,26 @@ def test_a_callback_is_shown_byte_for_byte(filled: Run) -> None:
     shown = filled("callbacks", "show", CALLBACKS[0].id, "--json").json
     assert shown["body"].encode() == CALLBACKS[0].body
     code, _, err = filled("callbacks", "show", "0" * 32)
-    assert (code, err) == (1, f"receiver: there is no callback {'0' * 32}, or it is no longer kept\n")
+    assert code == 1
+    assert err.startswith(f"receiver: the journal has no callback {'0' * 32}; ")
+
+
+def test_callbacks_of_a_message_are_listed(filled: Run) -> None:
+    listed = filled("callbacks", "list", "--message", "both", "--json").json
+    assert [one["id"] for one in listed] == [CALLBACKS[4].id, CALLBACKS[3].id]
 
 
 def test_an_export_is_imported_elsewhere(filled: Run, tmp_path: Path) -> None:
     assert filled("callbacks", "export", "--output", "out.jsonl").code == 0
     assert (tmp_path / "out.jsonl").stat().st_mode & 0o777 == 0o600
-    assert [from_line(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()] == CALLBACKS
+    lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
+    assert [from_line(line, now=now()) for line in lines] == CALLBACKS
     elsewhere = {"DATABASE_URL": "sqlite:///elsewhere.db"}
     assert filled("migrate", **elsewhere).code == 0
     imported = filled("callbacks", "import", "out.jsonl", "--json", **elsewhere)
-    assert imported.json == {"callbacks": 6, "events": 6, "duplicates": 0, "quarantined": 1, "broken": 0}
+    assert imported.json == {"callbacks": 6, "known": 0, "broken": 0, "pending": 0}
     again = filled("callbacks", "import", "out.jsonl", "--json", **elsewhere)
-    assert again.json == {"callbacks": 6, "events": 0, "duplicates": 6, "quarantined": 1, "broken": 0}
+    assert again.json == {"callbacks": 0, "known": 6, "broken": 0, "pending": 0}
     assert filled("messages", "list", "--json", **elsewhere).json == filled("messages", "list", "--json").json
 
 
@@ -491,12 +503,12 @@ def test_an_import_reads_standard_input_and_an_export_writes_standard_output(fil
     exported = receiver(tmp_path, "callbacks", "export", "--outcome", "accepted")
     assert (exported.returncode, exported.stdout.count(b"\n")) == (0, 5)
     imported = receiver(tmp_path, "callbacks", "import", "-", "--json", stdin=exported.stdout)
-    assert (imported.returncode, json.loads(imported.stdout)["duplicates"]) == (0, 6)
+    assert (imported.returncode, json.loads(imported.stdout)["known"]) == (0, 5)
 
 
 def test_an_export_that_fails_leaves_the_file_that_was_there(filled: Run, tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").write_bytes(b"precious")
-    engine = create_engine(f"sqlite:///{tmp_path / 'receiver-data/receiver.db'}")
+    engine = create_engine(f"sqlite:///{tmp_path / 'receiver-data/callbacks.db'}")
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE callbacks RENAME TO hidden"))
     engine.dispose()
@@ -505,7 +517,7 @@ def test_an_export_that_fails_leaves_the_file_that_was_there(filled: Run, tmp_pa
     assert not (tmp_path / "out.jsonl.new").exists()
 
 
-def test_quarantined_callbacks_are_read_again_with_the_keys_of_today(run: Run, tmp_path: Path) -> None:
+def test_quarantined_callbacks_are_reprocessed_with_the_keys_of_today(run: Run, tmp_path: Path) -> None:
     run("migrate")
     tag = run("tag", "sign", "order", TAG_KEYS='["new:secret"]').out.strip()
     lines = [to_line(received([v2_event("m", message={"tag": tag})], 0)), to_line(CALLBACKS[5])]
@@ -513,12 +525,33 @@ def test_quarantined_callbacks_are_read_again_with_the_keys_of_today(run: Run, t
     policy = {"TAG_POLICY": "require"}
     run("callbacks", "import", "in.jsonl", TAG_KEYS='["old:secret"]', **policy)
     assert run("messages", "list", "--json").json == []
-    reread = run("callbacks", "reread", "--outcome", "quarantined", "--json", TAG_KEYS='["new:secret"]', **policy)
-    assert (reread.code, reread.json) == (0, {"callbacks": 2, "events": 1, "quarantined": 1})
+    again = run("callbacks", "reprocess", "--outcome", "quarantined", "--json", TAG_KEYS='["new:secret"]', **policy)
+    assert (again.code, again.json) == (0, {"callbacks": 2, "events": 1, "quarantined": 1})
     [message] = run("messages", "list", "--json").json
     assert (message["tag"], message["tagVerdict"]) == ("order", "valid")
-    assert run("callbacks", "reread", CALLBACKS[5].id, "--json").json["callbacks"] == 1
-    assert run("callbacks", "reread", "0" * 32).code == 1
+    assert run("callbacks", "reprocess", CALLBACKS[5].id, "--json").json["callbacks"] == 1
+    assert run("callbacks", "reprocess", "0" * 32).code == 1
+
+
+def test_what_no_worker_processes_is_said_on_standard_error(filled: Run, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "receiver-data/callbacks.db")) as connection:
+        names = "received_at, api, route, method, query, headers, body"
+        connection.execute(f"INSERT INTO callbacks (id, {names}) SELECT '{'f' * 32}', {names} FROM callbacks LIMIT 1")
+        connection.commit()
+    code, out, err = filled("callbacks", "list", "--outcome", "pending", "--json")
+    assert (code, [one["id"] for one in json.loads(out)]) == (0, ["f" * 32])
+    assert err == "receiver: 1 callbacks are still pending: what they say is not shown yet\n"
+
+
+def test_an_import_waits_for_the_worker_that_has_the_database(filled: Run, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(to_line(received([v2_event("new")], 60)))
+    with held(tmp_path / "receiver-data/receiver.db", WORKER), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("receiver.cli.callbacks.STALLED_SECONDS", 0.3)
+        code, out, err = filled("callbacks", "import", "in.jsonl", "--json")
+    assert (code, json.loads(out)) == (1, {"callbacks": 1, "known": 0, "broken": 0, "pending": 1})
+    assert err.startswith("receiver: 1 callbacks are in the journal and not processed yet")
+    assert filled("callbacks", "import", "in.jsonl", "--json").json["pending"] == 0
+    assert filled("messages", "show", "new").code == 0
 
 
 # --- upkeep

@@ -24,7 +24,7 @@ from receiver.web import openapi
 from receiver.web.api import GROUPS
 from receiver.web.parameter_kinds import encode_cursor, message_cursor
 from receiver.workers.publishing import publication
-from tests.builders import callback, inbound, insert, insert_callbacks, message, minutes
+from tests.builders import callback, inbound, insert, insert_callbacks, message, minutes, problem
 from tests.event_log import append, life
 from tests.events import at
 from tests.query_api import ADMIN, application, basic
@@ -66,7 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     async def fill() -> None:
         await database_schema.migrate(database)
         await insert(database, message("0", api="v1"), message("0", api="v2"), inbound("1", at=minutes(1)))
-        await insert_callbacks(database, callback("0"), callback("1", outcome="quarantined", reason="unreadable"))
+        await insert_callbacks(database, callback("0"), callback("1", problems=[problem("unreadable")]))
         await stock_sink(database)
 
     with start_blocking_portal() as portal:

@@ -15,9 +15,12 @@ from receiver import tags
 from receiver.domain.events import Status, TagVerdict
 from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS
-from tests.builders import MessageRows, callback, inbound, insert, insert_callbacks, message, minutes
+from receiver.storage.pending import Settling
+from tests.builders import MessageRows, callback, inbound, insert, insert_callbacks, message, minutes, problem
 from tests.event_log import append
 from tests.events import make_event
+from tests.posts import v2_event
+from tests.processing import drain
 from tests.query_api import ADMIN, AUTHORIZED, READER, TAG_KEY, application, basic, client
 
 pytestmark = pytest.mark.anyio
@@ -229,6 +232,28 @@ async def test_an_id_of_both_generations_must_be_told_apart(api: AsyncClient, da
     assert (await api.get("/api/messages/same/events")).status_code == 409
 
 
+async def test_one_id_of_two_directions_asks_which(api: AsyncClient, database: Database) -> None:
+    await insert(database, message("same", text="sent"), inbound("same", text="got"))
+    refused = await api.get("/api/messages/same")
+    assert (refused.status_code, refused.json()["detail"]) == (
+        409,
+        "2 messages have this id: add ?direction=in or ?direction=out.",
+    )
+    assert (await api.get("/api/messages/same?direction=in")).json()["text"] == "got"
+    assert (await api.get("/api/messages/same?direction=out")).json()["text"] == "sent"
+    for path in ("events", "attempts"):
+        assert (await api.get(f"/api/messages/same/{path}")).status_code == 409
+        assert (await api.get(f"/api/messages/same/{path}?direction=out")).json() == []
+    assert [one["text"] for one in (await api.get("/api/messages?direction=in")).json()] == ["got"]
+
+
+async def test_the_v1_routes_prefer_the_outbound_message(database: Database) -> None:
+    await insert(database, inbound("same", api="v1", text="got"), message("same", text="sent"))
+    async with client(application(database), SEED) as api:
+        shown = await api.get("/v1/users/u-1/messages/same")
+    assert shown.json()["text"] == "sent"
+
+
 async def test_the_events_of_a_message_come_in_order_of_arrival(api: AsyncClient, database: Database) -> None:
     await insert(database, message("m-1"), message("m-1", api="v1"))
     late = make_event(Status.DELIVERED, message_id="m-1", time=60, received=1, code=0, tag_verdict=TagVerdict.VALID)
@@ -270,16 +295,23 @@ async def test_csv_has_a_row_per_recipient_and_runs_nothing(api: AsyncClient, da
     assert "next" in (await api.get("/api/messages?size=1", headers={"Accept": "text/csv"})).links
 
 
-async def test_the_ledger_is_listed_and_filtered(api: AsyncClient, database: Database) -> None:
+async def test_callbacks_are_listed_and_filtered(api: AsyncClient, database: Database) -> None:
+    reprocessed = problem("tag-forged", message_id="m1", reprocessed_at=minutes(5))
     await insert_callbacks(
         database,
         callback("01"),
-        callback("02", outcome="quarantined", reason="unreadable", events=0),
-        callback("03", outcome="quarantined", reason="tag-forged", duplicates=2, reread_at=minutes(5)),
+        callback("02", problems=[problem("unreadable")]),
+        callback("03", problems=[reprocessed]),
+        callback("04", is_pending=True),
     )
     shown = (await api.get("/api/callbacks")).json()
-    assert [one["id"] for one in shown] == ["03", "02", "01"]
-    assert shown[0] == {
+    assert [(one["id"], one["outcome"]) for one in shown] == [
+        ("04", "pending"),
+        ("03", "quarantined"),
+        ("02", "quarantined"),
+        ("01", "accepted"),
+    ]
+    assert shown[1] == {
         "id": "03",
         "receivedTime": "2024-06-12T12:00:00Z",
         "api": "v2",
@@ -288,52 +320,75 @@ async def test_the_ledger_is_listed_and_filtered(api: AsyncClient, database: Dat
         "remote": "192.0.2.1",
         "outcome": "quarantined",
         "reason": "tag-forged",
-        "events": 1,
-        "duplicates": 2,
-        "rereadTime": "2024-06-12T12:05:00Z",
+        "reprocessedTime": "2024-06-12T12:05:00Z",
     }
     assert await walked(api, "/api/callbacks?outcome=quarantined&size=1&sortOrder=asc") == ["02", "03"]
-    assert [one["id"] for one in (await api.get("/api/callbacks?reason=unreadable")).json()] == ["02"]
+    assert await walked(api, "/api/callbacks?outcome=pending") == ["04"]
+    assert await walked(api, "/api/callbacks?reason=unreadable") == ["02"]
+    assert await walked(api, "/api/callbacks?messageId=m1") == ["03"]
 
 
 async def test_one_callback_is_shown_as_it_came(api: AsyncClient, database: Database) -> None:
     text = '[{"text": "héllo\\u0000"}]\n'.encode()
-    problems = [{"index": 0, "reason": "unknown-type", "detail": "no such type"}]
+    unknown = problem("unknown-type", 1, detail="no such type", message_id="m1")
     await insert_callbacks(
         database,
-        callback("01", body=text, query="a=%2B1&b=", problems=problems, outcome="quarantined", reason="unknown-type"),
+        callback("01", body=text, query="a=%2B1&b=", problems=[unknown]),
         callback("02", body=b"\xff\xfe\x00{"),
     )
     shown = (await api.get("/api/callbacks/01")).json()
     assert (shown["bodyEncoding"], shown["body"].encode()) == ("utf-8", text)
     assert (shown["query"], shown["headers"]) == ("a=%2B1&b=", {"content-type": "application/json"})
-    assert shown["problems"] == problems
+    assert shown["problems"] == [{"index": 1, "reason": "unknown-type", "detail": "no such type", "messageId": "m1"}]
     binary = (await api.get("/api/callbacks/02")).json()
     assert (binary["bodyEncoding"], base64.b64decode(binary["body"])) == ("base64", b"\xff\xfe\x00{")
     assert binary["problems"] == []
     assert (await api.get("/api/callbacks/03")).status_code == 404
 
 
-async def test_a_callback_is_read_again(api: AsyncClient, database: Database) -> None:
-    await insert_callbacks(database, callback("01", outcome="quarantined", reason="unreadable"))
-    answer = await api.post("/api/callbacks/01/reread")
+READABLE = json.dumps([v2_event("m1")]).encode()
+
+
+async def test_reprocessing_a_callback_takes_in_what_can_be_parsed_now(api: AsyncClient, database: Database) -> None:
+    await insert_callbacks(
+        database,
+        callback("01", body=READABLE, problems=[problem("unreadable")]),
+        callback("02", body=b"{", problems=[problem("unreadable")]),
+    )
+    answer = await api.post("/api/callbacks/01/reprocess")
     assert answer.status_code == 200
     assert (answer.json()["outcome"], answer.json()["reason"]) == ("accepted", None)
-    assert answer.json()["rereadTime"] is not None
-    assert (await api.post("/api/callbacks/09/reread")).status_code == 404
+    assert await listed(api) == ["m1"]
+    again = (await api.post("/api/callbacks/02/reprocess")).json()
+    assert (again["outcome"], again["reason"]) == ("quarantined", "unreadable")
+    assert again["reprocessedTime"] is not None
+    assert (await api.post("/api/callbacks/09/reprocess")).status_code == 404
 
 
-async def test_quarantined_callbacks_are_read_again_page_by_page_oldest_first(
+async def test_quarantined_callbacks_are_reprocessed_page_by_page_oldest_first(
     api: AsyncClient, database: Database
 ) -> None:
-    quarantined = {"outcome": "quarantined", "reason": "tag-forged"}
-    await insert_callbacks(database, callback("00"), *(callback(f"0{number}", **quarantined) for number in range(1, 5)))
-    first = await api.post("/api/callbacks/reread?reason=tag-forged&size=3")
+    forged = [problem("tag-forged")]
+    quarantined = [callback(f"0{number}", body=READABLE, problems=forged) for number in range(1, 5)]
+    await insert_callbacks(database, callback("00"), *quarantined)
+    first = await api.post("/api/callbacks/reprocess?reason=tag-forged&size=3")
     assert [(one["id"], one["outcome"]) for one in first.json()] == [(f"0{n}", "accepted") for n in (1, 2, 3)]
     second = await api.post(first.links["next"]["url"])
     assert [one["id"] for one in second.json()] == ["04"]
     assert "next" not in second.links
-    assert (await api.post("/api/callbacks/reread")).json() == []
+    assert (await api.post("/api/callbacks/reprocess")).json() == []
+
+
+async def test_an_answer_says_how_many_callbacks_are_pending(database: Database) -> None:
+    await insert_callbacks(database, callback("01"), callback("02", is_pending=True), callback("03", is_pending=True))
+    settling = Settling(database, seconds=0.05)
+    async with client(application(database, settle=settling.wait)) as api:
+        for address, status in (("/api/callbacks", 200), ("/api/callbacks/01", 200), ("/api/callbacks/09", 404)):
+            answer = await api.get(address)
+            assert (answer.status_code, answer.headers.get("receiver-pending")) == (status, "2")
+        assert "receiver-pending" not in (await api.get("/api/codes")).headers
+        await drain(database)
+        assert "receiver-pending" not in (await api.get("/api/callbacks")).headers
 
 
 async def test_codes_are_listed_and_explained(api: AsyncClient) -> None:

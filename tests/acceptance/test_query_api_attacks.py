@@ -8,7 +8,7 @@ import pytest
 from httpx2 import AsyncClient, Response
 
 from receiver.storage.database import Database
-from tests.builders import callback, insert, insert_callbacks, message, minutes
+from tests.builders import callback, insert, insert_callbacks, message, minutes, problem
 from tests.query_api import ADMIN, AUTHORIZED, READER, TAG_KEY, application, basic, client
 from tests.web import serving
 
@@ -77,11 +77,11 @@ async def test_a_token_in_the_address_is_none(small: AsyncClient) -> None:
 
 
 async def test_a_reading_token_reads_and_does_nothing_else(api: AsyncClient, database: Database) -> None:
-    await insert_callbacks(database, callback("01", outcome="quarantined", reason="unreadable"))
+    await insert_callbacks(database, callback("01", body=b"{", problems=[problem("unreadable")]))
     reader = {"Authorization": f"Bearer {READER}"}
     assert (await api.get("/api/messages", headers=reader)).status_code == 200
     assert (await api.head("/api/messages", headers=reader)).status_code == 200
-    for path in ("/api/callbacks/01/reread", "/api/callbacks/reread", "/api/tags", "/api/messages"):
+    for path in ("/api/callbacks/01/reprocess", "/api/callbacks/reprocess", "/api/tags", "/api/messages"):
         assert is_problem(await api.post(path, headers=reader, json={"value": "v"}), 403)
     assert (await api.get("/api/callbacks/01", headers=reader)).json()["outcome"] == "quarantined"
 
@@ -100,7 +100,7 @@ async def test_without_authentication_everybody_may(sqlite_url: str) -> None:
         ("POST", "/api/messages", {"GET", "HEAD"}),
         ("DELETE", "/api/messages/m", {"GET", "HEAD"}),
         ("PUT", "/api/callbacks/01", {"GET", "HEAD"}),
-        ("GET", "/api/callbacks/01/reread", {"POST"}),
+        ("GET", "/api/callbacks/01/reprocess", {"POST"}),
         ("GET", "/api/tags", {"POST"}),
         ("OPTIONS", "/api/messages", {"GET", "HEAD"}),
         ("TRACE", "/api/messages", {"GET", "HEAD"}),

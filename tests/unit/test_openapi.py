@@ -40,9 +40,9 @@ def within(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_every_route_is_described_and_nothing_else_is() -> None:
-    async def reread(ids: object) -> None: ...
+    async def reprocess(ids: object) -> None: ...
 
-    api = Api(database=Database("sqlite:///unused.db"), reread=reread, tokens=None, clock=now)
+    api = Api(database=Database("sqlite:///unused.db"), reprocess=reprocess, tokens=None, clock=now)
     served: set[tuple[str, str]] = set()
     for mount in routes(api):
         if isinstance(mount, Mount):
