@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Final
 
 from receiver import credentials
-from receiver.app import configured_sinks
 from receiver.cli.opening import read_settings
 from receiver.cli.output import say_json, say_table
 from receiver.errors import SettingsError
 from receiver.settings import Settings
 from receiver.storage import durability, embedded, schema
-from receiver.storage.database import Database, is_sqlite
+from receiver.storage.database import Database, is_sqlite, journal_file
+from receiver.worker import configured_sinks
 
 _LATER: Final = "will be made at the first start"
 
@@ -79,11 +79,12 @@ async def _database(settings: Settings) -> str:
 def _embedded(settings: Settings) -> str:
     file = embedded.file_of(settings.database)
     embedded.refuse_network(file)
-    if not file.exists():
-        return f"{file} {_LATER}"
-    embedded.refuse_unwritable(file)
-    embedded.refuse_damaged(file)
-    return f"{file} is whole"
+    embedded.refuse_half_restored(file)
+    embedded.refuse_unfit(file)
+    both = (file, journal_file(file))
+    if not any(one.exists() for one in both):
+        return f"{' and '.join(map(str, both))} {_LATER}"
+    return "; ".join(f"{one} is whole" if one.exists() else f"{one} is not there" for one in both)
 
 
 async def _schema(settings: Settings) -> str:
@@ -92,6 +93,7 @@ async def _schema(settings: Settings) -> str:
     database = Database(settings.database)
     try:
         await schema.check(database)
+        await schema.refuse_older_journal(database)
     finally:
         await database.close()
     return f"revision {schema.newest()}"

@@ -3,23 +3,26 @@
 import asyncio
 from pathlib import Path
 
-from receiver.app import now
 from receiver.cli.opening import make_embedded, read_settings, refuse_absent, with_database
 from receiver.cli.output import say, say_fields, say_json
+from receiver.errors import SettingsError
 from receiver.settings import Settings
 from receiver.storage import schema
 from receiver.storage.database import Database, is_sqlite
 from receiver.storage.rebuild import Rebuild
+from receiver.worker import now
 from receiver.workers.pruner import Pruner
 
 
-def migrate(config: Path | None, *, check: bool, json: bool) -> int:
+def migrate(config: Path | None, *, check: bool, new_journal: bool, json: bool) -> int:
     settings = read_settings(config)
+    if new_journal and not is_sqlite(settings.database):
+        raise SettingsError("--new-journal is for SQLite; PostgreSQL has the journal in the database")
     if check:
         refuse_absent(settings)
     elif is_sqlite(settings.database):
         make_embedded(settings)
-    before, after = asyncio.run(_migrate(settings.database, check=check))
+    before, after = asyncio.run(_migrate(settings.database, check=check, new_journal=new_journal))
     if json:
         say_json({"before": before, "after": after})
     else:
@@ -27,12 +30,16 @@ def migrate(config: Path | None, *, check: bool, json: bool) -> int:
     return 0
 
 
-async def _migrate(url: str, *, check: bool) -> tuple[str | None, str]:
+async def _migrate(url: str, *, check: bool, new_journal: bool) -> tuple[str | None, str]:
     """The revisions before and after."""
     database = Database(url)
     try:
         before = await schema.current(database)
-        await (schema.check(database) if check else schema.migrate(database))
+        if check:
+            await schema.check(database)
+            await schema.refuse_older_journal(database)
+        else:
+            await schema.migrate(database, new_journal=new_journal)
         return before, schema.newest()
     finally:
         await database.close()

@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from receiver.cli import work
 from receiver.settings import Settings, load
 from receiver.web.server import GRACEFUL_SECONDS
 
@@ -51,8 +52,13 @@ def pins() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", LOCK, re.MULTILINE)}
 
 
-# the clients of all sinks: an image is to run what the settings name
-EXTRAS = [client for name, clients in PROJECT["optional-dependencies"].items() if name != "test" for client in clients]
+# The image has the clients of all sinks, whatever the settings name, and nothing that only developers need.
+EXTRAS = [
+    client
+    for name, clients in PROJECT["optional-dependencies"].items()
+    if name not in ("test", "benchmarks")
+    for client in clients
+]
 
 
 @pytest.mark.parametrize("dependency", [*PROJECT["dependencies"], *EXTRAS])
@@ -204,6 +210,7 @@ def compose() -> dict[str, Any]:
 
 SERVICES: dict[str, Any] = compose()["services"]
 RECEIVERS = [service for name, service in SERVICES.items() if name.startswith("receiver-")]
+WORKER = SERVICES["worker"]
 
 
 def seconds(text: str) -> int:
@@ -215,6 +222,25 @@ def test_two_receivers_wait_for_the_schema() -> None:
     for receiver in RECEIVERS:
         assert receiver["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
         assert "command" not in receiver
+
+
+def test_receivers_leave_processing_to_a_worker_of_its_own() -> None:
+    for receiver in RECEIVERS:
+        assert receiver["environment"]["RECEIVER_WORKER"] == "none"
+    assert WORKER["command"][0] == "work"
+    assert WORKER["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+    assert WORKER["environment"] == RECEIVERS[0]["environment"]
+    # it is reached by nobody, and can be scaled
+    assert not {"ports", "container_name"} & WORKER.keys()
+
+
+def test_the_worker_answers_the_health_check_of_the_image() -> None:
+    option, address = WORKER["command"][1:]
+    assert option == "--metrics"
+    assert address == f"127.0.0.1:{image_environment()['RECEIVER_PORT']}"
+    # its metrics need a token, which the settings of all services hold
+    assert "RECEIVER_API_TOKENS" in WORKER["environment"]
+    assert "healthcheck" not in WORKER
 
 
 def test_the_schema_is_migrated_once_when_the_database_is_healthy() -> None:
@@ -249,7 +275,7 @@ def test_receivers_are_published_to_this_host_alone_each_on_its_own_port() -> No
 
 
 def test_receivers_run_with_as_little_as_they_need() -> None:
-    for service in [*RECEIVERS, SERVICES["migrate"]]:
+    for service in [*RECEIVERS, WORKER, SERVICES["migrate"]]:
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert "no-new-privileges:true" in service["security_opt"]
@@ -257,10 +283,11 @@ def test_receivers_run_with_as_little_as_they_need() -> None:
 
 def test_a_stopped_container_has_time_to_finish_what_it_accepted() -> None:
     assert all(seconds(receiver["stop_grace_period"]) > GRACEFUL_SECONDS for receiver in RECEIVERS)
+    assert seconds(WORKER["stop_grace_period"]) > work.STOP_SECONDS
 
 
 def test_the_image_is_built_from_files_that_exist() -> None:
-    for receiver in RECEIVERS:
+    for receiver in [*RECEIVERS, WORKER]:
         context = DEPLOY / receiver["build"]["context"]
         assert (context / receiver["build"]["dockerfile"]).samefile(DEPLOY / "Dockerfile")
 
@@ -328,7 +355,12 @@ def test_the_unit_runs_as_a_user_who_is_not_root() -> None:
 
 def test_the_unit_restarts_after_failures_for_ever_and_stops_in_peace() -> None:
     assert (unit()["Restart"], unit()["StartLimitIntervalSec"]) == (["on-failure"], ["0"])
-    assert int(unit()["TimeoutStopSec"][0]) > GRACEFUL_SECONDS
+    # the server first, then its worker
+    assert int(unit()["TimeoutStopSec"][0]) > GRACEFUL_SECONDS + work.STOP_SECONDS
+
+
+def test_stopping_the_unit_signals_the_server_alone_which_stops_its_worker() -> None:
+    assert unit()["KillMode"] == ["mixed"]
 
 
 def test_the_unit_keeps_its_data_in_the_state_directory() -> None:

@@ -41,6 +41,61 @@ def serve(
 
 
 @app.command()
+def work(
+    config: Config = None,
+    metrics: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve /metrics and /healthz of the worker there.")
+    ] = None,
+) -> int:
+    """Run a worker by itself: process callbacks, publish, prune.
+
+    Until told to stop, beside web processes that have RECEIVER_WORKER=none; on as many machines as you like with
+    PostgreSQL, on one with SQLite. SIGHUP has it read its settings again.
+    """
+    from receiver.cli.work import work
+
+    return work(config, metrics=metrics)
+
+
+@app.command()
+def status(config: Config = None, json: Json = False) -> int:
+    """Show how the installation is doing, by its database.
+
+    Journal, processor, sinks, database, a line each, then what is wrong. Exit code 1 if something is.
+    """
+    from receiver.cli.status import status
+
+    return status(config, json=json)
+
+
+@app.command()
+def backup(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The directory to make; it must not be there yet.")],
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Back up both files of SQLite, beside a running server."""
+    from receiver.cli.backup import backup
+
+    return backup(config, folder, json=json)
+
+
+@app.command()
+def restore(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that `receiver backup` made.")],
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Put a backup in the place of the database, while no server runs.
+
+    The files that it replaces are kept beside it under another name.
+    """
+    from receiver.cli.backup import restore
+
+    return restore(config, folder, json=json)
+
+
+@app.command()
 def sandbox(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: any.")] = 8090,
@@ -126,12 +181,17 @@ def demo(
 def migrate(
     config: Config = None,
     check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if there is something to do.")] = False,
+    new_journal: Annotated[
+        bool, typer.Option("--new-journal", help="SQLite: go on without the callbacks.db that was lost or is too old.")
+    ] = False,
     json: Json = False,
 ) -> int:
     """Bring the database's schema up to date. `serve` does it by itself with SQLite, never with PostgreSQL."""
     from receiver.cli.upkeep import migrate
 
-    return migrate(config, check=check, json=json)
+    if check and new_journal:
+        raise typer.BadParameter("--new-journal changes the database, --check does not")
+    return migrate(config, check=check, new_journal=new_journal, json=json)
 
 
 @app.command()

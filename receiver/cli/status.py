@@ -1,0 +1,107 @@
+"""`receiver status`: how the installation is doing, by its database alone; a line for each part."""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from receiver.cli.opening import read_settings, refuse_absent
+from receiver.cli.output import say, say_fields, say_json
+from receiver.domain.cloudevents import rfc3339
+from receiver.domain.installation import Findings, assess
+from receiver.settings import Settings
+from receiver.storage.database import Database
+from receiver.storage.status import StatusReader
+from receiver.web.status import DatabaseStatus, JournalStatus, ProcessorStatus, SinkStatus, Status, status_of
+from receiver.worker import now
+
+
+def status(config: Path | None, *, json: bool) -> int:
+    """Exit code 1 where something is wrong."""
+    settings = read_settings(config)
+    refuse_absent(settings)
+    found = status_of(assess(asyncio.run(_findings(settings)), now()))
+    if json:
+        say_json(found)
+    else:
+        say_fields(_lines(found))
+        say(*(f"! {problem}" for problem in found.problems))
+    return 0 if found.status == "ok" else 1
+
+
+async def _findings(settings: Settings) -> Findings:
+    types = {str(table.get("name")): str(table.get("type")) for table in settings.sinks}
+    database = Database(settings.database)
+    try:
+        return await StatusReader(database).findings(types, clock=now)
+    finally:
+        await database.close()
+
+
+def _lines(found: Status) -> Iterator[tuple[str, str]]:
+    yield "receiver", f"{found.version}, {found.status}"
+    yield "journal", _journal(found.journal)
+    yield "processor", _processor(found.processor)
+    for sink in found.sinks or ():
+        yield f"sink {sink.name}", _sink(sink)
+    if found.database is not None:
+        yield "database", _database(found.database)
+    if found.last_callbacks:
+        yield "last callbacks", ", ".join(f"{route} {time}" for route, time in _by_route(found.last_callbacks))
+
+
+def _journal(journal: JournalStatus) -> str:
+    if journal.pending is None:
+        return "not known"
+    if not journal.pending:
+        return "every callback is processed"
+    return f"{journal.pending:,} callbacks wait to be processed, the oldest for {_age(journal.oldest_pending_seconds)}"
+
+
+def _processor(processor: ProcessorStatus) -> str:
+    words: list[str] = [processor.state or "not known"]
+    if processor.failing_since is not None:
+        words.append(f"since {rfc3339(processor.failing_since)}")
+    if processor.error is not None:
+        words.append(processor.error)
+    if processor.callbacks is not None:
+        words.append(f"{processor.callbacks:,} callbacks processed, {processor.repeats:,} of them repeats")
+    return ", ".join(words)
+
+
+def _sink(sink: SinkStatus) -> str:
+    words = [sink.state, f"{sink.lag:,} events behind"]
+    if sink.oldest_seconds is not None:
+        words.append(f"the oldest for {_age(sink.oldest_seconds)}")
+    if sink.dead_letters:
+        words.append(f"{sink.dead_letters:,} dead letters")
+    if sink.last_error is not None:
+        words.append(f"last error: {sink.last_error}")
+    return ", ".join(words)
+
+
+def _database(database: DatabaseStatus) -> str:
+    sizes = (
+        ("", database.bytes),
+        ("journal ", database.journal_bytes),
+        ("write-ahead logs ", database.wal_bytes),
+        ("free on its disk ", database.disk_free_bytes),
+    )
+    return ", ".join([database.type, *(f"{name}{_size(size)}" for name, size in sizes if size is not None)])
+
+
+def _by_route(times: Mapping[str, str]) -> list[tuple[str, str]]:
+    return sorted(times.items())
+
+
+def _age(seconds: float | None) -> str:
+    return str(timedelta(seconds=round(seconds or 0)))
+
+
+def _size(size: int) -> str:
+    value, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"

@@ -1,0 +1,169 @@
+"""`receiver work`: a worker by itself, beside web processes that have none (`RECEIVER_WORKER=none`)."""
+
+import asyncio
+import gc
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import structlog
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from receiver import credentials, logs
+from receiver import metrics as measured
+from receiver.cli.listening import bind
+from receiver.cli.opening import refuse_absent
+from receiver.cli.running import serving
+from receiver.errors import ReceiverError, SettingsError
+from receiver.metrics import WorkerMetrics
+from receiver.settings import PREFIX, Settings, load
+from receiver.storage import embedded, schema
+from receiver.storage.database import Database, is_sqlite
+from receiver.web import problems
+from receiver.web.auth import TokenAuth, Tokens
+from receiver.worker import GC_THRESHOLDS, Worker, run, worker_lock
+
+# As long as `receiver serve` waits for its worker.
+STOP_SECONDS: Final = 20.0
+
+log = structlog.get_logger("receiver.work")
+
+
+def work(config: Path | None, *, metrics: str | None) -> int:
+    """Works until SIGTERM or SIGINT."""
+    settings = load(config)
+    logs.configure(form=settings.log_format, level=settings.log_level)
+    refuse_absent(settings)
+    listeners = _listeners(metrics, settings) if metrics is not None else []
+    try:
+        run(lambda: _work(settings, lambda: load(config), listeners))
+    finally:
+        for listener in listeners:
+            listener.close()
+    log.info("stopped")
+    return 0
+
+
+async def _work(settings: Settings, read: Callable[[], Settings], listeners: Sequence[socket.socket]) -> None:
+    ending, reload = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ending.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.set)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(worker_lock(settings))
+        await _refuse_unfit(settings)
+        worker = Worker(settings, WorkerMetrics(own_process=True))
+        await worker.start()
+        stack.push_async_callback(_stop, worker)
+        if listeners:
+            await stack.enter_async_context(serving(_application(settings, worker), listeners))
+        await stack.enter_async_context(_reloading(worker, read, reload))
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+        log.info("working", **_metrics_address(listeners))
+        await ending.wait()
+
+
+async def _refuse_unfit(settings: Settings) -> None:
+    """Raises SchemaError or UnfitDatabase where the database is not one that this version can work with."""
+    if is_sqlite(settings.database):
+        file = embedded.file_of(settings.database)
+        embedded.refuse_half_restored(file)
+        embedded.refuse_unfit(file)
+    database = Database(settings.database)
+    try:
+        await schema.check(database)
+        await schema.refuse_older_journal(database)
+    finally:
+        await database.close()
+
+
+async def _stop(worker: Worker) -> None:
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await worker.stop()
+    except TimeoutError:
+        log.warning("worker ended with work under way; what was published may be published once more")
+
+
+# --- SIGHUP ---
+
+
+@asynccontextmanager
+async def _reloading(worker: Worker, read: Callable[[], Settings], reload: asyncio.Event) -> AsyncIterator[None]:
+    task = asyncio.create_task(_reload_whenever(worker, read, reload))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _reload_whenever(worker: Worker, read: Callable[[], Settings], reload: asyncio.Event) -> None:
+    while True:
+        await reload.wait()
+        reload.clear()
+        try:
+            await worker.reload(read())
+        except (ReceiverError, OSError) as error:
+            log.error("settings not reloaded", error=str(error))
+        except Exception as error:
+            # Without this task the next signal would be lost.
+            log.error("settings not reloaded", error=f"unexpected {type(error).__name__}")
+        else:
+            log.info("settings reloaded")
+
+
+# --- metrics ---
+
+
+def _metrics_address(listeners: Sequence[socket.socket]) -> dict[str, str]:
+    host, port = listeners[0].getsockname()[:2] if listeners else ("", 0)
+    return {"metrics": f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"} if listeners else {}
+
+
+def _listeners(address: str, settings: Settings) -> list[socket.socket]:
+    host, _, port = address.rpartition(":")
+    if not (host and port.isascii() and port.isdecimal() and int(port) < 65536):
+        raise SettingsError(f"--metrics: {address} is not HOST:PORT")
+    # Here, so that a missing token is an error before anything is started.
+    _tokens(settings)
+    return bind(host.removeprefix("[").removesuffix("]"), int(port))
+
+
+def _tokens(settings: Settings) -> Tokens | None:
+    """Whose requests for metrics are answered; None: everybody's."""
+    if settings.metrics_auth == "none":
+        return None
+    if not settings.api_tokens and is_sqlite(settings.database):
+        settings = credentials.secure(settings).settings
+    if not settings.api_tokens:
+        raise SettingsError(f"--metrics: set {PREFIX}API_TOKENS, or {PREFIX}METRICS_AUTH=none")
+    return Tokens(token.get_secret_value() for token in settings.api_tokens)
+
+
+def _application(settings: Settings, worker: Worker) -> Starlette:
+    """`/metrics` behind the same token as the web process's, and `/healthz`."""
+    tokens = _tokens(settings)
+
+    async def metrics(_: Request) -> Response:
+        return Response(worker.metrics.exposition(), media_type=measured.CONTENT_TYPE)
+
+    async def healthz(_: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    return Starlette(
+        routes=[
+            Route("/metrics", metrics, middleware=[Middleware(TokenAuth, tokens=tokens)] if tokens is not None else []),
+            Route("/healthz", healthz),
+        ],
+        exception_handlers=problems.APPLICATION_HANDLERS,
+    )

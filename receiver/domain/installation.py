@@ -1,0 +1,242 @@
+"""How an installation is doing: what was found out about its parts, and what is wrong with them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Literal
+
+from receiver.domain.cloudevents import rfc3339
+from receiver.domain.queries import SinkView
+
+BEHIND_SECONDS: Final = 10.0
+# Below this, the write-ahead logs alone can fill the disk within minutes.
+LOW_DISK_BYTES: Final = 256 * 1024 * 1024
+
+ProcessorState = Literal["working", "behind", "stuck", "missing"]
+Part = Literal["journal", "processor", "sinks", "database"]
+
+
+# --- what was found out ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """The callbacks that wait to be processed, and when the oldest of them was received."""
+
+    pending: int
+    oldest_at: datetime | None
+
+    def oldest_seconds(self, now: datetime) -> float:
+        return max(0.0, (now - self.oldest_at).total_seconds()) if self.oldest_at is not None else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessorRecord:
+    """What the database says about the processor; `last_callbacks` are times by version and route."""
+
+    lease_is_held: bool
+    failing_since_at: datetime | None
+    last_error: str | None
+    callbacks: int
+    repeats: int
+    last_callbacks: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRecord:
+    """What a web process knows of its worker; `processor` is the state that the worker itself reports."""
+
+    mode: str
+    state: str
+    process: int | None = None
+    restarts: int = 0
+    since: datetime | None = None
+    processor: str | None = None
+    failing_since_at: datetime | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseSize:
+    """What the database takes; None where its server does not say."""
+
+    type: Literal["sqlite", "postgresql"]
+    bytes: int | None
+    journal_bytes: int | None
+    wal_bytes: int | None
+    disk_free_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What is known of each part. None: it could not be read, and `unreadable` says why, or nobody here knows it."""
+
+    backlog: Backlog | None = None
+    processor: ProcessorRecord | None = None
+    sinks: Sequence[SinkView] | None = None
+    database: DatabaseSize | None = None
+    worker: WorkerRecord | None = None
+    waiting: int | None = None
+    unreadable: Mapping[Part, str] = field(default_factory=dict)
+
+
+# --- what follows from it ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalHealth:
+    """Callbacks that are accepted and not processed (`pending`), and those that wait for their commit (`waiting`)."""
+
+    pending: int | None
+    oldest_pending_seconds: float | None
+    waiting: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessorHealth:
+    """Whether callbacks are processed. `repeats` are callbacks that brought nothing new and were dropped."""
+
+    state: ProcessorState | None
+    failing_since: datetime | None
+    error: str | None
+    callbacks: int | None
+    repeats: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installation:
+    """How an installation is doing; `problems` are sentences for people."""
+
+    journal: JournalHealth
+    processor: ProcessorHealth
+    worker: WorkerRecord | None
+    sinks: Sequence[SinkView] | None
+    database: DatabaseSize | None
+    last_callbacks: Mapping[str, str] | None
+    problems: Sequence[str]
+
+    @property
+    def status(self) -> Literal["ok", "degraded"]:
+        return "degraded" if self.problems else "ok"
+
+
+def assess(found: Findings, now: datetime) -> Installation:
+    """How the installation is doing, by what was found out about it at `now`."""
+    journal = _journal(found, now)
+    processor = _processor(found, journal)
+    return Installation(
+        journal=journal,
+        processor=processor,
+        worker=found.worker,
+        sinks=found.sinks,
+        database=found.database,
+        last_callbacks=found.processor.last_callbacks if found.processor is not None else None,
+        problems=[
+            *_unreadable(found),
+            *_processor_problems(journal, processor),
+            *_worker_problems(found.worker),
+            *_sink_problems(found.sinks or (), is_processed=processor.state != "missing"),
+            *_disk_problems(found.database),
+        ],
+    )
+
+
+def _journal(found: Findings, now: datetime) -> JournalHealth:
+    backlog = found.backlog
+    return JournalHealth(
+        pending=backlog.pending if backlog is not None else None,
+        oldest_pending_seconds=round(backlog.oldest_seconds(now), 3) if backlog is not None else None,
+        waiting=found.waiting,
+    )
+
+
+def _processor(found: Findings, journal: JournalHealth) -> ProcessorHealth:
+    record, worker = found.processor, found.worker
+    since, error = _failure(found)
+    return ProcessorHealth(
+        state=_state(record, worker, journal, is_stuck=since is not None or _reports(worker, "stuck")),
+        failing_since=since,
+        error=error,
+        callbacks=record.callbacks if record is not None else None,
+        repeats=record.repeats if record is not None else None,
+    )
+
+
+def _failure(found: Findings) -> tuple[datetime | None, str | None]:
+    """Since when the processor is stuck and why: by the worker here, else by the database."""
+    worker, record = found.worker, found.processor
+    if worker is not None and _reports(worker, "stuck"):
+        return worker.failing_since_at, worker.error
+    # A worker that works has written, or is about to write, that it no longer fails.
+    if record is None or _reports(worker, "working"):
+        return None, None
+    return record.failing_since_at, record.last_error
+
+
+def _state(
+    record: ProcessorRecord | None, worker: WorkerRecord | None, journal: JournalHealth, *, is_stuck: bool
+) -> ProcessorState | None:
+    if is_stuck:
+        return "stuck"
+    is_running = worker is not None and worker.state == "running"
+    if record is not None and not record.lease_is_held and not is_running:
+        return "missing"
+    if journal.oldest_pending_seconds is not None and journal.oldest_pending_seconds > BEHIND_SECONDS:
+        return "behind"
+    return "working" if record is not None or _reports(worker, "working") else None
+
+
+def _reports(worker: WorkerRecord | None, processor: str) -> bool:
+    return worker is not None and worker.state == "running" and worker.processor == processor
+
+
+# --- problems, in sentences ---
+
+_PARTS: Final[Mapping[Part, str]] = {
+    "journal": "The journal's backlog",
+    "processor": "The state of the processor",
+    "sinks": "The state of the sinks",
+    "database": "The size of the database",
+}
+
+
+def _unreadable(found: Findings) -> Iterator[str]:
+    for part, reason in found.unreadable.items():
+        yield f"{_PARTS[part]} cannot be read: {reason}."
+
+
+def _processor_problems(journal: JournalHealth, processor: ProcessorHealth) -> Iterator[str]:
+    if processor.state == "stuck":
+        since = f" since {rfc3339(processor.failing_since)}" if processor.failing_since is not None else ""
+        yield f"Callbacks cannot be processed{since}: {processor.error or 'the error is not known'}."
+    elif processor.state == "missing":
+        yield "No worker processes callbacks: start receiver serve, or receiver work."
+    elif processor.state == "behind":
+        yield (
+            f"The processor is behind: {journal.pending:,} callbacks wait to be processed, "
+            f"the oldest for {journal.oldest_pending_seconds:.0f} s."
+        )
+
+
+def _worker_problems(worker: WorkerRecord | None) -> Iterator[str]:
+    if worker is None:
+        return
+    if worker.state == "down":
+        yield f"The worker is not running; it was restarted {worker.restarts} times."
+    elif worker.state == "silent":
+        yield f"The worker (process {worker.process}) does not report."
+
+
+def _sink_problems(sinks: Sequence[SinkView], *, is_processed: bool) -> Iterator[str]:
+    for sink in sinks:
+        if sink.state == "down":
+            since = f" since {rfc3339(sink.down_since_at)}" if sink.down_since_at is not None else ""
+            yield f"Sink {sink.name} is down{since}: {sink.last_error or 'the error is not known'}."
+        elif sink.state == "unattended" and is_processed:
+            yield f"No worker publishes to sink {sink.name}."
+
+
+def _disk_problems(database: DatabaseSize | None) -> Iterator[str]:
+    free = database.disk_free_bytes if database is not None else None
+    if free is not None and free < LOW_DISK_BYTES:
+        yield f"The disk of the database has {free // 1_000_000} MB left."

@@ -1,0 +1,164 @@
+"""What the database says about the installation, each part read on its own and within a bounded time.
+
+A part that cannot be read leaves the others alone: this is what people look at while the database is broken.
+"""
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import select
+from sqlalchemy import text as sql
+
+from receiver.domain.installation import Backlog, DatabaseSize, Findings, Part, ProcessorRecord
+from receiver.domain.queries import SinkView, SortOrder
+from receiver.errors import StorageUnavailable
+from receiver.storage import journal, processor, sink_states
+from receiver.storage.database import Database
+from receiver.storage.journal import CALLBACKS, PENDING
+
+# /api/status answers within 2 s.
+GATHER_SECONDS: Final = 1.5
+_MAX_SINKS: Final = 100
+
+Read = Callable[[], Awaitable[Any]]
+
+
+class StatusReader:
+    """Reads the parts of one database's status.
+
+    A read that takes longer than allowed goes on, since to cancel it would be to wait for its end, and the next caller
+    waits for the same one: however often somebody looks, a frozen database has one connection in use for each part.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._reads: dict[str, asyncio.Task[Any]] = {}
+
+    async def findings(
+        self, types: Mapping[str, str], *, clock: Callable[[], datetime], seconds: float = GATHER_SECONDS
+    ) -> Findings:
+        """Whatever can be read within so many seconds; `types` are those of the configured sinks by name."""
+
+        async def sinks() -> Sequence[SinkView]:
+            page = await sink_states.find(
+                self._database, types, now=clock(), order=SortOrder.ASC, skip=0, size=_MAX_SINKS
+            )
+            return page.items
+
+        parts: dict[Part, Read] = {
+            "journal": self._backlog,
+            "processor": self._processor,
+            "sinks": sinks,
+            "database": self._size,
+        }
+        found, unreadable = await self._read(parts, seconds)
+        return Findings(
+            backlog=found.get("journal"),
+            processor=found.get("processor"),
+            sinks=found.get("sinks"),
+            database=found.get("database"),
+            unreadable=unreadable,
+        )
+
+    async def backlog(self, *, seconds: float) -> Backlog | None:
+        """The callbacks that wait to be processed; None where that cannot be read within so many seconds."""
+        found, _ = await self._read({"journal": self._backlog}, seconds)
+        return found.get("journal")
+
+    async def _read(self, parts: Mapping[Part, Read], seconds: float) -> tuple[dict[Part, Any], dict[Part, str]]:
+        """What could be read, and why the rest could not."""
+        tasks = {part: self._task(part, read) for part, read in parts.items()}
+        done, _ = await asyncio.wait(tasks.values(), timeout=seconds)
+        found: dict[Part, Any] = {}
+        unreadable: dict[Part, str] = {}
+        for part, task in tasks.items():
+            error = task.exception() if task in done else TimeoutError(f"no answer within {seconds:g} s")
+            if error is None:
+                found[part] = task.result()
+            else:
+                unreadable[part] = _reason(error)
+        return found, unreadable
+
+    def _task(self, part: Part, read: Read) -> asyncio.Task[Any]:
+        task = self._reads.get(part)
+        if task is None or task.done():
+            task = self._reads[part] = asyncio.ensure_future(_awaited(read))
+            task.add_done_callback(_retrieve)
+        return task
+
+    async def _backlog(self) -> Backlog:
+        oldest = select(CALLBACKS.c.received_at).limit(1)
+        if self._database.is_sqlite:
+            oldest = oldest.where(journal.is_pending(self._database)).order_by(CALLBACKS.c.sequence)
+        else:
+            first = select(PENDING.c.sequence).order_by(PENDING.c.sequence).limit(1).scalar_subquery()
+            oldest = oldest.where(CALLBACKS.c.sequence == first)
+        async with self._database.reading() as connection:
+            return Backlog(
+                pending=await journal.pending(self._database, connection), oldest_at=await connection.scalar(oldest)
+            )
+
+    async def _processor(self) -> ProcessorRecord:
+        state = await processor.state(self._database)
+        return ProcessorRecord(
+            lease_is_held=state.lease_is_held,
+            failing_since_at=state.failing_since_at,
+            last_error=state.last_error,
+            callbacks=state.callbacks,
+            repeats=state.repeats,
+            last_callbacks=state.last_callbacks,
+        )
+
+    async def _size(self) -> DatabaseSize:
+        database = self._database
+        if database.file is not None and database.journal_file is not None:
+            return await asyncio.to_thread(_file_sizes, database.file, database.journal_file)
+        async with database.reading() as connection:
+            row = (await connection.execute(_SERVER_SIZES)).one()
+        return DatabaseSize(
+            type="postgresql", bytes=row.whole, journal_bytes=row.journal, wal_bytes=None, disk_free_bytes=None
+        )
+
+
+_SERVER_SIZES: Final = sql(
+    "SELECT pg_database_size(current_database()) AS whole, "
+    "pg_total_relation_size(to_regclass('callbacks')) + pg_total_relation_size(to_regclass('pending_callbacks')) "
+    "AS journal"
+)
+
+
+async def _awaited(read: Read) -> Any:
+    return await read()
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Looks at the error of a read that nobody may wait for any more; asyncio would report it as forgotten."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _reason(error: BaseException) -> str:
+    """An error in one line, without SQLAlchemy's statement."""
+    if isinstance(error, StorageUnavailable | TimeoutError):
+        return str(error) or type(error).__name__
+    driver = getattr(error, "orig", None) or error
+    first = str(driver).partition("\n")[0].rstrip(".")
+    return first if driver is not error else f"{type(error).__name__}: {first}"
+
+
+def _file_sizes(main: Path, journal_file: Path) -> DatabaseSize:
+    return DatabaseSize(
+        type="sqlite",
+        bytes=_size_of(main),
+        journal_bytes=_size_of(journal_file),
+        wal_bytes=sum(_size_of(file.with_name(f"{file.name}-wal")) or 0 for file in (main, journal_file)),
+        disk_free_bytes=shutil.disk_usage(main.parent).free,
+    )
+
+
+def _size_of(file: Path) -> int | None:
+    return file.stat().st_size if file.exists() else None
