@@ -22,7 +22,8 @@ from tests.brokers.nats import OwnNats
 from tests.brokers.redis import OwnRedis
 from tests.dispatching import rows, until, whole_log
 from tests.event_log import eventually
-from tests.faults.load import Load, audit, let_the_lease_lapse, published
+from tests.faults.audit import audit
+from tests.faults.load import Load, let_the_lease_lapse, published
 from tests.posts import v2_event
 from tests.running import PATIENT, Server, serving
 

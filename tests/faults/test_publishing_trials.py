@@ -8,18 +8,23 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
 
+from receiver.domain.delivery import FinalConflict
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry
-from receiver.intake import Intake
-from receiver.metrics import Metrics
+from receiver.intake.journal import Journal
+from receiver.intake.processor import Processor
+from receiver.intake.tag_checker import TagChecker
+from receiver.metrics import WebMetrics, WorkerMetrics
 from receiver.sinks.base import Sink, SinkSettings
 from receiver.sinks.jsonl import JsonlSettings, JsonlSink
 from receiver.sinks.registry import ConfiguredSink, configure
 from receiver.storage import event_log, replays
 from receiver.storage.database import Database
+from receiver.storage.journal import journal_writer
 from receiver.storage.sink_tables import REPLAYS, SINKS
 from tests.benchmarks.filled_log import event_rows, message_rows, write
 from tests.dispatching import (
@@ -85,18 +90,27 @@ def starting_now(name: str, sink: Sink) -> ConfiguredSink:
 
 @asynccontextmanager
 async def intake_of(database: Database, run: Running) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
-    """Takes callbacks in, each with one event of a message of its own, and wakes the dispatchers after each commit."""
-    intake = Intake(database, observer=Metrics(), clock=now, on_commit=run.wakeup.set)
+    """Accepts callbacks, each with one event of a message of its own, and processes them beside the dispatchers."""
+    processor = Processor(
+        database,
+        checker=TagChecker(),
+        conflict=FinalConflict.FAILED_WINS,
+        observer=WorkerMetrics(),
+        clock=now,
+        on_commit=run.wakeup.set,
+    )
+    journal = Journal(journal_writer(database), observer=WebMetrics(), on_append=processor.wake)
 
     async def take(message_id: str) -> None:
-        receipt = await intake.accept(callback([v2_event(message_id)], received_at=now()))
-        assert receipt.events == 1
+        await journal.append(callback([v2_event(message_id)], id=uuid4().hex, received_at=now()))
 
-    await intake.start()
+    await processor.start()
+    await journal.start()
     try:
         yield take
     finally:
-        await intake.stop()
+        await journal.stop()
+        await processor.stop()
 
 
 def told(name: str, delays: Sequence[float]) -> tuple[float, float]:
@@ -290,8 +304,10 @@ async def test_a_log_that_empties_and_fills_again_and_again_stays_quick(database
             await asyncio.gather(*(take(f"{round_}-{number}") for number in range(10)))
             await eventually(lambda round_=round_: len(posts.arrived) == 10 * (round_ + 1))  # type: ignore[misc]
             async with database.writing() as connection:
-                for table in ("events", "deliveries", "messages", "callbacks"):
+                for table in ("events", "deliveries", "messages"):
                     await connection.execute(text(f"DELETE FROM {table}"))
+            async with database.writing_journal() as connection:
+                await connection.execute(text("DELETE FROM callbacks"))
     assert len(set(posts.arrived)) == 1000
     told("the first ten times", posts.delays[:100])
     last, _ = told("the last ten times", posts.delays[-100:])
