@@ -127,7 +127,9 @@ async def _running(data_dir: Path | None, *, seed: int, speed: float) -> AsyncIt
         settings = credentials.secure(given).settings
         receiver = Receiver(settings)
         sandbox = application(_sandbox_settings(settings, seed=seed, speed=speed))
-        await stack.enter_async_context(serving(receiver.app, mine))
+        # here and not by the server: what goes wrong is then an error of ours, with its own line
+        await stack.enter_async_context(receiver.running())
+        await stack.enter_async_context(serving(receiver.app, mine, lifespan=False))
         await stack.enter_async_context(serving(sandbox, others))
         caller = _caller(sandbox)
         stack.callback(caller.end_waits)

@@ -45,10 +45,10 @@ def stop_signal() -> asyncio.Event:
 
 
 @asynccontextmanager
-async def serving(app: Any, listeners: Sequence[socket.socket]) -> AsyncIterator[None]:
-    """Serves an application while the block runs; leaves the signals alone."""
+async def serving(app: Any, listeners: Sequence[socket.socket], *, lifespan: bool = True) -> AsyncIterator[None]:
+    """Serves an application while the block runs, its lifespan included; leaves the signals alone."""
     host, port = listeners[0].getsockname()[:2]
-    running = _DeafServer(server(app, host=host, port=port).config)
+    running = _DeafServer(server(app, host=host, port=port, lifespan=lifespan).config)
     task = asyncio.create_task(running.serve(sockets=list(listeners)))
     try:
         while not running.started:

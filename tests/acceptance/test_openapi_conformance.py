@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from receiver.domain.events import Api
+from receiver.domain.events import Api, Direction
 from receiver.domain.publication import Again, Candidate, Dead, Death, Outcome
 from receiver.domain.queries import MessagePlace
 from receiver.domain.window import Attempt, Settlement, Verdict
@@ -37,7 +37,11 @@ schema = schemathesis.openapi.from_dict(DESCRIPTION, config=schemathesis.Config(
 # the formats of our own
 _TIMES = st.datetimes(timezones=st.just(UTC))
 _PLACES = st.builds(
-    MessagePlace, _TIMES, st.sampled_from(Api), st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+    MessagePlace,
+    _TIMES,
+    st.sampled_from(Api),
+    st.sampled_from(Direction),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0")),
 )
 schemathesis.openapi.format("seed-date-time", _TIMES.map(lambda time: time.strftime("%Y-%m-%d %H:%M:%S").zfill(19)))
 schemathesis.openapi.format("message-cursor", _PLACES.map(message_cursor))

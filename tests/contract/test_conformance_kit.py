@@ -79,7 +79,7 @@ FINDINGS = [
     ("BlamesTheEvent", AT_THE_START, "costs events an attempt"),
     ("SeesNothing", AT_THE_START, "costs events an attempt"),
     ("RefusesWhenDown", UNDER_LOAD, "took the sink for down"),
-    ("Persists", NO_ANSWER, "stopping"),
+    ("Persists", NO_ANSWER, "the attempt ended"),
     ("SwallowsPoison", POISON, "became a dead letter"),
     ("IsDownForPoison", POISON, "did not arrive"),
     ("GoesOnWithoutPoison", POISON, "did not wait"),

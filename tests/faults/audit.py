@@ -96,7 +96,7 @@ def read_journal(bodies: dict[str, bytes]) -> set[Identity]:
     events = set()
     for body in bodies.values():
         for event in json.loads(body):
-            events.add((event["message"]["id"], event["type"], event["to"], event["time"]))
+            events.add((event["message"]["id"], event["type"], event["to"], event["time"].replace(".000Z", "Z")))
     return events
 
 

@@ -256,7 +256,7 @@ async def batches_of(database: Database, *callbacks: Callback) -> Batches:
 
 async def test_batch_is_bounded_in_callbacks(database: Database) -> None:
     batches = await batches_of(database, *(callback([v2_event(f"m{number}")]) for number in range(1200)))
-    assert batches.callbacks == [500, 500, 200]
+    assert batches.callbacks == [1000, 200]
 
 
 async def test_batch_is_bounded_in_bytes(database: Database) -> None:

@@ -151,6 +151,12 @@ async def test_a_lease_keeps_others_away_until_it_ends(log: Log) -> None:
     assert other.epoch > log.lease.epoch
 
 
+async def test_restarted_worker_takes_over_the_lease_of_the_one_before_by_its_name(log: Log) -> None:
+    again = await taken(log.database, "me")
+    assert again.epoch == log.lease.epoch + 1
+    assert await asked(log.database, "another") is None
+
+
 async def test_a_lapsed_lease_is_taken_over(log: Log) -> None:
     await leases.renew(log.database, log.lease, seconds=0.05)
     deadline = asyncio.get_running_loop().time() + 10
