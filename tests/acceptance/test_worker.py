@@ -346,7 +346,7 @@ async def test_another_server_takes_over_processor_and_sinks(
 
 
 @pytest.mark.faults
-def test_killed_worker_on_postgresql_is_followed_without_waiting_for_its_lease(postgres_url: str, tmp_path: Path) -> None:
+def test_killed_worker_on_postgresql_is_followed_without_waiting_for_leases(postgres_url: str, tmp_path: Path) -> None:
     with serving(tmp_path, settings={**SETTINGS, "DATABASE_URL": postgres_url}) as server:
         post(server, "first")
         until(lambda: published(tmp_path) == {"first"})
