@@ -126,11 +126,12 @@ class Folder:
 
     async def _commit(self, batch: Sequence[Parsed], finish: Finish) -> Sequence[Parsed]:
         async with self._database.appending() as transaction:
+            wanted = _events_by_key(batch)
             known = await event_log.of_messages(
-                transaction, _events_by_key(batch), limit=_MAX_KNOWN_EVENTS, needed=set(_keys(batch[0]))
+                transaction, wanted, limit=_MAX_KNOWN_EVENTS, needed=set(_keys(batch[0]))
             )
             batch = _prefix(batch, known)
-            existing = await status_table.existing(transaction, {key[2] for one in batch for key in _keys(one)})
+            existing = await status_table.existing(transaction, {key[2] for key in wanted})
             forgotten = [key for key, events_forgotten in existing.items() if events_forgotten]
             folded: Batch[Rows] = Batch(
                 known.events,
