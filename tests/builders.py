@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 
 from receiver.domain.events import number_key
-from receiver.storage import journal
 from receiver.storage.database import Database
 from receiver.storage.journal import CALLBACKS, PENDING, PROCESSOR, QUARANTINE
 from receiver.storage.status_table import DELIVERIES, MESSAGES
@@ -159,7 +158,7 @@ async def insert_callbacks(database: Database, *built: CallbackRows) -> None:
     async with database.writing_journal() as connection:
         if processed:
             await connection.execute(CALLBACKS.insert(), processed)
-        end = await journal.end(connection)
+        end = await connection.scalar(select(func.max(CALLBACKS.c.sequence))) or 0
         for row in pending:
             [sequence] = (await connection.execute(CALLBACKS.insert(), row)).inserted_primary_key
             if not database.is_sqlite:

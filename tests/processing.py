@@ -1,6 +1,11 @@
 """Callbacks, appended to the journal and processed as the service does it, without the service."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import text
 
 from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
@@ -12,6 +17,22 @@ from receiver.storage.database import Database
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Database]:
+    """Another process's view of a database, as far as they can tell."""
+    database = Database(url)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def select(database: Database, statement: str) -> list[Any]:
+    """The rows of a statement."""
+    async with database.reading() as connection:
+        return list(await connection.execute(text(statement)))
 
 
 class NoObserver:

@@ -366,11 +366,6 @@ _PENDING_OF_TABLE: Final = (
 # --- how far it is processed ---
 
 
-async def end(connection: AsyncConnection) -> int:
-    """The largest sequence there is, or was; what is accepted later gets a larger one."""
-    return await connection.scalar(select(func.max(CALLBACKS.c.sequence))) or 0
-
-
 async def pending(database: Database, connection: AsyncConnection, *, until: int | None = None) -> int:
     """How many callbacks up to a sequence (None: all) wait to be processed; counted no further than `COUNTED`."""
     waiting = is_pending(database)

@@ -34,7 +34,7 @@ from receiver.storage.database import Database, journal_file
 from receiver.storage.journal import journal_writer
 from tests.events import at
 from tests.posts import callback, v2_event
-from tests.processing import append, drain, now
+from tests.processing import append, drain, now, opened, select
 from tests.servers import on_postgres
 
 pytestmark = pytest.mark.anyio
@@ -67,20 +67,6 @@ async def running(database: Database, observer: Groups | None = None) -> AsyncIt
 async def journal(database: Database) -> AsyncIterator[Journal]:
     async with running(database) as journal:
         yield journal
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Database]:
-    database = Database(url)
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
-async def select(database: Database, statement: str) -> list[Any]:
-    async with database.reading() as connection:
-        return list(await connection.execute(text(statement)))
 
 
 async def in_journal(url: str) -> set[str]:

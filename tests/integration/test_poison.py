@@ -8,12 +8,11 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 
 from receiver.domain import batch as batch_module
 from receiver.domain import delivery
@@ -28,7 +27,7 @@ from receiver.storage.bulk import Transaction
 from receiver.storage.database import Database
 from receiver.storage.processor import MAX_LISTED
 from tests.posts import callback, v2_event
-from tests.processing import append, drain, now, process
+from tests.processing import append, drain, now, opened, process, select
 
 pytestmark = pytest.mark.anyio
 
@@ -37,20 +36,6 @@ LIMIT = 1_048_576
 # first version 5.8 s and 3 s.
 CPU_SECONDS = 4.0
 FURTHER_CPU_SECONDS = 1.0
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Database]:
-    database = Database(url)
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
-async def select(database: Database, statement: str) -> list[Any]:
-    async with database.reading() as connection:
-        return list(await connection.execute(text(statement)))
 
 
 async def count(database: Database, table: str) -> int:

@@ -8,8 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -33,7 +32,7 @@ from receiver.storage.journal import CALLBACKS, journal_writer
 from receiver.storage.processor import ProcessorLease, ProcessorLeaseLost
 from receiver.tags import TagPolicy, sign
 from tests.posts import callback, v1_event, v2_event
-from tests.processing import NoObserver, append, drain, now, process
+from tests.processing import NoObserver, append, drain, now, opened, process, select
 from tests.servers import on_postgres
 
 pytestmark = pytest.mark.anyio
@@ -69,20 +68,6 @@ class NoGroups:
 def make_processor(database: Database, **more: Any) -> Processor:
     defaults = {"checker": TagChecker(), "conflict": FinalConflict.FAILED_WINS, "observer": NoObserver(), "clock": now}
     return Processor(database, **{**defaults, **more})
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Database]:
-    database = Database(url)
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
-async def select(database: Database, statement: str) -> list[Any]:
-    async with database.reading() as connection:
-        return list(await connection.execute(text(statement)))
 
 
 async def change(database: Database, *statements: str) -> None:

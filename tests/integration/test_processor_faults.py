@@ -30,7 +30,7 @@ from receiver.storage.bulk import Step
 from receiver.storage.database import Database, is_data_error, journal_file
 from receiver.storage.journal import journal_writer
 from tests.posts import callback, v2_event
-from tests.processing import drain, now, process
+from tests.processing import drain, now, opened, process
 from tests.servers import on_postgres
 
 pytestmark = pytest.mark.anyio
@@ -86,15 +86,6 @@ async def running(url: str, observed: Observed) -> AsyncIterator[tuple[Journal, 
 def make_processor(database: Database, **more: Any) -> Processor:
     defaults = {"checker": TagChecker(), "conflict": FinalConflict.FAILED_WINS, "observer": Observed(), "clock": now}
     return Processor(database, **{**defaults, **more})
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Database]:
-    database = Database(url)
-    try:
-        yield database
-    finally:
-        await database.close()
 
 
 async def select(url: str, statement: str) -> list[Any]:
