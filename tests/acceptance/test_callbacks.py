@@ -344,9 +344,55 @@ async def test_who_asks_before_sending_too_much_is_told_at_once(sqlite_client: h
     assert (await raw(sqlite_client, asking)).startswith(b"HTTP/1.1 413")
 
 
-async def test_endless_headers_are_hung_up_on(sqlite_client: httpx2.AsyncClient) -> None:
-    flood = [b"x-%d: %s\r\n" % (n, b"a" * 1000) for n in range(100)]
-    assert await raw(sqlite_client, b"POST / HTTP/1.1\r\n", *flood, b"\r\n") == b""
+async def test_headers_that_come_twice_are_one_list(sqlite_client: httpx2.AsyncClient, sqlite_url: str) -> None:
+    head = b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 2\r\n"
+    valid = b"authorization: " + authorization() + b"\r\n"
+    wrong = b"authorization: Basic eDp5\r\n"
+    for credentials in (valid + wrong, wrong + valid, valid + valid):
+        assert (await raw(sqlite_client, head + credentials + b"\r\n[]")).startswith(b"HTTP/1.1 401")
+    for encodings in ((b"gzip", b"identity"), (b"identity", b"gzip")):
+        lines = b"".join(b"content-encoding: %b\r\n" % encoding for encoding in encodings)
+        assert (await raw(sqlite_client, head + valid + lines + b"\r\n[]")).startswith(b"HTTP/1.1 415")
+    twice = b"x-carrier: a\r\nx-carrier: b\r\n"
+    assert (await raw(sqlite_client, head + valid + twice + b"\r\n[]")).startswith(b"HTTP/1.1 200")
+    [(headers,)] = await select(sqlite_url, "SELECT headers FROM callbacks")
+    assert json.loads(headers)["x-carrier"] == "a, b"
+
+
+@pytest.mark.parametrize("pause", [0, 0.01], ids=["at once", "in pieces"])
+@pytest.mark.parametrize(
+    "flood",
+    [
+        b"".join(b"x-%d: %s\r\n" % (n, b"a" * 1000) for n in range(100)),
+        b"x-endless: " + b"a" * 100_000,
+        b"transfer-encoding: chunked\r\n\r\n0\r\n" + b"x-trailer: a\r\n" * 40_000,
+    ],
+    ids=["headers", "one header", "trailers"],
+)
+async def test_endless_headers_and_trailers_are_hung_up_on(
+    sqlite_client: httpx2.AsyncClient, flood: bytes, pause: float
+) -> None:
+    head = b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\nauthorization: " + authorization() + b"\r\n"
+    request = head + flood
+    pieces = [request[place : place + 16_384] for place in range(0, len(request), 16_384)]
+    assert await raw(sqlite_client, *(pieces if pause else [request]), pause=pause) == b""
+
+
+async def test_body_in_many_pieces_is_no_endless_header(sqlite_client: httpx2.AsyncClient, sqlite_url: str) -> None:
+    body = json.dumps([v2_event(text="a" * 500_000)]).encode()
+    head = b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: " + authorization()
+    request = head + b"\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    pieces = [request[place : place + 100_000] for place in range(0, len(request), 100_000)]
+    assert (await raw(sqlite_client, *pieces, pause=0.01)).startswith(b"HTTP/1.1 200")
+    assert await select(sqlite_url, "SELECT length(body) FROM callbacks") == [(len(body),)]
+
+
+async def test_flood_of_pipelined_requests_is_hung_up_on(sqlite_client: httpx2.AsyncClient) -> None:
+    request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+    assert (await raw(sqlite_client, request * 10, request[:-4] + b"\r\nconnection: close\r\n\r\n")).count(
+        b"HTTP/1.1 200"
+    ) == 11
+    assert (await raw(sqlite_client, request * 4000)).count(b"HTTP/1.1 200") < 1000
 
 
 @pytest.mark.parametrize(
