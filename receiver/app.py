@@ -11,7 +11,8 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from receiver import credentials, metrics
@@ -64,6 +65,20 @@ def create_app(settings: Settings | None = None) -> Starlette:
     return Receiver(secured).app
 
 
+class _Application(Starlette):
+    """Callback routes, and behind them an application with everything else, which handles its own errors.
+
+    Callback routes answer every error themselves. Starlette's error handling, two layers that each wrap `send`, took a
+    seventh of a callback's CPU time.
+    """
+
+    def build_middleware_stack(self) -> ASGIApp:
+        app: ASGIApp = self.router
+        for middleware, arguments, options in reversed(self.user_middleware):
+            app = middleware(app, *arguments, **options)
+        return app
+
+
 class Receiver:
     """Everything the web process runs, joined."""
 
@@ -80,10 +95,11 @@ class Receiver:
         self._endpoints = CallbackEndpoints(
             self.journal, admission=_admission(settings), observer=self.metrics, clock=now
         )
-        self.app = Starlette(
-            routes=self._routes(),
+        self._beside = Starlette(routes=self._routes(), exception_handlers=problems.APPLICATION_HANDLERS)
+        self._beside.router.redirect_slashes = False
+        self.app = _Application(
+            routes=[*self._endpoints.routes(), Mount("", self._beside)],
             lifespan=self._lifespan,
-            exception_handlers=problems.APPLICATION_HANDLERS,
             middleware=_middleware(settings),
         )
         self.app.router.redirect_slashes = False
@@ -117,7 +133,7 @@ class Receiver:
         await self.worker.reload(changed)
         self.settings = changed
         self._endpoints.admission = admission
-        self.app.router.routes[:] = self._routes()
+        self._beside.router.routes[:] = self._routes()
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -125,11 +141,10 @@ class Receiver:
             yield
 
     def _routes(self) -> list[BaseRoute]:
-        """Callbacks first: they are what there is most of."""
+        """The routes beside the callbacks."""
         tokens = Tokens(token.get_secret_value() for token in self.settings.api_tokens)
         guard = [Middleware(TokenAuth, tokens=tokens)] if self.settings.metrics_auth == "token" else []
         return [
-            *self._endpoints.routes(),
             *Health(self.journal.probe).routes(),
             Route("/metrics", self._metrics, middleware=guard),
             *api.routes(self._api(tokens if self.settings.api_auth == "token" else None)),

@@ -10,11 +10,12 @@ import hmac
 import ipaddress
 import itertools
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Protocol
 
+import structlog
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -23,6 +24,8 @@ from receiver.basic_auth import basic_pair
 from receiver.domain.callbacks import Callback
 from receiver.domain.events import Api
 from receiver.errors import JournalFull, StorageUnavailable
+
+log = structlog.get_logger("receiver.endpoint")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -127,6 +130,11 @@ class CallbackEndpoints:
         except StorageUnavailable:
             self._observer.rejected("unavailable")
             await _answer(send, 503, _RETRY_AFTER)
+        except Exception:
+            # Bandwidth sends it again: whatever this is, it must not cost the callback.
+            log.exception("a callback request was handled badly", path=url.path)
+            self._observer.rejected("unavailable")
+            await _answer(send, 503, _RETRY_AFTER)
         else:
             await _answer(send, 200)
 
@@ -135,12 +143,12 @@ class CallbackEndpoints:
         admission = self.admission
         method: str = scope["method"]
         remote = scope["client"][0] if scope.get("client") else None
-        headers: list[tuple[bytes, bytes]] = scope["headers"]
         if admission.networks and not _is_in(remote, admission.networks):
             raise _Rejected(403, "network")
         if method not in url.methods:
             raise _Rejected(405, "method", (b"allow", ", ".join(url.methods).encode()))
-        if admission.credentials and not admission.credentials.accept(_header(headers, b"authorization")):
+        authorization, headers = _headers(scope["headers"])
+        if admission.credentials and not admission.credentials.accept(authorization):
             raise _Rejected(401, "unauthorized", _CHALLENGE)
         body = b"" if method == "GET" else await _body(headers, receive, admission.max_body_bytes)
         now = self._clock()
@@ -152,7 +160,7 @@ class CallbackEndpoints:
             method=method,
             remote=remote,
             query=scope["query_string"].decode("utf-8", "replace"),
-            headers=_kept_headers(headers),
+            headers=headers,
             body=body,
         )
 
@@ -170,23 +178,23 @@ class _Endpoint:
 # --- the body ---
 
 
-async def _body(headers: list[tuple[bytes, bytes]], receive: Receive, max_bytes: int) -> bytes:
-    if _header(headers, b"content-encoding").strip().lower() not in (b"", b"identity"):
+async def _body(headers: Mapping[str, str], receive: Receive, max_bytes: int) -> bytes:
+    if headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
         raise _Rejected(415, "compressed", (b"accept-encoding", b"identity"))
-    over = _declares_more(_header(headers, b"content-length"), max_bytes)
+    over = _declares_more(headers.get("content-length", ""), max_bytes)
     body = None if over else await _stream(receive, max_bytes)
     if body is None:
         # To read on would tell a sender that asks first ("expect") to go ahead.
-        if not (over and _header(headers, b"expect")):
+        if not (over and "expect" in headers):
             await _drain(receive)
         raise _Rejected(413, "too-large", _CLOSE)
     return body
 
 
-def _declares_more(length: bytes, max_bytes: int) -> bool:
+def _declares_more(length: str, max_bytes: int) -> bool:
     """Whether a Content-Length is over the limit. Its digits are bounded: Python refuses to read 4,301 of them."""
-    digits = length.strip().lstrip(b"0")
-    return digits.isdigit() and (len(digits) > 19 or int(digits) > max_bytes)
+    digits = length.strip().lstrip("0")
+    return digits.isdecimal() and (len(digits) > 19 or int(digits) > max_bytes)
 
 
 async def _stream(receive: Receive, max_bytes: int) -> bytes | None:
@@ -236,15 +244,18 @@ async def _answer(send: Send, status: int, *headers: tuple[bytes, bytes]) -> Non
     await send({"type": "http.response.body", "body": b""})
 
 
-def _header(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes:
-    for key, value in headers:
-        if key == name:
-            return value
-    return b""
-
-
-def _kept_headers(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
-    return {key.decode("latin-1"): value.decode("latin-1") for key, value in headers if key not in _SECRET_HEADERS}
+def _headers(raw: list[tuple[bytes, bytes]]) -> tuple[bytes, dict[str, str]]:
+    """The Authorization header, and the headers that are stored: those without secrets."""
+    authorization = b""
+    headers: dict[str, str] = {}
+    for name_bytes, value_bytes in raw:
+        if name_bytes not in _SECRET_HEADERS:
+            name, value = name_bytes.decode("latin-1"), value_bytes.decode("latin-1")
+            # a header that comes twice means what it means as a list (RFC 9110, 5.2)
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        elif name_bytes == b"authorization":
+            authorization = b"%b, %b" % (authorization, value_bytes) if authorization else value_bytes
+    return authorization, headers
 
 
 def _is_in(address: str | None, networks: Sequence[Network]) -> bool:

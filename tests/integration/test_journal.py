@@ -184,6 +184,17 @@ async def test_any_bytes_are_accepted_as_they_came_and_processed(
     assert await select(database, "SELECT last_error FROM processor") == [(None,)]
 
 
+class _BrokenJournal:
+    def append(self, callback: Callback) -> asyncio.Future[None]:
+        raise ValueError("a bug")
+
+
+async def test_unexpected_error_of_a_callback_request_is_answered_503() -> None:
+    admission = Admission(credentials=None, networks=[], max_body_bytes=100)
+    endpoints = CallbackEndpoints(_BrokenJournal(), admission=admission, observer=NoObserver(), clock=now)
+    assert await posted(endpoints, b"[]", b"", []) == 503
+
+
 async def test_nul_in_a_header_is_replaced_and_nothing_else(database: Database) -> None:
     await append(database, callback(b"", headers={"x\x00": "a\x00b", "y": r"\u0000"}))
     as_text = "headers" if database.is_sqlite else "headers::text"
