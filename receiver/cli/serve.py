@@ -110,6 +110,10 @@ async def _serve(
     try:
         # Here and not in uvicorn's lifespan: what goes wrong is then an error of ours, with its own line.
         async with receiver.running():
+            # Before anybody is answered: under load it takes a fifth of a second.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(*GC_THRESHOLDS)
             started = asyncio.create_task(_when_started(running, receiver.worker, announce))
             await running.serve(sockets=list(listeners))
             await started
@@ -147,9 +151,6 @@ async def _when_started(running: uvicorn.Server, worker: Supervisor, announce: C
     deadline = time.monotonic() + _WORKER_SECONDS
     while not running.started or (worker.is_starting and time.monotonic() < deadline and not running.should_exit):
         await asyncio.sleep(0.01)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
     announce()
 
 
