@@ -7,11 +7,11 @@ from alembic import context
 from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
-from receiver.storage import sink_tables, tables
+from receiver.storage import tables
 from receiver.storage.database import Database
 
 # the imports fill the metadata
-assert {tables, sink_tables}  # noqa: S101
+assert {tables, tables}  # noqa: S101
 
 
 def run(connection: Connection) -> None:

@@ -16,21 +16,21 @@ from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from receiver import credentials, metrics
+from receiver.api import problems, routes
+from receiver.api.auth import TokenAuth, Tokens
+from receiver.api.health import Health
+from receiver.api.operations import Api
 from receiver.domain.installation import Findings, WorkerRecord
 from receiver.intake.endpoint import Admission, CallbackEndpoints, Credentials
 from receiver.intake.journal import Journal
 from receiver.intake.reprocessing import Reprocessing
 from receiver.metrics import WebMetrics
 from receiver.settings import Settings, load
-from receiver.storage import durability, embedded, journal, schema
-from receiver.storage.database import Database, is_sqlite
-from receiver.storage.pending import Settling
+from receiver.storage import journal, schema, sqlite_file
+from receiver.storage.database import Database, is_sqlite, weaknesses
+from receiver.storage.processor import Settling
 from receiver.storage.status import StatusReader
 from receiver.supervisor import WorkerView, supervisor
-from receiver.web import api, problems
-from receiver.web.auth import TokenAuth, Tokens
-from receiver.web.health import Health
-from receiver.web.operations import Api
 from receiver.worker import configured_sinks, now, tag_checker, tag_keys
 
 RELOADED: Final = (
@@ -110,9 +110,9 @@ class Receiver:
         """Opens the database and runs journal and worker; at the end finishes what was accepted."""
         async with AsyncExitStack() as stack:
             if is_sqlite(self.settings.database):
-                file = embedded.prepare(self.settings.database)
-                stack.enter_context(embedded.held(file))
-                embedded.refuse_unfit(file)
+                file = sqlite_file.prepare(self.settings.database)
+                stack.enter_context(sqlite_file.held(file))
+                sqlite_file.refuse_unfit(file)
             stack.push_async_callback(self.database.close)
             await prepare_database(self.database)
             await self.journal.start()
@@ -147,7 +147,7 @@ class Receiver:
         return [
             *Health(self.journal.probe).routes(),
             Route("/metrics", self._metrics, middleware=guard),
-            *api.routes(self._api(tokens if self.settings.api_auth == "token" else None)),
+            *routes.routes(self._api(tokens if self.settings.api_auth == "token" else None)),
         ]
 
     def _api(self, tokens: Tokens | None) -> Api:
@@ -189,7 +189,7 @@ class Receiver:
 async def prepare_database(database: Database) -> None:
     """Brings an embedded database up to date; a PostgreSQL must be so already, for others may be using it."""
     await (schema.migrate(database) if database.is_sqlite else schema.check(database))
-    for weakness in await durability.weaknesses(database):
+    for weakness in await weaknesses(database):
         log.warning(weakness)
 
 

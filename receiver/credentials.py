@@ -15,6 +15,8 @@ from receiver.settings import PREFIX, Settings
 from receiver.storage.database import is_sqlite
 
 FILE: Final = "credentials.json"
+TOPIC: Final = "first-run"
+"""The documentation topic about generated credentials, and those that must be set."""
 _USER: Final = "bandwidth"
 
 
@@ -35,7 +37,7 @@ def secure(settings: Settings) -> Secured:
     if not wanted:
         return Secured(settings, None)
     if not is_sqlite(settings.database):
-        raise SettingsError(what_to_set(wanted))
+        raise SettingsError(what_to_set(wanted), topic=TOPIC)
     make_data_dir(settings)
     file = settings.data_dir / FILE
     kept = _read(file)
@@ -79,7 +81,9 @@ def _read(file: Path) -> dict[str, list[str]]:
         kept = json.loads(file.read_text("utf-8"))
         return {name: _texts(kept[name]) for name in _MAKERS if kept.get(name)}
     except (ValueError, TypeError, AttributeError):
-        raise SettingsError(f"{file} is damaged; put it right, or remove it to have new credentials made") from None
+        raise SettingsError(
+            f"{file} is damaged; put it right, or remove it to have new credentials made", topic=TOPIC
+        ) from None
 
 
 def _texts(values: object) -> list[str]:

@@ -12,7 +12,13 @@ ReceiverError
 
 
 class ReceiverError(Exception):
-    """Anything `receiver` refuses with a sentence made for people."""
+    """Anything `receiver` refuses with a sentence made for people; `topic` of the documentation says more about it."""
+
+    topic: str | None = None
+
+    def __init__(self, *arguments: object, topic: str | None = None) -> None:
+        super().__init__(*arguments)
+        self.topic = topic or self.topic
 
 
 class SettingsError(ReceiverError):
@@ -22,9 +28,13 @@ class SettingsError(ReceiverError):
 class SchemaError(ReceiverError):
     """The database's schema is not the one this version works with."""
 
+    topic = "backup-upgrade"
+
 
 class StorageUnavailable(ReceiverError):
     """The database could not commit now; nothing was stored."""
+
+    topic = "troubleshooting"
 
 
 class JournalFull(ReceiverError):
@@ -41,3 +51,13 @@ class Conflict(ReceiverError):
 
 class Expired(ReceiverError):
     """What was asked for is no longer kept."""
+
+
+def see(topic: str | None) -> str:
+    """The end of an error line: where the documentation says more, if there is such a topic."""
+    return f" (see: receiver help {topic})" if topic else ""
+
+
+def line(error: Exception) -> str:
+    """An error as one line for people. Further lines of a foreign error may repeat the data that was handled."""
+    return str(error).partition("\n")[0] + see(getattr(error, "topic", None))

@@ -37,8 +37,11 @@ from receiver.tags import TagPolicy, parse_keys
 
 PREFIX: Final = "RECEIVER_"
 DEFAULT_CONFIG: Final = "receiver.toml"
-# read by us or by the tests, but not settings
-_NOT_SETTINGS: Final = frozenset({"RECEIVER_CONFIG", "RECEIVER_SECRETS_DIR"})
+SOURCES: Final = {
+    "RECEIVER_CONFIG": "The TOML file; `--config` wins over it. Without both `./receiver.toml`, if it exists.",
+    "RECEIVER_SECRETS_DIR": "A directory with one file for each secret setting, named like `receiver_api_tokens`.",
+}
+"""Variables that say where settings are read from. They are no settings themselves."""
 _TEST_PREFIX: Final = "RECEIVER_TEST_"
 
 Days = Annotated[int, Field(ge=0)]
@@ -49,11 +52,15 @@ class Retention(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    text: Days = Field(30, description="message text and media")
-    callbacks: Days = Field(30, description="raw callbacks")
-    events: Days = Field(180, description="the event log")
-    attempts: Days = Field(30, description="attempts to publish")
-    messages: Days = Field(400, description="message rows and their deliveries")
+    text: Days = Field(30, description="Days to keep the text and media of messages; 0 keeps them for ever.")
+    callbacks: Days = Field(30, description="Days to keep raw callbacks, quarantined ones too; 0 keeps them for ever.")
+    events: Days = Field(180, description="Days to keep the event log; 0 keeps it for ever.")
+    attempts: Days = Field(30, description="Days to keep the record of attempts to publish; 0 keeps it for ever.")
+    messages: Days = Field(
+        400,
+        description="Days to keep messages and their deliveries, since they were created and since they last changed; "
+        "0 keeps them for ever.",
+    )
 
     @property
     def ages(self) -> dict[str, timedelta]:
@@ -73,32 +80,70 @@ class Settings(BaseSettings):
         validate_default=True,
     )
 
-    data_dir: Path = Field(Path("receiver-data"), description="the embedded database and generated credentials")
+    data_dir: Path = Field(
+        Path("receiver-data"), description="The directory of the SQLite database and of generated credentials."
+    )
     database_url: SecretStr | None = Field(
-        None, description="sqlite:///… or postgresql://…; SQLite in the data directory"
+        None,
+        description="`sqlite:///relative.db`, `sqlite:////absolute.db` (the journal is a file beside it: "
+        "`callbacks.db` for `receiver.db`, else `name-callbacks.db`) or `postgresql://user:password@host/name`. "
+        "Without it SQLite in the data directory.",
     )
-    host: str = Field("127.0.0.1", min_length=1)
-    port: int = Field(8080, ge=0, le=65535)
+    host: str = Field("127.0.0.1", min_length=1, description="The address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="The port to listen on; 0 takes a free port.")
     worker: Literal["process", "inline", "none"] = Field(
-        "process", description="what processes and publishes: a child of serve, a thread in it, or `receiver work`"
+        "process",
+        description="Where callbacks are processed and events are published: in a child process of `serve`, in a "
+        "thread of it (`inline`, the default of `create_app`), or elsewhere by `receiver work` (`none`).",
     )
-    public_url: str | None = Field(None, description="what the printed URLs start with; made from host and port")
-    callback_credentials: list[SecretStr] = Field([], description='"user:password"; any of them is accepted')
-    callback_auth: Literal["basic", "none"] = "basic"
-    api_tokens: list[SecretStr] = Field([], description='"token", "name:read:token" or "name:admin:token"')
-    api_auth: Literal["token", "none"] = "token"
-    metrics_auth: Literal["token", "none"] = "token"
-    insecure_no_auth: bool = Field(False, description="allows a public address with authentication switched off")
-    trusted_proxies: list[IPvAnyNetwork] = Field([], description="whose X-Forwarded-* is believed")
-    callback_networks: list[IPvAnyNetwork] = Field([], description="where callbacks may come from; empty: anywhere")
-    tag_keys: list[SecretStr] = Field([], description='"kid:secret"; the first signs, all verify')
-    tag_policy: TagPolicy = TagPolicy.RECORD
-    final_conflict: FinalConflict = FinalConflict.FAILED_WINS
-    max_body_bytes: int = Field(1_048_576, ge=1024)
-    sinks: list[dict[str, Any]] = Field([], description="where events go: name, type, the type's own fields")
-    retention: Retention = Retention()
-    log_format: Literal["auto", "json", "console"] = "auto"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    public_url: str | None = Field(
+        None,
+        description="The beginning of the printed URLs and of the links of the API. Without it they are made from host "
+        "and port.",
+    )
+    callback_credentials: list[SecretStr] = Field(
+        [],
+        description='List of `"user:password"` for callbacks. Each of them is accepted, the first is printed. With '
+        "SQLite the first start generates them.",
+    )
+    callback_auth: Literal["basic", "none"] = Field("basic", description="How callbacks are authenticated.")
+    api_tokens: list[SecretStr] = Field(
+        [],
+        description='List of `"token"`, `"name:read:token"` or `"name:admin:token"`; a token without a name may do '
+        "everything. With SQLite the first start generates a token.",
+    )
+    api_auth: Literal["token", "none"] = Field("token", description="How the query API is authenticated.")
+    metrics_auth: Literal["token", "none"] = Field("token", description="How `/metrics` is authenticated.")
+    insecure_no_auth: bool = Field(
+        False, description="Allows a public address or URL with authentication switched off."
+    )
+    trusted_proxies: list[IPvAnyNetwork] = Field([], description="Networks whose `X-Forwarded-*` headers are trusted.")
+    callback_networks: list[IPvAnyNetwork] = Field(
+        [],
+        description="Networks that callbacks may come from; others are answered 403. Empty: any network.",
+    )
+    tag_keys: list[SecretStr] = Field(
+        [], description='List of `"kid:secret"`: the first key signs tags, all keys verify them.'
+    )
+    tag_policy: TagPolicy = Field(
+        TagPolicy.RECORD,
+        description="`off` checks no tag; `record` stores and publishes the verdict; `require` quarantines an outbound "
+        "event whose tag is not valid.",
+    )
+    final_conflict: FinalConflict = Field(
+        FinalConflict.FAILED_WINS,
+        description="Which status wins if a recipient is reported both delivered and failed. `delivered-wins` lets "
+        "delivered win over a failure on the network's side. Run `receiver rebuild` after a change.",
+    )
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="A callback with a larger body is answered 413.")
+    sinks: list[dict[str, Any]] = Field(
+        [], description="The sinks that events are published to: `name`, `type` and the fields of the type."
+    )
+    retention: Retention = Field(Retention(), description="Days after which data is deleted; 0 keeps it for ever.")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="The format of the log on standard error; `auto` is `console` on a terminal, else `json`."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The lowest level logged.")
 
     @field_validator("public_url")
     @classmethod
@@ -257,7 +302,7 @@ def _refuse_unknown_secrets(directory: str | None) -> None:
 
 def _refuse_unknown_variables() -> None:
     for variable in os.environ:
-        if variable in _NOT_SETTINGS or not variable.startswith(PREFIX) or variable.startswith(_TEST_PREFIX):
+        if variable in SOURCES or not variable.startswith(PREFIX) or variable.startswith(_TEST_PREFIX):
             continue
         if variable.removeprefix(PREFIX).lower().split("__")[0] not in Settings.model_fields:
             raise SettingsError(f"{variable} is not a setting of receiver")

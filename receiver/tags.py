@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from receiver.domain.words import TagVerdict, number_key
+from receiver.domain.events import TagVerdict, number_key
 from receiver.errors import ReceiverError
 
 MARKER: Final = "~r1."

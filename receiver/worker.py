@@ -23,6 +23,8 @@ import orjson
 import structlog
 
 from receiver import logs, tags
+from receiver.dispatch.dispatcher import Dispatchers
+from receiver.dispatch.reader import Wakeup
 from receiver.errors import ReceiverError
 from receiver.intake.endpoint import URLS
 from receiver.intake.processor import Processor, ProcessorStatus
@@ -31,11 +33,9 @@ from receiver.metrics import WorkerMetrics
 from receiver.settings import Settings, restore
 from receiver.sinks import registry
 from receiver.sinks.registry import ConfiguredSink
-from receiver.storage import embedded
+from receiver.storage import sqlite_file
 from receiver.storage.database import Database, is_sqlite
-from receiver.workers.dispatcher import Dispatchers
-from receiver.workers.pruner import Pruner
-from receiver.workers.wakeup import Wakeup
+from receiver.storage.pruner import Pruner
 
 # Collecting garbage took a tenth of the time under load, most of it for what lives as long as the process.
 GC_THRESHOLDS: Final = (50_000, 20, 50)
@@ -142,7 +142,7 @@ def worker_lock(settings: Settings) -> Iterator[None]:
     if not is_sqlite(settings.database):
         yield
         return
-    with embedded.held(embedded.file_of(settings.database), embedded.WORKER):
+    with sqlite_file.held(sqlite_file.file_of(settings.database), sqlite_file.WORKER):
         yield
 
 
@@ -152,7 +152,7 @@ async def _lock(settings: Settings, stack: contextlib.ExitStack, is_ending: Call
     while not is_ending():
         try:
             stack.enter_context(worker_lock(settings))
-        except embedded.UnfitDatabase as error:
+        except sqlite_file.UnfitDatabase as error:
             if not is_waiting:
                 log.info("waiting for another worker to end", reason=str(error))
             is_waiting = True

@@ -10,7 +10,7 @@ from sqlalchemy import func, select, update
 from receiver.domain.events import number_key
 from receiver.storage.database import Database
 from receiver.storage.journal import CALLBACKS, PENDING, PROCESSOR, QUARANTINE
-from receiver.storage.status_table import DELIVERIES, MESSAGES
+from receiver.storage.messages import DELIVERIES, MESSAGES
 
 NOON = datetime(2024, 6, 12, 12, tzinfo=UTC)
 

@@ -10,16 +10,15 @@ from typing import Any
 
 from sqlalchemy import select
 
-from receiver.domain.log import LogEntry
-from receiver.domain.publication import Publication
+from receiver.dispatch.dispatcher import Dispatchers
+from receiver.dispatch.reader import Wakeup
+from receiver.domain.publication import LogEntry, Publication
 from receiver.domain.queries import DeadLetterView
 from receiver.sinks.base import Sink, SinkSettings
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import dead_letters, event_log
 from receiver.storage.database import Database
-from receiver.storage.sink_tables import RETRIES, SINKS
-from receiver.workers.dispatcher import Dispatchers
-from receiver.workers.wakeup import Wakeup
+from receiver.storage.tables import RETRIES, SINKS
 from tests.event_log import Nobody, life, now
 
 

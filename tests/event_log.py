@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from receiver.dispatch.publish import publication
 from receiver.domain.delivery import NOTHING_SAID, Change, merge
 from receiver.domain.events import Event, Status
-from receiver.domain.log import Appended, LogEntry
-from receiver.domain.publication import Publication
+from receiver.domain.publication import Appended, LogEntry, Publication
 from receiver.sinks.registry import ConfiguredSink, configure
 from receiver.storage import event_log
 from receiver.storage.database import Database
-from receiver.workers.publishing import publication
 from tests.events import make_event
 
 STATUSES = (Status.QUEUED, Status.SENDING, Status.SENT, Status.DELIVERED)

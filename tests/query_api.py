@@ -8,14 +8,14 @@ from typing import Any
 import httpx2
 from starlette.applications import Starlette
 
+from receiver.api import problems
+from receiver.api.auth import Tokens
+from receiver.api.operations import Api
+from receiver.api.routes import routes
 from receiver.domain.delivery import FinalConflict
 from receiver.intake.reprocessing import Reprocessing
 from receiver.intake.tag_checker import TagChecker
 from receiver.storage.database import Database
-from receiver.web import problems
-from receiver.web.api import routes
-from receiver.web.auth import Tokens
-from receiver.web.operations import Api
 from tests.event_log import now
 
 ADMIN = "admin-token-f00"

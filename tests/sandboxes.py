@@ -18,7 +18,7 @@ from receiver.domain.callbacks import Callback
 from receiver.domain.events import Api
 from receiver.sandbox.app import application
 from receiver.sandbox.settings import SandboxSettings
-from receiver.sandbox.world import World
+from receiver.sandbox.state import World
 from tests.events import at
 from tests.running import PATIENT
 from tests.web import serving

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from receiver.web.server import server
+from receiver.intake.server import server
 
 
 @asynccontextmanager

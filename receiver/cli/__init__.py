@@ -12,7 +12,7 @@ import typer
 
 from receiver.cli.commands import app
 from receiver.cli.output import NobodyReads, complain
-from receiver.errors import ReceiverError, SettingsError, StorageUnavailable
+from receiver.errors import ReceiverError, SettingsError, StorageUnavailable, line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,11 +33,11 @@ def _judged(error: Exception) -> tuple[str, int]:
     """An error as a line for people, and the exit code."""
     match error:
         case SettingsError():
-            return str(error), 2
+            return line(error), 2
         case StorageUnavailable():
-            return f"the database cannot be used now: {error}", 1
+            return f"the database cannot be used now: {line(error)}", 1
         case ReceiverError():
-            return str(error), 1
+            return line(error), 1
         case typer.TyperException():
             return _usage(error), 2
         case OSError() if error.strerror:

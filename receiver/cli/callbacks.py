@@ -11,8 +11,11 @@ from typing import Any, BinaryIO, Final
 
 import typer
 
-from receiver.cli import asking
-from receiver.cli.opening import STALLED_SECONDS, process_pending, reprocessing, with_database
+from receiver.api.callbacks import NOT_STORED
+from receiver.api.parameters import CallbackParameters
+from receiver.api.representations import Callback, CallbackSummary
+from receiver.cli import options
+from receiver.cli.context import STALLED_SECONDS, process_pending, reprocessing, with_database
 from receiver.cli.output import complain, say, say_fields, say_json, say_page, write
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.queries import CallbackView
@@ -21,16 +24,13 @@ from receiver.intake.transfer import Imported, Importing, ImportStopped, exporte
 from receiver.settings import Settings
 from receiver.storage import journal
 from receiver.storage.database import Database
-from receiver.web.callbacks import NOT_STORED
-from receiver.web.parameters import CallbackParameters
-from receiver.web.representations import Callback, CallbackSummary
 from receiver.worker import now
 
 _PROGRESS_SECONDS: Final = 2.0
 
 
 def list_callbacks(config: Path | None, asked: Mapping[str, Any], *, json: bool) -> int:
-    query = asking.read(CallbackParameters, asked).query()
+    query = options.read(CallbackParameters, asked).query()
 
     async def work(_: Settings, database: Database) -> int:
         page = await journal.find(database, query)
@@ -75,7 +75,7 @@ def _say(callback: Callback) -> None:
 
 
 def reprocess_callbacks(config: Path | None, ids: Sequence[str], selection: Mapping[str, Any], *, json: bool) -> int:
-    query = asking.read(CallbackParameters, selection).query()
+    query = options.read(CallbackParameters, selection).query()
     if bool(ids) == any(selection.values()):
         raise typer.BadParameter("give either ids, or --outcome, --reason or --message")
 
@@ -99,9 +99,9 @@ def export_callbacks(
     config: Path | None, selection: Mapping[str, Any], *, since: str | None, until: str | None, output: Path | None
 ) -> int:
     query = replace(
-        asking.read(CallbackParameters, selection).query(),
-        since=asking.time(since, "--since"),
-        until=asking.time(until, "--until"),
+        options.read(CallbackParameters, selection).query(),
+        since=options.time(since, "--since"),
+        until=options.time(until, "--until"),
     )
 
     async def work(_: Settings, database: Database) -> int:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from receiver import credentials
-from receiver.cli.opening import read_settings
+from receiver.cli.context import read_settings
 from receiver.cli.output import say_json, say_table
-from receiver.errors import SettingsError
+from receiver.errors import SettingsError, line
 from receiver.settings import Settings
-from receiver.storage import durability, embedded, schema
-from receiver.storage.database import Database, is_sqlite, journal_file
+from receiver.storage import schema, sqlite_file
+from receiver.storage.database import Database, is_sqlite, journal_file, weaknesses
 from receiver.worker import configured_sinks
 
 _LATER: Final = "will be made at the first start"
@@ -48,7 +48,7 @@ async def _finding(what: str, find: Callable[[Settings], Awaitable[str]], settin
     try:
         return Finding(what, ok=True, detail=await find(settings))
     except Exception as error:  # whatever it is, it would keep the server from starting
-        return Finding(what, ok=False, detail=str(error).partition("\n")[0])
+        return Finding(what, ok=False, detail=line(error))
 
 
 async def _sinks(settings: Settings) -> str:
@@ -60,7 +60,7 @@ async def _credentials(settings: Settings) -> str:
     if not wanted:
         return "in the settings"
     if not is_sqlite(settings.database):
-        raise SettingsError(credentials.what_to_set(wanted))
+        raise SettingsError(credentials.what_to_set(wanted), topic=credentials.TOPIC)
     file = settings.data_dir / credentials.FILE
     return f"in {file}" if file.exists() else _LATER
 
@@ -70,17 +70,17 @@ async def _database(settings: Settings) -> str:
         return _embedded(settings)
     database = Database(settings.database)
     try:
-        weak = await durability.weaknesses(database)
+        weak = await weaknesses(database)
     finally:
         await database.close()
     return "; ".join(weak) or "PostgreSQL answers"
 
 
 def _embedded(settings: Settings) -> str:
-    file = embedded.file_of(settings.database)
-    embedded.refuse_network(file)
-    embedded.refuse_half_restored(file)
-    embedded.refuse_unfit(file)
+    file = sqlite_file.file_of(settings.database)
+    sqlite_file.refuse_network(file)
+    sqlite_file.refuse_half_restored(file)
+    sqlite_file.refuse_unfit(file)
     both = (file, journal_file(file))
     if not any(one.exists() for one in both):
         return f"{' and '.join(map(str, both))} {_LATER}"
@@ -88,7 +88,7 @@ def _embedded(settings: Settings) -> str:
 
 
 async def _schema(settings: Settings) -> str:
-    if is_sqlite(settings.database) and not embedded.file_of(settings.database).exists():
+    if is_sqlite(settings.database) and not sqlite_file.file_of(settings.database).exists():
         return _LATER
     database = Database(settings.database)
     try:

@@ -1,11 +1,11 @@
 """`receiver codes`."""
 
+from receiver.api.representations import Code
 from receiver.cli.output import say_fields, say_json, say_table
 from receiver.domain.events import Api
 from receiver.errors import ReceiverError
 from receiver.providers import bandwidth_codes
 from receiver.providers.bandwidth_codes import CodeEntry
-from receiver.web.representations import Code
 
 
 def codes(code: int | None, *, api: Api | None, json: bool) -> int:

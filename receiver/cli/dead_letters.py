@@ -7,8 +7,10 @@ from typing import Any
 
 import typer
 
-from receiver.cli import asking
-from receiver.cli.opening import with_database
+from receiver.api.parameters import DeadLetterActionParameters, DeadLetterParameters
+from receiver.api.representations import DeadLetter, DeadLettersDone
+from receiver.cli import options
+from receiver.cli.context import with_database
 from receiver.cli.output import say, say_json, say_page
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.queries import DeadLetterView
@@ -17,13 +19,11 @@ from receiver.settings import Settings
 from receiver.storage import dead_letters
 from receiver.storage.database import Database
 from receiver.storage.dead_letters import Action
-from receiver.web.parameters import DeadLetterActionParameters, DeadLetterParameters
-from receiver.web.representations import DeadLetter, DeadLettersDone
 from receiver.worker import now
 
 
 def list_dead_letters(config: Path | None, asked: Mapping[str, Any], *, json: bool) -> int:
-    query = asking.read(DeadLetterParameters, asked).query()
+    query = options.read(DeadLetterParameters, asked).query()
 
     async def work(_: Settings, database: Database) -> int:
         page = await dead_letters.find(database, query)
@@ -69,7 +69,7 @@ def _act(
     dry_run: bool,
     json: bool,
 ) -> int:
-    parameters = asking.read(DeadLetterActionParameters, asked)
+    parameters = options.read(DeadLetterActionParameters, asked)
     is_narrowed = any(value is not None for name, value in asked.items() if name != "sink")
     if [bool(ids), every, is_narrowed].count(True) != 1:
         raise typer.BadParameter("give either ids, or --all, or --reason, --message, --event, --since or --until")

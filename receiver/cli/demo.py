@@ -24,13 +24,12 @@ from starlette.applications import Starlette
 
 from receiver import credentials, logs
 from receiver.app import Receiver
-from receiver.cli.listening import bind
+from receiver.cli.demo_messages import INBOUND, Request, Wiring, traffic
 from receiver.cli.output import say, write
-from receiver.cli.running import run, serving, stop_signal
-from receiver.cli.traffic import INBOUND, Request, Wiring, traffic
+from receiver.cli.serving import bind, run, serving, stop_signal
 from receiver.sandbox.app import application
-from receiver.sandbox.caller import Caller
-from receiver.sandbox.misbehaviour import Rates
+from receiver.sandbox.callback_sender import Caller
+from receiver.sandbox.faults import Rates
 from receiver.sandbox.settings import SandboxSettings
 from receiver.settings import GivenSettings, Settings
 from receiver.supervisor import Supervisor

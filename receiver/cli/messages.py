@@ -6,22 +6,22 @@ from typing import Any
 
 import typer
 
-from receiver.cli import asking
-from receiver.cli.opening import with_database
+from receiver.api.parameters import MessageParameters
+from receiver.api.representations import Attempt, Message, MessageEvent, Recipient
+from receiver.cli import options
+from receiver.cli.context import with_database
 from receiver.cli.output import say, say_fields, say_json, say_page, say_table
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.events import Api, Direction, Event
 from receiver.domain.queries import AttemptView, MessageView
 from receiver.errors import ReceiverError
 from receiver.settings import Settings
-from receiver.storage import attempts, messages
+from receiver.storage import messages, retries
 from receiver.storage.database import Database
-from receiver.web.parameters import MessageParameters
-from receiver.web.representations import Attempt, Message, MessageEvent, Recipient
 
 
 def list_messages(config: Path | None, asked: Mapping[str, Any], *, json: bool) -> int:
-    query = asking.read(MessageParameters, asked).query()
+    query = options.read(MessageParameters, asked).query()
 
     async def work(_: Settings, database: Database) -> int:
         page = await messages.find(database, query)
@@ -93,7 +93,7 @@ def list_attempts(
     async def work(_: Settings, database: Database) -> int:
         view = _only(message_id, await messages.with_id(database, message_id, api, direction))
         async with database.reading() as connection:
-            found = await attempts.of_message(connection, view.key, sink)
+            found = await retries.attempts_of_message(connection, view.key, sink)
         if json:
             say_json([Attempt.model_validate(attempt) for attempt in found])
         else:

@@ -10,9 +10,8 @@ import typer
 from pydantic import ValidationError
 
 from receiver import logs
-from receiver.cli.listening import bind
 from receiver.cli.output import NobodyReads, complain, say
-from receiver.cli.running import run, serving, stop_signal
+from receiver.cli.serving import bind, run, serving, stop_signal
 from receiver.sandbox.app import application
 from receiver.sandbox.client import is_local
 from receiver.sandbox.settings import SandboxSettings

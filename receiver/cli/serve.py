@@ -18,16 +18,15 @@ import uvicorn
 
 from receiver import credentials, logs
 from receiver.app import RELOADED, Receiver
-from receiver.cli.announcement import announcement
-from receiver.cli.listening import bind
-from receiver.cli.opening import make_embedded
+from receiver.cli.banner import announcement
+from receiver.cli.context import make_embedded
 from receiver.cli.output import NobodyReads, say
-from receiver.cli.running import run
-from receiver.errors import ReceiverError
+from receiver.cli.serving import bind, run
+from receiver.errors import ReceiverError, line
+from receiver.intake.server import server
 from receiver.settings import Settings, load
 from receiver.storage.database import is_sqlite
 from receiver.supervisor import Supervisor
-from receiver.web.server import server
 from receiver.worker import GC_THRESHOLDS
 
 # A worker that takes longer than this to start is no reason to keep the address back: callbacks are accepted already.
@@ -84,7 +83,7 @@ class Reload:
             try:
                 await self._reload(self._read())
             except (ReceiverError, OSError) as error:
-                log.error("settings not reloaded", error=str(error))
+                log.error("settings not reloaded", error=line(error))
             except Exception as error:
                 # this task gone, the next signal would go unheard
                 log.error("settings not reloaded", error=f"unexpected {type(error).__name__}")

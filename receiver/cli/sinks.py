@@ -6,27 +6,27 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from receiver.cli import asking
-from receiver.cli.opening import read_settings, with_database
+from receiver.api.parameters import ReplayParameters, SinkParameters
+from receiver.api.representations import BegunReplay, Replay, Sink, SinkTest
+from receiver.cli import options
+from receiver.cli.context import read_settings, with_database
 from receiver.cli.output import complain, say, say_fields, say_json, say_page
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.queries import ReplayAction, ReplayView, SinkView
 from receiver.errors import Unknown
 from receiver.settings import Settings
-from receiver.sinks.trial import try_out
-from receiver.storage import operating, replays, sink_states
+from receiver.sinks.probe import try_out
+from receiver.storage import replays, sinks
 from receiver.storage.database import Database
 from receiver.storage.replays import Since
-from receiver.web.parameters import ReplayParameters, SinkParameters
-from receiver.web.representations import BegunReplay, Replay, Sink, SinkTest
 from receiver.worker import now
 
 
 def list_sinks(config: Path | None, asked: Mapping[str, Any], *, json: bool) -> int:
-    query = asking.read(SinkParameters, asked)
+    query = options.read(SinkParameters, asked)
 
     async def work(settings: Settings, database: Database) -> int:
-        page = await sink_states.find(
+        page = await sinks.find(
             database, _types(settings), now=now(), order=query.sort_order, skip=query.skip, size=query.size
         )
         say_page(page, _HEADINGS, _row, model=Sink, json=json, number=query.page)
@@ -46,7 +46,7 @@ def _row(view: SinkView) -> tuple[object, ...]:
 
 def show_sink(config: Path | None, name: str, *, json: bool) -> int:
     async def work(settings: Settings, database: Database) -> int:
-        view = await sink_states.one(database, name, _types(settings), now=now())
+        view = await sinks.one(database, name, _types(settings), now=now())
         if json:
             say_json(Sink.model_validate(view))
         else:
@@ -92,9 +92,9 @@ def test_sink(config: Path | None, name: str, *, json: bool) -> int:
 
 def pause_sink(config: Path | None, name: str, *, paused: bool, json: bool) -> int:
     async def work(settings: Settings, database: Database) -> int:
-        await operating.pause(database, name, paused=paused)
+        await sinks.pause(database, name, paused=paused)
         if json:
-            say_json(Sink.model_validate(await sink_states.one(database, name, _types(settings), now=now())))
+            say_json(Sink.model_validate(await sinks.one(database, name, _types(settings), now=now())))
         else:
             say(f"{name} is paused: its events wait" if paused else f"{name} is given events again")
         return 0
@@ -103,7 +103,7 @@ def pause_sink(config: Path | None, name: str, *, paused: bool, json: bool) -> i
 
 
 def begin_replay(config: Path | None, name: str, *, since: str | None, dry_run: bool, json: bool) -> int:
-    start: Since = asking.time(since, "--since") or "beginning"
+    start: Since = options.time(since, "--since") or "beginning"
 
     async def work(_: Settings, database: Database) -> int:
         if dry_run:
@@ -136,11 +136,11 @@ def act_on_replay(config: Path | None, name: str, action: ReplayAction, *, json:
 
 
 def list_replays(config: Path | None, name: str, asked: Mapping[str, Any], *, json: bool) -> int:
-    query = asking.read(ReplayParameters, asked)
+    query = options.read(ReplayParameters, asked)
 
     async def work(_: Settings, database: Database) -> int:
         async with database.reading() as connection:
-            await operating.row_of(connection, name)
+            await sinks.row_of(connection, name)
             page = await replays.find(
                 connection, name, order=query.sort_order, after=None, skip=query.skip, size=query.size
             )

@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
-from receiver.cli.opening import read_settings, refuse_absent
+from receiver.api.status import DatabaseStatus, JournalStatus, ProcessorStatus, SinkStatus, Status, status_of
+from receiver.cli.context import read_settings, refuse_absent
 from receiver.cli.output import say, say_fields, say_json
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.installation import Findings, assess
 from receiver.settings import Settings
 from receiver.storage.database import Database
 from receiver.storage.status import StatusReader
-from receiver.web.status import DatabaseStatus, JournalStatus, ProcessorStatus, SinkStatus, Status, status_of
 from receiver.worker import now
 
 

@@ -18,16 +18,15 @@ from starlette.routing import Route
 
 from receiver import credentials, logs
 from receiver import metrics as measured
-from receiver.cli.listening import bind
-from receiver.cli.opening import refuse_absent
-from receiver.cli.running import serving
+from receiver.api import problems
+from receiver.api.auth import TokenAuth, Tokens
+from receiver.cli.context import refuse_absent
+from receiver.cli.serving import bind, serving
 from receiver.errors import ReceiverError, SettingsError
 from receiver.metrics import WorkerMetrics
 from receiver.settings import PREFIX, Settings, load
-from receiver.storage import embedded, schema
+from receiver.storage import schema, sqlite_file
 from receiver.storage.database import Database, is_sqlite
-from receiver.web import problems
-from receiver.web.auth import TokenAuth, Tokens
 from receiver.worker import GC_THRESHOLDS, Worker, run, worker_lock
 
 # As long as `receiver serve` waits for its worker.
@@ -75,9 +74,9 @@ async def _work(settings: Settings, read: Callable[[], Settings], listeners: Seq
 async def _refuse_unfit(settings: Settings) -> None:
     """Raises SchemaError or UnfitDatabase where the database is not one that this version can work with."""
     if is_sqlite(settings.database):
-        file = embedded.file_of(settings.database)
-        embedded.refuse_half_restored(file)
-        embedded.refuse_unfit(file)
+        file = sqlite_file.file_of(settings.database)
+        sqlite_file.refuse_half_restored(file)
+        sqlite_file.refuse_unfit(file)
     database = Database(settings.database)
     try:
         await schema.check(database)

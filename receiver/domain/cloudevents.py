@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from receiver.domain.events import Event
-from receiver.domain.log import LogEntry
+from receiver.domain.publication import LogEntry
 
 
 def event_type(event: Event) -> str:

@@ -6,7 +6,7 @@ from typing import Final
 
 from receiver.domain.cloudevents import event_type, fact
 from receiver.domain.events import Direction, Status
-from receiver.domain.log import LogEntry
+from receiver.domain.publication import LogEntry
 
 EVENT_TYPES: Final = frozenset(
     {

@@ -9,18 +9,18 @@ from typing import Any, Final
 import structlog
 
 from receiver import failpoints
-from receiver.domain.batch import Batch, MessageKey, Repeat
 from receiver.domain.callbacks import Callback, Unread
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Event, Quarantine
-from receiver.domain.log import Appended
+from receiver.domain.fold import Batch, MessageKey, Repeat
+from receiver.domain.publication import Appended
 from receiver.intake.tag_checker import TagChecker
-from receiver.providers import reading
-from receiver.storage import event_log, processor, status_table
+from receiver.providers import parser
+from receiver.storage import event_log, messages, processor
 from receiver.storage.bulk import Step, Transaction
 from receiver.storage.database import Database, is_data_error
 from receiver.storage.event_log import EventsOfMessages
-from receiver.storage.status_table import Rows, rows_of
+from receiver.storage.messages import Rows, rows_of
 
 # After so many elements other work of the event loop gets its turn.
 BREATH: Final = 100
@@ -71,7 +71,7 @@ async def parse(callback: Callback, checker: TagChecker) -> Parsed:
     """Parses one callback and checks its tags. What the parser fails on is quarantined for it."""
     parsed = Parsed(callback)
     try:
-        for index, element in enumerate(reading.read(callback)):
+        for index, element in enumerate(parser.read(callback)):
             checked = checker.check(element, index) if type(element) is Event else element
             if type(checked) is Event:
                 parsed.events.append((index, checked))
@@ -131,7 +131,7 @@ class Folder:
                 transaction, wanted, limit=_MAX_KNOWN_EVENTS, needed=set(_keys(batch[0]))
             )
             batch = _prefix(batch, known)
-            existing = await status_table.existing(transaction, {key[2] for key in wanted})
+            existing = await messages.existing_rows(transaction, {key[2] for key in wanted})
             forgotten = [key for key, events_forgotten in existing.items() if events_forgotten]
             folded: Batch[Rows] = Batch(
                 known.events,
@@ -206,4 +206,4 @@ async def _steps(folded: Batch[Rows], existing: Mapping[MessageKey, bool], trans
         changes.append((key in existing, folded.before.get(key), after))
         if place % BREATH == 0:
             await asyncio.sleep(0)
-    return [*status_table.write(changes), event_log.append(folded.appended, transaction.spelling)]
+    return [*messages.write_rows(changes), event_log.append(folded.appended, transaction.spelling)]

@@ -24,7 +24,7 @@ from receiver.domain.delivery import FinalConflict
 from receiver.errors import StorageUnavailable
 from receiver.intake.fold import BREATH, Folder, Parsed, parse
 from receiver.intake.tag_checker import TagChecker
-from receiver.providers.values import moment_text
+from receiver.providers.fields import moment_text
 from receiver.storage import journal, processor
 from receiver.storage.bulk import Transaction
 from receiver.storage.database import Database

@@ -5,6 +5,6 @@ here touches a database, the network, a clock or a log, and nothing a callback c
 """
 
 from receiver.providers.bandwidth_codes import CodeEntry, Reason, catalogue, entry, reason
-from receiver.providers.reading import read
+from receiver.providers.parser import read
 
 __all__ = ["CodeEntry", "Reason", "catalogue", "entry", "read", "reason"]

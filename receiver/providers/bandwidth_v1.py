@@ -11,7 +11,7 @@ import msgspec
 from receiver.domain.callbacks import Callback, Element, Unread
 from receiver.domain.events import Api, Direction, Event, Facts, Failure, Quarantine, Status, TagVerdict, event_id
 from receiver.providers.bandwidth_codes import failure_side, proves_nothing
-from receiver.providers.values import Fields, moment, number, number_text, quoted, text, texts, too_many, urls
+from receiver.providers.fields import Fields, moment, number, number_text, quoted, text, texts, too_many, urls
 
 _CHANNELS: Final = {"sms": "SMS", "mms": "MMS"}
 _STATES: Final = {

@@ -3,7 +3,7 @@
 from typing import Final
 from urllib.parse import parse_qsl
 
-from receiver.providers.values import Fields
+from receiver.providers.fields import Fields
 
 _NUMBERS: Final = ("from", "to")
 

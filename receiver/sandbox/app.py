@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from receiver.sandbox import control_routes, v1_routes, v2_routes
-from receiver.sandbox.caller import Caller
-from receiver.sandbox.clock import Clock
+from receiver.sandbox.callback_sender import Caller
 from receiver.sandbox.settings import SandboxSettings
-from receiver.sandbox.world import World
+from receiver.sandbox.state import World
+from receiver.sandbox.timeline import Clock
 
 # fifty messages of v1, however they are escaped
 MAX_BODY_BYTES: Final = 2 * 1024 * 1024

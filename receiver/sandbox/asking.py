@@ -9,7 +9,7 @@ import orjson
 from starlette.requests import Request
 
 from receiver.sandbox.settings import SandboxSettings
-from receiver.sandbox.world import World
+from receiver.sandbox.state import World
 
 CHALLENGE: Final = 'Basic realm="Bandwidth API"'
 

@@ -12,12 +12,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from receiver.sandbox.asking import base_url, is_json, json_body, world
-from receiver.sandbox.caller import Call, State
-from receiver.sandbox.inbound import InboundRequest
-from receiver.sandbox.messages import instant
-from receiver.sandbox.misbehaviour import Rates
+from receiver.sandbox.callback_sender import Call, State
+from receiver.sandbox.expected import Truth
+from receiver.sandbox.faults import Rates
+from receiver.sandbox.messages import InboundRequest, instant
 from receiver.sandbox.numbers import Magic, magic_numbers
-from receiver.sandbox.truth import Truth
 
 PREFIX: Final = "/sandbox/"
 LONGEST_WAIT: Final = 600.0

@@ -10,7 +10,7 @@ from typing import Final
 
 from receiver.domain.events import Api
 from receiver.providers.bandwidth_codes import CodeEntry, catalogue
-from receiver.sandbox.misbehaviour import MEANINGS, Misbehaviour
+from receiver.sandbox.faults import MEANINGS, Misbehaviour
 from receiver.sandbox.timeline import Kind, Outcome
 
 _CODES: Final = {Api.V1: "+1555201", Api.V2: "+1555202"}

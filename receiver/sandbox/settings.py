@@ -4,7 +4,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
-from receiver.sandbox.misbehaviour import Rates
+from receiver.sandbox.faults import Rates
 from receiver.sandbox.v1_requests import LONGEST_TIMEOUT, is_web_address
 
 CALLBACK_TYPES: Final = frozenset(

@@ -27,9 +27,8 @@ from aiokafka.protocol.metadata import MetadataRequest
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FilePath, model_validator
 
 from receiver.sinks.base import Publication, Published, Refused, Result, Retry, Secret, Sink, SinkDown, SinkSettings
-from receiver.sinks.binding import Binding, bind
-from receiver.sinks.each import complaint, named, publish_each
-from receiver.sinks.templates import Template, render
+from receiver.sinks.concurrency import complaint, named, publish_each
+from receiver.sinks.encoding import Binding, Template, bind, render
 
 _DEFAULT_PORT: Final = 9092
 _LONGEST_TOPIC: Final = 249

@@ -20,9 +20,8 @@ from nats.js.api import Header
 from pydantic import AfterValidator, Field, FilePath, SecretStr, model_validator
 
 from receiver.sinks.base import Publication, Published, Refused, Result, Retry, Secret, Sink, SinkDown, SinkSettings
-from receiver.sinks.binding import Binding, bind
-from receiver.sinks.each import named, publish_each
-from receiver.sinks.templates import Template, render
+from receiver.sinks.concurrency import named, publish_each
+from receiver.sinks.encoding import Binding, Template, bind, render
 
 _CONNECT_SECONDS: Final = 2
 _CHECK_SECONDS: Final = 2.0

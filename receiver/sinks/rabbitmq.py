@@ -23,9 +23,8 @@ from pydantic import AfterValidator, Field, SecretStr
 from yarl import URL
 
 from receiver.sinks.base import Publication, Published, Refused, Result, Retry, Secret, Sink, SinkDown, SinkSettings
-from receiver.sinks.binding import Binding, bind
-from receiver.sinks.each import named, publish_each
-from receiver.sinks.templates import Template, render
+from receiver.sinks.concurrency import named, publish_each
+from receiver.sinks.encoding import Binding, Template, bind, render
 
 # a header to route or to hash by; the property `message_id` is the event's id, as its consumers expect
 _MESSAGE_ID: Final = "receiver-message-id"

@@ -15,9 +15,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from receiver.sinks.base import Publication, Published, Result, Retry, Secret, Sink, SinkDown, SinkSettings
-from receiver.sinks.binding import REPLAYED, Binding
-from receiver.sinks.each import complaint, judged, named
-from receiver.sinks.templates import Template, render
+from receiver.sinks.concurrency import complaint, judged, named
+from receiver.sinks.encoding import REPLAYED, Binding, Template, render
 
 # others could switch off the verification of certificates, or repeat commands unasked
 _OPTIONS: Final = frozenset({"db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})

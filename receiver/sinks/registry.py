@@ -11,11 +11,13 @@ from typing import Any, Final
 import orjson
 from pydantic import ValidationError
 
+from receiver import documents
 from receiver.errors import SettingsError
 from receiver.sinks.base import Sink, SinkSettings
 
 GROUP: Final = "receiver.sinks"
 _SETTING: Final = "RECEIVER_SINKS"
+_TOPIC: Final = "sinks"
 # every event goes to each of them
 _MOST_SINKS: Final = 64
 _NEEDED: Final = (
@@ -58,10 +60,12 @@ def configure(tables: Iterable[Mapping[str, Any]], own_urls: Collection[str] = (
     """
     sinks = [_sink(table, place, own_urls) for place, table in enumerate(tables)]
     if len(sinks) > _MOST_SINKS:
-        raise SettingsError(f"{_SETTING}: {len(sinks)} sinks are more than the {_MOST_SINKS} there may be")
+        raise SettingsError(
+            f"{_SETTING}: {len(sinks)} sinks are more than the {_MOST_SINKS} there may be", topic=_TOPIC
+        )
     for name, count in Counter(sink.name for sink in sinks).items():
         if count > 1:
-            raise SettingsError(f"{_SETTING}: {name}: name: {count} sinks are called so")
+            raise SettingsError(f"{_SETTING}: {name}: name: {count} sinks are called so", topic=_TOPIC)
     return sinks
 
 
@@ -74,12 +78,21 @@ def _sink(table: Mapping[str, Any], place: int, own_urls: Collection[str]) -> Co
         settings = kind.Settings.model_validate(table, context={"own_urls": own_urls})
         return ConfiguredSink(settings, _with_limits(kind(settings)))
     except ValidationError as error:
-        raise SettingsError(f"{_SETTING}: {name}: {_first_line(error)}") from None
+        raise SettingsError(f"{_SETTING}: {name}: {_first_line(error)}", topic=_topic(table)) from None
     except ValueError as error:
-        raise SettingsError(f"{_SETTING}: {name}: {error}") from None
+        raise SettingsError(f"{_SETTING}: {name}: {error}", topic=_topic(table)) from None
     except Exception as error:
         # a sink of somebody's own may raise anything, and its text may hold a secret
-        raise SettingsError(f"{_SETTING}: {name}: type: cannot be made: {type(error).__name__}") from error
+        fault = f"type: cannot be made: {type(error).__name__}"
+        raise SettingsError(f"{_SETTING}: {name}: {fault}", topic=_topic(table)) from error
+
+
+def _topic(table: Mapping[str, Any]) -> str:
+    """The documentation topic of a sink: that of its type, where there is one."""
+    type_name = table.get("type")
+    if isinstance(type_name, str) and type_name in entry_points(group=GROUP).names and documents.exists(type_name):
+        return type_name
+    return _TOPIC
 
 
 def _kind(type_name: Any) -> Any:

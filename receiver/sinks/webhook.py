@@ -6,10 +6,12 @@ HTTP is spoken by httpcore2 alone, which knows no redirects, proxies of the envi
 
 import asyncio
 import base64
+import binascii
+import hmac
 import re
 import ssl
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -22,10 +24,33 @@ import httpcore2
 import httpx2
 from pydantic import AfterValidator, Field, IPvAnyNetwork, SecretStr, ValidationInfo, model_validator
 
-from receiver.sinks import signature
 from receiver.sinks.base import Publication, Published, Refused, Result, Retry, Secret, Sink, SinkDown, SinkSettings
-from receiver.sinks.binding import Binding, bind
-from receiver.sinks.guarded import AnswerTooLong, GuardedBackend
+from receiver.sinks.egress import AnswerTooLong, GuardedBackend
+from receiver.sinks.encoding import Binding, bind
+
+_PREFIX: Final = "whsec_"
+
+
+def key(secret: str) -> bytes:
+    """The key a secret stands for: base64 after `whsec_`, any other text as its bytes."""
+    if not secret.startswith(_PREFIX):
+        return secret.encode()
+    encoded = secret.removeprefix(_PREFIX).rstrip("=")
+    try:
+        decoded = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(f"what follows {_PREFIX} is not base64") from None
+    if not decoded:
+        raise ValueError(f"nothing follows {_PREFIX}")
+    return decoded
+
+
+def signatures(keys: Iterable[bytes], event_id: str, timestamp: int, body: bytes) -> str:
+    """The value of `webhook-signature`: one signature for each key, so that keys can be changed without a gap."""
+    signed = b"%b.%d.%b" % (event_id.encode(), timestamp, body)
+    digests = (hmac.digest(key, signed, "sha256") for key in keys)
+    return " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests)
+
 
 _MOST_READ: Final = 64 * 1024
 _MOST_KEPT: Final = 1000
@@ -87,7 +112,7 @@ def _port(url: httpx2.URL) -> int:
 
 
 def _usable(secret: SecretStr) -> SecretStr:
-    signature.key(secret.get_secret_value())
+    key(secret.get_secret_value())
     return secret
 
 
@@ -155,7 +180,7 @@ class WebhookSink(Sink):
         url = httpx2.URL(settings.url.get_secret_value())
         self._url = httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         self._headers = _standing_headers(url, settings)
-        self._keys = [signature.key(secret.get_secret_value()) for secret in settings.secrets]
+        self._keys = [key(secret.get_secret_value()) for secret in settings.secrets]
         self._binding: Binding = settings.binding
         self._allowed = settings.egress_allow
         self._ca_file = settings.ca_file
@@ -225,7 +250,7 @@ class WebhookSink(Sink):
             "webhook-timestamp": str(timestamp),
         }
         if self._keys:
-            signed = signature.signatures(self._keys, publication.id, timestamp, bound.body)
+            signed = signatures(self._keys, publication.id, timestamp, bound.body)
             headers["webhook-signature"] = signed
         return headers, bound.body
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
 from receiver.errors import ReceiverError
-from receiver.storage import embedded, schema
+from receiver.storage import schema, sqlite_file
 from receiver.storage.database import journal_file
 
 MANIFEST: Final = "manifest.json"
@@ -104,7 +104,7 @@ def _draft(target: Path) -> Iterator[Path]:
 def _copy_database(source: Path, target: Path) -> None:
     """Copies one snapshot of a database, in steps, synced to disk; raises UnfitDatabase if the copy is damaged."""
     if not source.exists():
-        raise embedded.UnfitDatabase(f"there is no {source}")
+        raise sqlite_file.UnfitDatabase(f"there is no {source}")
     descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     with ExitStack() as stack:
         stack.callback(os.close, descriptor)
@@ -112,9 +112,9 @@ def _copy_database(source: Path, target: Path) -> None:
         try:
             _copy_snapshot(source, target, progress)
         except sqlite3.OperationalError as error:
-            raise embedded.UnfitDatabase(f"{source} cannot be copied: {error}") from None
+            raise sqlite_file.UnfitDatabase(f"{source} cannot be copied: {error}") from None
         except sqlite3.DatabaseError as error:
-            raise embedded.UnfitDatabase(f"{source} is damaged ({error})") from None
+            raise sqlite_file.UnfitDatabase(f"{source} is damaged ({error})") from None
         os.fsync(descriptor)
     _refuse_damaged_copy(target, source)
 
@@ -157,7 +157,7 @@ def _refuse_damaged_copy(copy: Path, source: Path) -> None:
     except sqlite3.DatabaseError as error:
         finding = str(error)
     if finding != "ok":
-        raise embedded.UnfitDatabase(f"{source} is damaged ({' '.join(finding.split())})")
+        raise sqlite_file.UnfitDatabase(f"{source} is damaged ({' '.join(finding.split())})")
 
 
 def _unchanging(file: Path) -> Any:
@@ -226,10 +226,10 @@ def restore(folder: Path, file: Path, *, now: datetime) -> list[Path]:
     then nothing has changed. Interrupted later, it leaves a database that no server starts with, until it is run again.
     """
     check(folder)
-    with embedded.held(file), embedded.held(file, embedded.WORKER):
+    with sqlite_file.held(file), sqlite_file.held(file, sqlite_file.WORKER):
         _stage(folder, file)
         replaced = _set_aside(file, f"replaced-{now:%Y%m%dT%H%M%SZ}")
-        staged = embedded.staging(file)
+        staged = sqlite_file.staging(file)
         (staged / _MAIN).rename(file)
         (staged / _JOURNAL).rename(journal_file(file))
         _sync(file.parent)
@@ -240,7 +240,7 @@ def restore(folder: Path, file: Path, *, now: datetime) -> list[Path]:
 
 def _stage(folder: Path, file: Path) -> None:
     """Copies a backup beside the database; from the last line on, no server starts before the restore is complete."""
-    staged = embedded.staging(file)
+    staged = sqlite_file.staging(file)
     for left in staged.parent.glob(f".{staged.name}.*{_PARTIAL}"):
         # of a restore that was killed
         shutil.rmtree(left, ignore_errors=True)

@@ -74,18 +74,21 @@ def driver_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except SQLAlchemyError as error:
-        raise SettingsError("RECEIVER_DATABASE_URL is not a database URL") from error
+        raise SettingsError("RECEIVER_DATABASE_URL is not a database URL", topic="settings") from error
     match parsed.get_backend_name():
         case "sqlite" if parsed.database and parsed.database != ":memory:":
             return parsed.set(drivername="sqlite+aiosqlite")
         case "sqlite":
             raise SettingsError(
-                "RECEIVER_DATABASE_URL: SQLite needs a file; what lives in memory is lost with the process"
+                "RECEIVER_DATABASE_URL: SQLite needs a file; what lives in memory is lost with the process",
+                topic="settings",
             )
         case "postgresql":
             return _for_asyncpg(parsed)
         case other:
-            raise SettingsError(f"RECEIVER_DATABASE_URL: {other} is not supported; use sqlite:/// or postgresql://")
+            raise SettingsError(
+                f"RECEIVER_DATABASE_URL: {other} is not supported; use sqlite:/// or postgresql://", topic="settings"
+            )
 
 
 def _for_asyncpg(url: URL) -> URL:
@@ -393,3 +396,22 @@ def _open_existing(_dialect: Any, _record: Any, arguments: list[Any], _options: 
 def _begin_sqlite(connection: Any) -> None:
     writes = connection.get_execution_options().get("receiver_writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+_COST: Final = {
+    "fsync": "a crash of the machine can destroy the database",
+    "full_page_writes": "a crash of the machine can damage the database",
+    "synchronous_commit": "callbacks that were answered 200 can be lost when the server crashes",
+}
+_SHOW: Final = sql(
+    "SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit')"
+)
+
+
+async def weaknesses(database: Database) -> list[str]:
+    """A line for each of the server's settings that is off and should not be; SQLite is told by us, so it has none."""
+    if database.is_sqlite:
+        return []
+    async with database.reading() as connection:
+        rows = (await connection.execute(_SHOW)).all()
+    return [f"PostgreSQL runs with {row.name} = off: {_COST[row.name]}" for row in sorted(rows) if row.setting == "off"]

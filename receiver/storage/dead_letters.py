@@ -9,12 +9,12 @@ from sqlalchemy import ColumnElement, Row, and_, delete, func, literal, null, se
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.queries import DeadLetterChoice, DeadLetterQuery, DeadLetterView, Page, SortOrder
-from receiver.storage import operating
+from receiver.storage import sinks
 from receiver.storage.columns import UTCDateTime
 from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS
 from receiver.storage.retries import promote
-from receiver.storage.sink_tables import DEAD_LETTERS, RETRIES
+from receiver.storage.tables import DEAD_LETTERS, RETRIES
 
 _BITE: Final = 500
 # about as long as a bite takes: intake then has half of the database at least
@@ -62,7 +62,7 @@ async def count(database: Database, choice: DeadLetterChoice = _EVERY) -> int:
     """How many dead letters there are of these; raises UnknownSink where they are those of one."""
     async with database.reading() as connection:
         if choice.sink is not None:
-            await operating.row_of(connection, choice.sink)
+            await sinks.row_of(connection, choice.sink)
         number = select(func.count()).select_from(DEAD_LETTERS).where(*_conditions(choice))
         return await connection.scalar(number) or 0
 
@@ -131,7 +131,7 @@ async def _bite(
 ) -> Sequence[Row[Any]]:
     found = select(DEAD_LETTERS.c.position, DEAD_LETTERS.c.lane).where(*chosen).order_by(DEAD_LETTERS.c.position)
     async with database.writing() as connection:
-        await operating.lock(connection, sink)
+        await sinks.lock_row(connection, sink)
         rows = (await connection.execute(found.limit(_BITE))).all()
         if rows:
             lanes = sorted({row.lane for row in rows})

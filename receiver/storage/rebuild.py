@@ -10,20 +10,12 @@ from sqlalchemy import func, select
 
 from receiver.domain.delivery import FinalConflict, fold
 from receiver.domain.events import Api, Direction, MessageKey
-from receiver.storage import event_log, status_table
+from receiver.storage import event_log, messages
 from receiver.storage.bulk import Transaction
 from receiver.storage.columns import Json, UTCDateTime, json_text
 from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS
-from receiver.storage.status_table import (
-    DELIVERIES,
-    DELIVERY_COLUMNS,
-    MESSAGE_COLUMNS,
-    MESSAGES,
-    Row,
-    Rows,
-    rows_of,
-)
+from receiver.storage.messages import DELIVERIES, DELIVERY_COLUMNS, MESSAGE_COLUMNS, MESSAGES, Rows, _RowValues, rows_of
 
 # One batch holds the lock of the event log: at most so many message ids, and so many events unless one id has more.
 _BATCH_IDS: Final = 100
@@ -99,7 +91,7 @@ class Rebuild:
         async with self._database.appending() as transaction:
             # without a limit: `_ids_after` has chosen few enough
             known = await event_log.of_messages(transaction, wanted, limit=sys.maxsize - 1, needed=())
-            existing = await status_table.existing(transaction, ids)
+            existing = await messages.existing_rows(transaction, ids)
             forgotten = {key for key, events_forgotten in existing.items() if events_forgotten}
             stored = await _stored(transaction, ids)
             rebuilt = {
@@ -110,14 +102,14 @@ class Rebuild:
             changes = [(key in existing, _comparable(stored.get(key), rows), rows) for key, rows in rebuilt.items()]
             differing = sum(_differing(before, after) for _, before, after in changes)
             if differing and self._writes:
-                await transaction.run(status_table.write(changes))
+                await transaction.run(messages.write_rows(changes))
         return Rebuilt(messages=len(rebuilt), forgotten=len(forgotten & known.events.keys()), differing=differing)
 
 
 async def _stored(transaction: Transaction, ids: Sequence[str]) -> Mapping[MessageKey, Rows]:
     """The rows that messages with these ids have now; a message without one of its own has an empty one."""
-    messages: dict[MessageKey, Row] = {}
-    deliveries: dict[MessageKey, dict[str, Row]] = {}
+    messages: dict[MessageKey, _RowValues] = {}
+    deliveries: dict[MessageKey, dict[str, _RowValues]] = {}
     for row in await _select(transaction, MESSAGES, MESSAGE_COLUMNS, "id", ids):
         messages[_key(row)] = row
     for row in await _select(transaction, DELIVERIES, DELIVERY_COLUMNS, "message_id", ids):
@@ -127,7 +119,7 @@ async def _stored(transaction: Transaction, ids: Sequence[str]) -> Mapping[Messa
 
 async def _select(
     transaction: Transaction, table: Any, names: Sequence[str], id_name: str, ids: Sequence[str]
-) -> list[Row]:
+) -> list[_RowValues]:
     """Rows of a table as `rows_of` makes them: times as the driver takes them, JSON as text."""
     columns = [table.c[name] for name in names]
     found = await transaction.select(columns, f"{id_name} {{among}}", ids)
@@ -147,7 +139,7 @@ def _encoder(column: Any, transaction: Transaction) -> Callable[[Any], Any] | No
     return transaction.spelling.time if isinstance(column.type, UTCDateTime) else None
 
 
-def _key(row: Row) -> MessageKey:
+def _key(row: _RowValues) -> MessageKey:
     api, direction, id_ = row[:3]
     return Api(api), Direction(direction), id_
 

@@ -11,10 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.queries import Page, ReplayAction, ReplayState, ReplayView, SortOrder
 from receiver.errors import Conflict, Expired, Unknown
-from receiver.storage import event_log, operating
+from receiver.storage import event_log, sinks
 from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS
-from receiver.storage.sink_tables import REPLAYS
+from receiver.storage.tables import REPLAYS
 
 Since = Literal["beginning"] | datetime
 
@@ -56,7 +56,7 @@ async def stretch(database: Database, sink: str, since: Since) -> Stretch:
     """What a replay would be of, were it begun now; raises what `begin` would."""
     after = await _before(database, since)
     async with database.reading() as connection:
-        row = await operating.row_of(connection, sink)
+        row = await sinks.row_of(connection, sink)
         await _refuse(connection, sink, since)
     return await _stretch(database, after, row.cursor)
 
@@ -71,7 +71,7 @@ async def begin(database: Database, sink: str, since: Since, *, now: datetime) -
     async with database.writing() as connection:
         # retention holds it too: either it sees the replay and leaves its events, or this sees what is left of them
         await database.lock_log(connection)
-        row = await operating.lock(connection, sink)
+        row = await sinks.lock_row(connection, sink)
         await _refuse(connection, sink, since)
         is_empty = await event_log.first(connection, event_log.within(after, row.cursor)) is None
         replay = None if is_empty else await _insert(connection, sink, after, row.cursor, now)
@@ -86,7 +86,7 @@ async def act(
     Raises Unknown where there is no such sink or replay, and Conflict where it has ended.
     """
     async with database.writing() as connection:
-        await operating.lock(connection, sink)
+        await sinks.lock_row(connection, sink)
         meant = await open_of(connection, sink) if replay_id is None else await _with_id(connection, sink, replay_id)
         if meant is None:
             raise Unknown(f"there is no {'open replay' if replay_id is None else 'such replay'} to {sink}")

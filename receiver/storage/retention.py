@@ -33,10 +33,10 @@ from receiver.storage import event_log, journal
 from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS, MESSAGES
 from receiver.storage.journal import CALLBACKS, QUARANTINE, first_id
+from receiver.storage.messages import DELIVERIES
 from receiver.storage.replays import IS_OPEN
 from receiver.storage.retries import promote
-from receiver.storage.sink_tables import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS
-from receiver.storage.status_table import DELIVERIES
+from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS
 
 # a sink that is not in the settings holds nothing back once it was not seen for so long
 SINK_LAPSES: Final = timedelta(days=7)

@@ -1,17 +1,24 @@
 """What a sink must be given again: in each lane one retry is the head, the others wait behind it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, TextClause, and_, bindparam, case, exists, func, select, update
+from sqlalchemy import ColumnElement, Row, TextClause, and_, bindparam, case, delete, exists, func, select, true, update
 from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from receiver.domain.events import MessageKey
+from receiver.domain.publication import Again, Dead
+from receiver.domain.queries import AttemptView
+from receiver.domain.window import Attempt, Settlement, Verdict
+from receiver.providers.fields import storable
 from receiver.storage.columns import UTCDateTime
 from receiver.storage.database import Database
-from receiver.storage.sink_tables import DEAD_LETTERS, RETRIES
+from receiver.storage.event_log import EVENTS
+from receiver.storage.sinks import Health, Lease, hold_lease
+from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES
 
 # spelled as in the partial indexes, which SQLite otherwise does not take
 _IS_DUE: Final = sql("retries.state = 'due'")
@@ -121,3 +128,206 @@ _SEAT: Final = (
         due_at=func.coalesce(RETRIES.c.due_at, bindparam("now", type_=UTCDateTime)),
     )
 )
+
+
+_LONGEST_TEXT: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a replay has got, and what became of its events since that was last written."""
+
+    replay_id: int
+    settlement: Settlement
+    published: int
+    finished: bool
+
+
+async def settle(
+    database: Database,
+    lease: Lease,
+    settlement: Settlement,
+    health: Health,
+    *,
+    now: datetime,
+    progress: Progress | None = None,
+    pause: bool = False,
+) -> None:
+    """Writes what was decided, in one transaction; `pause` has the sink wait for an operator.
+
+    Raises LeaseLost, and changes nothing, if another process has taken over: the first statement finds that out, and
+    holds the sink's row so that nobody else touches its retries meanwhile.
+    """
+    values = {
+        "cursor": settlement.cursor,
+        "failures": health.failures,
+        "down_since_at": health.down_since_at,
+        "last_success_at": health.last_success_at,
+        "last_error": _short(health.last_error),
+    }
+    async with database.writing() as connection:
+        await hold_lease(connection, lease, values | ({"paused": True} if pause else {}))
+        # before the retries: what is dead among them holds its lane
+        await _write_dead_letters(database, connection, lease.sink, (*settlement.firsts, *settlement.retries), now)
+        await _write_retries(database, connection, lease.sink, settlement, now)
+        await _write_attempts(connection, lease.sink, settlement)
+        if progress is not None:
+            await _write_progress(database, connection, lease.sink, progress, now)
+
+
+async def _write_retries(
+    database: Database, connection: AsyncConnection, sink: str, settlement: Settlement, now: datetime
+) -> None:
+    """Rows go in as parked, also those that were tried: `promote` alone says who is the head of a lane."""
+    new = [_retry(sink, verdict, now) for verdict in settlement.firsts if verdict.blocks]
+    over = [_key(sink, verdict) for verdict in settlement.retries if not verdict.blocks]
+    again = [
+        _key(sink, verdict) | _later(verdict, verdict.decision)
+        for verdict in settlement.retries
+        if isinstance(verdict.decision, Again)
+    ]
+    held = [_key(sink, verdict) | {"attempts": verdict.attempts} for verdict in settlement.retries if verdict.holds]
+    if new:
+        insert = database.insert(RETRIES).on_conflict_do_nothing(index_elements=["sink", "position"])
+        await connection.execute(insert, new)
+    if over:
+        await connection.execute(delete(RETRIES).where(THIS_RETRY), over)
+    if again:
+        await connection.execute(_POSTPONE, again)
+    if held:
+        await connection.execute(_UNSEAT, held)
+    lanes = {verdict.candidate.lane for verdict in (*settlement.firsts, *settlement.retries) if _moves_lane(verdict)}
+    if lanes:
+        await promote(database, connection, sink, lanes, now)
+
+
+def _moves_lane(verdict: Verdict) -> bool:
+    return verdict.candidate.is_retry or verdict.blocks
+
+
+_POSTPONE: Final = (
+    update(RETRIES).where(THIS_RETRY).values({name: bindparam(name) for name in ("attempts", "due_at", "reason")})
+)
+
+_UNSEAT: Final = update(RETRIES).where(THIS_RETRY).values(state="parked", attempts=bindparam("attempts"))
+
+
+def _key(sink: str, verdict: Verdict) -> dict[str, Any]:
+    return {"of_sink": sink, "at": verdict.candidate.position}
+
+
+def _retry(sink: str, verdict: Verdict, now: datetime) -> dict[str, Any]:
+    decision = verdict.decision
+    return {
+        "sink": sink,
+        "position": verdict.candidate.position,
+        "lane": verdict.candidate.lane,
+        "state": "parked",
+        "first_at": now,
+        **(_later(verdict, decision) if isinstance(decision, Again) else {"attempts": verdict.attempts, **_UNTIMED}),
+    }
+
+
+def _later(verdict: Verdict, decision: Again) -> dict[str, Any]:
+    return {"attempts": verdict.attempts, "due_at": decision.due_at, "reason": _short(decision.reason)}
+
+
+_UNTIMED: Final[dict[str, Any]] = {"due_at": None, "reason": None}
+
+
+async def _write_dead_letters(
+    database: Database, connection: AsyncConnection, sink: str, verdicts: Iterable[Verdict], now: datetime
+) -> None:
+    rows = [
+        _dead_letter(sink, verdict, verdict.decision, now) for verdict in verdicts if isinstance(verdict.decision, Dead)
+    ]
+    if rows:
+        insert = database.insert(DEAD_LETTERS).on_conflict_do_nothing(index_elements=["sink", "position"])
+        await connection.execute(insert, rows)
+
+
+def _dead_letter(sink: str, verdict: Verdict, decision: Dead, now: datetime) -> dict[str, Any]:
+    candidate = verdict.candidate
+    return {
+        "sink": sink,
+        "position": candidate.position,
+        "lane": candidate.lane,
+        "event_id": candidate.publication.id,
+        "reason": decision.death,
+        "detail": _short(decision.reason),
+        "attempts": verdict.attempts,
+        "response_code": decision.response_code,
+        "response": _short(decision.response),
+        "first_at": candidate.since or now,
+        "died_at": now,
+    }
+
+
+async def _write_attempts(
+    connection: AsyncConnection, sink: str, settlement: Settlement, replay_id: int | None = None
+) -> None:
+    if settlement.attempts:
+        rows = [_attempt(sink, one) | {"replay_id": replay_id} for one in settlement.attempts]
+        await connection.execute(ATTEMPTS.insert(), rows)
+
+
+def _attempt(sink: str, attempt: Attempt) -> dict[str, Any]:
+    return {
+        "sink": sink,
+        "position": attempt.position,
+        "event_id": attempt.event_id,
+        "started_at": attempt.started_at,
+        "ended_at": attempt.ended_at,
+        "outcome": attempt.outcome,
+        "decision": attempt.decision,
+        "reason": _short(attempt.reason),
+        "response_code": attempt.response_code,
+        "response": _short(attempt.response),
+    }
+
+
+async def _write_progress(
+    database: Database, connection: AsyncConnection, sink: str, progress: Progress, now: datetime
+) -> None:
+    """A replay that was cancelled meanwhile stays so, and an event that was requeued meanwhile is no dead letter."""
+    settlement, values = progress.settlement, {"state": "finished", "ended_at": now} if progress.finished else {}
+    dead = [verdict for verdict in settlement.firsts if isinstance(verdict.decision, Dead)]
+    awaited = await _among_retries(connection, sink, [verdict.candidate.position for verdict in dead])
+    dead = [verdict for verdict in dead if verdict.candidate.position not in awaited]
+    await _write_dead_letters(database, connection, sink, dead, now)
+    open_still = and_(REPLAYS.c.id == progress.replay_id, REPLAYS.c.state.in_(("running", "paused")))
+    moved = {
+        "position": settlement.cursor,
+        "published": REPLAYS.c.published + progress.published,
+        "dead_letters": REPLAYS.c.dead_letters + len(dead),
+    }
+    await connection.execute(update(REPLAYS).where(open_still).values(**moved, **values))
+    await _write_attempts(connection, sink, settlement, progress.replay_id)
+
+
+async def _among_retries(connection: AsyncConnection, sink: str, positions: Sequence[int]) -> frozenset[int]:
+    if not positions:
+        return frozenset()
+    found = select(RETRIES.c.position).where(RETRIES.c.sink == sink, RETRIES.c.position.in_(positions))
+    return frozenset((await connection.scalars(found)).all())
+
+
+def _short(text: str | None) -> str | None:
+    """A sink's words as they can be stored; a plug-in may say anything."""
+    return storable(text[:_LONGEST_TEXT]) if text is not None else None
+
+
+_COLUMNS: Final = (*ATTEMPTS.c, EVENTS.c.recipient, EVENTS.c.status)
+
+
+async def attempts_of_message(connection: AsyncConnection, key: MessageKey, sink: str | None) -> list[AttemptView]:
+    """All attempts to publish a message's events, perhaps to one sink alone, in the order in which they ended."""
+    api, direction, message_id = key
+    statement = (
+        select(*_COLUMNS)
+        .join(EVENTS, EVENTS.c.position == ATTEMPTS.c.position)
+        .where(and_(EVENTS.c.message_id == message_id, EVENTS.c.api == api, EVENTS.c.direction == direction))
+        .where(ATTEMPTS.c.sink == sink if sink is not None else true())
+        .order_by(ATTEMPTS.c.id)
+    )
+    return [AttemptView(**row._mapping) for row in await connection.execute(statement)]

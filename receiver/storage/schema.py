@@ -18,7 +18,7 @@ from sqlmodel import SQLModel
 
 from receiver.errors import SchemaError
 from receiver.providers import bandwidth_codes
-from receiver.storage import embedded
+from receiver.storage import sqlite_file
 from receiver.storage.database import Database
 from receiver.storage.journal import CALLBACKS, PROCESSOR
 from receiver.storage.tables import DeliveryCodeRow
@@ -62,7 +62,7 @@ async def migrate(database: Database, *, new_journal: bool = False) -> None:
     SchemaError where the journal is missing or older than the main file, unless it is to be a `new_journal`.
     """
     if database.file is not None:
-        embedded.make(database.file)
+        sqlite_file.make(database.file)
     before = await current(database)
     refuse_unknown(before)
     if database.is_sqlite:

@@ -1,17 +1,96 @@
 """The sinks that were ever registered: how far each has got, and what operators have decided."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import Row, and_, func, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.storage import event_log
+from receiver.domain.queries import Page, SinkView, SortOrder
+from receiver.errors import ReceiverError, Unknown
+from receiver.storage import event_log, replays
 from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS
-from receiver.storage.sink_tables import DEAD_LETTERS, RETRIES, SINKS
+from receiver.storage.tables import DEAD_LETTERS, RETRIES, SINKS
+
+
+class LeaseLost(ReceiverError):
+    """Another process works for this sink; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How a sink is doing: failures in a row, since when it is down, its last success and its last complaint."""
+
+    failures: int = 0
+    down_since_at: datetime | None = None
+    last_success_at: datetime | None = None
+    last_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right to work for a sink; `epoch` fences off whoever held it before."""
+
+    sink: str
+    epoch: int
+    cursor: int
+    health: Health
+
+
+async def acquire_lease(
+    database: Database, name: str, *, holder: str, fingerprint: str, seconds: float, take_over: bool = False
+) -> Lease | None:
+    """Takes the lease of a sink if nobody else holds it, by the database's clock; `take_over` takes it all the same.
+
+    A lease of the same `holder` is that of a worker which died before this one.
+    """
+    lapsed = or_(SINKS.c.lease_until.is_(None), SINKS.c.lease_until < database.clock())
+    free = or_(lapsed, SINKS.c.lease_holder == holder)
+    statement = (
+        update(SINKS)
+        .where(SINKS.c.name == name, literal(True) if take_over else free)
+        .values(epoch=SINKS.c.epoch + 1, lease_holder=holder, lease_until=database.clock(seconds))
+        .values(fingerprint=fingerprint, seen_at=database.clock())
+        .returning(*SINKS.c)
+    )
+    async with database.writing() as connection:
+        row = (await connection.execute(statement)).one_or_none()
+    return _lease(row) if row is not None else None
+
+
+async def renew_lease(database: Database, lease: Lease, *, seconds: float) -> None:
+    """Prolongs a lease; raises LeaseLost if it is no longer ours."""
+    values = {"lease_until": database.clock(seconds), "seen_at": database.clock()}
+    async with database.writing() as connection:
+        await hold_lease(connection, lease, values)
+
+
+async def release_lease(database: Database, lease: Lease) -> None:
+    """Gives a lease back; one that is lost already is let be."""
+    mine = and_(SINKS.c.name == lease.sink, SINKS.c.epoch == lease.epoch)
+    async with database.writing() as connection:
+        await connection.execute(update(SINKS).where(mine).values(lease_holder=None, lease_until=None))
+
+
+async def hold_lease(connection: AsyncConnection, lease: Lease, values: dict[str, Any]) -> None:
+    """Updates the sink's row, which also locks it; raises LeaseLost if the lease is no longer ours."""
+    mine = and_(SINKS.c.name == lease.sink, SINKS.c.epoch == lease.epoch)
+    if not (await connection.execute(update(SINKS).where(mine).values(**values))).rowcount:
+        raise LeaseLost(f"another process works for sink {lease.sink}")
+
+
+def _lease(row: Row[Any]) -> Lease:
+    health = Health(
+        failures=row.failures,
+        down_since_at=row.down_since_at,
+        last_success_at=row.last_success_at,
+        last_error=row.last_error,
+    )
+    return Lease(sink=row.name, epoch=row.epoch, cursor=row.cursor, health=health)
+
 
 Start = Literal["end", "beginning"] | datetime
 
@@ -105,3 +184,71 @@ async def _counts(connection: AsyncConnection, table: Any, column: Any, sink: st
         await connection.execute(select(column, func.count()).where(table.c.sink == sink).group_by(column))
     ).all()
     return {row[0]: row[1] for row in rows}
+
+
+async def find(
+    database: Database, types: Mapping[str, str], *, now: datetime, order: SortOrder, skip: int, size: int
+) -> Page[SinkView]:
+    """A page of all sinks that were ever registered, by name; `types` are those of the settings by their names."""
+    by_name = SINKS.c.name.asc() if order is SortOrder.ASC else SINKS.c.name.desc()
+    async with database.reading() as connection:
+        rows = (await connection.execute(select(SINKS).order_by(by_name).limit(size + 1).offset(skip))).all()
+        return Page(items=[await _view(connection, row, types, now) for row in rows[:size]], more=len(rows) > size)
+
+
+async def one(database: Database, sink: str, types: Mapping[str, str], *, now: datetime) -> SinkView:
+    """One sink; raises UnknownSink."""
+    async with database.reading() as connection:
+        return await _view(connection, await row_of(connection, sink), types, now)
+
+
+async def _view(connection: AsyncConnection, row: Row[Any], types: Mapping[str, str], now: datetime) -> SinkView:
+    waiting = await backlog(connection, row.name)
+    return SinkView(
+        name=row.name,
+        type=types.get(row.name),
+        paused=row.paused,
+        cursor=row.cursor,
+        lag=waiting.events,
+        oldest_at=waiting.oldest_at,
+        oldest_seconds=max(0.0, (now - waiting.oldest_at).total_seconds()) if waiting.oldest_at else None,
+        retries=waiting.retries,
+        dead_letters=waiting.dead_letters,
+        failures=row.failures,
+        down_since_at=row.down_since_at,
+        last_success_at=row.last_success_at,
+        last_error=row.last_error,
+        lease_until=row.lease_until,
+        is_attended=row.lease_until is not None and row.lease_until > now,
+        replay=await replays.open_of(connection, row.name),
+    )
+
+
+class UnknownSink(Unknown):
+    """No sink of this name was ever registered in this database."""
+
+
+async def lock_row(connection: AsyncConnection, sink: str, **changes: Any) -> Row[Any]:
+    """Takes the sink's row until the transaction ends, and returns it.
+
+    Everyone who writes its retries, dead letters or replays does so; the revision counts the operators' actions.
+    """
+    raised = update(SINKS).where(SINKS.c.name == sink).values(revision=SINKS.c.revision + 1, **changes)
+    return _known(sink, (await connection.execute(raised.returning(*SINKS.c))).one_or_none())
+
+
+async def row_of(connection: AsyncConnection, sink: str) -> Row[Any]:
+    """The sink's row, just to look at."""
+    return _known(sink, (await connection.execute(select(SINKS).where(SINKS.c.name == sink))).one_or_none())
+
+
+async def pause(database: Database, sink: str, *, paused: bool) -> None:
+    """Has nothing more published to a sink, or goes on from where it was; what comes meanwhile waits in the log."""
+    async with database.writing() as connection:
+        await lock_row(connection, sink, paused=paused)
+
+
+def _known(sink: str, row: Row[Any] | None) -> Row[Any]:
+    if row is None:
+        raise UnknownSink(f"there is no sink {sink}")
+    return row

@@ -16,7 +16,7 @@ from sqlalchemy import text as sql
 from receiver.domain.installation import Backlog, DatabaseSize, Findings, Part, ProcessorRecord
 from receiver.domain.queries import SinkView, SortOrder
 from receiver.errors import StorageUnavailable
-from receiver.storage import journal, processor, sink_states
+from receiver.storage import journal, processor, sinks
 from receiver.storage.database import Database
 from receiver.storage.journal import CALLBACKS, PENDING
 
@@ -43,16 +43,14 @@ class StatusReader:
     ) -> Findings:
         """Whatever can be read within so many seconds; `types` are those of the configured sinks by name."""
 
-        async def sinks() -> Sequence[SinkView]:
-            page = await sink_states.find(
-                self._database, types, now=clock(), order=SortOrder.ASC, skip=0, size=_MAX_SINKS
-            )
+        async def listed_sinks() -> Sequence[SinkView]:
+            page = await sinks.find(self._database, types, now=clock(), order=SortOrder.ASC, skip=0, size=_MAX_SINKS)
             return page.items
 
         parts: dict[Part, Read] = {
             "journal": self._backlog,
             "processor": self._processor,
-            "sinks": sinks,
+            "sinks": listed_sinks,
             "database": self._size,
         }
         found, unreadable = await self._read(parts, seconds)

@@ -19,7 +19,7 @@ __all__ = ["Place", "SinkConformance", "publications"]
 if TYPE_CHECKING:
     from receiver.testing.conformance import SinkConformance
     from receiver.testing.events import publications
-    from receiver.testing.place import Place
+    from receiver.testing.harness import Place
 else:
     _MODULES = {"Place": "place", "SinkConformance": "conformance", "publications": "events"}
 

@@ -15,10 +15,9 @@ from msgspec.structs import replace
 from receiver.domain.publication import Death, Published, SinkDown
 from receiver.sinks.base import SinkSettings
 from receiver.sinks.registry import configure
-from receiver.testing.bench import bench
+from receiver.testing.dispatch import bench
 from receiver.testing.events import TEXT, events, publication_of_size, publications
-from receiver.testing.place import Place
-from receiver.testing.trial import Trial, reasons
+from receiver.testing.harness import Place, Trial, reasons
 from receiver.testing.waiting import eventually, responsive
 
 _SMALLEST_LIMIT: Final = 64 * 1024

@@ -6,11 +6,10 @@ from itertools import count
 from typing import Final
 from uuid import uuid4
 
+from receiver.dispatch.publish import publication
 from receiver.domain.delivery import NOTHING_SAID, Change, merge
 from receiver.domain.events import Api, Direction, Event, Facts, Status, event_id
-from receiver.domain.log import Appended, LogEntry
-from receiver.domain.publication import Publication
-from receiver.workers.publishing import publication
+from receiver.domain.publication import Appended, LogEntry, Publication
 
 TEXT: Final = "Your code is 4711. Tell nobody."
 

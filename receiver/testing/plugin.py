@@ -15,7 +15,7 @@ pytest.register_assert_rewrite("receiver.testing.conformance")
 @pytest.fixture(scope="session")
 def receiver_empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated SQLite database to be copied, never opened."""
-    from receiver.testing.bench import migrated
+    from receiver.testing.dispatch import migrated
 
     return migrated(tmp_path_factory.mktemp("receiver") / "receiver.db")
 

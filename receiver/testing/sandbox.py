@@ -25,11 +25,11 @@ import uvicorn
 from pydantic.alias_generators import to_camel
 
 from receiver.domain.events import Api
+from receiver.intake.server import server
 from receiver.sandbox.app import application
-from receiver.sandbox.misbehaviour import Misbehaviour
+from receiver.sandbox.faults import Misbehaviour
 from receiver.sandbox.numbers import magic, of, of_code
 from receiver.sandbox.settings import SandboxSettings
-from receiver.web.server import server
 
 _HOST: Final = "127.0.0.1"
 _START_SECONDS: Final = 60.0

@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import text
 
 from receiver.app import Receiver
+from receiver.intake import server as web_server
 from receiver.settings import Settings
 from receiver.storage import journal
 from receiver.storage.database import Database
-from receiver.web import server as web_server
 from tests.posts import v1_event, v2_event
 from tests.web import serving
 

@@ -25,8 +25,8 @@ from receiver.cli.output import plain
 from receiver.domain.callbacks import Callback
 from receiver.domain.events import Api
 from receiver.intake.transfer import from_line, to_line
-from receiver.storage.embedded import WORKER, held
 from receiver.storage.journal import first_id
+from receiver.storage.sqlite_file import WORKER, held
 from tests.events import at
 from tests.posts import callback, v1_event, v2_event
 from tests.processing import now
@@ -249,7 +249,8 @@ def test_no_command_makes_a_database_just_to_look_at_it(run: Run, tmp_path: Path
     code, out, err = run(*arguments)
     assert (code, out) == (1, "")
     assert err == (
-        "receiver: there is no database receiver-data/receiver.db; `receiver serve` or `receiver migrate` makes it\n"
+        "receiver: there is no database receiver-data/receiver.db; `receiver serve` or `receiver migrate` makes it "
+        "(see: receiver help first-run)\n"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -306,7 +307,8 @@ def test_migrate_makes_the_database_for_its_owner_alone(run: Run, tmp_path: Path
 
 def test_migrate_says_that_the_folder_of_a_database_is_missing(run: Run) -> None:
     code, _, err = run("migrate", DATABASE_URL="sqlite:///nowhere/receiver.db")
-    assert (code, err) == (2, "receiver: RECEIVER_DATABASE_URL: there is no directory nowhere\n")
+    assert code == 2
+    assert err == "receiver: RECEIVER_DATABASE_URL: there is no directory nowhere (see: receiver help settings)\n"
 
 
 def test_check_on_an_empty_machine_finds_nothing_wrong_and_makes_nothing(run: Run, tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ import httpx2
 import pytest
 
 from receiver import tags
-from receiver.cli.traffic import INBOUND, V1, V2, Wiring, traffic
+from receiver.cli.demo_messages import INBOUND, V1, V2, Wiring, traffic
 from receiver.domain.events import TagVerdict
-from receiver.storage import embedded
+from receiver.storage import sqlite_file
 from tests.acceptance.test_sandbox_command import waiting_until_idle
 from tests.foreground import Foreground, foreground, is_open
 from tests.running import COMMAND, PATIENT, environment, receiver, until, whole_lines
@@ -180,7 +180,7 @@ def test_on_a_terminal_it_shows_the_token_and_one_line_of_counts(tmp_path: Path,
 
 
 def test_a_folder_that_is_in_use_is_one_line(tmp_path: Path) -> None:
-    with embedded.held(tmp_path / "receiver.db"):
+    with sqlite_file.held(tmp_path / "receiver.db"):
         done = receiver(tmp_path, "demo", "--data-dir", str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
     assert f"process {os.getpid()} already serves the database" in done.stderr.decode()

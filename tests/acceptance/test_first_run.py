@@ -132,7 +132,7 @@ def test_a_second_server_on_the_same_database_is_refused_and_told_whose_it_is(tm
         assert (second.returncode, second.stdout) == (1, b"")
         assert second.stderr.decode() == (
             f"receiver: process {server.process.pid} already serves the database {DATA}/receiver.db;"
-            " an embedded database has one\n"
+            " an embedded database has one (see: receiver help troubleshooting)\n"
         )
         assert post(server.url, tmp_path, [v2_event("m1")]).status_code == 200
 
@@ -290,14 +290,14 @@ GIVEN = {"CALLBACK_CREDENTIALS": '["u:p"]', "API_TOKENS": '["t"]'}
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({}, 'receiver: set RECEIVER_CALLBACK_CREDENTIALS, for example ["user:password"]\n'),
-        ({"CALLBACK_CREDENTIALS": '["u:p"]'}, 'receiver: set RECEIVER_API_TOKENS, for example ["token"]\n'),
+        ({}, 'receiver: set RECEIVER_CALLBACK_CREDENTIALS, for example ["user:password"]'),
+        ({"CALLBACK_CREDENTIALS": '["u:p"]'}, 'receiver: set RECEIVER_API_TOKENS, for example ["token"]'),
     ],
     ids=["nothing set", "no token"],
 )
 def test_with_postgresql_nothing_is_generated(tmp_path: Path, given: dict[str, str], line: str) -> None:
     done = receiver(tmp_path, "serve", DATABASE_URL="postgresql://receiver@127.0.0.1:9/receiver", **given)
-    assert (done.returncode, done.stderr.decode()) == (2, line)
+    assert (done.returncode, done.stderr.decode()) == (2, f"{line} (see: receiver help first-run)\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -314,7 +314,7 @@ def test_a_postgresql_without_tables_is_refused_with_the_command_to_run(
     settings = {**GIVEN, "DATABASE_URL": empty_postgres_url}
     done = receiver(tmp_path, "serve", "--port", "0", **settings)
     assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr.endswith(b"run: receiver migrate\n")
+    assert done.stderr.endswith(b"run: receiver migrate (see: receiver help backup-upgrade)\n")
     assert receiver(tmp_path, "migrate", **settings).returncode == 0
     with serving(tmp_path, settings=settings) as server:
         assert httpx2.get(f"{server.url}/readyz", **PATIENT).status_code == 200

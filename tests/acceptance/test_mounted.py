@@ -1,8 +1,7 @@
-"""The application inside another one, as the README shows it, and started by uvicorn alone."""
+"""The application inside another application, as its page shows it, and started by uvicorn alone."""
 
 import asyncio
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 from receiver.app import create_app
 from receiver.settings import GivenSettings
+from tests.pages import blocks, page
 from tests.posts import v2_event
 from tests.running import environment, until
 from tests.servers import free_port
@@ -21,17 +21,8 @@ from tests.web import serving
 
 pytestmark = pytest.mark.anyio
 
-ROOT = Path(__file__).resolve().parents[2]
 CREDENTIALS = ("user", "password")
 TOKEN = {"Authorization": "Bearer token-of-a-test"}
-
-
-def shown_in_readme() -> str:
-    """The six lines under "Inside your own application"."""
-    readme = (ROOT / "README.md").read_text("utf-8")
-    section = readme.partition("\n## Inside your own application\n")[2].partition("\n## ")[0]
-    [block] = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
-    return str(block)
 
 
 @pytest.fixture
@@ -43,8 +34,9 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("configured")
 async def test_mounted_application_serves_callbacks_api_and_links_under_its_prefix() -> None:
+    [shown] = blocks(page("mounting"), "python")
     names: dict[str, Any] = {}
-    exec(compile(shown_in_readme(), "README.md", "exec"), names)
+    exec(compile(shown, "mounting.md", "exec"), names)
     async with (
         serving(names["app"]) as base,
         httpx2.AsyncClient(base_url=f"{base}/sms", trust_env=False, timeout=20) as client,
@@ -54,9 +46,9 @@ async def test_mounted_application_serves_callbacks_api_and_links_under_its_pref
             answer = await client.post("/callbacks/bandwidth/v2", content=body, auth=CREDENTIALS)
             assert answer.status_code == 200
         # the lifespan has started journal and worker: what was accepted is processed
-        page = await client.get("/api/messages", params={"size": 2}, headers=TOKEN)
-        assert len(page.json()) == 2
-        link = page.links["next"]["url"]
+        first = await client.get("/api/messages", params={"size": 2}, headers=TOKEN)
+        assert len(first.json()) == 2
+        link = first.links["next"]["url"]
         assert link.startswith(f"{base}/sms/api/messages?")
         assert len((await client.get(link, headers=TOKEN)).json()) == 1
         one = await client.get("/api/messages/of%2F1", headers=TOKEN)

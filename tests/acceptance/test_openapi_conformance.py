@@ -12,18 +12,18 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from receiver.api import openapi
+from receiver.api.parameter_kinds import encode_cursor, message_cursor
+from receiver.api.routes import GROUPS
+from receiver.dispatch.publish import publication
 from receiver.domain.events import Api, Direction
 from receiver.domain.publication import Again, Candidate, Dead, Death, Outcome
 from receiver.domain.queries import MessagePlace
 from receiver.domain.window import Attempt, Settlement, Verdict
-from receiver.storage import leases, replays, settling, sinks
+from receiver.storage import replays, retries, sinks
 from receiver.storage import schema as database_schema
 from receiver.storage.database import Database
-from receiver.storage.leases import Health
-from receiver.web import openapi
-from receiver.web.api import GROUPS
-from receiver.web.parameter_kinds import encode_cursor, message_cursor
-from receiver.workers.publishing import publication
+from receiver.storage.sinks import Health
 from tests.builders import callback, inbound, insert, insert_callbacks, message, minutes, problem
 from tests.event_log import append, life
 from tests.events import at
@@ -98,9 +98,9 @@ async def stock_sink(database: Database) -> None:
     )
     settlement = Settlement(cursor=entries[-1].position, firsts=tuple(verdicts), attempts=(attempt,))
     await sinks.register(database, "0", start="beginning", fingerprint="f")
-    lease = await leases.acquire(database, "0", holder="nobody", fingerprint="f", seconds=60)
+    lease = await sinks.acquire_lease(database, "0", holder="nobody", fingerprint="f", seconds=60)
     assert lease is not None
-    await settling.settle(database, lease, settlement, Health(), now=at(1))
+    await retries.settle(database, lease, settlement, Health(), now=at(1))
     await replays.begin(database, "0", "beginning", now=at(2))
 
 

@@ -11,16 +11,16 @@ import httpx2
 import pytest
 from httpx2 import AsyncClient
 
+from receiver.api import dead_letters as web_dead_letters
+from receiver.dispatch.publish import publication
 from receiver.domain.events import Status
 from receiver.domain.publication import Again, Candidate, Dead, Death, Outcome, Parked
 from receiver.domain.window import Attempt, Settlement, Verdict
-from receiver.sinks import trial
+from receiver.sinks import probe
 from receiver.sinks.memory import MemorySink
-from receiver.storage import dead_letters, leases, settling, sinks
+from receiver.storage import dead_letters, retries, sinks
 from receiver.storage.database import Database
-from receiver.storage.leases import Health
-from receiver.web import dead_letters as web_dead_letters
-from receiver.workers.publishing import publication
+from receiver.storage.sinks import Health
 from tests.builders import insert, message
 from tests.event_log import append, life
 from tests.events import at
@@ -108,9 +108,9 @@ async def stocked(database: Database) -> Database:
         attempts=(failed,),
     )
     await sinks.register(database, "crm", start="beginning", fingerprint="f")
-    lease = await leases.acquire(database, "crm", holder="nobody", fingerprint="f", seconds=60)
+    lease = await sinks.acquire_lease(database, "crm", holder="nobody", fingerprint="f", seconds=60)
     assert lease is not None
-    await settling.settle(database, lease, settlement, Health(failures=1, last_error="status 503"), now=at(2))
+    await retries.settle(database, lease, settlement, Health(failures=1, last_error="status 503"), now=at(2))
     return database
 
 
@@ -198,8 +198,8 @@ async def test_a_sink_that_is_tried_out_is_stopped_again(api: AsyncClient) -> No
 
 
 async def test_a_sink_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "_STOP_SECONDS", 0.05)
-    tried = await trial.try_out({"name": "hanging", "type": f"{__name__}:HangingSink"}, seconds=0.05)
+    monkeypatch.setattr(probe, "_STOP_SECONDS", 0.05)
+    tried = await probe.try_out({"name": "hanging", "type": f"{__name__}:HangingSink"}, seconds=0.05)
     assert (tried.ok, tried.error) == (False, "timeout")
 
 
@@ -355,10 +355,10 @@ async def many(database: Database, number: int) -> list[int]:
     entries = await append(database, told)
     dead = Dead(death=Death.EXPIRED, reason="timeout")
     verdicts = tuple(Verdict(Candidate(publication=publication(entry)), dead) for entry in entries)
-    lease = await leases.acquire(database, "crm", holder="me", fingerprint="f", seconds=60, take_over=True)
+    lease = await sinks.acquire_lease(database, "crm", holder="me", fingerprint="f", seconds=60, take_over=True)
     assert lease is not None
     settlement = Settlement(cursor=entries[-1].position, firsts=verdicts)
-    await settling.settle(database, lease, settlement, Health(), now=at(3))
+    await retries.settle(database, lease, settlement, Health(), now=at(3))
     return [letter.id for letter in (await dead_letters.find(database)).items]
 
 

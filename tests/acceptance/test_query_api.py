@@ -15,7 +15,7 @@ from receiver import tags
 from receiver.domain.events import Status, TagVerdict
 from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS
-from receiver.storage.pending import Settling
+from receiver.storage.processor import Settling
 from tests.builders import MessageRows, callback, inbound, insert, insert_callbacks, message, minutes, problem
 from tests.event_log import append
 from tests.events import make_event

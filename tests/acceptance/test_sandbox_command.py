@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from receiver.sandbox.misbehaviour import Misbehaviour, Rates
+from receiver.sandbox.faults import Misbehaviour, Rates
 from receiver.sandbox.numbers import of
 from tests.contract.test_readme import blocks, section
 from tests.foreground import foreground, is_open

@@ -2,7 +2,8 @@
 
 Contestants run one after another, each in processes of its own, in several rounds that begin with the no-op: a ratio is
 taken within its round, the figures are medians of the rounds. Each callback has its own message id, only a 200 counts,
-and what each database of receiver holds at the end is compared with what was answered. Prints tables for the README.
+and what each database of receiver holds at the end is compared with what was answered. Prints the tables of
+`receiver/docs/speed.md`.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Each sink publishes to a real server on this machine. Its rate is taken over the first events of a log that is already
 there: the steady rate, with backlogs of several sizes, and beside 10,000 lanes that wait for a retry. The time is that
 of a `receiver serve` under low load, from the moment a callback is posted until the event is at a webhook or in a file.
-Prints tables for the README.
+Prints the tables of `receiver/docs/speed.md`.
 """
 
 import argparse
@@ -24,11 +24,11 @@ import nats
 import uvloop
 from sqlalchemy import update
 
+from receiver.dispatch.dispatcher import Dispatchers
+from receiver.dispatch.reader import Wakeup
 from receiver.sinks.registry import configure
-from receiver.storage import schema, sink_tables, sinks
+from receiver.storage import schema, sinks, tables
 from receiver.storage.database import Database
-from receiver.workers.dispatcher import Dispatchers
-from receiver.workers.wakeup import Wakeup
 from tests.benchmarks.filled_log import event_rows, message_rows, retry_rows, write
 from tests.brokers.kafka import KafkaCluster
 from tests.brokers.nats import nats_server
@@ -196,7 +196,7 @@ def block(url: str, sink: str, lanes: int) -> None:
         database = Database(url)
         await sinks.register(database, sink, start="beginning", fingerprint="")
         async with database.writing() as connection:
-            await connection.execute(update(sink_tables.SINKS).values(cursor=_FIRST))
+            await connection.execute(update(tables.SINKS).values(cursor=_FIRST))
         await database.close()
 
     asyncio.run(register())

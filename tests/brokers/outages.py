@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from receiver.domain.log import LogEntry
-from receiver.domain.publication import Published, SinkDown
+from receiver.domain.publication import LogEntry, Published, SinkDown
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage.database import Database
 from tests.brokers.own import OwnServer

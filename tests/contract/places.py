@@ -99,7 +99,7 @@ class Output:
         self._broken.close()
 
     def _print_to(self, writer: TextIO) -> None:
-        self._patch.setattr("receiver.sinks.stdout.sys", SimpleNamespace(stdout=writer))
+        self._patch.setattr("receiver.sinks.file.sys", SimpleNamespace(stdout=writer))
 
     def _more(self) -> None:
         self.read += os.read(self._reader, 1 << 20)

@@ -23,8 +23,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from receiver.cli import work
+from receiver.intake.server import GRACEFUL_SECONDS
 from receiver.settings import Settings, load
-from receiver.web.server import GRACEFUL_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"

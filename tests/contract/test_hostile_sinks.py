@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from receiver.dispatch import publish
 from receiver.domain.events import Status
 from receiver.domain.publication import Publication, Published, Result, Retry, SinkDown
 from receiver.sinks.base import Sink
 from receiver.storage.database import Database
-from receiver.workers import publishing
 from tests.dispatching import ids, memory, private, rows, running, sink_row, until
 from tests.event_log import append, eventually, life, memory_sink
 
@@ -272,8 +272,8 @@ async def test_a_publish_that_cannot_be_cancelled_keeps_nobody_from_stopping(dat
 async def test_a_publish_that_never_ends_is_left_behind_and_the_sink_taken_up_anew(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "_GRACE_SECONDS", 0.1)
-    monkeypatch.setattr(publishing, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(publish, "_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(publish, "CHECK_SECONDS", 0.1)
     is_over = asyncio.Event()
 
     async def deaf(_: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from receiver.sinks.trial import try_out
+from receiver.sinks.probe import try_out
 from tests.contract.test_hostile_sinks import CHECKS, ERRORS, Hostile
 
 pytestmark = pytest.mark.anyio

@@ -1,4 +1,4 @@
-"""The fixture `receiver_sandbox`: what the README shows works in a project that is not ours, and so does the rest."""
+"""The fixture `receiver_sandbox`: what its page shows works in a project that is not ours, and so does the rest."""
 
 import asyncio
 import os
@@ -15,15 +15,15 @@ from typing import Any
 import httpx2
 import pytest
 
-from receiver.sandbox.misbehaviour import Misbehaviour, Rates
+from receiver.sandbox.faults import Misbehaviour, Rates
 from receiver.sandbox.numbers import magic_numbers
 from receiver.testing.sandbox import Sandbox, running_sandbox
-from tests.contract.test_readme import blocks, section
+from tests.pages import blocks, page, section
 from tests.running import PATIENT
 from tests.sandboxes import V1, V2, v1_message, v2_message
 
-SECTION = section("Test your application against it")
-CONFTEST, TESTS = blocks(SECTION, "python")
+CONFTEST, TESTS = blocks(page("testing"), "python")
+NUMBERS, RATES = (section(page("sandbox"), name) for name in ("Recipients that decide the outcome", "Rates"))
 SHOP = Path(__file__).parent / "own_application" / "shop.py"
 
 
@@ -55,13 +55,13 @@ def pytest_run(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A directory with the application and the files that the README shows."""
+    """A directory with the application and the files that the page shows."""
     shutil.copy(SHOP, tmp_path)
     (tmp_path / "conftest.py").write_text(CONFTEST, "utf-8")
     return tmp_path
 
 
-def test_the_tests_that_the_readme_shows_pass(home: Path) -> None:
+def test_the_tests_that_the_page_shows_pass(home: Path) -> None:
     (home / "test_shop.py").write_text(TESTS, "utf-8")
     # comes before them by its name
     (home / "test_before.py").write_text(
@@ -85,20 +85,19 @@ def test_they_find_out_an_application_that_is_wrong(home: Path) -> None:
     assert "test_a_reply_is_filed_once" in ran.stdout
 
 
-# --- what the README says of numbers and rates
+# --- numbers and rates of the page
 
 
-def test_the_magic_numbers_of_the_readme_are_all_there_are() -> None:
-    shown = dict(re.findall(r"^\| `(\+1555209\d{4})` \| (?:`(\w+)`)?", SECTION, re.M))
+def test_the_recipients_of_the_page_are_all_there_are() -> None:
+    shown = dict(re.findall(r"^\| `(\+1555209\d{4})` \| (?:`(\w+)`)?", NUMBERS, re.M))
     numbers = {each.number: each.misbehaviour or "" for each in magic_numbers() if each.number.startswith("+1555209")}
     assert shown == numbers
     codes = {each.number for each in magic_numbers()} - numbers.keys()
-    assert set(re.findall(r"\+155520[12]\d{4}", SECTION)) <= codes
+    assert set(re.findall(r"\+155520[12]\d{4}", NUMBERS)) <= codes
 
 
-def test_every_rate_of_the_readme_is_one() -> None:
-    shown = set(re.findall(r"`(\w+)`", SECTION)) | {"failed", "unconfirmed"}
-    assert set(Rates.model_fields) <= shown
+def test_every_rate_is_on_the_page() -> None:
+    assert set(Rates.model_fields) <= set(re.findall(r"`(\w+)`", NUMBERS + RATES))
 
 
 # --- the fixture and what it is made of

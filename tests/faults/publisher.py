@@ -14,14 +14,13 @@ from typing import Any, BinaryIO, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from receiver.dispatch.dispatcher import Dispatchers
+from receiver.dispatch.reader import Wakeup
 from receiver.domain.publication import Publication, Published, Result, Retry
 from receiver.sinks.base import Sink
-from receiver.sinks.jsonl import JsonlSettings, JsonlSink
-from receiver.sinks.lines import lines
+from receiver.sinks.file import JsonlSettings, JsonlSink, lines
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage.database import Database
-from receiver.workers.dispatcher import Dispatchers
-from receiver.workers.wakeup import Wakeup
 from tests.event_log import Nobody, now
 
 # a process that is kept from its processor for half of it must not lose it

@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from receiver.storage.database import Database
-from receiver.storage.sink_tables import ATTEMPTS, DEAD_LETTERS
+from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS
 from tests import dispatching
 from tests.brokers.nats import OwnNats
 from tests.brokers.redis import OwnRedis

@@ -15,11 +15,11 @@ import asyncpg
 import pytest
 from sqlalchemy import select
 
+from receiver.dispatch.reader import WINDOW
 from receiver.domain.events import Event, Status
-from receiver.domain.log import LogEntry
+from receiver.domain.publication import LogEntry
 from receiver.storage.database import Database
-from receiver.storage.sink_tables import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
-from receiver.workers.feed import WINDOW
+from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
 from tests.brokers import own
 from tests.dispatching import audit, until
 from tests.event_log import append, life

@@ -17,11 +17,11 @@ import pytest
 
 from receiver.domain.delivery import FinalConflict
 from receiver.errors import ReceiverError
-from receiver.storage import backup, embedded
+from receiver.storage import backup, sqlite_file
 from receiver.storage.backup import UnusableBackup
 from receiver.storage.database import Database
-from receiver.storage.embedded import UnfitDatabase
 from receiver.storage.rebuild import Rebuild
+from receiver.storage.sqlite_file import UnfitDatabase
 from tests.posts import callback, v2_event
 from tests.processing import append, drain, process
 
@@ -192,11 +192,11 @@ def test_what_a_restore_replaces_is_kept_with_its_write_ahead_log(
     assert kept.with_name(f"{kept.name}-2").exists()
 
 
-@pytest.mark.parametrize("role", [embedded.SERVER, embedded.WORKER])
+@pytest.mark.parametrize("role", [sqlite_file.SERVER, sqlite_file.WORKER])
 def test_restore_is_refused_while_somebody_has_the_database(main_file: Path, target: Path, role: str) -> None:
     backup.back_up(main_file, target, now=TIME)
     before = contents(main_file.parent)
-    with embedded.held(main_file, role), pytest.raises(UnfitDatabase, match=f"process {os.getpid()} already {role}"):
+    with sqlite_file.held(main_file, role), pytest.raises(UnfitDatabase, match=f"process {os.getpid()} already {role}"):
         backup.restore(target, main_file, now=TIME)
     assert contents(main_file.parent) == before
 
@@ -266,13 +266,13 @@ def test_an_interrupted_restore_is_refused_at_the_start_until_it_is_run_again(
     url, renames = f"sqlite:///{main_file}", 0
     while restore_and_die(target, main_file, renames, monkeypatch):
         renames += 1
-        if embedded.staging(main_file).exists():
+        if sqlite_file.staging(main_file).exists():
             with pytest.raises(UnfitDatabase, match="run receiver restore once more"):
-                embedded.prepare(url)
+                sqlite_file.prepare(url)
         else:
             # Nothing was replaced yet.
-            assert messages(embedded.prepare(url)) == {"m1", "m2"}
+            assert messages(sqlite_file.prepare(url)) == {"m1", "m2"}
     assert renames >= 3
-    embedded.prepare(url)
+    sqlite_file.prepare(url)
     assert using(url, recompute) == 0
     assert messages(main_file) == {"m1", "m2", "pending"}

@@ -11,9 +11,9 @@ from sqlalchemy import event
 from receiver.domain.events import Status
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry, SinkDown
 from receiver.sinks.base import Sink
-from receiver.storage import leases
+from receiver.storage import sinks
 from receiver.storage.database import Database
-from receiver.storage.sink_tables import ATTEMPTS
+from receiver.storage.tables import ATTEMPTS
 from tests.dispatching import (
     ids,
     in_order,
@@ -641,13 +641,13 @@ async def test_a_holder_that_lost_its_lease_settles_nothing(database: Database) 
     entries = await append(database, messages(2))
     async with running(database, private(sink)) as run:
         await eventually(lambda: len(sink.under_way) == 2)
-        stolen = await leases.acquire(database, "crm", holder="thief", fingerprint="f", seconds=60, take_over=True)
+        stolen = await sinks.acquire_lease(database, "crm", holder="thief", fingerprint="f", seconds=60, take_over=True)
         assert stolen is not None
         sink.gate.set()
         await eventually(lambda: run.observed.lost == ["crm"])
         row = await sink_row(database)
         assert (row.cursor, row.lease_holder) == (0, "thief")
-        await leases.release(database, stolen)
+        await sinks.release_lease(database, stolen)
         await eventually(lambda: {one.id for one in sink.taken} == {entry.event.id for entry in entries})
     assert in_order(sink.taken)
 

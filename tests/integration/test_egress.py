@@ -13,7 +13,7 @@ import pytest
 
 from receiver.domain.publication import Published, Result, Retry, SinkDown
 from receiver.sinks import webhook as module
-from receiver.sinks.guarded import BoundedStream, GuardedBackend
+from receiver.sinks.egress import BoundedStream, GuardedBackend
 from tests.brokers.own import lasting_port
 from tests.certificates import Authority
 from tests.fault_server import FaultServer, fault_server

@@ -242,7 +242,7 @@ _TRACED = """
 import asyncio, sys
 from receiver.app import create_app
 from receiver.settings import Settings
-from receiver.web.server import server
+from receiver.intake.server import server
 
 settings = Settings(database_url=sys.argv[1], callback_credentials=["u:p"], api_auth="none", worker="none")
 running = server(create_app(settings), host="127.0.0.1", port=0)

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text as sql
 
 from receiver.domain.delivery import NOTHING_SAID, Change, merge
-from receiver.domain.log import Appended
+from receiver.domain.publication import Appended
 from receiver.domain.queries import CallbackQuery, QuarantinedElement, SortOrder
 from receiver.intake.endpoint import new_callback_id
 from receiver.intake.tag_checker import TagChecker

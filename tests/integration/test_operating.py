@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import delete, event, insert, select, update
 from sqlalchemy import text as sql
 
+from receiver.dispatch.publish import publication
 from receiver.domain.events import Api, Direction, Status
-from receiver.domain.log import LogEntry
 from receiver.domain.publication import (
     Again,
     Candidate,
@@ -21,6 +21,7 @@ from receiver.domain.publication import (
     Death,
     Decision,
     Done,
+    LogEntry,
     Outcome,
     Parked,
     Published,
@@ -30,26 +31,13 @@ from receiver.domain.publication import (
 from receiver.domain.queries import DeadLetterChoice, DeadLetterQuery, DeadLetterView, ReplayView, SinkView, SortOrder
 from receiver.domain.window import Attempt, Settlement, Verdict
 from receiver.errors import Conflict, Expired, Unknown
-from receiver.storage import (
-    attempts,
-    dead_letters,
-    event_log,
-    leases,
-    operating,
-    replays,
-    retention,
-    settling,
-    sink_states,
-    sinks,
-)
+from receiver.storage import dead_letters, event_log, replays, retention, retries, sinks
 from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS
-from receiver.storage.leases import Health, Lease
-from receiver.storage.operating import UnknownSink
 from receiver.storage.replays import Stretch
 from receiver.storage.retention import Kind, PruneTask
-from receiver.storage.sink_tables import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS
-from receiver.workers.publishing import publication
+from receiver.storage.sinks import Health, Lease, UnknownSink
+from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS
 from tests.dispatching import in_order, memory, messages, running, until, whole_log
 from tests.event_log import append, life, memory_sink, now
 from tests.events import at, make_event
@@ -86,8 +74,8 @@ class Worker:
     ) -> None:
         """Writes verdicts; the cursor goes as far as it was, or to the last of them."""
         reached = max((await sink_row(self.database)).cursor, *(one.candidate.position for one in firsts), 0)
-        settlement = Settlement(cursor=reached, firsts=firsts, retries=retries, attempts=attempts)
-        await settling.settle(self.database, self.lease, settlement, health, now=at(seconds))
+        settlement = Settlement(cursor=reached, firsts=firsts, retries=retries, attempts=retries)
+        await retries.settle(self.database, self.lease, settlement, health, now=at(seconds))
 
     async def done(self) -> None:
         await self.settle(self.first(-1, Done()))
@@ -95,7 +83,7 @@ class Worker:
 
 async def worker(database: Database, entries: list[LogEntry], name: str = SINK) -> Worker:
     await sinks.register(database, name, start="beginning", fingerprint="f")
-    lease = await leases.acquire(database, name, holder="me", fingerprint="f", seconds=60)
+    lease = await sinks.acquire_lease(database, name, holder="me", fingerprint="f", seconds=60)
     assert lease is not None
     return Worker(database, entries, lease)
 
@@ -130,7 +118,7 @@ async def sink_row(database: Database, name: str = SINK) -> Any:
         return (await connection.execute(select(SINKS).where(SINKS.c.name == name))).one()
 
 
-async def retries(database: Database) -> list[tuple[int, str]]:
+async def stored_retries(database: Database) -> list[tuple[int, str]]:
     return [(row.position, row.state) for row in await rows_of(database, RETRIES)]
 
 
@@ -156,16 +144,16 @@ async def drop(database: Database, sink: str = SINK, seconds: float = 0, **chose
 
 async def test_a_pause_is_written_down_and_tells_the_holder(log: Worker) -> None:
     before = await sink_row(log.database)
-    await operating.pause(log.database, SINK, paused=True)
+    await sinks.pause(log.database, SINK, paused=True)
     paused = await sink_row(log.database)
     assert (paused.paused, paused.revision) == (True, before.revision + 1)
-    await operating.pause(log.database, SINK, paused=False)
+    await sinks.pause(log.database, SINK, paused=False)
     assert (await sink_row(log.database)).paused is False
 
 
 async def test_what_nobody_knows_cannot_be_operated(database: Database) -> None:
     with pytest.raises(UnknownSink, match="there is no sink nobody"):
-        await operating.pause(database, "nobody", paused=True)
+        await sinks.pause(database, "nobody", paused=True)
     with pytest.raises(UnknownSink):
         await replays.begin(database, "nobody", "beginning", now=at(0))
     with pytest.raises(UnknownSink):
@@ -179,7 +167,7 @@ async def test_what_nobody_knows_cannot_be_operated(database: Database) -> None:
     with pytest.raises(UnknownSink):
         await dead_letters.count(database, DeadLetterChoice(sink="nobody"))
     with pytest.raises(UnknownSink):
-        await sink_states.one(database, "nobody", {}, now=at(0))
+        await sinks.one(database, "nobody", {}, now=at(0))
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -444,7 +432,7 @@ async def test_dead_letters_are_chosen_listed_counted_and_acted_on_alike(
     assert await act(dead.database, **{"sink": SINK} | chosen) == len(meant)
     assert await letters(dead.database) == [letter for letter in every if letter not in meant]
     requeued = [letter.position for letter in meant] if act is requeue else []
-    assert [position for position, _ in await retries(dead.database)] == requeued
+    assert [position for position, _ in await stored_retries(dead.database)] == requeued
 
 
 async def test_a_dead_letter_is_told_with_its_event(dead: Worker) -> None:
@@ -474,9 +462,9 @@ async def test_dead_letters_come_in_pages_from_either_end(dead: Worker) -> None:
 
 async def test_what_is_dropped_is_gone_and_its_lane_goes_on(log: Worker) -> None:
     await log.settle(log.first(0, HOLDS), log.first(2, Parked()), log.first(4, Parked()))
-    assert await retries(log.database) == places(log, {0: "held", 2: "parked", 4: "parked"})
+    assert await stored_retries(log.database) == places(log, {0: "held", 2: "parked", 4: "parked"})
     assert await drop(log.database) == 1
-    assert await retries(log.database) == places(log, {2: "due", 4: "parked"})
+    assert await stored_retries(log.database) == places(log, {2: "due", 4: "parked"})
     assert await letters(log.database) == []
 
 
@@ -498,9 +486,9 @@ async def test_a_held_event_that_is_requeued_begins_anew(log: Worker) -> None:
 async def test_an_earlier_event_that_comes_back_takes_the_place_of_one_that_holds_its_lane(log: Worker) -> None:
     await log.settle(log.first(0, REFUSED), log.first(2, HOLDS), log.first(4, Parked()))
     assert await requeue(log.database, event_id=log.entries[0].event.id) == 1
-    assert await retries(log.database) == places(log, {0: "due", 2: "parked", 4: "parked"})
+    assert await stored_retries(log.database) == places(log, {0: "due", 2: "parked", 4: "parked"})
     await log.settle(retries=(log.retry(log.entries[0].position, Done()),))
-    assert await retries(log.database) == places(log, {2: "held", 4: "parked"})
+    assert await stored_retries(log.database) == places(log, {2: "held", 4: "parked"})
 
 
 def places(log: Worker, states: dict[int, str]) -> list[tuple[int, str]]:
@@ -550,7 +538,7 @@ async def test_what_dies_again_meanwhile_is_not_met_again(database: Database, mo
     met = 0
     async for number in dead_letters.requeue(database, SINK, now=at(0)):
         met += number
-        for position, state in await retries(database):
+        for position, state in await stored_retries(database):
             assert state == "due"
             await at_work.settle(retries=(at_work.retry(position, REFUSED),))
     assert met == 3
@@ -575,7 +563,7 @@ async def test_whatever_happens_each_lane_has_one_head_its_first(database: Datab
                 decision = Parked() if lane in blocked else chance.choice((again, *deaths))
                 await at_work.settle(at_work.first(place, decision))
             case "retry":
-                due = [position for position, state in await retries(database) if state == "due"]
+                due = [position for position, state in await stored_retries(database) if state == "due"]
                 for position in due[:1]:
                     decision = chance.choice((Done(), again, *deaths))
                     await at_work.settle(retries=(at_work.retry(position, decision),))
@@ -585,8 +573,8 @@ async def test_whatever_happens_each_lane_has_one_head_its_first(database: Datab
                 act = drop if action == "drop" else requeue
                 assert await act(database, seconds=step, ids=chosen) == len(chosen)
         await check_lanes(database)
-        held = {position for position, state in await retries(database) if state == "held"}
-        heads = {position for position, state in await retries(database) if state != "parked"}
+        held = {position for position, state in await stored_retries(database) if state == "held"}
+        heads = {position for position, state in await stored_retries(database) if state != "parked"}
         assert held == heads & {letter.position for letter in await letters(database)}
 
 
@@ -614,7 +602,7 @@ async def test_operators_lose_and_disorder_nothing_while_a_dispatcher_works(
     async with running(database, sink):
         for step in range(25):
             await requeue(operator)
-            await operating.pause(operator, SINK, paused=step % 3 == 0)
+            await sinks.pause(operator, SINK, paused=step % 3 == 0)
             with suppress(Conflict):
                 await replays.begin(operator, SINK, "beginning", now=now())
             with suppress(Unknown):
@@ -625,12 +613,12 @@ async def test_operators_lose_and_disorder_nothing_while_a_dispatcher_works(
             await asyncio.sleep(0.02)  # as operators do; the dispatcher polls at such intervals too
         with suppress(Unknown):
             await replays.act(operator, SINK, "cancel", now=now())
-        await operating.pause(operator, SINK, paused=False)
+        await sinks.pause(operator, SINK, paused=False)
         memory(sink).answer = lambda _: Published()
 
         async def all_done() -> bool:
             await requeue(operator)
-            view = await sink_states.one(operator, SINK, {SINK: "memory"}, now=now())
+            view = await sinks.one(operator, SINK, {SINK: "memory"}, now=now())
             return (view.lag, view.retries, view.dead_letters) == (0, {}, {})
 
         await until(all_done)
@@ -646,7 +634,7 @@ async def test_operators_lose_and_disorder_nothing_while_a_dispatcher_works(
 
 
 async def seen(database: Database, seconds: float = 0, **types: str) -> SinkView:
-    return await sink_states.one(database, SINK, {SINK: "webhook"} | types, now=at(seconds))
+    return await sinks.one(database, SINK, {SINK: "webhook"} | types, now=at(seconds))
 
 
 async def test_a_sink_is_shown_with_all_that_it_still_has_before_it(log: Worker) -> None:
@@ -658,7 +646,7 @@ async def test_a_sink_is_shown_with_all_that_it_still_has_before_it(log: Worker)
         health=Health(failures=2, last_success_at=at(7), last_error="timeout"),
     )
     replay = await begun(log.database)
-    view = await sink_states.one(log.database, SINK, {SINK: "webhook"}, now=at(100))
+    view = await sinks.one(log.database, SINK, {SINK: "webhook"}, now=at(100))
     assert (view.name, view.type, view.configured) == (SINK, "webhook", True)
     assert (view.cursor, view.lag) == (log.entries[3].position, 2)
     assert (view.oldest_at, view.oldest_seconds) == (at(0), 100.0)
@@ -672,17 +660,17 @@ async def test_the_state_of_a_sink_is_the_one_thing_to_know_first(log: Worker) -
     before, after = lease_end - timedelta(seconds=1), lease_end + timedelta(seconds=1)
 
     async def state(now: Any = before, **types: str) -> str:
-        return (await sink_states.one(log.database, SINK, types or {SINK: "webhook"}, now=now)).state
+        return (await sinks.one(log.database, SINK, types or {SINK: "webhook"}, now=now)).state
 
     assert await state() == "working"
     assert await state(after) == "unattended"
     await log.settle(health=Health(failures=1, down_since_at=at(0), last_error="connection refused"))
     assert await state() == "down"
-    await operating.pause(log.database, SINK, paused=True)
+    await sinks.pause(log.database, SINK, paused=True)
     assert await state() == "paused"
     assert await state(other="webhook") == "removed"
-    await operating.pause(log.database, SINK, paused=False)
-    await leases.release(log.database, log.lease)
+    await sinks.pause(log.database, SINK, paused=False)
+    await sinks.release_lease(log.database, log.lease)
     assert await state() == "unattended"
 
 
@@ -699,7 +687,7 @@ async def test_sinks_are_listed_by_name_in_pages(log: Worker) -> None:
 
     async def page(order: SortOrder, skip: int) -> tuple[list[tuple[str, bool]], bool]:
         types = {"bus": "nats", SINK: "webhook"}
-        found = await sink_states.find(log.database, types, now=at(0), order=order, skip=skip, size=2)
+        found = await sinks.find(log.database, types, now=at(0), order=order, skip=skip, size=2)
         return [(view.name, view.configured) for view in found.items], found.more
 
     assert await page(SortOrder.ASC, 0) == ([("bus", True), (SINK, True)], True)
@@ -721,7 +709,7 @@ async def test_the_attempts_of_a_message_tell_what_each_sink_was_told_and_when(l
 
     async def told(message: str, sink: str | None = None, api: Api = Api.V2) -> list[Any]:
         async with log.database.reading() as connection:
-            found = await attempts.of_message(connection, (api, Direction.OUT, message), sink)
+            found = await retries.attempts_of_message(connection, (api, Direction.OUT, message), sink)
         return [(one.sink, one.started_at, one.seconds, one.response_code, one.decision) for one in found]
 
     crm = [(SINK, at(1), 0.25, 503, "again"), (SINK, at(6), 0.25, 204, "done")]
@@ -729,7 +717,7 @@ async def test_the_attempts_of_a_message_tell_what_each_sink_was_told_and_when(l
     assert await told("a", SINK) == crm
     assert await told("b", "lake") == await told("a", api=Api.V1) == await told("c") == []
     async with log.database.reading() as connection:
-        [first, *_] = await attempts.of_message(connection, (Api.V2, Direction.OUT, "a"), None)
+        [first, *_] = await retries.attempts_of_message(connection, (Api.V2, Direction.OUT, "a"), None)
     assert (first.event_id, first.status, first.recipient) == (log.entries[0].event.id, "queued", "+15550001")
     assert (first.outcome, first.reason, first.response, first.replay_id) == ("retry", "status 503", None, None)
 
@@ -758,7 +746,7 @@ async def test_dead_letters_and_attempts_are_found_by_an_index(database: Databas
 
     async def of_message() -> None:
         async with database.reading() as connection:
-            await attempts.of_message(connection, (Api.V2, Direction.OUT, "m7"), None)
+            await retries.attempts_of_message(connection, (Api.V2, Direction.OUT, "m7"), None)
 
     found = await plan(database, of_message())
     assert of_message_id in found

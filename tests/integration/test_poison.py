@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from receiver.domain import batch as batch_module
 from receiver.domain import delivery
+from receiver.domain import fold as batch_module
 from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import MAX_EVENTS, MAX_RECIPIENTS

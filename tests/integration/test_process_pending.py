@@ -5,14 +5,14 @@ from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 
-from receiver.cli.opening import process_pending
+from receiver.cli.context import process_pending
 from receiver.domain.delivery import FinalConflict
 from receiver.intake.processor import Processor
 from receiver.intake.tag_checker import TagChecker
 from receiver.settings import Settings
 from receiver.storage import messages
 from receiver.storage.database import Database
-from receiver.storage.embedded import WORKER, held
+from receiver.storage.sqlite_file import WORKER, held
 from tests.posts import callback, v2_event
 from tests.processing import NoObserver, append, now
 

@@ -17,8 +17,8 @@ import pytest
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
-from receiver.domain.batch import Batch
 from receiver.domain.delivery import FinalConflict
+from receiver.domain.fold import Batch
 from receiver.intake import fold
 from receiver.intake import processor as processor_module
 from receiver.intake.journal import Journal

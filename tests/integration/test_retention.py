@@ -18,11 +18,20 @@ from receiver.settings import Retention
 from receiver.storage import journal, retention
 from receiver.storage.database import Database
 from receiver.storage.journal import first_id
+from receiver.storage.pruner import Pruner
 from receiver.storage.rebuild import Rebuild
 from receiver.storage.retention import Batch, Kind, PruneTask
-from receiver.storage.sink_tables import AttemptRow, DeadLetterRow, ReplayRow, RetryRow, SinkRow
-from receiver.storage.tables import CallbackRow, EventRow, MessageRow, QuarantineRow
-from receiver.workers.pruner import Pruner
+from receiver.storage.tables import (
+    AttemptRow,
+    CallbackRow,
+    DeadLetterRow,
+    EventRow,
+    MessageRow,
+    QuarantineRow,
+    ReplayRow,
+    RetryRow,
+    SinkRow,
+)
 from tests import event_log
 from tests.events import EPOCH, make_event
 from tests.posts import callback, v1_event, v2_event

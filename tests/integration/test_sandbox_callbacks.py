@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from receiver.domain.events import Api, Event, Quarantine, Status
-from receiver.providers.reading import read
-from receiver.sandbox.caller import PAUSES
-from receiver.sandbox.misbehaviour import Misbehaviour
+from receiver.providers.parser import read
+from receiver.sandbox.callback_sender import PAUSES
+from receiver.sandbox.faults import Misbehaviour
 from receiver.sandbox.numbers import magic_numbers, of, of_code
 from receiver.sandbox.settings import CALLBACK_TYPES
 from tests.sandboxes import V1, V2, Application, Sandbox, sandbox, v1_message, v2_message

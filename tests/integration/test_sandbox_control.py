@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from receiver.sandbox.app import application
-from receiver.sandbox.misbehaviour import Misbehaviour, Rates
+from receiver.sandbox.faults import Misbehaviour, Rates
 from receiver.sandbox.numbers import magic_numbers, of
 from receiver.sandbox.settings import SandboxSettings
 from tests.sandboxes import V1, V2, sandbox, v1_message, v2_message

@@ -6,9 +6,9 @@ import time
 import pytest
 from sqlalchemy import event
 
-from receiver.storage import pending
+from receiver.storage import processor
 from receiver.storage.database import Database
-from receiver.storage.pending import Settling, backlog, settle
+from receiver.storage.processor import Settling, backlog, settle
 from tests.posts import callback, v2_event
 from tests.processing import append, drain, process
 
@@ -68,12 +68,12 @@ async def test_readers_that_wait_at_the_same_time_share_the_polling(
 ) -> None:
     asked = 0
 
-    async def counted(database: Database) -> pending.Backlog:
+    async def counted(database: Database) -> processor.Backlog:
         nonlocal asked
         asked += 1
         return await backlog(database)
 
-    monkeypatch.setattr(pending, "backlog", counted)
+    monkeypatch.setattr(processor, "backlog", counted)
     await append(database, callback([v2_event("m1")]))
     settling = Settling(database, seconds=0.15)
     assert await asyncio.gather(*(settling.wait() for _ in range(50))) == [1] * 50

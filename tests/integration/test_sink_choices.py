@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from receiver.domain.events import Status
-from receiver.domain.log import LogEntry
-from receiver.domain.publication import Publication, Published, Refused, Result, Retry, SinkDown
-from receiver.storage import dead_letters, operating, replays
+from receiver.domain.publication import LogEntry, Publication, Published, Refused, Result, Retry, SinkDown
+from receiver.storage import dead_letters, replays, sinks
 from receiver.storage.database import Database
-from receiver.storage.sink_tables import ATTEMPTS, REPLAYS
+from receiver.storage.tables import ATTEMPTS, REPLAYS
 from tests.dispatching import ids, in_order, letters, memory, messages, requeue, rows, running, sink_row, until
 from tests.event_log import append, eventually, life, memory_sink, now
 
@@ -208,13 +207,13 @@ async def test_it_may_be_told_to_give_up_what_waits_for_too_long_while_it_is_dow
 async def test_a_paused_sink_gets_nothing_and_goes_on_where_it_was(database: Database) -> None:
     sink = memory_sink()
     async with running(database, sink) as run:
-        await operating.pause(database, "crm", paused=True)
+        await sinks.pause(database, "crm", paused=True)
         await asyncio.sleep(0.2)  # several polls
         entries = await append(database, messages(2))
         run.wakeup.set()
         await asyncio.sleep(0.2)  # time enough to publish all of it
         assert memory(sink).attempted == []
-        await operating.pause(database, "crm", paused=False)
+        await sinks.pause(database, "crm", paused=False)
         await eventually(lambda: len(memory(sink).published) == len(entries))
 
 
@@ -231,7 +230,7 @@ async def test_a_sink_that_says_it_is_gone_is_paused_until_it_is_resumed(databas
         told = len(memory(sink).attempted)
         await asyncio.sleep(0.2)  # several polls
         assert len(memory(sink).attempted) == told < 80
-        await operating.pause(database, "crm", paused=False)
+        await sinks.pause(database, "crm", paused=False)
         await eventually(lambda: len(memory(sink).published) == 79)
     assert len(await letters(database)) == 1
 

@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select, update
 
+from receiver.dispatch.publish import publication
 from receiver.domain.events import Status
 from receiver.domain.publication import Again, Candidate, Dead, Death, Decision, Done, Outcome, Parked, Superseded
 from receiver.domain.queries import DeadLetterChoice, DeadLetterQuery, DeadLetterView
 from receiver.domain.window import Attempt, Settlement, Verdict
-from receiver.storage import dead_letters, leases, replays, retries, settling, sinks
+from receiver.storage import dead_letters, replays, retries, sinks
 from receiver.storage.database import Database
-from receiver.storage.leases import Health, Lease, LeaseLost
-from receiver.storage.operating import UnknownSink
-from receiver.storage.settling import Progress
-from receiver.storage.sink_tables import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
-from receiver.workers.publishing import publication
+from receiver.storage.retries import Progress
+from receiver.storage.sinks import Health, Lease, LeaseLost, UnknownSink
+from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
 from tests.event_log import append, life
 from tests.events import at
 
@@ -57,7 +56,7 @@ class Log:
     ) -> None:
         reached = cursor if cursor is not None else max((one.candidate.position for one in firsts), default=0)
         settlement = Settlement(cursor=reached, firsts=firsts, retries=retries, **more)
-        await settling.settle(self.database, self.lease, settlement, HEALTHY, now=at(0))
+        await retries.settle(self.database, self.lease, settlement, HEALTHY, now=at(0))
 
     async def rows(self) -> list[tuple[int, str, int, datetime | None]]:
         """The sink's retries as (place in the log, state, attempts, due)."""
@@ -95,7 +94,7 @@ async def taken(database: Database, holder: str = "me", seconds: float = 60, **o
 
 
 async def asked(database: Database, holder: str, seconds: float = 60, **options: Any) -> Lease | None:
-    return await leases.acquire(database, SINK, holder=holder, seconds=seconds, **{"fingerprint": "f", **options})
+    return await sinks.acquire_lease(database, SINK, holder=holder, seconds=seconds, **{"fingerprint": "f", **options})
 
 
 async def sink_row(database: Database, name: str = SINK) -> Any:
@@ -146,7 +145,7 @@ async def test_the_holder_writes_down_which_settings_it_works_by(log: Log) -> No
 
 async def test_a_lease_keeps_others_away_until_it_ends(log: Log) -> None:
     assert await asked(log.database, "other") is None
-    await leases.release(log.database, log.lease)
+    await sinks.release_lease(log.database, log.lease)
     other = await taken(log.database, "other")
     assert other.epoch > log.lease.epoch
 
@@ -158,18 +157,18 @@ async def test_restarted_worker_takes_over_the_lease_of_the_one_before_by_its_na
 
 
 async def test_a_lapsed_lease_is_taken_over(log: Log) -> None:
-    await leases.renew(log.database, log.lease, seconds=0.05)
+    await sinks.renew_lease(log.database, log.lease, seconds=0.05)
     deadline = asyncio.get_running_loop().time() + 10
     while (other := await asked(log.database, "other")) is None:
         assert asyncio.get_running_loop().time() < deadline
     assert other.epoch > log.lease.epoch
     with pytest.raises(LeaseLost):
-        await leases.renew(log.database, log.lease, seconds=60)
+        await sinks.renew_lease(log.database, log.lease, seconds=60)
 
 
 async def test_a_renewed_lease_lasts_longer(log: Log) -> None:
     before = (await sink_row(log.database)).lease_until
-    await leases.renew(log.database, log.lease, seconds=120)
+    await sinks.renew_lease(log.database, log.lease, seconds=120)
     assert (await sink_row(log.database)).lease_until - before > timedelta(seconds=30)
 
 
@@ -178,7 +177,7 @@ async def test_the_embedded_database_takes_over_from_a_dead_process(log: Log) ->
 
 
 async def test_two_who_ask_at_once_get_one_lease(log: Log) -> None:
-    await leases.release(log.database, log.lease)
+    await sinks.release_lease(log.database, log.lease)
     found = await asyncio.gather(*(asked(log.database, str(number)) for number in range(4)))
     assert sum(lease is not None for lease in found) == 1
 
@@ -186,7 +185,7 @@ async def test_two_who_ask_at_once_get_one_lease(log: Log) -> None:
 async def test_a_stale_holder_s_settlement_changes_nothing(log: Log) -> None:
     await log.settle(log.first(0, again(5)), log.first(1, REFUSED))
     before = (await log.rows(), await log.letters(), await sink_row(log.database))
-    await leases.release(log.database, log.lease)
+    await sinks.release_lease(log.database, log.lease)
     other = await taken(log.database, "other")
     attempt = Attempt(
         position=log.position(2),
@@ -212,7 +211,7 @@ async def test_a_stale_holder_s_settlement_changes_nothing(log: Log) -> None:
 
 async def test_a_stale_holder_releases_nobody_else_s_lease(log: Log) -> None:
     await taken(log.database, "other", take_over=True)
-    await leases.release(log.database, log.lease)
+    await sinks.release_lease(log.database, log.lease)
     assert (await sink_row(log.database)).lease_holder == "other"
 
 
@@ -284,7 +283,7 @@ async def test_attempts_are_recorded_and_may_say_anything(log: Log) -> None:
 
 async def test_health_is_kept_for_the_next_holder(log: Log) -> None:
     health = Health(failures=3, down_since_at=at(1), last_success_at=at(0), last_error="refused")
-    await settling.settle(log.database, log.lease, Settlement(cursor=0), health, now=at(2))
+    await retries.settle(log.database, log.lease, Settlement(cursor=0), health, now=at(2))
     assert (await taken(log.database, take_over=True)).health == health
 
 
@@ -352,7 +351,7 @@ async def test_what_an_operator_requeued_does_not_die_in_a_replay_that_had_read_
     done = Settlement(cursor=log.position(1), firsts=(log.first(0, REFUSED), log.first(1, REFUSED)))
     progress = Progress(replay_id=replay.id, settlement=done, published=0, finished=True)
     nothing = Settlement(cursor=log.position(1))
-    await settling.settle(log.database, log.lease, nothing, HEALTHY, now=at(6), progress=progress)
+    await retries.settle(log.database, log.lease, nothing, HEALTHY, now=at(6), progress=progress)
     assert [letter.position for letter in await log.letters()] == [log.position(1)]
     assert [(place, state) for place, state, _, _ in await log.rows()] == [(0, "due")]
 

@@ -12,14 +12,14 @@ import orjson
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from receiver.dispatch.dispatcher import Dispatchers
+from receiver.dispatch.reader import Wakeup
 from receiver.domain.events import Api
 from receiver.domain.publication import Published, Refused, Result, Retry, SinkDown
-from receiver.sinks.binding import Binding, bind
+from receiver.sinks.encoding import Binding, bind
 from receiver.sinks.registry import configure
 from receiver.sinks.webhook import WebhookSettings, WebhookSink, wish
 from receiver.storage.database import Database
-from receiver.workers.dispatcher import Dispatchers
-from receiver.workers.wakeup import Wakeup
 from tests import callbacks, webhooks
 from tests.brokers.own import lasting_port
 from tests.callbacks import unread_of

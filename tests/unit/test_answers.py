@@ -2,7 +2,7 @@
 
 import pytest
 
-from receiver.web.answers import prefers_csv
+from receiver.api.answers import prefers_csv
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from receiver.web.auth import Access, ApiToken, Tokens, basic_password, bearer
+from receiver.api.auth import Access, ApiToken, Tokens, basic_password, bearer
 
 
 @pytest.mark.parametrize(

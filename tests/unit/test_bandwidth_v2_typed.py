@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from receiver.domain.callbacks import Callback
 from receiver.domain.events import MAX_RECIPIENTS, Quarantine
 from receiver.providers import read
-from receiver.providers.bandwidth_v2_typed import decode
-from receiver.providers.reading import read_leniently
+from receiver.providers.bandwidth_v2 import decode
+from receiver.providers.parser import read_leniently
 from tests.callbacks import event_of, post, request, unread_of
 from tests.contract.test_event_ids import RECORDED, callback_from
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.domain.batch import Batch, MessageKey, Repeat
 from receiver.domain.callbacks import Unread
 from receiver.domain.delivery import Message, fold
 from receiver.domain.events import MAX_EVENTS, MAX_MENTIONS, MAX_RECIPIENTS, Api, Direction, Event, Quarantine, Status
-from receiver.domain.log import Appended
+from receiver.domain.fold import Batch, MessageKey, Repeat
+from receiver.domain.publication import Appended
 from tests.events import make_event
 
 Rows = list[tuple[str | None, Status]]

@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from receiver.sinks.binding import REPLAYED, Binding, bind
+from receiver.sinks.encoding import REPLAYED, Binding, bind
 from tests.publications import make_publication
 
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from receiver.domain.cloudevents import cloud_event, rfc3339
 from receiver.domain.events import Api, Facts, Status, TagVerdict
-from receiver.domain.log import LogEntry, Snapshot
+from receiver.domain.publication import LogEntry, Snapshot
 from tests.events import at, make_event
 
 REASON = {"name": "x", "description": "y", "category": "carrier", "retryable": False, "billable": None}

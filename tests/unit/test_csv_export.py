@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from receiver.api.messages import COLUMNS, cell, csv_table
+from receiver.api.representations import Message, Recipient
 from receiver.domain.events import Api, Direction, TagVerdict
-from receiver.web.csv_export import COLUMNS, cell, table
-from receiver.web.representations import Message, Recipient
 from tests.builders import NOON
 
 
@@ -65,7 +65,7 @@ def rows(text: str) -> list[dict[str, str]]:
 
 def test_a_group_message_has_a_row_for_each_recipient() -> None:
     failed = recipient(number="+15550002", status="failed", delivery_code=4720)
-    first, second = rows(table([message(recipient(), failed, status="partial")]))
+    first, second = rows(csv_table([message(recipient(), failed, status="partial")]))
     assert (first["id"], first["to"], first["status"], first["messageStatus"]) == (
         "m-1",
         "+15550001",
@@ -78,7 +78,7 @@ def test_a_group_message_has_a_row_for_each_recipient() -> None:
 
 
 def test_the_header_names_the_columns_also_without_messages() -> None:
-    assert table([]).rstrip("\r\n").replace('"', "").split(",") == list(COLUMNS)
+    assert csv_table([]).rstrip("\r\n").replace('"', "").split(",") == list(COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_cell_is_text_on_one_line(value: Any, expected: str) -> None:
 
 @given(st.text(), st.text())
 def test_whatever_strangers_write_stays_in_its_cell(text: str, tag: str) -> None:
-    lines = table([message(recipient(), text=text, tag=tag)]).split("\r\n")
+    lines = csv_table([message(recipient(), text=text, tag=tag)]).split("\r\n")
     assert len(lines) == 3
     [row] = rows("\r\n".join(lines))
     assert (row["text"], row["tag"]) == (cell(text), cell(tag))

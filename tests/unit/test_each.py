@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry, SinkDown
-from receiver.sinks.each import publish_each
+from receiver.sinks.concurrency import publish_each
 from tests.publications import make_publication
 
 pytestmark = pytest.mark.anyio

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from receiver.errors import SettingsError
-from receiver.storage import embedded
-from receiver.storage.embedded import UnfitDatabase
+from receiver.storage import sqlite_file
+from receiver.storage.sqlite_file import UnfitDatabase
 
 MOUNTS = """\
 /dev/vda1 / ext4 rw,relatime 0 0
@@ -38,45 +38,45 @@ broken line
     ],
 )
 def test_a_file_is_on_the_filesystem_mounted_nearest_above_it(file: str, kind: str) -> None:
-    assert embedded.filesystem(Path(file), MOUNTS) == kind
+    assert sqlite_file.filesystem(Path(file), MOUNTS) == kind
 
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs"])
 def test_a_network_filesystem_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     (tmp_path / "mounts").write_text(f"/dev/vda1 / ext4 rw 0 0\nserver:/x {tmp_path} {kind} rw 0 0\n")
-    monkeypatch.setattr(embedded, "_MOUNTS", tmp_path / "mounts")
+    monkeypatch.setattr(sqlite_file, "_MOUNTS", tmp_path / "mounts")
     with pytest.raises(SettingsError, match=rf"network filesystem \({kind}\)"):
-        embedded.refuse_network(tmp_path / "receiver.db")
+        sqlite_file.refuse_network(tmp_path / "receiver.db")
 
 
 def test_a_link_does_not_hide_a_network_filesystem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "remote").mkdir()
     (tmp_path / "data").symlink_to(tmp_path / "remote")
     (tmp_path / "mounts").write_text(f"/dev/vda1 / ext4 rw 0 0\nserver:/x {tmp_path}/remote nfs rw 0 0\n")
-    monkeypatch.setattr(embedded, "_MOUNTS", tmp_path / "mounts")
+    monkeypatch.setattr(sqlite_file, "_MOUNTS", tmp_path / "mounts")
     with pytest.raises(SettingsError, match="network filesystem"):
-        embedded.refuse_network(tmp_path / "data" / "receiver.db")
+        sqlite_file.refuse_network(tmp_path / "data" / "receiver.db")
 
 
 def test_a_machine_that_does_not_tell_its_mounts_is_taken_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "_MOUNTS", tmp_path / "nowhere")
-    embedded.refuse_network(tmp_path / "receiver.db")
+    monkeypatch.setattr(sqlite_file, "_MOUNTS", tmp_path / "nowhere")
+    sqlite_file.refuse_network(tmp_path / "receiver.db")
 
 
 def test_a_new_file_is_for_its_owner_alone_and_an_old_one_stays_as_it_is(tmp_path: Path) -> None:
-    embedded.make(tmp_path / "receiver.db")
+    sqlite_file.make(tmp_path / "receiver.db")
     assert (tmp_path / "receiver.db").stat().st_mode & 0o777 == 0o600
     (tmp_path / "receiver.db").write_bytes(b"kept")
     (tmp_path / "receiver.db").chmod(0o640)
-    embedded.make(tmp_path / "receiver.db")
+    sqlite_file.make(tmp_path / "receiver.db")
     assert (tmp_path / "receiver.db").read_bytes() == b"kept"
     assert (tmp_path / "receiver.db").stat().st_mode & 0o777 == 0o640
 
 
 def test_the_files_that_sqlite_puts_beside_it_have_the_same_mode(tmp_path: Path) -> None:
-    embedded.make(tmp_path / "receiver.db")
+    sqlite_file.make(tmp_path / "receiver.db")
     with closing(sqlite3.connect(tmp_path / "receiver.db")) as connection:
         connection.executescript("PRAGMA journal_mode = WAL; CREATE TABLE a (b);")
         modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
@@ -87,17 +87,17 @@ def test_the_files_that_sqlite_puts_beside_it_have_the_same_mode(tmp_path: Path)
 def test_who_holds_a_database_is_named_and_nobody_else_gets_it(tmp_path: Path) -> None:
     file = tmp_path / "receiver.db"
     (tmp_path / "receiver.db.lock").write_text("of a process with a number that is a good deal longer\n")
-    with embedded.held(file):
-        with pytest.raises(UnfitDatabase, match=f"^process {os.getpid()} already serves"), embedded.held(file):
+    with sqlite_file.held(file):
+        with pytest.raises(UnfitDatabase, match=f"^process {os.getpid()} already serves"), sqlite_file.held(file):
             pass
         # the one that was refused has not taken the name away
         assert (tmp_path / "receiver.db.lock").read_text() == f"{os.getpid()}\n"
-    with embedded.held(file):
+    with sqlite_file.held(file):
         pass
 
 
 def test_two_databases_in_one_folder_do_not_share_a_lock(tmp_path: Path) -> None:
-    with embedded.held(tmp_path / "a.db"), embedded.held(tmp_path / "b.db"):
+    with sqlite_file.held(tmp_path / "a.db"), sqlite_file.held(tmp_path / "b.db"):
         pass
 
 
@@ -109,9 +109,9 @@ def whole(file: Path) -> Path:
 
 
 def test_a_whole_or_empty_file_is_taken(tmp_path: Path) -> None:
-    embedded.refuse_damaged(whole(tmp_path / "whole.db"))
+    sqlite_file.refuse_damaged(whole(tmp_path / "whole.db"))
     (tmp_path / "empty.db").touch()
-    embedded.refuse_damaged(tmp_path / "empty.db")
+    sqlite_file.refuse_damaged(tmp_path / "empty.db")
 
 
 @pytest.mark.parametrize("place", [0, 8192], ids=["its head", "a page"])
@@ -120,15 +120,15 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, place: int) -> No
     content = file.read_bytes()
     file.write_bytes(content[:place] + b"\xff" * 4096 + content[place + 4096 :])
     with pytest.raises(UnfitDatabase, match="is damaged") as caught:
-        embedded.refuse_damaged(file)
+        sqlite_file.refuse_damaged(file)
     assert "\n" not in str(caught.value)
 
 
 def test_a_large_file_is_not_looked_through(tmp_path: Path) -> None:
     file = tmp_path / "receiver.db"
     with file.open("wb") as stream:
-        stream.truncate(embedded.CHECKED_BYTES)
-    embedded.refuse_damaged(file)
+        stream.truncate(sqlite_file.CHECKED_BYTES)
+    sqlite_file.refuse_damaged(file)
 
 
 @pytest.mark.parametrize("ending", ["", "-wal", "-shm"])
@@ -138,8 +138,8 @@ def test_a_file_that_is_not_ours_to_write_is_named(
     file = whole(tmp_path / "receiver.db")
     foreign = tmp_path / f"receiver.db{ending}"
     foreign.touch()
-    embedded.refuse_unwritable(file)
+    sqlite_file.refuse_unwritable(file)
     # root may write everything, so the system's answer is put in its mouth
     monkeypatch.setattr(os, "access", lambda path, _mode: path != foreign)
     with pytest.raises(UnfitDatabase, match=f"{foreign} cannot be read and written"):
-        embedded.refuse_unwritable(file)
+        sqlite_file.refuse_unwritable(file)

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from receiver.domain.events import Direction, Facts, Status
 from receiver.domain.filters import EVENT_TYPES, Filter
-from receiver.domain.log import LogEntry, Snapshot
+from receiver.domain.publication import LogEntry, Snapshot
 from tests.events import make_event
 
 SNAPSHOT = Snapshot(

@@ -7,8 +7,8 @@ import httpx2
 import pytest
 from starlette.applications import Starlette
 
-from receiver.web import health
-from receiver.web.health import Health
+from receiver.api import health
+from receiver.api.health import Health
 
 pytestmark = pytest.mark.anyio
 

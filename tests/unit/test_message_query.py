@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
+from receiver.api.parameters import MessageParameters
 from receiver.domain.delivery import FinalConflict, fold
 from receiver.domain.events import Direction, Event, TagVerdict
 from receiver.domain.queries import DELIVERY_STATES, MessageQuery
 from receiver.providers import read
 from receiver.storage.bulk import Spelling
-from receiver.storage.status_table import MESSAGE_COLUMNS, rows_of
-from receiver.web.parameters import MessageParameters
+from receiver.storage.messages import MESSAGE_COLUMNS, rows_of
 from tests.posts import callback, v1_event, v2_event
 
 STATES = ("received", "queued", "sending", "sent", "error", "other", None)

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from starlette.routing import Mount, Route
 
+from receiver.api import openapi
+from receiver.api.operations import Api, Operation
+from receiver.api.parameters import Paged
+from receiver.api.routes import GROUPS, routes
 from receiver.storage.database import Database
-from receiver.web import openapi
-from receiver.web.api import GROUPS, routes
-from receiver.web.operations import Api, Operation
-from receiver.web.parameters import Paged
 from tests.event_log import now
 
 DESCRIPTION = openapi.description(GROUPS, "1.2.3")

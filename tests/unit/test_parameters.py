@@ -7,11 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.domain.delivery import PARTIAL, PENDING
-from receiver.domain.events import Api, Direction, Status, TagVerdict
-from receiver.domain.queries import MessagePlace, MessageQuery, SortOrder
-from receiver.web.parameter_kinds import encode_cursor, message_cursor, moment
-from receiver.web.parameters import (
+from receiver.api.parameter_kinds import encode_cursor, message_cursor, moment
+from receiver.api.parameters import (
     CallbackParameters,
     CompatMessageParameters,
     MessageParameters,
@@ -20,7 +17,10 @@ from receiver.web.parameters import (
     ReprocessParameters,
     read,
 )
-from receiver.web.problems import ProblemError
+from receiver.api.problems import ProblemError
+from receiver.domain.delivery import PARTIAL, PENDING
+from receiver.domain.events import Api, Direction, Status, TagVerdict
+from receiver.domain.queries import MessagePlace, MessageQuery, SortOrder
 
 
 def asked(query: str) -> MessageQuery:

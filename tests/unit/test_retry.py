@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.domain.breaker import FAILURES_TO_OPEN, Breaker, BreakerState
 from receiver.domain.publication import (
     Again,
     Candidate,
@@ -22,7 +21,7 @@ from receiver.domain.publication import (
     SinkDown,
     decide,
 )
-from receiver.domain.retry import SCHEDULE, RetryPolicy
+from receiver.domain.retry import FAILURES_TO_OPEN, SCHEDULE, Breaker, BreakerState, RetryPolicy
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

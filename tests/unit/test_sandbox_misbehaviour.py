@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from receiver.domain.events import Api
-from receiver.sandbox.misbehaviour import Misbehaviour, Rates
+from receiver.sandbox.faults import Misbehaviour, Rates
 from receiver.sandbox.numbers import of, of_code
-from receiver.sandbox.scripts import write
+from receiver.sandbox.scenario import write
 from receiver.sandbox.timeline import FINAL, Kind, Receipts, Script, Sending, Step
 
 HOUR = 3600

@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 
 from receiver.domain.events import Api
-from receiver.sandbox.misbehaviour import Misbehaviour
+from receiver.sandbox.faults import Misbehaviour
 from receiver.sandbox.numbers import magic, magic_numbers, of, of_code
 from receiver.sandbox.timeline import Kind, Outcome
 

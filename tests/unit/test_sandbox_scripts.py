@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.domain.events import Api
-from receiver.sandbox.misbehaviour import Misbehaviour, Rates
+from receiver.sandbox.faults import Misbehaviour, Rates
 from receiver.sandbox.numbers import magic_numbers, of, of_code
-from receiver.sandbox.scripts import write, write_inbound
+from receiver.sandbox.scenario import write, write_inbound
 from receiver.sandbox.timeline import FINAL, Kind, Outcome, Receipts, Script, Sending
 
 ONE, TWO = "+19195551213", "+19195551214"

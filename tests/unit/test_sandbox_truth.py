@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import fold
 from receiver.domain.events import Api, Direction, Event, Quarantine, number_key
-from receiver.providers.reading import read
+from receiver.providers.parser import read
 from receiver.sandbox import v1, v2
+from receiver.sandbox.expected import Truth, truths
+from receiver.sandbox.faults import Misbehaviour, Rates
 from receiver.sandbox.messages import Destination, Message
-from receiver.sandbox.misbehaviour import Misbehaviour, Rates
 from receiver.sandbox.numbers import of, of_code
-from receiver.sandbox.scripts import write, write_inbound
+from receiver.sandbox.scenario import write, write_inbound
 from receiver.sandbox.timeline import Kind, Post, Receipts, Sending, Step
-from receiver.sandbox.truth import Truth, truths
 from tests.events import at
 from tests.unit.test_sandbox_scripts import rates, sendings
 

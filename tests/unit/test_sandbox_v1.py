@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.domain.events import Api, Direction
+from receiver.providers.fields import urls
 from receiver.providers.query_string import parse
-from receiver.providers.values import urls
 from receiver.sandbox import v1
 from receiver.sandbox.messages import Destination, Message
 from receiver.sandbox.numbers import of_code

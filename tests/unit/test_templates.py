@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from receiver.sinks.templates import FIELDS, Template, render
+from receiver.sinks.encoding import FIELDS, Template, render
 from tests.publications import make_publication
 
 CHECK = TypeAdapter[str](Template)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from receiver.providers.values import moment, moment_text, number, number_text, storable, text, texts, urls
+from receiver.providers.fields import moment, moment_text, number, number_text, storable, text, texts, urls
 
 NOON = "2024-06-12T12:00:00.000000Z"
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from receiver.sinks.signature import key, signatures
+from receiver.sinks.webhook import key, signatures
 
 RAW = bytes(range(24, 56))
 WHSEC = "whsec_" + base64.b64encode(RAW).decode()

@@ -10,17 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from receiver.domain.publication import (
-    Again,
-    Candidate,
-    Dead,
-    Death,
-    Decision,
-    Done,
-    Parked,
-    Publication,
-    Superseded,
-)
+from receiver.domain.publication import Again, Candidate, Dead, Death, Decision, Done, Parked, Publication, Superseded
 from receiver.domain.window import Window
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

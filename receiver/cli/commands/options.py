@@ -10,7 +10,13 @@ from receiver.domain.events import Api
 
 def group(help: str) -> typer.Typer:  # noqa: A002
     # rich would cost more to import than all the rest
-    return typer.Typer(help=help, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    return typer.Typer(
+        help=help,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
 
 
 Config = Annotated[

@@ -75,7 +75,7 @@ def backup(
     json: Json = False,
 ) -> int:
     """Back up both files of SQLite, beside a running server."""
-    from receiver.cli.backup import backup
+    from receiver.cli.maintenance import backup
 
     return backup(config, folder, json=json)
 
@@ -90,7 +90,7 @@ def restore(
 
     The files that it replaces are kept beside it under another name.
     """
-    from receiver.cli.backup import restore
+    from receiver.cli.maintenance import restore
 
     return restore(config, folder, json=json)
 
@@ -187,7 +187,7 @@ def migrate(
     json: Json = False,
 ) -> int:
     """Bring the database's schema up to date. `serve` does it by itself with SQLite, never with PostgreSQL."""
-    from receiver.cli.upkeep import migrate
+    from receiver.cli.maintenance import migrate
 
     if check and new_journal:
         raise typer.BadParameter("--new-journal changes the database, --check does not")
@@ -215,7 +215,7 @@ def rebuild(
 
     By today's settings; `serve` may go on beside it.
     """
-    from receiver.cli.upkeep import rebuild
+    from receiver.cli.maintenance import rebuild
 
     return rebuild(config, dry_run=dry_run, json=json)
 
@@ -230,7 +230,7 @@ def prune(
 
     `serve` does it once an hour.
     """
-    from receiver.cli.upkeep import prune
+    from receiver.cli.maintenance import prune
 
     return prune(config, dry_run=dry_run, json=json)
 
@@ -246,3 +246,18 @@ def codes(
     from receiver.cli.codes import codes
 
     return codes(code, api=api, json=json)
+
+
+@app.command("help")
+def help_(
+    topic: Annotated[
+        list[str] | None, typer.Argument(metavar="[TOPIC]", help="A topic, its section, or a command; else all topics.")
+    ] = None,
+    search: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="List the sections with these words, the best first.")
+    ] = None,
+) -> int:
+    """Print the documentation: the list of topics, one topic, or one section of it."""
+    from receiver.cli.help import help_
+
+    return help_(topic or [], search=search)

@@ -1,0 +1,115 @@
+"""Who may ask: bearer tokens, and for the seed's routes the same tokens as the password of basic auth."""
+
+import hashlib
+import hmac
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from receiver.api.problems import ProblemError
+from receiver.basic_auth import basic_pair
+
+
+class Access(IntEnum):
+    """What a token is good for, in rising order."""
+
+    READ = 1
+    ADMIN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ApiToken:
+    """A token, as a digest, and what it is good for."""
+
+    digest: bytes = field(repr=False)
+    access: Access
+
+    @classmethod
+    def parse(cls, entry: str) -> "ApiToken":
+        """A token from `token`, `name:read:token` or `name:admin:token`; a bare one is an admin's."""
+        parts = entry.split(":", 2)
+        if len(parts) == 3 and parts[1] in _ACCESS:
+            return cls(_digest(parts[2].encode()), _ACCESS[parts[1]])
+        return cls(_digest(entry.encode()), Access.ADMIN)
+
+
+_ACCESS: Final = {"read": Access.READ, "admin": Access.ADMIN}
+
+
+class Tokens:
+    """The tokens that are accepted; every one is compared each time, in constant time."""
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        self._tokens = [ApiToken.parse(entry) for entry in entries]
+
+    def access(self, presented: bytes) -> Access | None:
+        """What a presented token is good for; None if it is not one of ours."""
+        digest = _digest(presented)
+        granted = [token.access * hmac.compare_digest(token.digest, digest) for token in self._tokens]
+        return Access(max(granted)) if presented and any(granted) else None
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
+
+
+def bearer(authorization: bytes) -> bytes | None:
+    """The token in `Authorization: Bearer …`."""
+    scheme, _, token = authorization.partition(b" ")
+    return token.strip() if scheme.lower() == b"bearer" else None
+
+
+def basic_password(authorization: bytes) -> bytes | None:
+    """The password in `Authorization: Basic …`; whatever the user name, it plays no part."""
+    pair = basic_pair(authorization)
+    return pair.partition(b":")[2] if pair is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """A way to present a token: how to find it in the header, and how to ask for it."""
+
+    token: Callable[[bytes], bytes | None]
+    challenge: str
+
+
+BEARER: Final = Scheme(bearer, 'Bearer realm="receiver"')
+BASIC: Final = Scheme(basic_password, 'Basic realm="receiver", charset="UTF-8"')
+
+_READING: Final = frozenset({"GET", "HEAD"})
+_GRANTED: Final = "receiver.access"
+
+
+class TokenAuth:
+    """ASGI middleware that lets requests with a token through: with any to read, with an admin's to do more."""
+
+    def __init__(self, app: ASGIApp, tokens: Tokens, scheme: Scheme = BEARER) -> None:
+        self._app = app
+        self._tokens = tokens
+        self._scheme = scheme
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            self._check(scope)
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        presented = [value for name, value in scope["headers"] if name == b"authorization"]
+        # two headers: which one counts is what a proxy and we might disagree about
+        token = self._scheme.token(presented[0]) if len(presented) == 1 else None
+        access = self._tokens.access(token) if token is not None else None
+        if access is None:
+            detail = "This token is not accepted." if presented else "A token is needed."
+            raise ProblemError(401, detail, headers={"WWW-Authenticate": self._scheme.challenge})
+        if access is Access.READ and scope["method"] not in _READING:
+            raise ProblemError(403, "This token may only read.")
+        scope[_GRANTED] = access
+
+
+def is_admin(request: Request) -> bool:
+    """Whether a request came with an admin's token, or where none is asked for."""
+    return request.scope.get(_GRANTED, Access.ADMIN) is Access.ADMIN

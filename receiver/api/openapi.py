@@ -1,0 +1,160 @@
+"""The description of the HTTP API, OpenAPI 3.1, made from the table of operations and the models they name."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from http import HTTPStatus
+from typing import Any, Final, Literal
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+
+from receiver.api.answers import CSV, JSON
+from receiver.api.auth import BASIC, BEARER
+from receiver.api.operations import PENDING_HEADER, Group, Operation
+
+Json = dict[str, Any]
+Part = tuple[str, str]
+
+_COMPONENT: Final = "#/components/schemas/"
+_SECURITY: Final = {BEARER: "token", BASIC: "tokenAsPassword"}
+_SECURITY_SCHEMES: Final = {
+    "token": {"type": "http", "scheme": "bearer", "description": "one of `RECEIVER_API_TOKENS`"},
+    "tokenAsPassword": {
+        "type": "http",
+        "scheme": "basic",
+        "description": "any user name, and one of `RECEIVER_API_TOKENS` as the password",
+    },
+}
+# what every operation may answer besides its own
+_ALWAYS: Final = (400, 401, 405, 500, 503)
+_HEADERS_OF: Final = {
+    401: ("WWW-Authenticate", "how to present a token"),
+    405: ("Allow", "the methods there are"),
+    503: ("Retry-After", "seconds to wait"),
+}
+_LINK: Final = ("Link", 'where the list goes on, with `rel="next"`')
+_PENDING_WORDS: Final = (
+    "how many callbacks, accepted before this request, are not processed yet, so that the answer lacks what they say; "
+    "only where there are some after a second of waiting"
+)
+_PENDING: Final = (PENDING_HEADER, _PENDING_WORDS)
+
+
+class _WithoutTitles(GenerateJsonSchema):
+    """JSON Schema without titles, which would only repeat the names."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def description(groups: Sequence[Group], version: str) -> Json:
+    """The whole description; nothing in it depends on the installation."""
+    schemas, components = _schemas(groups)
+    paths: Json = {}
+    for group, operation in _operations(groups):
+        parameters = components[operation.parameters.__name__]
+        described = {
+            **_told(operation, group),
+            "parameters": [*_path_parameters(operation), *_query_parameters(parameters)],
+            **_body(operation, schemas),
+            "responses": _responses(operation, group, schemas),
+        }
+        paths.setdefault(operation.path, {})[operation.method.lower()] = described
+    # they are described parameter by parameter
+    for name in {operation.parameters.__name__ for _, operation in _operations(groups)}:
+        del components[name]
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "receiver",
+            "version": version,
+            "summary": "What became of the messages you sent and received through Bandwidth.",
+        },
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {"schemas": components, "securitySchemes": _SECURITY_SCHEMES},
+    }
+
+
+def _operations(groups: Iterable[Group]) -> Iterator[tuple[Group, Operation]]:
+    for group in groups:
+        for operation in group.operations:
+            yield group, operation
+
+
+def _schemas(groups: Sequence[Group]) -> tuple[dict[Part, Json], Json]:
+    """The schema of every body by who has it, and all schemas that have a name."""
+    schemas, named = TypeAdapter.json_schemas(
+        _types(groups), ref_template=f"{_COMPONENT}{{model}}", schema_generator=_WithoutTitles
+    )
+    return {part: schema for (part, _), schema in schemas.items()}, named["$defs"]
+
+
+def _types(groups: Sequence[Group]) -> Iterator[tuple[Part, Literal["validation", "serialization"], TypeAdapter[Any]]]:
+    for group, operation in _operations(groups):
+        yield (operation.name, "parameters"), "validation", TypeAdapter(operation.parameters)
+        yield (operation.name, "answer"), "serialization", TypeAdapter(operation.answer)
+        yield (operation.name, "error"), "serialization", TypeAdapter(group.error)
+        if operation.body is not None:
+            yield (operation.name, "body"), "validation", TypeAdapter(operation.body)
+
+
+def _told(operation: Operation, group: Group) -> Json:
+    told: Json = {"operationId": operation.name, "summary": operation.summary}
+    if operation.description:
+        told["description"] = operation.description
+    return {**told, "security": [{_SECURITY[group.scheme]: []}]}
+
+
+def _path_parameters(operation: Operation) -> Iterator[Json]:
+    for name in re.findall(r"\{(\w+)\}", operation.path):
+        yield {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": operation.path_words[name],
+            "schema": {"type": "string", "minLength": 1},
+        }
+
+
+def _query_parameters(described: Json) -> Iterator[Json]:
+    required = described.get("required", ())
+    for name, schema in described.get("properties", {}).items():
+        told = {"description": schema["description"]} if "description" in schema else {}
+        yield {"name": name, "in": "query", "required": name in required, **told, "schema": _given(schema)}
+
+
+def _given(schema: Json) -> Json:
+    """The schema of a parameter that is there: null, which says that it is absent, cannot be written."""
+    kept = {key: value for key, value in schema.items() if key not in ("anyOf", "description") and value is not None}
+    given = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
+    return {**kept, **given[0]} if given else kept
+
+
+def _body(operation: Operation, schemas: dict[Part, Json]) -> Json:
+    if operation.body is None:
+        return {}
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": schemas[operation.name, "body"]}}}}
+
+
+def _responses(operation: Operation, group: Group, schemas: dict[Part, Json]) -> Json:
+    content = {operation.media_type: {"schema": schemas[operation.name, "answer"]}}
+    if operation.has_csv:
+        content[CSV] = {"schema": {"type": "string"}}
+    pending = _PENDING if operation.reads_processed or operation.settles_itself else None
+    headers = _headers(_LINK if operation.has_next else None, pending)
+    error = {group.error_media_type: {"schema": schemas[operation.name, "error"]}}
+    good = {"200": {"description": HTTPStatus.OK.phrase, **headers, "content": content}}
+    return good | {
+        str(status): {
+            "description": HTTPStatus(status).phrase,
+            **_headers(_HEADERS_OF.get(status), pending if status == 404 else None),
+            "content": error,
+        }
+        for status in sorted({*_ALWAYS, *operation.problems})
+    }
+
+
+def _headers(*headers: tuple[str, str] | None) -> Json:
+    described = {name: {"description": words, "schema": {"type": "string"}} for name, words in filter(None, headers)}
+    return {"headers": described} if described else {}

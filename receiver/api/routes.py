@@ -1,0 +1,48 @@
+"""The query API: all its operations, their routes, and their description."""
+
+from functools import cache
+from importlib.metadata import version
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from receiver.api import callbacks, catapult, dead_letters, docs, events, messages, openapi, reference, sinks, status
+from receiver.api.answers import json_answer
+from receiver.api.auth import BEARER
+from receiver.api.operations import Api, Group, mount
+
+OWN: Final = Group(
+    prefix="/api",
+    scheme=BEARER,
+    operations=(
+        *messages.OPERATIONS,
+        *callbacks.OPERATIONS,
+        *reference.CODE_OPERATIONS,
+        *reference.SIGNING_OPERATIONS,
+        *events.OPERATIONS,
+        *sinks.OPERATIONS,
+        *dead_letters.OPERATIONS,
+        *status.OPERATIONS,
+    ),
+)
+GROUPS: Final = (OWN, catapult.GROUP)
+
+
+def routes(api: Api) -> list[BaseRoute]:
+    """The routes of the query API, and of its description and the documentation, which need no token."""
+    return [
+        Route("/openapi.json", _openapi, name="openapi"),
+        *docs.routes(_description),
+        *(mount(group, api) for group in GROUPS),
+    ]
+
+
+async def _openapi(_: Request) -> Response:
+    return json_answer(_description())
+
+
+@cache
+def _description() -> openapi.Json:
+    return openapi.description(GROUPS, version("bandwidth-receiver"))

@@ -1,0 +1,86 @@
+"""What `receiver serve` says when it is up: where Bandwidth shall send callbacks, where to ask, with which secrets."""
+
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from receiver.settings import PREFIX, Settings
+
+_V1 = "/callbacks/bandwidth/v1"
+_V2 = "/callbacks/bandwidth/v2"
+
+
+def announcement(settings: Settings, *, given: Settings, file: Path | None, secrets: bool) -> list[str]:
+    """The lines. `given` are the settings before credentials were filled in from `file`.
+
+    Without `secrets` the lines say where they are kept instead.
+    """
+    return [
+        f"receiver listens on {settings.base_url}",
+        *_unreachable(settings),
+        "",
+        "Bandwidth, first API (v1): callbackUrl, incomingMessageUrl; the second one for fallbackUrl",
+        *(f"  {_with_user(settings, path, secrets)}" for path in (_V1, f"{_V1}/fallback")),
+        "Bandwidth, second API (v2): InboundCallbackUrl, OutboundCallbackUrl",
+        f"  {settings.base_url}{_V2}",
+        *_user(settings, secrets),
+        *_kept("callback_credentials", settings, given, file, secrets),
+        "",
+        f"API          {settings.base_url}/api",
+        f"Docs         {settings.base_url}/docs",
+        f"Description  {settings.base_url}/openapi.json",
+        *_token(settings, secrets),
+        *_kept("api_tokens", settings, given, file, secrets),
+    ]
+
+
+def _unreachable(settings: Settings) -> list[str]:
+    if settings.public_url is not None:
+        return []
+    return [f"Set {PREFIX}PUBLIC_URL to the address under which Bandwidth reaches it."]
+
+
+def _pair(settings: Settings) -> tuple[str, str] | None:
+    """The user and password to give to Bandwidth: of several the first."""
+    if settings.callback_auth == "none":
+        return None
+    user, _, password = settings.callback_credentials[0].get_secret_value().partition(":")
+    return user, password
+
+
+def _with_user(settings: Settings, path: str, secrets: bool) -> str:
+    pair = _pair(settings)
+    if pair is None:
+        return settings.base_url + path
+    user, password = (quote(part, safe="") for part in pair) if secrets else ("USER", "PASSWORD")
+    url = urlsplit(settings.base_url + path)
+    return urlunsplit(url._replace(netloc=f"{user}:{password}@{url.netloc}"))
+
+
+def _user(settings: Settings, secrets: bool) -> list[str]:
+    pair = _pair(settings)
+    if pair is None or not secrets:
+        return []
+    return [f"  user      {pair[0]}", f"  password  {pair[1]}"]
+
+
+def _token(settings: Settings, secrets: bool) -> list[str]:
+    if not settings.api_tokens or not secrets:
+        return []
+    return [f"API token    {_bare(settings.api_tokens[0].get_secret_value())}"]
+
+
+def _bare(token: str) -> str:
+    """What a caller presents of `token` or `name:access:token`."""
+    parts = token.split(":", 2)
+    return parts[2] if len(parts) == 3 and parts[1] in ("read", "admin") else token
+
+
+def _kept(name: str, settings: Settings, given: Settings, file: Path | None, secrets: bool) -> list[str]:
+    """Where secrets are kept, for those who do not see them."""
+    if secrets or not getattr(settings, name):
+        return []
+    what = _WORDS[name]
+    return [f"{what} as set in {PREFIX}{name.upper()}" if getattr(given, name) else f"{what} in {file}"]
+
+
+_WORDS = {"callback_credentials": "  user and password", "api_tokens": "API token   "}

@@ -1,0 +1,127 @@
+"""What most commands begin with: the settings, the database at the right schema, a processor of their own."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+from receiver import credentials, logs
+from receiver.cli.output import complain
+from receiver.errors import SchemaError
+from receiver.intake.processor import Processor
+from receiver.intake.reprocessing import Reprocessing
+from receiver.metrics import WorkerMetrics
+from receiver.settings import Settings, load
+from receiver.storage import journal, schema, sqlite_file
+from receiver.storage.database import Database, is_sqlite
+from receiver.storage.processor import backlog, settle
+from receiver.storage.sqlite_file import UnfitDatabase
+from receiver.worker import now, tag_checker, worker_lock
+
+STALLED_SECONDS: Final = 30.0
+_POLL_SECONDS: Final = 0.05
+
+_QUIET = {"debug": "debug", "error": "error"}
+
+
+def read_settings(config: Path | None) -> Settings:
+    """The settings, with the log set up so that a command's own output is not drowned in it."""
+    settings = load(config)
+    logs.configure(form=settings.log_format, level=_QUIET.get(settings.log_level, "warning"))
+    return settings
+
+
+def with_database(
+    config: Path | None, work: Callable[[Settings, Database], Awaitable[int]], *, reads_processed: bool = False
+) -> int:
+    """Does some work with the database, which must be there, at this version's schema.
+
+    `reads_processed`: the work shows what the processor writes, so it waits up to a second for the processor, and says
+    on standard error how many callbacks are still pending.
+    """
+
+    async def run() -> int:
+        settings = read_settings(config)
+        refuse_absent(settings)
+        database = Database(settings.database)
+        try:
+            await schema.check(database)
+            if reads_processed and (left := await settle(database)):
+                complain(f"{left:,} callbacks are still pending: what they say is not shown yet")
+            return await work(settings, database)
+        finally:
+            await database.close()
+
+    return asyncio.run(run())
+
+
+def make_embedded(settings: Settings) -> Path:
+    """The file of the embedded database, made for its owner alone if it is not there."""
+    if settings.database_url is None:
+        credentials.make_data_dir(settings)
+    return sqlite_file.prepare(settings.database)
+
+
+def refuse_absent(settings: Settings) -> None:
+    """Raises SchemaError where SQLite would make an empty database just because somebody looks."""
+    if is_sqlite(settings.database) and not sqlite_file.file_of(settings.database).exists():
+        file = sqlite_file.file_of(settings.database)
+        raise SchemaError(
+            f"there is no database {file}; `receiver serve` or `receiver migrate` makes it", topic="first-run"
+        )
+
+
+async def process_pending(
+    settings: Settings,
+    database: Database,
+    *,
+    on_progress: Callable[[int], None],
+    stalled_seconds: float = STALLED_SECONDS,
+) -> int:
+    """Waits until all that is in the journal now is processed: by a worker that runs, or else by this command.
+
+    Returns how many callbacks are left, which is 0 unless `stalled_seconds` passed without any progress.
+    `on_progress` gets the number of callbacks processed so far. Raises StorageUnavailable.
+    """
+    first = latest = await backlog(database)
+    moved_at = time.monotonic()
+    async with AsyncExitStack() as stack:
+        is_processing = False
+        while latest.holds(first.last):
+            is_processing = is_processing or await _process_here(settings, database, stack)
+            await asyncio.sleep(_POLL_SECONDS)
+            before, latest = latest, await backlog(database)
+            if latest.processed != before.processed:
+                moved_at = time.monotonic()
+                on_progress(latest.processed - first.processed)
+            elif time.monotonic() - moved_at >= stalled_seconds:
+                async with database.reading() as connection:
+                    return await journal.pending(database, connection, until=first.last)
+    return 0
+
+
+async def _process_here(settings: Settings, database: Database, stack: AsyncExitStack) -> bool:
+    """Starts a processor in this command until the stack ends; False where a worker has the SQLite database.
+
+    On PostgreSQL it stands by while a worker has the lease.
+    """
+    try:
+        stack.enter_context(worker_lock(settings))
+    except UnfitDatabase:
+        return False
+    processor = Processor(
+        database,
+        checker=tag_checker(settings),
+        conflict=settings.final_conflict,
+        observer=WorkerMetrics(),
+        clock=now,
+    )
+    await processor.start()
+    stack.push_async_callback(processor.stop)
+    return True
+
+
+def reprocessing(settings: Settings, database: Database) -> Reprocessing:
+    return Reprocessing(database=database, checker=tag_checker(settings), conflict=settings.final_conflict, clock=now)

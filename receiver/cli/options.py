@@ -1,0 +1,44 @@
+"""Options read by the models of the query API, so that both take the same values and refuse the same ones."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+
+import typer
+from pydantic import ValidationError
+
+from receiver.api.parameter_kinds import moment
+from receiver.api.parameters import Parameters
+
+Model = TypeVar("Model", bound=Parameters)
+
+# the parameters whose option is called otherwise
+_OPTIONS = {
+    "fromDateTime": "--since",
+    "toDateTime": "--until",
+    "deliveryState": "--delivery-state",
+    "deliveryCode": "--code",
+    "tagVerdict": "--tag-verdict",
+    "applicationId": "--application",
+    "messageId": "--message",
+    "eventId": "--event",
+}
+
+
+def read(model: type[Model], asked: Mapping[str, Any]) -> Model:
+    """The parameters that options give; raises a usage error that names the option."""
+    try:
+        return model.model_validate({name: value for name, value in asked.items() if value is not None})
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = str(problem["loc"][0])
+        message = problem["msg"].removeprefix("Value error, ")
+        raise typer.BadParameter(message, param_hint=_OPTIONS.get(name, f"--{name}")) from None
+
+
+def time(value: str | None, option: str) -> datetime | None:
+    """The moment that an option gives."""
+    try:
+        return moment(value) if value is not None else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None

@@ -1,0 +1,95 @@
+"""How a CloudEvent is put into a message of another system: whole in its body, or its attributes in the headers."""
+
+import re
+from dataclasses import dataclass
+from string import Formatter
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import quote
+
+import orjson
+from pydantic import AfterValidator
+
+from receiver.domain.publication import Publication
+
+_LONGEST_VALUE: Final = 64
+_NOT_SAFE: Final = re.compile(r"[^A-Za-z0-9_-]")
+
+# our own words, which may hold a dot; all else came from outside
+_TYPE: Final = "type"
+_DATA: Final = {
+    "api": "api",
+    "direction": "direction",
+    "message_id": "messageId",
+    "recipient": "recipient",
+    "sender": "from",
+    "application_id": "applicationId",
+    "tag": "tag",
+    "channel": "channel",
+}
+FIELDS: Final = frozenset({_TYPE, "status", *_DATA})
+
+
+def _checked(template: str) -> str:
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError:
+        raise ValueError("has a brace too many or too few") from None
+    for _, field, form, conversion in parts:
+        if field is not None and (field not in FIELDS or form or conversion):
+            raise ValueError(f"{{{field}}} is not a field; there are {', '.join(sorted(FIELDS))}")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_checked)]
+"""A name with fields in it, such as "sms.{direction}.{type}"."""
+
+
+def render(template: str, publication: Publication) -> str:
+    """The name that a template gives an event.
+
+    What came from outside cannot add a level or a wildcard: characters other than letters, digits, `_` and `-` become
+    `_`, a value that is absent becomes `-`, and none is longer than 64 characters. Numbers are written without plus.
+    """
+    if "{" not in template and "}" not in template:
+        return template
+    data = publication.event["data"]
+    values = {name: _safe(data.get(told)) for name, told in _DATA.items()}
+    return template.format_map(values | {_TYPE: publication.type, "status": publication.type.rpartition(".")[2]})
+
+
+def _safe(value: Any) -> str:
+    text = str(value or "").removeprefix("+")
+    return _NOT_SAFE.sub("_", text)[:_LONGEST_VALUE] or "-"
+
+
+Binding = Literal["structured", "binary"]
+
+REPLAYED: Final = "receiver-replayed"
+STRUCTURED_TYPE: Final = "application/cloudevents+json; charset=utf-8"
+
+_ATTRIBUTES: Final = ("specversion", "id", "source", "type", "subject", "time")
+# printable ASCII but for the quote and the percent sign, as the HTTP binding has it
+_PLAIN: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A message as another system takes it; the content type is not among the headers."""
+
+    content_type: str
+    headers: dict[str, str]
+    body: bytes
+
+
+def bind(publication: Publication, binding: Binding, *, prefix: str, quoted: bool = True) -> Bound:
+    """Binds a publication; `prefix` is what the system's users expect before the names of attributes.
+
+    `quoted` is for systems whose headers take only what HTTP's do.
+    """
+    marks = {REPLAYED: "true"} if publication.replayed else {}
+    if binding == "structured":
+        return Bound(STRUCTURED_TYPE, marks, publication.body)
+    event = publication.event
+    values = {name: str(event[name]) for name in _ATTRIBUTES}
+    attributes = {f"{prefix}{name}": quote(value, safe=_PLAIN) if quoted else value for name, value in values.items()}
+    return Bound(str(event["datacontenttype"]), attributes | marks, orjson.dumps(event["data"]))

@@ -1,0 +1,169 @@
+"""Standard output: one line of JSON per event."""
+
+import asyncio
+import os
+import select
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from receiver.sinks.base import Publication, Published, Result, Sink, SinkDown, SinkSettings
+
+
+def lines(batch: Iterable[Publication]) -> bytes:
+    return b"".join(publication.body + b"\n" for publication in batch)
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Writes all of it, or raises OSError with some of it written."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+class JsonlSettings(SinkSettings):
+    path: Path = Field(description="the file that events are appended to")
+
+
+class JsonlSink(Sink):
+    """Appends to a file, one write and one fsync per batch; a file that was rotated away is opened anew by its name."""
+
+    Settings: ClassVar[type[SinkSettings]] = JsonlSettings
+    max_batch = 256
+    keeps_order = True
+
+    def __init__(self, settings: JsonlSettings) -> None:
+        self._path = settings.path
+        self._descriptor: int | None = None
+        self._writing = threading.Lock()
+
+    async def publish(self, batch: Sequence[Publication]) -> list[Result]:
+        try:
+            await asyncio.to_thread(self._append, lines(batch))
+        except OSError as error:
+            return [SinkDown(reason=error.strerror or str(error)) for _ in batch]
+        return [Published() for _ in batch]
+
+    async def check(self) -> str | None:
+        try:
+            await asyncio.to_thread(self._look)
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self._close)
+
+    def _look(self) -> None:
+        """Opens the file as if to append; what is in it is left alone, for another may be in the middle of a line."""
+        os.close(_open(self._path))
+
+    def _append(self, content: bytes) -> None:
+        # a write that outlived its time-out still holds the lock; a second must not wait behind it in another thread
+        if not self._writing.acquire(blocking=False):
+            raise BlockingIOError("the disk does not finish an earlier write")
+        try:
+            descriptor = self._opened()
+            write_all(descriptor, content)
+            os.fsync(descriptor)
+        except OSError:
+            # perhaps half a line is written, and fsync does not report a failure twice: look at the file anew
+            self._forget()
+            raise
+        finally:
+            self._writing.release()
+
+    def _opened(self) -> int:
+        if self._descriptor is not None and self._is_rotated(self._descriptor):
+            self._forget()
+        if self._descriptor is None:
+            self._descriptor = _open(self._path)
+            _end_torn_line(self._descriptor)
+        return self._descriptor
+
+    def _is_rotated(self, descriptor: int) -> bool:
+        try:
+            return not os.path.samestat(os.fstat(descriptor), self._path.stat())
+        except FileNotFoundError:
+            return True
+
+    def _close(self) -> None:
+        with self._writing:
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _open(path: Path) -> int:
+    """Opens a file for appending."""
+    # readable by its owner alone: events carry message text
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if not os.fstat(descriptor).st_size:
+            _keep_name(path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _end_torn_line(descriptor: int) -> None:
+    """Ends a last line that a crash has torn, so that the next begins on its own."""
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        write_all(descriptor, b"\n")
+
+
+def _keep_name(path: Path) -> None:
+    """Makes the name of a new file as safe as its content."""
+    directory = os.open(path.absolute().parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+class StdoutSink(Sink):
+    """Prints events. When nobody reads any more the sink is down; when the reader is slow, it waits."""
+
+    max_batch = 256
+    keeps_order = True
+
+    def __init__(self, settings: SinkSettings) -> None:
+        self._writing = threading.Lock()
+
+    async def publish(self, batch: Sequence[Publication]) -> list[Result]:
+        try:
+            await asyncio.to_thread(self._write, lines(batch))
+        except OSError as error:
+            return [SinkDown(reason=error.strerror or str(error)) for _ in batch]
+        return [Published() for _ in batch]
+
+    async def check(self) -> str | None:
+        if sys.stdout.closed:
+            return "standard output is closed"
+        return "nobody reads standard output" if _is_broken(sys.stdout.fileno()) else None
+
+    def _write(self, content: bytes) -> None:
+        # a write that outlived its time-out still holds the lock; a second must not wait behind it in another thread
+        if not self._writing.acquire(blocking=False):
+            raise BlockingIOError("the reader of standard output has stopped reading")
+        try:
+            sys.stdout.flush()
+            write_all(sys.stdout.fileno(), content)
+        finally:
+            self._writing.release()
+
+
+def _is_broken(descriptor: int) -> bool:
+    """Whether it is a pipe or a socket whose other end is closed."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -1,0 +1,155 @@
+"""Dispatchers at work on a log of their own, with a clock that runs fast."""
+
+import asyncio
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from receiver.dispatch.dispatcher import Dispatchers
+from receiver.dispatch.publish import publication
+from receiver.dispatch.reader import Wakeup
+from receiver.domain.events import Event
+from receiver.domain.publication import Publication
+from receiver.domain.queries import DeadLetterView
+from receiver.sinks.registry import ConfiguredSink
+from receiver.storage import dead_letters, event_log, schema, sinks
+from receiver.storage.database import Database
+from receiver.storage.sinks import Backlog
+from receiver.testing.events import appended
+from receiver.testing.waiting import end, quell, within
+
+# a pause of 30 seconds between two attempts passes in 0.3; what a sink is given to answer is not shortened
+_SPEED: Final = 100
+_ALL: Final = 1_000_000
+
+
+def migrated(path: Path) -> Path:
+    """A new database with all tables."""
+
+    async def migrate() -> None:
+        database = Database(f"sqlite:///{path}")
+        await schema.migrate(database)
+        await database.close()
+
+    asyncio.run(migrate())
+    return path
+
+
+class Observed:
+    """What the dispatchers told the metrics: the outcomes of attempts and the state of the breaker, by sink."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, list[str]] = defaultdict(list)
+        self.breakers: dict[str, str] = {}
+
+    def attempt_ended(self, sink: str, outcome: str, seconds: float) -> None:
+        self.outcomes[sink].append(outcome)
+
+    def breaker_moved(self, sink: str, state: str) -> None:
+        self.breakers[sink] = state
+
+    def event_published(self, sink: str, seconds: float) -> None: ...
+    def events_superseded(self, sink: str, count: int) -> None: ...
+    def backlog_measured(
+        self, sink: str, events: int, oldest_seconds: float, retries: Mapping[str, int], dead_letters: Mapping[str, int]
+    ) -> None: ...
+    def lease_lost(self, sink: str) -> None: ...
+    def sink_left(self, sink: str) -> None: ...
+
+
+class Dispatching:
+    """Dispatchers that have started: to be stopped, or killed."""
+
+    def __init__(self, dispatchers: Dispatchers, observed: Observed, others: set[asyncio.Task[Any]]) -> None:
+        self.observed = observed
+        self._dispatchers = dispatchers
+        self._others = others
+        self._tasks = asyncio.all_tasks() - others
+
+    async def stop(self, *, seconds: float) -> None:
+        """Stops as `receiver serve` does on SIGTERM."""
+        tasks, self._tasks = self._tasks, set()
+        if not tasks:
+            return
+        try:
+            await within(self._dispatchers.stop(), seconds=seconds, what="stopping")
+        except pytest.fail.Exception:
+            # what the dispatchers wait for in vain
+            await quell(asyncio.all_tasks() - self._others - tasks)
+            await quell(tasks)
+            raise
+
+    async def kill(self) -> None:
+        """Ends at once, in the middle of whatever it is, and settles nothing."""
+        tasks, self._tasks = self._tasks, set()
+        for task in tasks:
+            await end(task, "publishing")
+
+
+class Bench:
+    """A log, and dispatchers that read it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._wakeup = Wakeup()
+        self._began = (datetime.now(UTC), time.monotonic())
+
+    async def append(self, events: Sequence[Event]) -> list[Publication]:
+        """Appends events to the log, and returns them as a sink will be given them."""
+        async with self._database.reading() as connection:
+            _, last = await event_log.bounds(connection)
+        async with self._database.appending() as transaction:
+            await transaction.run([event_log.append(appended(events), transaction.spelling)])
+        async with self._database.reading() as connection:
+            entries = await event_log.read_after(connection, last, _ALL)
+        self._wakeup.set()
+        return [publication(entry) for entry in entries]
+
+    @asynccontextmanager
+    async def dispatching(self, *configured: ConfiguredSink, seconds_to_stop: float) -> AsyncIterator[Dispatching]:
+        """Dispatchers at work for these sinks; each call is another process as far as they can tell."""
+        observed, others = Observed(), asyncio.all_tasks()
+        dispatchers = Dispatchers(
+            self._database,
+            configured,
+            clock=self._now,
+            wakeup=self._wakeup,
+            observer=observed,
+            chance=lambda: 0.0,
+            poll_seconds=0.05,
+        )
+        await dispatchers.start()
+        run = Dispatching(dispatchers, observed, others)
+        try:
+            yield run
+        finally:
+            await run.stop(seconds=seconds_to_stop)
+
+    async def backlog(self, sink: str) -> Backlog:
+        async with self._database.reading() as connection:
+            return await sinks.backlog(connection, sink)
+
+    async def dead_letters(self, sink: str) -> list[DeadLetterView]:
+        return [letter for letter in (await dead_letters.find(self._database)).items if letter.sink == sink]
+
+    def _now(self) -> datetime:
+        began_at, began = self._began
+        return began_at + timedelta(seconds=_SPEED * (time.monotonic() - began))
+
+
+@asynccontextmanager
+async def bench(empty: Path, path: Path) -> AsyncIterator[Bench]:
+    """A bench whose database is a copy of an empty one."""
+    shutil.copy(empty, path)
+    database = Database(f"sqlite:///{path}")
+    try:
+        yield Bench(database)
+    finally:
+        await database.close()
