@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from receiver.domain.callbacks import Callback, Element, Unread
-from receiver.domain.events import Api, Event, Facts
+from receiver.domain.callbacks import Callback, Element, Rejected
+from receiver.domain.events import Api, Event, MessageFields
 from receiver.providers import read
 from tests.callbacks import request
 
@@ -40,12 +40,12 @@ def callback_of(sent: dict[str, Any]) -> Callback:
 def plain(value: object) -> object:
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    if isinstance(value, Facts):
+    if isinstance(value, MessageFields):
         return told(value, DERIVED)
     return list(value) if isinstance(value, tuple) else value
 
 
-def told(record: Event | Facts, left_out: set[str]) -> dict[str, object]:
+def told(record: Event | MessageFields, left_out: set[str]) -> dict[str, object]:
     """The fields of a record that differ from their defaults, as a fixture writes them."""
     return {
         field.name: plain(getattr(record, field.name))
@@ -55,7 +55,7 @@ def told(record: Event | Facts, left_out: set[str]) -> dict[str, object]:
 
 
 def outcome(element: Element) -> dict[str, object]:
-    if isinstance(element, Unread):
+    if isinstance(element, Rejected):
         return {"unread": element.reason}
     return {"event": told(element, ARRIVAL)}
 
@@ -66,7 +66,7 @@ def test_a_callback_is_read_as_its_fixture_says(file: Path) -> None:
     elements = list(read(callback_of(fixture["request"])))
     assert [outcome(element) for element in elements] == fixture["expect"]
     for index, element in enumerate(elements):
-        if isinstance(element, Unread):
+        if isinstance(element, Rejected):
             assert element.index == index
             assert element.detail
         else:

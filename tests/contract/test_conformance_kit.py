@@ -16,7 +16,7 @@ import pytest
 from receiver.testing import Place, SinkConformance
 
 
-class Verdict(NamedTuple):
+class Decided(NamedTuple):
     """What pytest says of one test: passed, failure, error or skipped, why, and all it printed."""
 
     outcome: str
@@ -25,7 +25,7 @@ class Verdict(NamedTuple):
 
 
 # by sink and test
-Verdicts = dict[tuple[str, str], Verdict]
+Verdicts = dict[tuple[str, str], Decided]
 
 PROCESSES = 4
 OWN = Path(__file__).parent / "own_sinks"
@@ -128,11 +128,11 @@ def _name(case: ElementTree.Element) -> tuple[str, str]:
     return case.attrib["classname"].removeprefix("trials.Test"), case.attrib["name"].partition("[")[0]
 
 
-def _verdict(case: ElementTree.Element) -> Verdict:
+def _verdict(case: ElementTree.Element) -> Decided:
     told = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
     if told is None:
-        return Verdict("passed")
-    return Verdict(told.tag, told.attrib.get("message", ""), f"{told.text}\n{case.findtext('system-out')}")
+        return Decided("passed")
+    return Decided(told.tag, told.attrib.get("message", ""), f"{told.text}\n{case.findtext('system-out')}")
 
 
 @pytest.mark.parametrize(("sink", "test", "words"), FINDINGS, ids=[f"{sink}-{test}" for sink, test, _ in FINDINGS])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from receiver.domain.callbacks import Callback, Element, Unread
+from receiver.domain.callbacks import Callback, Element, Rejected
 from receiver.domain.events import Api
 from receiver.providers import read
 from tests.callbacks import request
@@ -27,7 +27,7 @@ def callback_from(record: dict[str, Any]) -> Callback:
 
 
 def identity(element: Element) -> list[str | None]:
-    if isinstance(element, Unread):
+    if isinstance(element, Rejected):
         return [element.reason]
     return [element.id, element.message_id, element.recipient, element.status]
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from receiver.sandbox.faults import Misbehaviour, Rates
+from receiver.sandbox.faults import Fault, Rates
 from receiver.sandbox.numbers import magic_numbers
 from receiver.testing.sandbox import Sandbox, running_sandbox
 from tests.pages import blocks, page, section
@@ -124,8 +124,8 @@ def test_a_code_has_a_number_in_each_generation() -> None:
             Sandbox.number(code, api)
 
 
-@pytest.mark.parametrize("misbehaviour", Misbehaviour)
-def test_a_misbehaviour_has_a_number(misbehaviour: Misbehaviour) -> None:
+@pytest.mark.parametrize("misbehaviour", Fault)
+def test_a_misbehaviour_has_a_number(misbehaviour: Fault) -> None:
     [found] = [each for each in magic_numbers() if each.misbehaviour is misbehaviour]
     assert Sandbox.misbehaving_number(str(misbehaviour)) == found.number
 

@@ -9,7 +9,7 @@ import pytest
 from receiver.domain.events import Api, Event, Quarantine, Status
 from receiver.providers.parser import read
 from receiver.sandbox.callback_sender import PAUSES
-from receiver.sandbox.faults import Misbehaviour
+from receiver.sandbox.faults import Fault
 from receiver.sandbox.numbers import magic_numbers, of, of_code
 from receiver.sandbox.settings import CALLBACK_TYPES
 from tests.sandboxes import V1, V2, Application, Sandbox, sandbox, v1_message, v2_message
@@ -316,13 +316,13 @@ async def test_only_the_requested_types_are_posted() -> None:
 
 async def test_a_batch_is_one_post_of_several_events() -> None:
     async with sandbox() as box:
-        await send_v2(box, to=[of(Misbehaviour.BATCH), "+19195551213"])
+        await send_v2(box, to=[of(Fault.BATCH), "+19195551213"])
         assert max(len(heard.json) for heard in box.application.heard) > 1
 
 
 async def test_duplicates_are_the_same_byte_for_byte() -> None:
     async with sandbox() as box:
-        await send_v2(box, to=of(Misbehaviour.DUPLICATE))
+        await send_v2(box, to=of(Fault.DUPLICATE))
         assert len(box.application.heard) > 1
         assert len({heard.body for heard in box.application.heard}) == 1
 

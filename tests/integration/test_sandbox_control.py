@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from receiver.sandbox.app import application
-from receiver.sandbox.faults import Misbehaviour, Rates
+from receiver.sandbox.faults import Fault, Rates
 from receiver.sandbox.numbers import magic_numbers, of
 from receiver.sandbox.settings import SandboxSettings
 from tests.sandboxes import V1, V2, sandbox, v1_message, v2_message
@@ -94,8 +94,8 @@ async def test_numbers_are_listed() -> None:
         by_number = {each["number"]: each for each in listed}
         assert by_number["+15552024720"]["code"] == 4720
         assert by_number["+15552010720"]["api"] == "v1"
-        assert by_number[of(Misbehaviour.LATE)]["misbehaviour"] == "late"
-        assert by_number[of(Misbehaviour.LATE)]["api"] is None
+        assert by_number[of(Fault.LATE)]["misbehaviour"] == "late"
+        assert by_number[of(Fault.LATE)]["api"] is None
 
 
 async def test_the_clock_goes_forward_only() -> None:
@@ -118,7 +118,7 @@ async def test_the_clock_goes_forward_only() -> None:
 
 async def test_what_falls_due_when_the_clock_is_moved_is_posted_at_once() -> None:
     async with sandbox(speed=1) as box:
-        sent = (await box.send(V2, v2_message(to=of(Misbehaviour.LATE)), 202)).json()["id"]
+        sent = (await box.send(V2, v2_message(to=of(Fault.LATE)), 202)).json()["id"]
         idle = (await box.client.get("/sandbox/idle")).json()
         assert (idle["idle"], idle["waiting"]) == (False, 1)
         assert idle["nextTime"] > datetime.now(UTC).isoformat()
@@ -129,7 +129,7 @@ async def test_what_falls_due_when_the_clock_is_moved_is_posted_at_once() -> Non
 
 async def test_idle_waits_only_so_long() -> None:
     async with sandbox(speed=1) as box:
-        await box.send(V2, v2_message(to=of(Misbehaviour.LATE)), 202)
+        await box.send(V2, v2_message(to=of(Fault.LATE)), 202)
         assert (await box.client.get("/sandbox/idle?wait=0.1")).json()["idle"] is False
         for wrong in ("-1", "601", "long", "nan"):
             assert (await box.client.get(f"/sandbox/idle?wait={wrong}")).status_code == 400

@@ -81,9 +81,9 @@ class Streaming(Sound):
         stopped: set[str] = set()
         async with asyncio.timeout(self.seconds):
             for one in batch:
-                results.append(Retry(reason="behind another") if one.lane in stopped else await self.put(one))
+                results.append(Retry(reason="behind another") if one.ordering_key in stopped else await self.put(one))
                 if not isinstance(results[-1], Published):
-                    stopped.add(one.lane)
+                    stopped.add(one.ordering_key)
         return results
 
 

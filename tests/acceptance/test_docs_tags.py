@@ -1,4 +1,4 @@
-"""The README's recipes for signed tags: every one runs as printed, and all of them make the same valid tag."""
+"""The recipes for signed tags: every one runs as the page shows it, and all of them make the same valid tag."""
 
 import re
 import shutil
@@ -10,8 +10,8 @@ import pytest
 
 from receiver import tags
 from receiver.domain.events import TagVerdict
+from tests.pages import blocks, page
 
-ROOT = Path(__file__).resolve().parents[2]
 SUFFIX = {"python": ".py", "js": ".cjs", "sh": ".sh"}
 COMMAND = {"python": [sys.executable], "js": ["node"], "sh": ["sh"]}
 NEEDS = {"python": [], "js": ["node"], "sh": ["openssl"]}
@@ -20,19 +20,6 @@ KEYS = {"k1": "correct-horse-battery-staple"}
 SENDER = "+19195551234"
 RECIPIENTS = ["+19195554321", "+14255550123"]
 TAG = tags.sign("order-4711", KEYS["k1"], kid="k1", sender=SENDER, recipients=RECIPIENTS)
-
-
-def section() -> str:
-    """The README's section "Signed tags"."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = [text for text in re.split(r"^## ", readme, flags=re.MULTILINE) if text.startswith("Signed tags\n")]
-    assert len(found) == 1, "README.md has no section '## Signed tags'"
-    return found[0]
-
-
-def recipes(language: str) -> list[str]:
-    """The texts of the section's fenced blocks in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", section(), re.MULTILINE | re.DOTALL)
 
 
 def printed(language: str, recipe: str, folder: Path) -> str:
@@ -46,12 +33,12 @@ def printed(language: str, recipe: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize(("language", "count"), [("python", 2), ("js", 1), ("sh", 1)])
-def test_each_recipe_of_the_readme_prints_the_same_valid_tag(language: str, count: int, tmp_path: Path) -> None:
+def test_each_recipe_prints_the_same_valid_tag(language: str, count: int, tmp_path: Path) -> None:
     missing = [program for program in NEEDS[language] if shutil.which(program) is None]
-    found = recipes(language)
+    found = blocks(page("tags"), language)
     assert len(found) == count
     if missing:
-        pytest.skip(f"install {missing[0]} to run the README's {language} recipe")
+        pytest.skip(f"install {missing[0]} to run the {language} recipe")
     for recipe in found:
         tag = printed(language, recipe, tmp_path)
         assert tag == TAG
@@ -59,10 +46,10 @@ def test_each_recipe_of_the_readme_prints_the_same_valid_tag(language: str, coun
         assert (check.verdict, check.value) == (TagVerdict.VALID, "order-4711")
 
 
-def test_the_readme_shows_that_very_tag_as_its_example() -> None:
-    assert TAG in section().splitlines()
+def test_the_page_shows_that_tag_as_its_example() -> None:
+    assert TAG in page("tags").splitlines()
 
 
-def test_the_readme_explains_every_verdict_and_every_policy() -> None:
-    rows = set(re.findall(r"^\| `([a-z-]+)`", section(), re.MULTILINE))
+def test_the_page_explains_every_verdict_and_every_policy() -> None:
+    rows = set(re.findall(r"^\| `([a-z-]+)`", page("tags"), re.MULTILINE))
     assert rows == {*TagVerdict, *tags.TagPolicy}

@@ -1,4 +1,4 @@
-"""The sink that the README shows is short, works by both names, and passes the tests that the README shows."""
+"""The sink that its page shows is short, works by both names, and passes the tests that the page shows."""
 
 import json
 import os
@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.contract.test_readme import README, blocks
+from tests.pages import blocks, page
 
-TEXT = README.partition("### A sink in thirty lines")[2].partition("\n## ")[0]
+TEXT = page("own-sinks")
 SINK, TESTS = blocks(TEXT, "python")
 TABLE, PACKAGE = (tomllib.loads(block) for block in blocks(TEXT, "toml"))
 [COMMAND] = blocks(TEXT, "sh")
@@ -20,14 +20,14 @@ TABLE, PACKAGE = (tomllib.loads(block) for block in blocks(TEXT, "toml"))
 CONFIGURE = """
 import json, sys
 from receiver.sinks.registry import configure
-[one] = configure([json.loads(sys.argv[1])])
-print(type(one.sink).__module__, type(one.sink).__name__, one.settings.port)
+[sink] = configure([json.loads(sys.argv[1])])
+print(type(sink.sink).__module__, type(sink.sink).__name__, sink.settings.port)
 """
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A directory with the files that the README shows, and nothing of ours."""
+    """A directory with the files that the page shows, and nothing of ours."""
     (tmp_path / "my_sinks.py").write_text(SINK, "utf-8")
     (tmp_path / "test_my_sinks.py").write_text(TESTS, "utf-8")
     return tmp_path
@@ -68,6 +68,6 @@ def test_it_is_found_by_its_entry_point(home: Path) -> None:
 def test_it_passes_the_conformance_kit(home: Path) -> None:
     python, *options = COMMAND.split()
     assert python == "python"
-    told = run(home, sys.executable, *options, "-p", "no:cacheprovider", "-W", "error")
-    assert " passed, 2 skipped" in told
-    assert "it is given one batch at a time" in told
+    output = run(home, sys.executable, *options, "-p", "no:cacheprovider", "-W", "error")
+    assert " passed, 2 skipped" in output
+    assert "it is given one batch at a time" in output
