@@ -10,14 +10,19 @@ from receiver.api.parameters import MessageParameters
 from receiver.api.representations import Attempt, Message, MessageEvent, Recipient
 from receiver.cli import options
 from receiver.cli.context import with_database
-from receiver.cli.output import say, say_fields, say_json, say_page, say_table
+from receiver.cli.explanation import ExplanationFields, echo_explanation
+from receiver.cli.output import echo, echo_fields, echo_json, echo_page, echo_table
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.events import Api, Direction, Event
+from receiver.domain.explanation import explain
 from receiver.domain.queries import AttemptView, MessageView
 from receiver.errors import ReceiverError
+from receiver.providers import bandwidth_codes
 from receiver.settings import Settings
 from receiver.storage import messages, retries
 from receiver.storage.database import Database
+from receiver.storage.publications import publications_of_message
+from receiver.worker import now
 
 
 def list_messages(config: Path | None, asked: Mapping[str, Any], *, json: bool) -> int:
@@ -25,7 +30,7 @@ def list_messages(config: Path | None, asked: Mapping[str, Any], *, json: bool) 
 
     async def work(_: Settings, database: Database) -> int:
         page = await messages.find(database, query)
-        say_page(page, _HEADINGS, _row, model=Message, json=json, number=asked["page"])
+        echo_page(page, _HEADINGS, _row, model=Message, json=json, number=asked["page"])
         return 0
 
     return with_database(config, work, reads_processed=True)
@@ -50,17 +55,26 @@ def _row(view: MessageView) -> tuple[object, ...]:
 
 
 def show_message(
-    config: Path | None, message_id: str, *, api: Api | None, direction: Direction | None, json: bool
+    config: Path | None, message_id: str, *, api: Api | None, direction: Direction | None, all_: bool, json: bool
 ) -> int:
-    async def work(_: Settings, database: Database) -> int:
+    """Shows one message: what became of it in words; with `all_` every column of it too."""
+
+    async def work(settings: Settings, database: Database) -> int:
         view = _only(message_id, await messages.with_id(database, message_id, api, direction))
         events = await messages.events(database, view.key)
+        explanation = explain(view, events, bandwidth_codes, now())
         message = Message.model_validate(view)
         if json:
-            told = [MessageEvent.model_validate(event) for event in events]
-            say_json({**message.model_dump(mode="json", by_alias=True), "events": told})
-        else:
-            _say(message, events)
+            fields = message.model_dump(mode="json", by_alias=True)
+            listed = [MessageEvent.model_validate(event) for event in events]
+            echo_json({**fields, "events": listed, "explanation": ExplanationFields.model_validate(explanation)})
+            return 0
+        async with database.reading() as connection:
+            publications = await publications_of_message(connection, view.key)
+        echo_explanation(explanation, publications, {str(sink.get("name")) for sink in settings.sinks})
+        if all_:
+            echo("")
+            _echo_columns(message, events)
         return 0
 
     return with_database(config, work, reads_processed=True)
@@ -73,9 +87,9 @@ def list_events(
         view = _only(message_id, await messages.with_id(database, message_id, api, direction))
         events = await messages.events(database, view.key)
         if json:
-            say_json([MessageEvent.model_validate(event) for event in events])
+            echo_json([MessageEvent.model_validate(event) for event in events])
         else:
-            say_table(_EVENT_HEADINGS, [_event_row(event) for event in events])
+            echo_table(_EVENT_HEADINGS, [_event_row(event) for event in events])
         return 0
 
     return with_database(config, work, reads_processed=True)
@@ -95,9 +109,9 @@ def list_attempts(
         async with database.reading() as connection:
             found = await retries.attempts_of_message(connection, view.key, sink)
         if json:
-            say_json([Attempt.model_validate(attempt) for attempt in found])
+            echo_json([Attempt.model_validate(attempt) for attempt in found])
         else:
-            say_table(_ATTEMPT_HEADINGS, [_attempt_row(attempt) for attempt in found])
+            echo_table(_ATTEMPT_HEADINGS, [_attempt_row(attempt) for attempt in found])
         return 0
 
     return with_database(config, work, reads_processed=True)
@@ -133,13 +147,13 @@ def _only(message_id: str, found: Sequence[MessageView]) -> MessageView:
     return found[0]
 
 
-def _say(message: Message, events: Sequence[Event]) -> None:
-    say_fields(_fields(message.model_dump(mode="json", by_alias=True, exclude={"recipients"})))
+def _echo_columns(message: Message, events: Sequence[Event]) -> None:
+    echo_fields(_fields(message.model_dump(mode="json", by_alias=True, exclude={"recipients"})))
     for recipient in message.recipients:
-        say("", f"to {recipient.to or 'a number that was not told'}")
-        say_fields(_recipient_fields(recipient), indent="  ")
-    say("", "events, in order of arrival")
-    say_table(_EVENT_HEADINGS, [_event_row(event) for event in events])
+        echo("", f"to {recipient.to or 'a number that was not told'}")
+        echo_fields(_recipient_fields(recipient), indent="  ")
+    echo("", "events, in order of arrival")
+    echo_table(_EVENT_HEADINGS, [_event_row(event) for event in events])
 
 
 _EVENT_HEADINGS = ("RECEIVED", "TYPE", "TIME", "RECIPIENT", "CODE", "DESCRIPTION")

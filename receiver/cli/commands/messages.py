@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from receiver.cli.commands.options import Config, Generation, Json, OldestFirst, Page, Sender, Since, Size, Until, group
+from receiver.cli.commands.options import ApiVersion, Config, Json, OldestFirst, Page, Sender, Since, Size, Until, group
 from receiver.domain.events import Direction, TagVerdict
 
 app = group("Look at messages.")
@@ -64,21 +64,22 @@ def messages_list(
 @app.command("show")
 def messages_show(
     id: Annotated[str, typer.Argument(help="The message's id.")],  # noqa: A002
-    api: Generation = None,
+    api: ApiVersion = None,
     direction: OneDirection = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every column of the message and its events, too.")] = False,
     config: Config = None,
     json: Json = False,
 ) -> int:
-    """Show one message with its recipients and events."""
+    """Show what became of one message in words, its timeline, and what the sinks were sent."""
     from receiver.cli.messages import show_message
 
-    return show_message(config, id, api=api, direction=direction, json=json)
+    return show_message(config, id, api=api, direction=direction, all_=all_, json=json)
 
 
 @app.command("events")
 def messages_events(
     id: Annotated[str, typer.Argument(help="The message's id.")],  # noqa: A002
-    api: Generation = None,
+    api: ApiVersion = None,
     direction: OneDirection = None,
     config: Config = None,
     json: Json = False,
@@ -93,7 +94,7 @@ def messages_events(
 def messages_attempts(
     id: Annotated[str, typer.Argument(help="The message's id.")],  # noqa: A002
     sink: Annotated[str | None, typer.Option(help="To this sink alone.")] = None,
-    api: Generation = None,
+    api: ApiVersion = None,
     direction: OneDirection = None,
     config: Config = None,
     json: Json = False,
