@@ -91,7 +91,13 @@ class Worker:
         )
         sinks = configured_sinks(settings)
         self._dispatchers = Dispatchers(
-            self._database, sinks, clock=now, wakeup=wakeup, observer=metrics, chance=random.random, holder=holder
+            self._database,
+            sinks,
+            clock=now,
+            wakeup=wakeup,
+            observer=metrics,
+            random_fraction=random.random,
+            holder=holder,
         )
         names = [sink.name for sink in sinks]
         self._pruner = Pruner(self._database, settings.retention.ages, clock=now, sinks=names)

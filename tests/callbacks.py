@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from receiver.domain.callbacks import Callback, Unread
+from receiver.domain.callbacks import Callback, Rejected
 from receiver.domain.events import Api, Event
 from receiver.providers import read
 
@@ -39,8 +39,8 @@ def event_of(callback: Callback) -> Event:
     return element
 
 
-def unread_of(callback: Callback) -> Unread:
+def unread_of(callback: Callback) -> Rejected:
     """The one element of a callback that did not become an event."""
     [element] = read(callback)
-    assert isinstance(element, Unread), element
+    assert isinstance(element, Rejected), element
     return element

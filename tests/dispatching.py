@@ -86,7 +86,7 @@ async def running(
     database: Database, *configured: ConfiguredSink, ahead: timedelta = timedelta(0), **options: Any
 ) -> AsyncIterator[Running]:
     wakeup, observed, clock = Wakeup(), Observed(), Clock(ahead)
-    chosen = {"chance": lambda: 0.0, "poll_seconds": 0.05, **options}
+    chosen = {"random_fraction": lambda: 0.0, "poll_seconds": 0.05, **options}
     dispatchers = Dispatchers(database, configured, clock=clock, wakeup=wakeup, observer=observed, **chosen)
     one = Running(dispatchers, wakeup, observed, clock)
     await one.dispatchers.start()
@@ -111,11 +111,11 @@ def ids(published: Iterable[Publication]) -> list[str]:
 
 def in_order(published: Iterable[Publication]) -> bool:
     """Whether the first copies of each lane came in the order of the log."""
-    lanes: dict[str, list[int]] = defaultdict(list)
+    ordering_keys: dict[str, list[int]] = defaultdict(list)
     for one in published:
-        if one.position not in lanes[one.lane]:
-            lanes[one.lane].append(one.position)
-    return all(positions == sorted(positions) for positions in lanes.values())
+        if one.position not in ordering_keys[one.ordering_key]:
+            ordering_keys[one.ordering_key].append(one.position)
+    return all(positions == sorted(positions) for positions in ordering_keys.values())
 
 
 async def rows(database: Database, table: Any = RETRIES) -> list[Any]:
@@ -164,7 +164,7 @@ class Outcomes(Nobody):
 async def dispatching(database: Database, *configured: ConfiguredSink, **options: Any) -> AsyncIterator[Outcomes]:
     """Dispatchers for these sinks; polls are frequent and nothing is added to a pause."""
     outcomes = Outcomes()
-    chosen = {"chance": lambda: 0.0, "poll_seconds": 0.05, **options}
+    chosen = {"random_fraction": lambda: 0.0, "poll_seconds": 0.05, **options}
     dispatchers = Dispatchers(database, configured, clock=now, wakeup=Wakeup(), observer=outcomes, **chosen)
     await dispatchers.start()
     try:

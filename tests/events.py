@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from receiver.domain.events import Api, Direction, Event, Facts, Status, event_id
+from receiver.domain.events import Api, Direction, Event, MessageFields, Status, event_id
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -48,7 +48,7 @@ def make_event(
             "recipient": recipient,
             "occurred_at": occurred_at,
             "code": code,
-            "facts": Facts(sender="+15559999", recipients=to, **(facts or {})),
+            "facts": MessageFields(sender="+15559999", recipients=to, **(facts or {})),
             "received_at": at(received),
             "route": "primary",
             "callback_id": f"callback-{received}",

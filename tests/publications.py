@@ -8,7 +8,9 @@ import orjson
 from receiver.domain.publication import Publication
 
 
-def make_publication(number: int = 1, *, lane: str | None = None, replayed: bool = False, **data: Any) -> Publication:
+def make_publication(
+    number: int = 1, *, ordering_key: str | None = None, replayed: bool = False, **data: Any
+) -> Publication:
     """A publication of a delivered event; keywords change its data."""
     message_id = data.pop("messageId", f"m{number}")
     told = {
@@ -39,7 +41,7 @@ def make_publication(number: int = 1, *, lane: str | None = None, replayed: bool
     return Publication(
         id=f"e{number}",
         position=number,
-        lane=lane or f"v2:{message_id}",
+        ordering_key=ordering_key or f"v2:{message_id}",
         type="message.delivered",
         received_at=datetime(2026, 1, 1, tzinfo=UTC),
         event=event,

@@ -13,7 +13,7 @@ def publication(number: int = 1, **told: Any) -> Publication:
     fields = {
         "id": f"e{number}",
         "position": number,
-        "lane": f"v2:{number}",
+        "ordering_key": f"v2:{number}",
         "type": "message.sent",
         "received_at": datetime(2026, 1, 1, tzinfo=UTC),
         "event": {},

@@ -13,26 +13,26 @@ from receiver.api.answers import JSON, json_answer, next_page
 from receiver.api.auth import BASIC
 from receiver.api.operations import Api, Group, Operation, path_value
 from receiver.api.parameter_kinds import message_cursor
-from receiver.api.parameters import CompatMessageParameters, Parameters
+from receiver.api.parameters import CatapultMessageParameters, Parameters
 from receiver.api.problems import ProblemError, as_problem
 from receiver.api.representations import Media, Representation
 from receiver.domain.events import Direction
 from receiver.storage import messages
 
 
-def seed_time(time: datetime) -> str:
+def catapult_time(time: datetime) -> str:
     """A time as the seed writes it: milliseconds and `Z`."""
     return time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
-SeedTime = Annotated[
+CatapultTime = Annotated[
     datetime,
-    PlainSerializer(seed_time, return_type=str),
+    PlainSerializer(catapult_time, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization"),
 ]
 
 
-class SeedMessage(Representation):
+class CatapultMessage(Representation):
     """A message as the seed shows it; what there is nothing to say of is left out.
 
     `to` is a string: of a group message, which the seed did not know, all numbers with commas between them.
@@ -42,7 +42,7 @@ class SeedMessage(Representation):
     from_: str | None = Field(None, validation_alias="sender", serialization_alias="from")
     to: Annotated[str, BeforeValidator(",".join)] = Field(validation_alias="numbers")
     text: str | None = None
-    time: SeedTime = Field(validation_alias="listed_at")
+    time: CatapultTime = Field(validation_alias="listed_at")
     direction: Direction
     state: str | None = None
     media: Media
@@ -56,20 +56,20 @@ class SeedMessage(Representation):
         return self.id
 
 
-class SeedDetail(BaseModel):
+class CatapultDetail(BaseModel):
     """What an error is about: a parameter's name, and what is wrong with it."""
 
     name: str
     value: str
 
 
-class SeedError(BaseModel):
+class CatapultError(BaseModel):
     """An error as the seed shows it."""
 
     category: str
     code: str
     message: str
-    details: list[SeedDetail]
+    details: list[CatapultDetail]
 
 
 # https://github.com/Bandwidth/ap-docs, errors.md
@@ -86,16 +86,16 @@ async def refuse(_: Request, error: Exception) -> Response:
     problem = as_problem(error)
     phrase = HTTPStatus(problem.status).phrase
     category, code = _WORDS.get(problem.status, ("bad-request", phrase.lower().replace(" ", "-")))
-    details = [SeedDetail(name=one.parameter, value=one.detail) for one in problem.errors]
-    body = SeedError(category=category, code=code, message=problem.detail or phrase, details=details)
+    details = [CatapultDetail(name=one.parameter, value=one.detail) for one in problem.errors]
+    body = CatapultError(category=category, code=code, message=problem.detail or phrase, details=details)
     headers = {"Cache-Control": "no-store", **(problem.headers or {})}
     return Response(to_json(body), problem.status, headers, JSON)
 
 
-async def list_messages(api: Api, request: Request, asked: CompatMessageParameters) -> Response:
+async def list_messages(api: Api, request: Request, asked: CatapultMessageParameters) -> Response:
     page = await messages.find(api.database, asked.query())
     link = next_page(request, api.public_url, cursor=message_cursor(page.items[-1].place)) if page.more else {}
-    return json_answer([SeedMessage.model_validate(view) for view in page.items], link=link, leave_out_null=True)
+    return json_answer([CatapultMessage.model_validate(view) for view in page.items], link=link, leave_out_null=True)
 
 
 async def get_message(api: Api, request: Request, _: Parameters) -> Response:
@@ -104,7 +104,7 @@ async def get_message(api: Api, request: Request, _: Parameters) -> Response:
         raise ProblemError(404, "The message could not be found")
     # A client of v1 means its own message, v1 before v2, and the one it sent before one it received.
     found.sort(key=lambda view: (view.direction is not Direction.OUT, view.api))
-    return json_answer(SeedMessage.model_validate(found[0]), leave_out_null=True)
+    return json_answer(CatapultMessage.model_validate(found[0]), leave_out_null=True)
 
 
 _USER: Final = {"userId": "anything; it plays no part"}
@@ -113,7 +113,7 @@ GROUP: Final = Group(
     prefix="/v1",
     scheme=BASIC,
     refuse=refuse,
-    error=SeedError,
+    error=CatapultError,
     error_media_type=JSON,
     operations=(
         Operation(
@@ -121,8 +121,8 @@ GROUP: Final = Group(
             path="/v1/users/{userId}/messages",
             summary="Messages as the seed API shows them, oldest first",
             handle=list_messages,
-            parameters=CompatMessageParameters,
-            answer=list[SeedMessage],
+            parameters=CatapultMessageParameters,
+            answer=list[CatapultMessage],
             has_next=True,
             path_words=_USER,
             reads_processed=True,
@@ -132,7 +132,7 @@ GROUP: Final = Group(
             path="/v1/users/{userId}/messages/{messageId}",
             summary="One message as the seed API shows it",
             handle=get_message,
-            answer=SeedMessage,
+            answer=CatapultMessage,
             problems=(404,),
             path_words={**_USER, "messageId": "the message's id, percent-encoded"},
             reads_processed=True,

@@ -13,7 +13,7 @@ from receiver.api.representations import reason_of
 from receiver.domain.cloudevents import cloud_event
 from receiver.domain.publication import LogEntry
 from receiver.storage import event_log
-from receiver.storage.event_log import Span
+from receiver.storage.event_log import LogBounds
 
 # the batch format of CloudEvents: an array of events
 MEDIA_TYPE: Final = "application/cloudevents-batch+json"
@@ -34,7 +34,7 @@ async def pull_events(api: Api, request: Request, asked: PullParameters) -> Resp
     return response
 
 
-def refuse_gap(after: int, log: Span) -> None:
+def refuse_gap(after: int, log: LogBounds) -> None:
     """Refuses a cursor with which events would be missed, or that is none of this log's.
 
     From 0, a cursor that has read nothing, the log is read from what it still holds.

@@ -21,7 +21,7 @@ from receiver.api.parameter_kinds import (
 )
 from receiver.api.problems import BadValue, ProblemError, bad_values
 from receiver.domain.events import Api, Direction, Quarantine, TagVerdict
-from receiver.domain.publication import Death
+from receiver.domain.publication import DeadLetterReason
 from receiver.domain.queries import (
     CallbackOutcome,
     CallbackQuery,
@@ -54,7 +54,7 @@ class Paged(Parameters):
         return self.page * self.size
 
 
-class _SeedMessages(Paged):
+class _CatapultMessages(Paged):
     """What the seed API's GET messages takes."""
 
     from_: Number | None = Field(None, alias="from", description="the sender's number, with or without plus")
@@ -83,7 +83,7 @@ class _SeedMessages(Paged):
         )
 
 
-class CompatMessageParameters(_SeedMessages):
+class CatapultMessageParameters(_CatapultMessages):
     """The parameters of the seed API's list of messages, oldest first unless asked."""
 
     sort_order: SortOrder = Field(SortOrder.ASC, description="`asc`: oldest first")
@@ -107,7 +107,7 @@ MessageStatus = Literal[
 ]
 
 
-class MessageParameters(_SeedMessages):
+class MessageParameters(_CatapultMessages):
     """The parameters of the list of messages, newest first unless asked."""
 
     sort_order: SortOrder = Field(SortOrder.DESC, description="`desc`: newest first")
@@ -213,7 +213,7 @@ class AttemptParameters(OneMessageParameters):
 class _DeadLetters(Parameters):
     """Which dead letters are meant, but for whose."""
 
-    reason: Death | None = Field(None, description="refused by the sink, or tried for too long")
+    reason: DeadLetterReason | None = Field(None, description="refused by the sink, or tried for too long")
     message_id: Text | None = None
     event_id: Text | None = None
     from_date_time: Moment | None = Field(None, description="those that died from then on")

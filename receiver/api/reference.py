@@ -11,7 +11,7 @@ from receiver.api.operations import Api, Operation, path_value
 from receiver.api.parameters import CodeParameters, OneCodeParameters, Parameters
 from receiver.api.problems import ProblemError
 from receiver.api.representations import Code, SignedTag, TagRequest
-from receiver.domain.events import Api as Generation
+from receiver.domain.events import Api as ApiVersion
 from receiver.domain.queries import SortOrder
 from receiver.providers import bandwidth_codes
 from receiver.providers.bandwidth_codes import CodeEntry
@@ -39,7 +39,7 @@ def _sorted(asked: CodeParameters) -> list[CodeEntry]:
     return entries if asked.sort_order is SortOrder.ASC else entries[::-1]
 
 
-def _entries(code: str, api: Generation | None) -> list[CodeEntry]:
+def _entries(code: str, api: ApiVersion | None) -> list[CodeEntry]:
     return [entry for entry in bandwidth_codes.catalogue() if str(entry.code) == code and api in (None, entry.api)]
 
 

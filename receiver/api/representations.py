@@ -19,11 +19,11 @@ from pydantic.alias_generators import to_camel
 from receiver.api.parameter_kinds import moment
 from receiver.api.parameters import MessageStatus, Outcome
 from receiver.domain.events import Api, Direction, Quarantine, Status, TagVerdict
-from receiver.domain.publication import Death
+from receiver.domain.publication import DeadLetterReason
 from receiver.domain.publication import Outcome as AttemptOutcome
 from receiver.domain.queries import ReplayState, ReplayView, SinkState
 from receiver.providers import bandwidth_codes
-from receiver.storage.replays import Stretch
+from receiver.storage.replays import LogRange
 
 # All times are UTC. pydantic writes them as `rfc3339` does, without a call of Python for each.
 Time = Annotated[datetime, WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization")]
@@ -306,14 +306,14 @@ class BegunReplay(Representation):
     dry_run: bool
 
     @classmethod
-    def of(cls, sink: str, begun: ReplayView | None, stretch: Stretch, *, dry_run: bool) -> Self:
+    def of(cls, sink: str, begun: ReplayView | None, log_range: LogRange, *, dry_run: bool) -> Self:
         return cls(
             id=begun.id if begun is not None else None,
             sink=sink,
-            events=stretch.events,
-            after_position=stretch.after_position,
-            to_position=stretch.to_position,
-            first_time=stretch.first_at,
+            events=log_range.events,
+            after_position=log_range.after_position,
+            to_position=log_range.to_position,
+            first_time=log_range.first_at,
             dry_run=dry_run,
         )
 
@@ -328,7 +328,7 @@ class DeadLetter(Representation):
     message_id: str
     recipient: str | None
     status: str
-    reason: Death
+    reason: DeadLetterReason
     detail: str
     attempts: int
     response_code: int | None

@@ -61,10 +61,10 @@ async def replay_sink(api: Api, request: Request, asked: DryRunParameters) -> Re
     name = path_value(request, "name")
     since = (await read_body(request, ReplayRequest)).from_
     if asked.dry_run:
-        begun, stretch = None, await replays.stretch(api.database, name, since)
+        begun, log_range = None, await replays.log_range(api.database, name, since)
     else:
-        begun, stretch = await replays.begin(api.database, name, since, now=api.clock())
-    return json_answer(BegunReplay.of(name, begun, stretch, dry_run=asked.dry_run))
+        begun, log_range = await replays.begin(api.database, name, since, now=api.clock())
+    return json_answer(BegunReplay.of(name, begun, log_range, dry_run=asked.dry_run))
 
 
 async def list_replays(api: Api, request: Request, asked: ReplayParameters) -> Response:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import typer
 
 from receiver.cli.commands import app
-from receiver.cli.output import NobodyReads, complain
+from receiver.cli.output import OutputClosed, echo_error
 from receiver.errors import ReceiverError, SettingsError, StorageUnavailable, line
 
 
@@ -19,11 +19,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     try:
         return int(app(args=arguments, prog_name="receiver", standalone_mode=False) or 0)
-    except NobodyReads:
+    except OutputClosed:
         return _end_as_unread()
     except Exception as error:
         message, code = _judged(error)
-        complain(message)
+        echo_error(message)
         if os.environ.get("RECEIVER_LOG_LEVEL") == "debug":
             raise
         return code

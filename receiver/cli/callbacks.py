@@ -16,7 +16,7 @@ from receiver.api.parameters import CallbackParameters
 from receiver.api.representations import Callback, CallbackSummary
 from receiver.cli import options
 from receiver.cli.context import STALLED_SECONDS, process_pending, reprocessing, with_database
-from receiver.cli.output import complain, say, say_fields, say_json, say_page, write
+from receiver.cli.output import echo, echo_error, echo_fields, echo_json, echo_page, write
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.queries import CallbackView
 from receiver.errors import ReceiverError
@@ -34,7 +34,7 @@ def list_callbacks(config: Path | None, asked: Mapping[str, Any], *, json: bool)
 
     async def work(_: Settings, database: Database) -> int:
         page = await journal.find(database, query)
-        say_page(page, _HEADINGS, _row, model=CallbackSummary, json=json, number=asked["page"])
+        echo_page(page, _HEADINGS, _row, model=CallbackSummary, json=json, number=asked["page"])
         return 0
 
     return with_database(config, work, reads_processed=True)
@@ -54,7 +54,7 @@ def show_callback(config: Path | None, callback_id: str, *, json: bool) -> int:
             raise ReceiverError(f"the journal has no callback {callback_id}; {NOT_STORED}")
         callback = Callback.model_validate(whole)
         if json:
-            say_json(callback)
+            echo_json(callback)
         else:
             _say(callback)
         return 0
@@ -65,13 +65,13 @@ def show_callback(config: Path | None, callback_id: str, *, json: bool) -> int:
 def _say(callback: Callback) -> None:
     fields = callback.model_dump(mode="json", by_alias=True, exclude={"headers", "problems"})
     body, encoding = fields.pop("body"), fields.pop("bodyEncoding")
-    say_fields(fields.items())
-    say("", "headers")
-    say_fields(sorted(callback.headers.items()), indent="  ")
+    echo_fields(fields.items())
+    echo("", "headers")
+    echo_fields(sorted(callback.headers.items()), indent="  ")
     for problem in callback.problems:
         message = f" (message {problem.message_id})" if problem.message_id else ""
-        say("", f"element {problem.index}: {problem.reason} {problem.detail}{message}")
-    say("", f"body ({encoding})", *body.splitlines())
+        echo("", f"element {problem.index}: {problem.reason} {problem.detail}{message}")
+    echo("", f"body ({encoding})", *body.splitlines())
 
 
 def reprocess_callbacks(config: Path | None, ids: Sequence[str], selection: Mapping[str, Any], *, json: bool) -> int:
@@ -83,9 +83,9 @@ def reprocess_callbacks(config: Path | None, ids: Sequence[str], selection: Mapp
         again = reprocessing(settings, database)
         done = await (again.ids(ids) if ids else again.query(query))
         if json:
-            say_json(done)
+            echo_json(done)
         else:
-            say(
+            echo(
                 f"{done.callbacks:,} callbacks reprocessed, {done.events:,} new events, "
                 f"{done.quarantined:,} callbacks still quarantined"
             )
@@ -136,13 +136,13 @@ def import_callbacks(config: Path | None, file: str, *, json: bool) -> int:
         try:
             done = await _append(database, file)
         except ImportStopped as error:
-            complain(str(error))
+            echo_error(str(error))
             _say_imported(error.done, pending=None, json=json)
             return 1
         progress = _Progress("processed")
         pending = await process_pending(settings, database, on_progress=progress.show, stalled_seconds=STALLED_SECONDS)
         if pending:
-            complain(f"{pending:,} callbacks are in the journal and not processed yet; `receiver status` says why")
+            echo_error(f"{pending:,} callbacks are in the journal and not processed yet; `receiver status` says why")
         _say_imported(done, pending=pending, json=json)
         return 1 if done.broken or pending else 0
 
@@ -153,7 +153,7 @@ async def _append(database: Database, file: str) -> Imported:
     progress = _Progress("lines read")
     how = Importing(
         clock=now,
-        on_broken=lambda number, detail: complain(f"line {number}: {detail}"),
+        on_broken=lambda number, detail: echo_error(f"line {number}: {detail}"),
         on_progress=lambda done: progress.show(done.lines),
     )
     writer = journal.journal_writer(database)
@@ -174,7 +174,7 @@ class _Progress:
     def show(self, number: int) -> None:
         if time.monotonic() - self._shown_at >= _PROGRESS_SECONDS:
             self._shown_at = time.monotonic()
-            complain(f"{number:,} {self._words}")
+            echo_error(f"{number:,} {self._words}")
 
 
 @contextmanager
@@ -191,6 +191,6 @@ def _say_imported(done: Imported, *, pending: int | None, json: bool) -> None:
     if pending is not None:
         counts["pending"] = pending
     if json:
-        say_json(counts)
+        echo_json(counts)
     else:
-        say_fields(counts.items())
+        echo_fields(counts.items())

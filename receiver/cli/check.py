@@ -8,7 +8,7 @@ from typing import Final
 
 from receiver import credentials
 from receiver.cli.context import read_settings
-from receiver.cli.output import say_json, say_table
+from receiver.cli.output import echo_json, echo_table
 from receiver.errors import SettingsError, line
 from receiver.settings import Settings
 from receiver.storage import schema, sqlite_file
@@ -31,9 +31,9 @@ def check(config: Path | None, *, json: bool) -> int:
     settings = read_settings(config)
     findings = [Finding("settings", ok=True, detail="can be read"), *asyncio.run(_findings(settings))]
     if json:
-        say_json(findings)
+        echo_json(findings)
     else:
-        say_table(("CHECK", "RESULT", "DETAIL"), [(one.what, _WORDS[one.ok], one.detail) for one in findings])
+        echo_table(("CHECK", "RESULT", "DETAIL"), [(one.what, _WORDS[one.ok], one.detail) for one in findings])
     return 0 if all(one.ok for one in findings) else 1
 
 

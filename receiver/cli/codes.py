@@ -1,7 +1,7 @@
 """`receiver codes`."""
 
 from receiver.api.representations import Code
-from receiver.cli.output import say_fields, say_json, say_table
+from receiver.cli.output import echo_fields, echo_json, echo_table
 from receiver.domain.events import Api
 from receiver.errors import ReceiverError
 from receiver.providers import bandwidth_codes
@@ -13,12 +13,12 @@ def codes(code: int | None, *, api: Api | None, json: bool) -> int:
     if not found:
         raise ReceiverError(f"Bandwidth's documents list no code {code}")
     if json:
-        say_json([Code.model_validate(entry) for entry in found])
+        echo_json([Code.model_validate(entry) for entry in found])
     elif code is None:
-        say_table(_HEADINGS, [_row(entry) for entry in found])
+        echo_table(_HEADINGS, [_row(entry) for entry in found])
     else:
         for entry in found:
-            say_fields(_fields(entry))
+            echo_fields(_fields(entry))
     return 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from receiver import credentials, logs
-from receiver.cli.output import complain
+from receiver.cli.output import echo_error
 from receiver.errors import SchemaError
 from receiver.intake.processor import Processor
 from receiver.intake.reprocessing import Reprocessing
@@ -49,7 +49,7 @@ def with_database(
         try:
             await schema.check(database)
             if reads_processed and (left := await settle(database)):
-                complain(f"{left:,} callbacks are still pending: what they say is not shown yet")
+                echo_error(f"{left:,} callbacks are still pending: what they say is not shown yet")
             return await work(settings, database)
         finally:
             await database.close()

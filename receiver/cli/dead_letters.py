@@ -11,7 +11,7 @@ from receiver.api.parameters import DeadLetterActionParameters, DeadLetterParame
 from receiver.api.representations import DeadLetter, DeadLettersDone
 from receiver.cli import options
 from receiver.cli.context import with_database
-from receiver.cli.output import say, say_json, say_page
+from receiver.cli.output import echo, echo_json, echo_page
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.queries import DeadLetterView
 from receiver.errors import Unknown
@@ -27,7 +27,7 @@ def list_dead_letters(config: Path | None, asked: Mapping[str, Any], *, json: bo
 
     async def work(_: Settings, database: Database) -> int:
         page = await dead_letters.find(database, query)
-        say_page(page, _HEADINGS, _row, model=DeadLetter, json=json, number=asked["page"])
+        echo_page(page, _HEADINGS, _row, model=DeadLetter, json=json, number=asked["page"])
         return 0
 
     return with_database(config, work)
@@ -80,9 +80,9 @@ def _act(
         if not dry_run:
             number = sum([done async for done in act(database, sink, choice, now=now())])
         if json:
-            say_json(DeadLettersDone(dead_letters=number, left=0, dry_run=dry_run))
+            echo_json(DeadLettersDone(dead_letters=number, left=0, dry_run=dry_run))
         else:
-            say(f"{number} dead letters of {sink} {'would be' if dry_run else 'are'} {words}")
+            echo(f"{number} dead letters of {sink} {'would be' if dry_run else 'are'} {words}")
         if choice.ids is not None and number < len(choice.ids):
             raise Unknown(f"{len(choice.ids) - number} of these ids are no dead letters of {sink}")
         return 0

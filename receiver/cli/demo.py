@@ -25,7 +25,7 @@ from starlette.applications import Starlette
 from receiver import credentials, logs
 from receiver.app import Receiver
 from receiver.cli.demo_messages import INBOUND, Request, Wiring, traffic
-from receiver.cli.output import say, write
+from receiver.cli.output import echo, write
 from receiver.cli.serving import bind, run, serving, stop_signal
 from receiver.sandbox.app import application
 from receiver.sandbox.callback_sender import Caller
@@ -104,7 +104,7 @@ def demo(
     async def work() -> None:
         stop = stop_signal()
         async with _running(data_dir, seed=seed, speed=speed) as demo:
-            say(*_announcement(demo))
+            echo(*_announcement(demo))
             sent = _Sent()
             client = httpx2.AsyncClient(base_url=demo.sandbox_url, auth=("token", "secret"), trust_env=False)
             async with client:
@@ -243,11 +243,11 @@ async def _tell(worker: Supervisor, sent: _Sent) -> None:
     if not sys.stdout.isatty():
         while True:
             await asyncio.sleep(_LINE_SECONDS)
-            say(_counts(worker, sent))
+            echo(_counts(worker, sent))
     while True:
         # a line that wraps could not be written over
-        shown = _counts(worker, sent)[: shutil.get_terminal_size().columns - 1]
-        write(f"\r{shown}\x1b[K".encode())
+        counts = _counts(worker, sent)[: shutil.get_terminal_size().columns - 1]
+        write(f"\r{counts}\x1b[K".encode())
         await asyncio.sleep(_LOOK_SECONDS)
 
 
@@ -271,11 +271,11 @@ def _end(demo: _Demo, sent: _Sent) -> None:
     """The last counts, and what is not there yet."""
     if sys.stdout.isatty():
         write(b"\r\x1b[K")
-    say(_counts(demo.receiver.worker, sent))
+    echo(_counts(demo.receiver.worker, sent))
     if due := demo.caller.state().waiting:
-        say(f"{due} callbacks were not due yet.")
+        echo(f"{due} callbacks were not due yet.")
     if demo.is_kept:
-        say(f"What came is kept in {demo.settings.data_dir}.")
+        echo(f"What came is kept in {demo.settings.data_dir}.")
 
 
 def _program() -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from receiver import credentials
 from receiver.cli.context import make_embedded, read_settings, refuse_absent, with_database
-from receiver.cli.output import say, say_fields, say_json
+from receiver.cli.output import echo, echo_fields, echo_json
 from receiver.domain.cloudevents import rfc3339
 from receiver.errors import SettingsError
 from receiver.settings import Settings
@@ -27,9 +27,9 @@ def migrate(config: Path | None, *, check: bool, new_journal: bool, json: bool) 
         make_embedded(settings)
     before, after = asyncio.run(_migrate(settings.database, check=check, new_journal=new_journal))
     if json:
-        say_json({"before": before, "after": after})
+        echo_json({"before": before, "after": after})
     else:
-        say(f"at revision {after}, nothing to do" if before == after else f"now at revision {after}")
+        echo(f"at revision {after}, nothing to do" if before == after else f"now at revision {after}")
     return 0
 
 
@@ -52,12 +52,12 @@ def rebuild(config: Path | None, *, dry_run: bool, json: bool) -> int:
     async def work(settings: Settings, database: Database) -> int:
         rebuilt = await Rebuild(database, settings.final_conflict, writes=not dry_run).run()
         if json:
-            say_json({"messages": rebuilt.messages, "forgotten": rebuilt.forgotten, "differing": rebuilt.differing})
+            echo_json({"messages": rebuilt.messages, "forgotten": rebuilt.forgotten, "differing": rebuilt.differing})
             return 0
         differ = "differ" if dry_run else "differed and were put right"
-        say(f"{rebuilt.messages} messages read, {rebuilt.differing} rows {differ}")
+        echo(f"{rebuilt.messages} messages read, {rebuilt.differing} rows {differ}")
         if rebuilt.forgotten:
-            say(f"{rebuilt.forgotten} messages left alone: some of their events are no longer kept")
+            echo(f"{rebuilt.forgotten} messages left alone: some of their events are no longer kept")
         return 0
 
     return with_database(config, work)
@@ -69,10 +69,10 @@ def prune(config: Path | None, *, dry_run: bool, json: bool) -> int:
         pruner = Pruner(database, settings.retention.ages, clock=now, sinks=sinks)
         forgotten = await (pruner.count() if dry_run else pruner.prune())
         if json:
-            say_json(forgotten)
+            echo_json(forgotten)
         else:
-            say("would be forgotten:" if dry_run else "forgotten:")
-            say_fields(forgotten.items(), indent="  ")
+            echo("would be forgotten:" if dry_run else "forgotten:")
+            echo_fields(forgotten.items(), indent="  ")
         return 0
 
     return with_database(config, work)
@@ -84,10 +84,10 @@ def backup(config: Path | None, folder: Path, *, json: bool) -> int:
     refuse_absent(settings)
     manifest = backups.back_up(sqlite_file.file_of(settings.database), folder, now=now())
     if json:
-        say_json(manifest)
+        echo_json(manifest)
     else:
         size = sum(file.bytes for file in manifest.files.values())
-        say(f"backed up to {folder}: {size:,} bytes, callbacks up to number {manifest.journal_end}")
+        echo(f"backed up to {folder}: {size:,} bytes, callbacks up to number {manifest.journal_end}")
     return 0
 
 
@@ -99,11 +99,11 @@ def restore(config: Path | None, folder: Path, *, json: bool) -> int:
     _make_place(settings, file)
     replaced = backups.restore(folder, file, now=now())
     if json:
-        say_json({"restored": str(file), "replaced": [str(one) for one in replaced]})
+        echo_json({"restored": str(file), "replaced": [str(one) for one in replaced]})
         return 0
-    say(f"restored {file}, as it was at {rfc3339(manifest.time)}")
+    echo(f"restored {file}, as it was at {rfc3339(manifest.time)}")
     if replaced:
-        say(f"what it replaced is in {', '.join(str(one) for one in replaced)}")
+        echo(f"what it replaced is in {', '.join(str(one) for one in replaced)}")
     return 0
 
 

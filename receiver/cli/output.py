@@ -17,7 +17,7 @@ _NOT_PLAIN: Final = re.compile(f"[{_ORDERS}]|[\ud800-\udfff]")
 _NOT_PLAIN_JSON: Final = re.compile(f"(?![\n])[{_ORDERS}]")
 
 
-class NobodyReads(Exception):
+class OutputClosed(Exception):
     """The other end of the pipe on standard output is closed."""
 
 
@@ -35,7 +35,7 @@ def write(content: bytes) -> None:
             rest = rest[stream.write(rest) :]
         stream.flush()
     except BrokenPipeError:
-        raise NobodyReads from None
+        raise OutputClosed from None
 
 
 def _write_text(text: str) -> None:
@@ -43,17 +43,17 @@ def _write_text(text: str) -> None:
     write(text.encode(sys.stdout.encoding, "backslashreplace"))
 
 
-def say(*lines: str) -> None:
+def echo(*lines: str) -> None:
     """Writes lines, each made safe."""
     _write_text("".join(f"{plain(line)}\n" for line in lines))
 
 
-def complain(text: str) -> None:
+def echo_error(text: str) -> None:
     """Writes one line to standard error, in the name of the program."""
     sys.stderr.write(f"receiver: {plain(text)}\n")
 
 
-def say_json(value: Any) -> None:
+def echo_json(value: Any) -> None:
     """Writes models, dataclasses or plain values as JSON."""
     from pydantic_core import to_json
 
@@ -61,15 +61,15 @@ def say_json(value: Any) -> None:
     _write_text(_NOT_PLAIN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
-def say_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def echo_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Writes rows under headings, in columns as wide as they need."""
-    cells = [list(headings), *([shown(value) for value in row] for row in rows)]
+    cells = [list(headings), *([cell(value) for value in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
     padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
-    say(*(line.rstrip() for line in padded))
+    echo(*(line.rstrip() for line in padded))
 
 
-def say_page(
+def echo_page(
     page: Page[View],
     headings: Sequence[str],
     row: Callable[[View], Sequence[object]],
@@ -80,21 +80,21 @@ def say_page(
 ) -> None:
     """Writes page `number` of a list: as JSON by a model, or under headings, with a hint where the list goes on."""
     if json:
-        say_json([model.model_validate(view) for view in page.items])
+        echo_json([model.model_validate(view) for view in page.items])
         return
-    say_table(headings, [row(view) for view in page.items])
+    echo_table(headings, [row(view) for view in page.items])
     if page.more:
-        say(f"(there are more: --page {number + 1})")
+        echo(f"(there are more: --page {number + 1})")
 
 
-def say_fields(fields: Iterable[tuple[str, object]], *, indent: str = "") -> None:
+def echo_fields(fields: Iterable[tuple[str, object]], *, indent: str = "") -> None:
     """Writes names and values below each other; what is absent is left out."""
-    told = [(name, shown(value)) for name, value in fields if value not in (None, "", [])]
+    told = [(name, cell(value)) for name, value in fields if value not in (None, "", [])]
     width = max((len(name) for name, _ in told), default=0)
-    say(*(f"{indent}{name.ljust(width)}  {value}" for name, value in told))
+    echo(*(f"{indent}{name.ljust(width)}  {value}" for name, value in told))
 
 
-def shown(value: object) -> str:
+def cell(value: object) -> str:
     """A value as people read it."""
     match value:
         case None:

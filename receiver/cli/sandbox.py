@@ -10,7 +10,7 @@ import typer
 from pydantic import ValidationError
 
 from receiver import logs
-from receiver.cli.output import NobodyReads, complain, say
+from receiver.cli.output import OutputClosed, echo, echo_error
 from receiver.cli.serving import bind, run, serving, stop_signal
 from receiver.sandbox.app import application
 from receiver.sandbox.client import is_local
@@ -59,11 +59,11 @@ async def _serve(settings: SandboxSettings, host: str, listeners: Sequence[socke
     async with serving(app, listeners):
         url = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}"
         if not all(_is_loopback(listener) for listener in listeners):
-            complain(f"{url} is open to others, and the addresses under /sandbox/ ask nobody for credentials")
+            echo_error(f"{url} is open to others, and the addresses under /sandbox/ ask nobody for credentials")
         for option in _not_called_back(settings):
-            complain(f"{option} is not on this machine: nothing is posted there without --remote-callbacks")
-        with suppress(NobodyReads):
-            say(*announcement(settings, url))
+            echo_error(f"{option} is not on this machine: nothing is posted there without --remote-callbacks")
+        with suppress(OutputClosed):
+            echo(*announcement(settings, url))
         await stop.wait()
         app.state.caller.end_waits()
 

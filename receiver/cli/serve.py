@@ -20,7 +20,7 @@ from receiver import credentials, logs
 from receiver.app import RELOADED, Receiver
 from receiver.cli.banner import announcement
 from receiver.cli.context import make_embedded
-from receiver.cli.output import NobodyReads, say
+from receiver.cli.output import OutputClosed, echo
 from receiver.cli.serving import bind, run
 from receiver.errors import ReceiverError, line
 from receiver.intake.server import server
@@ -155,5 +155,5 @@ async def _when_started(running: uvicorn.Server, worker: Supervisor, announce: C
 
 def _announce(settings: Settings, given: Settings, file: Path | None) -> None:
     log.info("listening", address=settings.base_url)
-    with suppress(NobodyReads):
-        say(*announcement(settings, given=given, file=file, secrets=sys.stdout.isatty()))
+    with suppress(OutputClosed):
+        echo(*announcement(settings, given=given, file=file, secrets=sys.stdout.isatty()))

@@ -10,7 +10,7 @@ from receiver.api.parameters import ReplayParameters, SinkParameters
 from receiver.api.representations import BegunReplay, Replay, Sink, SinkTest
 from receiver.cli import options
 from receiver.cli.context import read_settings, with_database
-from receiver.cli.output import complain, say, say_fields, say_json, say_page
+from receiver.cli.output import echo, echo_error, echo_fields, echo_json, echo_page
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.queries import ReplayAction, ReplayView, SinkView
 from receiver.errors import Unknown
@@ -29,7 +29,7 @@ def list_sinks(config: Path | None, asked: Mapping[str, Any], *, json: bool) -> 
         page = await sinks.find(
             database, _types(settings), now=now(), order=query.sort_order, skip=query.skip, size=query.size
         )
-        say_page(page, _HEADINGS, _row, model=Sink, json=json, number=query.page)
+        echo_page(page, _HEADINGS, _row, model=Sink, json=json, number=query.page)
         return 0
 
     return with_database(config, work)
@@ -48,9 +48,9 @@ def show_sink(config: Path | None, name: str, *, json: bool) -> int:
     async def work(settings: Settings, database: Database) -> int:
         view = await sinks.one(database, name, _types(settings), now=now())
         if json:
-            say_json(Sink.model_validate(view))
+            echo_json(Sink.model_validate(view))
         else:
-            say_fields(_fields(view))
+            echo_fields(_fields(view))
         return 0
 
     return with_database(config, work)
@@ -82,11 +82,11 @@ def test_sink(config: Path | None, name: str, *, json: bool) -> int:
         raise Unknown(f"there is no sink {name} in the settings")
     trial = asyncio.run(try_out(tables[name]))
     if json:
-        say_json(SinkTest.model_validate(trial))
+        echo_json(SinkTest.model_validate(trial))
     elif trial.error is None:
-        say(f"{name} can be reached ({trial.seconds:.2f} s)")
+        echo(f"{name} can be reached ({trial.seconds:.2f} s)")
     else:
-        complain(f"{name} cannot be reached: {trial.error}")
+        echo_error(f"{name} cannot be reached: {trial.error}")
     return 0 if trial.ok else 1
 
 
@@ -94,9 +94,9 @@ def pause_sink(config: Path | None, name: str, *, paused: bool, json: bool) -> i
     async def work(settings: Settings, database: Database) -> int:
         await sinks.pause(database, name, paused=paused)
         if json:
-            say_json(Sink.model_validate(await sinks.one(database, name, _types(settings), now=now())))
+            echo_json(Sink.model_validate(await sinks.one(database, name, _types(settings), now=now())))
         else:
-            say(f"{name} is paused: its events wait" if paused else f"{name} is given events again")
+            echo(f"{name} is paused: its events wait" if paused else f"{name} is given events again")
         return 0
 
     return with_database(config, work)
@@ -107,17 +107,17 @@ def begin_replay(config: Path | None, name: str, *, since: str | None, dry_run: 
 
     async def work(_: Settings, database: Database) -> int:
         if dry_run:
-            begun, stretch = None, await replays.stretch(database, name, start)
+            begun, log_range = None, await replays.log_range(database, name, start)
         else:
-            begun, stretch = await replays.begin(database, name, start, now=now())
+            begun, log_range = await replays.begin(database, name, start, now=now())
         if json:
-            say_json(BegunReplay.of(name, begun, stretch, dry_run=dry_run))
+            echo_json(BegunReplay.of(name, begun, log_range, dry_run=dry_run))
             return 0
-        events = f"{stretch.events} events, received from {_time(stretch.first_at)} on,"
+        events = f"{log_range.events} events, received from {_time(log_range.first_at)} on,"
         if begun is not None:
-            say(f"replay {begun.id}: {events} go to {name} again")
+            echo(f"replay {begun.id}: {events} go to {name} again")
         else:
-            say(f"{events} would go to {name} again" if stretch.events else f"there is nothing to give {name} again")
+            echo(f"{events} would go to {name} again" if log_range.events else f"there is nothing to give {name} again")
         return 0
 
     return with_database(config, work)
@@ -127,9 +127,9 @@ def act_on_replay(config: Path | None, name: str, action: ReplayAction, *, json:
     async def work(_: Settings, database: Database) -> int:
         replay = await replays.act(database, name, action, now=now())
         if json:
-            say_json(Replay.model_validate(replay))
+            echo_json(Replay.model_validate(replay))
         else:
-            say(f"replay {replay.id} to {name} is {replay.state}, {replay.progress:.0%} done")
+            echo(f"replay {replay.id} to {name} is {replay.state}, {replay.progress:.0%} done")
         return 0
 
     return with_database(config, work)
@@ -144,7 +144,7 @@ def list_replays(config: Path | None, name: str, asked: Mapping[str, Any], *, js
             page = await replays.find(
                 connection, name, order=query.sort_order, after=None, skip=query.skip, size=query.size
             )
-        say_page(page, _REPLAY_HEADINGS, _replay_row, model=Replay, json=json, number=query.page)
+        echo_page(page, _REPLAY_HEADINGS, _replay_row, model=Replay, json=json, number=query.page)
         return 0
 
     return with_database(config, work)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from receiver.api.status import DatabaseStatus, JournalStatus, ProcessorStatus, SinkStatus, Status, status_of
 from receiver.cli.context import read_settings, refuse_absent
-from receiver.cli.output import say, say_fields, say_json
+from receiver.cli.output import echo, echo_fields, echo_json
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.installation import Findings, assess
 from receiver.settings import Settings
@@ -22,10 +22,10 @@ def status(config: Path | None, *, json: bool) -> int:
     refuse_absent(settings)
     found = status_of(assess(asyncio.run(_findings(settings)), now()))
     if json:
-        say_json(found)
+        echo_json(found)
     else:
-        say_fields(_lines(found))
-        say(*(f"! {problem}" for problem in found.problems))
+        echo_fields(_lines(found))
+        echo(*(f"! {problem}" for problem in found.problems))
     return 0 if found.status == "ok" else 1
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import typer
 
 from receiver import tags
-from receiver.cli.output import say, say_json
+from receiver.cli.output import echo, echo_json
 from receiver.domain.events import TagVerdict
 from receiver.errors import SettingsError
 from receiver.settings import load
@@ -28,9 +28,9 @@ def sign(
     except tags.TagError as error:
         raise typer.BadParameter(str(error)) from None
     if json:
-        say_json({"tag": tag})
+        echo_json({"tag": tag})
     else:
-        say(tag)
+        echo(tag)
     return 0
 
 
@@ -45,9 +45,9 @@ def verify(
 ) -> int:
     check = tags.verify(tag, _keys(config, kid), sender=sender, recipients=recipients or None)
     if json:
-        say_json({"verdict": check.verdict, "value": check.value, "kid": check.kid})
+        echo_json({"verdict": check.verdict, "value": check.value, "kid": check.kid})
     else:
-        say(f"{check.verdict}: {check.value}")
+        echo(f"{check.verdict}: {check.value}")
     return 0 if check.verdict is TagVerdict.VALID else 1
 
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import structlog
 
-from receiver.dispatch.publish_loop import Deaf, Shift
+from receiver.dispatch.publish_loop import PublishLoop, PublishStuck
 from receiver.dispatch.reader import Resources, Wakeup
 from receiver.dispatch.sink_health import DispatchObserver
 from receiver.domain.retry import BreakerState
@@ -49,7 +49,7 @@ class Dispatchers:
         clock: Callable[[], datetime],
         wakeup: Wakeup,
         observer: DispatchObserver,
-        chance: Callable[[], float] = random.random,
+        random_fraction: Callable[[], float] = random.random,
         lease_seconds: float = LEASE_SECONDS,
         poll_seconds: float = POLL_SECONDS,
         holder: str | None = None,
@@ -58,8 +58,8 @@ class Dispatchers:
             database=database,
             observer=observer,
             clock=clock,
-            steady=time.monotonic,
-            chance=chance,
+            monotonic=time.monotonic,
+            random_fraction=random_fraction,
             lease_seconds=lease_seconds,
             poll_seconds=poll_seconds,
             holder=holder,
@@ -120,7 +120,7 @@ class Dispatcher:
         # the embedded database has one process, so a lease found at the start is that of a dead one
         self._take_over = resources.database.is_sqlite
         self._deadline = float("-inf")
-        self._shift: Shift | None = None
+        self._shift: PublishLoop | None = None
         self._stopped = False
         self._ending = asyncio.Event()
         self._mishaps = 0
@@ -160,7 +160,7 @@ class Dispatcher:
                 self._resources.observer.lease_lost(self._name)
             except StorageUnavailable as error:
                 log.warning("the database is unavailable", sink=self._name, error=str(error))
-            except Deaf as error:
+            except PublishStuck as error:
                 self._mishaps += 1
                 log.error("sink is taken up anew", sink=self._name, error=str(error))
             except _NotStarted as error:
@@ -173,7 +173,7 @@ class Dispatcher:
         self._resources.observer.sink_left(self._name)
 
     async def _work(self) -> None:
-        asked_at, seconds = self._resources.steady(), self._resources.lease_seconds
+        asked_at, seconds = self._resources.monotonic(), self._resources.lease_seconds
         lease = await sinks.acquire_lease(
             self._resources.database,
             self._name,
@@ -196,7 +196,7 @@ class Dispatcher:
             finally:
                 renewing.cancel()
                 await asyncio.gather(renewing, return_exceptions=True)
-            await self._hold(Shift(self._configured, self._resources, lease, self._deadline), lease)
+            await self._hold(PublishLoop(self._configured, self._resources, lease, self._deadline), lease)
         finally:
             await self._let_go(lease)
 
@@ -205,7 +205,7 @@ class Dispatcher:
         seconds = self._resources.lease_seconds
         while True:
             await asyncio.sleep(seconds / 5)
-            sent_at = self._resources.steady()
+            sent_at = self._resources.monotonic()
             with suppress(StorageUnavailable):
                 await sinks.renew_lease(self._resources.database, lease, seconds=seconds)
                 self._deadline = sent_at + seconds
@@ -237,11 +237,11 @@ class Dispatcher:
             self._name, view.lag, view.oldest_seconds or 0.0, view.retries, view.dead_letters
         )
 
-    async def _hold(self, shift: Shift, lease: Lease) -> None:
+    async def _hold(self, shift: PublishLoop, lease: Lease) -> None:
         self._shift = shift
         try:
             await shift.run(self._ending)
-        except Deaf as error:
+        except PublishStuck as error:
             await self._record(lease, str(error))
             raise
         finally:

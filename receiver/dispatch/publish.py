@@ -14,17 +14,21 @@ import structlog
 from receiver.domain.cloudevents import cloud_event, event_type
 from receiver.domain.events import Api
 from receiver.domain.publication import (
-    Again,
-    Candidate,
+    DeadLettered,
     Decision,
+    Done,
     LogEntry,
     Outcome,
+    Parked,
+    PendingPublication,
     Publication,
     Published,
     Refused,
     Result,
     Retry,
+    RetryAt,
     SinkDown,
+    Superseded,
 )
 from receiver.domain.window import Attempt
 from receiver.providers import bandwidth_codes
@@ -44,7 +48,7 @@ def publication(entry: LogEntry) -> Publication:
     return Publication(
         id=event.id,
         position=entry.position,
-        lane=lane(entry),
+        ordering_key=ordering_key(entry),
         type=event_type(event),
         received_at=event.received_at,
         event=told,
@@ -53,7 +57,7 @@ def publication(entry: LogEntry) -> Publication:
     )
 
 
-def lane(entry: LogEntry) -> str:
+def ordering_key(entry: LogEntry) -> str:
     """The events of one message keep their order."""
     return f"{entry.event.api}:{entry.event.message_id}"
 
@@ -125,7 +129,7 @@ log = structlog.get_logger("receiver.dispatcher")
 
 
 def record(
-    candidate: Candidate,
+    candidate: PendingPublication,
     result: Result,
     decision: Decision | None,
     *,
@@ -142,14 +146,14 @@ def record(
         started_at=started_at,
         ended_at=started_at + timedelta(seconds=seconds),
         outcome=Outcome.of(result),
-        decision=_word(decision),
+        decision=_decision_text(decision),
         reason=None if isinstance(result, Published) else result.reason,
         response_code=result.response_code,
         response=result.response,
     )
 
 
-def log_failure(sink: str, candidate: Candidate, result: Refused | Retry, decision: Decision | None) -> None:
+def log_failure(sink: str, candidate: PendingPublication, result: Refused | Retry, decision: Decision | None) -> None:
     publication = candidate.publication
     log.warning(
         "attempt failed",
@@ -160,11 +164,20 @@ def log_failure(sink: str, candidate: Candidate, result: Refused | Retry, decisi
         attempt=candidate.attempts + 1,
         outcome=Outcome.of(result),
         reason=result.reason,
-        decision=_word(decision),
-        due_at=decision.due_at.isoformat() if isinstance(decision, Again) else None,
+        decision=_decision_text(decision),
+        due_at=decision.due_at.isoformat() if isinstance(decision, RetryAt) else None,
     )
 
 
-def _word(decision: Decision | None) -> str:
-    """The word for a decision in tables and logs; an event that is tried on without one is postponed."""
-    return type(decision).__name__.lower() if decision is not None else "postponed"
+def _decision_text(decision: Decision | None) -> str:
+    """The text of a decision in tables and logs. An attempt that does not count has none, and is `postponed`."""
+    return _DECISIONS[type(decision)] if decision is not None else "postponed"
+
+
+_DECISIONS: Final[dict[type[Decision], str]] = {
+    Done: "done",
+    RetryAt: "retry",
+    Parked: "parked",
+    Superseded: "superseded",
+    DeadLettered: "dead_letter",
+}

@@ -10,15 +10,15 @@ from typing import Final
 import structlog
 
 from receiver.dispatch.publish import log_failure, longest_publish, publish, record
-from receiver.dispatch.reader import WINDOW, Feed, Replaying, Resources
-from receiver.dispatch.sink_health import Condition
+from receiver.dispatch.reader import WINDOW, LogReader, Replaying, Resources
+from receiver.dispatch.sink_health import SinkHealth
 from receiver.domain.publication import (
-    Candidate,
-    Dead,
-    Death,
+    DeadLettered,
+    DeadLetterReason,
     Decision,
     Done,
     Outcome,
+    PendingPublication,
     Published,
     Refused,
     Result,
@@ -31,7 +31,7 @@ from receiver.domain.window import Window
 from receiver.errors import ReceiverError, StorageUnavailable
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import replays, retries, sinks
-from receiver.storage.sinks import Lease, LeaseLost, Orders
+from receiver.storage.sinks import Lease, LeaseLost, SinkControl
 
 _MEASURE_SECONDS: Final = 10.0
 _SECONDS_TO_OBEY: Final = 1.0
@@ -41,7 +41,7 @@ _SETTLE_SECONDS: Final = 0.1
 log = structlog.get_logger("receiver.dispatcher")
 
 
-class Deaf(ReceiverError):
+class PublishStuck(ReceiverError):
     """A sink does not end what it was told to end."""
 
 
@@ -49,7 +49,7 @@ class Deaf(ReceiverError):
 class _Batch:
     """What is given to the sink at once: new events and retries, or a part of a replay."""
 
-    candidates: Sequence[Candidate]
+    candidates: Sequence[PendingPublication]
     replay: Replaying | None = None
     begun: float = 0.0
 
@@ -64,13 +64,13 @@ class _Tried:
     seconds: float
 
 
-class Shift:
+class PublishLoop:
     """One holder's work for one sink. A single task moves everything; only the publishing itself runs beside it."""
 
     def __init__(self, configured: ConfiguredSink, resources: Resources, lease: Lease, deadline: float) -> None:
         self._configured = configured
         self._name, self._settings, self._sink = configured.name, configured.settings, configured.sink
-        self._resources, self._steady = resources, resources.steady
+        self._resources, self._monotonic = resources, resources.monotonic
         self._lease, self._deadline = lease, deadline
         self._slots = 1 if self._sink.keeps_order else self._sink.concurrency
         self._window = Window(
@@ -79,9 +79,9 @@ class Shift:
             keeps_order=self._sink.keeps_order,
             latest_only=self._settings.coalesce == "latest",
         )
-        self._feed = Feed(resources.database, configured, self._window)
-        self._condition = Condition(
-            self._name, lease.health, observer=resources.observer, clock=resources.clock, steady=resources.steady
+        self._feed = LogReader(resources.database, configured, self._window)
+        self._condition = SinkHealth(
+            self._name, lease.health, observer=resources.observer, clock=resources.clock, monotonic=resources.monotonic
         )
         self._settled_health = lease.health
         self._tasks: dict[asyncio.Task[_Tried], _Batch] = {}
@@ -149,14 +149,16 @@ class Shift:
     def _notice_deaf(self) -> None:
         """Raises Deaf where a call of the sink has long outlived its time-out: it did not heed its cancellation."""
         longest = longest_publish(self._settings.timeout.total_seconds()) + self._resources.lease_seconds
-        if any(self._steady() - batch.begun > longest for batch in self._tasks.values()):
-            raise Deaf("publish does not end")
+        if any(self._monotonic() - batch.begun > longest for batch in self._tasks.values()):
+            raise PublishStuck("publish does not end")
 
     async def _finish(self) -> None:
         """Waits for what is under way, no longer than a publish may take or the lease lasts, and settles it."""
-        until = self._steady() + longest_publish(self._settings.timeout.total_seconds())
-        while any(not task.done() for task in self._tasks) and self._steady() < min(until, self._deadline):
-            await asyncio.wait(self._tasks, timeout=max(_SETTLE_SECONDS, min(until, self._renew_at) - self._steady()))
+        until = self._monotonic() + longest_publish(self._settings.timeout.total_seconds())
+        while any(not task.done() for task in self._tasks) and self._monotonic() < min(until, self._deadline):
+            await asyncio.wait(
+                self._tasks, timeout=max(_SETTLE_SECONDS, min(until, self._renew_at) - self._monotonic())
+            )
             with suppress(StorageUnavailable):
                 await self._keep_lease()
         self._collect()
@@ -164,7 +166,7 @@ class Shift:
 
     async def _keep_lease(self) -> None:
         """Renews the lease after a fifth of it. The deadline counts from before the renewal was sent."""
-        now, seconds = self._steady(), self._resources.lease_seconds
+        now, seconds = self._monotonic(), self._resources.lease_seconds
         if now >= self._deadline:
             raise LeaseLost(f"the lease of sink {self._name} ran out")
         if now >= self._renew_at:
@@ -176,7 +178,7 @@ class Shift:
         """Cancels what is under way when the lease ends, even while the database lets this shift wait."""
         if self._overdue is not None:
             self._overdue.cancel()
-        seconds = max(0.0, self._deadline - self._steady())
+        seconds = max(0.0, self._deadline - self._monotonic())
         self._overdue = asyncio.get_running_loop().call_later(seconds, self._cancel_all)
 
     def _cancel_all(self) -> None:
@@ -189,17 +191,17 @@ class Shift:
 
     async def _poll(self) -> None:
         """Looks now and then for what other processes and operators have done."""
-        if self._steady() - self._polled_at < self._resources.poll_seconds:
+        if self._monotonic() - self._polled_at < self._resources.poll_seconds:
             return
         async with self._resources.database.reading() as connection:
             orders = await sinks.orders(connection, self._name)
             asked = await replays.open_of(connection, self._name)
         self._see_orders(orders)
         self._see_replay(asked if asked is not None and asked.state == "running" else None)
-        self._polled_at = self._steady()
+        self._polled_at = self._monotonic()
         self._feed.log_grew = self._feed.retries_moved = True
 
-    def _see_orders(self, orders: Orders) -> None:
+    def _see_orders(self, orders: SinkControl) -> None:
         self._paused = orders.paused or self._is_gone
         if orders.revision != self._revision:
             self._revision = orders.revision
@@ -238,7 +240,7 @@ class Shift:
             return
         before = self._resources.clock() - self._settings.max_age
         reason = self._condition.health.last_error or "the sink is down"
-        dead = Dead(death=Death.EXPIRED, reason=reason, holds=self._settings.policy.holds)
+        dead = DeadLettered(death=DeadLetterReason.EXPIRED, reason=reason, holds=self._settings.policy.holds)
         for candidate in self._window.waiting_since(before):
             self._window.drop(candidate, dead)
 
@@ -246,7 +248,7 @@ class Shift:
         """Publishes as much as may be under way at once, one event where that is to be a probe."""
         state = self._condition.state
         # what is begun late could outlive the lease
-        safe = self._steady() < self._deadline - self._resources.lease_seconds / 2
+        safe = self._monotonic() < self._deadline - self._resources.lease_seconds / 2
         if state is BreakerState.OPEN or self._paused or not safe:
             return
         slots, limit = (1, 1) if state is BreakerState.HALF_OPEN else (self._slots, self._sink.max_batch)
@@ -262,28 +264,28 @@ class Shift:
         self._replays_turn = batch.replay is None
         task = asyncio.create_task(self._publish(batch))
         task.add_done_callback(lambda _: self._signal.set())
-        self._tasks[task] = replace(batch, begun=self._steady())
+        self._tasks[task] = replace(batch, begun=self._monotonic())
         return True
 
     def _take_new(self, limit: int) -> _Batch:
         replayed = [batch for batch in self._tasks.values() if batch.replay is not None]
-        return _Batch(self._window.take(limit, _lanes(replayed)))
+        return _Batch(self._window.take(limit, _ordering_keys(replayed)))
 
     def _take_replayed(self, limit: int) -> _Batch:
         """A replay never holds more than half of the slots, nor half of a batch."""
         replay, batches = self._replay, self._tasks.values()
-        if replay is None or replay.is_left or replay.rests(self._steady()):
+        if replay is None or replay.is_left or replay.rests(self._monotonic()):
             return _Batch(())
         if sum(batch.replay is not None for batch in batches) >= max(1, self._slots // 2):
             return _Batch(())
         new = [batch for batch in batches if batch.replay is None]
-        return _Batch(replay.window.take(max(1, limit // 2), _lanes(new)), replay)
+        return _Batch(replay.window.take(max(1, limit // 2), _ordering_keys(new)), replay)
 
     async def _publish(self, batch: _Batch) -> _Tried:
-        started, started_at = self._steady(), self._resources.clock()
+        started, started_at = self._monotonic(), self._resources.clock()
         publications = [candidate.publication for candidate in batch.candidates]
         results = await publish(self._sink, publications, self._settings.timeout.total_seconds())
-        return _Tried(batch, results, started_at, self._steady() - started)
+        return _Tried(batch, results, started_at, self._monotonic() - started)
 
     async def _pause(self) -> None:
         """Waits until something has ended, the log has grown, or it is time for something."""
@@ -308,7 +310,7 @@ class Shift:
             times.append(self._settled_at + _SETTLE_SECONDS)
         if self._condition.probe_at is not None:
             times.append(self._condition.probe_at)
-        return max(0.0, min(times) - self._steady())
+        return max(0.0, min(times) - self._monotonic())
 
     def _collect(self) -> None:
         ended = [task for task in self._tasks if task.done()]
@@ -325,7 +327,7 @@ class Shift:
         window = self._window if replay is None else replay.window
         stopped: set[str] = set()
         for candidate, result in zip(tried.batch.candidates, tried.results, strict=True):
-            if candidate.lane in stopped:
+            if candidate.ordering_key in stopped:
                 window.put_back(candidate)
                 continue
             decision = self._judge(candidate, result, tried)
@@ -341,16 +343,16 @@ class Shift:
                 window.put_back(candidate, attempt)
             else:
                 window.decide(candidate, decision, attempt)
-            if not isinstance(decision, Done | Dead) or (isinstance(decision, Dead) and decision.holds):
-                stopped.add(candidate.lane)
+            if not isinstance(decision, Done | DeadLettered) or (isinstance(decision, DeadLettered) and decision.holds):
+                stopped.add(candidate.ordering_key)
 
-    def _judge(self, candidate: Candidate, result: Result, tried: _Tried) -> Decision | None:
+    def _judge(self, candidate: PendingPublication, result: Result, tried: _Tried) -> Decision | None:
         """What becomes of an event, told to everyone who listens; None: it is tried again as if it had not been."""
-        now, replay, fraction = self._resources.clock(), tried.batch.replay, self._resources.chance()
+        now, replay, fraction = self._resources.clock(), tried.batch.replay, self._resources.random_fraction()
         self._condition.take(result)
         self._resources.observer.attempt_ended(self._name, Outcome.of(result), tried.seconds)
         if replay is not None:
-            decision = replay.decide(candidate, result, self._steady(), fraction)
+            decision = replay.decide(candidate, result, self._monotonic(), fraction)
         else:
             decision = decide(candidate, result, self._settings.policy, now=now, fraction=fraction)
         if isinstance(result, Published) and replay is None:
@@ -373,7 +375,7 @@ class Shift:
 
     @property
     def _is_ripe(self) -> bool:
-        is_time = self._steady() - self._settled_at >= _SETTLE_SECONDS
+        is_time = self._monotonic() - self._settled_at >= _SETTLE_SECONDS
         return self._has_news and (is_time or self._window.unsettled >= WINDOW // 2)
 
     async def _settle(self) -> None:
@@ -394,15 +396,15 @@ class Shift:
             self._leave_replay()
         # paused in writing from here on, so that an operator can resume it
         self._is_gone = False
-        self._settled_health, self._settled_at = health, self._steady()
+        self._settled_health, self._settled_at = health, self._monotonic()
         self._feed.retries_moved = self._feed.retries_moved or settlement.touches_retries
         if settlement.superseded:
             self._resources.observer.events_superseded(self._name, settlement.superseded)
 
     async def _measure(self) -> None:
-        if self._steady() - self._measured_at < _MEASURE_SECONDS:
+        if self._monotonic() - self._measured_at < _MEASURE_SECONDS:
             return
-        self._measured_at = self._steady()
+        self._measured_at = self._monotonic()
         async with self._resources.database.reading() as connection:
             backlog = await sinks.backlog(connection, self._name)
         age = self._resources.clock() - backlog.oldest_at if backlog.oldest_at else timedelta(0)
@@ -413,5 +415,5 @@ class Shift:
         )
 
 
-def _lanes(batches: Sequence[_Batch]) -> frozenset[str]:
-    return frozenset(candidate.lane for batch in batches for candidate in batch.candidates)
+def _ordering_keys(batches: Sequence[_Batch]) -> frozenset[str]:
+    return frozenset(candidate.ordering_key for batch in batches for candidate in batch.candidates)

@@ -6,9 +6,18 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from receiver.dispatch.publish import lane, publication
+from receiver.dispatch.publish import ordering_key, publication
 from receiver.dispatch.sink_health import DispatchObserver
-from receiver.domain.publication import Candidate, Decision, Done, LogEntry, Result, Retry, Superseded, decide_replayed
+from receiver.domain.publication import (
+    Decision,
+    Done,
+    LogEntry,
+    PendingPublication,
+    Result,
+    Retry,
+    Superseded,
+    decide_replayed,
+)
 from receiver.domain.queries import ReplayView
 from receiver.domain.window import Window
 from receiver.sinks.registry import ConfiguredSink
@@ -38,7 +47,7 @@ _MOST_RETRIES: Final = WINDOW // 2
 _MOST_READ: Final = 1000
 
 
-class Feed:
+class LogReader:
     """Fills a window. `log_grew` and `retries_moved` say that it is worth looking."""
 
     def __init__(self, database: Database, configured: ConfiguredSink, window: Window) -> None:
@@ -72,12 +81,16 @@ class Feed:
             entries = await event_log.read_after(connection, self._window.read_to, room)
             goes_on = len(entries) == room
             wanted = [entry for entry in entries if self._filter.passes(entry)]
-            lanes = {lane(entry): entry.event.message_id for entry in wanted}
+            ordering_keys = {ordering_key(entry): entry.event.message_id for entry in wanted}
             blocked = (
-                await retries.blocked_lanes(self._database, connection, self._sink, lanes) if lanes else frozenset()
+                await retries.blocked_keys(self._database, connection, self._sink, ordering_keys)
+                if ordering_keys
+                else frozenset()
             )
             later = (
-                await event_log.later_of_messages(self._database, connection, lanes.values(), entries[-1].position)
+                await event_log.later_of_messages(
+                    self._database, connection, ordering_keys.values(), entries[-1].position
+                )
                 if self._latest_only and goes_on
                 else ()
             )
@@ -85,13 +98,13 @@ class Feed:
         passing = {entry.position for entry in wanted}
         for entry in entries:
             if entry.position in passing:
-                self._queue(entry, is_blocked=lane(entry) in blocked, is_old_news=entry.position in old_news)
+                self._queue(entry, is_blocked=ordering_key(entry) in blocked, is_old_news=entry.position in old_news)
             else:
                 self._window.pass_over(entry.position)
         return goes_on
 
     def _queue(self, entry: LogEntry, *, is_blocked: bool, is_old_news: bool) -> None:
-        candidate = Candidate(publication=publication(entry))
+        candidate = PendingPublication(publication=publication(entry))
         if is_old_news:
             self._window.supersede(candidate)
         elif is_blocked:
@@ -104,8 +117,10 @@ class Feed:
             due = await retries.due(connection, self._sink, now=now, limit=_MOST_RETRIES)
             found = due
             if self._latest_only and due:
-                lanes = {retry.lane for retry in due}
-                found = await retries.waiting_in(self._database, connection, self._sink, lanes, limit=_MOST_READ)
+                ordering_keys = {retry.ordering_key for retry in due}
+                found = await retries.waiting_in(
+                    self._database, connection, self._sink, ordering_keys, limit=_MOST_READ
+                )
             new = {retry.position: retry for retry in found if not self._window.holds_retry(retry.position)}
             entries = await event_log.read_at(connection, list(new)) if new else []
         candidates = {entry.position: _retry(entry, new[entry.position]) for entry in entries}
@@ -113,11 +128,11 @@ class Feed:
         if self._latest_only:
             self._drop_old_news(candidates.values())
 
-    def _queue_retries(self, due: Iterable[Candidate]) -> None:
+    def _queue_retries(self, due: Iterable[PendingPublication]) -> None:
         for candidate in due:
             self._window.queue_retry(candidate)
 
-    def _drop_old_news(self, candidates: Collection[Candidate]) -> None:
+    def _drop_old_news(self, candidates: Collection[PendingPublication]) -> None:
         """Where only the newest counts, what waits gives way to what waits behind it."""
         newest = {one.delivery: one.position for one in candidates}
         for candidate in candidates:
@@ -136,12 +151,12 @@ def _old_news(wanted: Iterable[LogEntry], later: Iterable[LogEntry]) -> frozense
     return frozenset(entry.position for entry in wanted if _delivery(entry) in newer)
 
 
-def _retry(entry: LogEntry, retry: WaitingRetry) -> Candidate:
-    return Candidate(publication=publication(entry), attempts=retry.attempts, since=retry.first_at)
+def _retry(entry: LogEntry, retry: WaitingRetry) -> PendingPublication:
+    return PendingPublication(publication=publication(entry), attempts=retry.attempts, since=retry.first_at)
 
 
 def _delivery(entry: LogEntry) -> tuple[str, str | None]:
-    return lane(entry), entry.event.recipient
+    return ordering_key(entry), entry.event.recipient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +169,8 @@ class Resources:
     database: Database
     observer: DispatchObserver
     clock: Callable[[], datetime]
-    steady: Callable[[], float]
-    chance: Callable[[], float]
+    monotonic: Callable[[], float]
+    random_fraction: Callable[[], float]
     lease_seconds: float
     poll_seconds: float
     holder: str | None = None
@@ -190,7 +205,7 @@ class Replaying:
             awaited = await retries.awaited(connection, self._settings.name, self.window.read_to, read_to)
         for entry in entries:
             if entry.position <= self._end and entry.position not in awaited and self._filter.passes(entry):
-                self.window.queue(Candidate(publication=replace(publication(entry), replayed=True)))
+                self.window.queue(PendingPublication(publication=replace(publication(entry), replayed=True)))
         self.window.pass_over(read_to)
 
     def rests(self, now: float) -> bool:
@@ -207,7 +222,7 @@ class Replaying:
         """Whether all of it is done, and written."""
         return self.window.cursor >= self._end
 
-    def decide(self, candidate: Candidate, result: Result, now: float, fraction: float) -> Decision | None:
+    def decide(self, candidate: PendingPublication, result: Result, now: float, fraction: float) -> Decision | None:
         """What becomes of an event after an attempt; None: it is tried again, when the replay has rested."""
         if isinstance(result, Retry):
             self._tries[candidate.position] += 1

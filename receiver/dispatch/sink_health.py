@@ -50,7 +50,7 @@ _TOLD_AFTER: Final = 5
 log = structlog.get_logger("receiver.dispatcher")
 
 
-class Condition:
+class SinkHealth:
     """Takes result after result and says whether the sink may be given more. `steady` is a clock that never jumps."""
 
     def __init__(
@@ -60,22 +60,22 @@ class Condition:
         *,
         observer: DispatchObserver,
         clock: Callable[[], datetime],
-        steady: Callable[[], float],
+        monotonic: Callable[[], float],
     ) -> None:
         self.health = health
         self._sink = sink
         # one that was down stays so for the next holder, until an event arrives
         was_down = health.down_since_at is not None and health.failures > 0
-        self._breaker = Breaker(failures=health.failures, probes=int(was_down), closed_until=steady())
+        self._breaker = Breaker(failures=health.failures, probes=int(was_down), closed_until=monotonic())
         self._observer = observer
         self._clock = clock
-        self._steady = steady
+        self._monotonic = monotonic
         self._told = self.state
         self._observer.breaker_moved(sink, self._told)
 
     @property
     def state(self) -> BreakerState:
-        return self._breaker.state(self._steady())
+        return self._breaker.state(self._monotonic())
 
     @property
     def probe_at(self) -> float | None:
@@ -84,7 +84,7 @@ class Condition:
 
     def take(self, result: Result) -> None:
         """Notes what an attempt gave. A sink that refuses an event has at least answered."""
-        now = self._steady()
+        now = self._monotonic()
         match result:
             case Published():
                 self._breaker = self._breaker.published(now)

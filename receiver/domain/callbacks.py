@@ -27,7 +27,7 @@ class Callback(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 @final
-class Unread(msgspec.Struct, frozen=True, gc=False):
+class Rejected(msgspec.Struct, frozen=True, gc=False):
     """An element of a callback that did not become an event: its place in the array, the reason, words for people."""
 
     index: int
@@ -36,4 +36,4 @@ class Unread(msgspec.Struct, frozen=True, gc=False):
     message_id: str | None = None
 
 
-Element = Event | Unread
+Element = Event | Rejected

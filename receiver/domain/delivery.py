@@ -16,12 +16,12 @@ from receiver.domain.events import (
     MAX_EVENTS,
     MAX_MENTIONS,
     MAX_RECIPIENTS,
-    PLAIN_FACTS,
+    PLAIN_FIELDS,
     Api,
     Direction,
     Event,
-    Facts,
     Failure,
+    MessageFields,
     Status,
     TagVerdict,
     number_key,
@@ -238,7 +238,7 @@ class Recipient(msgspec.Struct, frozen=True, gc=False):
 
 
 # which facts an event brings, beside those that are a text or a number
-_FACTS: Final = (*PLAIN_FACTS, "created_at")
+_FACTS: Final = (*PLAIN_FIELDS, "created_at")
 
 
 class Message:
@@ -327,13 +327,13 @@ class Message:
             return [Recipient(None, self._shared or NOTHING_SAID)]
         return [Recipient(number, self._row(key)) for key, number in self._spellings().items()]
 
-    def facts(self) -> Facts:
+    def facts(self) -> MessageFields:
         """Of each fact the first non-empty value in the order of its events; `recipients` is left empty."""
         assert self._first is not None  # noqa: S101
         if self._events == 1:
             return _non_empty(self._first.facts)
         self._take_facts()
-        return Facts(**{name: getattr(event.facts, name) for name, event in self._facts.items()})
+        return MessageFields(**{name: getattr(event.facts, name) for name, event in self._facts.items()})
 
     @property
     def tag_verdict(self) -> TagVerdict:
@@ -455,9 +455,9 @@ class Message:
         return shown
 
 
-def _non_empty(facts: Facts) -> Facts:
+def _non_empty(facts: MessageFields) -> MessageFields:
     """The facts of an event; an empty text says nothing."""
-    return Facts(
+    return MessageFields(
         sender=facts.sender or None,
         owner=facts.owner or None,
         application_id=facts.application_id or None,
@@ -477,7 +477,7 @@ def _show(numbers: Iterable[str], shown: dict[str, str]) -> None:
         shown.setdefault(number_key(number), number)
 
 
-class Standing(msgspec.Struct, frozen=True, gc=False):
+class MessageSummary(msgspec.Struct, frozen=True, gc=False):
     """What a message as a whole says: the roll-up of its recipients."""
 
     status: str
@@ -493,7 +493,7 @@ PENDING: Final = "pending"
 PARTIAL: Final = "partial"
 
 
-def roll_up(deliveries: Iterable[Delivery], direction: Direction) -> Standing:
+def roll_up(deliveries: Iterable[Delivery], direction: Direction) -> MessageSummary:
     """A message's standing: that of its recipients where they agree, else pending or partial."""
     rows = list(deliveries)
     if len(rows) == 1:
@@ -503,18 +503,18 @@ def roll_up(deliveries: Iterable[Delivery], direction: Direction) -> Standing:
     if len({row.status for row in rows}) > 1:
         pending = any(row.rank < _RANK[Status.UNCONFIRMED] for row in rows)
         status, delivery_state = (PENDING, "waiting") if pending else (PARTIAL, None)
-        return Standing(status, "sent", delivery_state, None, None, contradicted, awaiting)
+        return MessageSummary(status, "sent", delivery_state, None, None, contradicted, awaiting)
     states = {row.axes for row in rows}
     state, delivery_state = states.pop() if len(states) == 1 else _AXES[rows[0].status]
     codes = {(row.code, row.description) for row in rows}
     code, description = codes.pop() if len(codes) == 1 else (None, None)
-    return Standing(rows[0].status, state, delivery_state, code, description, contradicted, awaiting)
+    return MessageSummary(rows[0].status, state, delivery_state, code, description, contradicted, awaiting)
 
 
-def _of_one(row: Delivery, direction: Direction) -> Standing:
+def _of_one(row: Delivery, direction: Direction) -> MessageSummary:
     state, delivery_state = row.axes
     awaiting = direction is Direction.OUT and row.awaits_receipt
-    return Standing(row.status, state, delivery_state, row.code, row.description, row.contradicted, awaiting)
+    return MessageSummary(row.status, state, delivery_state, row.code, row.description, row.contradicted, awaiting)
 
 
 def fold(events: Iterable[Event], conflict: FinalConflict = FinalConflict.FAILED_WINS) -> Message:

@@ -85,12 +85,12 @@ __all__ = [
     "MAX_EVENTS",
     "MAX_MENTIONS",
     "MAX_RECIPIENTS",
-    "PLAIN_FACTS",
+    "PLAIN_FIELDS",
     "Api",
     "Direction",
     "Event",
-    "Facts",
     "Failure",
+    "MessageFields",
     "MessageKey",
     "Quarantine",
     "Status",
@@ -113,7 +113,7 @@ MessageKey = tuple[Api, Direction, str]
 """What a message is known by. An inbound and an outbound message may have the same id; they are two messages."""
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class MessageFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one event tells about its message, as opposed to about its delivery.
 
     `recipients` is `message.to` (v1: `to`) as given, empty when the event named none there. An event read back
@@ -138,7 +138,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 # the facts that are a text or a number: of each, a message keeps the first that is not empty
-PLAIN_FACTS: Final = (
+PLAIN_FIELDS: Final = (
     "sender",
     "owner",
     "application_id",
@@ -177,7 +177,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     delivery_state: str | None = None
     contradicted: bool = False
     tag_verdict: TagVerdict = TagVerdict.UNCHECKED
-    facts: Facts = msgspec.field(default_factory=Facts)
+    facts: MessageFields = msgspec.field(default_factory=MessageFields)
     received_at: datetime
     route: str
     callback_id: str

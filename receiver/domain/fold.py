@@ -7,7 +7,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 from msgspec import structs
 
-from receiver.domain.callbacks import Unread
+from receiver.domain.callbacks import Rejected
 from receiver.domain.delivery import FinalConflict, Message
 from receiver.domain.events import MAX_EVENTS, Event, MessageKey, Quarantine
 from receiver.domain.publication import Appended
@@ -57,7 +57,7 @@ class Batch(Generic[S]):
         self._folded: dict[MessageKey, Message] = {}
         self._seen = {event.id: event.callback_id for events in known.values() for event in events}
 
-    def take(self, event: Event, index: int) -> Appended | Repeat | Unread:
+    def take(self, event: Event, index: int) -> Appended | Repeat | Rejected:
         """Folds an event in, unless it is known already or its message is too large for it.
 
         `index` is the place of the event in its callback.
@@ -71,7 +71,7 @@ class Batch(Generic[S]):
         message = self._folded.get(key) or self._fold(key)
         limit = message.limit_passed(event)
         if limit is not None:
-            return Unread(index, Quarantine.TOO_LARGE, limit, event.message_id)
+            return Rejected(index, Quarantine.TOO_LARGE, limit, event.message_id)
         if key not in self.messages:
             self._touch(key, message)
         self._seen[event.id] = event.callback_id
@@ -81,11 +81,11 @@ class Batch(Generic[S]):
         """The messages whose rows may be written again."""
         return (key for key in self.messages if key not in self._forgotten)
 
-    def _of_full(self, key: MessageKey, event: Event, index: int) -> Repeat | Unread:
+    def _of_full(self, key: MessageKey, event: Event, index: int) -> Repeat | Rejected:
         first = self._full[key].get(event.id)
         if first is not None:
             return Repeat(first)
-        return Unread(index, Quarantine.TOO_LARGE, f"the message has {MAX_EVENTS} events already", event.message_id)
+        return Rejected(index, Quarantine.TOO_LARGE, f"the message has {MAX_EVENTS} events already", event.message_id)
 
     def _fold(self, key: MessageKey) -> Message:
         """The message as the log has it, before this batch; empty for one that the log does not know."""

@@ -80,7 +80,7 @@ class Publication:
 
     id: str
     position: int
-    lane: str
+    ordering_key: str
     type: str
     received_at: datetime
     event: Mapping[str, Any]
@@ -153,7 +153,7 @@ _OUTCOMES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class PendingPublication:
     """A publication that wants an attempt; `attempts` were made before, and `since` is when it began to wait for more.
 
     `since` is None for a first attempt straight from the log.
@@ -172,16 +172,16 @@ class Candidate:
         return self.publication.position
 
     @property
-    def lane(self) -> str:
-        return self.publication.lane
+    def ordering_key(self) -> str:
+        return self.publication.ordering_key
 
     @property
     def delivery(self) -> tuple[str, str | None]:
         """What it reports on: a later event about the same makes it old news."""
-        return self.publication.lane, self.publication.recipient
+        return self.publication.ordering_key, self.publication.recipient
 
 
-class Death(StrEnum):
+class DeadLetterReason(StrEnum):
     """Why an event became a dead letter: the sink will never take it, or it was tried for too long."""
 
     REFUSED = "refused"
@@ -199,7 +199,7 @@ class Superseded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Again:
+class RetryAt:
     """It is tried again at its time; its lane waits."""
 
     due_at: datetime
@@ -212,40 +212,42 @@ class Parked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dead:
+class DeadLettered:
     """It is not tried again by itself; its lane goes on, or is held until an operator decides."""
 
-    death: Death
+    death: DeadLetterReason
     reason: str
     holds: bool = False
     response_code: int | None = None
     response: str | None = None
 
 
-Decision = Done | Superseded | Again | Parked | Dead
+Decision = Done | Superseded | RetryAt | Parked | DeadLettered
 
 
 def decide(
-    candidate: Candidate, result: Result, policy: RetryPolicy, *, now: datetime, fraction: float
+    candidate: PendingPublication, result: Result, policy: RetryPolicy, *, now: datetime, fraction: float
 ) -> Decision | None:
     """What becomes of an event after an attempt; None where the attempt does not count."""
     match result:
         case Published():
             return Done()
         case Refused():
-            return _dead(Death.REFUSED, result, holds=policy.holds)
+            return _dead(DeadLetterReason.REFUSED, result, holds=policy.holds)
         case Retry():
             return _later(candidate, result, policy, now, fraction)
         case SinkDown():
             return None
 
 
-def _later(candidate: Candidate, result: Retry, policy: RetryPolicy, now: datetime, fraction: float) -> Decision:
+def _later(
+    candidate: PendingPublication, result: Retry, policy: RetryPolicy, now: datetime, fraction: float
+) -> Decision:
     pause = policy.pause(candidate.attempts + 1, fraction, asked=result.after, overloaded=result.overloaded)
     due_at = policy.due(now, candidate.since or now, pause)
     if due_at is not None:
-        return Again(due_at=due_at, reason=result.reason)
-    return _dead(Death.EXPIRED, result, holds=policy.holds)
+        return RetryAt(due_at=due_at, reason=result.reason)
+    return _dead(DeadLetterReason.EXPIRED, result, holds=policy.holds)
 
 
 def decide_replayed(result: Result, *, tries_left: int) -> Decision | None:
@@ -254,15 +256,15 @@ def decide_replayed(result: Result, *, tries_left: int) -> Decision | None:
         case Published():
             return Done()
         case Refused():
-            return _dead(Death.REFUSED, result)
+            return _dead(DeadLetterReason.REFUSED, result)
         case Retry():
-            return None if tries_left else _dead(Death.EXPIRED, result)
+            return None if tries_left else _dead(DeadLetterReason.EXPIRED, result)
         case SinkDown():
             return None
 
 
-def _dead(death: Death, result: Refused | Retry, *, holds: bool = False) -> Dead:
-    return Dead(
+def _dead(death: DeadLetterReason, result: Refused | Retry, *, holds: bool = False) -> DeadLettered:
+    return DeadLettered(
         death=death,
         reason=result.reason,
         holds=holds,

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from receiver.domain.publication import Again, Candidate, Dead, Decision, Outcome, Parked, Superseded
+from receiver.domain.publication import DeadLettered, Decision, Outcome, Parked, PendingPublication, RetryAt, Superseded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,10 +23,10 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Decided:
     """What was decided about an event."""
 
-    candidate: Candidate
+    candidate: PendingPublication
     decision: Decision
 
     is_tried: bool = True
@@ -39,12 +39,12 @@ class Verdict:
     @property
     def blocks(self) -> bool:
         """Whether later events of the lane must wait."""
-        return isinstance(self.decision, Again | Parked) or self.holds
+        return isinstance(self.decision, RetryAt | Parked) or self.holds
 
     @property
     def holds(self) -> bool:
         """Whether they must wait for an operator."""
-        return isinstance(self.decision, Dead) and self.decision.holds
+        return isinstance(self.decision, DeadLettered) and self.decision.holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +52,8 @@ class Settlement:
     """What is to be written: all that was decided up to the new cursor, retries, and the record of attempts."""
 
     cursor: int
-    firsts: tuple[Verdict, ...] = ()
-    retries: tuple[Verdict, ...] = ()
+    firsts: tuple[Decided, ...] = ()
+    retries: tuple[Decided, ...] = ()
     attempts: tuple[Attempt, ...] = ()
 
     @property
@@ -81,11 +81,11 @@ class Window:
         self._keeps_order = keeps_order
         self._latest_only = latest_only
         self._latest: dict[tuple[str, str | None], int] = {}
-        self._waiting: dict[int, Candidate] = {}
-        self._retries: dict[int, Candidate] = {}
-        self._under_way: dict[int, Candidate] = {}
-        self._verdicts: dict[int, Verdict] = {}
-        self._retry_verdicts: dict[int, Verdict] = {}
+        self._waiting: dict[int, PendingPublication] = {}
+        self._retries: dict[int, PendingPublication] = {}
+        self._under_way: dict[int, PendingPublication] = {}
+        self._verdicts: dict[int, Decided] = {}
+        self._retry_verdicts: dict[int, Decided] = {}
         self._attempts: list[Attempt] = []
         self._blocked: set[str] = set()
         # of which an event was given up, but not yet in writing: a crash would bring it back behind its successor
@@ -120,24 +120,24 @@ class Window:
     def holds_retry(self, position: int) -> bool:
         return any(position in held for held in (self._retries, self._under_way, self._retry_verdicts))
 
-    def waiting_since(self, before: datetime) -> list[Candidate]:
+    def waiting_since(self, before: datetime) -> list[PendingPublication]:
         """Those nobody is trying that have waited since before a time: since received, or since they first failed.
 
         None behind one of its lane that has not, or is under way: given up first, it would keep that one waiting.
         """
-        found, spared = [], {one.lane for one in self._under_way.values()}
+        found, spared = [], {one.ordering_key for one in self._under_way.values()}
         for one in (*self._waiting.values(), *self._retries.values()):
-            if one.lane not in spared and (one.since or one.publication.received_at) <= before:
+            if one.ordering_key not in spared and (one.since or one.publication.received_at) <= before:
                 found.append(one)
             else:
-                spared.add(one.lane)
+                spared.add(one.ordering_key)
         return found
 
     def pass_over(self, position: int) -> None:
         """Reads on over an event that the sink is not given."""
         self.read_to = position
 
-    def queue(self, candidate: Candidate) -> None:
+    def queue(self, candidate: PendingPublication) -> None:
         """Adds the next event of the log for its first attempt; behind one of its lane that must wait it is parked."""
         self.read_to = candidate.position
         self._wait(candidate)
@@ -147,17 +147,17 @@ class Window:
             if older is not None:
                 self.drop(older, Superseded())
 
-    def supersede(self, candidate: Candidate) -> None:
+    def supersede(self, candidate: PendingPublication) -> None:
         """Reads on over an event of which a newer one of its delivery is known to follow."""
         self.read_to = candidate.position
-        self._verdicts[candidate.position] = Verdict(candidate, Superseded(), is_tried=False)
+        self._verdicts[candidate.position] = Decided(candidate, Superseded(), is_tried=False)
 
-    def park(self, candidate: Candidate) -> None:
+    def park(self, candidate: PendingPublication) -> None:
         """Adds the next event of the log behind those of its lane that are kept as retries."""
-        self._blocked.add(candidate.lane)
+        self._blocked.add(candidate.ordering_key)
         self.queue(candidate)
 
-    def queue_retry(self, candidate: Candidate) -> None:
+    def queue_retry(self, candidate: PendingPublication) -> None:
         """Adds a retry whose time has come; one that is already here stays as it is."""
         if not self.holds_retry(candidate.position):
             self._retries[candidate.position] = candidate
@@ -166,17 +166,17 @@ class Window:
         """Lets go of the retries that nobody is trying, for somebody else has moved some: they are read again."""
         self._retries.clear()
 
-    def drop(self, candidate: Candidate, decision: Decision) -> None:
+    def drop(self, candidate: PendingPublication, decision: Decision) -> None:
         """Decides about an event that waits for its first attempt, or about a retry, without an attempt."""
         (self._retries if candidate.is_retry else self._waiting).pop(candidate.position, None)
-        self._note(Verdict(candidate, decision, is_tried=False))
+        self._note(Decided(candidate, decision, is_tried=False))
 
-    def take(self, limit: int, busy: Collection[str] = ()) -> list[Candidate]:
+    def take(self, limit: int, busy: Collection[str] = ()) -> list[PendingPublication]:
         """The next to publish, which are then under way; of the lanes that are busy elsewhere, none.
 
         A retry goes alone: a poisonous one spoils no others.
         """
-        occupied = {*busy, *self._dying, *(candidate.lane for candidate in self._under_way.values())}
+        occupied = {*busy, *self._dying, *(candidate.ordering_key for candidate in self._under_way.values())}
         firsts, retry = list(self._next_firsts(limit, set(occupied))), self._next_retry(occupied)
         if retry is not None and (self._retries_turn or not firsts):
             firsts = []
@@ -187,7 +187,7 @@ class Window:
         self._under_way.update((candidate.position, candidate) for candidate in taken)
         return taken
 
-    def put_back(self, candidate: Candidate, attempt: Attempt | None = None) -> None:
+    def put_back(self, candidate: PendingPublication, attempt: Attempt | None = None) -> None:
         """Returns an event whose attempt did not count; it will be the first again."""
         del self._under_way[candidate.position]
         self._record(attempt)
@@ -199,11 +199,11 @@ class Window:
         if self._latest_only and self._latest[candidate.delivery] > candidate.position in self._waiting:
             self.drop(candidate, Superseded())
 
-    def decide(self, candidate: Candidate, decision: Decision, attempt: Attempt | None = None) -> None:
+    def decide(self, candidate: PendingPublication, decision: Decision, attempt: Attempt | None = None) -> None:
         """Takes what became of an event that was under way; where it must be tried again, its lane waits."""
         del self._under_way[candidate.position]
         self._record(attempt)
-        self._note(Verdict(candidate, decision))
+        self._note(Decided(candidate, decision))
 
     def settlement(self) -> Settlement:
         """What can be written now."""
@@ -223,53 +223,57 @@ class Window:
         for verdict in settlement.retries:
             del self._retry_verdicts[verdict.candidate.position]
         del self._attempts[: len(settlement.attempts)]
-        self._blocked = {verdict.candidate.lane for verdict in self._verdicts.values() if verdict.blocks}
+        self._blocked = {verdict.candidate.ordering_key for verdict in self._verdicts.values() if verdict.blocks}
         self._dying = {
-            verdict.candidate.lane for verdict in self._verdicts.values() if isinstance(verdict.decision, Dead)
+            verdict.candidate.ordering_key
+            for verdict in self._verdicts.values()
+            if isinstance(verdict.decision, DeadLettered)
         }
         if self._latest_only:
             here = (*self._waiting.values(), *self._under_way.values())
             self._latest = {one.delivery: self._latest[one.delivery] for one in here if not one.is_retry}
 
-    def _note(self, verdict: Verdict) -> None:
+    def _note(self, verdict: Decided) -> None:
         candidate = verdict.candidate
         (self._retry_verdicts if candidate.is_retry else self._verdicts)[candidate.position] = verdict
-        if isinstance(verdict.decision, Dead):
-            self._dying.add(candidate.lane)
+        if isinstance(verdict.decision, DeadLettered):
+            self._dying.add(candidate.ordering_key)
         if verdict.blocks and not candidate.is_retry:
-            self._block(candidate.lane)
+            self._block(candidate.ordering_key)
 
     def _record(self, attempt: Attempt | None) -> None:
         if attempt is not None:
             self._attempts.append(attempt)
 
-    def _wait(self, candidate: Candidate) -> None:
-        if candidate.lane in self._blocked:
-            self._verdicts[candidate.position] = Verdict(candidate, Parked(), is_tried=False)
+    def _wait(self, candidate: PendingPublication) -> None:
+        if candidate.ordering_key in self._blocked:
+            self._verdicts[candidate.position] = Decided(candidate, Parked(), is_tried=False)
         else:
             self._waiting[candidate.position] = candidate
 
-    def _block(self, lane: str) -> None:
-        self._blocked.add(lane)
-        behind = [candidate for candidate in self._waiting.values() if candidate.lane == lane]
+    def _block(self, ordering_key: str) -> None:
+        self._blocked.add(ordering_key)
+        behind = [candidate for candidate in self._waiting.values() if candidate.ordering_key == ordering_key]
         for candidate in behind:
             del self._waiting[candidate.position]
             self._wait(candidate)
 
-    def _next_firsts(self, limit: int, lanes: set[str]) -> Iterable[Candidate]:
+    def _next_firsts(self, limit: int, ordering_keys: set[str]) -> Iterable[PendingPublication]:
         chosen = 0
         for candidate in self._waiting.values():
             if chosen == limit:
                 return
-            if candidate.lane in lanes:
+            if candidate.ordering_key in ordering_keys:
                 continue
             if not self._keeps_order:
-                lanes.add(candidate.lane)
+                ordering_keys.add(candidate.ordering_key)
             chosen += 1
             yield candidate
 
-    def _next_retry(self, lanes: Collection[str]) -> Candidate | None:
+    def _next_retry(self, ordering_keys: Collection[str]) -> PendingPublication | None:
         if sum(one.is_retry for one in self._under_way.values()) >= self._retry_slots:
             return None
-        free: Iterator[Candidate] = (one for one in self._retries.values() if one.lane not in lanes)
+        free: Iterator[PendingPublication] = (
+            one for one in self._retries.values() if one.ordering_key not in ordering_keys
+        )
         return next(free, None)

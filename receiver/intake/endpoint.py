@@ -52,7 +52,7 @@ URLS: Final = (
 )
 
 
-class _Rejected(Exception):
+class _RequestRejected(Exception):
     """A request that is answered without being appended."""
 
     def __init__(self, status: int, reason: str, *headers: tuple[bytes, bytes]) -> None:
@@ -121,7 +121,7 @@ class CallbackEndpoints:
             failpoints.reach("body")
             await self._journal.append(callback)
             failpoints.reach("accepted")
-        except _Rejected as rejection:
+        except _RequestRejected as rejection:
             self._observer.rejected(rejection.reason)
             await _answer(send, rejection.status, *rejection.headers)
         except JournalFull:
@@ -144,12 +144,12 @@ class CallbackEndpoints:
         method: str = scope["method"]
         remote = scope["client"][0] if scope.get("client") else None
         if admission.networks and not _is_in(remote, admission.networks):
-            raise _Rejected(403, "network")
+            raise _RequestRejected(403, "network")
         if method not in url.methods:
-            raise _Rejected(405, "method", (b"allow", ", ".join(url.methods).encode()))
+            raise _RequestRejected(405, "method", (b"allow", ", ".join(url.methods).encode()))
         authorization, headers = _headers(scope["headers"])
         if admission.credentials and not admission.credentials.accept(authorization):
-            raise _Rejected(401, "unauthorized", _CHALLENGE)
+            raise _RequestRejected(401, "unauthorized", _CHALLENGE)
         body = b"" if method == "GET" else await _body(headers, receive, admission.max_body_bytes)
         now = self._clock()
         return Callback(
@@ -180,14 +180,14 @@ class _Endpoint:
 
 async def _body(headers: Mapping[str, str], receive: Receive, max_bytes: int) -> bytes:
     if headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
-        raise _Rejected(415, "compressed", (b"accept-encoding", b"identity"))
+        raise _RequestRejected(415, "compressed", (b"accept-encoding", b"identity"))
     over = _declares_more(headers.get("content-length", ""), max_bytes)
     body = None if over else await _stream(receive, max_bytes)
     if body is None:
         # To read on would tell a sender that asks first ("expect") to go ahead.
         if not (over and "expect" in headers):
             await _drain(receive)
-        raise _Rejected(413, "too-large", _CLOSE)
+        raise _RequestRejected(413, "too-large", _CLOSE)
     return body
 
 
@@ -208,7 +208,7 @@ async def _stream(receive: Receive, max_bytes: int) -> bytes | None:
         parts.append(part)
         size += len(part)
     if message["type"] == "http.disconnect":
-        raise _Rejected(400, "disconnected", _CLOSE)
+        raise _RequestRejected(400, "disconnected", _CLOSE)
     if size > max_bytes:
         return None
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import structlog
 
 from receiver import failpoints
-from receiver.domain.callbacks import Callback, Unread
+from receiver.domain.callbacks import Callback, Rejected
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Event, Quarantine
 from receiver.domain.fold import Batch, MessageKey, Repeat
@@ -41,11 +41,11 @@ class Parsed:
 
     callback: Callback
     events: list[tuple[int, Event]] = field(default_factory=list)
-    unread: list[Unread] = field(default_factory=list)
+    unread: list[Rejected] = field(default_factory=list)
     reasons: Counter[Quarantine] = field(default_factory=Counter)
     new: list[Event] = field(default_factory=list)
     known: list[str] = field(default_factory=list)
-    refused: list[Unread] = field(default_factory=list)
+    refused: list[Rejected] = field(default_factory=list)
 
     @property
     def is_quarantined(self) -> bool:
@@ -56,7 +56,7 @@ class Parsed:
         """Whether it brought nothing new. A callback that is processed a second time is no repeat of itself."""
         return not self.new and not self.is_quarantined and self.callback.id not in self.known
 
-    def reject(self, unread: Unread) -> None:
+    def reject(self, unread: Rejected) -> None:
         self.reasons[unread.reason] += 1
         if len(self.unread) < processor.MAX_LISTED:
             self.unread.append(unread)
@@ -89,7 +89,7 @@ async def parse(callback: Callback, checker: TagChecker) -> Parsed:
 
 def _quarantined(callback: Callback, detail: str) -> Parsed:
     parsed = Parsed(callback)
-    parsed.reject(Unread(0, Quarantine.UNREADABLE, detail))
+    parsed.reject(Rejected(0, Quarantine.UNREADABLE, detail))
     return parsed
 
 
@@ -192,7 +192,7 @@ async def _take(folded: Batch[Any], batch: Sequence[Parsed]) -> None:
                 one.new.append(event)
             elif type(result) is Repeat:
                 one.known.append(result.callback_id)
-            elif type(result) is Unread:
+            elif type(result) is Rejected:
                 one.refused.append(result)
             taken += 1
             if taken % BREATH == 0:

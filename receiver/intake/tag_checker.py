@@ -6,7 +6,7 @@ import msgspec
 from msgspec import structs
 
 from receiver import tags
-from receiver.domain.callbacks import Unread
+from receiver.domain.callbacks import Rejected
 from receiver.domain.events import Direction, Event, Quarantine, TagVerdict
 from receiver.tags import TagPolicy
 
@@ -28,7 +28,7 @@ class TagChecker(msgspec.Struct, frozen=True, kw_only=True):
         """Without the keys, which are secret."""
         return f"TagChecker(policy={self.policy.value!r})"
 
-    def check(self, event: Event, index: int) -> Event | Unread:
+    def check(self, event: Event, index: int) -> Event | Rejected:
         """The event with its verdict and the user's value as tag, or why the policy refuses it.
 
         `index` is the place of the event in its callback.
@@ -38,7 +38,7 @@ class TagChecker(msgspec.Struct, frozen=True, kw_only=True):
         verdict, value = self._verdict(event)
         if self.policy is TagPolicy.REQUIRE and verdict is not TagVerdict.VALID:
             reason = _REASONS.get(verdict, Quarantine.TAG_FORGED)
-            return Unread(index, reason, f"tag {verdict}", event.message_id)
+            return Rejected(index, reason, f"tag {verdict}", event.message_id)
         return _with(event, verdict, value)
 
     def _verdict(self, event: Event) -> _Found:

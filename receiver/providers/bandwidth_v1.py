@@ -8,8 +8,18 @@ from typing import Final
 
 import msgspec
 
-from receiver.domain.callbacks import Callback, Element, Unread
-from receiver.domain.events import Api, Direction, Event, Facts, Failure, Quarantine, Status, TagVerdict, event_id
+from receiver.domain.callbacks import Callback, Element, Rejected
+from receiver.domain.events import (
+    Api,
+    Direction,
+    Event,
+    Failure,
+    MessageFields,
+    Quarantine,
+    Status,
+    TagVerdict,
+    event_id,
+)
 from receiver.providers.bandwidth_codes import failure_side, proves_nothing
 from receiver.providers.fields import Fields, moment, number, number_text, quoted, text, texts, too_many, urls
 
@@ -43,18 +53,18 @@ def recognises(fields: Fields) -> bool:
     return type(kind) is str and kind in _CHANNELS
 
 
-def read_event(fields: Fields, index: int, callback: Callback) -> Element:
+def parse_event(fields: Fields, index: int, callback: Callback) -> Element:
     """The event that a recognised object is, or why it is none."""
     report = _report(fields)
     direction = _direction(report)
     status = _status(direction, report)
     if status is None:
-        return Unread(index, Quarantine.UNKNOWN_TYPE, _misfit(report))
+        return Rejected(index, Quarantine.UNKNOWN_TYPE, _misfit(report))
     message_id = text(fields.get("messageId"))
     if not message_id:
-        return Unread(index, Quarantine.NO_MESSAGE_ID, f"{fields['eventType']} without a messageId")
+        return Rejected(index, Quarantine.NO_MESSAGE_ID, f"{fields['eventType']} without a messageId")
     if told := too_many(fields.get("to")):
-        return Unread(index, Quarantine.TOO_LARGE, told)
+        return Rejected(index, Quarantine.TOO_LARGE, told)
     return _event(fields, message_id, direction, status, report, callback)
 
 
@@ -137,9 +147,9 @@ def _judge_failure(status: Status, state: str | None, code: int | None) -> tuple
     return status, Failure.REFUSED if state == "error" else failure_side(Api.V1, code)
 
 
-def _facts(fields: Fields) -> Facts:
+def _facts(fields: Fields) -> MessageFields:
     message_text, media = text(fields.get("text")), urls(fields.get("media"))
-    return Facts(
+    return MessageFields(
         sender=text(fields.get("from")),
         recipients=texts(fields.get("to")),
         application_id=text(fields.get("applicationId")),

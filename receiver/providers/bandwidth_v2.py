@@ -10,14 +10,14 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from receiver.domain.callbacks import Callback, Element, Unread
+from receiver.domain.callbacks import Callback, Element, Rejected
 from receiver.domain.events import (
     MAX_RECIPIENTS,
     Api,
     Direction,
     Event,
-    Facts,
     Failure,
+    MessageFields,
     Quarantine,
     Status,
     TagVerdict,
@@ -136,9 +136,9 @@ def event_of(told: TypedEvent, callback: Callback) -> Event:
     )
 
 
-def _typed_fields(told: TypedEvent, message: _Message) -> Facts:
+def _typed_fields(told: TypedEvent, message: _Message) -> MessageFields:
     media = _without_empty(message.media)
-    return Facts(
+    return MessageFields(
         sender=message.sender,
         recipients=_without_empty(message.to),
         owner=message.owner,
@@ -202,14 +202,14 @@ def recognises(fields: Fields) -> bool:
     return type(kind) is str and kind in STATUSES
 
 
-def read_event(fields: Fields, index: int, callback: Callback) -> Element:
+def parse_event(fields: Fields, index: int, callback: Callback) -> Element:
     """The event that a recognised object is, or why it is none."""
     message = _object(fields.get("message"))
     message_id = text(message.get("id")) or text(message.get("messageId"))
     if not message_id:
-        return Unread(index, Quarantine.NO_MESSAGE_ID, f"{fields['type']} without a message id")
+        return Rejected(index, Quarantine.NO_MESSAGE_ID, f"{fields['type']} without a message id")
     if told := too_many(message.get("to")) or too_many(fields.get("to")):
-        return Unread(index, Quarantine.TOO_LARGE, told)
+        return Rejected(index, Quarantine.TOO_LARGE, told)
     return _event(fields, message, message_id, callback)
 
 
@@ -266,10 +266,10 @@ def _recipient(to: object, recipients: tuple[str, ...]) -> str | None:
     return named[0] if len(named) == 1 else None
 
 
-def _facts(fields: Fields, message: Fields) -> Facts:
+def _facts(fields: Fields, message: Fields) -> MessageFields:
     content = _object(message.get("content"))
     message_text, media = _text(message, content), urls(message.get("media")) or urls(content.get("media"))
-    return Facts(
+    return MessageFields(
         sender=text(message.get("from")),
         recipients=texts(message.get("to")),
         owner=text(message.get("owner")),

@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 
-class Unreadable(ValueError):
+class ParseError(ValueError):
     """A callback that cannot be taken apart; the text says why, in words for people."""
 
 
@@ -30,14 +30,14 @@ def _parse_leniently(body: bytes) -> Any:
     NaN and infinities (as null), integers of any size and spare commas (Bandwidth's two-factor samples have one).
     """
     if not body.strip():
-        raise Unreadable("the body is empty")
+        raise ParseError("the body is empty")
     text = body.decode(json.detect_encoding(body), errors="replace")
     try:
         return _DECODER.decode(_STRING_OR_SPARE_COMMA.sub(_without_spare_comma, text))
     except RecursionError:
-        raise Unreadable("the body is nested too deeply") from None
+        raise ParseError("the body is nested too deeply") from None
     except ValueError as error:
-        raise Unreadable(f"the body is not JSON: {str(error)[:120]}") from None
+        raise ParseError(f"the body is not JSON: {str(error)[:120]}") from None
 
 
 def _without_spare_comma(match: re.Match[str]) -> str:

@@ -5,11 +5,11 @@ from typing import Any, Final
 
 from msgspec import structs
 
-from receiver.domain.callbacks import Callback, Element, Unread
+from receiver.domain.callbacks import Callback, Element, Rejected
 from receiver.domain.events import Event, Quarantine
 from receiver.providers import bandwidth_v1, bandwidth_v2, json_body, query_string
 from receiver.providers.fields import LONGEST, Fields, quoted, text
-from receiver.providers.json_body import Unreadable
+from receiver.providers.json_body import ParseError
 
 _VOICE_EVENTS: Final = frozenset(
     {
@@ -65,8 +65,8 @@ def read_leniently(callback: Callback) -> Iterator[Element]:
     """The same elements, from a body that need not be well formed or of the documented types."""
     try:
         members = _members(callback)
-    except Unreadable as error:
-        yield Unread(0, Quarantine.UNREADABLE, str(error))
+    except ParseError as error:
+        yield Rejected(0, Quarantine.UNREADABLE, str(error))
         return
     for index, member in enumerate(members):
         yield _read_member(member, index, callback)
@@ -82,17 +82,17 @@ def _in_query(callback: Callback) -> bool:
     if callback.method != "GET":
         return not callback.body and "eventType=" in callback.query
     if not callback.query:
-        raise Unreadable("a GET without a query string")
+        raise ParseError("a GET without a query string")
     return True
 
 
 def _read_member(member: object, index: int, callback: Callback) -> Element:
     if type(member) is not dict:
-        return Unread(index, Quarantine.UNREADABLE, _NO_OBJECT.get(type(member), "a number in place of an object"))
+        return Rejected(index, Quarantine.UNREADABLE, _NO_OBJECT.get(type(member), "a number in place of an object"))
     if bandwidth_v2.recognises(member):
-        element = _of_sane_length(bandwidth_v2.read_event(member, index, callback), index)
+        element = _of_sane_length(bandwidth_v2.parse_event(member, index, callback), index)
     elif bandwidth_v1.recognises(member):
-        element = _of_sane_length(bandwidth_v1.read_event(member, index, callback), index)
+        element = _of_sane_length(bandwidth_v1.parse_event(member, index, callback), index)
     else:
         element = _not_ours(member, index)
     return element if type(element) is Event else structs.replace(element, message_id=_message_id(member))
@@ -113,14 +113,14 @@ def _of_sane_length(element: Element, index: int) -> Element:
     looked_up = (element.message_id, element.recipient, facts.sender, facts.application_id, *facts.recipients)
     if all(told is None or len(told) <= LONGEST for told in looked_up):
         return element
-    return Unread(index, Quarantine.UNREADABLE, f"an id or a number has more than {LONGEST} characters")
+    return Rejected(index, Quarantine.UNREADABLE, f"an id or a number has more than {LONGEST} characters")
 
 
-def _not_ours(fields: Fields, index: int) -> Unread:
+def _not_ours(fields: Fields, index: int) -> Rejected:
     product = _foreign_product(fields)
     if product:
-        return Unread(index, Quarantine.FOREIGN_PRODUCT, f"an event of {product}")
-    return Unread(index, Quarantine.UNKNOWN_TYPE, _unfamiliar(fields))
+        return Rejected(index, Quarantine.FOREIGN_PRODUCT, f"an event of {product}")
+    return Rejected(index, Quarantine.UNKNOWN_TYPE, _unfamiliar(fields))
 
 
 def _foreign_product(fields: Fields) -> str | None:

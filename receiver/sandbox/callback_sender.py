@@ -89,7 +89,7 @@ class Caller:
         self._clock = clock
         self._due: list[tuple[datetime, int, _Task]] = []
         self._ticket = itertools.count()
-        self._lanes: dict[Message, _Lane] = {}
+        self._ordering_keys: dict[Message, _Lane] = {}
         self._forgotten = 0
         self._slots = asyncio.Semaphore(settings.connections)
         self._woken = asyncio.Event()
@@ -110,7 +110,7 @@ class Caller:
             finally:
                 for task in (runner, *self._workers()):
                     task.cancel()
-                self._lanes.clear()
+                self._ordering_keys.clear()
 
     def schedule(self, message: Message) -> None:
         """Plans the callbacks of a message."""
@@ -134,7 +134,7 @@ class Caller:
         self._due.clear()
         for worker in self._workers():
             worker.cancel()
-        self._lanes.clear()
+        self._ordering_keys.clear()
         self.calls.clear()
         self._settled.set()
         self.wake()
@@ -145,7 +145,7 @@ class Caller:
 
     def state(self) -> State:
         self._sweep()
-        under_way = sum(len(lane.tasks) + 1 for lane in self._lanes.values())
+        under_way = sum(len(lane.tasks) + 1 for lane in self._ordering_keys.values())
         return State(len(self._due), under_way, self._due[0][0] if self._due else None)
 
     async def settle(self, seconds: float) -> State:
@@ -165,7 +165,7 @@ class Caller:
         self._settled.set()
 
     def _workers(self) -> Iterable[asyncio.Task[None]]:
-        return [lane.worker for lane in self._lanes.values() if lane.worker]
+        return [lane.worker for lane in self._ordering_keys.values() if lane.worker]
 
     def _push(self, due_at: datetime, task: _Task) -> None:
         heapq.heappush(self._due, (due_at, next(self._ticket), task))
@@ -189,7 +189,7 @@ class Caller:
         now = self._clock.now()
         while self._due and self._due[0][0] <= now:
             task = heapq.heappop(self._due)[2]
-            lane = self._lanes.setdefault(task.message, _Lane())
+            lane = self._ordering_keys.setdefault(task.message, _Lane())
             lane.tasks.append(task)
             if lane.worker is None:
                 lane.worker = group.create_task(self._work(task.message, lane))
@@ -202,8 +202,8 @@ class Caller:
                 # it may have been forgotten while it waited for its turn
                 if not message.forgotten:
                     await self._call(task)
-        if self._lanes.get(message) is lane:
-            del self._lanes[message]
+        if self._ordering_keys.get(message) is lane:
+            del self._ordering_keys[message]
         self._settled.set()
 
     async def _call(self, task: _Task) -> None:

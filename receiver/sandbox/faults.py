@@ -16,7 +16,7 @@ from receiver.sandbox.timeline import DELIVERED_CODES, FINAL, Kind, Post, Sendin
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Misbehaviour(StrEnum):
+class Fault(StrEnum):
     """What can go wrong with the callbacks of one recipient."""
 
     DUPLICATE = "duplicate"
@@ -30,22 +30,22 @@ class Misbehaviour(StrEnum):
     BATCH = "batch"
 
 
-MEANINGS: Final[Mapping[Misbehaviour, str]] = {
-    Misbehaviour.DUPLICATE: "every callback comes twice or three times",
-    Misbehaviour.REORDER: "the callbacks come in the opposite order",
-    Misbehaviour.DELAY: "every callback comes 5 to 120 seconds late",
-    Misbehaviour.LATE: "the final receipt comes 1 to 20 hours late",
-    Misbehaviour.MISSING: "no final receipt ever comes",
-    Misbehaviour.SILENT: "no callback ever comes",
-    Misbehaviour.CONTRADICT: "both delivered and failed come",
-    Misbehaviour.UNKNOWN_TYPE: "an event of a type that no document knows comes too",
-    Misbehaviour.BATCH: "v2 callbacks come with several events in one array",
+MEANINGS: Final[Mapping[Fault, str]] = {
+    Fault.DUPLICATE: "every callback comes twice or three times",
+    Fault.REORDER: "the callbacks come in the opposite order",
+    Fault.DELAY: "every callback comes 5 to 120 seconds late",
+    Fault.LATE: "the final receipt comes 1 to 20 hours late",
+    Fault.MISSING: "no final receipt ever comes",
+    Fault.SILENT: "no callback ever comes",
+    Fault.CONTRADICT: "both delivered and failed come",
+    Fault.UNKNOWN_TYPE: "an event of a type that no document knows comes too",
+    Fault.BATCH: "v2 callbacks come with several events in one array",
 }
 # with these, one event alone would show nothing
-NEED_COMPANY: Final = frozenset({Misbehaviour.REORDER, Misbehaviour.BATCH})
+NEED_COMPANY: Final = frozenset({Fault.REORDER, Fault.BATCH})
 
 # what concerns receipts alone, which inbound messages have none of
-OF_RECEIPTS: Final = frozenset({Misbehaviour.LATE, Misbehaviour.MISSING, Misbehaviour.CONTRADICT})
+OF_RECEIPTS: Final = frozenset({Fault.LATE, Fault.MISSING, Fault.CONTRADICT})
 
 _DELAY_SECONDS: Final = (5.0, 120.0)
 _LATE_SECONDS: Final = (3600.0, 20 * 3600.0)
@@ -66,15 +66,15 @@ class Rates(BaseModel):
 
     failed: Share = Field(0, description="fail, with a code of the catalogue")
     unconfirmed: Share = Field(0, description="end with a code that proves nothing")
-    duplicate: Share = Field(0, description=MEANINGS[Misbehaviour.DUPLICATE])
-    reorder: Share = Field(0, description=MEANINGS[Misbehaviour.REORDER])
-    delay: Share = Field(0, description=MEANINGS[Misbehaviour.DELAY])
-    late: Share = Field(0, description=MEANINGS[Misbehaviour.LATE])
-    missing: Share = Field(0, description=MEANINGS[Misbehaviour.MISSING])
-    silent: Share = Field(0, description=MEANINGS[Misbehaviour.SILENT])
-    contradict: Share = Field(0, description=MEANINGS[Misbehaviour.CONTRADICT])
-    unknown_type: Share = Field(0, description=MEANINGS[Misbehaviour.UNKNOWN_TYPE])
-    batch: Share = Field(0, description=MEANINGS[Misbehaviour.BATCH])
+    duplicate: Share = Field(0, description=MEANINGS[Fault.DUPLICATE])
+    reorder: Share = Field(0, description=MEANINGS[Fault.REORDER])
+    delay: Share = Field(0, description=MEANINGS[Fault.DELAY])
+    late: Share = Field(0, description=MEANINGS[Fault.LATE])
+    missing: Share = Field(0, description=MEANINGS[Fault.MISSING])
+    silent: Share = Field(0, description=MEANINGS[Fault.SILENT])
+    contradict: Share = Field(0, description=MEANINGS[Fault.CONTRADICT])
+    unknown_type: Share = Field(0, description=MEANINGS[Fault.UNKNOWN_TYPE])
+    batch: Share = Field(0, description=MEANINGS[Fault.BATCH])
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -82,15 +82,15 @@ class Rates(BaseModel):
             raise ValueError("failed and unconfirmed are more than 1 together")
         return self
 
-    def choose(self, chance: Random) -> frozenset[Misbehaviour]:
+    def choose(self, chance: Random) -> frozenset[Fault]:
         """What goes wrong this time. One draw for each, so that a rate of one does not move the others."""
-        return frozenset(each for each in Misbehaviour if chance.random() < getattr(self, each))
+        return frozenset(each for each in Fault if chance.random() < getattr(self, each))
 
 
 def posts(
     sending: Sending,
     steps: Iterable[Step],
-    chosen: Mapping[str, Collection[Misbehaviour]],
+    chosen: Mapping[str, Collection[Fault]],
     chance: Random,
 ) -> tuple[Post, ...]:
     """The callbacks for the steps of a message, in the order they are due; `chosen` is by recipient."""
@@ -103,26 +103,26 @@ def posts(
         for post in _of_recipient(sending, recipient, own, chosen.get(recipient, ()), chance)
     ]
     told.sort(key=lambda post: post.after)
-    if sending.api is Api.V2 and any(Misbehaviour.BATCH in misbehaviours for misbehaviours in chosen.values()):
+    if sending.api is Api.V2 and any(Fault.BATCH in misbehaviours for misbehaviours in chosen.values()):
         told = _in_batches(told)
     return tuple(told)
 
 
 def _of_recipient(
-    sending: Sending, recipient: str, steps: list[Step], chosen: Collection[Misbehaviour], chance: Random
+    sending: Sending, recipient: str, steps: list[Step], chosen: Collection[Fault], chance: Random
 ) -> list[Post]:
-    if Misbehaviour.SILENT in chosen:
+    if Fault.SILENT in chosen:
         return []
-    if Misbehaviour.CONTRADICT in chosen and sending.wants_receipts:
+    if Fault.CONTRADICT in chosen and sending.wants_receipts:
         steps = [*steps, *_contradiction(sending, recipient, steps, chance)]
-    if Misbehaviour.MISSING in chosen:
+    if Fault.MISSING in chosen:
         steps = [step for step in steps if step.kind not in FINAL]
-    if Misbehaviour.UNKNOWN_TYPE in chosen:
+    if Fault.UNKNOWN_TYPE in chosen:
         steps = [*steps, Step(chance.uniform(*_UNFAMILIAR_SECONDS), Kind.UNFAMILIAR, recipient)]
     told = [Post(step.after + _lag(step, chosen, chance), (step,)) for step in steps]
-    if Misbehaviour.REORDER in chosen:
+    if Fault.REORDER in chosen:
         told = _backwards(told)
-    if Misbehaviour.DUPLICATE in chosen:
+    if Fault.DUPLICATE in chosen:
         told += [
             replace(post, after=post.after + chance.uniform(*_COPY_SECONDS))
             for post in told
@@ -131,11 +131,11 @@ def _of_recipient(
     return told
 
 
-def _lag(step: Step, chosen: Collection[Misbehaviour], chance: Random) -> float:
+def _lag(step: Step, chosen: Collection[Fault], chance: Random) -> float:
     lag = 0.0
-    if Misbehaviour.DELAY in chosen:
+    if Fault.DELAY in chosen:
         lag += chance.uniform(*_DELAY_SECONDS)
-    if Misbehaviour.LATE in chosen and step.kind in FINAL:
+    if Fault.LATE in chosen and step.kind in FINAL:
         lag += chance.uniform(*_LATE_SECONDS)
     return lag
 

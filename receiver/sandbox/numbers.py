@@ -10,22 +10,22 @@ from typing import Final
 
 from receiver.domain.events import Api
 from receiver.providers.bandwidth_codes import CodeEntry, catalogue
-from receiver.sandbox.faults import MEANINGS, Misbehaviour
+from receiver.sandbox.faults import MEANINGS, Fault
 from receiver.sandbox.timeline import Kind, Outcome
 
 _CODES: Final = {Api.V1: "+1555201", Api.V2: "+1555202"}
 _MISBEHAVIOURS: Final = "+1555209"
 # numbers that stay what they are, whatever is added
 _PLACES: Final = {
-    Misbehaviour.DUPLICATE: 1,
-    Misbehaviour.REORDER: 2,
-    Misbehaviour.DELAY: 3,
-    Misbehaviour.LATE: 4,
-    Misbehaviour.MISSING: 5,
-    Misbehaviour.SILENT: 6,
-    Misbehaviour.CONTRADICT: 7,
-    Misbehaviour.UNKNOWN_TYPE: 8,
-    Misbehaviour.BATCH: 9,
+    Fault.DUPLICATE: 1,
+    Fault.REORDER: 2,
+    Fault.DELAY: 3,
+    Fault.LATE: 4,
+    Fault.MISSING: 5,
+    Fault.SILENT: 6,
+    Fault.CONTRADICT: 7,
+    Fault.UNKNOWN_TYPE: 8,
+    Fault.BATCH: 9,
 }
 _READ: Final = f"{_MISBEHAVIOURS}0100"
 
@@ -38,7 +38,7 @@ class Magic:
     api: Api | None
     meaning: str
     outcome: Outcome | None = None
-    misbehaviour: Misbehaviour | None = None
+    misbehaviour: Fault | None = None
 
 
 @cache
@@ -46,7 +46,7 @@ def magic_numbers() -> tuple[Magic, ...]:
     """Every magic number."""
     return (
         *(_of_code(entry) for entry in catalogue()),
-        *(Magic(of(each), None, MEANINGS[each], misbehaviour=each) for each in Misbehaviour),
+        *(Magic(of(each), None, MEANINGS[each], misbehaviour=each) for each in Fault),
         Magic(_READ, Api.V2, "the message is delivered, then read", outcome=Outcome(Kind.READ)),
     )
 
@@ -56,7 +56,7 @@ def magic(api: Api, number: str) -> Magic | None:
     return _by_number().get((api, number))
 
 
-def of(misbehaviour: Misbehaviour) -> str:
+def of(misbehaviour: Fault) -> str:
     """The number that misbehaves so."""
     return f"{_MISBEHAVIOURS}{_PLACES[misbehaviour]:04}"
 

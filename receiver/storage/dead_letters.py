@@ -51,7 +51,7 @@ def statement(query: DeadLetterQuery) -> Any:
 
 
 _SHOWN: Final = (
-    *(column for column in DEAD_LETTERS.c if column.name != "lane"),
+    *(column for column in DEAD_LETTERS.c if column.name != "ordering_key"),
     EVENTS.c.message_id,
     EVENTS.c.recipient,
     EVENTS.c.status,
@@ -129,15 +129,17 @@ async def _bites(
 async def _bite(
     database: Database, sink: str, chosen: Sequence[ColumnElement[bool]], act: _Act, now: datetime
 ) -> Sequence[Row[Any]]:
-    found = select(DEAD_LETTERS.c.position, DEAD_LETTERS.c.lane).where(*chosen).order_by(DEAD_LETTERS.c.position)
+    found = (
+        select(DEAD_LETTERS.c.position, DEAD_LETTERS.c.ordering_key).where(*chosen).order_by(DEAD_LETTERS.c.position)
+    )
     async with database.writing() as connection:
         await sinks.lock_row(connection, sink)
         rows = (await connection.execute(found.limit(_BITE))).all()
         if rows:
-            lanes = sorted({row.lane for row in rows})
+            ordering_keys = sorted({row.ordering_key for row in rows})
             await act(connection, [row.position for row in rows])
-            await _unseat(database, connection, sink, lanes)
-            await promote(database, connection, sink, lanes, now)
+            await _unseat(database, connection, sink, ordering_keys)
+            await promote(database, connection, sink, ordering_keys, now)
     return rows
 
 
@@ -172,7 +174,7 @@ def _at(table: Any, sink: str, positions: Sequence[int]) -> ColumnElement[bool]:
     return and_(table.c.sink == sink, table.c.position.in_(positions))
 
 
-_COPIED: Final = ("sink", "position", "lane", "state", "attempts", "due_at", "first_at", "reason")
+_COPIED: Final = ("sink", "position", "ordering_key", "state", "attempts", "due_at", "first_at", "reason")
 
 
 def _as_retries(database: Database, chosen: ColumnElement[bool], now: datetime) -> Any:
@@ -180,7 +182,7 @@ def _as_retries(database: Database, chosen: ColumnElement[bool], now: datetime) 
     letters = select(
         DEAD_LETTERS.c.sink,
         DEAD_LETTERS.c.position,
-        DEAD_LETTERS.c.lane,
+        DEAD_LETTERS.c.ordering_key,
         literal("parked"),
         literal(0),
         null(),
@@ -192,7 +194,9 @@ def _as_retries(database: Database, chosen: ColumnElement[bool], now: datetime) 
     return insert.on_conflict_do_update(index_elements=["sink", "position"], set_=anew)
 
 
-async def _unseat(database: Database, connection: AsyncConnection, sink: str, lanes: Sequence[str]) -> None:
+async def _unseat(database: Database, connection: AsyncConnection, sink: str, ordering_keys: Sequence[str]) -> None:
     """Takes the lanes' heads down, for an earlier event may have come back before them."""
-    heads = and_(RETRIES.c.sink == sink, RETRIES.c.state != "parked", database.among(RETRIES.c.lane, "lanes"))
-    await connection.execute(update(RETRIES).where(heads).values(state="parked"), {"lanes": database.texts(lanes)})
+    heads = and_(RETRIES.c.sink == sink, RETRIES.c.state != "parked", database.among(RETRIES.c.ordering_key, "lanes"))
+    await connection.execute(
+        update(RETRIES).where(heads).values(state="parked"), {"lanes": database.texts(ordering_keys)}
+    )

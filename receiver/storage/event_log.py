@@ -12,12 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.events import (
     MAX_EVENTS,
-    PLAIN_FACTS,
+    PLAIN_FIELDS,
     Api,
     Direction,
     Event,
-    Facts,
     Failure,
+    MessageFields,
     MessageKey,
     Status,
     TagVerdict,
@@ -33,7 +33,7 @@ MESSAGES: Final[Any] = MessageRow.__table__  # type: ignore[attr-defined]
 # no index knows when events were received: the log is searched in parts, each of them quick
 _SEARCHED_AT_ONCE: Final = 50_000
 
-_OF_MESSAGE: Final = (*PLAIN_FACTS, "recipients", "text", "media")
+_OF_MESSAGE: Final = (*PLAIN_FIELDS, "recipients", "text", "media")
 
 
 def append(entries: Sequence[Appended], spelling: Spelling) -> InsertMany:
@@ -271,8 +271,8 @@ def event_of(row: Row[Any]) -> Event:
     )
 
 
-def _facts(stored: _Stored) -> Facts:
-    return Facts(
+def _facts(stored: _Stored) -> MessageFields:
+    return MessageFields(
         sender=stored.sender,
         recipients=stored.recipients,
         owner=stored.owner,
@@ -381,29 +381,29 @@ def _time_text(time: datetime | None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class LogBounds:
     """The oldest position kept (None: none is) and the last one given away (0: none was)."""
 
     oldest: int | None
     last: int
 
 
-async def pull(database: Database, after: int, limit: int) -> tuple[list[LogEntry], Span]:
+async def pull(database: Database, after: int, limit: int) -> tuple[list[LogEntry], LogBounds]:
     """The next entries after a position, and the span of the log, looked at after them.
 
     In this order: what retention removes in between is seen to be missing, and not skipped.
     """
     async with database.reading() as connection:
         entries = await read_after(connection, after, limit)
-        return entries, await _span(database, connection)
+        return entries, await _log_bounds(database, connection)
 
 
-async def _span(database: Database, connection: AsyncConnection) -> Span:
+async def _log_bounds(database: Database, connection: AsyncConnection) -> LogBounds:
     oldest, newest = await bounds(connection)
     if oldest:
-        return Span(oldest, newest)
+        return LogBounds(oldest, newest)
     given = await connection.scalar(_SQLITE_GIVEN if database.is_sqlite else _POSTGRESQL_GIVEN)
-    return Span(None, given or 0)
+    return LogBounds(None, given or 0)
 
 
 # what was given away is remembered also when retention has emptied the log

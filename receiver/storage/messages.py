@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Row, Select, and_, exists, literal_column,
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.delivery import Message, Recipient, roll_up
-from receiver.domain.events import Api, Direction, Event, Facts, MessageKey, number_key
+from receiver.domain.events import Api, Direction, Event, MessageFields, MessageKey, number_key
 from receiver.domain.queries import MessageQuery, MessageView, Page, RecipientView, SortOrder
 from receiver.storage import event_log
 from receiver.storage.bulk import ExecuteMany, InsertMany, Spelling, Step, Transaction, upsert
@@ -100,7 +100,7 @@ def rows_of(message: Message, spelling: Spelling) -> Rows:
 
 
 def _message_row(
-    message: Message, facts: Facts, recipients: Sequence[Recipient], listed_at: Any, spelling: Spelling
+    message: Message, facts: MessageFields, recipients: Sequence[Recipient], listed_at: Any, spelling: Spelling
 ) -> _RowValues:
     time, flag = spelling.time, spelling.flag
     standing = roll_up([recipient.delivery for recipient in recipients], message.direction)

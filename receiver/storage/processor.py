@@ -14,7 +14,7 @@ from typing import Any, Final
 from sqlalchemy import Row, Select, and_, func, literal, literal_column, or_, select, update
 from sqlalchemy import text as sql
 
-from receiver.domain.callbacks import Unread
+from receiver.domain.callbacks import Rejected
 from receiver.errors import ReceiverError
 from receiver.storage import journal
 from receiver.storage.bulk import ExecuteMany, InsertMany, Step, Transaction
@@ -172,7 +172,7 @@ _ADVANCE: Final = {
 
 
 def quarantine(
-    callback_id: str, unread: Sequence[Unread], number: int, reprocessed_at: Any = None
+    callback_id: str, unread: Sequence[Rejected], number: int, reprocessed_at: Any = None
 ) -> list[tuple[Any, ...]]:
     """The rows of a callback's unusable elements: of `number` the first, the last of which says how many follow."""
     listed = unread[:MAX_LISTED]

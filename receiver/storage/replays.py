@@ -23,7 +23,7 @@ IS_OPEN: Final = sql("replays.state IN ('running', 'paused')")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stretch:
+class LogRange:
     """A part of the log for a replay: so many events, the first of them received at `first_at`."""
 
     after_position: int
@@ -52,16 +52,16 @@ async def find(
     return Page(items=[_replay(row) for row in rows[:size]], more=len(rows) > size)
 
 
-async def stretch(database: Database, sink: str, since: Since) -> Stretch:
+async def log_range(database: Database, sink: str, since: Since) -> LogRange:
     """What a replay would be of, were it begun now; raises what `begin` would."""
     after = await _before(database, since)
     async with database.reading() as connection:
         row = await sinks.row_of(connection, sink)
         await _refuse(connection, sink, since)
-    return await _stretch(database, after, row.cursor)
+    return await _log_range(database, after, row.cursor)
 
 
-async def begin(database: Database, sink: str, since: Since, *, now: datetime) -> tuple[ReplayView | None, Stretch]:
+async def begin(database: Database, sink: str, since: Since, *, now: datetime) -> tuple[ReplayView | None, LogRange]:
     """Has a sink given again what its cursor has passed, from a time on or from the oldest event kept.
 
     What comes after its cursor it is given anyway. Without any event there is no replay. Raises UnknownSink, Conflict
@@ -75,7 +75,7 @@ async def begin(database: Database, sink: str, since: Since, *, now: datetime) -
         await _refuse(connection, sink, since)
         is_empty = await event_log.first(connection, event_log.within(after, row.cursor)) is None
         replay = None if is_empty else await _insert(connection, sink, after, row.cursor, now)
-    return replay, await _stretch(database, after, row.cursor)
+    return replay, await _log_range(database, after, row.cursor)
 
 
 async def act(
@@ -130,10 +130,10 @@ async def _before(database: Database, since: Since) -> int:
     return 0 if since == "beginning" else await event_log.position_before(database, since)
 
 
-async def _stretch(database: Database, after: int, to: int) -> Stretch:
+async def _log_range(database: Database, after: int, to: int) -> LogRange:
     async with database.reading() as connection:
         first = await event_log.first(connection, event_log.within(after, to))
-    return Stretch(
+    return LogRange(
         after_position=after,
         to_position=to,
         events=await event_log.count(database, after, to),

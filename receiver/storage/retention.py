@@ -400,15 +400,15 @@ async def _drop_lapsed_retries(
     Returns how many rows that were, and the events that a sink keeps after all because it came back this moment.
     """
     positions = [row.position for row in old if row.position not in needed]
-    found = select(RETRIES.c.sink, RETRIES.c.lane, RETRIES.c.position).where(RETRIES.c.position.in_(positions))
+    found = select(RETRIES.c.sink, RETRIES.c.ordering_key, RETRIES.c.position).where(RETRIES.c.position.in_(positions))
     retries = (await connection.execute(found)).all() if positions else []
-    lanes: dict[str, set[str]] = {}
+    ordering_keys: dict[str, set[str]] = {}
     for retry in retries:
-        lanes.setdefault(retry.sink, set()).add(retry.lane)
-    locked = {sink for sink in sorted(lanes) if await _lock_lapsed(connection, task, sink)}
+        ordering_keys.setdefault(retry.sink, set()).add(retry.ordering_key)
+    locked = {sink for sink in sorted(ordering_keys) if await _lock_lapsed(connection, task, sink)}
     for sink in locked:
         await connection.execute(delete(RETRIES).where(RETRIES.c.sink == sink, RETRIES.c.position.in_(positions)))
-        await promote(database, connection, sink, lanes[sink], task.now)
+        await promote(database, connection, sink, ordering_keys[sink], task.now)
     dropped = sum(retry.sink in locked for retry in retries)
     return dropped, {retry.position for retry in retries if retry.sink not in locked}
 

@@ -10,9 +10,9 @@ from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.events import MessageKey
-from receiver.domain.publication import Again, Dead
+from receiver.domain.publication import DeadLettered, RetryAt
 from receiver.domain.queries import AttemptView
-from receiver.domain.window import Attempt, Settlement, Verdict
+from receiver.domain.window import Attempt, Decided, Settlement
 from receiver.providers.fields import storable
 from receiver.storage.columns import UTCDateTime
 from receiver.storage.database import Database
@@ -23,7 +23,7 @@ from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES
 # spelled as in the partial indexes, which SQLite otherwise does not take
 _IS_DUE: Final = sql("retries.state = 'due'")
 _IS_HEAD: Final = sql("retries.state <> 'parked'")
-_TOLD: Final = (RETRIES.c.position, RETRIES.c.lane, RETRIES.c.attempts, RETRIES.c.first_at)
+_TOLD: Final = (RETRIES.c.position, RETRIES.c.ordering_key, RETRIES.c.attempts, RETRIES.c.first_at)
 
 THIS_RETRY: Final = and_(RETRIES.c.sink == bindparam("of_sink"), RETRIES.c.position == bindparam("at"))
 
@@ -33,7 +33,7 @@ class WaitingRetry:
     """A retry that waits to be tried, or behind one that does."""
 
     position: int
-    lane: str
+    ordering_key: str
     attempts: int
     first_at: datetime
 
@@ -50,19 +50,20 @@ async def due(connection: AsyncConnection, sink: str, *, now: datetime, limit: i
 
 
 async def waiting_in(
-    database: Database, connection: AsyncConnection, sink: str, lanes: Iterable[str], *, limit: int
+    database: Database, connection: AsyncConnection, sink: str, ordering_keys: Iterable[str], *, limit: int
 ) -> list[WaitingRetry]:
     """The retries of these lanes that no operator holds, in the order of the log."""
     waiting = select(*_TOLD).where(RETRIES.c.sink == sink, RETRIES.c.state != "held")
-    found = database.for_each("lanes", lambda lane: waiting.where(RETRIES.c.lane == lane))
+    found = database.for_each("lanes", lambda ordering_key: waiting.where(RETRIES.c.ordering_key == ordering_key))
     # a sum is in no index: SQLite would read all of the sink's retries in the order of one
     statement = select(found).order_by(found.c.position + 0).limit(limit)
-    return _waiting(await connection.execute(statement, {"lanes": database.texts(lanes)}))
+    return _waiting(await connection.execute(statement, {"lanes": database.texts(ordering_keys)}))
 
 
 def _waiting(rows: Iterable[Row[Any]]) -> list[WaitingRetry]:
     return [
-        WaitingRetry(position=row.position, lane=row.lane, attempts=row.attempts, first_at=row.first_at) for row in rows
+        WaitingRetry(position=row.position, ordering_key=row.ordering_key, attempts=row.attempts, first_at=row.first_at)
+        for row in rows
     ]
 
 
@@ -74,39 +75,43 @@ async def awaited(connection: AsyncConnection, sink: str, after: int, until: int
     return frozenset((await connection.scalars(positions)).all())
 
 
-async def blocked_lanes(
-    database: Database, connection: AsyncConnection, sink: str, lanes: Iterable[str]
+async def blocked_keys(
+    database: Database, connection: AsyncConnection, sink: str, ordering_keys: Iterable[str]
 ) -> frozenset[str]:
     """Those of these lanes in which a retry waits."""
-    lane = database.listed("lanes").c.value
-    statement = select(lane).where(_first_in(sink, lane).is_not(None))
-    return frozenset((await connection.scalars(statement, {"lanes": database.texts(lanes)})).all())
+    ordering_key = database.listed("lanes").c.value
+    statement = select(ordering_key).where(_first_in(sink, ordering_key).is_not(None))
+    return frozenset((await connection.scalars(statement, {"lanes": database.texts(ordering_keys)})).all())
 
 
 async def promote(
-    database: Database, connection: AsyncConnection, sink: str, lanes: Iterable[str], now: datetime
+    database: Database, connection: AsyncConnection, sink: str, ordering_keys: Iterable[str], now: datetime
 ) -> None:
     """Makes the smallest position of each of these lanes its head, where it has none.
 
     It is due at its time, else at once; or held for an operator if it is among the dead letters.
     """
     listed = database.listed("lanes")
-    lane = listed.c.value
-    headless = select(_first_in(sink, lane)).select_from(listed).where(_first_in(sink, lane, _IS_HEAD).is_(None))
-    positions = (await connection.scalars(headless, {"lanes": database.texts(sorted(set(lanes)))})).all()
+    ordering_key = listed.c.value
+    headless = (
+        select(_first_in(sink, ordering_key))
+        .select_from(listed)
+        .where(_first_in(sink, ordering_key, _IS_HEAD).is_(None))
+    )
+    positions = (await connection.scalars(headless, {"lanes": database.texts(sorted(set(ordering_keys)))})).all()
     heads = [{"of_sink": sink, "at": position, "now": now} for position in positions if position is not None]
     if heads:
         await connection.execute(_SEAT, heads)
 
 
-def _first_in(sink: str, lane: ColumnElement[str], *conditions: TextClause) -> ColumnElement[int | None]:
+def _first_in(sink: str, ordering_key: ColumnElement[str], *conditions: TextClause) -> ColumnElement[int | None]:
     """The smallest position among the retries of a lane.
 
     It is looked up lane by lane: without statistics a planner would rather read all retries of the sink.
     """
     first: ColumnElement[int | None] = (
         select(RETRIES.c.position)
-        .where(RETRIES.c.sink == sink, RETRIES.c.lane == lane, *conditions)
+        .where(RETRIES.c.sink == sink, RETRIES.c.ordering_key == ordering_key, *conditions)
         .order_by(RETRIES.c.position)
         .limit(1)
         .scalar_subquery()
@@ -184,7 +189,7 @@ async def _write_retries(
     again = [
         _key(sink, verdict) | _later(verdict, verdict.decision)
         for verdict in settlement.retries
-        if isinstance(verdict.decision, Again)
+        if isinstance(verdict.decision, RetryAt)
     ]
     held = [_key(sink, verdict) | {"attempts": verdict.attempts} for verdict in settlement.retries if verdict.holds]
     if new:
@@ -196,12 +201,14 @@ async def _write_retries(
         await connection.execute(_POSTPONE, again)
     if held:
         await connection.execute(_UNSEAT, held)
-    lanes = {verdict.candidate.lane for verdict in (*settlement.firsts, *settlement.retries) if _moves_lane(verdict)}
-    if lanes:
-        await promote(database, connection, sink, lanes, now)
+    ordering_keys = {
+        verdict.candidate.ordering_key for verdict in (*settlement.firsts, *settlement.retries) if _moves_key(verdict)
+    }
+    if ordering_keys:
+        await promote(database, connection, sink, ordering_keys, now)
 
 
-def _moves_lane(verdict: Verdict) -> bool:
+def _moves_key(verdict: Decided) -> bool:
     return verdict.candidate.is_retry or verdict.blocks
 
 
@@ -212,23 +219,23 @@ _POSTPONE: Final = (
 _UNSEAT: Final = update(RETRIES).where(THIS_RETRY).values(state="parked", attempts=bindparam("attempts"))
 
 
-def _key(sink: str, verdict: Verdict) -> dict[str, Any]:
+def _key(sink: str, verdict: Decided) -> dict[str, Any]:
     return {"of_sink": sink, "at": verdict.candidate.position}
 
 
-def _retry(sink: str, verdict: Verdict, now: datetime) -> dict[str, Any]:
+def _retry(sink: str, verdict: Decided, now: datetime) -> dict[str, Any]:
     decision = verdict.decision
     return {
         "sink": sink,
         "position": verdict.candidate.position,
-        "lane": verdict.candidate.lane,
+        "ordering_key": verdict.candidate.ordering_key,
         "state": "parked",
         "first_at": now,
-        **(_later(verdict, decision) if isinstance(decision, Again) else {"attempts": verdict.attempts, **_UNTIMED}),
+        **(_later(verdict, decision) if isinstance(decision, RetryAt) else {"attempts": verdict.attempts, **_UNTIMED}),
     }
 
 
-def _later(verdict: Verdict, decision: Again) -> dict[str, Any]:
+def _later(verdict: Decided, decision: RetryAt) -> dict[str, Any]:
     return {"attempts": verdict.attempts, "due_at": decision.due_at, "reason": _short(decision.reason)}
 
 
@@ -236,22 +243,24 @@ _UNTIMED: Final[dict[str, Any]] = {"due_at": None, "reason": None}
 
 
 async def _write_dead_letters(
-    database: Database, connection: AsyncConnection, sink: str, verdicts: Iterable[Verdict], now: datetime
+    database: Database, connection: AsyncConnection, sink: str, verdicts: Iterable[Decided], now: datetime
 ) -> None:
     rows = [
-        _dead_letter(sink, verdict, verdict.decision, now) for verdict in verdicts if isinstance(verdict.decision, Dead)
+        _dead_letter(sink, verdict, verdict.decision, now)
+        for verdict in verdicts
+        if isinstance(verdict.decision, DeadLettered)
     ]
     if rows:
         insert = database.insert(DEAD_LETTERS).on_conflict_do_nothing(index_elements=["sink", "position"])
         await connection.execute(insert, rows)
 
 
-def _dead_letter(sink: str, verdict: Verdict, decision: Dead, now: datetime) -> dict[str, Any]:
+def _dead_letter(sink: str, verdict: Decided, decision: DeadLettered, now: datetime) -> dict[str, Any]:
     candidate = verdict.candidate
     return {
         "sink": sink,
         "position": candidate.position,
-        "lane": candidate.lane,
+        "ordering_key": candidate.ordering_key,
         "event_id": candidate.publication.id,
         "reason": decision.death,
         "detail": _short(decision.reason),
@@ -291,7 +300,7 @@ async def _write_progress(
 ) -> None:
     """A replay that was cancelled meanwhile stays so, and an event that was requeued meanwhile is no dead letter."""
     settlement, values = progress.settlement, {"state": "finished", "ended_at": now} if progress.finished else {}
-    dead = [verdict for verdict in settlement.firsts if isinstance(verdict.decision, Dead)]
+    dead = [verdict for verdict in settlement.firsts if isinstance(verdict.decision, DeadLettered)]
     awaited = await _among_retries(connection, sink, [verdict.candidate.position for verdict in dead])
     dead = [verdict for verdict in dead if verdict.candidate.position not in awaited]
     await _write_dead_letters(database, connection, sink, dead, now)

@@ -96,7 +96,7 @@ Start = Literal["end", "beginning"] | datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Orders:
+class SinkControl:
     """What operators have decided about a sink; `revision` rises whenever one has moved something of it.
 
     A sink that says it is gone is paused too.
@@ -142,10 +142,10 @@ async def register(database: Database, name: str, *, start: Start, fingerprint: 
         await connection.execute(insert.on_conflict_do_nothing(index_elements=["name"]))
 
 
-async def orders(connection: AsyncConnection, sink: str) -> Orders:
+async def orders(connection: AsyncConnection, sink: str) -> SinkControl:
     """What operators have decided about a sink."""
     row = (await connection.execute(select(SINKS.c.revision, SINKS.c.paused).where(SINKS.c.name == sink))).one()
-    return Orders(revision=row.revision, paused=row.paused)
+    return SinkControl(revision=row.revision, paused=row.paused)
 
 
 async def backlog(connection: AsyncConnection, sink: str) -> Backlog:

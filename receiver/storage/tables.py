@@ -291,15 +291,15 @@ class RetryRow(SQLModel, table=True):
         ForeignKeyConstraint(["sink"], ["sinks.name"], ondelete="CASCADE"),
         ForeignKeyConstraint(["position"], ["events.position"]),
         CheckConstraint("state IN ('due', 'held', 'parked')", name="state"),
-        Index("uq_retries_head", "sink", "lane", unique=True, **only_where("state <> 'parked'")),
+        Index("uq_retries_head", "sink", "ordering_key", unique=True, **only_where("state <> 'parked'")),
         Index("ix_retries_due", "sink", "due_at", **only_where("state = 'due'")),
-        Index("ix_retries_lane", "sink", "lane", "position"),
+        Index("ix_retries_ordering_key", "sink", "ordering_key", "position"),
         Index("ix_retries_position", "position"),
     )
 
     sink: str = text_column(primary_key=True)
     position: int = Field(sa_column=Column(Position, primary_key=True, autoincrement=False))
-    lane: str = text_column()
+    ordering_key: str = text_column()
     state: str = text_column()
     attempts: int = 0
     due_at: datetime | None = time_column()
@@ -377,7 +377,7 @@ class DeadLetterRow(SQLModel, table=True):
     id: int | None = Field(default=None, sa_column=Column(Position, primary_key=True, autoincrement=True))
     sink: str = text_column()
     position: int = Field(sa_column=Column(Position, nullable=False))
-    lane: str = text_column()
+    ordering_key: str = text_column()
     event_id: str = text_column()
     reason: str = text_column()
     detail: str = text_column()

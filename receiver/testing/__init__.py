@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from receiver.testing.events import publications
     from receiver.testing.harness import Place
 else:
-    _MODULES = {"Place": "place", "SinkConformance": "conformance", "publications": "events"}
+    _MODULES = {"Place": "harness", "SinkConformance": "conformance", "publications": "events"}
 
     def __getattr__(name: str) -> Any:
         """Imports what is asked for, not before: pytest loads this package in every run, whatever it is to test."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 import pytest
 from msgspec.structs import replace
 
-from receiver.domain.publication import Death, Published, SinkDown
+from receiver.domain.publication import DeadLetterReason, Published, SinkDown
 from receiver.sinks.base import SinkSettings
 from receiver.sinks.registry import configure
 from receiver.testing.dispatch import bench
@@ -254,7 +254,7 @@ class SinkConformance:
         """It becomes a dead letter. Until then the later events of its message wait, with "park" after it too."""
         trial.needs("refuse")
         told = await trial.append(24, messages=6)
-        poison, behind = told[7], [one for one in told[8:] if one.lane == told[7].lane]
+        poison, behind = told[7], [one for one in told[8:] if one.ordering_key == told[7].ordering_key]
         await trial.place.do(trial.place.refuse, poison)
         async with trial.dispatching(max_age="100s", on_refused=on_refused):
             arrived = await trial.arrive([one for one in told if one not in (poison, *behind)])
@@ -262,7 +262,7 @@ class SinkConformance:
             await eventually(trial.dead_letters, seconds=self.patience, what="the refused event became a dead letter")
             [letter] = await trial.dead_letters()
             assert letter.event_id == poison.id
-            if letter.reason == Death.EXPIRED and is_pending:
+            if letter.reason == DeadLetterReason.EXPIRED and is_pending:
                 assert not {one.id for one in behind} & set(arrived), "later events of its message did not wait"
             if on_refused == "continue":
                 await trial.arrive(behind)

@@ -122,7 +122,7 @@ class Bench:
             clock=self._now,
             wakeup=self._wakeup,
             observer=observed,
-            chance=lambda: 0.0,
+            random_fraction=lambda: 0.0,
             poll_seconds=0.05,
         )
         await dispatchers.start()

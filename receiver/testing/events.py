@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from receiver.dispatch.publish import publication
 from receiver.domain.delivery import NOTHING_SAID, Change, merge
-from receiver.domain.events import Api, Direction, Event, Facts, Status, event_id
+from receiver.domain.events import Api, Direction, Event, MessageFields, Status, event_id
 from receiver.domain.publication import Appended, LogEntry, Publication
 
 TEXT: Final = "Your code is 4711. Tell nobody."
@@ -62,7 +62,9 @@ def _event(message_id: str, number: int, description: str | None) -> Event:
         recipient=_RECIPIENT,
         occurred_at=occurred_at,
         description=description,
-        facts=Facts(sender="+15550199", recipients=(_RECIPIENT,), application_id="receiver.testing", tag="test"),
+        facts=MessageFields(
+            sender="+15550199", recipients=(_RECIPIENT,), application_id="receiver.testing", tag="test"
+        ),
         received_at=received_at,
         route="primary",
         callback_id=uuid4().hex,

@@ -231,10 +231,10 @@ class Trial:
             if one not in self._given:
                 pytest.fail(f"an event arrived that nobody had published: {one}")
             publication = self._given[one]
-            before = last.setdefault(publication.lane, publication)
+            before = last.setdefault(publication.ordering_key, publication)
             if before.position > publication.position:
                 pytest.fail(f"the order is broken: {_named(publication)} arrived after {_named(before)}")
-            last[publication.lane] = publication
+            last[publication.ordering_key] = publication
         return ids
 
     async def _missing(self, publications: Iterable[Publication]) -> list[Publication]:

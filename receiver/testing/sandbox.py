@@ -27,7 +27,7 @@ from pydantic.alias_generators import to_camel
 from receiver.domain.events import Api
 from receiver.intake.server import server
 from receiver.sandbox.app import application
-from receiver.sandbox.faults import Misbehaviour
+from receiver.sandbox.faults import Fault
 from receiver.sandbox.numbers import magic, of, of_code
 from receiver.sandbox.settings import SandboxSettings
 
@@ -98,7 +98,7 @@ class Sandbox:
     @staticmethod
     def misbehaving_number(misbehaviour: str) -> str:
         """The recipient whose callbacks misbehave so: `duplicate`, `reorder`, `missing`, …"""
-        return of(Misbehaviour(misbehaviour))
+        return of(Fault(misbehaviour))
 
     def close(self) -> None:
         self._client.close()

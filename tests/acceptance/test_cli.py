@@ -596,7 +596,8 @@ def with_sink(filled: Run, tmp_path: Path) -> Run:
             connection.execute(
                 text(
                     "INSERT INTO dead_letters"
-                    " (sink, position, lane, event_id, reason, detail, attempts, first_at, died_at) VALUES ('crm', :p,"
+                    " (sink, position, ordering_key, event_id, reason, detail, attempts, first_at, died_at)"
+                    " VALUES ('crm', :p,"
                     " :p, :p, 'refused', 'no', 1, '2026-01-01T00:00:00.000000Z', '2026-01-01T00:00:00.000000Z')"
                 ),
                 {"p": position},

@@ -17,12 +17,13 @@ from receiver.api.parameter_kinds import encode_cursor, message_cursor
 from receiver.api.routes import GROUPS
 from receiver.dispatch.publish import publication
 from receiver.domain.events import Api, Direction
-from receiver.domain.publication import Again, Candidate, Dead, Death, Outcome
+from receiver.domain.publication import DeadLettered, DeadLetterReason, Outcome, PendingPublication, RetryAt
 from receiver.domain.queries import MessagePlace
-from receiver.domain.window import Attempt, Settlement, Verdict
-from receiver.storage import replays, retries, sinks
+from receiver.domain.window import Attempt, Decided, Settlement
+from receiver.storage import replays, sinks
 from receiver.storage import schema as database_schema
 from receiver.storage.database import Database
+from receiver.storage.retries import settle
 from receiver.storage.sinks import Health
 from tests.builders import callback, inbound, insert, insert_callbacks, message, minutes, problem
 from tests.event_log import append, life
@@ -84,10 +85,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 async def stock_sink(database: Database) -> None:
     """A sink named as the generated requests like to name it, with something of everything."""
     entries = await append(database, life("0"))
-    candidates = [Candidate(publication=publication(entry)) for entry in entries]
-    dead = Dead(death=Death.REFUSED, reason="status 422", response_code=422)
-    again = Again(due_at=at(0), reason="timeout")
-    verdicts = [Verdict(candidates[0], dead), *(Verdict(candidate, again) for candidate in candidates[1:])]
+    candidates = [PendingPublication(publication=publication(entry)) for entry in entries]
+    dead = DeadLettered(death=DeadLetterReason.REFUSED, reason="status 422", response_code=422)
+    again = RetryAt(due_at=at(0), reason="timeout")
+    verdicts = [Decided(candidates[0], dead), *(Decided(candidate, again) for candidate in candidates[1:])]
     attempt = Attempt(
         position=entries[0].position,
         event_id=entries[0].event.id,
@@ -100,7 +101,7 @@ async def stock_sink(database: Database) -> None:
     await sinks.register(database, "0", start="beginning", fingerprint="f")
     lease = await sinks.acquire_lease(database, "0", holder="nobody", fingerprint="f", seconds=60)
     assert lease is not None
-    await retries.settle(database, lease, settlement, Health(), now=at(1))
+    await settle(database, lease, settlement, Health(), now=at(1))
     await replays.begin(database, "0", "beginning", now=at(2))
 
 

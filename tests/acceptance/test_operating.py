@@ -14,12 +14,13 @@ from httpx2 import AsyncClient
 from receiver.api import dead_letters as web_dead_letters
 from receiver.dispatch.publish import publication
 from receiver.domain.events import Status
-from receiver.domain.publication import Again, Candidate, Dead, Death, Outcome, Parked
-from receiver.domain.window import Attempt, Settlement, Verdict
+from receiver.domain.publication import DeadLettered, DeadLetterReason, Outcome, Parked, PendingPublication, RetryAt
+from receiver.domain.window import Attempt, Decided, Settlement
 from receiver.sinks import probe
 from receiver.sinks.memory import MemorySink
-from receiver.storage import dead_letters, retries, sinks
+from receiver.storage import dead_letters, sinks
 from receiver.storage.database import Database
+from receiver.storage.retries import settle
 from receiver.storage.sinks import Health
 from tests.builders import insert, message
 from tests.event_log import append, life
@@ -30,7 +31,9 @@ from tests.running import PATIENT, Server, receiver, serving, until, whole_lines
 
 pytestmark = pytest.mark.anyio
 
-HOLDS = Dead(death=Death.REFUSED, reason="status 422", holds=True, response_code=422, response="no such contact")
+HOLDS = DeadLettered(
+    death=DeadLetterReason.REFUSED, reason="status 422", holds=True, response_code=422, response="no such contact"
+)
 
 
 class BrokenSink(MemorySink):
@@ -88,8 +91,8 @@ SINKS: dict[str, dict[str, Any]] = {
 async def stocked(database: Database) -> Database:
     """A sink with two messages: of the first, its first event holds two others; of the second, one is a retry."""
     entries = await append(database, [*life("a", tuple(Status)[1:4]), *life("b", tuple(Status)[1:4])])
-    candidates = [Candidate(publication=publication(entry)) for entry in entries]
-    again = Again(due_at=at(10**9), reason="status 503")
+    candidates = [PendingPublication(publication=publication(entry)) for entry in entries]
+    again = RetryAt(due_at=at(10**9), reason="status 503")
     decisions = (HOLDS, Parked(), Parked(), again, Parked())
     failed = Attempt(
         position=entries[0].position,
@@ -104,13 +107,13 @@ async def stocked(database: Database) -> Database:
     )
     settlement = Settlement(
         cursor=entries[4].position,
-        firsts=tuple(Verdict(*pair) for pair in zip(candidates, decisions, strict=False)),
+        firsts=tuple(Decided(*pair) for pair in zip(candidates, decisions, strict=False)),
         attempts=(failed,),
     )
     await sinks.register(database, "crm", start="beginning", fingerprint="f")
     lease = await sinks.acquire_lease(database, "crm", holder="nobody", fingerprint="f", seconds=60)
     assert lease is not None
-    await retries.settle(database, lease, settlement, Health(failures=1, last_error="status 503"), now=at(2))
+    await settle(database, lease, settlement, Health(failures=1, last_error="status 503"), now=at(2))
     return database
 
 
@@ -353,12 +356,12 @@ async def many(database: Database, number: int) -> list[int]:
     """So many more dead letters of the sink; returns the ids of all."""
     told = [event for place in range(number) for event in life(f"m{place}", (Status.SENT,))]
     entries = await append(database, told)
-    dead = Dead(death=Death.EXPIRED, reason="timeout")
-    verdicts = tuple(Verdict(Candidate(publication=publication(entry)), dead) for entry in entries)
+    dead = DeadLettered(death=DeadLetterReason.EXPIRED, reason="timeout")
+    verdicts = tuple(Decided(PendingPublication(publication=publication(entry)), dead) for entry in entries)
     lease = await sinks.acquire_lease(database, "crm", holder="me", fingerprint="f", seconds=60, take_over=True)
     assert lease is not None
     settlement = Settlement(cursor=entries[-1].position, firsts=verdicts)
-    await retries.settle(database, lease, settlement, Health(), now=at(3))
+    await settle(database, lease, settlement, Health(), now=at(3))
     return [letter.id for letter in (await dead_letters.find(database)).items]
 
 

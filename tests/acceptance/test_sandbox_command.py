@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from receiver.sandbox.faults import Misbehaviour, Rates
+from receiver.sandbox.faults import Fault, Rates
 from receiver.sandbox.numbers import of
 from tests.contract.test_readme import blocks, section
 from tests.foreground import foreground, is_open
@@ -86,7 +86,7 @@ def test_a_signal_ends_it_in_good_order(tmp_path: Path, number: signal.Signals) 
 def test_nobody_who_waits_holds_up_its_end(tmp_path: Path) -> None:
     with foreground(tmp_path, "sandbox", "--port", "0", "--outbound-url", "http://127.0.0.1:1/") as running:
         url = running.address("sandbox")
-        assert post(url + V2, v2_message(to=of(Misbehaviour.LATE))).status_code == 202
+        assert post(url + V2, v2_message(to=of(Fault.LATE))).status_code == 202
         with waiting_until_idle(url) as waiting:
             assert running.stop() == 0
             assert waiting.recv(4096).startswith(b"HTTP/1.1 200 ")

@@ -21,8 +21,8 @@ def event_rows(count: int) -> Iterator[dict[str, Any]]:
     """The events of messages with four events each, a message's events some dozens of others apart."""
     for number in range(count):
         block, place = divmod(number, _APART * len(STATUSES))
-        step, lane = divmod(place, _APART)
-        message, status = block * _APART + lane, STATUSES[step]
+        step, ordering_key = divmod(place, _APART)
+        message, status = block * _APART + ordering_key, STATUSES[step]
         yield {
             "position": number + 1,
             "id": f"{number:032x}",
@@ -78,16 +78,16 @@ def message_rows(count: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def retry_rows(sink: str, lanes: int, each: int = 2) -> Iterator[dict[str, Any]]:
+def retry_rows(sink: str, ordering_keys: int, each: int = 2) -> Iterator[dict[str, Any]]:
     """So many lanes, each with a retry that is due in an hour and what waits behind it; of the first messages."""
     later = datetime.now(UTC) + timedelta(hours=1)
-    for row in event_rows((lanes + _APART) * len(STATUSES)):
+    for row in event_rows((ordering_keys + _APART) * len(STATUSES)):
         message, step = int(row["message_id"][1:]), STATUSES.index(row["status"])
-        if message < lanes and step < each:
+        if message < ordering_keys and step < each:
             yield {
                 "sink": sink,
                 "position": row["position"],
-                "lane": f"v2:{row['message_id']}",
+                "ordering_key": f"v2:{row['message_id']}",
                 "state": "parked" if step else "due",
                 "attempts": 0 if step else 3,
                 "due_at": None if step else later,

@@ -189,7 +189,7 @@ def fill(url: str, count: int) -> None:
     write(url, "messages", message_rows(count))
 
 
-def block(url: str, sink: str, lanes: int) -> None:
+def block(url: str, sink: str, ordering_keys: int) -> None:
     """A sink of which the first so many messages wait for a retry, and that goes on after them."""
 
     async def register() -> None:
@@ -200,7 +200,7 @@ def block(url: str, sink: str, lanes: int) -> None:
         await database.close()
 
     asyncio.run(register())
-    write(url, "retries", retry_rows(sink, lanes))
+    write(url, "retries", retry_rows(sink, ordering_keys))
 
 
 def backlogs(engine: str, sizes: list[int], rounds: int) -> Iterator[tuple[str, float]]:

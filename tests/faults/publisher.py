@@ -38,8 +38,8 @@ class Wavering(JsonlSink):
     max_batch = 7
 
     async def publish(self, batch: Sequence[Publication]) -> list[Result]:
-        unwanted = {one.lane for one in batch if random.random() < 0.03}
-        wanted = [one for one in batch if one.lane not in unwanted]
+        unwanted = {one.ordering_key for one in batch if random.random() < 0.03}
+        wanted = [one for one in batch if one.ordering_key not in unwanted]
         taken = iter(await super().publish(wanted))
         await asyncio.sleep(random.uniform(0, 0.01))
         return [next(taken) if one in wanted else Retry(reason="wavering") for one in batch]
@@ -87,8 +87,8 @@ class WatchedPosts(Lines):
     async def publish(self, batch: Sequence[Publication]) -> list[Result]:
         (self.path.parent / AT_WORK).write_text(str(os.getpid()))
         with ExitStack() as turns:
-            for lane in sorted({one.lane for one in batch}):
-                turns.enter_context(self._turn(lane.rpartition(":")[2]))
+            for ordering_key in sorted({one.ordering_key for one in batch}):
+                turns.enter_context(self._turn(ordering_key.rpartition(":")[2]))
             return await super().publish(batch)
 
     @contextmanager

@@ -78,7 +78,7 @@ class Searches:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.lanes = [f"v2:m{number}" for number in WANTED]
+        self.ordering_keys = [f"v2:m{number}" for number in WANTED]
         self.messages = [f"m{number}" for number in WANTED[:64]]
 
     async def read_after(self, connection: AsyncConnection) -> Any:
@@ -93,21 +93,21 @@ class Searches:
     async def bounds(self, connection: AsyncConnection) -> Any:
         return await event_log.bounds(connection)
 
-    async def blocked_lanes(self, connection: AsyncConnection) -> Any:
-        return await retries.blocked_lanes(self.database, connection, SINK, self.lanes)
+    async def blocked_keys(self, connection: AsyncConnection) -> Any:
+        return await retries.blocked_keys(self.database, connection, SINK, self.ordering_keys)
 
     async def due_retries(self, connection: AsyncConnection) -> Any:
         later = now() + timedelta(hours=2)
         return await retries.due(connection, SINK, now=later, limit=len(WANTED))
 
     async def waiting_in(self, connection: AsyncConnection) -> Any:
-        return await retries.waiting_in(self.database, connection, SINK, self.lanes, limit=1000)
+        return await retries.waiting_in(self.database, connection, SINK, self.ordering_keys, limit=1000)
 
     async def awaited(self, connection: AsyncConnection) -> Any:
         return await retries.awaited(connection, SINK, WANTED[0], WANTED[-1])
 
     async def promote(self, connection: AsyncConnection) -> Any:
-        return await retries.promote(self.database, connection, SINK, self.lanes, now())
+        return await retries.promote(self.database, connection, SINK, self.ordering_keys, now())
 
 
 SEARCHES = [name for name in vars(Searches) if not name.startswith("_")]
@@ -122,7 +122,9 @@ async def test_every_search_reads_little_more_than_it_finds(filled: Database, se
 
     async with filled.engine.connect() as connection:
         # for `promote` to have something to do
-        await connection.execute(RETRIES.update().where(RETRIES.c.lane.in_(searches.lanes)).values(state="parked"))
+        await connection.execute(
+            RETRIES.update().where(RETRIES.c.ordering_key.in_(searches.ordering_keys)).values(state="parked")
+        )
         event.listen(filled.engine.sync_engine, "before_cursor_execute", note)
         began = time.perf_counter()
         await getattr(searches, search)(connection)
@@ -170,7 +172,7 @@ class Broker(Sink):
         self.tried += 1
         if self.is_down:
             return [SinkDown(reason="connection refused")] * len(batch)
-        self.arrived += [(one.lane, one.position) for one in batch]
+        self.arrived += [(one.ordering_key, one.position) for one in batch]
         self.used.append((len(self.arrived), time.process_time()))
         return [Published()] * len(batch)
 
@@ -198,9 +200,9 @@ async def test_a_large_backlog_drains_as_fast_at_its_end_as_at_its_beginning(fil
     positions = [position for _, position in broker.arrived]
     assert sorted(positions) == list(range(RETRIES_END + 1, RETRIES_END + backlog + 1))
     last: dict[str, int] = {}
-    for lane, position in broker.arrived:
-        assert position > last.get(lane, 0)
-        last[lane] = position
+    for ordering_key, position in broker.arrived:
+        assert position > last.get(ordering_key, 0)
+        last[ordering_key] = position
     first, end = broker.rate(0), broker.rate(3)
     print(f"{backlog / seconds:,.0f} events/s; for each second of CPU {first:,.0f} at first, {end:,.0f} at the end")
     # what is searched from the beginning of the log takes seven times as long at its end

@@ -379,7 +379,7 @@ async def test_an_event_too_large_for_the_sink_is_a_dead_letter_unasked(database
         await eventually(lambda: sink.taken)
     [letter] = await letters(database)
     assert (letter.message_id, letter.detail) == ("large", "larger than 10000 bytes")
-    assert [one.lane for one in sink.taken] == ["v2:small"]
+    assert [one.ordering_key for one in sink.taken] == ["v2:small"]
 
 
 @on_sqlite
@@ -433,7 +433,7 @@ async def test_in_a_batch_what_follows_a_failure_of_its_lane_does_not_count(data
             return bool((await sink_row(database)).cursor == entries[-1].position)
 
         await until(settled)
-    assert [(row.lane, row.state, row.attempts) for row in await rows(database)] == [
+    assert [(row.ordering_key, row.state, row.attempts) for row in await rows(database)] == [
         ("v2:bad", "due", 1),
         ("v2:bad", "parked", 0),
     ]
@@ -464,8 +464,8 @@ class Gated(Sink):
         self.taken: list[Publication] = []
 
     async def publish(self, batch: Sequence[Publication]) -> list[Result]:
-        lanes = {one.lane for one in self.under_way}
-        self.clashes += [one.lane for one in batch if one.lane in lanes]
+        ordering_keys = {one.ordering_key for one in self.under_way}
+        self.clashes += [one.ordering_key for one in batch if one.ordering_key in ordering_keys]
         self.under_way += batch
         self.most = max(self.most, len(self.under_way))
         try:
@@ -539,8 +539,8 @@ async def test_attempts_are_recorded_as_the_sink_wants(database: Database) -> No
     told = [(row.sink, row.outcome, row.decision, row.response_code) for row in await rows(database, ATTEMPTS)]
     assert sorted(told, key=str) == [
         ("every", "published", "done", None),
-        ("every", "retry", "again", 500),
-        ("some", "retry", "again", 500),
+        ("every", "retry", "retry", 500),
+        ("some", "retry", "retry", 500),
     ]
     [failed, *_] = await rows(database, ATTEMPTS)
     assert (failed.event_id, failed.reason, failed.response) == (entry.event.id, "status 500", "oops")
@@ -574,7 +574,7 @@ async def test_failures_are_logged_without_what_was_said(
     told = capsys.readouterr().out
     assert "canary" not in told
     [line] = [line for line in told.splitlines() if "attempt failed" in line]
-    for word in ("crm", entry.event.id, "status 500", "again", "message_id"):
+    for word in ("crm", entry.event.id, "status 500", "retry", "message_id"):
         assert word in line
 
 

@@ -49,7 +49,7 @@ class Names:
         self.free.set()
         self._resolver = socket.getaddrinfo
 
-    def say(self, *answers: tuple[str, ...] | OSError) -> None:
+    def echo(self, *answers: tuple[str, ...] | OSError) -> None:
         self.answers = list(answers)
 
     @property
@@ -151,7 +151,7 @@ async def test_an_ipv6_network_may_be_named_too() -> None:
 async def test_one_blocked_address_among_a_names_condemns_all(
     server: FaultServer, names: Names, answer: tuple[str, ...]
 ) -> None:
-    names.say(answer)
+    names.echo(answer)
     result = await posted(f"http://{NAME}:{server.port}/200", egress_allow=LOOPBACK)
     assert result == SinkDown(reason="127.0.0.2 is not a public address and in no network of egress_allow")
     assert server.connections == 0
@@ -160,7 +160,7 @@ async def test_one_blocked_address_among_a_names_condemns_all(
 async def test_a_name_cannot_change_between_the_look_and_the_connection(
     server: FaultServer, inside: FaultServer, names: Names
 ) -> None:
-    names.say(("127.0.0.1",), ("127.0.0.2",))
+    names.echo(("127.0.0.1",), ("127.0.0.2",))
     inside_port = inside.port
     async with fault_server("127.0.0.1", inside_port) as outside:
         assert isinstance(await posted(f"http://{NAME}:{inside_port}/200", egress_allow=LOOPBACK), Published)
@@ -172,7 +172,7 @@ async def test_a_name_cannot_change_between_the_look_and_the_connection(
 
 
 async def test_an_address_with_a_zone_is_named_with_it(names: Names) -> None:
-    names.say(("fe80::1%7",))
+    names.echo(("fe80::1%7",))
     result = await posted(f"http://{NAME}/200")
     assert result == SinkDown(reason="fe80::1%7 is not a public address and in no network of egress_allow")
 
@@ -189,13 +189,13 @@ async def test_an_address_with_a_zone_is_named_with_it(names: Names) -> None:
 async def test_the_next_address_is_tried_where_one_refuses_up_to_the_third(
     server: FaultServer, names: Names, answer: tuple[str, ...], result: type[Result]
 ) -> None:
-    names.say(answer)
+    names.echo(answer)
     told = await posted(f"http://{NAME}:{server.port}/200", egress_allow=["127.0.0.0/8"])
     assert isinstance(told, result)
 
 
 async def test_the_next_address_is_tried_where_one_is_silent(server: FaultServer, names: Names) -> None:
-    names.say(("127.0.0.2", "127.0.0.1"))
+    names.echo(("127.0.0.2", "127.0.0.1"))
     url = f"http://{NAME}:{server.port}/200"
     with _silent("127.0.0.2", server.port):
         assert isinstance(await posted(url, egress_allow=["127.0.0.0/8"], timeout="6s"), Published)
@@ -231,7 +231,7 @@ class _silent:  # noqa: N801
 
 async def test_a_name_that_is_not_known_for_a_while_is_found_again(server: FaultServer, names: Names) -> None:
     unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-    names.say(unknown, ("127.0.0.1",), unknown, ("127.0.0.1",))
+    names.echo(unknown, ("127.0.0.1",), unknown, ("127.0.0.1",))
     down = SinkDown(reason="its name cannot be resolved: Name or service not known")
     taken = Published(response_code=200, response="body")
     for expected in (down, taken, down, taken):
@@ -245,7 +245,7 @@ async def test_a_name_no_resolver_takes_is_not_found() -> None:
 
 
 async def test_a_resolver_that_hangs_costs_one_thread_and_nobody_elses_time(server: FaultServer, names: Names) -> None:
-    names.say(("127.0.0.1",))
+    names.echo(("127.0.0.1",))
     names.free.clear()
     url = f"http://{NAME}:{server.port}/200"
     async with (
@@ -263,7 +263,7 @@ async def test_a_resolver_that_hangs_costs_one_thread_and_nobody_elses_time(serv
 
 
 async def test_a_resolver_that_answers_after_everything_has_ended_disturbs_nobody(names: Names) -> None:
-    names.say(("127.0.0.1",))
+    names.echo(("127.0.0.1",))
     names.free.clear()
 
     def run() -> None:
@@ -279,13 +279,13 @@ async def test_a_resolver_that_answers_after_everything_has_ended_disturbs_nobod
 async def test_an_idle_connection_is_used_again_and_later_the_name_is_asked_again(
     server: FaultServer, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names.say(("127.0.0.1",), ("127.0.0.2",))
+    names.echo(("127.0.0.1",), ("127.0.0.2",))
     url = f"http://{NAME}:{server.port}/200"
     async with webhook(url, egress_allow=LOOPBACK) as sink:
         for _ in range(3):
             assert isinstance(await post(sink), Published)
         assert (names.asked, server.connections) == (1, 1)
-    names.say(("127.0.0.1",), ("127.0.0.2",))
+    names.echo(("127.0.0.1",), ("127.0.0.2",))
     monkeypatch.setattr(module, "_IDLE_SECONDS", 0.0)
     async with webhook(url, egress_allow=LOOPBACK) as sink:
         assert isinstance(await post(sink), Published)
@@ -311,7 +311,7 @@ async def _eventually(condition: Callable[[], bool]) -> None:
 
 
 async def test_host_and_tls_keep_the_name(names: Names, tmp_path: Path) -> None:
-    names.say(("127.0.0.1",))
+    names.echo(("127.0.0.1",))
     authority, asked_for = Authority(tmp_path), []
     tls = authority.server(NAME)
     tls.sni_callback = lambda _, name, __: asked_for.append(name)

@@ -15,27 +15,28 @@ from sqlalchemy import text as sql
 from receiver.dispatch.publish import publication
 from receiver.domain.events import Api, Direction, Status
 from receiver.domain.publication import (
-    Again,
-    Candidate,
-    Dead,
-    Death,
+    DeadLettered,
+    DeadLetterReason,
     Decision,
     Done,
     LogEntry,
     Outcome,
     Parked,
+    PendingPublication,
     Published,
     Refused,
     Retry,
+    RetryAt,
 )
 from receiver.domain.queries import DeadLetterChoice, DeadLetterQuery, DeadLetterView, ReplayView, SinkView, SortOrder
-from receiver.domain.window import Attempt, Settlement, Verdict
+from receiver.domain.window import Attempt, Decided, Settlement
 from receiver.errors import Conflict, Expired, Unknown
 from receiver.storage import dead_letters, event_log, replays, retention, retries, sinks
 from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS
-from receiver.storage.replays import Stretch
+from receiver.storage.replays import LogRange
 from receiver.storage.retention import Kind, PruneTask
+from receiver.storage.retries import settle
 from receiver.storage.sinks import Health, Lease, UnknownSink
 from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS
 from tests.dispatching import in_order, memory, messages, running, until, whole_log
@@ -46,9 +47,9 @@ pytestmark = pytest.mark.anyio
 
 SINK = "crm"
 HEALTHY = Health()
-REFUSED = Dead(death=Death.REFUSED, reason="status 422", response_code=422, response="no")
-EXPIRED = Dead(death=Death.EXPIRED, reason="timeout")
-HOLDS = Dead(death=Death.REFUSED, reason="status 422", holds=True)
+REFUSED = DeadLettered(death=DeadLetterReason.REFUSED, reason="status 422", response_code=422, response="no")
+EXPIRED = DeadLettered(death=DeadLetterReason.EXPIRED, reason="timeout")
+HOLDS = DeadLettered(death=DeadLetterReason.REFUSED, reason="status 422", holds=True)
 
 
 class Worker:
@@ -57,25 +58,25 @@ class Worker:
     def __init__(self, database: Database, entries: list[LogEntry], lease: Lease) -> None:
         self.database, self.entries, self.lease = database, entries, lease
 
-    def first(self, place: int, decision: Decision) -> Verdict:
-        return Verdict(Candidate(publication=publication(self.entries[place])), decision)
+    def first(self, place: int, decision: Decision) -> Decided:
+        return Decided(PendingPublication(publication=publication(self.entries[place])), decision)
 
-    def retry(self, position: int, decision: Decision) -> Verdict:
+    def retry(self, position: int, decision: Decision) -> Decided:
         [entry] = [entry for entry in self.entries if entry.position == position]
-        return Verdict(Candidate(publication=publication(entry), attempts=1, since=at(0)), decision)
+        return Decided(PendingPublication(publication=publication(entry), attempts=1, since=at(0)), decision)
 
     async def settle(
         self,
-        *firsts: Verdict,
-        retries: tuple[Verdict, ...] = (),
+        *firsts: Decided,
+        retries: tuple[Decided, ...] = (),
         seconds: float = 0,
         attempts: tuple[Attempt, ...] = (),
         health: Health = HEALTHY,
     ) -> None:
         """Writes verdicts; the cursor goes as far as it was, or to the last of them."""
         reached = max((await sink_row(self.database)).cursor, *(one.candidate.position for one in firsts), 0)
-        settlement = Settlement(cursor=reached, firsts=firsts, retries=retries, attempts=retries)
-        await retries.settle(self.database, self.lease, settlement, health, now=at(seconds))
+        settlement = Settlement(cursor=reached, firsts=firsts, retries=retries, attempts=attempts)
+        await settle(self.database, self.lease, settlement, health, now=at(seconds))
 
     async def done(self) -> None:
         await self.settle(self.first(-1, Done()))
@@ -97,8 +98,8 @@ async def log(database: Database) -> Worker:
     early = await append(database, life("early", (Status.QUEUED, Status.SENT)))
     entries = []
     for place, status in enumerate((Status.QUEUED, Status.SENDING, Status.SENT)):
-        for lane, message in enumerate("ab"):
-            entries += await append(database, life(message, (status,), received=60 * (2 * place + lane)))
+        for ordering_key, message in enumerate("ab"):
+            entries += await append(database, life(message, (status,), received=60 * (2 * place + ordering_key)))
     await write(database, delete(EVENTS).where(EVENTS.c.position <= early[-1].position))
     return await worker(database, entries)
 
@@ -157,7 +158,7 @@ async def test_what_nobody_knows_cannot_be_operated(database: Database) -> None:
     with pytest.raises(UnknownSink):
         await replays.begin(database, "nobody", "beginning", now=at(0))
     with pytest.raises(UnknownSink):
-        await replays.stretch(database, "nobody", "beginning")
+        await replays.log_range(database, "nobody", "beginning")
     with pytest.raises(UnknownSink):
         await replays.act(database, "nobody", "cancel", now=at(0))
     with pytest.raises(UnknownSink):
@@ -200,10 +201,10 @@ async def begun(database: Database, since: replays.Since = "beginning", sink: st
 
 async def test_a_replay_from_the_beginning_covers_what_is_kept_up_to_the_cursor(log: Worker) -> None:
     await log.settle(log.first(3, Done()))
-    expected = Stretch(after_position=0, to_position=log.entries[3].position, events=4, first_at=at(0))
-    assert await replays.stretch(log.database, SINK, "beginning") == expected
-    replay, stretch = await replays.begin(log.database, SINK, "beginning", now=at(1000))
-    assert stretch == expected
+    expected = LogRange(after_position=0, to_position=log.entries[3].position, events=4, first_at=at(0))
+    assert await replays.log_range(log.database, SINK, "beginning") == expected
+    replay, log_range = await replays.begin(log.database, SINK, "beginning", now=at(1000))
+    assert log_range == expected
     assert replay is not None
     assert (replay.after_position, replay.to_position, replay.position) == (0, log.entries[3].position, 0)
     assert (replay.state, replay.published, replay.dead_letters) == ("running", 0, 0)
@@ -220,8 +221,8 @@ async def test_a_replay_since_a_time_begins_with_the_first_event_received_then(
 ) -> None:
     monkeypatch.setattr(event_log, "_SEARCHED_AT_ONCE", 2)
     await log.settle(log.first(3, Done()))
-    stretch = await replays.stretch(log.database, SINK, at(seconds))
-    assert (stretch.first_at, stretch.events) == (at(60 * place), 4 - place)
+    log_range = await replays.log_range(log.database, SINK, at(seconds))
+    assert (log_range.first_at, log_range.events) == (at(60 * place), 4 - place)
     assert (await begun(log.database, at(seconds))).after_position == log.entries[place].position - 1
 
 
@@ -229,28 +230,28 @@ async def test_events_that_came_late_into_the_log_do_not_hide_those_before_them(
     """What is imported, or read again, has a time of its own: the log is not in the order of times."""
     entries = await append(database, [*life("young", received=1000), *life("old", received=0)])
     await (await worker(database, entries)).done()
-    assert (await replays.stretch(database, SINK, at(500))).events == 8
+    assert (await replays.log_range(database, SINK, at(500))).events == 8
 
 
 @pytest.mark.parametrize("since", [at(181), at(10**8)], ids=["beyond the cursor", "beyond the log"])
 async def test_where_there_is_nothing_to_give_again_there_is_no_replay(log: Worker, since: Any) -> None:
     await log.settle(log.first(3, Done()))
-    replay, stretch = await replays.begin(log.database, SINK, since, now=at(1000))
-    assert (replay, stretch.events, stretch.first_at) == (None, 0, None)
-    assert (await replays.stretch(log.database, SINK, since)).events == 0
+    replay, log_range = await replays.begin(log.database, SINK, since, now=at(1000))
+    assert (replay, log_range.events, log_range.first_at) == (None, 0, None)
+    assert (await replays.log_range(log.database, SINK, since)).events == 0
     assert await rows_of(log.database, REPLAYS) == []
 
 
 @pytest.mark.parametrize("since", ["beginning", at(0)], ids=str)
 async def test_an_empty_log_has_nothing_to_give_again(database: Database, since: Any) -> None:
     await sinks.register(database, SINK, start="beginning", fingerprint="f")
-    replay, stretch = await replays.begin(database, SINK, since, now=at(0))
-    assert (replay, stretch.events) == (None, 0)
+    replay, log_range = await replays.begin(database, SINK, since, now=at(0))
+    assert (replay, log_range.events) == (None, 0)
 
 
 async def test_a_time_of_which_events_were_forgotten_is_refused_rather_than_half_given(log: Worker) -> None:
     await log.done()
-    for ask in (replays.stretch(log.database, SINK, at(-1)), replays.begin(log.database, SINK, at(-1), now=at(0))):
+    for ask in (replays.log_range(log.database, SINK, at(-1)), replays.begin(log.database, SINK, at(-1), now=at(0))):
         with pytest.raises(Expired, match="received before 2026-01-01T00:00:00Z are no longer kept"):
             await ask
     assert (await begun(log.database, at(0))).after_position == log.entries[0].position - 1
@@ -258,7 +259,7 @@ async def test_a_time_of_which_events_were_forgotten_is_refused_rather_than_half
 
 async def test_a_time_before_the_first_event_ever_is_fine(database: Database) -> None:
     await (await worker(database, await append(database, life("m")))).done()
-    assert (await replays.stretch(database, SINK, at(-(10**6)))).events == 4
+    assert (await replays.log_range(database, SINK, at(-(10**6)))).events == 4
 
 
 async def test_one_replay_at_a_time(log: Worker) -> None:
@@ -266,7 +267,7 @@ async def test_one_replay_at_a_time(log: Worker) -> None:
     first = await begun(log.database)
     for state in ("running", "paused"):
         await write(log.database, update(REPLAYS).values(state=state))
-        for ask in (replays.stretch, replays.begin):
+        for ask in (replays.log_range, replays.begin):
             more = {"now": at(0)} if ask is replays.begin else {}
             with pytest.raises(Conflict, match=f"replay {first.id} to crm is {state}"):
                 await ask(log.database, SINK, "beginning", **more)  # type: ignore[operator]
@@ -369,17 +370,17 @@ async def test_replays_and_retention_at_once_never_leave_a_replay_without_its_ev
         while place is not None:
             place = (await retention.prune(database, task, place)).next
 
-    async def begin_late() -> Stretch:
+    async def begin_late() -> LogRange:
         while not await gone(database, entries[20].position):
             await asyncio.sleep(0)
-        replay, stretch = await replays.begin(database, SINK, "beginning", now=at(0))
-        assert (replay is None) == (stretch.events == 0)
-        return stretch
+        replay, log_range = await replays.begin(database, SINK, "beginning", now=at(0))
+        assert (replay is None) == (log_range.events == 0)
+        return log_range
 
-    _, stretch = await asyncio.gather(forget(), begin_late())
+    _, log_range = await asyncio.gather(forget(), begin_late())
     left = await rows_of(database, EVENTS)
     assert [entry.position for entry in entries][-len(left) :] == [row.position for row in left]
-    assert len(left) == stretch.events
+    assert len(left) == log_range.events
 
 
 async def gone(database: Database, position: int) -> bool:
@@ -469,7 +470,9 @@ async def test_what_is_dropped_is_gone_and_its_lane_goes_on(log: Worker) -> None
 
 
 async def test_dropping_what_holds_nothing_leaves_the_retries_alone(log: Worker) -> None:
-    await log.settle(log.first(0, REFUSED), log.first(2, Again(due_at=at(5), reason="timeout")), log.first(4, Parked()))
+    await log.settle(
+        log.first(0, REFUSED), log.first(2, RetryAt(due_at=at(5), reason="timeout")), log.first(4, Parked())
+    )
     before = await rows_of(log.database, RETRIES)
     assert await drop(log.database) == 1
     assert await rows_of(log.database, RETRIES) == before
@@ -548,28 +551,28 @@ async def test_what_dies_again_meanwhile_is_not_met_again(database: Database, mo
 @pytest.mark.parametrize("seed", range(4))
 async def test_whatever_happens_each_lane_has_one_head_its_first(database: Database, seed: int) -> None:
     """Verdicts of the holder and actions of operators in any order: never two heads, never a lane nobody would wake."""
-    chance = random.Random(seed)
-    events = [make_event(message_id=lane, time=second) for second in range(20) for lane in "abc"]
+    random_fraction = random.Random(seed)
+    events = [make_event(message_id=ordering_key, time=second) for second in range(20) for ordering_key in "abc"]
     at_work = await worker(database, await append(database, events))
     deaths = (HOLDS, HOLDS) if seed % 2 else (REFUSED, EXPIRED)
     unread = list(range(len(events)))
     for step in range(60):
-        again = Again(due_at=at(step), reason="timeout")
-        match chance.choice(("read", "read", "retry", "retry", "requeue", "drop")):
+        again = RetryAt(due_at=at(step), reason="timeout")
+        match random_fraction.choice(("read", "read", "retry", "retry", "requeue", "drop")):
             case "read":
                 place = unread.pop(0)
-                blocked = {row.lane for row in await rows_of(database, RETRIES)}
-                lane = publication(at_work.entries[place]).lane
-                decision = Parked() if lane in blocked else chance.choice((again, *deaths))
+                blocked = {row.ordering_key for row in await rows_of(database, RETRIES)}
+                ordering_key = publication(at_work.entries[place]).ordering_key
+                decision = Parked() if ordering_key in blocked else random_fraction.choice((again, *deaths))
                 await at_work.settle(at_work.first(place, decision))
             case "retry":
                 due = [position for position, state in await stored_retries(database) if state == "due"]
                 for position in due[:1]:
-                    decision = chance.choice((Done(), again, *deaths))
+                    decision = random_fraction.choice((Done(), again, *deaths))
                     await at_work.settle(retries=(at_work.retry(position, decision),))
             case action:
                 ids = [letter.id for letter in await letters(database)]
-                chosen = chance.sample(ids, chance.randint(0, len(ids)))
+                chosen = random_fraction.sample(ids, random_fraction.randint(0, len(ids)))
                 act = drop if action == "drop" else requeue
                 assert await act(database, seconds=step, ids=chosen) == len(chosen)
         await check_lanes(database)
@@ -579,10 +582,10 @@ async def test_whatever_happens_each_lane_has_one_head_its_first(database: Datab
 
 
 async def check_lanes(database: Database) -> None:
-    lanes: dict[str, list[Any]] = defaultdict(list)
+    ordering_keys: dict[str, list[Any]] = defaultdict(list)
     for row in await rows_of(database, RETRIES):
-        lanes[row.lane].append(row)
-    for rows in lanes.values():
+        ordering_keys[row.ordering_key].append(row)
+    for rows in ordering_keys.values():
         head, *others = sorted(rows, key=lambda row: row.position)
         assert head.state in ("due", "held")
         assert head.due_at is not None
@@ -594,9 +597,11 @@ async def test_operators_lose_and_disorder_nothing_while_a_dispatcher_works(
     database: Database, database_url: str, on_refused: str
 ) -> None:
     """A sink that refuses and fails at random, and an operator in another process who does all there is to be done."""
-    chance = random.Random(7)
+    random_fraction = random.Random(7)
     sink = memory_sink(on_refused=on_refused, schedule=["1s"])
-    memory(sink).answer = lambda _: chance.choice((Published(), Published(), Refused(reason="r"), Retry(reason="r")))
+    memory(sink).answer = lambda _: random_fraction.choice(
+        (Published(), Published(), Refused(reason="r"), Retry(reason="r"))
+    )
     operator = Database(database_url)
     await append(database, messages(12))
     async with running(database, sink):
@@ -606,7 +611,9 @@ async def test_operators_lose_and_disorder_nothing_while_a_dispatcher_works(
             with suppress(Conflict):
                 await replays.begin(operator, SINK, "beginning", now=now())
             with suppress(Unknown):
-                await replays.act(operator, SINK, chance.choice(("pause", "resume", "resume", "cancel")), now=now())
+                await replays.act(
+                    operator, SINK, random_fraction.choice(("pause", "resume", "resume", "cancel")), now=now()
+                )
             if step < 20:
                 await append(operator, life(f"late{step}"))
             await check_lanes(operator)
@@ -640,7 +647,7 @@ async def seen(database: Database, seconds: float = 0, **types: str) -> SinkView
 async def test_a_sink_is_shown_with_all_that_it_still_has_before_it(log: Worker) -> None:
     await log.settle(
         log.first(0, HOLDS),
-        log.first(1, Again(due_at=at(5), reason="timeout")),
+        log.first(1, RetryAt(due_at=at(5), reason="timeout")),
         log.first(2, Parked()),
         log.first(3, Parked()),
         health=Health(failures=2, last_success_at=at(7), last_error="timeout"),
@@ -767,7 +774,7 @@ async def fill(database: Database, number: int) -> None:
         {"sink": "lake" if place % 10 == 0 else SINK, "position": place, "event_id": f"e{place}"} for place in places
     ]
     await write(database, insert(EVENTS), rows)
-    await write(database, insert(DEAD_LETTERS), [one | letter | {"lane": "l"} for one in of_event])
+    await write(database, insert(DEAD_LETTERS), [one | letter | {"ordering_key": "l"} for one in of_event])
     await write(database, insert(ATTEMPTS), [one | attempt for one in of_event])
     if not database.is_sqlite:
         await write(database, sql("ANALYZE"))
@@ -802,5 +809,5 @@ async def test_a_stretch_of_the_log_is_counted_piece_by_piece(log: Worker, monke
         counted.append(statement) if "count(" in statement else None
 
     event.listen(log.database.engine.sync_engine, "before_cursor_execute", note)
-    assert (await replays.stretch(log.database, SINK, "beginning")).events == 5
+    assert (await replays.log_range(log.database, SINK, "beginning")).events == 5
     assert len(counted) == 3

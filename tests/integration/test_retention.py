@@ -80,13 +80,14 @@ async def add_sink(database: Database, name: str, *, cursor: int, seen: float) -
     await write(database, insert(SinkRow), [{**row, "failures": 0, "seen_at": day(seen)}])
 
 
-async def add_retry(database: Database, sink: str, position: int, lane: str, state: str = "due") -> None:
-    row = {"sink": sink, "position": position, "lane": lane, "state": state, "attempts": 1, "first_at": day(0)}
+async def add_retry(database: Database, sink: str, position: int, ordering_key: str, state: str = "due") -> None:
+    key = {"sink": sink, "position": position, "ordering_key": ordering_key}
+    row = key | {"state": state, "attempts": 1, "first_at": day(0)}
     await write(database, insert(RetryRow), [row])
 
 
 async def add_dead_letter(database: Database, sink: str, position: int) -> None:
-    row = {"sink": sink, "position": position, "lane": "m", "event_id": "e", "reason": "refused", "attempts": 1}
+    row = {"sink": sink, "position": position, "ordering_key": "m", "event_id": "e", "reason": "refused", "attempts": 1}
     given = {column.name for column in DeadLetterRow.__table__.columns}  # type: ignore[attr-defined]
     detail = {"detail": "no"} if "detail" in given else {}
     await write(database, insert(DeadLetterRow), [{**row, **detail, "first_at": day(0), "died_at": day(0)}])

@@ -10,12 +10,22 @@ from sqlalchemy import event, select, update
 
 from receiver.dispatch.publish import publication
 from receiver.domain.events import Status
-from receiver.domain.publication import Again, Candidate, Dead, Death, Decision, Done, Outcome, Parked, Superseded
+from receiver.domain.publication import (
+    DeadLettered,
+    DeadLetterReason,
+    Decision,
+    Done,
+    Outcome,
+    Parked,
+    PendingPublication,
+    RetryAt,
+    Superseded,
+)
 from receiver.domain.queries import DeadLetterChoice, DeadLetterQuery, DeadLetterView
-from receiver.domain.window import Attempt, Settlement, Verdict
+from receiver.domain.window import Attempt, Decided, Settlement
 from receiver.storage import dead_letters, replays, retries, sinks
 from receiver.storage.database import Database
-from receiver.storage.retries import Progress
+from receiver.storage.retries import Progress, settle
 from receiver.storage.sinks import Health, Lease, LeaseLost, UnknownSink
 from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
 from tests.event_log import append, life
@@ -25,11 +35,11 @@ pytestmark = pytest.mark.anyio
 
 SINK = "crm"
 HEALTHY = Health()
-REFUSED = Dead(death=Death.REFUSED, reason="status 413", response_code=413, response="too big")
+REFUSED = DeadLettered(death=DeadLetterReason.REFUSED, reason="status 413", response_code=413, response="too big")
 
 
-def again(seconds: float) -> Again:
-    return Again(due_at=at(seconds), reason="status 500")
+def again(seconds: float) -> RetryAt:
+    return RetryAt(due_at=at(seconds), reason="status 500")
 
 
 class Log:
@@ -40,23 +50,23 @@ class Log:
         self.entries = entries
         self.lease = lease
 
-    def first(self, place: int, decision: Decision) -> Verdict:
+    def first(self, place: int, decision: Decision) -> Decided:
         is_tried = not isinstance(decision, Parked)
-        return Verdict(Candidate(publication=publication(self.entries[place])), decision, is_tried=is_tried)
+        return Decided(PendingPublication(publication=publication(self.entries[place])), decision, is_tried=is_tried)
 
-    def retry(self, place: int, decision: Decision, attempts: int = 1) -> Verdict:
+    def retry(self, place: int, decision: Decision, attempts: int = 1) -> Decided:
         told = publication(self.entries[place])
-        return Verdict(Candidate(publication=told, attempts=attempts, since=at(0)), decision)
+        return Decided(PendingPublication(publication=told, attempts=attempts, since=at(0)), decision)
 
     def position(self, place: int) -> int:
         return int(self.entries[place].position)
 
     async def settle(
-        self, *firsts: Verdict, retries: tuple[Verdict, ...] = (), cursor: int | None = None, **more: Any
+        self, *firsts: Decided, retries: tuple[Decided, ...] = (), cursor: int | None = None, **more: Any
     ) -> None:
         reached = cursor if cursor is not None else max((one.candidate.position for one in firsts), default=0)
         settlement = Settlement(cursor=reached, firsts=firsts, retries=retries, **more)
-        await retries.settle(self.database, self.lease, settlement, HEALTHY, now=at(0))
+        await settle(self.database, self.lease, settlement, HEALTHY, now=at(0))
 
     async def rows(self) -> list[tuple[int, str, int, datetime | None]]:
         """The sink's retries as (place in the log, state, attempts, due)."""
@@ -193,7 +203,7 @@ async def test_a_stale_holder_s_settlement_changes_nothing(log: Log) -> None:
         started_at=at(0),
         ended_at=at(1),
         outcome=Outcome.RETRY,
-        decision="again",
+        decision="retry",
     )
     with pytest.raises(LeaseLost):
         await log.settle(
@@ -221,7 +231,7 @@ async def test_a_failure_is_due_at_its_time_and_its_lane_is_parked_behind_it(log
     assert await log.due(4) == []
     assert await log.due(5) == [log.position(0)]
     async with log.database.reading() as connection:
-        assert await retries.blocked_lanes(log.database, connection, SINK, ["v2:a", "v2:b"]) == {"v2:a"}
+        assert await retries.blocked_keys(log.database, connection, SINK, ["v2:a", "v2:b"]) == {"v2:a"}
 
 
 async def test_a_success_makes_the_next_of_the_lane_due_at_once(log: Log) -> None:
@@ -269,7 +279,7 @@ async def test_attempts_are_recorded_and_may_say_anything(log: Log) -> None:
         started_at=at(0),
         ended_at=at(1),
         outcome=Outcome.RETRY,
-        decision="again",
+        decision="retry",
         reason="\x00 and \ud800",
         response_code=500,
         response="x" * 5000,
@@ -277,13 +287,13 @@ async def test_attempts_are_recorded_and_may_say_anything(log: Log) -> None:
     await log.settle(attempts=(attempt,))
     async with log.database.reading() as connection:
         row = (await connection.execute(select(ATTEMPTS))).one()
-    assert (row.sink, row.outcome, row.decision, row.reason) == (SINK, "retry", "again", "� and �")
+    assert (row.sink, row.outcome, row.decision, row.reason) == (SINK, "retry", "retry", "� and �")
     assert (row.started_at, row.ended_at, row.response_code, len(row.response)) == (at(0), at(1), 500, 1000)
 
 
 async def test_health_is_kept_for_the_next_holder(log: Log) -> None:
     health = Health(failures=3, down_since_at=at(1), last_success_at=at(0), last_error="refused")
-    await retries.settle(log.database, log.lease, Settlement(cursor=0), health, now=at(2))
+    await settle(log.database, log.lease, Settlement(cursor=0), health, now=at(2))
     assert (await taken(log.database, take_over=True)).health == health
 
 
@@ -351,7 +361,7 @@ async def test_what_an_operator_requeued_does_not_die_in_a_replay_that_had_read_
     done = Settlement(cursor=log.position(1), firsts=(log.first(0, REFUSED), log.first(1, REFUSED)))
     progress = Progress(replay_id=replay.id, settlement=done, published=0, finished=True)
     nothing = Settlement(cursor=log.position(1))
-    await retries.settle(log.database, log.lease, nothing, HEALTHY, now=at(6), progress=progress)
+    await settle(log.database, log.lease, nothing, HEALTHY, now=at(6), progress=progress)
     assert [letter.position for letter in await log.letters()] == [log.position(1)]
     assert [(place, state) for place, state, _, _ in await log.rows()] == [(0, "due")]
 
@@ -368,7 +378,7 @@ async def test_an_unknown_sink_has_nothing_to_requeue(log: Log) -> None:
 
 
 async def test_dead_letters_are_listed_by_sink_reason_and_page(log: Log) -> None:
-    expired = Dead(death=Death.EXPIRED, reason="timeout")
+    expired = DeadLettered(death=DeadLetterReason.EXPIRED, reason="timeout")
     await log.settle(log.first(0, REFUSED), log.first(1, expired), log.first(2, REFUSED))
     first, second, third = await log.letters()
     assert [letter.position for letter in (first, second, third)] == [log.position(place) for place in range(3)]
@@ -379,7 +389,8 @@ async def test_dead_letters_are_listed_by_sink_reason_and_page(log: Log) -> None
 
 async def test_the_database_refuses_two_heads_of_a_lane(log: Log) -> None:
     await log.settle(log.first(0, again(5)))
-    row = {"sink": SINK, "position": log.position(2), "lane": "v2:a", "state": "due", "first_at": at(0), "attempts": 0}
+    row = {"sink": SINK, "position": log.position(2), "ordering_key": "v2:a"}
+    row |= {"state": "due", "first_at": at(0), "attempts": 0}
     with pytest.raises(Exception, match=r"uq_retries_head|UNIQUE"):
         async with log.database.writing() as connection:
             await connection.execute(RETRIES.insert(), [row])
@@ -416,5 +427,5 @@ async def test_sqlite_finds_due_retries_by_their_index(sqlite_url: str) -> None:
 
 
 def test_the_columns_of_a_dead_letter_are_those_of_its_table() -> None:
-    named = {"lane"} | set(DeadLetterView.__dataclass_fields__) - {"message_id", "recipient", "status"}
+    named = {"ordering_key"} | set(DeadLetterView.__dataclass_fields__) - {"message_id", "recipient", "status"}
     assert named == {column.name for column in DEAD_LETTERS.c}

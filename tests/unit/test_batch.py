@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.domain.callbacks import Unread
+from receiver.domain.callbacks import Rejected
 from receiver.domain.delivery import Message, fold
 from receiver.domain.events import MAX_EVENTS, MAX_MENTIONS, MAX_RECIPIENTS, Api, Direction, Event, Quarantine, Status
 from receiver.domain.fold import Batch, MessageKey, Repeat
@@ -77,7 +77,7 @@ def test_an_event_of_a_message_with_forgotten_events_changes_nothing() -> None:
 def test_a_full_message_takes_no_new_event_and_knows_its_own() -> None:
     taken = batch(full={KEY: {SENT.id: "callback-1"}})
     assert taken.take(SENT, 0) == Repeat("callback-1")
-    assert taken.take(DELIVERED, 5) == Unread(5, Quarantine.TOO_LARGE, "the message has 10000 events already", KEY[2])
+    assert taken.take(DELIVERED, 5) == Rejected(5, Quarantine.TOO_LARGE, "the message has 10000 events already", KEY[2])
     assert (taken.messages, taken.appended) == ({}, [])
 
 
@@ -89,7 +89,7 @@ def test_an_event_beyond_the_limit_of_its_message_is_too_large() -> None:
     taken = batch(*many(MAX_EVENTS - 1))
     assert isinstance(taken.take(DELIVERED, 0), Appended)
     refused = taken.take(make_event(Status.READ), 3)
-    assert isinstance(refused, Unread)
+    assert isinstance(refused, Rejected)
     assert (refused.index, refused.reason) == (3, Quarantine.TOO_LARGE)
     assert taken.take(DELIVERED, 0) == Repeat(DELIVERED.callback_id)
     assert len(taken.appended) == 1
@@ -116,14 +116,14 @@ def test_a_message_has_at_most_a_thousand_different_recipients(
 ) -> None:
     taken = batch(make_event(Status.SENT, to=numbers(0, 500), recipient=None))
     result = taken.take(make_event(Status.DELIVERED, to=to, recipient=recipient), 0)
-    assert isinstance(result, Appended if is_taken else Unread)
+    assert isinstance(result, Appended if is_taken else Rejected)
     assert len(rows(next(iter(taken.messages.values())))) <= MAX_RECIPIENTS if is_taken else not taken.messages
 
 
 def test_the_first_event_of_a_message_may_be_too_large_and_a_smaller_one_is_taken() -> None:
     taken = batch()
     refused = taken.take(make_event(to=numbers(0, MAX_RECIPIENTS), recipient="+1555"), 0)
-    assert isinstance(refused, Unread)
+    assert isinstance(refused, Rejected)
     assert refused.detail == "the message has more than 1000 recipients"
     assert isinstance(taken.take(SENT, 1), Appended)
     assert taken.before == {}
@@ -133,7 +133,7 @@ def test_the_recipients_of_all_events_of_a_message_are_limited() -> None:
     whole = numbers(0, MAX_RECIPIENTS)
     taken = batch(*many(MAX_MENTIONS // MAX_RECIPIENTS - 1, to=whole, recipient=None))
     assert isinstance(taken.take(make_event(to=whole, recipient=None), 0), Appended)
-    assert isinstance(taken.take(make_event(Status.READ, to=whole[:1]), 0), Unread)
+    assert isinstance(taken.take(make_event(Status.READ, to=whole[:1]), 0), Rejected)
     assert isinstance(taken.take(make_event(Status.READ, to=(), recipient=whole[0]), 0), Appended)
 
 

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.domain.cloudevents import cloud_event, rfc3339
-from receiver.domain.events import Api, Facts, Status, TagVerdict
+from receiver.domain.events import Api, MessageFields, Status, TagVerdict
 from receiver.domain.publication import LogEntry, Snapshot
 from tests.events import at, make_event
 
@@ -128,8 +128,8 @@ OF_THE_EVENT = {
 )
 def test_a_fact_is_the_event_s_own_else_its_message_s(fact: str, field: str) -> None:
     event = make_event()
-    told = entry(event=replace(event, facts=Facts(**OF_THE_EVENT)), message=OF_THE_MESSAGE)  # type: ignore[arg-type]
-    silent = entry(event=replace(event, facts=Facts()), message=OF_THE_MESSAGE)
+    told = entry(event=replace(event, facts=MessageFields(**OF_THE_EVENT)), message=OF_THE_MESSAGE)  # type: ignore[arg-type]
+    silent = entry(event=replace(event, facts=MessageFields()), message=OF_THE_MESSAGE)
     own, of_message = OF_THE_EVENT[fact], OF_THE_MESSAGE[fact]
     assert cloud_event(told, None)["data"][field] == (list(own) if isinstance(own, tuple) else own)
     assert cloud_event(silent, None)["data"][field] == of_message
@@ -141,7 +141,7 @@ def test_a_forgotten_message_leaves_gaps_and_breaks_nothing() -> None:
 
 
 def test_text_never_comes_from_the_event() -> None:
-    event = replace(make_event(), facts=Facts(text="stale", media=("https://stale.example",)))
+    event = replace(make_event(), facts=MessageFields(text="stale", media=("https://stale.example",)))
     data = cloud_event(entry(event=event), None)["data"]
     assert (data["text"], data["media"]) == (None, [])
 

@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from receiver.domain.events import Direction, Facts, Status
+from receiver.domain.events import Direction, MessageFields, Status
 from receiver.domain.filters import EVENT_TYPES, Filter
 from receiver.domain.publication import LogEntry, Snapshot
 from tests.events import make_event
@@ -53,21 +53,21 @@ def test_a_filter_lets_through_what_it_names(chosen: Filter, status: Status, cha
 )
 def test_a_filter_asks_the_event_and_else_its_message(chosen: Filter, passes: bool) -> None:
     message = {"sender": "+19195551234", "recipients": ["+15035550001"], "tag": "order-4711", "application_id": "app-1"}
-    event = replace(make_event(Status.SENT, recipient="+14255550123"), facts=Facts())
+    event = replace(make_event(Status.SENT, recipient="+14255550123"), facts=MessageFields())
     told = LogEntry(position=1, event=event, previous_status=None, changed=True, delivery=SNAPSHOT, message=message)
     assert chosen.passes(told) is passes
 
 
 @pytest.mark.parametrize(("recipient", "passes"), [(None, True), ("+14255550123", False)])
 def test_an_event_that_names_no_recipient_is_about_all_of_its_message(recipient: str | None, passes: bool) -> None:
-    event = replace(make_event(Status.SENT, recipient=recipient), facts=Facts())
+    event = replace(make_event(Status.SENT, recipient=recipient), facts=MessageFields())
     message = {"sender": None, "recipients": ["+14255550123", "15035550001"]}
     told = LogEntry(position=1, event=event, previous_status=None, changed=True, delivery=SNAPSHOT, message=message)
     assert Filter(number_prefixes=("1503",)).passes(told) is passes
 
 
 def test_what_has_no_tag_and_no_application_meets_no_filter_on_them() -> None:
-    event = replace(make_event(Status.SENT), facts=Facts())
+    event = replace(make_event(Status.SENT), facts=MessageFields())
     told = LogEntry(position=1, event=event, previous_status=None, changed=True, delivery=SNAPSHOT, message={})
     assert not Filter(tag_prefixes=("a",)).passes(told)
     assert not Filter(applications=frozenset({"a"})).passes(told)

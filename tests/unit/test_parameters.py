@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from receiver.api.parameter_kinds import encode_cursor, message_cursor, moment
 from receiver.api.parameters import (
     CallbackParameters,
-    CompatMessageParameters,
+    CatapultMessageParameters,
     MessageParameters,
     MessageStatus,
     PullParameters,
@@ -138,7 +138,7 @@ def test_nothing_asked_is_the_first_25_newest() -> None:
 
 
 def test_the_seeds_list_begins_with_the_oldest() -> None:
-    assert read(CompatMessageParameters, b"").query().order is SortOrder.ASC
+    assert read(CatapultMessageParameters, b"").query().order is SortOrder.ASC
 
 
 def test_every_status_of_a_message_can_be_asked_for() -> None:

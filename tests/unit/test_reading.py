@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from receiver.domain.callbacks import Callback, Unread
+from receiver.domain.callbacks import Callback, Rejected
 from receiver.domain.events import Api, Quarantine
 from receiver.providers import read
 from tests.callbacks import event_of, get, post, request, unread_of
@@ -20,7 +20,7 @@ bridgeComplete disconnect initiate redirect transferAnswer transferComplete tran
 
 
 def outcomes(callback: Callback) -> list[str]:
-    return [element.reason if isinstance(element, Unread) else element.status for element in read(callback)]
+    return [element.reason if isinstance(element, Rejected) else element.status for element in read(callback)]
 
 
 @pytest.mark.parametrize("api", list(Api))
@@ -41,7 +41,7 @@ def test_every_member_of_an_array_is_read_whatever_its_neighbours_are() -> None:
         "foreign-product",
         "delivered",
     ]
-    assert [element.index for element in read(post(body)) if isinstance(element, Unread)] == [0, 2, 4, 5, 6]
+    assert [element.index for element in read(post(body)) if isinstance(element, Rejected)] == [0, 2, 4, 5, 6]
 
 
 def test_an_empty_array_gives_nothing() -> None:

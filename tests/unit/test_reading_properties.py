@@ -10,7 +10,7 @@ import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from receiver.domain.callbacks import Callback, Element, Unread
+from receiver.domain.callbacks import Callback, Element, Rejected
 from receiver.domain.delivery import fold
 from receiver.domain.events import Api, Direction, Event, Status, TagVerdict
 from receiver.providers import read
@@ -48,7 +48,7 @@ def assert_consistent(event: Event) -> None:
 
 
 def assert_sound(element: Element) -> None:
-    assert isinstance(element, Event | Unread)
+    assert isinstance(element, Event | Rejected)
     if isinstance(element, Event):
         assert_consistent(element)
     else:

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.domain.publication import (
-    Again,
-    Candidate,
-    Dead,
-    Death,
+    DeadLettered,
+    DeadLetterReason,
     Done,
+    PendingPublication,
     Publication,
     Published,
     Refused,
     Result,
     Retry,
+    RetryAt,
     SinkDown,
     decide,
 )
@@ -32,11 +32,11 @@ def seconds(number: float) -> timedelta:
     return timedelta(seconds=number)
 
 
-def candidate(attempts: int = 0, since: datetime | None = None) -> Candidate:
+def candidate(attempts: int = 0, since: datetime | None = None) -> PendingPublication:
     publication = Publication(
-        id="e1", position=1, lane="v2:m1", type="message.sent", received_at=NOW, event={}, body=b"{}"
+        id="e1", position=1, ordering_key="v2:m1", type="message.sent", received_at=NOW, event={}, body=b"{}"
     )
-    return Candidate(publication=publication, attempts=attempts, since=since)
+    return PendingPublication(publication=publication, attempts=attempts, since=since)
 
 
 @pytest.mark.parametrize(
@@ -111,11 +111,11 @@ def test_the_schedule_ends_after_three_days() -> None:
         (SinkDown(reason="refused"), None),
         (
             Refused(reason="status 413", response_code=413, response="big"),
-            Dead(death=Death.REFUSED, reason="status 413", response_code=413, response="big"),
+            DeadLettered(death=DeadLetterReason.REFUSED, reason="status 413", response_code=413, response="big"),
         ),
-        (Retry(reason="status 500"), Again(due_at=NOW + seconds(5), reason="status 500")),
-        (Retry(reason="timeout", overloaded=True), Again(due_at=NOW + seconds(60), reason="timeout")),
-        (Retry(reason="status 503", after=seconds(40)), Again(due_at=NOW + seconds(40), reason="status 503")),
+        (Retry(reason="status 500"), RetryAt(due_at=NOW + seconds(5), reason="status 500")),
+        (Retry(reason="timeout", overloaded=True), RetryAt(due_at=NOW + seconds(60), reason="timeout")),
+        (Retry(reason="status 503", after=seconds(40)), RetryAt(due_at=NOW + seconds(40), reason="status 503")),
     ],
 )
 def test_each_result_has_its_decision(result: Result, decision: Any) -> None:
@@ -124,14 +124,14 @@ def test_each_result_has_its_decision(result: Result, decision: Any) -> None:
 
 def test_the_pause_counts_the_attempts_before() -> None:
     decision = decide(candidate(attempts=2, since=NOW), Retry(reason="x"), POLICY, now=NOW, fraction=0.0)
-    assert decision == Again(due_at=NOW + seconds(120), reason="x")
+    assert decision == RetryAt(due_at=NOW + seconds(120), reason="x")
 
 
 def test_an_event_past_its_age_is_given_up_at_the_next_failure() -> None:
     old = candidate(attempts=12, since=NOW - timedelta(hours=72))
     failure = Retry(reason="status 500", response_code=500, response="oops")
-    assert decide(old, failure, POLICY, now=NOW, fraction=0.0) == Dead(
-        death=Death.EXPIRED, reason="status 500", response_code=500, response="oops"
+    assert decide(old, failure, POLICY, now=NOW, fraction=0.0) == DeadLettered(
+        death=DeadLetterReason.EXPIRED, reason="status 500", response_code=500, response="oops"
     )
     assert decide(old, Published(), POLICY, now=NOW, fraction=0.0) == Done()
 

@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 
 from receiver.domain.events import Api
-from receiver.sandbox.faults import Misbehaviour
+from receiver.sandbox.faults import Fault
 from receiver.sandbox.numbers import magic, magic_numbers, of, of_code
 from receiver.sandbox.timeline import Kind, Outcome
 
@@ -28,13 +28,13 @@ def test_every_code_of_both_generations_has_a_number(api: Api, code: int, outcom
 def test_the_scheme_is_the_documented_one() -> None:
     assert of_code(Api.V1, 720) == "+15552010720"
     assert of_code(Api.V2, 4720) == "+15552024720"
-    assert of(Misbehaviour.DUPLICATE) == "+15552090001"
-    assert of(Misbehaviour.BATCH) == "+15552090009"
+    assert of(Fault.DUPLICATE) == "+15552090001"
+    assert of(Fault.BATCH) == "+15552090009"
 
 
 @pytest.mark.parametrize("api", Api)
-@pytest.mark.parametrize("misbehaviour", Misbehaviour)
-def test_every_misbehaviour_has_a_number_in_both_generations(api: Api, misbehaviour: Misbehaviour) -> None:
+@pytest.mark.parametrize("misbehaviour", Fault)
+def test_every_misbehaviour_has_a_number_in_both_generations(api: Api, misbehaviour: Fault) -> None:
     found = magic(api, of(misbehaviour))
     assert found is not None
     assert found.misbehaviour is misbehaviour
@@ -58,5 +58,5 @@ def test_any_other_number_means_nothing() -> None:
 
 def test_all_numbers_are_e164_and_different() -> None:
     numbers = [each.number for each in magic_numbers()]
-    assert len(set(numbers)) == len(numbers) == len(_CODES) + len(Misbehaviour) + 1
+    assert len(set(numbers)) == len(numbers) == len(_CODES) + len(Fault) + 1
     assert all(re.fullmatch(r"\+1[2-9]\d{2}[2-9]\d{6}", number) for number in numbers)

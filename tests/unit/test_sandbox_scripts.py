@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.domain.events import Api
-from receiver.sandbox.faults import Misbehaviour, Rates
+from receiver.sandbox.faults import Fault, Rates
 from receiver.sandbox.numbers import magic_numbers, of, of_code
 from receiver.sandbox.scenario import write, write_inbound
 from receiver.sandbox.timeline import FINAL, Kind, Outcome, Receipts, Script, Sending
@@ -20,7 +20,7 @@ rates = st.builds(
     Rates,
     failed=st.floats(0, 0.5),
     unconfirmed=st.floats(0, 0.5),
-    **{each.value: shares for each in Misbehaviour},
+    **{each.value: shares for each in Fault},
 )
 numbers = st.sampled_from([ONE, TWO, "+19195551215", *(each.number for each in magic_numbers())])
 v2_sendings = st.builds(
@@ -211,5 +211,5 @@ def test_an_inbound_message_has_no_receipts_whatever_the_rates(api: Api, rates: 
 
 
 def test_a_senders_magic_number_misbehaves_too() -> None:
-    script = write_inbound(Api.V2, ONE, of(Misbehaviour.DUPLICATE), _GOOD, seed=1, ordinal=1)
+    script = write_inbound(Api.V2, ONE, of(Fault.DUPLICATE), _GOOD, seed=1, ordinal=1)
     assert len(script.posts) > 1

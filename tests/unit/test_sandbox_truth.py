@@ -15,7 +15,7 @@ from receiver.domain.events import Api, Direction, Event, Quarantine, number_key
 from receiver.providers.parser import read
 from receiver.sandbox import v1, v2
 from receiver.sandbox.expected import Truth, truths
-from receiver.sandbox.faults import Misbehaviour, Rates
+from receiver.sandbox.faults import Fault, Rates
 from receiver.sandbox.messages import Destination, Message
 from receiver.sandbox.numbers import of, of_code
 from receiver.sandbox.scenario import write, write_inbound
@@ -118,7 +118,7 @@ def test_the_receiver_takes_inbound_messages_for_what_they_are(
 
 
 def test_every_misbehaviour_at_once_in_one_group_is_still_agreed_upon() -> None:
-    group = (*(of(each) for each in Misbehaviour if each is not Misbehaviour.SILENT), of_code(Api.V2, 4720))
+    group = (*(of(each) for each in Fault if each is not Fault.SILENT), of_code(Api.V2, 4720))
     for ordinal in range(200):
         sent = message(Sending(api=Api.V2, recipients=group), ordinal=ordinal)
         posts = list(sent.script.posts)

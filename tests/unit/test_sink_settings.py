@@ -214,7 +214,7 @@ def test_a_mistake_does_not_show_the_secret_it_is_about(monkeypatch: pytest.Monk
 
 
 def test_a_publication_is_what_a_private_sink_works_with() -> None:
-    assert {"id", "position", "lane", "type", "event", "body"} <= set(Publication.__slots__)
+    assert {"id", "position", "ordering_key", "type", "event", "body"} <= set(Publication.__slots__)
 
 
 class DefiantSink(PrintSink):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from receiver.domain.callbacks import Unread
+from receiver.domain.callbacks import Rejected
 from receiver.domain.events import Event, Quarantine, Status, TagVerdict
 from receiver.intake.tag_checker import TagChecker
 from receiver.tags import TagPolicy, sign
@@ -54,7 +54,7 @@ def test_a_tag_is_refused_only_where_the_policy_requires_a_valid_one(
     if reason is None:
         assert required == recorded
     else:
-        assert required == Unread(3, reason, f"tag {expected}", event.message_id)
+        assert required == Rejected(3, reason, f"tag {expected}", event.message_id)
 
 
 def test_the_tag_of_a_message_is_the_value_without_its_signature() -> None:
@@ -119,7 +119,7 @@ def test_a_bound_tag_is_unchecked_where_the_event_lacks_the_numbers(
     event = tagged(signed(**bound), recipient=recipient, to=())
     assert verdict(event) is expected
     if expected is TagVerdict.UNCHECKED:
-        assert REQUIRE.check(event, 0) == Unread(0, Quarantine.TAG_FORGED, "tag unchecked", event.message_id)
+        assert REQUIRE.check(event, 0) == Rejected(0, Quarantine.TAG_FORGED, "tag unchecked", event.message_id)
 
 
 @pytest.mark.parametrize("recipient", [NUMBER, None])
@@ -142,7 +142,7 @@ def test_without_keys_or_with_the_policy_off_an_event_stays_as_it_is(checker: Ta
 def test_requiring_tags_without_keys_refuses_every_outbound_event() -> None:
     checker = TagChecker(policy=TagPolicy.REQUIRE)
     event = tagged("order 7")
-    assert checker.check(event, 1) == Unread(1, Quarantine.TAG_FORGED, "tag unchecked", event.message_id)
+    assert checker.check(event, 1) == Rejected(1, Quarantine.TAG_FORGED, "tag unchecked", event.message_id)
 
 
 @pytest.mark.parametrize("checker", [TagChecker(), RECORD, REQUIRE])

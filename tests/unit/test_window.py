@@ -10,40 +10,50 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from receiver.domain.publication import Again, Candidate, Dead, Death, Decision, Done, Parked, Publication, Superseded
+from receiver.domain.publication import (
+    DeadLettered,
+    DeadLetterReason,
+    Decision,
+    Done,
+    Parked,
+    PendingPublication,
+    Publication,
+    RetryAt,
+    Superseded,
+)
 from receiver.domain.window import Window
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-AGAIN = Again(due_at=NOW, reason="status 500")
-DEAD = Dead(death=Death.REFUSED, reason="status 413")
-HELD = Dead(death=Death.REFUSED, reason="status 413", holds=True)
+AGAIN = RetryAt(due_at=NOW, reason="status 500")
+DEAD = DeadLettered(death=DeadLetterReason.REFUSED, reason="status 413")
+HELD = DeadLettered(death=DeadLetterReason.REFUSED, reason="status 413", holds=True)
 
 
 def candidate(
-    position: int, lane: str, *, attempts: int = 0, since: datetime | None = None, recipient: str | None = None
-) -> Candidate:
+    position: int, ordering_key: str, *, attempts: int = 0, since: datetime | None = None, recipient: str | None = None
+) -> PendingPublication:
     publication = Publication(
         id=f"e{position}",
         position=position,
-        lane=lane,
+        ordering_key=ordering_key,
         type="message.sent",
         received_at=NOW,
         event={},
         body=b"{}",
         recipient=recipient,
     )
-    return Candidate(publication=publication, attempts=attempts, since=since)
+    return PendingPublication(publication=publication, attempts=attempts, since=since)
 
 
-def filled(lanes: str, **options: Any) -> Window:
+def filled(ordering_keys: str, **options: Any) -> Window:
     """A window with one event for each letter, the letter its lane."""
     window = Window(0, **options)
-    for position, lane in enumerate(lanes, 1):
-        window.queue(candidate(position, lane))
+    for position, ordering_key in enumerate(ordering_keys, 1):
+        window.queue(candidate(position, ordering_key))
     return window
 
 
-def positions(candidates: Sequence[Candidate]) -> list[int]:
+def positions(candidates: Sequence[PendingPublication]) -> list[int]:
     return [one.position for one in candidates]
 
 
@@ -170,8 +180,8 @@ def test_what_waits_for_too_long_is_found_and_given_up_without_an_attempt() -> N
 
 def test_retries_that_somebody_else_moved_are_read_again() -> None:
     window = Window(0, slots=4)
-    for position, lane in enumerate("ab", 1):
-        window.queue_retry(candidate(position, lane, since=NOW))
+    for position, ordering_key in enumerate("ab", 1):
+        window.queue_retry(candidate(position, ordering_key, since=NOW))
     assert positions(window.take(9)) == [1]
     window.forget_retries()
     assert window.holds_retry(1)
@@ -197,8 +207,8 @@ def test_an_event_put_back_behind_a_failure_is_parked() -> None:
 
 def test_retries_and_first_attempts_take_turns_and_retries_go_alone() -> None:
     window = filled("abcd", slots=4, keeps_order=True)
-    for position, lane in ((-1, "x"), (-2, "y")):
-        window.queue_retry(candidate(position, lane, since=NOW))
+    for position, ordering_key in ((-1, "x"), (-2, "y")):
+        window.queue_retry(candidate(position, ordering_key, since=NOW))
     assert [positions(window.take(2)) for _ in range(5)] == [[1, 2], [-1], [3, 4], [-2], []]
 
 
@@ -248,13 +258,13 @@ class Publishing(RuleBasedStateMachine):
     """A sink with everything that can happen to it. The rows of the database are played by `rows` and `cursor`."""
 
     @initialize(
-        lanes=st.lists(st.sampled_from("abc"), min_size=1, max_size=30),
+        ordering_keys=st.lists(st.sampled_from("abc"), min_size=1, max_size=30),
         slots=st.integers(1, 4),
         keeps_order=st.booleans(),
         latest_only=st.booleans(),
     )
-    def begin(self, lanes: list[str], slots: int, keeps_order: bool, latest_only: bool) -> None:
-        self.log = dict(enumerate(lanes, 1))
+    def begin(self, ordering_keys: list[str], slots: int, keeps_order: bool, latest_only: bool) -> None:
+        self.log = dict(enumerate(ordering_keys, 1))
         self.keeps_order, self.slots = keeps_order, 1 if keeps_order else slots
         self.latest_only = latest_only
         self.superseded: set[int] = set()
@@ -271,21 +281,21 @@ class Publishing(RuleBasedStateMachine):
     def take_over(self) -> None:
         """The process died, or another took the lease."""
         self.window = Window(self.cursor, slots=self.slots, keeps_order=self.keeps_order, latest_only=self.latest_only)
-        self.under_way: list[list[Candidate]] = []
+        self.under_way: list[list[PendingPublication]] = []
 
     @rule(count=st.integers(1, 8))
     def read(self, count: int) -> None:
         ahead = [position for position in self.log if position > self.window.read_to]
-        blocked = {lane for lane, _ in self.rows.values()}
+        blocked = {ordering_key for ordering_key, _ in self.rows.values()}
         for position in ahead[:count]:
             one = candidate(position, self.log[position])
-            (self.window.park if one.lane in blocked else self.window.queue)(one)
+            (self.window.park if one.ordering_key in blocked else self.window.queue)(one)
 
     @rule()
     def read_retries(self) -> None:
-        for position, (lane, attempts) in self.heads().items():
+        for position, (ordering_key, attempts) in self.heads().items():
             if position not in self.dead:
-                self.window.queue_retry(candidate(position, lane, attempts=attempts, since=NOW))
+                self.window.queue_retry(candidate(position, ordering_key, attempts=attempts, since=NOW))
 
     @rule(data=st.data())
     def operate(self, data: st.DataObject) -> None:
@@ -309,9 +319,9 @@ class Publishing(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 3))
     def take(self, limit: int) -> None:
         batch = self.window.take(limit)
-        lanes = [one.lane for other in self.under_way for one in other]
-        assert not {one.lane for one in batch} & set(lanes), "two of a lane under way"
-        assert self.keeps_order or len({one.lane for one in batch}) == len(batch)
+        ordering_keys = [one.ordering_key for other in self.under_way for one in other]
+        assert not {one.ordering_key for one in batch} & set(ordering_keys), "two of a lane under way"
+        assert self.keeps_order or len({one.ordering_key for one in batch}) == len(batch)
         if batch:
             self.under_way.append(batch)
 
@@ -321,7 +331,7 @@ class Publishing(RuleBasedStateMachine):
         batch = self.under_way.pop(which % len(self.under_way))
         stopped: set[str] = set()
         for one, decision in zip(batch, decisions, strict=False):
-            if one.lane in stopped or decision is None:
+            if one.ordering_key in stopped or decision is None:
                 self.window.put_back(one)
             else:
                 if decision == Done():
@@ -330,7 +340,7 @@ class Publishing(RuleBasedStateMachine):
                     self.reached.append(one.position)
                 self.window.decide(one, decision)
             if decision is None or decision in (AGAIN, HELD):
-                stopped.add(one.lane)
+                stopped.add(one.ordering_key)
 
     @rule()
     def settle(self) -> None:
@@ -342,10 +352,10 @@ class Publishing(RuleBasedStateMachine):
             if verdict.blocks:
                 # somebody else may have moved the row of a retry meanwhile
                 if not one.is_retry or one.position in self.rows:
-                    self.rows[one.position] = (one.lane, verdict.attempts)
+                    self.rows[one.position] = (one.ordering_key, verdict.attempts)
             else:
                 self.rows.pop(one.position, None)
-            if isinstance(verdict.decision, Dead):
+            if isinstance(verdict.decision, DeadLettered):
                 self.dead.add(one.position)
             if isinstance(verdict.decision, Superseded):
                 self.superseded.add(one.position)
@@ -353,8 +363,8 @@ class Publishing(RuleBasedStateMachine):
 
     def heads(self) -> dict[int, tuple[str, int]]:
         first: dict[str, int] = {}
-        for position, (lane, _) in sorted(self.rows.items()):
-            first.setdefault(lane, position)
+        for position, (ordering_key, _) in sorted(self.rows.items()):
+            first.setdefault(ordering_key, position)
         return {position: self.rows[position] for position in first.values()}
 
     @invariant()
@@ -374,8 +384,8 @@ class Publishing(RuleBasedStateMachine):
     def first_copies_arrive_in_order(self) -> None:
         if not hasattr(self, "log"):
             return
-        for lane in set(self.log.values()):
-            copies = [position for position in self.reached if self.log[position] == lane]
+        for ordering_key in set(self.log.values()):
+            copies = [position for position in self.reached if self.log[position] == ordering_key]
             firsts = list(dict.fromkeys(copies))
             assert firsts == sorted(firsts)
 

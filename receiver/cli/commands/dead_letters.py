@@ -5,13 +5,15 @@ from typing import Annotated
 import typer
 
 from receiver.cli.commands.options import Config, DryRun, Json, Page, SinkName, Size, group
-from receiver.domain.publication import Death
+from receiver.domain.publication import DeadLetterReason
 
 app = group("Look at events that a sink did not take; make them due again, or drop them.")
 
 MessageId = Annotated[str | None, typer.Option("--message", metavar="ID", help="Of this message alone.")]
 EventId = Annotated[str | None, typer.Option("--event", metavar="ID", help="Of this event alone.")]
-DeathReason = Annotated[Death | None, typer.Option("--reason", help="Refused by the sink, or tried for too long.")]
+DeathReason = Annotated[
+    DeadLetterReason | None, typer.Option("--reason", help="Refused by the sink, or tried for too long.")
+]
 DiedSince = Annotated[str | None, typer.Option("--since", metavar="TIME", help="Those that died from this time on.")]
 DiedUntil = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Those that died before this time.")]
 LetterIds = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="Which ones.")]
@@ -88,7 +90,12 @@ def dead_letters_drop(
 
 
 def _narrowed(
-    sink: str | None, reason: Death | None, message: str | None, event: str | None, since: str | None, until: str | None
+    sink: str | None,
+    reason: DeadLetterReason | None,
+    message: str | None,
+    event: str | None,
+    since: str | None,
+    until: str | None,
 ) -> dict[str, object]:
     """The options that choose dead letters, as parameters of the query API."""
     return {

@@ -30,7 +30,7 @@ Since = Annotated[str | None, typer.Option(metavar="TIME", help="From this time 
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="Before this time.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing, count.")]
 SinkName = Annotated[str, typer.Argument(metavar="SINK", help="The sink's name.")]
-Generation = Annotated[Api | None, typer.Option("--api", help="The generation of Bandwidth's API.")]
+ApiVersion = Annotated[Api | None, typer.Option("--api", help="The generation of Bandwidth's API.")]
 Sender = Annotated[str | None, typer.Option("--from", metavar="NUMBER", help="The sender's number.")]
 Recipients = Annotated[
     list[str] | None, typer.Option("--to", metavar="NUMBER", help="A recipient's number; may be repeated.")

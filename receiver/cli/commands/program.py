@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from receiver.cli.commands.options import Config, Generation, Json, group
+from receiver.cli.commands.options import ApiVersion, Config, Json, group
 
 app = group("Receives Bandwidth's message callbacks and tells what became of each message.")
 
@@ -238,7 +238,7 @@ def prune(
 @app.command()
 def codes(
     code: Annotated[int | None, typer.Argument(metavar="[CODE]", help="One code; else all.")] = None,
-    api: Generation = None,
+    api: ApiVersion = None,
     config: Annotated[Path | None, typer.Option(hidden=True)] = None,
     json: Json = False,
 ) -> int:
