@@ -1,1 +1,1 @@
-"""receiver: takes Bandwidth's message callbacks in, keeps them, and tells what became of each message."""
+"""receiver: stores Bandwidth's message callbacks, and knows the status of every message."""

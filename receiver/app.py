@@ -1,4 +1,4 @@
-"""The web process: settings in, an ASGI application out whose lifespan starts the journal and the worker."""
+"""The web process: an ASGI application whose lifespan starts the journal and the worker."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,7 +19,8 @@ from receiver import credentials, metrics
 from receiver.api import problems, routes
 from receiver.api.auth import TokenAuth, Tokens
 from receiver.api.health import Health
-from receiver.api.operations import Api
+from receiver.api.operations import ApiContext
+from receiver.clock import now
 from receiver.domain.installation import Findings, WorkerRecord
 from receiver.intake.endpoint import Admission, CallbackEndpoints, Credentials
 from receiver.intake.journal import Journal
@@ -31,7 +32,7 @@ from receiver.storage.database import Database, is_sqlite, weaknesses
 from receiver.storage.processor import Settling
 from receiver.storage.status import StatusReader
 from receiver.supervisor import WorkerView, supervisor
-from receiver.worker import configured_sinks, now, tag_checker, tag_keys
+from receiver.worker import configured_sinks, tag_checker, tag_keys
 
 RELOADED: Final = (
     "callback_credentials",
@@ -42,7 +43,7 @@ RELOADED: Final = (
     "max_body_bytes",
     "sinks",
 )
-"""The settings that a running receiver takes over; the others wait for a restart."""
+"""The settings that a running receiver applies on SIGHUP; the others need a restart."""
 
 # A scrape must not wait for a database that does not answer.
 _BACKLOG_SECONDS: Final = 1.0
@@ -51,10 +52,10 @@ log = structlog.get_logger("receiver.app")
 
 
 def create_app(settings: Settings | None = None) -> Starlette:
-    """The application. Without settings it reads them as `receiver serve` does: environment, file, secrets.
+    """Makes the application. Without settings it reads them as `receiver serve` does: environment, file, secrets.
 
-    Its lifespan must run: uvicorn does that, and an application that mounts it has to (README, "Inside your own
-    application"). The worker then runs in a thread, unless `RECEIVER_WORKER` says otherwise.
+    Its lifespan must run: uvicorn runs it, and an application that mounts this one has to run it (see `receiver help
+    mounting`). The worker runs in a thread, unless the setting `worker` is set.
     """
     given = settings or load()
     if is_sqlite(given.database) and given.database_url is None:
@@ -66,10 +67,10 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
 
 class _Application(Starlette):
-    """Callback routes, and behind them an application with everything else, which handles its own errors.
+    """The callback routes, and an application with all other routes and an error handling of its own.
 
-    Callback routes answer every error themselves. Starlette's error handling, two layers that each wrap `send`, took a
-    seventh of a callback's CPU time.
+    Callback routes answer every error themselves. Starlette's error handling consists of two layers that each wrap
+    `send`, and took a seventh of the CPU time of a callback.
     """
 
     def build_middleware_stack(self) -> ASGIApp:
@@ -80,11 +81,11 @@ class _Application(Starlette):
 
 
 class Receiver:
-    """Everything the web process runs, joined."""
+    """Everything that the web process runs."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        # Before anything is opened: a wrong setting is an error of the start.
+        # Before anything is opened, so that a wrong sink table prevents the start.
         configured_sinks(settings)
         self.database = Database(settings.database)
         self.metrics = WebMetrics()
@@ -95,10 +96,10 @@ class Receiver:
         self._endpoints = CallbackEndpoints(
             self.journal, admission=_admission(settings), observer=self.metrics, clock=now
         )
-        self._beside = Starlette(routes=self._routes(), exception_handlers=problems.APPLICATION_HANDLERS)
-        self._beside.router.redirect_slashes = False
+        self._other = Starlette(routes=self._routes(), exception_handlers=problems.APPLICATION_HANDLERS)
+        self._other.router.redirect_slashes = False
         self.app = _Application(
-            routes=[*self._endpoints.routes(), Mount("", self._beside)],
+            routes=[*self._endpoints.routes(), Mount("", self._other)],
             lifespan=self._lifespan,
             middleware=_middleware(settings),
         )
@@ -107,7 +108,7 @@ class Receiver:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Opens the database and runs journal and worker; at the end finishes what was accepted."""
+        """Opens the database and runs journal and worker. At the end all accepted callbacks are committed."""
         async with AsyncExitStack() as stack:
             if is_sqlite(self.settings.database):
                 file = sqlite_file.prepare(self.settings.database)
@@ -122,9 +123,9 @@ class Receiver:
             yield
 
     async def reload(self, settings: Settings) -> None:
-        """Takes over what may change while it runs; raises ReceiverError, and changes nothing here, if that is wrong.
+        """Applies the settings in RELOADED; raises ReceiverError, and changes nothing, if one of them is wrong.
 
-        Requests under way are answered by what held when they came.
+        Requests that have begun use the settings of their start.
         """
         changed = self.settings.model_copy(update={name: getattr(settings, name) for name in RELOADED})
         configured_sinks(changed)
@@ -133,7 +134,7 @@ class Receiver:
         await self.worker.reload(changed)
         self.settings = changed
         self._endpoints.admission = admission
-        self._beside.router.routes[:] = self._routes()
+        self._other.router.routes[:] = self._routes()
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -141,7 +142,7 @@ class Receiver:
             yield
 
     def _routes(self) -> list[BaseRoute]:
-        """The routes beside the callbacks."""
+        """All routes but the callback routes."""
         tokens = Tokens(token.get_secret_value() for token in self.settings.api_tokens)
         guard = [Middleware(TokenAuth, tokens=tokens)] if self.settings.metrics_auth == "token" else []
         return [
@@ -150,8 +151,8 @@ class Receiver:
             *routes.routes(self._api(tokens if self.settings.api_auth == "token" else None)),
         ]
 
-    def _api(self, tokens: Tokens | None) -> Api:
-        return Api(
+    def _api(self, tokens: Tokens | None) -> ApiContext:
+        return ApiContext(
             database=self.database,
             reprocess=self._reprocess,
             tokens=tokens,
@@ -164,7 +165,7 @@ class Receiver:
         )
 
     async def _findings(self) -> Findings:
-        """How this installation is doing, by its database and by what this process knows."""
+        """The state of this installation, from its database and from this process."""
         types = {table["name"]: str(table.get("type")) for table in self.settings.sinks}
         found = await self._status.findings(types, clock=now)
         return replace(found, worker=_worker_record(self.worker.view()), waiting=self.journal.waiting)
@@ -187,17 +188,17 @@ class Receiver:
 
 
 async def prepare_database(database: Database) -> None:
-    """Brings an embedded database up to date; a PostgreSQL must be so already, for others may be using it."""
+    """Migrates an embedded database. A PostgreSQL database is only checked: other processes may use it."""
     await (schema.migrate(database) if database.is_sqlite else schema.check(database))
     for weakness in await weaknesses(database):
         log.warning(weakness)
 
 
 def _worker_record(view: WorkerView) -> WorkerRecord:
-    """What the supervisor knows of the worker. A report crosses a socket, so its time is text."""
-    known = asdict(view)
-    since = known.pop("failing_since")
-    return WorkerRecord(**known, failing_since_at=datetime.fromisoformat(since) if since else None)
+    """The record of the worker. Its reports come over a socket, so the time in them is text."""
+    fields = asdict(view)
+    since = fields.pop("failing_since")
+    return WorkerRecord(**fields, failing_since_at=datetime.fromisoformat(since) if since else None)
 
 
 def _admission(settings: Settings) -> Admission:
@@ -210,7 +211,7 @@ def _admission(settings: Settings) -> Admission:
 
 
 def _middleware(settings: Settings) -> list[Middleware]:
-    """The proxies that are trusted to name the caller's address."""
+    """The middleware that takes the address of the client from the headers of trusted proxies."""
     if not settings.trusted_proxies:
         return []
     trusted = [str(network) for network in settings.trusted_proxies]

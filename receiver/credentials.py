@@ -1,4 +1,4 @@
-"""Credentials of a first run: made once, kept in the data directory, readable by their owner alone."""
+"""Generated credentials: created at the first start, and stored in the data directory with mode 0600."""
 
 import json
 import os
@@ -16,35 +16,35 @@ from receiver.storage.database import is_sqlite
 
 FILE: Final = "credentials.json"
 TOPIC: Final = "first-run"
-"""The documentation topic about generated credentials, and those that must be set."""
+"""The documentation topic about generated credentials and those that must be set."""
 _USER: Final = "bandwidth"
 
 
 @dataclass(frozen=True, slots=True)
 class Secured:
-    """Settings with credentials in them, and the file that holds those that were generated (None: none were)."""
+    """Settings with their credentials, and the file of the generated ones (None: none are generated)."""
 
     settings: Settings
     file: Path | None
 
 
 def secure(settings: Settings) -> Secured:
-    """Fills in missing credentials: from the data directory, made anew there the first time.
+    """Fills in missing credentials from the data directory, where the first start generates them.
 
-    With PostgreSQL nothing is generated, because two hosts would differ: raises SettingsError with what to set.
+    With PostgreSQL nothing is generated, because two hosts would differ: raises SettingsError with the setting to set.
     """
-    wanted = missing(settings)
-    if not wanted:
+    names = missing(settings)
+    if not names:
         return Secured(settings, None)
     if not is_sqlite(settings.database):
-        raise SettingsError(what_to_set(wanted), topic=TOPIC)
+        raise SettingsError(what_to_set(names), topic=TOPIC)
     make_data_dir(settings)
     file = settings.data_dir / FILE
-    kept = _read(file)
-    if not kept.keys() >= set(wanted):
-        kept = {**{name: [make()] for name, make in _MAKERS.items()}, **kept}
-        _write(file, kept)
-    filled = {name: [SecretStr(value) for value in kept[name]] for name in wanted}
+    stored = _read(file)
+    if not stored.keys() >= set(names):
+        stored = {**{name: [generate()] for name, generate in _GENERATORS.items()}, **stored}
+        _write(file, stored)
+    filled = {name: [SecretStr(value) for value in stored[name]] for name in names}
     return Secured(settings.model_copy(update=filled), file)
 
 
@@ -53,21 +53,21 @@ def make_data_dir(settings: Settings) -> None:
 
 
 def missing(settings: Settings) -> list[str]:
-    """The settings that must hold credentials and do not."""
-    wanted = []
+    """The names of the settings that must have credentials and have none."""
+    names = []
     if settings.callback_auth == "basic" and not settings.callback_credentials:
-        wanted.append("callback_credentials")
+        names.append("callback_credentials")
     if not settings.api_tokens and (settings.api_auth == "token" or settings.metrics_auth == "token"):
-        wanted.append("api_tokens")
-    return wanted
+        names.append("api_tokens")
+    return names
 
 
-def what_to_set(wanted: Sequence[str]) -> str:
-    """The line that says which of the missing settings to set."""
-    return f'set {PREFIX}{wanted[0].upper()}, for example ["{_EXAMPLES[wanted[0]]}"]'
+def what_to_set(names: Sequence[str]) -> str:
+    """The error line for the first of the settings without credentials."""
+    return f'set {PREFIX}{names[0].upper()}, for example ["{_EXAMPLES[names[0]]}"]'
 
 
-_MAKERS: Final[dict[str, Callable[[], str]]] = {
+_GENERATORS: Final[dict[str, Callable[[], str]]] = {
     "callback_credentials": lambda: f"{_USER}:{secrets.token_urlsafe(24)}",
     "api_tokens": lambda: secrets.token_urlsafe(32),
 }
@@ -78,27 +78,27 @@ def _read(file: Path) -> dict[str, list[str]]:
     if not file.exists():
         return {}
     try:
-        kept = json.loads(file.read_text("utf-8"))
-        return {name: _texts(kept[name]) for name in _MAKERS if kept.get(name)}
+        stored = json.loads(file.read_text("utf-8"))
+        return {name: _texts(stored[name]) for name in _GENERATORS if stored.get(name)}
     except (ValueError, TypeError, AttributeError):
         raise SettingsError(
-            f"{file} is damaged; put it right, or remove it to have new credentials made", topic=TOPIC
+            f"{file} is damaged; restore it, or remove it to generate new credentials", topic=TOPIC
         ) from None
 
 
 def _texts(values: object) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
-        raise TypeError("not a list of texts")
+        raise TypeError("not a list of strings")
     return values
 
 
-def _write(file: Path, kept: dict[str, list[str]]) -> None:
-    """Writes the file whole or not at all: a half-written one would lock everybody out after a crash."""
+def _write(file: Path, credentials: dict[str, list[str]]) -> None:
+    """Replaces the file atomically: with a half-written file no client could authenticate after a crash."""
     draft = file.with_suffix(".new")
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump(kept, stream, indent=2)
+        json.dump(credentials, stream, indent=2)
         stream.flush()
         os.fsync(stream.fileno())
     draft.replace(file)

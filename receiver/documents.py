@@ -20,7 +20,7 @@ _LINK: Final = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _MARKS: Final = re.compile(r"`+|\*\*|^[ \t]*(?:[*>-]|#+|\|)[ \t]+|^[ \t|:-]+$|[ \t]*\|[ \t]*$", re.MULTILINE)
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s")
 
-# Words of one search, and characters of its text: more would only make the search slow.
+# Limits on the words and the characters of a query: longer queries are slow.
 _MOST_WORDS: Final = 8
 _MOST_CHARACTERS: Final = 200
 _MOST_HITS: Final = 20
@@ -31,7 +31,7 @@ _MOST_COUNTED: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading with the text up to the next heading. `part` goes on to the next heading of the same level."""
+    """A heading with the text up to the next heading. `part` ends at the next heading of the same level."""
 
     heading: str
     anchor: str
@@ -94,12 +94,12 @@ def find(words: Sequence[str], among: Sequence[Topic]) -> str | None:
 
 
 def suggestions(name: str, among: Sequence[Topic]) -> list[str]:
-    """The names of topics that are spelled like a name."""
+    """The names of topics with a spelling similar to a name."""
     return get_close_matches(name.lower(), [topic.name for topic in among], cutoff=0.6)
 
 
 def search(query: str, among: Sequence[Topic]) -> list[Hit]:
-    """The sections that have all the words, else as many of them as any section has; the best come first."""
+    """The sections with the largest number of the words in the query, best match first."""
     words = _words(query)
     ranked = []
     for topic in among:
@@ -130,12 +130,12 @@ def marked(text: str, query: str) -> Iterator[tuple[str, bool]]:
 
 
 def plain(markdown: str) -> str:
-    """Markdown without its marks: what a reader sees of it."""
+    """The text of Markdown without its markup."""
     return _MARKS.sub("", _LINK.sub(r"\1", markdown))
 
 
 class Anchors:
-    """Gives the headings of a page the anchors that GitHub gives them; a repeated heading gets a number."""
+    """Gives the headings of a page the same anchors as GitHub; a repeated heading gets a number."""
 
     def __init__(self) -> None:
         self._count: dict[str, int] = {}
@@ -173,7 +173,7 @@ def _headings(lines: Sequence[str]) -> Iterator[tuple[int, tuple[int, str]]]:
 
 
 def _words(query: str) -> list[re.Pattern[str]]:
-    """What the words of a query match: words that begin with them. A plural matches its singular too."""
+    """A pattern for each word of a query, which matches words that begin with it. A plural matches its singular."""
     stems = (_stem(word) for word in query[:_MOST_CHARACTERS].lower().split()[:_MOST_WORDS])
     return [re.compile(rf"(?<![^\W_]){re.escape(stem)}", re.IGNORECASE) for stem in dict.fromkeys(stems)]
 

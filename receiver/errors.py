@@ -1,18 +1,18 @@
-"""The errors `receiver` raises on purpose, as a tree.
+"""The errors of `receiver`, as a tree.
 
 ReceiverError
-├── SettingsError       a setting is wrong, unknown or missing: the start is refused with this line
-├── SchemaError         the database's schema is not the one this version works with
-├── StorageUnavailable  the database could not commit now; the same work may succeed later
-├── JournalFull         more callbacks wait for their commit than the journal lets wait
-├── Unknown             there is nothing of this name or with this id
-├── Conflict            it cannot be done as things stand
-└── Expired             what was asked for is no longer kept
+├── SettingsError       a setting is wrong, unknown or missing; this line ends the start
+├── SchemaError         the schema of the database is not that of this version
+├── StorageUnavailable  the database could not commit now; the same call may succeed later
+├── JournalFull         too many callbacks wait for their commit
+├── Unknown             nothing has this name or id
+├── Conflict            the present state does not allow the action
+└── Expired             the requested data is no longer stored
 """
 
 
 class ReceiverError(Exception):
-    """Anything `receiver` refuses with a sentence made for people; `topic` of the documentation says more about it."""
+    """The base of all errors. The message is one line for people; `topic` is the documentation topic about it."""
 
     topic: str | None = None
 
@@ -26,7 +26,7 @@ class SettingsError(ReceiverError):
 
 
 class SchemaError(ReceiverError):
-    """The database's schema is not the one this version works with."""
+    """The schema of the database is not that of this version."""
 
     topic = "backup-upgrade"
 
@@ -38,26 +38,26 @@ class StorageUnavailable(ReceiverError):
 
 
 class JournalFull(ReceiverError):
-    """More callbacks wait for their commit than the journal lets wait; nothing was stored."""
+    """Too many callbacks wait for their commit; nothing was stored."""
 
 
 class Unknown(ReceiverError):
-    """There is nothing of this name or with this id."""
+    """Nothing has this name or id."""
 
 
 class Conflict(ReceiverError):
-    """It cannot be done as things stand."""
+    """The present state does not allow the action."""
 
 
 class Expired(ReceiverError):
-    """What was asked for is no longer kept."""
+    """The requested data is no longer stored."""
 
 
 def see(topic: str | None) -> str:
-    """The end of an error line: where the documentation says more, if there is such a topic."""
+    """The end of an error line: the command that prints the documentation topic, if there is one."""
     return f" (see: receiver help {topic})" if topic else ""
 
 
 def line(error: Exception) -> str:
-    """An error as one line for people. Further lines of a foreign error may repeat the data that was handled."""
+    """An error as one line. The further lines of an error of a library may repeat the data that was processed."""
     return str(error).partition("\n")[0] + see(getattr(error, "topic", None))

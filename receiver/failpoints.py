@@ -1,7 +1,7 @@
-"""Places at which a test can have the process die, as if the power had gone.
+"""Failpoints: places at which a test kills the process, as a power failure does.
 
-`RECEIVER_TEST_FAILPOINT=written` kills it with SIGKILL the first time it gets to the place `written`, `written:3` the
-third time. Without that variable a place costs a comparison.
+`RECEIVER_TEST_FAILPOINT=written` kills it with SIGKILL when it reaches the failpoint `written` for the first time,
+`written:3` for the third time. Without that variable a failpoint costs one comparison.
 """
 
 import os
@@ -13,9 +13,12 @@ _VARIABLE: Final = "RECEIVER_TEST_FAILPOINT"
 _name, _, _count = os.environ.get(_VARIABLE, "").partition(":")
 _left = int(_count or 1)
 
+ARMED: Final = bool(_name)
+"""Whether there is a failpoint at all."""
+
 
 def reach(name: str) -> None:
-    """Says that the process is at a place."""
+    """Marks a failpoint: kills the process if the variable names it."""
     global _left
     if name != _name:
         return

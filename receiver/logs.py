@@ -1,6 +1,6 @@
-"""Logs: one line per event, JSON or for a terminal, with control characters escaped and secrets left out.
+"""Logging: one line per log event, as JSON or for a terminal, with control characters escaped and secrets removed.
 
-Message text, credentials and tokens are never handed to the log; `_no_secrets` is the net below that rule.
+No code logs message texts, credentials or tokens; `_no_secrets` is a second safeguard.
 """
 
 import logging
@@ -14,14 +14,14 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 _SECRET_KEYS: Final = re.compile(r"authorization|password|secret|token|cookie|credential", re.IGNORECASE)
-# at `debug` they log statements with their values, or requests with their headers; at `info` each statement, each URL
-_TELLTALES: Final = ("aiosqlite", "asyncio", "sqlalchemy", "httpx2", "httpcore2")
+# At `debug` these log SQL statements with their values, or requests with their headers; at `info` statements and URLs.
+_REVEALING_LOGGERS: Final = ("aiosqlite", "asyncio", "sqlalchemy", "httpx2", "httpcore2")
 _URL_PASSWORD: Final = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]*@")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def configure(*, form: str = "auto", level: str = "info") -> None:
-    """Sets logging up: `form` is json, console, or auto (console on a terminal); everything goes to standard error."""
+    """Configures logging to standard error; `form` is json, console, or auto (console on a terminal, else json)."""
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(_dumps)
     shared: list[Callable[[WrappedLogger, str, EventDict], Any]] = [
@@ -48,7 +48,7 @@ def configure(*, form: str = "auto", level: str = "info") -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for name in _TELLTALES:
+    for name in _REVEALING_LOGGERS:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
@@ -66,7 +66,7 @@ def _no_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def _no_control_characters(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """A value copied from a request must not start a line of its own, nor colour a terminal."""
+    """Escapes control characters: a value from a request must not begin a new line or control a terminal."""
     for key, value in event.items():
         if isinstance(value, str) and key != "exception":
             event[key] = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), value)

@@ -1,4 +1,4 @@
-"""What is measured, for Prometheus: few metrics, and no label whose values a stranger can choose."""
+"""The metrics for Prometheus: few of them, and no label whose values a stranger can choose."""
 
 from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
@@ -36,17 +36,19 @@ CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
 
 class WebMetrics:
-    """What the web process measures: requests to the callback routes, and the journal's commits."""
+    """The metrics of the web process: requests to the callback routes, and commits of the journal."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self._accepted = Counter("receiver_accepted", "Callbacks answered 200", registry=registry)
-        self._rejected = Counter("receiver_refused", "Requests not taken in", ["reason"], registry=registry)
+        self._rejected = Counter(
+            "receiver_refused", "Requests to callback routes that were refused", ["reason"], registry=registry
+        )
         self._ack = Histogram(
             "receiver_ack_seconds",
-            "From a callback's last byte to the commit that lets its 200 go",
+            "From the last byte of a callback to the commit before its 200",
             registry=registry,
             buckets=_SECONDS,
         )
@@ -54,7 +56,7 @@ class WebMetrics:
             "receiver_commit_batch_size", "Callbacks in one commit of the journal", registry=registry, buckets=_SIZES
         )
         self._commit = Histogram(
-            "receiver_commit_seconds", "One commit of the journal", registry=registry, buckets=_SECONDS
+            "receiver_commit_seconds", "Duration of one commit of the journal", registry=registry, buckets=_SECONDS
         )
         self._pending = Gauge(
             "receiver_pending_callbacks", "Accepted callbacks that are not processed yet", registry=registry
@@ -63,7 +65,7 @@ class WebMetrics:
             "receiver_pending_oldest_seconds", "Age of the oldest callback that is not processed yet", registry=registry
         )
         self._worker = Gauge(
-            "receiver_worker_up", "1 while the worker of this process reports, else 0", registry=registry
+            "receiver_worker_up", "1 while the worker of this web process reports, else 0", registry=registry
         )
 
     def exposition(self) -> bytes:
@@ -88,7 +90,7 @@ class WebMetrics:
 
 
 class WorkerMetrics:
-    """What a worker measures: the processor and the dispatchers."""
+    """The metrics of a worker: its processor and its dispatchers."""
 
     def __init__(self, *, own_process: bool = False) -> None:
         registry = self.registry = CollectorRegistry()
@@ -96,46 +98,73 @@ class WorkerMetrics:
             ProcessCollector(namespace="receiver_worker", registry=registry)
         callbacks = Counter("receiver_callbacks", "Callbacks processed", ["result"], registry=registry)
         self._results = {result: callbacks.labels(result) for result in _RESULTS}
-        self._duplicates = Counter("receiver_duplicates", "Events that were already known", registry=registry)
-        self._quarantined = Counter("receiver_quarantined", "Elements quarantined", ["reason"], registry=registry)
+        self._duplicates = Counter("receiver_duplicates", "Events that were stored already", registry=registry)
+        self._quarantined = Counter(
+            "receiver_quarantined", "Quarantined elements of callbacks", ["reason"], registry=registry
+        )
         self._events = Counter("receiver_events", "New events", ["type"], registry=registry)
-        self._verdicts = Counter("receiver_tag_verdicts", "New events by verdict", ["verdict"], registry=registry)
+        self._verdicts = Counter("receiver_tag_verdicts", "New events by tag verdict", ["verdict"], registry=registry)
         self._processing = Histogram(
-            "receiver_processor_batch_seconds", "One batch of the processor", registry=registry, buckets=_SECONDS
+            "receiver_processor_batch_seconds",
+            "Duration of one batch of the processor",
+            registry=registry,
+            buckets=_SECONDS,
         )
         self._lag = Histogram(
             "receiver_processor_lag_seconds",
-            "From a callback's receipt to its status in the database",
+            "From the receipt of a callback to the commit of its status",
             registry=registry,
             buckets=_ARRIVAL_SECONDS,
         )
         self._stuck = Gauge(
-            "receiver_processor_stuck", "1 while callbacks cannot be processed, else 0", registry=registry
+            "receiver_processor_stuck", "1 while the processor fails and retries, else 0", registry=registry
         )
         self._attempts = Counter(
-            "receiver_publish_attempts", "Events tried at a sink", ["sink", "outcome"], registry=registry
+            "receiver_publish_attempts",
+            "Attempts to publish an event to a sink",
+            ["sink", "outcome"],
+            registry=registry,
         )
         self._publish = Histogram(
-            "receiver_publish_seconds", "One batch to a sink", ["sink"], registry=registry, buckets=_SECONDS
+            "receiver_publish_seconds",
+            "Duration of publishing one batch to a sink",
+            ["sink"],
+            registry=registry,
+            buckets=_SECONDS,
         )
         self._arrival = Histogram(
             "receiver_callback_to_sink_seconds",
-            "From a callback's receipt to its event's arrival at a sink",
+            "From the receipt of a callback to the publication of its event to a sink",
             ["sink"],
             registry=registry,
             buckets=_ARRIVAL_SECONDS,
         )
         self._sink_lag = Gauge("receiver_sink_lag_events", "Events after a sink's cursor", ["sink"], registry=registry)
         self._oldest = Gauge(
-            "receiver_sink_oldest_seconds", "Age of the oldest event a sink has before it", ["sink"], registry=registry
+            "receiver_sink_oldest_seconds", "Age of the oldest event that waits for a sink", ["sink"], registry=registry
         )
-        self._retries = Gauge("receiver_retries", "Events that wait", ["sink", "state"], registry=registry)
+        self._retries = Gauge(
+            "receiver_retries",
+            "Events that wait for a retry, or behind one (parked)",
+            ["sink", "state"],
+            registry=registry,
+        )
         self._dead = Gauge("receiver_dead_letters", "Dead letters", ["sink", "reason"], registry=registry)
         self._superseded = Counter(
-            "receiver_superseded", "Events left out for newer ones of their delivery", ["sink"], registry=registry
+            "receiver_superseded",
+            "Events that were not published because a newer event of their delivery superseded them",
+            ["sink"],
+            registry=registry,
         )
-        self._leases = Counter("receiver_lease_lost", "Leases lost while at work", ["sink"], registry=registry)
-        self._breaker = Gauge("receiver_breaker_state", "0 closed, 1 half-open, 2 open", ["sink"], registry=registry)
+        self._leases = Counter(
+            "receiver_lease_lost", "Leases of a sink that this process lost", ["sink"], registry=registry
+        )
+        self._breaker = Gauge(
+            "receiver_breaker_state",
+            "Circuit breaker of a sink: 0 closed, 1 half-open, 2 open",
+            ["sink"],
+            registry=registry,
+        )
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)

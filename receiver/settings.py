@@ -1,6 +1,6 @@
-"""Every setting: its type, default and help; contradictions are refused at the start, in words for operators.
+"""Every setting: its type, default and description. Wrong, unknown and contradictory settings prevent the start.
 
-Values come from environment variables `RECEIVER_*`, over a TOML file, over a directory of secrets.
+Environment variables `RECEIVER_*` win over a TOML file, which wins over a directory of secrets.
 """
 
 import ipaddress
@@ -41,14 +41,14 @@ SOURCES: Final = {
     "RECEIVER_CONFIG": "The TOML file; `--config` wins over it. Without both `./receiver.toml`, if it exists.",
     "RECEIVER_SECRETS_DIR": "A directory with one file for each secret setting, named like `receiver_api_tokens`.",
 }
-"""Variables that say where settings are read from. They are no settings themselves."""
+"""Environment variables that name the sources of settings. They are not settings."""
 _TEST_PREFIX: Final = "RECEIVER_TEST_"
 
 Days = Annotated[int, Field(ge=0)]
 
 
 class Retention(BaseModel):
-    """Ages in days after which things are forgotten; 0 keeps them."""
+    """The ages in days after which data is removed; 0 keeps it for ever."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -64,12 +64,12 @@ class Retention(BaseModel):
 
     @property
     def ages(self) -> dict[str, timedelta]:
-        """The ages by name; what is kept for ever has none."""
+        """The ages by name, without those that are 0."""
         return {name: timedelta(days=days) for name, days in self if days}
 
 
 class Settings(BaseSettings):
-    """What `receiver` was told."""
+    """The settings of `receiver`."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -147,14 +147,14 @@ class Settings(BaseSettings):
 
     @field_validator("public_url")
     @classmethod
-    def _is_a_web_address(cls, url: str | None) -> str | None:
+    def _check_url(cls, url: str | None) -> str | None:
         if url is not None and not (url.startswith(("http://", "https://")) and _host_of(url)):
             raise ValueError("must begin with https:// or http:// and a host")
         return url
 
     @field_validator("callback_credentials")
     @classmethod
-    def _are_pairs(cls, credentials: list[SecretStr]) -> list[SecretStr]:
+    def _check_pairs(cls, credentials: list[SecretStr]) -> list[SecretStr]:
         pairs = [credential.get_secret_value().partition(":") for credential in credentials]
         if not all(user and password for user, _, password in pairs):
             raise ValueError('each must be "user:password"')
@@ -162,14 +162,14 @@ class Settings(BaseSettings):
 
     @field_validator("api_tokens")
     @classmethod
-    def _are_not_empty(cls, tokens: list[SecretStr]) -> list[SecretStr]:
+    def _check_tokens(cls, tokens: list[SecretStr]) -> list[SecretStr]:
         if any(token.get_secret_value().endswith((":read:", ":admin:")) or not token for token in tokens):
             raise ValueError("a token is empty")
         return tokens
 
     @field_validator("tag_keys")
     @classmethod
-    def _are_keys(cls, keys: list[SecretStr]) -> list[SecretStr]:
+    def _check_tag_keys(cls, keys: list[SecretStr]) -> list[SecretStr]:
         parse_keys(key.get_secret_value() for key in keys)
         return keys
 
@@ -203,18 +203,18 @@ class Settings(BaseSettings):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach the address listened on and the one printed."""
+        """Whether only this machine can reach the listening address and the public URL."""
         return _is_loopback(self.host) and _is_loopback(_host_of(self.base_url))
 
     @model_validator(mode="after")
-    def _keeps_a_public_address_closed(self) -> Self:
+    def _refuse_contradictions(self) -> Self:
         switched_off = [
             f"{PREFIX}{name.upper()}" for name in ("callback_auth", "api_auth") if getattr(self, name) == "none"
         ]
         if switched_off and not self.is_loopback and not self.insecure_no_auth:
             raise ValueError(
                 f"{switched_off[0]}: authentication is off, but {self.base_url} is not a loopback address; "
-                f"set {PREFIX}INSECURE_NO_AUTH=1 if that is meant"
+                f"switch it on, or set {PREFIX}INSECURE_NO_AUTH=1 to allow this"
             )
         if self.tag_policy is TagPolicy.REQUIRE and not self.tag_keys:
             raise ValueError(f"{PREFIX}TAG_POLICY: require needs a key in {PREFIX}TAG_KEYS")
@@ -222,7 +222,7 @@ class Settings(BaseSettings):
 
 
 class GivenSettings(Settings):
-    """Settings from what is given alone: no environment, no file."""
+    """Settings from arguments alone, without environment and files."""
 
     @classmethod
     def settings_customise_sources(
@@ -237,7 +237,7 @@ class GivenSettings(Settings):
 
 
 def dump(settings: Settings) -> bytes:
-    """Settings as JSON with their secrets, for another process of ours; `restore` reads it."""
+    """Settings as JSON, with their secrets, for the worker process; `restore` reads it."""
     return orjson.dumps(settings.model_dump(), default=_plain)
 
 
@@ -266,20 +266,20 @@ def load(config: Path | None = None, **overrides: Any) -> Settings:
     except ValidationError as error:
         raise SettingsError(_first_line(error)) from None
     except PydanticSettingsError as error:
-        raise SettingsError(_named(str(error))) from None
+        raise SettingsError(_not_json(str(error))) from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{toml}: {error}") from None
     except UnicodeDecodeError:
-        raise SettingsError(f"{toml or secrets}: is not UTF-8") from None
+        raise SettingsError(f"{toml or secrets} is not UTF-8; save it as UTF-8") from None
 
 
 def _config_file(config: Path | None) -> Path | None:
-    """The TOML file: named by `--config`, else by RECEIVER_CONFIG (both must exist), else ./receiver.toml if there."""
+    """The TOML file: of `--config` or RECEIVER_CONFIG, which must exist, else ./receiver.toml if it exists."""
     named = config or os.environ.get(f"{PREFIX}CONFIG")
     if named is None and not Path(DEFAULT_CONFIG).exists():
         return None
     file = Path(named or DEFAULT_CONFIG)
-    # an engine that mounts a file which is not there makes a directory of its name: not to be passed over in silence
+    # A container engine that mounts a missing file creates a directory of that name, which must be an error.
     if not file.is_file():
         raise SettingsError(f"{PREFIX}CONFIG: there is no file {file}")
     return file
@@ -293,7 +293,7 @@ def _secrets_directory() -> str | None:
 
 
 def _refuse_unknown_secrets(directory: str | None) -> None:
-    """Refuses a file that is named like a setting but is none: it would be passed over in silence."""
+    """Refuses a file with the prefix of settings whose name is not a setting: it would be ignored silently."""
     for name in sorted(file.name for file in Path(directory).iterdir()) if directory else ():
         variable = name.upper()
         if variable.startswith(PREFIX) and variable.removeprefix(PREFIX).lower() not in Settings.model_fields:
@@ -316,12 +316,12 @@ def _first_line(error: ValidationError) -> str:
     name = PREFIX + "__".join(part for part in problem["loc"] if isinstance(part, str)).upper()
     if problem["type"] == "extra_forbidden":
         return f"{name} is not a setting of receiver"
-    places = [f"entry {part + 1}: " for part in problem["loc"] if isinstance(part, int)]
-    return f"{name}: {''.join(places)}{message}"
+    entries = [f"entry {part + 1}: " for part in problem["loc"] if isinstance(part, int)]
+    return f"{name}: {''.join(entries)}{message}"
 
 
-def _named(message: str) -> str:
-    """pydantic-settings' complaint about a value it cannot take apart, in the words of the environment."""
+def _not_json(message: str) -> str:
+    """The error of pydantic-settings about a value that is not JSON, with the name of the variable."""
     field = re.search(r'field "(\w+)"', message)
     name = f"{PREFIX}{field[1].upper()}" if field else "a setting"
     return f'{name} must be JSON, for example ["value"]'

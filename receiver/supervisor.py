@@ -1,4 +1,4 @@
-"""What the web process does with its worker: starts it as a child or a thread, watches it, restarts it."""
+"""The supervisor: runs the worker of a web process as a child or in a thread, watches it, restarts it."""
 
 import asyncio
 import os
@@ -23,14 +23,14 @@ from receiver.worker import LINE_BYTES, REPORT_SECONDS, Worker, loop_factory, wo
 
 _FIRST_BACKOFF_SECONDS: Final = 0.1
 _MAX_BACKOFF_SECONDS: Final = 10.0
-# A worker that ran for so long begins with the shortest backoff again.
-_STEADY_SECONDS: Final = 30.0
-# A worker that does not report for so long is frozen, or its machine is far too busy.
+# After a worker ran this long, the backoff is reset.
+_STABLE_SECONDS: Final = 30.0
+# A worker without a report for this long is frozen, or its machine is overloaded.
 SILENT_SECONDS: Final = 10 * REPORT_SECONDS
 _STOP_SECONDS: Final = 20.0
 _RELOAD_SECONDS: Final = 20.0
 
-# The workers of a web process follow one another, so one takes over the leases of the one before without waiting.
+# The holder of leases: successive workers of a web process share it, so that a new one takes over without waiting.
 _HOLDER: Final = uuid4().hex
 
 log = structlog.get_logger("receiver.supervisor")
@@ -38,10 +38,10 @@ log = structlog.get_logger("receiver.supervisor")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerView:
-    """What the web process knows of its worker.
+    """The state of the worker, as the web process knows it.
 
     `state` is `running`, `silent` (no report for a while), `down` (being restarted) or `elsewhere` (`receiver work`).
-    `processor` and `error` are from the latest report.
+    `processor`, `failing_since` and `error` come from the latest report.
     """
 
     mode: str
@@ -55,30 +55,30 @@ class WorkerView:
 
 
 class Supervisor(Protocol):
-    """How a web process has its work done."""
+    """The interface of all supervisors."""
 
     async def start(self) -> None: ...
     def will_stop(self) -> None:
-        """Says that this process is about to stop: a worker that ends from now on is not restarted."""
+        """Announces that this process is about to stop: a worker that ends from now on is not restarted."""
         ...
 
     async def stop(self) -> None: ...
     async def reload(self, settings: Settings) -> None:
-        """Hands new settings on; raises ReceiverError, and nothing changes, where the worker does not apply them."""
+        """Has the worker apply new settings; raises ReceiverError, and nothing changes, if it does not."""
         ...
 
     def wake(self) -> None:
-        """Says that the journal has grown."""
+        """Wakes the processor: the journal has new callbacks."""
         ...
 
     @property
     def is_starting(self) -> bool:
-        """Whether the worker is yet to take up its work."""
+        """Whether the worker is still starting."""
         ...
 
     def view(self) -> WorkerView: ...
     def metrics(self) -> bytes:
-        """The worker's metrics in Prometheus' text format, at most a second or two old."""
+        """The metrics of the worker in the text format of Prometheus, at most two seconds old."""
         ...
 
 
@@ -93,7 +93,7 @@ def supervisor(settings: Settings) -> Supervisor:
 
 
 class WorkerElsewhere:
-    """No worker here: `receiver work` runs on this machine or another one."""
+    """No worker: `receiver work` runs it, on this machine or another one."""
 
     async def start(self) -> None: ...
     def will_stop(self) -> None: ...
@@ -128,7 +128,7 @@ class WorkerThread:
         self._thread = threading.Thread(target=loop.run_forever, name="receiver-worker", daemon=True)
         self._thread.start()
         try:
-            await self._there(self._begin())
+            await self._on_worker_loop(self._start_worker())
         except BaseException:
             self._end_thread()
             raise
@@ -138,12 +138,12 @@ class WorkerThread:
 
     async def stop(self) -> None:
         if self._worker is not None:
-            await self._there(self._worker.stop())
+            await self._on_worker_loop(self._worker.stop())
             self._end_thread()
 
     async def reload(self, settings: Settings) -> None:
         if self._worker is not None:
-            await self._there(self._worker.reload(settings))
+            await self._on_worker_loop(self._worker.reload(settings))
 
     def wake(self) -> None:
         if self._loop is not None and self._worker is not None:
@@ -169,13 +169,13 @@ class WorkerThread:
     def metrics(self) -> bytes:
         return self._worker.metrics.exposition() if self._worker is not None else b""
 
-    async def _begin(self) -> None:
+    async def _start_worker(self) -> None:
         worker = Worker(self._settings, WorkerMetrics())
         await worker.start()
         self._worker = worker
 
-    async def _there(self, work: Any) -> None:
-        """Awaits work on the worker's event loop."""
+    async def _on_worker_loop(self, work: Any) -> None:
+        """Runs a coroutine on the event loop of the worker, and waits for it."""
         assert self._loop is not None  # noqa: S101
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
@@ -190,7 +190,7 @@ class WorkerThread:
 
 
 class WorkerProcess:
-    """A worker as a child process: restarted when it ends, stopped with this process, and gone when that dies."""
+    """A worker in a child process. It is restarted when it ends, and ends with this process, even if that is killed."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -214,7 +214,7 @@ class WorkerProcess:
         self._is_stopping = True
 
     async def stop(self) -> None:
-        """Has the worker finish what is under way, and kills it if that takes too long."""
+        """Lets the worker finish its current work, and kills it if that takes too long."""
         self._is_stopping = True
         self._stopping.set()
         self._write({"stop": True})
@@ -229,26 +229,26 @@ class WorkerProcess:
             await self._task
 
     async def reload(self, settings: Settings) -> None:
-        """Has the worker apply new settings; one that is down, or dies meanwhile, starts with them."""
+        """Has the worker apply new settings. A worker that is down, or dies meanwhile, starts with them."""
         if self._writer is not None:
             self._reloads += 1
             reload = self._reload = _Reload(self._reloads, asyncio.get_running_loop().create_future())
             self._write(_settings_message(settings, reload.number))
             try:
                 async with asyncio.timeout(_RELOAD_SECONDS):
-                    refusal = await reload.answer
+                    error = await reload.answer
             except TimeoutError:
-                # It will read both messages once it goes on, and is then where the web process is.
+                # Once it reads again, it applies both messages, and has the same settings as the web process.
                 self._write(_settings_message(self._settings))
-                raise ReceiverError("the worker does not answer") from None
+                raise ReceiverError(f"the worker did not apply the settings within {_RELOAD_SECONDS:.0f} s") from None
             finally:
                 self._reload = None
-            if refusal is not None:
-                raise ReceiverError(refusal)
+            if error is not None:
+                raise ReceiverError(error)
         self._settings = settings
 
     def wake(self) -> None:
-        # A worker that does not read has enough to read already.
+        # A worker that has not read earlier messages will wake up anyway.
         if self._is_connected and not self._transport.get_write_buffer_size():
             self._transport.write(b"\n")
 
@@ -281,7 +281,7 @@ class WorkerProcess:
     async def _supervise(self) -> None:
         backoff = _FIRST_BACKOFF_SECONDS
         while not self._is_stopping:
-            began = time.monotonic()
+            started_at = time.monotonic()
             try:
                 code = await self._run_once()
             except OSError as error:
@@ -289,7 +289,7 @@ class WorkerProcess:
                 code = None
             if self._is_stopping:
                 return
-            if time.monotonic() - began >= _STEADY_SECONDS:
+            if time.monotonic() - started_at >= _STABLE_SECONDS:
                 backoff = _FIRST_BACKOFF_SECONDS
             log.error("worker ended, restarting it", exit_code=code, after_seconds=backoff)
             self._restarts += 1
@@ -314,7 +314,7 @@ class WorkerProcess:
         try:
             self._write({"stop": True} if self._is_stopping else _settings_message(self._settings))
             if await self._listen(reader):
-                # It closed its end: it is about to exit, unless a thread of a sink keeps it.
+                # The worker closed its end. It is about to exit, unless a thread of a sink prevents that.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_STOP_SECONDS):
                         await process.wait()
@@ -330,7 +330,7 @@ class WorkerProcess:
         return code
 
     async def _listen(self, reader: asyncio.StreamReader) -> bool:
-        """Reads what the worker writes until it closes its end; False where that cannot be read."""
+        """Reads the messages of the worker until it closes its end; False if a message is not valid."""
         try:
             while line := await reader.readline():
                 message = orjson.loads(line)
@@ -366,27 +366,27 @@ class WorkerProcess:
 
 @dataclass(frozen=True, slots=True)
 class _Reload:
-    """New settings under way to the worker; the answer is None, or why it does not apply them."""
+    """New settings that were sent to the worker; the answer is None, or the error that keeps it from applying them."""
 
     number: int
     answer: asyncio.Future[str | None]
 
-    def end(self, refusal: str | None) -> None:
+    def end(self, error: str | None) -> None:
         if not self.answer.done():
-            self.answer.set_result(refusal)
+            self.answer.set_result(error)
 
 
 async def _spawn(connection: socket.socket) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
-        # What can be imported here can be imported there; without -P the current folder would come first.
+        # The worker imports from the same places as this process; without -P its current folder would come first.
         "-P",
         "-m",
         "receiver.worker",
         str(connection.fileno()),
         pass_fds=(connection.fileno(),),
         stdin=asyncio.subprocess.DEVNULL,
-        # Ctrl-C in a terminal is for the web process alone, which stops its worker when the last callback is accepted.
+        # Ctrl-C in a terminal reaches the web process alone, which stops its worker after the last callback.
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path)},  # noqa: PTH109
     )

@@ -1,7 +1,7 @@
-"""The signature a sender puts into a message's tag, so that an event can prove whose message it is about.
+"""The signature in the tag of a message, which proves that an event is about a message of this sender.
 
 A signed tag is `<value>~r1.<kid>.<scope>.<mac>`: the user's value as it is, then printable ASCII. `scope` names the
-numbers the signature covers: `-` none, `s` the sender, `r` the recipients, `sr` both. `mac` is HMAC-SHA256 in
+numbers that the signature covers: `-` none, `s` the sender, `r` the recipients, `sr` both. `mac` is HMAC-SHA256 in
 base64url without padding, over six lines joined by a line feed: `receiver-tag-1`, kid, scope, sender, recipients,
 value. Only the value, which comes last, may hold line feeds of its own, so no two tags share these bytes.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from receiver.domain.events import TagVerdict, number_key
+from receiver.domain.vocabulary import TagVerdict, number_key
 from receiver.errors import ReceiverError
 
 MARKER: Final = "~r1."
@@ -27,11 +27,11 @@ _SIGNATURE: Final = re.compile(rf"(?P<kid>{_KID.pattern})\.(?P<scope>-|s|r|sr)\.
 
 
 class TagError(ReceiverError, ValueError):
-    """A tag cannot be signed like this, or a list of keys is wrong; the message never holds a secret."""
+    """A tag that cannot be signed, or a wrong list of keys. The message never contains a secret."""
 
 
 class TagPolicy(StrEnum):
-    """What becomes of outbound events whose tag is not valid."""
+    """The treatment of outbound events whose tag is not valid."""
 
     OFF = "off"
     RECORD = "record"
@@ -40,7 +40,7 @@ class TagPolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TagCheck:
-    """What a tag turned out to be: the verdict, the user's value without signature, the id of the key it names."""
+    """The result of a tag check: the verdict, the value without signature, and the id of the key."""
 
     verdict: TagVerdict
     value: str | None
@@ -49,7 +49,7 @@ class TagCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Signed:
-    """A tag taken apart, its signature not checked yet."""
+    """The parts of a signed tag whose signature is not checked yet."""
 
     value: str
     kid: str
@@ -65,9 +65,9 @@ def sign(
     sender: str | None = None,
     recipients: str | Sequence[str] | None = None,
 ) -> str:
-    """The tag to give to Bandwidth with the message; raises TagError where there can be none.
+    """The tag to send to Bandwidth with the message; raises TagError if it cannot be signed.
 
-    With `sender` or `recipients` (one number or several) the tag is worthless for a message with other ones.
+    With `sender` or `recipients` (one number or several) the tag is valid only for a message with these numbers.
     """
     _refuse_unsignable(value, key, kid)
     scope = ("s" * (sender is not None) + "r" * (recipients is not None)) or "-"
@@ -86,14 +86,14 @@ def verify(
     recipients: str | Sequence[str] | None = None,
     recipient: str | None = None,
 ) -> TagCheck:
-    """Checks the tag of an outbound event against the numbers the event names; `keys` maps kids to secrets.
+    """Checks the tag of an outbound event against the numbers in the event; `keys` maps kids to secrets.
 
-    `sender` and `recipients` are those of the message. `recipient` is the one number the event is about, where it says
-    so: a tag that is bound to recipients proves nothing about any other number.
+    `sender` and `recipients` are those of the message. `recipient` is the number of the event, if it has one: a tag
+    that is bound to recipients is not valid for any other number.
     """
     if not tag:
         return TagCheck(verdict=TagVerdict.MISSING, value=None)
-    signed = _take_apart(tag)
+    signed = _parse(tag)
     if signed is None:
         return TagCheck(verdict=_verdict_unsigned(tag, keys), value=tag)
     verdict = _verdict_signed(signed, keys, sender, _listed(recipients), recipient)
@@ -103,16 +103,16 @@ def verify(
 def parse_keys(entries: Iterable[str]) -> dict[str, str]:
     """The keys in a list of `"kid:secret"`, in its order; the secret may contain colons.
 
-    An error names an entry by its place in the list alone: what looks like a kid may be half of a secret.
+    An error names an entry by its number in the list, not by its kid, which may be half of a secret.
     """
     keys: dict[str, str] = {}
-    for place, entry in enumerate(entries, start=1):
+    for number, entry in enumerate(entries, start=1):
         kid, _, secret = entry.partition(":")
         if not _KID.fullmatch(kid) or not secret:
-            raise TagError(f'tag key {place} is not "kid:secret" with a kid of 1 to 32 of A-Z a-z 0-9 _ -')
+            raise TagError(f'tag key {number} is not "kid:secret" with a kid of 1 to 32 of A-Z a-z 0-9 _ -')
         if kid in keys:
-            raise TagError(f"tag key {place} has the kid of an earlier one")
-        _utf8(secret, f"tag key {place}")
+            raise TagError(f"tag key {number} has the kid of an earlier key; give each key its own kid")
+        _utf8(secret, f"tag key {number}")
         keys[kid] = secret
     return keys
 
@@ -130,8 +130,8 @@ def _listed(recipients: str | Sequence[str] | None) -> Sequence[str]:
     return (recipients,) if isinstance(recipients, str) else recipients or ()
 
 
-def _take_apart(tag: str) -> _Signed | None:
-    """The parts of a signed tag; None for one that is not signed, or not exactly as `sign` does it."""
+def _parse(tag: str) -> _Signed | None:
+    """The parts of a signed tag; None for a tag that does not have the exact form of a signed tag."""
     value, _, signature = tag.partition(MARKER)
     parts = _SIGNATURE.fullmatch(signature) if len(tag) <= MAX_LENGTH else None
     return _Signed(value=value, **parts.groupdict()) if parts else None
@@ -158,16 +158,16 @@ def _verdict_signed(
         return TagVerdict.UNCHECKED
     if "r" in signed.scope and not _is_among(recipient, recipients):
         return TagVerdict.FORGED
-    is_ours = _is_ours(signed, keys[signed.kid], sender, recipients)
-    return TagVerdict.VALID if is_ours else TagVerdict.FORGED
+    is_authentic = _is_authentic(signed, keys[signed.kid], sender, recipients)
+    return TagVerdict.VALID if is_authentic else TagVerdict.FORGED
 
 
 def _is_among(recipient: str | None, recipients: Sequence[str]) -> bool:
     return recipient is None or number_key(recipient) in map(number_key, recipients)
 
 
-def _is_ours(signed: _Signed, key: str | bytes, sender: str | None, recipients: Sequence[str]) -> bool:
-    """Whether `sign` would have given this signature; what it refuses to sign it cannot have signed."""
+def _is_authentic(signed: _Signed, key: str | bytes, sender: str | None, recipients: Sequence[str]) -> bool:
+    """Whether `sign` makes this signature. A tag that `sign` refuses cannot have a valid one."""
     try:
         mac = _mac(
             key,
@@ -183,7 +183,7 @@ def _is_ours(signed: _Signed, key: str | bytes, sender: str | None, recipients: 
 
 
 def _mac(key: str | bytes, *, kid: str, scope: str, sender: str | None, recipients: Sequence[str], value: str) -> str:
-    """The code over what is signed: the numbers the scope names and no others."""
+    """The HMAC over the value and the numbers in the scope."""
     from_ = _number(sender) if "s" in scope else ""
     to = _numbers(recipients) if "r" in scope else ""
     signed = "\n".join((_VERSION, kid, scope, from_, to, value))
@@ -209,4 +209,4 @@ def _utf8(text: str, what: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:
-        raise TagError(f"{what} holds half of a surrogate pair, which is no text") from None
+        raise TagError(f"{what} contains half of a surrogate pair, which is not text") from None

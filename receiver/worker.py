@@ -1,8 +1,8 @@
-"""The worker: everything behind the answer. It processes the journal, publishes to the sinks and prunes.
+"""The worker: everything behind the answer. It processes the journal, publishes to the sinks and removes old data.
 
-It runs as a child process of `receiver serve`, by itself (`receiver work`), or in a thread of the web process. As a
-child it is started as `python -m receiver.worker FD`, and FD is a socket to its supervisor (`receiver.supervisor`):
-lines of JSON in both directions.
+It runs as a child process of `receiver serve`, by itself (`receiver work`), or in a thread of the web process. A child
+is started as `python -m receiver.worker FD`. FD is a socket to its supervisor (`receiver.supervisor`), with lines of
+JSON in both directions.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
 import structlog
 
 from receiver import logs, tags
+from receiver.clock import now
 from receiver.dispatch.dispatcher import Dispatchers
 from receiver.dispatch.reader import Wakeup
 from receiver.errors import ReceiverError
@@ -37,26 +37,22 @@ from receiver.storage import sqlite_file
 from receiver.storage.database import Database, is_sqlite
 from receiver.storage.pruner import Pruner
 
-# Collecting garbage took a tenth of the time under load, most of it for what lives as long as the process.
+# Garbage collection took a tenth of the time under load, most of it for objects that live as long as the process.
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 REPORT_SECONDS: Final = 1.0
 _STARTING_SECONDS: Final = 0.05
-# Accepting comes first: where both want a processor, the web process gets nine tenths of it.
+# Accepting has priority: where both compete for a CPU, the web process gets nine tenths of it.
 _NICENESS: Final = 10
-# A line holds settings or metrics.
+# A line contains settings or metrics.
 LINE_BYTES: Final = 16 * 1024 * 1024
-# After the supervisor's death; the successor waits for the lock of the database as long as this one works on.
+# After the death of its supervisor a worker finishes its work for this long; its successor waits for the lock.
 _ORPHAN_SECONDS: Final = 5.0
 _LOCK_SECONDS: Final = 0.2
 _PARENT_SECONDS: Final = 0.5
-# After the time that is left to an orphan for its work.
+# An orphan is killed this long after the time for its work is over.
 _EXIT_SECONDS: Final = 2.0
 
 log = structlog.get_logger("receiver.worker")
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
 
 
 def tag_checker(settings: Settings) -> TagChecker:
@@ -68,7 +64,7 @@ def tag_keys(settings: Settings) -> dict[str, str]:
 
 
 def configured_sinks(settings: Settings) -> list[ConfiguredSink]:
-    """The sinks of the settings; none may publish to where callbacks come in."""
+    """The sinks of the settings. None of them may publish to a callback URL of this receiver."""
     addresses = {settings.base_url, settings.listen_url}
     return registry.configure(settings.sinks, {address + url.path for address in addresses for url in URLS})
 
@@ -103,13 +99,13 @@ class Worker:
         self._pruner = Pruner(self._database, settings.retention.ages, clock=now, sinks=names)
 
     async def start(self) -> None:
-        # The sinks first: a new one begins at the end of the log, before this worker appends to it.
+        # The sinks first: a new sink starts at the end of the log, before this worker appends to it.
         await self._dispatchers.start()
         await self.processor.start()
         await self._pruner.start()
 
     async def stop(self) -> None:
-        """Finishes what is under way, then lets go of the database."""
+        """Finishes the current work, then closes the database."""
         await self.processor.stop()
         await self._dispatchers.stop()
         await self._pruner.stop()
@@ -118,7 +114,7 @@ class Worker:
     async def reload(self, settings: Settings) -> None:
         """Applies new sinks and tag keys.
 
-        Raises SettingsError, or StorageUnavailable where new sinks cannot be registered; then nothing has changed.
+        Raises SettingsError, or StorageUnavailable if new sinks cannot be registered; then nothing has changed.
         """
         sinks = configured_sinks(settings)
         checker = tag_checker(settings)
@@ -128,11 +124,11 @@ class Worker:
         self._pruner.sinks = frozenset(sink.name for sink in sinks)
 
     def wake(self) -> None:
-        """Says that the journal has grown."""
+        """Wakes the processor: the journal has new callbacks."""
         self.processor.wake()
 
     def report(self) -> dict[str, Any]:
-        """How the worker is doing, in JSON's types."""
+        """The state of the worker and its metrics, in the types of JSON."""
         health = self.processor.health
         return {
             "processor": health.status,
@@ -144,7 +140,7 @@ class Worker:
 
 @contextlib.contextmanager
 def worker_lock(settings: Settings) -> Iterator[None]:
-    """Makes this the only worker of an SQLite database; raises UnfitDatabase where another one has it."""
+    """Holds the worker lock of an SQLite database; raises UnfitDatabase if another worker holds it."""
     if not is_sqlite(settings.database):
         yield
         return
@@ -153,7 +149,7 @@ def worker_lock(settings: Settings) -> Iterator[None]:
 
 
 async def _lock(settings: Settings, stack: contextlib.ExitStack, is_ending: Callable[[], bool]) -> None:
-    """Takes the worker's lock, and waits where the worker of a supervisor that died still has it."""
+    """Takes the worker lock; waits while the worker of a dead supervisor holds it."""
     is_waiting = False
     while not is_ending():
         try:
@@ -171,7 +167,7 @@ async def _lock(settings: Settings, stack: contextlib.ExitStack, is_ending: Call
 
 
 class _Child:
-    """The worker's end of the socket."""
+    """A worker that a supervisor runs: the messages on the socket, and the worker itself."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -179,7 +175,7 @@ class _Child:
         self._holder: str | None = None
         self._worker: Worker | None = None
         # A reload waits until the worker has started.
-        self._turn = asyncio.Lock()
+        self._worker_lock = asyncio.Lock()
         self._reloads: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
         self._is_orphan = False
@@ -189,7 +185,7 @@ class _Child:
         first = await reader.readline()
         message = orjson.loads(first) if first else {}
         if "settings" not in message:
-            # The supervisor is gone, or about to stop.
+            # The supervisor has ended, or is about to stop.
             return
         settings = self._settings = restore(orjson.dumps(message["settings"]))
         self._holder = message["holder"]
@@ -213,7 +209,7 @@ class _Child:
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         while not self._ending.is_set():
-            self._tell(report=worker.report())
+            self._send(report=worker.report())
             is_starting = worker.processor.health.status is ProcessorStatus.STARTING
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_STARTING_SECONDS if is_starting else REPORT_SECONDS):
@@ -225,7 +221,7 @@ class _Child:
             log.warning("worker ended with work under way; what was published may be published once more")
 
     async def _start(self) -> Worker:
-        async with self._turn:
+        async with self._worker_lock:
             assert self._settings is not None  # noqa: S101
             worker = Worker(self._settings, WorkerMetrics(own_process=True), holder=self._holder)
             await worker.start()
@@ -233,7 +229,7 @@ class _Child:
         return worker
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        """Does what the supervisor says, until it says to stop or is gone."""
+        """Handles the messages of the supervisor until it sends `stop` or ends."""
         with contextlib.suppress(ConnectionError):
             while line := await reader.readline():
                 if line == b"\n":
@@ -242,7 +238,7 @@ class _Child:
                     continue
                 message = orjson.loads(line)
                 if "settings" in message:
-                    # The end must be heard while a reload waits for the database.
+                    # In a task, so that `stop` is read while a reload waits for the database.
                     task = asyncio.create_task(
                         self._reload(restore(orjson.dumps(message["settings"])), message["number"])
                     )
@@ -256,31 +252,31 @@ class _Child:
 
     async def _reload(self, settings: Settings, number: int) -> None:
         try:
-            async with self._turn:
+            async with self._worker_lock:
                 if self._worker is not None:
                     await self._worker.reload(settings)
                 self._settings = settings
         except Exception as error:
             reason = str(error) if isinstance(error, ReceiverError) else f"unexpected {type(error).__name__}"
-            self._tell(reloaded=reason, number=number)
+            self._send(reloaded=reason, number=number)
         else:
-            self._tell(reloaded=None, number=number)
+            self._send(reloaded=None, number=number)
 
-    def _tell(self, **message: Any) -> None:
-        # A supervisor that reads nothing must not fill this process's memory.
+    def _send(self, **message: Any) -> None:
+        # A supervisor that does not read must not fill the memory of this process.
         if self._writer.transport.get_write_buffer_size() < LINE_BYTES:
             self._writer.write(orjson.dumps(message, default=str) + b"\n")
 
 
 def run_child(descriptor: int) -> None:
-    """Runs a worker for the supervisor at the other end of a socket."""
+    """Runs a worker for the supervisor at the other end of the socket."""
     for number in (signal.SIGINT, signal.SIGHUP):
-        # The supervisor passes on what they mean.
+        # The supervisor handles these signals, and sends messages instead.
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_orphan, args=(os.getppid(),), name="receiver-orphan", daemon=True).start()
     os.nice(_NICENESS)
     connection = socket.socket(fileno=descriptor)
-    # Until the settings are there; an error before must be a line of JSON as well.
+    # Until the settings arrive: an earlier error must be a line of the log too.
     logs.configure()
     try:
         run(lambda: _Child(connection).run())
@@ -295,8 +291,8 @@ def run_child(descriptor: int) -> None:
 def _end_orphan(supervisor: int) -> None:
     """Ends this process some seconds after its supervisor.
 
-    This is a thread's task, because a blocked event loop does not notice the end of the supervisor, and a thread of a
-    sink that hangs keeps an orderly exit waiting.
+    It runs in a thread, because a blocked event loop does not notice the end of the supervisor, and a hanging thread
+    of a sink prevents an orderly exit.
     """
     while os.getppid() == supervisor:
         time.sleep(_PARENT_SECONDS)
@@ -305,7 +301,7 @@ def _end_orphan(supervisor: int) -> None:
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:
-    """Runs work on the fastest event loop there is."""
+    """Runs a coroutine on uvloop if it is installed, else on the event loop of asyncio."""
 
     async def main() -> None:
         await work()

@@ -1,4 +1,4 @@
-"""Rows of the status table, the log and the journal for tests of what reads them: one call, sensible values."""
+"""Rows of the status table, the log and the journal for tests of queries: one call with sensible defaults."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,7 +109,7 @@ def _delivery(row: dict[str, Any], number: str | None, place: int) -> dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class CallbackRows:
-    """The journal's row of a callback, its rows in the quarantine, and whether it is yet to be processed."""
+    """The journal's row of a callback, its rows in the quarantine, and whether it is pending."""
 
     callback: dict[str, Any]
     quarantine: list[dict[str, Any]]
@@ -151,7 +151,7 @@ async def insert(database: Database, *built: MessageRows) -> None:
 
 
 async def insert_callbacks(database: Database, *built: CallbackRows) -> None:
-    """Puts callbacks into the journal: first those that are processed, then those that are pending."""
+    """Puts callbacks into the journal: first the processed ones, then the pending ones."""
     processed = [one.callback for one in built if not one.is_pending]
     pending = [one.callback for one in built if one.is_pending]
     quarantine = [row for one in built for row in one.quarantine]

@@ -1,4 +1,4 @@
-"""Callbacks for tests: one HTTP request, made from the body or the query it carries."""
+"""Callbacks for tests: one HTTP request, made from its body or query string."""
 
 import json
 from datetime import UTC, datetime
@@ -6,7 +6,7 @@ from typing import Any
 
 from receiver.domain.callbacks import Callback, Rejected
 from receiver.domain.events import Api, Event
-from receiver.providers import read
+from receiver.providers import parse
 
 RECEIVED_AT = datetime(2024, 6, 12, 14, tzinfo=UTC)
 
@@ -34,13 +34,13 @@ def get(query: str) -> Callback:
 
 def event_of(callback: Callback) -> Event:
     """The one event of a callback."""
-    [element] = read(callback)
+    [element] = parse(callback)
     assert isinstance(element, Event), element
     return element
 
 
-def unread_of(callback: Callback) -> Rejected:
+def rejected_of(callback: Callback) -> Rejected:
     """The one element of a callback that did not become an event."""
-    [element] = read(callback)
+    [element] = parse(callback)
     assert isinstance(element, Rejected), element
     return element

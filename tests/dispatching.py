@@ -1,4 +1,4 @@
-"""Dispatchers at work in tests, what is asked of them and of their tables, and the audit of what arrived."""
+"""Runs dispatchers in tests, reads their tables, and audits what arrived."""
 
 import asyncio
 from collections import Counter, defaultdict
@@ -24,7 +24,7 @@ from tests.event_log import Nobody, life, now
 
 @dataclass
 class Observed:
-    """What the dispatchers told the metrics."""
+    """Records what the dispatchers report to the metrics."""
 
     outcomes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     breaker: list[str] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Observed:
 
 
 class Clock:
-    """The time, and what is added to it."""
+    """The current time plus `ahead`."""
 
     def __init__(self, ahead: timedelta) -> None:
         self.ahead = ahead
@@ -101,7 +101,7 @@ def memory(configured: ConfiguredSink) -> Any:
 
 
 def private(sink: Sink, **fields: Any) -> ConfiguredSink:
-    """A sink made by hand, in place of what the settings would name."""
+    """A sink object as if the settings named it."""
     return ConfiguredSink(SinkSettings(name="crm", type="test", start="beginning", **fields), sink)
 
 
@@ -110,7 +110,7 @@ def ids(published: Iterable[Publication]) -> list[str]:
 
 
 def in_order(published: Iterable[Publication]) -> bool:
-    """Whether the first copies of each lane came in the order of the log."""
+    """Whether the first copies of the events of each ordering key arrived in the order of the log."""
     ordering_keys: dict[str, list[int]] = defaultdict(list)
     for one in published:
         if one.position not in ordering_keys[one.ordering_key]:
@@ -137,17 +137,17 @@ async def requeue(database: Database, sink: str = "crm") -> int:
 
 
 async def until(condition: Callable[[], Any], seconds: float = 45) -> None:
-    """Waits until something asked of the database holds; as long as `eventually`."""
+    """Waits until an async condition on the database holds, as long as `eventually` does."""
     deadline = asyncio.get_running_loop().time() + seconds
     while not await condition():
-        assert asyncio.get_running_loop().time() < deadline, "it did not come true in time"
+        assert asyncio.get_running_loop().time() < deadline, "the condition did not hold in time"
         await asyncio.sleep(0.02)
 
 
 def messages(count: int) -> list[Any]:
-    """The lives of several messages, interleaved."""
+    """The events of several messages, interleaved."""
     lives = [life(f"m{number}") for number in range(count)]
-    return [told for together in zip(*lives, strict=True) for told in together]
+    return [event for together in zip(*lives, strict=True) for event in together]
 
 
 class Outcomes(Nobody):
@@ -162,7 +162,7 @@ class Outcomes(Nobody):
 
 @asynccontextmanager
 async def dispatching(database: Database, *configured: ConfiguredSink, **options: Any) -> AsyncIterator[Outcomes]:
-    """Dispatchers for these sinks; polls are frequent and nothing is added to a pause."""
+    """Runs dispatchers for these sinks, with frequent polls and no jitter."""
     outcomes = Outcomes()
     chosen = {"random_fraction": lambda: 0.0, "poll_seconds": 0.05, **options}
     dispatchers = Dispatchers(database, configured, clock=now, wakeup=Wakeup(), observer=outcomes, **chosen)

@@ -1,4 +1,4 @@
-"""An event log for tests: entries appended, sinks built, and what arrived looked at."""
+"""An event log for tests: appends entries, builds sinks, and reads what arrived."""
 
 import asyncio
 import time
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from receiver.dispatch.publish import publication
-from receiver.domain.delivery import NOTHING_SAID, Change, merge
+from receiver.domain.delivery import EMPTY_DELIVERY, Change, merge
 from receiver.domain.events import Event, Status
 from receiver.domain.publication import Appended, LogEntry, Publication
 from receiver.sinks.registry import ConfiguredSink, configure
@@ -28,11 +28,11 @@ def life(message_id: str, statuses: Iterable[Status] = STATUSES, **changes: Any)
 
 
 def appended(event: Event) -> Appended:
-    return Appended.of(event, Change(None, merge(NOTHING_SAID, event), True))
+    return Appended.of(event, Change(None, merge(EMPTY_DELIVERY, event), True))
 
 
 async def append(database: Database, events: Iterable[Event]) -> list[LogEntry]:
-    """Appends events to the log, in this order, and returns them as they are in it."""
+    """Appends events to the log, in this order, and returns their stored entries."""
     async with database.reading() as connection:
         _, end = await event_log.bounds(connection)
     async with database.appending() as transaction:

@@ -1,4 +1,4 @@
-"""Events for tests: one call, sensible values, what matters in the arguments."""
+"""Events for tests: one call with sensible defaults."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,7 +22,7 @@ def make_event(
     received: float = 0,
     api: Api = Api.V2,
     to: tuple[str, ...] = ("+15550001",),
-    facts: dict[str, Any] | None = None,
+    fields: dict[str, Any] | None = None,
     **more: Any,
 ) -> Event:
     occurred_at = None if time is None else at(time)
@@ -48,7 +48,7 @@ def make_event(
             "recipient": recipient,
             "occurred_at": occurred_at,
             "code": code,
-            "facts": MessageFields(sender="+15559999", recipients=to, **(facts or {})),
+            "fields": MessageFields(sender="+15559999", recipients=to, **(fields or {})),
             "received_at": at(received),
             "route": "primary",
             "callback_id": f"callback-{received}",

@@ -17,24 +17,24 @@ from tests.running import COMMAND, environment
 
 @dataclass(slots=True)
 class Foreground:
-    """A command under way."""
+    """A running command."""
 
     process: subprocess.Popen[bytes]
     output: Path
     errors: Path
 
-    def told(self) -> str:
+    def text(self) -> str:
         return self.output.read_text("utf-8")
 
     def address(self, name: str) -> str:
-        """Where `name` says that it listens."""
+        """The address on which `name` listens, from its output."""
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            if found := re.search(rf"^{name} listens on (http://[^\s,]+)", self.told(), re.MULTILINE):
+            if found := re.search(rf"^{name} listens on (http://[^\s,]+)", self.text(), re.MULTILINE):
                 return found[1]
             if self.process.poll() is not None:
                 break
-            time.sleep(0.02)  # between two looks at another process
+            time.sleep(0.02)  # between two polls of another process
         raise AssertionError(f"{name} did not start: {self.errors.read_text('utf-8')}")
 
     def stop(self, number: int = signal.SIGINT) -> int:
@@ -55,7 +55,7 @@ def _group(stat: Path) -> int | None:
 
 @contextmanager
 def foreground(folder: Path, *arguments: str, **variables: str) -> Iterator[Foreground]:
-    """The command in a folder, with these variables in its environment; its group is killed at the end."""
+    """Starts a command in a folder, with these environment variables; kills its process group at the end."""
     output, errors = folder / "stdout.txt", folder / "stderr.txt"
     with output.open("wb") as stdout, errors.open("wb") as stderr:
         process = subprocess.Popen(
@@ -76,7 +76,7 @@ def foreground(folder: Path, *arguments: str, **variables: str) -> Iterator[Fore
 
 
 def is_open(url: str) -> bool:
-    """Whether somebody listens there."""
+    """Whether a server listens at the address of a URL."""
     parts = urlsplit(url)
     try:
         socket.create_connection((parts.hostname or "", parts.port or 0), timeout=5).close()

@@ -1,4 +1,4 @@
-"""The plan that a database makes for a statement."""
+"""The query plan of a statement."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from receiver.storage.database import Database
 
 
 class Explained(Executable, ClauseElement):
-    """The plan of a statement, with parameters as parameters."""
+    """The query plan of a statement with bound parameters."""
 
     inherit_cache = False
 

@@ -1,4 +1,4 @@
-"""What Bandwidth posts, for tests: one call, sensible values, what matters in the arguments."""
+"""Bodies that Bandwidth posts, for tests: one call with sensible defaults."""
 
 import itertools
 import json

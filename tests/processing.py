@@ -21,7 +21,7 @@ def now() -> datetime:
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Database]:
-    """Another process's view of a database, as far as they can tell."""
+    """A second database object for the same database, as another process has it."""
     database = Database(url)
     try:
         yield database

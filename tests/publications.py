@@ -1,4 +1,4 @@
-"""Publications as a sink is given them, made without a log."""
+"""Makes publications for sinks, without an event log."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +13,7 @@ def make_publication(
 ) -> Publication:
     """A publication of a delivered event; keywords change its data."""
     message_id = data.pop("messageId", f"m{number}")
-    told = {
+    event_data = {
         "messageId": message_id,
         "api": "v2",
         "direction": "out",
@@ -36,7 +36,7 @@ def make_publication(
         "subject": message_id,
         "time": "2026-01-01T00:00:00Z",
         "datacontenttype": "application/json",
-        "data": told,
+        "data": event_data,
     }
     return Publication(
         id=f"e{number}",
@@ -46,11 +46,11 @@ def make_publication(
         received_at=datetime(2026, 1, 1, tzinfo=UTC),
         event=event,
         body=orjson.dumps(event),
-        recipient=told["recipient"],
+        recipient=event_data["recipient"],
         replayed=replayed,
     )
 
 
 def batch(count: int) -> list[Publication]:
-    """So many publications, each of another message."""
+    """`count` publications, each of another message."""
     return [make_publication(number) for number in range(1, count + 1)]

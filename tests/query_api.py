@@ -1,4 +1,4 @@
-"""The query API on a database of the test's own, and a client for it."""
+"""The query API on a database of the test, and a client for it."""
 
 import base64
 from collections.abc import AsyncIterator, Sequence
@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 
 from receiver.api import problems
 from receiver.api.auth import Tokens
-from receiver.api.operations import Api
+from receiver.api.operations import ApiContext
 from receiver.api.routes import routes
 from receiver.domain.delivery import FinalConflict
 from receiver.intake.reprocessing import Reprocessing
@@ -25,7 +25,7 @@ AUTHORIZED = {"Authorization": f"Bearer {ADMIN}"}
 
 
 def basic(password: str) -> str:
-    """Basic auth with a token as the password, as clients of the seed API present it."""
+    """Basic auth with a token as the password, as clients of the Catapult API send it."""
     return "Basic " + base64.b64encode(f"anyone:{password}".encode()).decode()
 
 
@@ -37,7 +37,7 @@ def application(database: Database, **more: Any) -> Starlette:
         return await Reprocessing(database=database, checker=TagChecker(), conflict=conflict, clock=now).ids(ids)
 
     tokens = Tokens([ADMIN, f"reporting:read:{READER}"])
-    api = Api(
+    api = ApiContext(
         **{"database": database, "reprocess": reprocess, "tokens": tokens, "tag_key": TAG_KEY, "clock": now, **more}
     )
     app = Starlette(routes=routes(api), exception_handlers=problems.APPLICATION_HANDLERS)

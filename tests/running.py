@@ -16,17 +16,17 @@ COMMAND = Path(sys.executable).with_name("receiver")
 _LISTENS = re.compile(r"^receiver listens on (http://\S+)$", re.MULTILINE)
 
 PATIENT: dict[str, Any] = {"timeout": 60, "trust_env": False}
-"""How another process is asked: whatever the proxy, and however busy the machine."""
+"""Options of requests to another process: without proxies, and with a timeout for a busy machine."""
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """This process's environment without its own settings of receiver, and with these."""
+    """The environment of this process with these settings of receiver and no others."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RECEIVER_")}
     return inherited | {f"RECEIVER_{name}": value for name, value in settings.items()}
 
 
 def receiver(folder: Path, *arguments: str, stdin: bytes = b"", **settings: str) -> subprocess.CompletedProcess[bytes]:
-    """One command, run to its end in a folder."""
+    """Runs one command to its end in a folder."""
     return subprocess.run(
         [COMMAND, *arguments],
         cwd=folder,
@@ -40,7 +40,7 @@ def receiver(folder: Path, *arguments: str, stdin: bytes = b"", **settings: str)
 
 @dataclass(slots=True)
 class Server:
-    """A `receiver serve` that has said where it listens."""
+    """A running `receiver serve`."""
 
     process: subprocess.Popen[bytes]
     output: Path
@@ -55,7 +55,7 @@ class Server:
 
 @contextmanager
 def serving(folder: Path, *arguments: str, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """A server in a folder, on a free port; killed at the end if it still runs."""
+    """Starts a server in a folder, on a free port; kills it at the end if it still runs."""
     output, errors = folder / "stdout.txt", folder / "stderr.txt"
     with output.open("wb") as stdout, errors.open("wb") as stderr:
         process = subprocess.Popen(
@@ -78,23 +78,23 @@ def _address(process: subprocess.Popen[bytes], output: Path, errors: Path, secon
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = _LISTENS.search(output.read_text("utf-8"))
-        # the announcement is written at once: where its first line is, the others are
+        # The banner is written at once: after its first line the others are there too.
         if found:
             return found[1]
         if process.poll() is not None:
             break
-        time.sleep(0.02)  # between two looks at another process
+        time.sleep(0.02)  # between two polls of another process
     raise AssertionError(f"receiver serve did not start: {errors.read_text('utf-8')}")
 
 
 def until(condition: Callable[[], Any], seconds: float = 60) -> None:
-    """Waits until something that another process does has come true."""
+    """Waits until a condition about another process holds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)  # between two looks at another process
+        assert time.monotonic() < deadline, "the condition did not hold in time"
+        time.sleep(0.02)  # between two polls of another process
 
 
 def whole_lines(path: Path) -> list[str]:
-    """The lines of a file that another process writes: none while it is not there, nor one that is half written."""
+    """The complete lines of a file that another process writes; none while the file does not exist."""
     return path.read_text("utf-8", "replace").split("\n")[:-1] if path.exists() else []

@@ -18,7 +18,7 @@ from receiver.domain.callbacks import Callback
 from receiver.domain.events import Api
 from receiver.sandbox.app import application
 from receiver.sandbox.settings import SandboxSettings
-from receiver.sandbox.state import World
+from receiver.sandbox.state import State
 from tests.events import at
 from tests.running import PATIENT
 from tests.web import serving
@@ -28,8 +28,8 @@ V2 = "/api/v2/users/u-1/messages"
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """One request that reached the application."""
+class ReceivedRequest:
+    """One request that the application received."""
 
     method: str
     path: str
@@ -42,13 +42,13 @@ class Heard:
         return json.loads(self.body)
 
     @property
-    def pair(self) -> str | None:
-        """The user:password it came with."""
-        given = self.headers.get("authorization")
-        return base64.b64decode(given.removeprefix("Basic ")).decode() if given else None
+    def credentials(self) -> str | None:
+        """The user:password of the request."""
+        header = self.headers.get("authorization")
+        return base64.b64decode(header.removeprefix("Basic ")).decode() if header else None
 
     def callback(self, number: int = 1) -> Callback:
-        """The request as the receiver's providers take it."""
+        """The request as input of the receiver's parsers."""
         return Callback(
             id=f"callback-{number}",
             received_at=at(0),
@@ -62,48 +62,48 @@ class Heard:
 
 @dataclass
 class Application:
-    """Takes callbacks: answers by path, in turn with what `answers` holds, then with 200.
+    """Answers callbacks with the `answers` of their path, one after the other, then with 200.
 
-    A number is a status, a text the `WWW-Authenticate` of a 401, an event silence until it is set.
+    An answer is a status, the `WWW-Authenticate` header of a 401, or an event: the answer waits until it is set.
     """
 
     url: str = ""
-    heard: list[Heard] = field(default_factory=list)
+    requests: list[ReceivedRequest] = field(default_factory=list)
     answers: dict[str, list[int | str | asyncio.Event]] = field(default_factory=dict)
     password: str | None = None
-    silences: list[asyncio.Event] = field(default_factory=list)
+    delayed: list[asyncio.Event] = field(default_factory=list)
 
-    def on(self, path: str) -> list[Heard]:
-        return [heard for heard in self.heard if heard.path == path]
+    def on(self, path: str) -> list[ReceivedRequest]:
+        return [request for request in self.requests if request.path == path]
 
     def events(self, path: str = "/v2") -> list[dict[str, Any]]:
-        """The elements of all arrays that were answered 200 or not."""
-        return [event for heard in self.on(path) for event in heard.json]
+        """The events of all v2 callbacks to a path, whatever the answer."""
+        return [event for request in self.on(path) for event in request.json]
 
     async def answer(self, request: Request) -> Response:
-        told = Heard(
+        received = ReceivedRequest(
             request.method,
             request.url.path,
             request.url.query,
             dict(request.headers),
             await request.body(),
         )
-        self.heard.append(told)
-        if self.password and told.pair != self.password:
+        self.requests.append(received)
+        if self.password and received.credentials != self.password:
             return Response(status_code=401, headers={"WWW-Authenticate": 'Basic realm="test"'})
-        waiting = self.answers.get(told.path)
-        answer = waiting.pop(0) if waiting else 200
+        answers = self.answers.get(received.path)
+        answer = answers.pop(0) if answers else 200
         if isinstance(answer, str):
             return Response(status_code=401, headers={"WWW-Authenticate": answer} if answer else {})
         if isinstance(answer, asyncio.Event):
-            self.silences.append(answer)
+            self.delayed.append(answer)
             await answer.wait()
             answer = 200
         return Response(status_code=answer, headers={"Location": "/elsewhere"} if 300 <= answer < 400 else {})
 
-    def break_silence(self) -> None:
-        for silence in self.silences:
-            silence.set()
+    def end_delays(self) -> None:
+        for event in self.delayed:
+            event.set()
 
     def app(self) -> Starlette:
         return Starlette(routes=[Route("/{path:path}", self.answer, methods=["GET", "POST", "PUT"])])
@@ -113,7 +113,7 @@ class Application:
 class Sandbox:
     """A running sandbox, and a client that may send."""
 
-    world: World
+    state: State
     client: httpx2.AsyncClient
     application: Application
 
@@ -122,34 +122,34 @@ class Sandbox:
         assert answer.status_code == status, answer.text
         return answer
 
-    async def settle(self, seconds: float = 45) -> None:
-        """Waits until everything is posted."""
-        state = await self.world.caller.settle(seconds)
-        assert state.idle, state
+    async def wait_until_idle(self, seconds: float = 45) -> None:
+        """Waits until every callback is sent."""
+        queue = await self.state.callback_sender.wait_until_idle(seconds)
+        assert queue.is_idle, queue
 
-    async def truth(self, message_id: str) -> list[dict[str, Any]]:
-        answer = await self.client.get("/sandbox/truth", params={"messageId": message_id})
-        found: list[dict[str, Any]] = answer.json()
-        return found
+    async def expected(self, message_id: str) -> list[dict[str, Any]]:
+        answer = await self.client.get("/sandbox/expected", params={"messageId": message_id})
+        expected: list[dict[str, Any]] = answer.json()
+        return expected
 
 
 @asynccontextmanager
 async def sandbox(**settings: Any) -> AsyncIterator[Sandbox]:
-    """A sandbox whose v2 statuses go to `/v2` of an application, with delays compressed a thousandfold."""
+    """A sandbox with an application that handles v2 callbacks at `/v2`. Delays are a thousand times shorter."""
     defaults: dict[str, Any] = {"speed": 1000, "messages_per_second": 0}
     async with AsyncExitStack() as stack:
-        heard = Application()
-        heard.url = await stack.enter_async_context(serving(heard.app()))
-        stack.callback(heard.break_silence)
-        urls = {"outbound_url": f"{heard.url}/v2", "v1_inbound_url": f"{heard.url}/v1"}
-        app = application(SandboxSettings(**{**defaults, **urls, **_placed(settings, heard.url)}))
+        receiver = Application()
+        receiver.url = await stack.enter_async_context(serving(receiver.app()))
+        stack.callback(receiver.end_delays)
+        urls = {"outbound_url": f"{receiver.url}/v2", "v1_inbound_url": f"{receiver.url}/v1"}
+        app = application(SandboxSettings(**{**defaults, **urls, **_resolved(settings, receiver.url)}))
         url = await stack.enter_async_context(serving(app))
         client = httpx2.AsyncClient(base_url=url, auth=("token", "secret"), **PATIENT)
-        yield Sandbox(app.state.world, await stack.enter_async_context(client), heard)
+        yield Sandbox(app.state.sandbox, await stack.enter_async_context(client), receiver)
 
 
-def _placed(settings: dict[str, Any], url: str) -> dict[str, Any]:
-    """The settings, with functions of the application's URL called."""
+def _resolved(settings: dict[str, Any], url: str) -> dict[str, Any]:
+    """The settings, in which functions of the application's URL are replaced by their results."""
     return {name: value(url) if isinstance(value, Callable) else value for name, value in settings.items()}
 
 

@@ -1,4 +1,4 @@
-"""An application behind a real uvicorn on a free port, in the test's own loop."""
+"""An application served by uvicorn on a free port, in the event loop of the test."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ from receiver.intake.server import server
 
 @asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[str]:
-    """The base URL of a server that runs while the block does, and stops as on SIGTERM."""
+    """The base URL of a server that runs while the block runs, and stops as on SIGTERM."""
     running = server(app, host="127.0.0.1", port=0)
     task = asyncio.create_task(running.serve())
     async with asyncio.timeout(10):

@@ -1,4 +1,4 @@
-"""A webhook for tests, and something to post with it."""
+"""A webhook sink for tests, and publications to post with it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +9,7 @@ from receiver.domain.publication import Publication, Result
 from receiver.sinks.registry import configure
 
 
-def publication(number: int = 1, **told: Any) -> Publication:
+def publication(number: int = 1, **changes: Any) -> Publication:
     fields = {
         "id": f"e{number}",
         "position": number,
@@ -19,7 +19,7 @@ def publication(number: int = 1, **told: Any) -> Publication:
         "event": {},
         "body": b'{"id":"e"}',
     }
-    return Publication(**fields | told)
+    return Publication(**fields | changes)
 
 
 @asynccontextmanager
@@ -32,8 +32,8 @@ async def webhook(url: str, **fields: Any) -> AsyncIterator[Any]:
         await configured.sink.stop()
 
 
-async def post(sink: Any, **told: Any) -> Result:
-    [result] = await sink.publish([publication(**told)])
+async def post(sink: Any, **changes: Any) -> Result:
+    [result] = await sink.publish([publication(**changes)])
     answer: Result = result
     return answer
 

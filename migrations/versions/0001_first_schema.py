@@ -1,4 +1,4 @@
-"""The first schema: the raw ledger, the event log, the status table, and the sinks' bookkeeping."""
+"""The first schema: callbacks, the event log, the status table, and the state of the sinks."""
 
 from typing import Any
 
@@ -252,7 +252,7 @@ def downgrade() -> None:
     op.drop_table("callbacks")
 
 
-# One row per delivery, made for people and BI tools.
+# One row for each delivery, for people and BI tools.
 MESSAGE_STATUS = """
 CREATE VIEW message_status AS
 SELECT

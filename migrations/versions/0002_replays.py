@@ -1,4 +1,4 @@
-"""Replays: an operator may have old events given to a sink again, and an attempt says whether it was part of that."""
+"""Replays: an operator can have old events published to a sink again; an attempt names the replay it belongs to."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -19,7 +19,7 @@ position = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 moment = sa.DateTime(timezone=True).with_variant(sa.String(27), "sqlite")
 json = JSONB().with_variant(sa.Text(), "sqlite")
 
-# The first version kept every problem of a callback, half a million in one case seen.
+# The first version stored every problem of a callback; one callback had half a million of them.
 MAX_ELEMENTS = 100
 
 
@@ -89,7 +89,7 @@ def create_indexes() -> None:
         ["tag_verdict", "listed_at"],
         **where("tag_verdict NOT IN ('unchecked', 'not-applicable')"),
     )
-    # the event log has no index on event ids alone any more
+    # The event log no longer has an index on event ids alone.
     op.create_index("ix_dead_letters_event", "dead_letters", ["event_id"])
 
 
@@ -118,7 +118,7 @@ def upgrade_postgresql() -> None:
         sa.Column("sequence", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.PrimaryKeyConstraint("sequence", name="pk_pending_callbacks"),
     )
-    # A queue: rows live for milliseconds, so what is dead must be removed long before a fifth of the table is.
+    # A queue: rows live for milliseconds, so autovacuum must run long before a fifth of the table is dead.
     op.execute(
         "ALTER TABLE pending_callbacks SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, "
         "autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 50000)"
@@ -158,7 +158,7 @@ def upgrade_sqlite() -> None:
         """  # noqa: S608
     )
     op.drop_table("callbacks")
-    # `receiver.storage.schema` knows how far the journal's file goes, and writes the cursor.
+    # `receiver.storage.schema` knows the last sequence of the journal's file, and writes the cursor.
     op.execute(
         "INSERT INTO processor (id, cursor, epoch, callbacks, repeats, last_callbacks) VALUES (1, 0, 0, 0, 0, '{}')"
     )
@@ -195,7 +195,7 @@ def rebuild_events() -> None:
     )
     names = column_names("events")
     op.execute(f"INSERT INTO new_events ({names}) SELECT {names} FROM events")  # noqa: S608
-    # A pruned position must not be given away again: the counter moves to the new table.
+    # A pruned position must not be reused: the counter moves to the new table.
     op.execute("DELETE FROM sqlite_sequence WHERE name = 'new_events'")
     op.execute(
         "INSERT INTO sqlite_sequence (name, seq) SELECT 'new_events', seq FROM sqlite_sequence WHERE name = 'events'"
@@ -304,7 +304,7 @@ def replace(table: str) -> None:
     op.rename_table(f"new_{table}", table)
 
 
-# One row per delivery, made for people and BI tools.
+# One row for each delivery, for people and BI tools.
 MESSAGE_STATUS = """
 CREATE VIEW message_status AS
 SELECT

@@ -1,4 +1,4 @@
-"""JSON bodies of requests: small, of the right type, and read by a model."""
+"""Bodies: responses as JSON or CSV, links to the next page, and request bodies validated by a model."""
 
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
@@ -9,13 +9,13 @@ from pydantic_core import to_json
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from receiver.api.parameters import blamed
-from receiver.api.problems import ProblemError, bad_values
+from receiver.api.parameters import invalid_values
+from receiver.api.problems import ProblemError, invalid_values_problem
 
 JSON: Final = "application/json"
 CSV: Final = "text/csv"
 _HEADERS: Final = {
-    # message texts and numbers: for the one who asked alone
+    # Responses hold message texts and numbers, which no cache may store.
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -25,42 +25,42 @@ _HEADERS: Final = {
 def json_answer(
     value: Any, *, link: Mapping[str, str] | None = None, media_type: str = JSON, leave_out_null: bool = False
 ) -> Response:
-    """Models, lists of them, or plain values as JSON; `link` as `next_page` makes it."""
+    """Models, lists of them, or plain values as JSON; `link` is a header from `next_page`."""
     body = to_json(value, by_alias=True, exclude_none=leave_out_null)
     return Response(body, headers={**_HEADERS, **(link or {})}, media_type=media_type)
 
 
 def csv_answer(text: str, *, name: str, link: Mapping[str, str]) -> Response:
-    """A table to be kept as a file: a browser must not show what strangers wrote."""
+    """A table as a file to download: a browser must not render text that strangers wrote."""
     disposition = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
     return Response(text, 200, {**_HEADERS, **disposition, **link}, f"{CSV}; charset=utf-8; header=present")
 
 
 MOUNTED_AT: Final = "receiver.mounted_at"
-"""The key in a request's scope that says under which path another application mounts this one."""
+"""The key in a request's scope for the path under which another application mounts this one."""
 
 
 def next_page(request: Request, public_url: str | None, **changes: str) -> dict[str, str]:
-    """The `Link` header to this request's own address with some parameters changed; the page number goes."""
-    asked = parse_qsl(request.scope["query_string"].decode(), keep_blank_values=True)
-    kept = [(name, value) for name, value in asked if name not in {"page", *changes}]
+    """The `Link` header with this request's own address, some parameters changed, and without `page`."""
+    query = parse_qsl(request.scope["query_string"].decode(), keep_blank_values=True)
+    unchanged = [(name, value) for name, value in query if name not in {"page", *changes}]
     path: str = request.scope["path"]
-    # The Host header, unless `public_url` is set; that one includes where the application is mounted.
+    # The Host header, unless `public_url` is set, which includes the path where the application is mounted.
     if public_url is None:
         address = f"{request.url.scheme}://{request.url.netloc}{path}"
     else:
         address = public_url.rstrip("/") + path.removeprefix(request.scope.get(MOUNTED_AT, ""))
-    address += f"?{urlencode([*kept, *changes.items()])}"
+    address += f"?{urlencode([*unchanged, *changes.items()])}"
     return {"Link": f'<{address}>; rel="next"'}
 
 
 def prefers_csv(accept: str) -> bool:
-    """Whether an Accept header would rather have CSV than JSON."""
+    """Whether an Accept header prefers CSV to JSON."""
     return _quality(accept, "text", "csv") > _quality(accept, "application", "json")
 
 
 def _quality(accept: str, kind: str, subtype: str) -> float:
-    """How welcome a media type is, by the most specific range that covers it."""
+    """The quality of a media type in an Accept header, by the most specific range that covers it."""
     ranges = {}
     for part in accept.lower().split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
@@ -85,13 +85,13 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read_body(request: Request, model: type[Model]) -> Model:
-    """The body as a model; raises a problem that names every field that is wrong."""
+    """The body as a model; raises a problem that names every invalid field."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
         raise ProblemError(415, "The body must be application/json.")
     try:
         return model.model_validate_json(await _body(request))
     except ValidationError as error:
-        raise bad_values(blamed(error)) from None
+        raise invalid_values_problem(invalid_values(error)) from None
 
 
 async def _body(request: Request) -> bytes:

@@ -1,4 +1,4 @@
-"""Who may ask: bearer tokens, and for the seed's routes the same tokens as the password of basic auth."""
+"""Authentication by API tokens: as bearer tokens, or on the Catapult routes as the password of basic auth."""
 
 import hashlib
 import hmac
@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from receiver.api.problems import ProblemError
-from receiver.basic_auth import basic_pair
+from receiver.intake.endpoint import basic_pair
 
 
 class Access(IntEnum):
-    """What a token is good for, in rising order."""
+    """What a token permits, in rising order."""
 
     READ = 1
     ADMIN = 2
@@ -23,14 +23,14 @@ class Access(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ApiToken:
-    """A token, as a digest, and what it is good for."""
+    """The digest of a token, and what it permits."""
 
     digest: bytes = field(repr=False)
     access: Access
 
     @classmethod
     def parse(cls, entry: str) -> "ApiToken":
-        """A token from `token`, `name:read:token` or `name:admin:token`; a bare one is an admin's."""
+        """A token from `token`, `name:read:token` or `name:admin:token`; a token without a name is an admin token."""
         parts = entry.split(":", 2)
         if len(parts) == 3 and parts[1] in _ACCESS:
             return cls(_digest(parts[2].encode()), _ACCESS[parts[1]])
@@ -41,13 +41,13 @@ _ACCESS: Final = {"read": Access.READ, "admin": Access.ADMIN}
 
 
 class Tokens:
-    """The tokens that are accepted; every one is compared each time, in constant time."""
+    """The accepted tokens. A presented token is compared with each of them in constant time."""
 
     def __init__(self, entries: Iterable[str]) -> None:
         self._tokens = [ApiToken.parse(entry) for entry in entries]
 
     def access(self, presented: bytes) -> Access | None:
-        """What a presented token is good for; None if it is not one of ours."""
+        """What a presented token permits; None if it is not accepted."""
         digest = _digest(presented)
         granted = [token.access * hmac.compare_digest(token.digest, digest) for token in self._tokens]
         return Access(max(granted)) if presented and any(granted) else None
@@ -64,14 +64,14 @@ def bearer(authorization: bytes) -> bytes | None:
 
 
 def basic_password(authorization: bytes) -> bytes | None:
-    """The password in `Authorization: Basic …`; whatever the user name, it plays no part."""
+    """The password in `Authorization: Basic …`; the user name is ignored."""
     pair = basic_pair(authorization)
     return pair.partition(b":")[2] if pair is not None else None
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """A way to present a token: how to find it in the header, and how to ask for it."""
+    """A way to present a token: a function that reads it from the header, and the challenge of a 401."""
 
     token: Callable[[bytes], bytes | None]
     challenge: str
@@ -85,7 +85,7 @@ _GRANTED: Final = "receiver.access"
 
 
 class TokenAuth:
-    """ASGI middleware that lets requests with a token through: with any to read, with an admin's to do more."""
+    """ASGI middleware that requires a token: any accepted token for GET and HEAD, an admin token for the rest."""
 
     def __init__(self, app: ASGIApp, tokens: Tokens, scheme: Scheme = BEARER) -> None:
         self._app = app
@@ -99,11 +99,11 @@ class TokenAuth:
 
     def _check(self, scope: Scope) -> None:
         presented = [value for name, value in scope["headers"] if name == b"authorization"]
-        # two headers: which one counts is what a proxy and we might disagree about
+        # A proxy and this application might disagree about which of two headers counts.
         token = self._scheme.token(presented[0]) if len(presented) == 1 else None
         access = self._tokens.access(token) if token is not None else None
         if access is None:
-            detail = "This token is not accepted." if presented else "A token is needed."
+            detail = "This token is not accepted." if presented else "A token is required."
             raise ProblemError(401, detail, headers={"WWW-Authenticate": self._scheme.challenge})
         if access is Access.READ and scope["method"] not in _READING:
             raise ProblemError(403, "This token may only read.")
@@ -111,5 +111,5 @@ class TokenAuth:
 
 
 def is_admin(request: Request) -> bool:
-    """Whether a request came with an admin's token, or where none is asked for."""
+    """Whether a request has an admin token, or needs no token."""
     return request.scope.get(_GRANTED, Access.ADMIN) is Access.ADMIN

@@ -1,4 +1,4 @@
-"""Callbacks: a page of the journal, one of them whole, and reprocessing them."""
+"""Operations on the journal: list callbacks, get one, reprocess one or a page of them."""
 
 from typing import Final
 
@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from receiver.api.answers import json_answer, next_page
-from receiver.api.operations import Api, Operation, path_value
+from receiver.api.operations import ApiContext, Operation, path_value
 from receiver.api.parameter_kinds import encode_cursor
 from receiver.api.parameters import CallbackParameters, Parameters, ReprocessParameters
 from receiver.api.problems import ProblemError
@@ -14,60 +14,60 @@ from receiver.api.representations import Callback, CallbackSummary
 from receiver.domain.queries import CallbackView, Page
 from receiver.storage import journal
 
-# why the journal may lack a callback that was answered 200
+# Why the journal may not have a callback that was answered 200.
 NOT_STORED: Final = "repeats are not stored, old ones are removed"
 
 
-async def list_callbacks(api: Api, request: Request, asked: CallbackParameters) -> Response:
-    page = await journal.find(api.database, asked.query())
-    return json_answer(_summaries(page.items), link=_link(api, request, page))
+async def list_callbacks(context: ApiContext, request: Request, parameters: CallbackParameters) -> Response:
+    page = await journal.find(context.database, parameters.query())
+    return json_answer(_summaries(page.items), link=_link(context, request, page))
 
 
-async def get_callback(api: Api, request: Request, _: Parameters) -> Response:
-    callback = await journal.one(api.database, path_value(request, "id"))
+async def get_callback(context: ApiContext, request: Request, _: Parameters) -> Response:
+    callback = await journal.one(context.database, path_value(request, "id"))
     if callback is None:
         raise _not_found()
     return json_answer(Callback.model_validate(callback))
 
 
-async def reprocess_callback(api: Api, request: Request, _: Parameters) -> Response:
+async def reprocess_callback(context: ApiContext, request: Request, _: Parameters) -> Response:
     callback_id = path_value(request, "id")
-    if not await journal.by_ids(api.database, [callback_id]):
+    if not await journal.by_ids(context.database, [callback_id]):
         raise _not_found()
-    await api.reprocess([callback_id])
-    reprocessed = await journal.by_ids(api.database, [callback_id])
+    await context.reprocess([callback_id])
+    reprocessed = await journal.by_ids(context.database, [callback_id])
     if not reprocessed:
         raise _not_found()
     return json_answer(CallbackSummary.model_validate(reprocessed[0]))
 
 
-async def reprocess_callbacks(api: Api, request: Request, asked: ReprocessParameters) -> Response:
-    page = await journal.find(api.database, asked.query())
+async def reprocess_callbacks(context: ApiContext, request: Request, parameters: ReprocessParameters) -> Response:
+    page = await journal.find(context.database, parameters.query())
     ids = [callback.id for callback in page.items]
-    await api.reprocess(ids)
-    reprocessed = await journal.by_ids(api.database, ids)
-    return json_answer(_summaries(reprocessed), link=_link(api, request, page))
+    await context.reprocess(ids)
+    reprocessed = await journal.by_ids(context.database, ids)
+    return json_answer(_summaries(reprocessed), link=_link(context, request, page))
 
 
 def _summaries(callbacks: list[CallbackView]) -> list[CallbackSummary]:
     return [CallbackSummary.model_validate(callback) for callback in callbacks]
 
 
-def _link(api: Api, request: Request, page: Page[CallbackView]) -> dict[str, str]:
-    return next_page(request, api.public_url, cursor=encode_cursor([page.items[-1].id])) if page.more else {}
+def _link(context: ApiContext, request: Request, page: Page[CallbackView]) -> dict[str, str]:
+    return next_page(request, context.public_url, cursor=encode_cursor([page.items[-1].id])) if page.more else {}
 
 
 def _not_found() -> ProblemError:
     return ProblemError(404, f"The journal has no callback with this id; {NOT_STORED}.")
 
 
-_ID: Final = {"id": "the callback's id"}
+_ID: Final = {"id": "the id of the callback"}
 
 OPERATIONS: Final = (
     Operation(
         name="listCallbacks",
         path="/api/callbacks",
-        summary="The journal, newest callback first",
+        summary="List the callbacks of the journal, newest first",
         handle=list_callbacks,
         parameters=CallbackParameters,
         answer=list[CallbackSummary],
@@ -78,8 +78,8 @@ OPERATIONS: Final = (
         name="reprocessCallbacks",
         method="POST",
         path="/api/callbacks/reprocess",
-        summary="Reprocesses a page of callbacks, with today's code and keys",
-        description="The quarantined ones, oldest first, unless asked otherwise; `POST` to the `Link` for the next.",
+        summary="Process a page of callbacks again with today's code and keys",
+        description="By default quarantined callbacks, oldest first. `POST` to the address in `Link` for more.",
         handle=reprocess_callbacks,
         parameters=ReprocessParameters,
         answer=list[CallbackSummary],
@@ -89,7 +89,7 @@ OPERATIONS: Final = (
     Operation(
         name="getCallback",
         path="/api/callbacks/{id}",
-        summary="One callback as it came, byte for byte, without secrets",
+        summary="Get one callback as it was received, byte for byte, without secrets",
         handle=get_callback,
         answer=Callback,
         problems=(404,),
@@ -100,7 +100,7 @@ OPERATIONS: Final = (
         name="reprocessCallback",
         method="POST",
         path="/api/callbacks/{id}/reprocess",
-        summary="Reprocesses one callback, all of its elements, with today's code and keys",
+        summary="Process one callback again, all of its elements, with today's code and keys",
         handle=reprocess_callback,
         answer=CallbackSummary,
         problems=(403, 404),

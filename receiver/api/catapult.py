@@ -1,4 +1,4 @@
-"""The seed API's messages: its addresses, its parameters, its representation, its errors, for clients made for it."""
+"""Messages as in the Catapult API (v1): its addresses, parameters, representation and errors, for its clients."""
 
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from receiver.api.answers import JSON, json_answer, next_page
 from receiver.api.auth import BASIC
-from receiver.api.operations import Api, Group, Operation, path_value
+from receiver.api.operations import ApiContext, Group, Operation, path_value
 from receiver.api.parameter_kinds import message_cursor
 from receiver.api.parameters import CatapultMessageParameters, Parameters
 from receiver.api.problems import ProblemError, as_problem
@@ -21,7 +21,7 @@ from receiver.storage import messages
 
 
 def catapult_time(time: datetime) -> str:
-    """A time as the seed writes it: milliseconds and `Z`."""
+    """A time as the Catapult API writes it: with milliseconds and `Z`."""
     return time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
@@ -33,9 +33,10 @@ CatapultTime = Annotated[
 
 
 class CatapultMessage(Representation):
-    """A message as the seed shows it; what there is nothing to say of is left out.
+    """A message as in the Catapult API. Unknown values are left out.
 
-    `to` is a string: of a group message, which the seed did not know, all numbers with commas between them.
+    `to` is a string. A group message, which the Catapult API does not have, has all its numbers in it, separated by
+    commas.
     """
 
     id: str
@@ -56,20 +57,20 @@ class CatapultMessage(Representation):
         return self.id
 
 
-class CatapultDetail(BaseModel):
-    """What an error is about: a parameter's name, and what is wrong with it."""
+class CatapultErrorDetail(BaseModel):
+    """The parameter that caused an error (`name`), and what is wrong with it (`value`)."""
 
     name: str
     value: str
 
 
 class CatapultError(BaseModel):
-    """An error as the seed shows it."""
+    """An error as in the Catapult API."""
 
     category: str
     code: str
     message: str
-    details: list[CatapultDetail]
+    details: list[CatapultErrorDetail]
 
 
 # https://github.com/Bandwidth/ap-docs, errors.md
@@ -81,45 +82,45 @@ _WORDS: Final = {
 }
 
 
-async def refuse(_: Request, error: Exception) -> Response:
-    """The seed's form of an error; an exception handler for Starlette."""
+async def answer_error(_: Request, error: Exception) -> Response:
+    """An error in the form of the Catapult API; an exception handler for Starlette."""
     problem = as_problem(error)
     phrase = HTTPStatus(problem.status).phrase
     category, code = _WORDS.get(problem.status, ("bad-request", phrase.lower().replace(" ", "-")))
-    details = [CatapultDetail(name=one.parameter, value=one.detail) for one in problem.errors]
+    details = [CatapultErrorDetail(name=value.parameter, value=value.detail) for value in problem.errors]
     body = CatapultError(category=category, code=code, message=problem.detail or phrase, details=details)
     headers = {"Cache-Control": "no-store", **(problem.headers or {})}
     return Response(to_json(body), problem.status, headers, JSON)
 
 
-async def list_messages(api: Api, request: Request, asked: CatapultMessageParameters) -> Response:
-    page = await messages.find(api.database, asked.query())
-    link = next_page(request, api.public_url, cursor=message_cursor(page.items[-1].place)) if page.more else {}
+async def list_messages(context: ApiContext, request: Request, parameters: CatapultMessageParameters) -> Response:
+    page = await messages.find(context.database, parameters.query())
+    link = next_page(request, context.public_url, cursor=message_cursor(page.items[-1].place)) if page.more else {}
     return json_answer([CatapultMessage.model_validate(view) for view in page.items], link=link, leave_out_null=True)
 
 
-async def get_message(api: Api, request: Request, _: Parameters) -> Response:
-    found = await messages.with_id(api.database, path_value(request, "messageId"))
+async def get_message(context: ApiContext, request: Request, _: Parameters) -> Response:
+    found = await messages.with_id(context.database, path_value(request, "messageId"))
     if not found:
         raise ProblemError(404, "The message could not be found")
-    # A client of v1 means its own message, v1 before v2, and the one it sent before one it received.
+    # The order of preference of a v1 client: outbound before inbound, then v1 before v2.
     found.sort(key=lambda view: (view.direction is not Direction.OUT, view.api))
     return json_answer(CatapultMessage.model_validate(found[0]), leave_out_null=True)
 
 
-_USER: Final = {"userId": "anything; it plays no part"}
+_USER: Final = {"userId": "any value; it is ignored"}
 
 GROUP: Final = Group(
     prefix="/v1",
     scheme=BASIC,
-    refuse=refuse,
+    error_handler=answer_error,
     error=CatapultError,
     error_media_type=JSON,
     operations=(
         Operation(
-            name="listSeedMessages",
+            name="listCatapultMessages",
             path="/v1/users/{userId}/messages",
-            summary="Messages as the seed API shows them, oldest first",
+            summary="List messages as in the Catapult API, oldest first",
             handle=list_messages,
             parameters=CatapultMessageParameters,
             answer=list[CatapultMessage],
@@ -128,13 +129,13 @@ GROUP: Final = Group(
             reads_processed=True,
         ),
         Operation(
-            name="getSeedMessage",
+            name="getCatapultMessage",
             path="/v1/users/{userId}/messages/{messageId}",
-            summary="One message as the seed API shows it",
+            summary="Get one message as in the Catapult API",
             handle=get_message,
             answer=CatapultMessage,
             problems=(404,),
-            path_words={**_USER, "messageId": "the message's id, percent-encoded"},
+            path_words={**_USER, "messageId": "the id of the message, percent-encoded"},
             reads_processed=True,
         ),
     ),

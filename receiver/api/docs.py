@@ -1,7 +1,7 @@
 """`/docs`: the documentation topics and the API reference as web pages, without JavaScript and without a token.
 
-All links are relative, so that the pages work wherever the application is mounted, and behind a proxy that takes a
-prefix away.
+All links are relative, so that the pages work under any path where the application is mounted, and behind a proxy
+that removes a prefix.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ API_REFERENCE: Final = "openapi"
 
 _FILES: Final = Path(__file__).with_name("docs_pages")
 _HEADERS: Final = {
-    # A browser asks again each time, and is answered 304 until another version is installed.
+    # A browser revalidates each time; the answer is 304 until another version is installed.
     "Cache-Control": "no-cache",
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -51,13 +51,13 @@ def routes(openapi: Callable[[], Mapping[str, Any]]) -> list[BaseRoute]:
 
 
 class Pages:
-    """The endpoints. They are plain functions, which Starlette runs in a thread: rendering must not delay callbacks."""
+    """The endpoints: plain functions, which Starlette runs in a thread, because rendering must not delay callbacks."""
 
     def __init__(self, openapi: Callable[[], Mapping[str, Any]]) -> None:
         self._openapi = openapi
 
     def index(self, request: Request) -> Response:
-        """All topics, or what a search finds."""
+        """All topics, or the results of a search."""
         query = request.query_params.get("q", "").strip()
         if not query:
             return _answer(request, _page("Documentation", _index(self._topics()), self._topics(), docs="docs/"))
@@ -111,7 +111,7 @@ def _file(name: str) -> str:
 def _page(
     title: str, content: str, topics: Sequence[Topic], *, docs: str = "", query: str = "", current: Topic | None = None
 ) -> str:
-    """A whole page. `docs` is the way from the page to those of the topics."""
+    """A whole page. `docs` is the relative path from the page to the pages of the topics."""
     return Template(_file("page.html")).substitute(
         title=escape(f"{title} - receiver"),
         docs=docs,
@@ -156,7 +156,8 @@ def _results(query: str, hits: Sequence[Hit]) -> str:
     if not hits:
         return f"<h1>Search</h1><p>No topic mentions <q>{escape(query)}</q>.</p>"
     items = (
-        _link(f"docs/{hit.topic.name}#{hit.section.anchor}", _hit_title(hit)) + f"<p>{_marked(hit.snippet, query)}</p>"
+        _link(f"docs/{hit.topic.name}#{hit.section.anchor}", _hit_title(hit))
+        + f"<p>{_highlighted(hit.snippet, query)}</p>"
         for hit in hits
     )
     return f'<h1>Search</h1><div class="results">{_list(items)}</div>'
@@ -168,7 +169,7 @@ def _hit_title(hit: Hit) -> str:
     return f"{hit.topic.title}: {hit.section.heading}"
 
 
-def _marked(text: str, query: str) -> str:
+def _highlighted(text: str, query: str) -> str:
     parts = documents.marked(text, query)
     return "".join(f"<mark>{escape(part)}</mark>" if matches else escape(part) for part, matches in parts)
 
@@ -184,7 +185,7 @@ def _not_found(name: str, topics: Sequence[Topic]) -> str:
 @cache
 def _rendered(topic: Topic) -> str:
     """The HTML of a topic. HTML within the Markdown is shown as text."""
-    # The import takes 50 ms of CPU time, which a process without readers of the documentation does not spend.
+    # The import takes 50 ms of CPU time, which only a process that serves these pages spends.
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
@@ -226,12 +227,12 @@ def _adapt_links(tokens: list[Any]) -> None:
             leads_out = address is None
             token.attrSet("href", address or "")
         if leads_out and token.type in ("link_open", "link_close"):
-            # a file that is not installed: what the link is called stays, as text
+            # The target is not installed: the text of the link stays.
             token.type, token.tag, token.nesting, token.content = "text", "", 0, ""
 
 
 def _page_address(address: str) -> str | None:
-    """Where a link of a topic leads from the topic's page; None for a file that has no page."""
+    """The address of a link in a topic, relative to the page of the topic; None for a file that has no page."""
     if address.startswith("#") or _ABSOLUTE.match(address):
         return address
     if address.startswith("/"):

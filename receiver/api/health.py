@@ -1,4 +1,7 @@
-"""`/healthz`: the process is alive. `/readyz`: a commit works now, whatever the sinks do. Both say only that."""
+"""`/healthz`: the process is alive. `/readyz`: a callback can be committed now; worker and sinks do not matter.
+
+Neither needs a token, and neither answers with more than its state.
+"""
 
 import asyncio
 import time
@@ -14,7 +17,7 @@ _PROBE_SECONDS: Final = 4.5
 
 
 class Health:
-    """The two probes; `probe` commits something and raises when it cannot."""
+    """The two addresses for probes. `probe` makes a commit, and raises an error where that fails."""
 
     def __init__(self, probe: Callable[[], Awaitable[None]]) -> None:
         self._probe = probe
@@ -38,7 +41,7 @@ class Health:
         return PlainTextResponse("not ready\n", status_code=503)
 
     async def _is_ready(self) -> bool:
-        """The result of the latest probe, made anew when it is older than a second; one probe at a time."""
+        """The result of the latest probe. One older than a second is repeated; only one probe runs at a time."""
         async with self._lock:
             if time.monotonic() - self._probed_at >= _PROBE_EVERY_SECONDS:
                 self._ready = await self._succeeds()
@@ -46,15 +49,15 @@ class Health:
             return self._ready
 
     async def _succeeds(self) -> bool:
-        """Whether a commit works in time; a late one goes on, since to cancel it would be to wait for its end."""
+        """Whether a commit succeeds in time. A late one is not cancelled: that would mean to wait for its end."""
         if self._probing is None or self._probing.done():
-            self._probing = asyncio.create_task(self._try())
+            self._probing = asyncio.create_task(self._commits())
         done, _ = await asyncio.wait({self._probing}, timeout=_PROBE_SECONDS)
         return bool(done) and self._probing.result()
 
-    async def _try(self) -> bool:
+    async def _commits(self) -> bool:
         try:
             await self._probe()
-        except Exception:  # whatever it is, it is not ready
+        except Exception:  # for whatever reason
             return False
         return True

@@ -1,4 +1,4 @@
-"""Messages: a page of them, one of them, the events of one."""
+"""Operations on messages: list them, get one, list its events and its delivery attempts; messages as CSV."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from receiver.api.answers import csv_answer, json_answer, next_page, prefers_csv
 from receiver.api.auth import is_admin
-from receiver.api.operations import Api, Operation, path_value
+from receiver.api.operations import ApiContext, Operation, path_value
 from receiver.api.parameter_kinds import message_cursor
 from receiver.api.parameters import AttemptParameters, MessageParameters, OneMessageParameters
 from receiver.api.problems import ProblemError
@@ -61,11 +61,11 @@ COLUMNS: Final = (
     *(f"reason{name.capitalize()}" for name in _OF_REASON),
 )
 
-# line breaks and other control characters, also those that only some programs take for line breaks
+# Control characters and line breaks, including those that only some programs treat as line breaks.
 _CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-# what begins a formula, also in its full-width form and behind blanks or characters that nobody sees
+# The beginning of a formula, also in its full-width form and after blanks or invisible characters.
 _FORMULA: Final = re.compile(r"[\s\u200b-\u200f\u2060\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20]")
-# a number alone is no formula, and programs compare it as it is
+# A telephone number alone is not a formula. It stays as it is, because programs compare it.
 _PHONE_NUMBER: Final = re.compile(r"\+[0-9]{1,15}", re.ASCII)
 
 
@@ -80,7 +80,7 @@ def csv_table(messages: Iterable[Message]) -> str:
 
 
 def cell(value: Any) -> str:
-    """A value as a cell: on one line, and an apostrophe before what a spreadsheet would take for a formula."""
+    """A value as a cell: on one line, with an apostrophe in front where a spreadsheet would see a formula."""
     match value:
         case None:
             return ""
@@ -93,69 +93,69 @@ def cell(value: Any) -> str:
 
 
 def _rows(message: Message) -> Iterator[dict[str, Any]]:
-    shown = message.model_dump(mode="json", by_alias=True)
-    of_message = {name: shown[name] for name in _OF_MESSAGE} | {"messageStatus": shown["status"]}
-    for recipient in shown["recipients"]:
+    fields = message.model_dump(mode="json", by_alias=True)
+    of_message = {name: fields[name] for name in _OF_MESSAGE} | {"messageStatus": fields["status"]}
+    for recipient in fields["recipients"]:
         reason = recipient["reason"] or {}
         of_recipient = {name: recipient[name] for name in _OF_RECIPIENT}
         yield of_message | of_recipient | {f"reason{name.capitalize()}": reason.get(name) for name in _OF_REASON}
 
 
-async def list_messages(api: Api, request: Request, asked: MessageParameters) -> Response:
-    page = await messages.find(api.database, asked.query())
-    link = next_page(request, api.public_url, cursor=message_cursor(page.items[-1].place)) if page.more else {}
-    shown = [Message.model_validate(view) for view in page.items]
+async def list_messages(context: ApiContext, request: Request, parameters: MessageParameters) -> Response:
+    page = await messages.find(context.database, parameters.query())
+    link = next_page(request, context.public_url, cursor=message_cursor(page.items[-1].place)) if page.more else {}
+    listed = [Message.model_validate(view) for view in page.items]
     if prefers_csv(request.headers.get("accept", "")):
-        return csv_answer(csv_table(shown), name="messages", link=link)
-    return json_answer(shown, link=link)
+        return csv_answer(csv_table(listed), name="messages", link=link)
+    return json_answer(listed, link=link)
 
 
-async def get_message(api: Api, request: Request, asked: OneMessageParameters) -> Response:
-    return json_answer(Message.model_validate(await _meant(api, request, asked)))
+async def get_message(context: ApiContext, request: Request, parameters: OneMessageParameters) -> Response:
+    return json_answer(Message.model_validate(await _find_one(context, request, parameters)))
 
 
-async def list_message_events(api: Api, request: Request, asked: OneMessageParameters) -> Response:
-    view = await _meant(api, request, asked)
-    events = await messages.events(api.database, view.key)
+async def list_message_events(context: ApiContext, request: Request, parameters: OneMessageParameters) -> Response:
+    view = await _find_one(context, request, parameters)
+    events = await messages.events(context.database, view.key)
     return json_answer([MessageEvent.model_validate(event) for event in events])
 
 
-async def list_message_attempts(api: Api, request: Request, asked: AttemptParameters) -> Response:
-    view = await _meant(api, request, asked)
-    async with api.database.reading() as connection:
-        found = await retries.attempts_of_message(connection, view.key, asked.sink)
-    told = [Attempt.model_validate(attempt) for attempt in found]
-    return json_answer(told if is_admin(request) else without_responses(told))
+async def list_message_attempts(context: ApiContext, request: Request, parameters: AttemptParameters) -> Response:
+    view = await _find_one(context, request, parameters)
+    async with context.database.reading() as connection:
+        found = await retries.attempts_of_message(connection, view.key, parameters.sink)
+    attempts = [Attempt.model_validate(attempt) for attempt in found]
+    return json_answer(attempts if is_admin(request) else without_responses(attempts))
 
 
-async def _meant(api: Api, request: Request, asked: OneMessageParameters) -> MessageView:
-    """The message whose id is in the path."""
-    found = await messages.with_id(api.database, path_value(request, "id"), asked.api, asked.direction)
+async def _find_one(context: ApiContext, request: Request, parameters: OneMessageParameters) -> MessageView:
+    """The message with the id in the path; raises a problem where there is none, or more than one."""
+    found = await messages.with_id(context.database, path_value(request, "id"), parameters.api, parameters.direction)
     if not found:
         raise ProblemError(404, "There is no message with this id.")
     if len(found) > 1:
-        raise ProblemError(409, f"{len(found)} messages have this id: add {_what_to_add(found)}.")
+        raise ProblemError(409, f"{len(found)} messages have this id: add {_parameters_to_add(found)}.")
     return found[0]
 
 
-def _what_to_add(found: Sequence[MessageView]) -> str:
-    """The parameters that tell messages with the same id apart."""
-    parameters = []
+def _parameters_to_add(found: Sequence[MessageView]) -> str:
+    """The parameters that choose one of the messages with the same id."""
+    hints = []
     if len({view.api for view in found}) > 1:
-        parameters.append("?api=v1 or ?api=v2")
+        hints.append("?api=v1 or ?api=v2")
     if len({view.direction for view in found}) > 1:
-        parameters.append("?direction=in or ?direction=out")
-    return ", and ".join(parameters)
+        hints.append("?direction=in or ?direction=out")
+    return ", and ".join(hints)
 
 
-_ID: Final = {"id": "the message's id, percent-encoded"}
+_ID: Final = {"id": "the id of the message, percent-encoded"}
 
 OPERATIONS: Final = (
     Operation(
         name="listMessages",
         path="/api/messages",
-        summary="Messages, newest first",
-        description="With `Accept: text/csv` a table with one row per recipient.",
+        summary="List messages, newest first",
+        description="`Accept: text/csv` gives a table with one row per recipient.",
         handle=list_messages,
         parameters=MessageParameters,
         answer=list[Message],
@@ -166,7 +166,7 @@ OPERATIONS: Final = (
     Operation(
         name="getMessage",
         path="/api/messages/{id}",
-        summary="One message",
+        summary="Get one message",
         handle=get_message,
         parameters=OneMessageParameters,
         answer=Message,
@@ -177,7 +177,7 @@ OPERATIONS: Final = (
     Operation(
         name="listMessageEvents",
         path="/api/messages/{id}/events",
-        summary="The events of one message, in order of arrival",
+        summary="List the events of one message in order of arrival",
         handle=list_message_events,
         parameters=OneMessageParameters,
         answer=list[MessageEvent],
@@ -188,8 +188,8 @@ OPERATIONS: Final = (
     Operation(
         name="listMessageAttempts",
         path="/api/messages/{id}/attempts",
-        summary="What the sinks were told about one message, when, and what they said, in order",
-        description="Of sinks that record failures alone, the attempts that failed.",
+        summary="List the delivery attempts for one message to the sinks, oldest first",
+        description="Successful attempts are stored only for sinks that record them, such as webhooks.",
         handle=list_message_attempts,
         parameters=AttemptParameters,
         answer=list[Attempt],

@@ -1,4 +1,4 @@
-"""The description of the HTTP API, OpenAPI 3.1, made from the table of operations and the models they name."""
+"""The OpenAPI 3.1 document of the HTTP API, made from the table of operations and their models."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,42 +25,42 @@ _SECURITY_SCHEMES: Final = {
         "description": "any user name, and one of `RECEIVER_API_TOKENS` as the password",
     },
 }
-# what every operation may answer besides its own
+# The error statuses of every operation.
 _ALWAYS: Final = (400, 401, 405, 500, 503)
 _HEADERS_OF: Final = {
     401: ("WWW-Authenticate", "how to present a token"),
-    405: ("Allow", "the methods there are"),
+    405: ("Allow", "the allowed methods"),
     503: ("Retry-After", "seconds to wait"),
 }
-_LINK: Final = ("Link", 'where the list goes on, with `rel="next"`')
-_PENDING_WORDS: Final = (
-    "how many callbacks, accepted before this request, are not processed yet, so that the answer lacks what they say; "
-    "only where there are some after a second of waiting"
+_LINK: Final = ("Link", 'the address of the next page, with `rel="next"`')
+_PENDING_DESCRIPTION: Final = (
+    "the number of callbacks that were accepted before this request and are not processed yet, so that the response "
+    "does not contain them; absent where there are none, which the request waits for up to a second"
 )
-_PENDING: Final = (PENDING_HEADER, _PENDING_WORDS)
+_PENDING: Final = (PENDING_HEADER, _PENDING_DESCRIPTION)
 
 
 class _WithoutTitles(GenerateJsonSchema):
-    """JSON Schema without titles, which would only repeat the names."""
+    """JSON Schema without titles, which repeat the names."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
 
-def description(groups: Sequence[Group], version: str) -> Json:
-    """The whole description; nothing in it depends on the installation."""
+def document(groups: Sequence[Group], version: str) -> Json:
+    """The OpenAPI document. Nothing in it depends on the installation."""
     schemas, components = _schemas(groups)
     paths: Json = {}
     for group, operation in _operations(groups):
         parameters = components[operation.parameters.__name__]
         described = {
-            **_told(operation, group),
+            **_summary(operation, group),
             "parameters": [*_path_parameters(operation), *_query_parameters(parameters)],
             **_body(operation, schemas),
             "responses": _responses(operation, group, schemas),
         }
         paths.setdefault(operation.path, {})[operation.method.lower()] = described
-    # they are described parameter by parameter
+    # The models of query parameters are in the document as parameters, not as schemas.
     for name in {operation.parameters.__name__ for _, operation in _operations(groups)}:
         del components[name]
     return {
@@ -68,7 +68,7 @@ def description(groups: Sequence[Group], version: str) -> Json:
         "info": {
             "title": "receiver",
             "version": version,
-            "summary": "What became of the messages you sent and received through Bandwidth.",
+            "summary": "The status of messages that were sent and received through Bandwidth.",
         },
         "servers": [{"url": "/"}],
         "paths": paths,
@@ -83,7 +83,7 @@ def _operations(groups: Iterable[Group]) -> Iterator[tuple[Group, Operation]]:
 
 
 def _schemas(groups: Sequence[Group]) -> tuple[dict[Part, Json], Json]:
-    """The schema of every body by who has it, and all schemas that have a name."""
+    """The schema of every body by operation and part, and the named schemas."""
     schemas, named = TypeAdapter.json_schemas(
         _types(groups), ref_template=f"{_COMPONENT}{{model}}", schema_generator=_WithoutTitles
     )
@@ -99,11 +99,11 @@ def _types(groups: Sequence[Group]) -> Iterator[tuple[Part, Literal["validation"
             yield (operation.name, "body"), "validation", TypeAdapter(operation.body)
 
 
-def _told(operation: Operation, group: Group) -> Json:
-    told: Json = {"operationId": operation.name, "summary": operation.summary}
+def _summary(operation: Operation, group: Group) -> Json:
+    summary: Json = {"operationId": operation.name, "summary": operation.summary}
     if operation.description:
-        told["description"] = operation.description
-    return {**told, "security": [{_SECURITY[group.scheme]: []}]}
+        summary["description"] = operation.description
+    return {**summary, "security": [{_SECURITY[group.scheme]: []}]}
 
 
 def _path_parameters(operation: Operation) -> Iterator[Json]:
@@ -120,15 +120,15 @@ def _path_parameters(operation: Operation) -> Iterator[Json]:
 def _query_parameters(described: Json) -> Iterator[Json]:
     required = described.get("required", ())
     for name, schema in described.get("properties", {}).items():
-        told = {"description": schema["description"]} if "description" in schema else {}
-        yield {"name": name, "in": "query", "required": name in required, **told, "schema": _given(schema)}
+        description = {"description": schema["description"]} if "description" in schema else {}
+        yield {"name": name, "in": "query", "required": name in required, **description, "schema": _not_null(schema)}
 
 
-def _given(schema: Json) -> Json:
-    """The schema of a parameter that is there: null, which says that it is absent, cannot be written."""
-    kept = {key: value for key, value in schema.items() if key not in ("anyOf", "description") and value is not None}
-    given = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
-    return {**kept, **given[0]} if given else kept
+def _not_null(schema: Json) -> Json:
+    """The schema of a parameter without null, which stands for an absent parameter and cannot be sent."""
+    common = {key: value for key, value in schema.items() if key not in ("anyOf", "description") and value is not None}
+    choices = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
+    return {**common, **choices[0]} if choices else common
 
 
 def _body(operation: Operation, schemas: dict[Part, Json]) -> Json:
@@ -144,8 +144,8 @@ def _responses(operation: Operation, group: Group, schemas: dict[Part, Json]) ->
     pending = _PENDING if operation.reads_processed or operation.settles_itself else None
     headers = _headers(_LINK if operation.has_next else None, pending)
     error = {group.error_media_type: {"schema": schemas[operation.name, "error"]}}
-    good = {"200": {"description": HTTPStatus.OK.phrase, **headers, "content": content}}
-    return good | {
+    success = {"200": {"description": HTTPStatus.OK.phrase, **headers, "content": content}}
+    return success | {
         str(status): {
             "description": HTTPStatus(status).phrase,
             **_headers(_HEADERS_OF.get(status), pending if status == 404 else None),
@@ -156,5 +156,5 @@ def _responses(operation: Operation, group: Group, schemas: dict[Part, Json]) ->
 
 
 def _headers(*headers: tuple[str, str] | None) -> Json:
-    described = {name: {"description": words, "schema": {"type": "string"}} for name, words in filter(None, headers)}
+    described = {name: {"description": text, "schema": {"type": "string"}} for name, text in filter(None, headers)}
     return {"headers": described} if described else {}

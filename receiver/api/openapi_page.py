@@ -1,4 +1,4 @@
-"""The API reference: the OpenAPI document as a Markdown topic, so that it can be read and searched like the others."""
+"""The API reference: the OpenAPI document as a Markdown topic, to be read and searched like the other topics."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -23,7 +23,7 @@ def api_reference(document: Json) -> str:
 
 
 def type_words(schema: Json) -> str:
-    """The type of a JSON Schema in words, as Markdown: `string or null`, `list of [Recipient](#recipient)`."""
+    """The type of a JSON Schema as Markdown text: `string or null`, `list of [Recipient](#recipient)`."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return f"[{name}](#{Anchors().add(name)})"
@@ -48,7 +48,7 @@ def _base_type(schema: Json) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """The lines of a Markdown table, and an empty line after it; nothing where there is no row."""
+    """The lines of a Markdown table and an empty line; no lines if there are no rows."""
     lines = [_row(row) for row in rows]
     if lines:
         yield from (_row(headings), _row(["---"] * len(headings)), *lines, "")
@@ -61,8 +61,8 @@ def _row(cells: Iterable[str]) -> str:
 def _introduction(document: Json) -> Iterator[str]:
     yield from ("# API reference", "")
     yield from ("Every operation of the query API with its parameters, responses and schemas.", "")
-    yield "The same as an OpenAPI document for programs: [openapi.json](/openapi.json)."
-    yield from ("Every operation needs a token, in one of these ways:", "")
+    yield "Programs read the same as an OpenAPI document: [openapi.json](/openapi.json)."
+    yield from ("Every operation needs a token, presented in one of these ways:", "")
     for scheme in document["components"]["securitySchemes"].values():
         yield f"* `Authorization: {scheme['scheme'].capitalize()}`: {scheme['description']}"
     yield ""
@@ -86,8 +86,8 @@ def _parameter(parameter: Json) -> tuple[str, str, str, str]:
     schema = parameter["schema"]
     default = f"Default: `{schema['default']}`." if schema.get("default") is not None else ""
     examples = f"Example: `{schema['examples'][0]}`." if schema.get("examples") else ""
-    words = _sentence(parameter.get("description", ""))
-    return f"`{parameter['name']}`", parameter["in"], type_words(schema), f"{words} {default} {examples}"
+    description = _sentence(parameter.get("description", ""))
+    return f"`{parameter['name']}`", parameter["in"], type_words(schema), f"{description} {default} {examples}"
 
 
 def _response(response: tuple[str, Json]) -> tuple[str, str, str]:
@@ -122,8 +122,8 @@ def _schemas(components: Json) -> Iterator[str]:
         )
 
 
-def _sentence(words: str) -> str:
-    """A description as a sentence: those of the document begin with a small letter and have no full stop."""
-    if not words:
+def _sentence(text: str) -> str:
+    """A description as a sentence. Those of parameters and fields begin in lower case and have no full stop."""
+    if not text:
         return ""
-    return f"{words[0].upper()}{words[1:]}{'' if words.endswith('.') else '.'}"
+    return f"{text[0].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"

@@ -1,4 +1,4 @@
-"""Operations of the query API as a table: routes and description are both made from its rows."""
+"""The operations of the query API as a table. The routes and the OpenAPI document are made from its rows."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ from starlette.responses import Response
 from starlette.routing import Match, Mount, Route, Router
 from starlette.types import ASGIApp, Scope
 
-from receiver.api import parameters, problems
+from receiver.api import problems
 from receiver.api.answers import JSON, MOUNTED_AT
 from receiver.api.auth import Scheme, TokenAuth, Tokens
-from receiver.api.parameters import Parameters
+from receiver.api.parameters import Parameters, parse_parameters
 from receiver.api.problems import Problem, ProblemError
 from receiver.domain.installation import Findings
 from receiver.providers.fields import storable
@@ -25,19 +25,20 @@ from receiver.storage.database import Database
 PENDING_HEADER: Final = "Receiver-Pending"
 
 
-async def _nothing_to_wait_for() -> int:
+async def _no_pending_callbacks() -> int:
     return 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Api:
+class ApiContext:
     """What the operations need.
 
-    `reprocess` processes the callbacks with these ids again; what follows from that is then in the database. `settle`
-    waits until what was accepted before is processed and returns how many callbacks are left (`Settling.wait`).
-    `tag_key` is the kid and the secret that sign (None: there is none). `tokens` None: everybody may ask. `public_url`
-    is what the links start with (None: the Host header). `sinks` are the settings' tables of them, by name.
-    `findings` finds out how the installation is doing (None: only the database is asked).
+    `reprocess` processes the callbacks with these ids again and returns when the result is committed. `settle` waits
+    until the callbacks accepted so far are processed, and returns how many are still pending (`Settling.wait`).
+    `tokens` are the accepted tokens (None: no token is required). `sinks` are the sink tables of the settings by name.
+    `tag_key` is the kid and the secret of the key that signs tags (None: there is no key). `public_url` is the start
+    of every link (None: the Host header). `findings` reads the state of the installation (None: from the database
+    alone).
     """
 
     database: Database
@@ -47,21 +48,21 @@ class Api:
     sinks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     tag_key: tuple[str, str] | None = field(default=None, repr=False)
     public_url: str | None = None
-    settle: Callable[[], Awaitable[int]] = _nothing_to_wait_for
+    settle: Callable[[], Awaitable[int]] = _no_pending_callbacks
     findings: Callable[[], Awaitable[Findings]] | None = field(default=None, repr=False)
 
 
-Handle = Callable[[Api, Request, Any], Awaitable[Response]]
+Handle = Callable[[ApiContext, Request, Any], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One operation: where, what it takes, what it answers, who does it.
+    """One operation: its address, its parameters, its response and its handler.
 
-    `answer` is the type of a good answer's body, `problems` the further statuses that are to be expected, `path_words`
-    what the names in the path stand for. `reads_processed`: the answer is made of what the processor writes, so the
-    operation waits until the processor has passed what was accepted before, and says in a header how many callbacks it
-    has not passed. `settles_itself`: the handler does both, where its answer needs it.
+    `answer` is the type of the body of a 200, `problems` are the expected error statuses besides those that every
+    operation has, `path_words` describes the parameters in the path. `reads_processed`: the response shows what the
+    processor writes, so the operation waits for the processor, and the header `Receiver-Pending` has the number of
+    callbacks that are still pending. `settles_itself`: the handler does both, where its response needs them.
     """
 
     name: str
@@ -84,43 +85,45 @@ class Operation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Operations under one prefix that ask for a token and answer errors in the same way."""
+    """Operations under one prefix, with the same authentication and the same form of errors."""
 
     prefix: str
     operations: Sequence[Operation]
     scheme: Scheme
-    refuse: problems.Handler = problems.answer
+    error_handler: problems.Handler = problems.answer
     error: type[BaseModel] = Problem
     error_media_type: str = problems.MEDIA_TYPE
 
 
-def mount(group: Group, api: Api) -> Mount:
+def mount(group: Group, context: ApiContext) -> Mount:
     """The routes of a group, behind its token check."""
-    app: ASGIApp = Router([_route(one, api, group.prefix) for one in group.operations], redirect_slashes=False)
-    if api.tokens is not None:
-        app = TokenAuth(app, api.tokens, group.scheme)
-    return EncodedMount(group.prefix, ExceptionMiddleware(app, problems.handlers(group.refuse)))
+    app: ASGIApp = Router(
+        [_route(operation, context, group.prefix) for operation in group.operations], redirect_slashes=False
+    )
+    if context.tokens is not None:
+        app = TokenAuth(app, context.tokens, group.scheme)
+    return EncodedMount(group.prefix, ExceptionMiddleware(app, problems.handlers(group.error_handler)))
 
 
 class EncodedMount(Mount):
-    """Routes by the path as it was sent: `%2F` is part of an id, not a separator, and no path has two spellings."""
+    """Routes by the undecoded path, so that `%2F` is part of an id and not a separator."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         raw = scope.get("raw_path")
         path = raw.decode("latin-1") if raw else quote(scope["path"])
         match, child = super().matches({**scope, "path": path})
-        # where this application is mounted, which the mount adds its own prefix to
+        # The path under which this application is mounted; `Mount` adds its own prefix to `root_path`.
         return match, {**child, "path": path, MOUNTED_AT: scope.get("root_path", "")}
 
 
-def _route(operation: Operation, api: Api, prefix: str) -> Route:
+def _route(operation: Operation, context: ApiContext, prefix: str) -> Route:
     async def endpoint(request: Request) -> Response:
-        asked = parameters.read(operation.parameters, request.scope["query_string"])
+        parameters = parse_parameters(operation.parameters, request.scope["query_string"])
         if not operation.reads_processed:
-            return await operation.handle(api, request, asked)
-        pending = await api.settle()
+            return await operation.handle(context, request, parameters)
+        pending = await context.settle()
         try:
-            response = await operation.handle(api, request, asked)
+            response = await operation.handle(context, request, parameters)
         except ProblemError as problem:
             problem.headers = {**(problem.headers or {}), **pending_header(pending)}
             raise
@@ -132,12 +135,12 @@ def _route(operation: Operation, api: Api, prefix: str) -> Route:
 
 
 def pending_header(callbacks: int) -> dict[str, str]:
-    """The header that says how many callbacks the answer does not take into account; none where that is 0."""
+    """The header with the number of callbacks that are not in the response yet; no header if there are none."""
     return {PENDING_HEADER: str(callbacks)} if callbacks else {}
 
 
 def path_value(request: Request, name: str) -> str:
-    """A value in the path, decoded; what no id can look like is answered 404 like any id that is not there."""
+    """A decoded value of the path. One that is not UTF-8 cannot be an id, so the answer is 404."""
     try:
         return storable(unquote_to_bytes(request.path_params[name]).decode("utf-8"))
     except UnicodeDecodeError:

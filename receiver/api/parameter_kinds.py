@@ -1,4 +1,4 @@
-"""What a query parameter can be: numbers, times, places in a list."""
+"""The types of query parameters: numbers, times, cursors."""
 
 import base64
 import re
@@ -14,7 +14,7 @@ from receiver.domain.queries import MessagePlace
 
 
 def _digits(value: Any) -> Any:
-    """Decimal digits as a number; pydantic itself would also read `1_000`, ` 5` and `1.0`."""
+    """Decimal digits as a number; pydantic itself also accepts `1_000`, ` 5` and `1.0`."""
     if isinstance(value, str):
         if not re.fullmatch(r"[0-9]{1,19}", value):
             raise ValueError("must be a whole number")
@@ -31,22 +31,22 @@ def _boolean(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """A number as it is compared. The plus that an unescaped address turns into a space is a plus again."""
+    """A telephone number in the form in which numbers are compared. A space in front is an unescaped plus."""
     return number_key(value.lstrip(" +")) if isinstance(value, str) else value
 
 
-# The seed's form, parts left out from the right, and RFC 3339, whose plus may have become a space.
+# The form of the Catapult API, with parts left out from the right, and RFC 3339, whose plus may arrive as a space.
 _MOMENT: Final = re.compile(
     r"(?P<year>\d{4})(?:-(?P<month>\d\d)(?:-(?P<day>\d\d)"
     r"(?:[ Tt](?P<hour>[01]\d|2[0-3])(?::(?P<minute>\d\d)(?::(?P<second>\d\d)(?P<fraction>\.\d{1,9})?)?)?"
     r"(?P<zone>[Zz]|[-+ ]\d\d:\d\d)?)?)?)?",
     re.ASCII,
 )
-_NOT_A_MOMENT: Final = "must be a time: yyyy-MM-dd hh:mm:ss, parts may be left out, or RFC 3339"
+_NOT_A_MOMENT: Final = "must be a time: yyyy-MM-dd hh:mm:ss (the last parts may be left out) or RFC 3339"
 
 
 def moment(value: str) -> datetime:
-    """A time as the seed API takes it (UTC, what is left out is the earliest), or as RFC 3339 has it."""
+    """A time in the form of the Catapult API (UTC; a part left out has its earliest value) or of RFC 3339."""
     parts = _MOMENT.fullmatch(value)
     if parts is None:
         raise ValueError(_NOT_A_MOMENT)
@@ -64,7 +64,7 @@ def _moment(value: Any) -> Any:
 
 
 def encode_cursor(parts: Sequence[str]) -> str:
-    """A place in a list as it is written into an address."""
+    """A cursor as it is written into an address."""
     return base64.urlsafe_b64encode(orjson.dumps(list(parts))).rstrip(b"=").decode()
 
 
@@ -78,7 +78,7 @@ def _decode_cursor(cursor: str, length: int) -> list[str]:
     return parts
 
 
-_NOT_A_CURSOR: Final = "is not a cursor that was given out here"
+_NOT_A_CURSOR: Final = "is not a cursor from a Link header of this list"
 
 
 def _is_storable(part: Any) -> bool:
@@ -117,13 +117,13 @@ Number = Annotated[
 ]
 PageNumber = Annotated[int, Field(ge=0, le=1_000_000_000), BeforeValidator(_digits)]
 Size = Annotated[int, Field(ge=1, le=1000), BeforeValidator(_digits)]
-# as large as the database's numbers are
+# Up to the largest number of the database.
 Large = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_digits)]
 Boolean = Annotated[bool, BeforeValidator(_boolean)]
 Moment = Annotated[
     datetime,
     BeforeValidator(_moment),
-    WithJsonSchema({"type": "string", "format": "seed-date-time", "examples": ["2014-05-25 12:00:00"]}),
+    WithJsonSchema({"type": "string", "format": "date-time-prefix", "examples": ["2014-05-25 12:00:00"]}),
 ]
 MessageCursor = Annotated[
     MessagePlace, BeforeValidator(_message_place), WithJsonSchema({"type": "string", "format": "message-cursor"})
@@ -131,7 +131,7 @@ MessageCursor = Annotated[
 CallbackCursor = Annotated[
     str, BeforeValidator(_callback_id), WithJsonSchema({"type": "string", "format": "callback-cursor"})
 ]
-# the place of what has a number as its id
+# The cursor of a list whose ids are numbers.
 NumberCursor = Annotated[
     int,
     Field(le=2**63 - 1),

@@ -1,4 +1,4 @@
-"""Query parameters, typed: one model per route; what is unknown or cannot be read is refused by name."""
+"""Query parameters: one model per operation. Unknown parameters and invalid values are refused by name."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, Final, Literal, TypeVar
@@ -19,7 +19,7 @@ from receiver.api.parameter_kinds import (
     Size,
     Text,
 )
-from receiver.api.problems import BadValue, ProblemError, bad_values
+from receiver.api.problems import InvalidValue, ProblemError, invalid_values_problem
 from receiver.domain.events import Api, Direction, Quarantine, TagVerdict
 from receiver.domain.publication import DeadLetterReason
 from receiver.domain.queries import (
@@ -37,17 +37,19 @@ _MAX_NAME: Final = 60
 
 
 class Parameters(BaseModel):
-    """The query parameters of a route; this one takes none. Those in `repeatable` may be given several times."""
+    """The query parameters of an operation; this base class has none. Those in `repeatable` may be repeated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel)
     repeatable: ClassVar[frozenset[str]] = frozenset()
 
 
 class Paged(Parameters):
-    """What every list takes."""
+    """The parameters of every list."""
 
-    page: PageNumber = Field(0, description="which page, from 0 (at the cursor, if there is one); the `Link` is faster")
-    size: Size = Field(25, description="how many on a page")
+    page: PageNumber = Field(
+        0, description="the number of the page, from 0 (counted from the cursor, if there is one); the `Link` is faster"
+    )
+    size: Size = Field(25, description="the number of items on a page")
 
     @property
     def skip(self) -> int:
@@ -55,18 +57,26 @@ class Paged(Parameters):
 
 
 class _CatapultMessages(Paged):
-    """What the seed API's GET messages takes."""
+    """The parameters of the Catapult API's list of messages, but for the order."""
 
-    from_: Number | None = Field(None, alias="from", description="the sender's number, with or without plus")
-    to: Number | None = Field(None, description="a recipient's number, with or without plus")
-    from_date_time: Moment | None = Field(None, description="created then or later (else first received)")
-    to_date_time: Moment | None = Field(None, description="created before then (else first received)")
-    direction: Direction | None = Field(None, description="`in` or `out`")
-    state: Literal["received", "queued", "sending", "sent", "error"] | None = None
-    delivery_state: Literal["waiting", "delivered", "not-delivered"] | None = None
+    from_: Number | None = Field(None, alias="from", description="the number of the sender, with or without plus")
+    to: Number | None = Field(None, description="the number of a recipient, with or without plus")
+    from_date_time: Moment | None = Field(
+        None, description="messages created at this time or later; without a creation time, first received"
+    )
+    to_date_time: Moment | None = Field(
+        None, description="messages created before this time; without a creation time, first received"
+    )
+    direction: Direction | None = Field(None, description="`in` (received) or `out` (sent)")
+    state: Literal["received", "queued", "sending", "sent", "error"] | None = Field(
+        None, description="the `state` of the message, as in v1"
+    )
+    delivery_state: Literal["waiting", "delivered", "not-delivered"] | None = Field(
+        None, description="the `deliveryState` of the message, as in v1"
+    )
     cursor: MessageCursor | None = Field(None, description="where the page begins; only from a `Link`")
 
-    def seed_query(self, order: SortOrder, **further: Any) -> MessageQuery:
+    def message_query(self, order: SortOrder, **filters: Any) -> MessageQuery:
         return MessageQuery(
             sender=self.from_,
             recipient=self.to,
@@ -79,17 +89,17 @@ class _CatapultMessages(Paged):
             after=self.cursor,
             skip=self.skip,
             size=self.size,
-            **further,
+            **filters,
         )
 
 
 class CatapultMessageParameters(_CatapultMessages):
-    """The parameters of the seed API's list of messages, oldest first unless asked."""
+    """The parameters of the Catapult API's list of messages, oldest first by default."""
 
     sort_order: SortOrder = Field(SortOrder.ASC, description="`asc`: oldest first")
 
     def query(self) -> MessageQuery:
-        return self.seed_query(self.sort_order)
+        return self.message_query(self.sort_order)
 
 
 MessageStatus = Literal[
@@ -108,11 +118,13 @@ MessageStatus = Literal[
 
 
 class MessageParameters(_CatapultMessages):
-    """The parameters of the list of messages, newest first unless asked."""
+    """The parameters of the list of messages, newest first by default."""
 
     sort_order: SortOrder = Field(SortOrder.DESC, description="`desc`: newest first")
-    status: MessageStatus | None = Field(None, description="the message's own status")
-    delivery_code: Large | None = Field(None, description="the code of any recipient; with `to`, of that one")
+    status: MessageStatus | None = Field(None, description="the status of the message as a whole")
+    delivery_code: Large | None = Field(
+        None, description="the delivery code of any recipient; together with `to`, of that recipient"
+    )
     tag: Text | None = Field(None, description="the whole tag, without signature")
     tag_verdict: TagVerdict | None = None
     application_id: Text | None = None
@@ -120,7 +132,7 @@ class MessageParameters(_CatapultMessages):
     awaiting_receipt: Boolean | None = Field(None, description="whether a final event is still to be expected")
 
     def query(self) -> MessageQuery:
-        return self.seed_query(
+        return self.message_query(
             self.sort_order,
             status=self.status,
             delivery_code=self.delivery_code,
@@ -133,29 +145,33 @@ class MessageParameters(_CatapultMessages):
 
 
 class OneMessageParameters(Parameters):
-    """Which of the messages with one id is meant."""
+    """The parameters that choose one of several messages with the same id."""
 
-    api: Api | None = Field(None, description="needed only where messages of both versions have this id")
+    api: Api | None = Field(None, description="required where a v1 message and a v2 message have this id")
     direction: Direction | None = Field(
-        None, description="needed only where an inbound and an outbound message have this id"
+        None, description="required where an inbound and an outbound message have this id"
     )
 
 
 class OneCodeParameters(Parameters):
-    """Which generation's code is meant."""
+    """The parameter that chooses one of several codes with the same number."""
 
-    api: Api | None = Field(None, description="needed only where both generations have this code")
+    api: Api | None = Field(None, description="required where v1 and v2 both have this code")
 
 
 Outcome = CallbackOutcome
 
 
 class CallbackParameters(Paged):
-    """The parameters of the list of callbacks, newest first unless asked."""
+    """The parameters of the list of callbacks, newest first by default."""
 
-    outcome: Outcome | None = Field(None, description="`pending`: accepted and not processed yet")
-    reason: Quarantine | None = Field(None, description="why an element of a callback was quarantined")
-    message_id: Text | None = Field(None, description="callbacks that speak of this message")
+    outcome: Outcome | None = Field(
+        None, description="`pending` (accepted, not processed yet), `accepted` or `quarantined`"
+    )
+    reason: Quarantine | None = Field(
+        None, description="callbacks with an element that was quarantined for this reason"
+    )
+    message_id: Text | None = Field(None, description="callbacks about this message")
     sort_order: SortOrder = Field(SortOrder.DESC, description="`desc`: newest first")
     cursor: CallbackCursor | None = Field(None, description="where the page begins; only from a `Link`")
 
@@ -172,16 +188,16 @@ class CallbackParameters(Paged):
 
 
 class ReprocessParameters(CallbackParameters):
-    """Which callbacks to reprocess: the quarantined ones, oldest first, unless asked otherwise."""
+    """The parameters that choose the callbacks to reprocess: by default quarantined callbacks, oldest first."""
 
     outcome: Outcome = "quarantined"
     sort_order: SortOrder = Field(SortOrder.ASC, description="`asc`: oldest first")
 
 
 class CodeParameters(Paged):
-    """The parameters of the code catalogue."""
+    """The parameters of the list of delivery codes."""
 
-    api: Api | None = None
+    api: Api | None = Field(None, description="codes of this API version")
     sort_order: SortOrder = Field(SortOrder.ASC, description="`asc`: v1 first, smallest code first")
 
 
@@ -192,32 +208,34 @@ class SinkParameters(Paged):
 
 
 class ReplayParameters(Paged):
-    """The parameters of the list of a sink's replays, newest first unless asked."""
+    """The parameters of the list of the replays to a sink, newest first by default."""
 
     sort_order: SortOrder = Field(SortOrder.DESC, description="`desc`: newest first")
     cursor: NumberCursor | None = Field(None, description="where the page begins; only from a `Link`")
 
 
 class DryRunParameters(Parameters):
-    """Whether to act, or only to tell what would come of it."""
+    """The parameter of actions that can be tried without a change."""
 
-    dry_run: Boolean = Field(False, description="`true`: change nothing, count")
+    dry_run: Boolean = Field(False, description="`true`: changes nothing and counts")
 
 
 class AttemptParameters(OneMessageParameters):
-    """Which of the messages with one id is meant, and which sink."""
+    """The parameters of the delivery attempts for one message."""
 
-    sink: Text | None = Field(None, description="none: all")
+    sink: Text | None = Field(None, description="attempts at this sink; default: all sinks")
 
 
 class _DeadLetters(Parameters):
-    """Which dead letters are meant, but for whose."""
+    """The parameters that choose dead letters, but for the sink."""
 
-    reason: DeadLetterReason | None = Field(None, description="refused by the sink, or tried for too long")
-    message_id: Text | None = None
-    event_id: Text | None = None
-    from_date_time: Moment | None = Field(None, description="those that died from then on")
-    to_date_time: Moment | None = Field(None, description="those that died before")
+    reason: DeadLetterReason | None = Field(
+        None, description="`refused` by the sink, or `expired`: older than the sink's `max_age`"
+    )
+    message_id: Text | None = Field(None, description="dead letters of this message")
+    event_id: Text | None = Field(None, description="dead letters of this event")
+    from_date_time: Moment | None = Field(None, description="became a dead letter at this time or later")
+    to_date_time: Moment | None = Field(None, description="became a dead letter before this time")
 
     def chosen(self, sink: str | None, ids: Sequence[int] | None = None) -> DeadLetterChoice:
         return DeadLetterChoice(
@@ -232,10 +250,10 @@ class _DeadLetters(Parameters):
 
 
 class DeadLetterParameters(Paged, _DeadLetters):
-    """The parameters of the list of dead letters, in the order in which they died unless asked."""
+    """The parameters of the list of dead letters, oldest first by default."""
 
-    sink: Text | None = None
-    sort_order: SortOrder = Field(SortOrder.ASC, description="`asc`: in the order in which they died")
+    sink: Text | None = Field(None, description="dead letters of this sink")
+    sort_order: SortOrder = Field(SortOrder.ASC, description="`asc`: oldest first")
     cursor: NumberCursor | None = Field(None, description="where the page begins; only from a `Link`")
 
     def query(self) -> DeadLetterQuery:
@@ -249,45 +267,47 @@ class DeadLetterParameters(Paged, _DeadLetters):
 
 
 class DeadLetterActionParameters(DryRunParameters, _DeadLetters):
-    """Of which sink, and which of its dead letters: all, unless they are narrowed down."""
+    """The parameters that choose dead letters of one sink: all of them, unless narrowed down."""
 
     repeatable = frozenset({"id"})
 
-    sink: Text
-    ids: tuple[Large, ...] = Field((), alias="id", max_length=50, description="may be repeated; none: all")
+    sink: Text = Field(description="the name of the sink")
+    ids: tuple[Large, ...] = Field(
+        (), alias="id", max_length=50, description="the id of a dead letter; may be repeated; default: all"
+    )
 
     def choice(self) -> DeadLetterChoice:
         return self.chosen(self.sink, self.ids or None)
 
 
 class PullParameters(Parameters):
-    """From where on a consumer reads the event log, and how much at once."""
+    """The parameters of a pull from the event log."""
 
-    after: Large = Field(0, description="the last position read; 0: from the oldest event kept")
-    limit: Size = Field(100, description="how many at most")
+    after: Large = Field(0, description="the position of the last event that was read; 0: from the oldest stored event")
+    limit: Size = Field(100, description="the largest number of events in the response")
 
 
 Model = TypeVar("Model", bound=Parameters)
 
 
-def read(model: type[Model], query_string: bytes) -> Model:
-    """The parameters in a query string; raises a problem that names every one that is wrong."""
+def parse_parameters(model: type[Model], query_string: bytes) -> Model:
+    """The parameters in a query string; raises a problem that names every invalid parameter."""
     values = _values(query_string, model.repeatable)
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise bad_values(blamed(error)) from None
+        raise invalid_values_problem(invalid_values(error)) from None
 
 
-def blamed(error: ValidationError) -> list[BadValue]:
-    """What pydantic refused, by name, without the values: they may be secrets in the wrong place."""
-    return [_bad_value(one["loc"], one["type"], one["msg"]) for one in error.errors(include_url=False)]
+def invalid_values(error: ValidationError) -> list[InvalidValue]:
+    """The values that a model refuses, by name. The values are left out: one may be a secret in the wrong field."""
+    return [_invalid_value(item["loc"], item["type"], item["msg"]) for item in error.errors(include_url=False)]
 
 
-def _bad_value(place: tuple[int | str, ...], kind: str, message: str) -> BadValue:
-    name = ".".join(str(part) for part in place) or "body"
-    detail = "is not known here" if kind == "extra_forbidden" else message.removeprefix("Value error, ")
-    return BadValue(parameter=name[:_MAX_NAME], detail=detail)
+def _invalid_value(location: tuple[int | str, ...], kind: str, message: str) -> InvalidValue:
+    name = ".".join(str(part) for part in location) or "body"
+    detail = "is not a known parameter or field" if kind == "extra_forbidden" else message.removeprefix("Value error, ")
+    return InvalidValue(parameter=name[:_MAX_NAME], detail=detail)
 
 
 def _values(query_string: bytes, repeatable: Collection[str]) -> dict[str, str | list[str]]:
@@ -295,11 +315,14 @@ def _values(query_string: bytes, repeatable: Collection[str]) -> dict[str, str |
         text = query_string.decode("utf-8")
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS)
     except ValueError:
-        raise ProblemError(400, "The query string is not UTF-8, or has too many parameters.") from None
+        raise ProblemError(
+            400, f"The query string is not UTF-8, or has more than {_MAX_PARAMETERS} parameters."
+        ) from None
     values: dict[str, list[str]] = {}
     for name, value in pairs:
         values.setdefault(name, []).append(storable(value))
-    twice = [name for name, given in values.items() if len(given) > 1 and name not in repeatable]
-    if twice:
-        raise bad_values([BadValue(parameter=name[:_MAX_NAME], detail="is given more than once") for name in twice])
-    return {name: given if name in repeatable else given[0] for name, given in values.items()}
+    repeated = [name for name, items in values.items() if len(items) > 1 and name not in repeatable]
+    if repeated:
+        errors = [InvalidValue(parameter=name[:_MAX_NAME], detail="is given more than once") for name in repeated]
+        raise invalid_values_problem(errors)
+    return {name: items if name in repeatable else items[0] for name, items in values.items()}

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem details: every one of them, none with anything in it that the caller did not know."""
+"""Errors as RFC 9457 problem details. None of them reveals anything that the caller does not know."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
@@ -15,50 +15,50 @@ from receiver.errors import Conflict, Expired, JournalFull, StorageUnavailable, 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 2
 
-# what a caller may be told of an error that is not its own
-_UNAVAILABLE: Final = "The database could not be used just now; the same request may work in a moment."
-_UNEXPECTED: Final = "Something went wrong here that should not have; the log of the receiver has more."
+# The details of errors that are not the fault of the caller.
+_UNAVAILABLE: Final = "The database cannot be used now. Send the same request again after the seconds in Retry-After."
+_UNEXPECTED: Final = "An unexpected error; the log of the receiver has its traceback."
 
 
-class BadValue(BaseModel):
-    """One parameter, or one field of a body, that could not be used."""
+class InvalidValue(BaseModel):
+    """One invalid parameter, or one invalid field of a body."""
 
     parameter: str
     detail: str
 
 
 class Problem(BaseModel):
-    """Problem details, RFC 9457. `errors` is there where parameters or fields are to blame, each by its name."""
+    """Problem details, RFC 9457. `errors` lists invalid parameters or fields, each by its name."""
 
     type: str = "about:blank"
     title: str
     status: int
     detail: str | None = None
-    errors: list[BadValue] | None = Field(default=None)
+    errors: list[InvalidValue] | None = Field(default=None)
 
 
 class ProblemError(Exception):
-    """An answer that is a problem: a status, a sentence for people, and what was wrong by name."""
+    """An error with a status, a sentence for people, and the invalid parameters or fields."""
 
     def __init__(
         self,
         status: int,
         detail: str | None = None,
         *,
-        errors: Sequence[BadValue] = (),
+        errors: Sequence[InvalidValue] = (),
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status, detail)
         self.status, self.detail, self.errors, self.headers = status, detail, list(errors), headers
 
 
-def bad_values(errors: Sequence[BadValue]) -> ProblemError:
-    """400, naming what was wrong."""
-    return ProblemError(400, "; ".join(f"{one.parameter}: {one.detail}" for one in errors), errors=errors)
+def invalid_values_problem(errors: Sequence[InvalidValue]) -> ProblemError:
+    """A 400 that names every invalid value."""
+    return ProblemError(400, "; ".join(f"{error.parameter}: {error.detail}" for error in errors), errors=errors)
 
 
 def as_problem(error: Exception) -> ProblemError:
-    """Any error as what the caller may know of it."""
+    """Any error as a problem, with only what the caller may know."""
     match error:
         case ProblemError():
             return error
@@ -103,10 +103,10 @@ Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 
 def handlers(answer: Handler = answer) -> dict[Any, Handler]:
-    """Who answers which expected error, for `ExceptionMiddleware`; what nobody expected is left to the application."""
+    """The handlers of expected errors, for `ExceptionMiddleware`. Other errors are left to the application."""
     expected = (ProblemError, HTTPException, StorageUnavailable, JournalFull, Unknown, Conflict, Expired)
     return dict.fromkeys(expected, answer)
 
 
-# for the application as a whole: also addresses that are nobody's, and what nobody expected
+# For the whole application, including unknown addresses and unexpected errors.
 APPLICATION_HANDLERS: Final = {**handlers(), Exception: answer}

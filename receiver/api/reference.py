@@ -1,4 +1,4 @@
-"""Tags: signing one for a message that is about to be sent."""
+"""Operations on delivery codes, and the operation that signs a tag."""
 
 from typing import Final
 
@@ -7,39 +7,43 @@ from starlette.responses import Response
 
 from receiver import tags
 from receiver.api.answers import json_answer, next_page, read_body
-from receiver.api.operations import Api, Operation, path_value
+from receiver.api.operations import ApiContext, Operation, path_value
 from receiver.api.parameters import CodeParameters, OneCodeParameters, Parameters
 from receiver.api.problems import ProblemError
-from receiver.api.representations import Code, SignedTag, TagRequest
-from receiver.domain.events import Api as ApiVersion
+from receiver.api.representations import DeliveryCode, SignedTag, TagRequest
+from receiver.domain.events import Api
 from receiver.domain.queries import SortOrder
 from receiver.providers import bandwidth_codes
 from receiver.providers.bandwidth_codes import CodeEntry
 from receiver.tags import TagError
 
 
-async def list_codes(api: Api, request: Request, asked: CodeParameters) -> Response:
-    entries = _sorted(asked)
-    shown = [Code.model_validate(entry) for entry in entries[asked.skip : asked.skip + asked.size]]
-    more = asked.skip + asked.size < len(entries)
-    return json_answer(shown, link=next_page(request, api.public_url, page=str(asked.page + 1)) if more else None)
+async def list_codes(context: ApiContext, request: Request, parameters: CodeParameters) -> Response:
+    entries = _sorted(parameters)
+    listed = [
+        DeliveryCode.model_validate(entry) for entry in entries[parameters.skip : parameters.skip + parameters.size]
+    ]
+    more = parameters.skip + parameters.size < len(entries)
+    return json_answer(
+        listed, link=next_page(request, context.public_url, page=str(parameters.page + 1)) if more else None
+    )
 
 
-async def get_code(api: Api, request: Request, asked: OneCodeParameters) -> Response:
-    found = _entries(path_value(request, "code"), asked.api)
+async def get_code(context: ApiContext, request: Request, parameters: OneCodeParameters) -> Response:
+    found = _entries(path_value(request, "code"), parameters.api)
     if not found:
-        raise ProblemError(404, "Bandwidth's documents list no such code.")
+        raise ProblemError(404, "Bandwidth's documents do not list this code.")
     if len(found) > 1:
-        raise ProblemError(409, "Both generations have this code: add ?api=v1 or ?api=v2.")
-    return json_answer(Code.model_validate(found[0]))
+        raise ProblemError(409, "v1 and v2 both have this code: add ?api=v1 or ?api=v2.")
+    return json_answer(DeliveryCode.model_validate(found[0]))
 
 
-def _sorted(asked: CodeParameters) -> list[CodeEntry]:
-    entries = [entry for entry in bandwidth_codes.catalogue() if asked.api in (None, entry.api)]
-    return entries if asked.sort_order is SortOrder.ASC else entries[::-1]
+def _sorted(parameters: CodeParameters) -> list[CodeEntry]:
+    entries = [entry for entry in bandwidth_codes.catalogue() if parameters.api in (None, entry.api)]
+    return entries if parameters.sort_order is SortOrder.ASC else entries[::-1]
 
 
-def _entries(code: str, api: ApiVersion | None) -> list[CodeEntry]:
+def _entries(code: str, api: Api | None) -> list[CodeEntry]:
     return [entry for entry in bandwidth_codes.catalogue() if str(entry.code) == code and api in (None, entry.api)]
 
 
@@ -47,32 +51,32 @@ CODE_OPERATIONS: Final = (
     Operation(
         name="listCodes",
         path="/api/codes",
-        summary="The delivery codes that Bandwidth's documents list",
+        summary="List the delivery codes that Bandwidth documents",
         handle=list_codes,
         parameters=CodeParameters,
-        answer=list[Code],
+        answer=list[DeliveryCode],
         has_next=True,
     ),
     Operation(
         name="getCode",
         path="/api/codes/{code}",
-        summary="One delivery code",
+        summary="Get one delivery code",
         handle=get_code,
         parameters=OneCodeParameters,
-        answer=Code,
+        answer=DeliveryCode,
         problems=(404, 409),
-        path_words={"code": "the number"},
+        path_words={"code": "the delivery code, a number"},
     ),
 )
 
 
-async def sign_tag(api: Api, request: Request, _: Parameters) -> Response:
-    wanted = await read_body(request, TagRequest)
-    if api.tag_key is None:
-        raise ProblemError(409, "There is no key to sign with: set RECEIVER_TAG_KEYS.")
-    kid, secret = api.tag_key
+async def sign_tag(context: ApiContext, request: Request, _: Parameters) -> Response:
+    body = await read_body(request, TagRequest)
+    if context.tag_key is None:
+        raise ProblemError(409, "There is no key that signs tags: set RECEIVER_TAG_KEYS.")
+    kid, secret = context.tag_key
     try:
-        tag = tags.sign(wanted.value, secret, kid=kid, sender=wanted.from_, recipients=wanted.to)
+        tag = tags.sign(body.value, secret, kid=kid, sender=body.from_, recipients=body.to)
     except TagError as error:
         raise ProblemError(400, str(error)) from None
     return json_answer(SignedTag(tag=tag))
@@ -83,7 +87,7 @@ SIGNING_OPERATIONS: Final = (
         name="signTag",
         method="POST",
         path="/api/tags",
-        summary="Signs a tag with the first of the tag keys",
+        summary="Sign a tag with the first tag key",
         handle=sign_tag,
         body=TagRequest,
         answer=SignedTag,

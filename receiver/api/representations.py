@@ -1,4 +1,4 @@
-"""What the query API shows, as models: the JSON is made from them, and so is its description."""
+"""The models of the query API, from which the JSON and its schemas are made."""
 
 import base64
 from collections.abc import Iterable
@@ -37,7 +37,7 @@ Media = Annotated[list[str], BeforeValidator(_listed)]
 
 
 class Representation(BaseModel):
-    """A view as it is shown: read from its attributes, written in camelCase."""
+    """The base of all representations: made from the attributes of a view, with camelCase names in JSON."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -47,7 +47,7 @@ class Representation(BaseModel):
 
 
 class Reason(Representation):
-    """What a delivery code means; null where nobody says."""
+    """The meaning of a delivery code; null where no source documents it."""
 
     name: str
     description: str
@@ -57,13 +57,13 @@ class Reason(Representation):
 
 
 def reason_of(api: Api, code: int | None) -> Reason | None:
-    """The meaning of a code, as it is shown."""
+    """The representation of the meaning of a code."""
     meaning = bandwidth_codes.meaning(api, code)
     return Reason.model_validate(meaning) if meaning else None
 
 
 class Recipient(Representation):
-    """How far a message got to one number; `to` is null where no number is known."""
+    """The delivery of a message to one number; `to` is null where no number is known."""
 
     api: Api = Field(exclude=True)
     to: str | None = Field(validation_alias="number")
@@ -85,7 +85,7 @@ class Recipient(Representation):
 
 
 class Message(Representation):
-    """A message: its facts, its standing, its recipients."""
+    """A message: its fields, its status, its recipients."""
 
     id: str
     api: Api
@@ -116,7 +116,7 @@ class Message(Representation):
 
 
 class MessageEvent(Representation):
-    """One event of a message; `status` is what this event itself says, `type` the word Bandwidth used."""
+    """One event of a message; `status` is the status in this event alone, `type` is Bandwidth's name for it."""
 
     id: str
     type: str
@@ -134,7 +134,7 @@ class MessageEvent(Representation):
 class CallbackSummary(Representation):
     """A callback of the journal, without headers and body.
 
-    `reason` is that of its first quarantined element, `reprocessedTime` when that was last processed again.
+    `reason` is the reason of its first quarantined element, `reprocessedTime` the time of its latest reprocessing.
     """
 
     id: str
@@ -158,7 +158,7 @@ class ElementProblem(Representation):
 
 
 class Callback(CallbackSummary):
-    """A callback of the journal as it came: `body` is text, or base64 where the bytes are not UTF-8."""
+    """A callback of the journal as it was received; `body` is text, or base64 where the bytes are not UTF-8."""
 
     query: str
     headers: dict[str, str]
@@ -167,15 +167,15 @@ class Callback(CallbackSummary):
 
     @computed_field
     def body(self) -> str:
-        return _shown(self.raw)[0]
+        return _text_and_encoding(self.raw)[0]
 
     @computed_field
     def body_encoding(self) -> Literal["utf-8", "base64"]:
-        return _shown(self.raw)[1]
+        return _text_and_encoding(self.raw)[1]
 
 
-class Code(Reason):
-    """A delivery code as Bandwidth's documents list it."""
+class DeliveryCode(Reason):
+    """A delivery code that Bandwidth documents."""
 
     api: Api
     code: int
@@ -188,7 +188,7 @@ class Code(Reason):
 
 
 class TagRequest(BaseModel):
-    """What to sign; with `from` or `to` the tag is worthless for a message with other numbers."""
+    """The value of a tag to sign. With `from` or `to` the tag is valid only for a message with these numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -198,13 +198,13 @@ class TagRequest(BaseModel):
 
 
 class SignedTag(Representation):
-    """The tag to give to Bandwidth with the message."""
+    """A signed tag, to be sent to Bandwidth with the message."""
 
     tag: str
 
 
 class Attempt(Representation):
-    """One try to publish an event to a sink: what the sink said, and what was decided about the event."""
+    """One attempt to publish an event to a sink: its outcome, the response, and the decision that followed."""
 
     id: int
     sink: str
@@ -218,12 +218,12 @@ class Attempt(Representation):
     decision: str
     reason: str | None
     response_code: int | None
-    response: str | None = Field(description="null, too, for a token that may only read")
+    response: str | None = Field(description="the response of the sink; null for a token that may only read")
     replay_id: int | None
 
 
 class Replay(Representation):
-    """A stretch of the log that a sink is given again; `progress` is the part of it that is done, from 0 to 1."""
+    """A range of the event log that is published to a sink again; `progress` is the finished share, from 0 to 1."""
 
     id: int
     sink: str
@@ -239,7 +239,7 @@ class Replay(Representation):
 
 
 class Sink(Representation):
-    """A sink: how it is doing, and what it still has before it."""
+    """A sink: its state and its backlog. `lag` counts the events after its cursor."""
 
     name: str
     type: str | None
@@ -261,7 +261,7 @@ class Sink(Representation):
 
 
 class SinkTest(Representation):
-    """Whether a sink can be reached, and if not, why; it was given nothing."""
+    """Whether a sink can be reached, and the error if not. Nothing is published to it."""
 
     ok: bool
     error: str | None
@@ -279,22 +279,24 @@ def _since(value: Any) -> Any:
 Since = Annotated[
     Literal["beginning"] | datetime,
     BeforeValidator(_since),
-    WithJsonSchema({"anyOf": [{"const": "beginning"}, {"type": "string", "format": "seed-date-time"}]}),
+    WithJsonSchema({"anyOf": [{"const": "beginning"}, {"type": "string", "format": "date-time-prefix"}]}),
 ]
 
 
 class ReplayRequest(BaseModel):
-    """From when on a sink is to be given again what it was given already."""
+    """A replay of the events that were received from a time on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    from_: Since = Field(alias="from", description="`beginning`: the oldest event kept; or when events were received")
+    from_: Since = Field(
+        alias="from", description="`beginning` (the oldest stored event), or a time: events received from then on"
+    )
 
 
-class BegunReplay(Representation):
-    """What a replay is of, or with a dry run would be: events of the log, of which the sink gets those it wants.
+class ReplayResponse(Representation):
+    """The events of a replay that was started, or of a dry run; those that the sink's filter accepts are published.
 
-    `id` is null where nothing was begun: after a dry run, or because there is no event.
+    `id` is null where no replay was started: after a dry run, or because there is no event.
     """
 
     id: int | None
@@ -306,9 +308,9 @@ class BegunReplay(Representation):
     dry_run: bool
 
     @classmethod
-    def of(cls, sink: str, begun: ReplayView | None, log_range: LogRange, *, dry_run: bool) -> Self:
+    def of(cls, sink: str, started: ReplayView | None, log_range: LogRange, *, dry_run: bool) -> Self:
         return cls(
-            id=begun.id if begun is not None else None,
+            id=started.id if started is not None else None,
             sink=sink,
             events=log_range.events,
             after_position=log_range.after_position,
@@ -319,7 +321,7 @@ class BegunReplay(Representation):
 
 
 class DeadLetter(Representation):
-    """An event that a sink will not be given again by itself; `detail` are the sink's last words."""
+    """An event that is not published to a sink again unless it is requeued; `detail` is the last error."""
 
     id: int
     sink: str
@@ -332,23 +334,23 @@ class DeadLetter(Representation):
     detail: str
     attempts: int
     response_code: int | None
-    response: str | None = Field(description="null, too, for a token that may only read")
+    response: str | None = Field(description="the response of the sink; null for a token that may only read")
     first_time: Time = Field(validation_alias="first_at")
     died_time: Time = Field(validation_alias="died_at")
 
 
-Answered = TypeVar("Answered", Attempt, DeadLetter)
+WithResponse = TypeVar("WithResponse", Attempt, DeadLetter)
 
 
-def without_responses(told: Iterable[Answered]) -> list[Answered]:
-    """The same without the sinks' own words: they may hold what only an admin may see of a network."""
-    return [one.model_copy(update={"response": None}) for one in told]
+def without_responses(items: Iterable[WithResponse]) -> list[WithResponse]:
+    """The same without the responses of sinks, which may reveal details of a network that only an admin may see."""
+    return [item.model_copy(update={"response": None}) for item in items]
 
 
-class DeadLettersDone(Representation):
-    """How many dead letters were requeued or dropped, or with a dry run would be.
+class DeadLetterActionResult(Representation):
+    """The number of dead letters that were requeued or dropped, or would be after a dry run.
 
-    `left` are those that were chosen too and not come to in the time a request has: ask again for them.
+    `left` counts the chosen dead letters that remain because the request ran out of time: send it again.
     """
 
     dead_letters: int
@@ -356,7 +358,7 @@ class DeadLettersDone(Representation):
     dry_run: bool
 
 
-def _shown(body: bytes) -> tuple[str, Literal["utf-8", "base64"]]:
+def _text_and_encoding(body: bytes) -> tuple[str, Literal["utf-8", "base64"]]:
     try:
         return body.decode("utf-8"), "utf-8"
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""The query API: all its operations, their routes, and their description."""
+"""The query API: all operations, their routes and the OpenAPI document."""
 
 from functools import cache
 from importlib.metadata import version
@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Route
 from receiver.api import callbacks, catapult, dead_letters, docs, events, messages, openapi, reference, sinks, status
 from receiver.api.answers import json_answer
 from receiver.api.auth import BEARER
-from receiver.api.operations import Api, Group, mount
+from receiver.api.operations import ApiContext, Group, mount
 
 OWN: Final = Group(
     prefix="/api",
@@ -30,19 +30,19 @@ OWN: Final = Group(
 GROUPS: Final = (OWN, catapult.GROUP)
 
 
-def routes(api: Api) -> list[BaseRoute]:
-    """The routes of the query API, and of its description and the documentation, which need no token."""
+def routes(context: ApiContext) -> list[BaseRoute]:
+    """The routes of the query API, and those of the OpenAPI document and the documentation, which need no token."""
     return [
         Route("/openapi.json", _openapi, name="openapi"),
-        *docs.routes(_description),
-        *(mount(group, api) for group in GROUPS),
+        *docs.routes(_document),
+        *(mount(group, context) for group in GROUPS),
     ]
 
 
 async def _openapi(_: Request) -> Response:
-    return json_answer(_description())
+    return json_answer(_document())
 
 
 @cache
-def _description() -> openapi.Json:
-    return openapi.description(GROUPS, version("bandwidth-receiver"))
+def _document() -> openapi.Json:
+    return openapi.document(GROUPS, version("bandwidth-receiver"))

@@ -1,4 +1,4 @@
-"""Sinks: how they are doing, and what an operator may do to them, also while they are worked for."""
+"""Operations on sinks: their state, test, pause, resume and replay, while a worker publishes to them."""
 
 from typing import Final
 
@@ -6,94 +6,106 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from receiver.api.answers import json_answer, next_page, read_body
-from receiver.api.operations import Api, Handle, Operation, path_value
+from receiver.api.operations import ApiContext, Handle, Operation, path_value
 from receiver.api.parameter_kinds import encode_cursor
 from receiver.api.parameters import DryRunParameters, Parameters, ReplayParameters, SinkParameters
-from receiver.api.representations import BegunReplay, Replay, ReplayRequest, Sink, SinkTest
+from receiver.api.representations import Replay, ReplayRequest, ReplayResponse, Sink, SinkTest
 from receiver.domain.queries import ReplayAction
 from receiver.errors import Unknown
-from receiver.sinks.probe import try_out
+from receiver.sinks.probe import probe_sink
 from receiver.storage import replays, sinks
 
 
-async def list_sinks(api: Api, request: Request, asked: SinkParameters) -> Response:
+async def list_sinks(context: ApiContext, request: Request, parameters: SinkParameters) -> Response:
     page = await sinks.find(
-        api.database, _types(api), now=api.clock(), order=asked.sort_order, skip=asked.skip, size=asked.size
+        context.database,
+        _types(context),
+        now=context.clock(),
+        order=parameters.sort_order,
+        skip=parameters.skip,
+        size=parameters.size,
     )
-    link = next_page(request, api.public_url, page=str(asked.page + 1)) if page.more else None
+    link = next_page(request, context.public_url, page=str(parameters.page + 1)) if page.more else None
     return json_answer([Sink.model_validate(view) for view in page.items], link=link)
 
 
-async def get_sink(api: Api, request: Request, _: Parameters) -> Response:
-    return await _sink(api, path_value(request, "name"))
+async def get_sink(context: ApiContext, request: Request, _: Parameters) -> Response:
+    return await _sink(context, path_value(request, "name"))
 
 
-async def try_sink(api: Api, request: Request, _: Parameters) -> Response:
+async def check_sink(context: ApiContext, request: Request, _: Parameters) -> Response:
     name = path_value(request, "name")
-    if name not in api.sinks:
-        raise Unknown("there is no sink of this name in the settings")
-    return json_answer(SinkTest.model_validate(await try_out(api.sinks[name])))
+    if name not in context.sinks:
+        raise Unknown("the settings have no sink with this name")
+    return json_answer(SinkTest.model_validate(await probe_sink(context.sinks[name])))
 
 
-async def pause_sink(api: Api, request: Request, _: Parameters) -> Response:
-    return await _paused(api, request, paused=True)
+async def pause_sink(context: ApiContext, request: Request, _: Parameters) -> Response:
+    return await _pause(context, request, paused=True)
 
 
-async def resume_sink(api: Api, request: Request, _: Parameters) -> Response:
-    return await _paused(api, request, paused=False)
+async def resume_sink(context: ApiContext, request: Request, _: Parameters) -> Response:
+    return await _pause(context, request, paused=False)
 
 
-async def _paused(api: Api, request: Request, *, paused: bool) -> Response:
+async def _pause(context: ApiContext, request: Request, *, paused: bool) -> Response:
     name = path_value(request, "name")
-    await sinks.pause(api.database, name, paused=paused)
-    return await _sink(api, name)
+    await sinks.pause(context.database, name, paused=paused)
+    return await _sink(context, name)
 
 
-async def _sink(api: Api, name: str) -> Response:
-    return json_answer(Sink.model_validate(await sinks.one(api.database, name, _types(api), now=api.clock())))
+async def _sink(context: ApiContext, name: str) -> Response:
+    return json_answer(
+        Sink.model_validate(await sinks.one(context.database, name, _types(context), now=context.clock()))
+    )
 
 
-def _types(api: Api) -> dict[str, str]:
-    return {name: str(table.get("type")) for name, table in api.sinks.items()}
+def _types(context: ApiContext) -> dict[str, str]:
+    return {name: str(table.get("type")) for name, table in context.sinks.items()}
 
 
-async def replay_sink(api: Api, request: Request, asked: DryRunParameters) -> Response:
+async def replay_sink(context: ApiContext, request: Request, parameters: DryRunParameters) -> Response:
     name = path_value(request, "name")
     since = (await read_body(request, ReplayRequest)).from_
-    if asked.dry_run:
-        begun, log_range = None, await replays.log_range(api.database, name, since)
+    if parameters.dry_run:
+        begun, log_range = None, await replays.log_range(context.database, name, since)
     else:
-        begun, log_range = await replays.begin(api.database, name, since, now=api.clock())
-    return json_answer(BegunReplay.of(name, begun, log_range, dry_run=asked.dry_run))
+        begun, log_range = await replays.begin(context.database, name, since, now=context.clock())
+    return json_answer(ReplayResponse.of(name, begun, log_range, dry_run=parameters.dry_run))
 
 
-async def list_replays(api: Api, request: Request, asked: ReplayParameters) -> Response:
+async def list_replays(context: ApiContext, request: Request, parameters: ReplayParameters) -> Response:
     name = path_value(request, "name")
-    async with api.database.reading() as connection:
+    async with context.database.reading() as connection:
         await sinks.row_of(connection, name)
         page = await replays.find(
-            connection, name, order=asked.sort_order, after=asked.cursor, skip=asked.skip, size=asked.size
+            connection,
+            name,
+            order=parameters.sort_order,
+            after=parameters.cursor,
+            skip=parameters.skip,
+            size=parameters.size,
         )
     cursor = encode_cursor([str(page.items[-1].id)]) if page.more else ""
-    link = next_page(request, api.public_url, cursor=cursor) if page.more else None
-    return json_answer([Replay.model_validate(one) for one in page.items], link=link)
+    link = next_page(request, context.public_url, cursor=cursor) if page.more else None
+    return json_answer([Replay.model_validate(view) for view in page.items], link=link)
 
 
-def _acting(action: ReplayAction) -> Handle:
-    async def act(api: Api, request: Request, _: Parameters) -> Response:
+def _replay_handler(action: ReplayAction) -> Handle:
+    async def act(context: ApiContext, request: Request, _: Parameters) -> Response:
         name, number = path_value(request, "name"), path_value(request, "id")
         if not (number.isascii() and number.isdecimal() and len(number) < _DIGITS):
             raise Unknown("there is no replay with this id")
-        replay = await replays.act(api.database, name, action, now=api.clock(), replay_id=int(number))
+        replay = await replays.act(context.database, name, action, now=context.clock(), replay_id=int(number))
         return json_answer(Replay.model_validate(replay))
 
     return act
 
 
-# more than the database's numbers have
+# The largest number of the database has 19 digits.
 _DIGITS: Final = 19
-_NAME: Final = {"name": "the sink's name"}
-_ID: Final = {**_NAME, "id": "the replay's id"}
+_NAME: Final = {"name": "the name of the sink"}
+_ID: Final = {**_NAME, "id": "the id of the replay"}
 
 
 def _replay_operation(action: ReplayAction, summary: str) -> Operation:
@@ -102,7 +114,7 @@ def _replay_operation(action: ReplayAction, summary: str) -> Operation:
         method="POST",
         path=f"/api/sinks/{{name}}/replays/{{id}}/{action}",
         summary=summary,
-        handle=_acting(action),
+        handle=_replay_handler(action),
         answer=Replay,
         problems=(403, 404, 409),
         path_words=_ID,
@@ -113,7 +125,7 @@ OPERATIONS: Final = (
     Operation(
         name="listSinks",
         path="/api/sinks",
-        summary="The sinks, with what each still has before it",
+        summary="List the sinks with their state, lag, retries and dead letters",
         handle=list_sinks,
         parameters=SinkParameters,
         answer=list[Sink],
@@ -122,7 +134,7 @@ OPERATIONS: Final = (
     Operation(
         name="getSink",
         path="/api/sinks/{name}",
-        summary="One sink",
+        summary="Get one sink",
         handle=get_sink,
         answer=Sink,
         problems=(404,),
@@ -132,8 +144,8 @@ OPERATIONS: Final = (
         name="testSink",
         method="POST",
         path="/api/sinks/{name}/test",
-        summary="Tells whether a sink can be reached from here; it is given nothing",
-        handle=try_sink,
+        summary="Test whether a sink can be reached, without publishing to it",
+        handle=check_sink,
         answer=SinkTest,
         problems=(403, 404),
         path_words=_NAME,
@@ -142,7 +154,7 @@ OPERATIONS: Final = (
         name="pauseSink",
         method="POST",
         path="/api/sinks/{name}/pause",
-        summary="Has nothing more published to a sink; what comes meanwhile waits",
+        summary="Stop publishing to a sink; its events wait",
         handle=pause_sink,
         answer=Sink,
         problems=(403, 404),
@@ -152,7 +164,7 @@ OPERATIONS: Final = (
         name="resumeSink",
         method="POST",
         path="/api/sinks/{name}/resume",
-        summary="Has events published to a sink again, from where it was",
+        summary="Publish to a paused sink again, from its cursor on",
         handle=resume_sink,
         answer=Sink,
         problems=(403, 404),
@@ -162,19 +174,19 @@ OPERATIONS: Final = (
         name="replaySink",
         method="POST",
         path="/api/sinks/{name}/replay",
-        summary="Gives a sink old events again, with the same ids, beside those that are new",
-        description="From a time on, or from the oldest event kept, up to where the sink is now. One replay at a time.",
+        summary="Publish old events to a sink again, with the same ids, beside new events",
+        description="From a time on, or from the oldest stored event, up to the sink's cursor; one replay at a time.",
         handle=replay_sink,
         parameters=DryRunParameters,
         body=ReplayRequest,
-        answer=BegunReplay,
+        answer=ReplayResponse,
         problems=(403, 404, 409, 410, 413, 415),
         path_words=_NAME,
     ),
     Operation(
         name="listReplays",
         path="/api/sinks/{name}/replays",
-        summary="The replays to a sink, newest first",
+        summary="List the replays to a sink, newest first",
         handle=list_replays,
         parameters=ReplayParameters,
         answer=list[Replay],
@@ -182,7 +194,7 @@ OPERATIONS: Final = (
         problems=(404,),
         path_words=_NAME,
     ),
-    _replay_operation("pause", "Has a replay wait; it keeps its events from being forgotten"),
-    _replay_operation("resume", "Has a replay go on from where it was"),
-    _replay_operation("cancel", "Ends a replay for good; what it gave was given"),
+    _replay_operation("pause", "Pause a replay; retention does not remove its events"),
+    _replay_operation("resume", "Resume a paused replay from its position on"),
+    _replay_operation("cancel", "Cancel a replay for good; events already published stay published"),
 )

@@ -1,4 +1,4 @@
-"""How this installation is doing; answered also while the database is broken."""
+"""The state of this installation, also while the database is broken."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from receiver.api.answers import json_answer
-from receiver.api.operations import Api, Operation
+from receiver.api.operations import ApiContext, Operation
 from receiver.api.parameters import Parameters
 from receiver.api.representations import Representation, Time
 from receiver.domain.installation import Installation, ProcessorState, assess
@@ -18,18 +18,18 @@ from receiver.storage.status import StatusReader
 
 
 class JournalStatus(Representation):
-    """The journal's backlog; `waiting` are callbacks that are not committed yet, and not answered."""
+    """The backlog of the journal. `waiting` counts callbacks that are neither committed nor answered yet."""
 
-    pending: int | None = Field(description="accepted and not yet processed; counted no further than 100,000")
+    pending: int | None = Field(description="callbacks that are accepted and not yet processed; counted up to 100,000")
     oldest_pending_seconds: float | None
     waiting: int | None
 
 
 class ProcessorStatus(Representation):
-    """Whether callbacks are processed, and since when and why not.
+    """The state of the processor; `failingSince` and `error` where it is stuck.
 
-    `behind`: the oldest pending callback is older than 10 s. `missing`: no worker processes this database. Callbacks
-    that brought nothing new are among `callbacks`, and are counted as `repeats` too.
+    `behind`: the oldest pending callback is older than 10 s. `missing`: no worker processes this database. `callbacks`
+    counts all processed callbacks, `repeats` those among them that added no event.
     """
 
     state: ProcessorState | None
@@ -40,7 +40,7 @@ class ProcessorStatus(Representation):
 
 
 class WorkerStatus(Representation):
-    """The worker of the web process that answers: `elsewhere` where `receiver work` runs apart from it."""
+    """The worker of the web process that answers; `elsewhere`: `receiver work` runs it."""
 
     mode: str
     state: str
@@ -50,7 +50,7 @@ class WorkerStatus(Representation):
 
 
 class SinkStatus(Representation):
-    """What one sink still has before it."""
+    """The state and the backlog of one sink."""
 
     name: str
     state: SinkState
@@ -61,7 +61,7 @@ class SinkStatus(Representation):
 
 
 class DatabaseStatus(Representation):
-    """What the database takes; null where its server does not say."""
+    """The size of the database; null where its server does not report it."""
 
     type: Literal["sqlite", "postgresql"]
     bytes: int | None
@@ -70,25 +70,25 @@ class DatabaseStatus(Representation):
     disk_free_bytes: int | None
 
 
-class Status(Representation):
-    """How this installation is doing. What cannot be read is null, and `problems` says why."""
+class InstallationStatus(Representation):
+    """The state of this installation. A part that cannot be read is null, and `problems` has the reason."""
 
     version: str
     status: Literal["ok", "degraded"]
-    problems: list[str] = Field(description="what is wrong, in sentences for people")
+    problems: list[str] = Field(description="one sentence for each problem")
     journal: JournalStatus
     processor: ProcessorStatus
     worker: WorkerStatus | None
     sinks: list[SinkStatus] | None
     database: DatabaseStatus | None
     last_callbacks: Mapping[str, str] | None = Field(
-        description="when the latest processed callback came, by version and route: `v1/primary`, `v2/fallback`"
+        description="when the latest processed callback was received, by version and route: `v1/primary`, `v2/fallback`"
     )
 
 
-def status_of(installation: Installation) -> Status:
-    """The state of an installation as it is shown."""
-    return Status(
+def status_of(installation: Installation) -> InstallationStatus:
+    """The representation of the state of an installation."""
+    return InstallationStatus(
         version=version("bandwidth-receiver"),
         status=installation.status,
         problems=list(installation.problems),
@@ -112,22 +112,22 @@ def _sink(view: SinkView) -> SinkStatus:
     )
 
 
-async def get_status(api: Api, _: Request, __: Parameters) -> Response:
-    if api.findings is not None:
-        found = await api.findings()
+async def get_status(context: ApiContext, _: Request, __: Parameters) -> Response:
+    if context.findings is not None:
+        found = await context.findings()
     else:
-        types = {name: str(table.get("type")) for name, table in api.sinks.items()}
-        found = await StatusReader(api.database).findings(types, clock=api.clock)
-    return json_answer(status_of(assess(found, api.clock())))
+        types = {name: str(table.get("type")) for name, table in context.sinks.items()}
+        found = await StatusReader(context.database).findings(types, clock=context.clock)
+    return json_answer(status_of(assess(found, context.clock())))
 
 
 OPERATIONS: Final = (
     Operation(
         name="getStatus",
         path="/api/status",
-        summary="How this installation is doing: journal, processor, worker, sinks, database",
-        description="Answered within 2 s, also while the database is broken.",
+        summary="Get the state of this installation: journal, processor, worker, sinks, database",
+        description="The response takes at most 2 s, also while the database is broken.",
         handle=get_status,
-        answer=Status,
+        answer=InstallationStatus,
     ),
 )

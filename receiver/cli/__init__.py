@@ -1,7 +1,7 @@
-"""The command `receiver`: what a person at a terminal, or a script, can ask for.
+"""The command `receiver`.
 
-Exit codes: 0 fine, 1 it failed or was not found, 2 the call or a setting was wrong. What goes wrong is one line on
-standard error.
+Exit codes: 0 success, 1 a failure or nothing found, 2 a wrong call or a wrong setting. An error is one line on standard
+error.
 """
 
 import os
@@ -20,17 +20,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(app(args=arguments, prog_name="receiver", standalone_mode=False) or 0)
     except OutputClosed:
-        return _end_as_unread()
+        return _end_by_sigpipe()
     except Exception as error:
-        message, code = _judged(error)
+        message, code = _message_and_exit_code(error)
         echo_error(message)
         if os.environ.get("RECEIVER_LOG_LEVEL") == "debug":
             raise
         return code
 
 
-def _judged(error: Exception) -> tuple[str, int]:
-    """An error as a line for people, and the exit code."""
+def _message_and_exit_code(error: Exception) -> tuple[str, int]:
     match error:
         case SettingsError():
             return line(error), 2
@@ -43,20 +42,20 @@ def _judged(error: Exception) -> tuple[str, int]:
         case OSError() if error.strerror:
             return ": ".join(str(part) for part in (error.filename, error.strerror) if part), 1
         case _:
-            # only the first line: further ones may repeat the data that was handled
+            # Only the first line: further lines may repeat the data that was processed.
             first = str(error).partition("\n")[0]
-            return f"unexpected {type(error).__name__}: {first} (RECEIVER_LOG_LEVEL=debug tells where)", 1
+            return f"unexpected {type(error).__name__}: {first} (RECEIVER_LOG_LEVEL=debug shows where)", 1
 
 
 def _usage(error: typer.TyperException) -> str:
-    """What was wrong with a call, and where the right ones are told."""
+    """What is wrong with a call, and the command that prints the help."""
     message = getattr(error, "format_message", error.__str__)()
     context = getattr(error, "ctx", None)
     return f"{message.rstrip('.')}; see {context.command_path} --help" if context else str(message)
 
 
-def _end_as_unread() -> int:
-    """Ends as other commands do when the reader of a pipe has seen enough: killed by SIGPIPE, without a word."""
+def _end_by_sigpipe() -> int:
+    """Ends without output, killed by SIGPIPE, as other commands end when the reader of their pipe has closed it."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.raise_signal(signal.SIGPIPE)
     return 1

@@ -1,4 +1,4 @@
-"""What `receiver serve` says when it is up: where Bandwidth shall send callbacks, where to ask, with which secrets."""
+"""The lines that `receiver serve` prints once it listens: callback URLs, addresses of the API, credentials."""
 
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -9,38 +9,38 @@ _V1 = "/callbacks/bandwidth/v1"
 _V2 = "/callbacks/bandwidth/v2"
 
 
-def announcement(settings: Settings, *, given: Settings, file: Path | None, secrets: bool) -> list[str]:
+def banner(settings: Settings, *, given: Settings, file: Path | None, secrets: bool) -> list[str]:
     """The lines. `given` are the settings before credentials were filled in from `file`.
 
-    Without `secrets` the lines say where they are kept instead.
+    Without `secrets` the lines name the file or the setting that holds the credentials.
     """
     return [
         f"receiver listens on {settings.base_url}",
         *_unreachable(settings),
         "",
-        "Bandwidth, first API (v1): callbackUrl, incomingMessageUrl; the second one for fallbackUrl",
+        "Bandwidth v1 (Catapult): callbackUrl, incomingMessageUrl; then fallbackUrl",
         *(f"  {_with_user(settings, path, secrets)}" for path in (_V1, f"{_V1}/fallback")),
-        "Bandwidth, second API (v2): InboundCallbackUrl, OutboundCallbackUrl",
+        "Bandwidth v2 (Messaging): InboundCallbackUrl, OutboundCallbackUrl",
         f"  {settings.base_url}{_V2}",
         *_user(settings, secrets),
-        *_kept("callback_credentials", settings, given, file, secrets),
+        *_stored_in("callback_credentials", settings, given, file, secrets),
         "",
         f"API          {settings.base_url}/api",
         f"Docs         {settings.base_url}/docs",
-        f"Description  {settings.base_url}/openapi.json",
+        f"OpenAPI      {settings.base_url}/openapi.json",
         *_token(settings, secrets),
-        *_kept("api_tokens", settings, given, file, secrets),
+        *_stored_in("api_tokens", settings, given, file, secrets),
     ]
 
 
 def _unreachable(settings: Settings) -> list[str]:
     if settings.public_url is not None:
         return []
-    return [f"Set {PREFIX}PUBLIC_URL to the address under which Bandwidth reaches it."]
+    return [f"Set {PREFIX}PUBLIC_URL to the address under which Bandwidth reaches this server."]
 
 
 def _pair(settings: Settings) -> tuple[str, str] | None:
-    """The user and password to give to Bandwidth: of several the first."""
+    """The user and the password for Bandwidth: the first of the callback credentials."""
     if settings.callback_auth == "none":
         return None
     user, _, password = settings.callback_credentials[0].get_secret_value().partition(":")
@@ -70,17 +70,17 @@ def _token(settings: Settings, secrets: bool) -> list[str]:
 
 
 def _bare(token: str) -> str:
-    """What a caller presents of `token` or `name:access:token`."""
+    """The token that a request carries, from `token` or `name:access:token`."""
     parts = token.split(":", 2)
     return parts[2] if len(parts) == 3 and parts[1] in ("read", "admin") else token
 
 
-def _kept(name: str, settings: Settings, given: Settings, file: Path | None, secrets: bool) -> list[str]:
-    """Where secrets are kept, for those who do not see them."""
+def _stored_in(name: str, settings: Settings, given: Settings, file: Path | None, secrets: bool) -> list[str]:
+    """The place that holds credentials which are not printed."""
     if secrets or not getattr(settings, name):
         return []
-    what = _WORDS[name]
-    return [f"{what} as set in {PREFIX}{name.upper()}" if getattr(given, name) else f"{what} in {file}"]
+    label = _LABELS[name]
+    return [f"{label} as set in {PREFIX}{name.upper()}" if getattr(given, name) else f"{label} in {file}"]
 
 
-_WORDS = {"callback_credentials": "  user and password", "api_tokens": "API token   "}
+_LABELS = {"callback_credentials": "  user and password", "api_tokens": "API token   "}

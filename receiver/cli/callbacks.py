@@ -17,6 +17,7 @@ from receiver.api.representations import Callback, CallbackSummary
 from receiver.cli import options
 from receiver.cli.context import STALLED_SECONDS, process_pending, reprocessing, with_database
 from receiver.cli.output import echo, echo_error, echo_fields, echo_json, echo_page, write
+from receiver.clock import now
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.queries import CallbackView
 from receiver.errors import ReceiverError
@@ -24,17 +25,16 @@ from receiver.intake.transfer import Imported, Importing, ImportStopped, exporte
 from receiver.settings import Settings
 from receiver.storage import journal
 from receiver.storage.database import Database
-from receiver.worker import now
 
 _PROGRESS_SECONDS: Final = 2.0
 
 
-def list_callbacks(config: Path | None, asked: Mapping[str, Any], *, json: bool) -> int:
-    query = options.read(CallbackParameters, asked).query()
+def list_callbacks(config: Path | None, parameters: Mapping[str, Any], *, json: bool) -> int:
+    query = options.parse(CallbackParameters, parameters).query()
 
     async def work(_: Settings, database: Database) -> int:
         page = await journal.find(database, query)
-        echo_page(page, _HEADINGS, _row, model=CallbackSummary, json=json, number=asked["page"])
+        echo_page(page, _HEADINGS, _row, model=CallbackSummary, json=json, number=parameters["page"])
         return 0
 
     return with_database(config, work, reads_processed=True)
@@ -56,13 +56,13 @@ def show_callback(config: Path | None, callback_id: str, *, json: bool) -> int:
         if json:
             echo_json(callback)
         else:
-            _say(callback)
+            _echo_callback(callback)
         return 0
 
     return with_database(config, work, reads_processed=True)
 
 
-def _say(callback: Callback) -> None:
+def _echo_callback(callback: Callback) -> None:
     fields = callback.model_dump(mode="json", by_alias=True, exclude={"headers", "problems"})
     body, encoding = fields.pop("body"), fields.pop("bodyEncoding")
     echo_fields(fields.items())
@@ -75,13 +75,13 @@ def _say(callback: Callback) -> None:
 
 
 def reprocess_callbacks(config: Path | None, ids: Sequence[str], selection: Mapping[str, Any], *, json: bool) -> int:
-    query = options.read(CallbackParameters, selection).query()
+    query = options.parse(CallbackParameters, selection).query()
     if bool(ids) == any(selection.values()):
-        raise typer.BadParameter("give either ids, or --outcome, --reason or --message")
+        raise typer.BadParameter("give either ids, or --outcome, --reason or --message, not both")
 
     async def work(settings: Settings, database: Database) -> int:
-        again = reprocessing(settings, database)
-        done = await (again.ids(ids) if ids else again.query(query))
+        reprocess = reprocessing(settings, database)
+        done = await (reprocess.ids(ids) if ids else reprocess.query(query))
         if json:
             echo_json(done)
         else:
@@ -89,7 +89,7 @@ def reprocess_callbacks(config: Path | None, ids: Sequence[str], selection: Mapp
                 f"{done.callbacks:,} callbacks reprocessed, {done.events:,} new events, "
                 f"{done.quarantined:,} callbacks still quarantined"
             )
-        # of ids that were named, one that the journal does not have is a failure
+        # A named id that the journal does not have is a failure.
         return 1 if done.callbacks < len(set(ids)) else 0
 
     return with_database(config, work)
@@ -99,7 +99,7 @@ def export_callbacks(
     config: Path | None, selection: Mapping[str, Any], *, since: str | None, until: str | None, output: Path | None
 ) -> int:
     query = replace(
-        options.read(CallbackParameters, selection).query(),
+        options.parse(CallbackParameters, selection).query(),
         since=options.time(since, "--since"),
         until=options.time(until, "--until"),
     )
@@ -115,7 +115,7 @@ def export_callbacks(
 
 @contextmanager
 def _written(output: Path | None) -> Iterator[Callable[[bytes], object]]:
-    """How an export is written: to a file for its owner alone, whole or not at all, or to standard output."""
+    """Writes an export to a file with mode 0600, all of it or nothing, or to standard output."""
     if output is None:
         yield write
         return
@@ -137,13 +137,15 @@ def import_callbacks(config: Path | None, file: str, *, json: bool) -> int:
             done = await _append(database, file)
         except ImportStopped as error:
             echo_error(str(error))
-            _say_imported(error.done, pending=None, json=json)
+            _echo_imported(error.done, pending=None, json=json)
             return 1
         progress = _Progress("processed")
         pending = await process_pending(settings, database, on_progress=progress.show, stalled_seconds=STALLED_SECONDS)
         if pending:
-            echo_error(f"{pending:,} callbacks are in the journal and not processed yet; `receiver status` says why")
-        _say_imported(done, pending=pending, json=json)
+            echo_error(
+                f"{pending:,} callbacks are in the journal and not processed yet; `receiver status` has the reason"
+            )
+        _echo_imported(done, pending=pending, json=json)
         return 1 if done.broken or pending else 0
 
     return with_database(config, work)
@@ -165,16 +167,16 @@ async def _append(database: Database, file: str) -> Imported:
 
 
 class _Progress:
-    """Says on standard error how far something is, every few seconds."""
+    """Reports progress on standard error every few seconds."""
 
-    def __init__(self, words: str) -> None:
-        self._words = words
+    def __init__(self, label: str) -> None:
+        self._label = label
         self._shown_at = time.monotonic()
 
     def show(self, number: int) -> None:
         if time.monotonic() - self._shown_at >= _PROGRESS_SECONDS:
             self._shown_at = time.monotonic()
-            echo_error(f"{number:,} {self._words}")
+            echo_error(f"{number:,} {self._label}")
 
 
 @contextmanager
@@ -186,7 +188,7 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _say_imported(done: Imported, *, pending: int | None, json: bool) -> None:
+def _echo_imported(done: Imported, *, pending: int | None, json: bool) -> None:
     counts = {"callbacks": done.callbacks, "known": done.known, "broken": done.broken}
     if pending is not None:
         counts["pending"] = pending

@@ -1,4 +1,4 @@
-"""`receiver check`: whether `receiver serve` would start, a line for each thing it needs."""
+"""`receiver check`: whether `receiver serve` would start, with one line for each of its requirements."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,12 +15,12 @@ from receiver.storage import schema, sqlite_file
 from receiver.storage.database import Database, is_sqlite, journal_file, weaknesses
 from receiver.worker import configured_sinks
 
-_LATER: Final = "will be made at the first start"
+_LATER: Final = "will be created at the first start"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     what: str
     ok: bool
@@ -29,15 +29,18 @@ class Finding:
 
 def check(config: Path | None, *, json: bool) -> int:
     settings = read_settings(config)
-    findings = [Finding("settings", ok=True, detail="can be read"), *asyncio.run(_findings(settings))]
+    findings = [Finding("settings", ok=True, detail="are valid"), *asyncio.run(_findings(settings))]
     if json:
         echo_json(findings)
     else:
-        echo_table(("CHECK", "RESULT", "DETAIL"), [(one.what, _WORDS[one.ok], one.detail) for one in findings])
-    return 0 if all(one.ok for one in findings) else 1
+        echo_table(
+            ("CHECK", "RESULT", "DETAIL"),
+            [(finding.what, _RESULTS[finding.ok], finding.detail) for finding in findings],
+        )
+    return 0 if all(finding.ok for finding in findings) else 1
 
 
-_WORDS: Final = {True: "ok", False: "FAILED"}
+_RESULTS: Final = {True: "ok", False: "FAILED"}
 
 
 async def _findings(settings: Settings) -> list[Finding]:
@@ -47,7 +50,7 @@ async def _findings(settings: Settings) -> list[Finding]:
 async def _finding(what: str, find: Callable[[Settings], Awaitable[str]], settings: Settings) -> Finding:
     try:
         return Finding(what, ok=True, detail=await find(settings))
-    except Exception as error:  # whatever it is, it would keep the server from starting
+    except Exception as error:  # Any error here prevents the start of the server.
         return Finding(what, ok=False, detail=line(error))
 
 
@@ -56,11 +59,11 @@ async def _sinks(settings: Settings) -> str:
 
 
 async def _credentials(settings: Settings) -> str:
-    wanted = credentials.missing(settings)
-    if not wanted:
+    missing = credentials.missing(settings)
+    if not missing:
         return "in the settings"
     if not is_sqlite(settings.database):
-        raise SettingsError(credentials.what_to_set(wanted), topic=credentials.TOPIC)
+        raise SettingsError(credentials.what_to_set(missing), topic=credentials.TOPIC)
     file = settings.data_dir / credentials.FILE
     return f"in {file}" if file.exists() else _LATER
 
@@ -70,10 +73,10 @@ async def _database(settings: Settings) -> str:
         return _embedded(settings)
     database = Database(settings.database)
     try:
-        weak = await weaknesses(database)
+        found = await weaknesses(database)
     finally:
         await database.close()
-    return "; ".join(weak) or "PostgreSQL answers"
+    return "; ".join(found) or "PostgreSQL answers"
 
 
 def _embedded(settings: Settings) -> str:
@@ -82,9 +85,9 @@ def _embedded(settings: Settings) -> str:
     sqlite_file.refuse_half_restored(file)
     sqlite_file.refuse_unfit(file)
     both = (file, journal_file(file))
-    if not any(one.exists() for one in both):
+    if not any(path.exists() for path in both):
         return f"{' and '.join(map(str, both))} {_LATER}"
-    return "; ".join(f"{one} is whole" if one.exists() else f"{one} is not there" for one in both)
+    return "; ".join(f"{path} is not damaged" if path.exists() else f"{path} does not exist" for path in both)
 
 
 async def _schema(settings: Settings) -> str:
@@ -96,7 +99,7 @@ async def _schema(settings: Settings) -> str:
         await schema.refuse_older_journal(database)
     finally:
         await database.close()
-    return f"revision {schema.newest()}"
+    return f"revision {schema.NEWEST}"
 
 
 _CHECKS: Final[dict[str, Callable[[Settings], Awaitable[str]]]] = {

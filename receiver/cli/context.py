@@ -1,4 +1,4 @@
-"""What most commands begin with: the settings, the database at the right schema, a processor of their own."""
+"""What most commands need: the settings, the database at this version's schema, a processor."""
 
 import asyncio
 import time
@@ -9,6 +9,7 @@ from typing import Final
 
 from receiver import credentials, logs
 from receiver.cli.output import echo_error
+from receiver.clock import now
 from receiver.errors import SchemaError
 from receiver.intake.processor import Processor
 from receiver.intake.reprocessing import Reprocessing
@@ -18,7 +19,7 @@ from receiver.storage import journal, schema, sqlite_file
 from receiver.storage.database import Database, is_sqlite
 from receiver.storage.processor import backlog, settle
 from receiver.storage.sqlite_file import UnfitDatabase
-from receiver.worker import now, tag_checker, worker_lock
+from receiver.worker import tag_checker, worker_lock
 
 STALLED_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.05
@@ -27,7 +28,7 @@ _QUIET = {"debug": "debug", "error": "error"}
 
 
 def read_settings(config: Path | None) -> Settings:
-    """The settings, with the log set up so that a command's own output is not drowned in it."""
+    """The settings; configures the log for warnings and errors, because a command has output of its own."""
     settings = load(config)
     logs.configure(form=settings.log_format, level=_QUIET.get(settings.log_level, "warning"))
     return settings
@@ -36,10 +37,10 @@ def read_settings(config: Path | None) -> Settings:
 def with_database(
     config: Path | None, work: Callable[[Settings, Database], Awaitable[int]], *, reads_processed: bool = False
 ) -> int:
-    """Does some work with the database, which must be there, at this version's schema.
+    """Runs `work` with the database, which must exist and have this version's schema.
 
-    `reads_processed`: the work shows what the processor writes, so it waits up to a second for the processor, and says
-    on standard error how many callbacks are still pending.
+    `reads_processed`: the output shows what the processor writes, so the command waits up to a second for the
+    processor, and a line on standard error has the number of callbacks that are still pending.
     """
 
     async def run() -> int:
@@ -49,7 +50,7 @@ def with_database(
         try:
             await schema.check(database)
             if reads_processed and (left := await settle(database)):
-                echo_error(f"{left:,} callbacks are still pending: what they say is not shown yet")
+                echo_error(f"{left:,} callbacks are still pending and not shown yet")
             return await work(settings, database)
         finally:
             await database.close()
@@ -58,18 +59,18 @@ def with_database(
 
 
 def make_embedded(settings: Settings) -> Path:
-    """The file of the embedded database, made for its owner alone if it is not there."""
+    """The file of the embedded database. A missing file is created with mode 0600."""
     if settings.database_url is None:
         credentials.make_data_dir(settings)
     return sqlite_file.prepare(settings.database)
 
 
 def refuse_absent(settings: Settings) -> None:
-    """Raises SchemaError where SQLite would make an empty database just because somebody looks."""
+    """Raises SchemaError if the SQLite file is missing: SQLite would create an empty database."""
     if is_sqlite(settings.database) and not sqlite_file.file_of(settings.database).exists():
         file = sqlite_file.file_of(settings.database)
         raise SchemaError(
-            f"there is no database {file}; `receiver serve` or `receiver migrate` makes it", topic="first-run"
+            f"there is no database {file}; `receiver serve` or `receiver migrate` creates it", topic="first-run"
         )
 
 
@@ -80,10 +81,10 @@ async def process_pending(
     on_progress: Callable[[int], None],
     stalled_seconds: float = STALLED_SECONDS,
 ) -> int:
-    """Waits until all that is in the journal now is processed: by a worker that runs, or else by this command.
+    """Waits until the callbacks that are in the journal now are processed, by a running worker or by this command.
 
-    Returns how many callbacks are left, which is 0 unless `stalled_seconds` passed without any progress.
-    `on_progress` gets the number of callbacks processed so far. Raises StorageUnavailable.
+    Returns the number of callbacks that are still pending: 0, unless `stalled_seconds` passed without progress.
+    Calls `on_progress` with the number of callbacks processed so far. Raises StorageUnavailable.
     """
     first = latest = await backlog(database)
     moved_at = time.monotonic()
@@ -103,9 +104,9 @@ async def process_pending(
 
 
 async def _process_here(settings: Settings, database: Database, stack: AsyncExitStack) -> bool:
-    """Starts a processor in this command until the stack ends; False where a worker has the SQLite database.
+    """Starts a processor in this command until the stack ends; False if a worker holds the SQLite database.
 
-    On PostgreSQL it stands by while a worker has the lease.
+    On PostgreSQL the processor stands by while a worker holds the lease.
     """
     try:
         stack.enter_context(worker_lock(settings))

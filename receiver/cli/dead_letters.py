@@ -8,10 +8,11 @@ from typing import Any
 import typer
 
 from receiver.api.parameters import DeadLetterActionParameters, DeadLetterParameters
-from receiver.api.representations import DeadLetter, DeadLettersDone
+from receiver.api.representations import DeadLetter, DeadLetterActionResult
 from receiver.cli import options
 from receiver.cli.context import with_database
 from receiver.cli.output import echo, echo_json, echo_page
+from receiver.clock import now
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.queries import DeadLetterView
 from receiver.errors import Unknown
@@ -19,15 +20,14 @@ from receiver.settings import Settings
 from receiver.storage import dead_letters
 from receiver.storage.database import Database
 from receiver.storage.dead_letters import Action
-from receiver.worker import now
 
 
-def list_dead_letters(config: Path | None, asked: Mapping[str, Any], *, json: bool) -> int:
-    query = options.read(DeadLetterParameters, asked).query()
+def list_dead_letters(config: Path | None, parameters: Mapping[str, Any], *, json: bool) -> int:
+    query = options.parse(DeadLetterParameters, parameters).query()
 
     async def work(_: Settings, database: Database) -> int:
         page = await dead_letters.find(database, query)
-        echo_page(page, _HEADINGS, _row, model=DeadLetter, json=json, number=asked["page"])
+        echo_page(page, _HEADINGS, _row, model=DeadLetter, json=json, number=parameters["page"])
         return 0
 
     return with_database(config, work)
@@ -50,41 +50,43 @@ def _row(letter: DeadLetterView) -> tuple[object, ...]:
     )
 
 
-def requeue_dead_letters(config: Path | None, asked: Mapping[str, Any], ids: Sequence[int], **options: bool) -> int:
-    return _act(config, asked, ids, dead_letters.requeue, "due again", **options)
+def requeue_dead_letters(
+    config: Path | None, parameters: Mapping[str, Any], ids: Sequence[int], **options: bool
+) -> int:
+    return _act(config, parameters, ids, dead_letters.requeue, "due again", **options)
 
 
-def drop_dead_letters(config: Path | None, asked: Mapping[str, Any], ids: Sequence[int], **options: bool) -> int:
-    return _act(config, asked, ids, dead_letters.drop, "dropped", **options)
+def drop_dead_letters(config: Path | None, parameters: Mapping[str, Any], ids: Sequence[int], **options: bool) -> int:
+    return _act(config, parameters, ids, dead_letters.drop, "dropped", **options)
 
 
 def _act(
     config: Path | None,
-    asked: Mapping[str, Any],
+    parameters: Mapping[str, Any],
     ids: Sequence[int],
-    act: Action,
-    words: str,
+    action: Action,
+    result: str,
     *,
     every: bool,
     dry_run: bool,
     json: bool,
 ) -> int:
-    parameters = options.read(DeadLetterActionParameters, asked)
-    is_narrowed = any(value is not None for name, value in asked.items() if name != "sink")
+    query = options.parse(DeadLetterActionParameters, parameters)
+    is_narrowed = any(value is not None for name, value in parameters.items() if name != "sink")
     if [bool(ids), every, is_narrowed].count(True) != 1:
-        raise typer.BadParameter("give either ids, or --all, or --reason, --message, --event, --since or --until")
-    sink, choice = parameters.sink, replace(parameters.choice(), ids=sorted(set(ids)) or None)
+        raise typer.BadParameter("give one of: ids; --all; or --reason, --message, --event, --since or --until")
+    sink, choice = query.sink, replace(query.choice(), ids=sorted(set(ids)) or None)
 
     async def work(_: Settings, database: Database) -> int:
         number = await dead_letters.count(database, choice)
         if not dry_run:
-            number = sum([done async for done in act(database, sink, choice, now=now())])
+            number = sum([done async for done in action(database, sink, choice, now=now())])
         if json:
-            echo_json(DeadLettersDone(dead_letters=number, left=0, dry_run=dry_run))
+            echo_json(DeadLetterActionResult(dead_letters=number, left=0, dry_run=dry_run))
         else:
-            echo(f"{number} dead letters of {sink} {'would be' if dry_run else 'are'} {words}")
+            echo(f"{number} dead letters of {sink} {'would be' if dry_run else 'are'} {result}")
         if choice.ids is not None and number < len(choice.ids):
-            raise Unknown(f"{len(choice.ids) - number} of these ids are no dead letters of {sink}")
+            raise Unknown(f"{len(choice.ids) - number} of these ids are not dead letters of {sink}")
         return 0
 
     return with_database(config, work)

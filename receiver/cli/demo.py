@@ -1,6 +1,6 @@
-"""`receiver demo`: a receiver and a sandbox in one process, and somebody who sends.
+"""`receiver demo`: a receiver, a sandbox and a stream of messages in one process.
 
-One process, so that nothing is left running however it ends.
+One process, because then nothing keeps running after it, however it ends.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from starlette.applications import Starlette
 
 from receiver import credentials, logs
 from receiver.app import Receiver
-from receiver.cli.demo_messages import INBOUND, Request, Wiring, traffic
+from receiver.cli.demo_messages import INBOUND, MessageSettings, Request, generate_requests
 from receiver.cli.output import echo, write
 from receiver.cli.serving import bind, run, serving, stop_signal
 from receiver.sandbox.app import application
-from receiver.sandbox.callback_sender import Caller
+from receiver.sandbox.callback_sender import CallbackSender
 from receiver.sandbox.faults import Rates
 from receiver.sandbox.settings import SandboxSettings
 from receiver.settings import GivenSettings, Settings
@@ -50,9 +50,9 @@ _RATES: Final = Rates(
     unknown_type=0.01,
     batch=0.2,
 )
-_SETTLE_SECONDS: Final = 15.0
-# how often the counts are told: on a terminal in place, else as a line of their own
-_LOOK_SECONDS: Final = 0.5
+_IDLE_SECONDS: Final = 15.0
+# A terminal shows the counts in one line that is rewritten, other outputs get a new line each time.
+_REWRITE_SECONDS: Final = 0.5
 _LINE_SECONDS: Final = 10.0
 _RESULTS: Final = ("accepted", "duplicate", "quarantined")
 _STATUSES: Final = ("delivered", "failed", "unconfirmed")
@@ -62,7 +62,7 @@ _HELLO: Final = '{"from": "+14155550100", "to": "+19195550101", "text": "hello"}
 
 @dataclass(slots=True)
 class _Sent:
-    """How many messages went out and came in."""
+    """The number of outbound and inbound messages."""
 
     outbound: int = 0
     inbound: int = 0
@@ -80,13 +80,13 @@ class _Sent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Demo:
-    """What runs."""
+    """The running receiver and sandbox."""
 
     settings: Settings
     receiver: Receiver
     sandbox_url: str
-    caller: Caller
-    is_kept: bool
+    callback_sender: CallbackSender
+    keeps_data: bool
 
 
 def demo(
@@ -104,14 +104,18 @@ def demo(
     async def work() -> None:
         stop = stop_signal()
         async with _running(data_dir, seed=seed, speed=speed) as demo:
-            echo(*_announcement(demo))
+            echo(*_banner(demo))
             sent = _Sent()
             client = httpx2.AsyncClient(base_url=demo.sandbox_url, auth=("token", "secret"), trust_env=False)
             async with client:
-                stream = traffic(_wiring(demo.settings), seed=seed)
-                sending = _send(client, stream, sent, per_second=per_second, messages=messages, seconds=seconds)
-                await _first_of(stop.wait(), _then_settle(sending, demo.caller), _tell(demo.receiver.worker, sent))
-            _end(demo, sent)
+                requests = generate_requests(_message_settings(demo.settings), seed=seed)
+                sending = _send(client, requests, sent, per_second=per_second, messages=messages, seconds=seconds)
+                await _first_of(
+                    stop.wait(),
+                    _send_until_idle(sending, demo.callback_sender),
+                    _show_counts(demo.receiver.worker, sent),
+                )
+            _show_summary(demo, sent)
 
     run(work())
     return 0
@@ -121,27 +125,26 @@ def demo(
 async def _running(data_dir: Path | None, *, seed: int, speed: float) -> AsyncIterator[_Demo]:
     async with AsyncExitStack() as stack:
         folder = data_dir or Path(stack.enter_context(TemporaryDirectory(prefix="receiver-demo-")))
-        mine, others = _listening(stack), _listening(stack)
-        given = _settings(folder.absolute(), _port(mine))
-        settings = credentials.secure(given).settings
+        receiver_listeners, sandbox_listeners = _listeners(stack), _listeners(stack)
+        settings = credentials.secure(_settings(folder.absolute(), _port(receiver_listeners))).settings
         receiver = Receiver(settings)
         sandbox = application(_sandbox_settings(settings, seed=seed, speed=speed))
-        # here and not by the server: what goes wrong is then an error of ours, with its own line
+        # Started here and not by the server: an error is then a ReceiverError, which the command prints as one line.
         await stack.enter_async_context(receiver.running())
-        await stack.enter_async_context(serving(receiver.app, mine, lifespan=False))
-        await stack.enter_async_context(serving(sandbox, others))
-        caller = _caller(sandbox)
-        stack.callback(caller.end_waits)
+        await stack.enter_async_context(serving(receiver.app, receiver_listeners, lifespan=False))
+        await stack.enter_async_context(serving(sandbox, sandbox_listeners))
+        callback_sender = _callback_sender(sandbox)
+        stack.callback(callback_sender.end_waits)
         yield _Demo(
             settings=settings,
             receiver=receiver,
-            sandbox_url=f"http://{_HOST}:{_port(others)}",
-            caller=caller,
-            is_kept=data_dir is not None,
+            sandbox_url=f"http://{_HOST}:{_port(sandbox_listeners)}",
+            callback_sender=callback_sender,
+            keeps_data=data_dir is not None,
         )
 
 
-def _listening(stack: AsyncExitStack) -> list[socket.socket]:
+def _listeners(stack: AsyncExitStack) -> list[socket.socket]:
     listeners = bind(_HOST, 0)
     for listener in listeners:
         stack.callback(listener.close)
@@ -152,9 +155,9 @@ def _port(listeners: list[socket.socket]) -> int:
     return int(listeners[0].getsockname()[1])
 
 
-def _caller(sandbox: Starlette) -> Caller:
-    found: Caller = sandbox.state.caller
-    return found
+def _callback_sender(sandbox: Starlette) -> CallbackSender:
+    callback_sender: CallbackSender = sandbox.state.callback_sender
+    return callback_sender
 
 
 def _settings(folder: Path, port: int) -> Settings:
@@ -162,7 +165,6 @@ def _settings(folder: Path, port: int) -> Settings:
         data_dir=folder,
         host=_HOST,
         port=port,
-        # one process, so that nothing is left running however it ends
         worker="inline",
         tag_keys=[SecretStr(f"{_KID}:{secrets.token_urlsafe(32)}")],
         sinks=[{"name": "events", "type": "jsonl", "path": str(folder / _EVENTS)}],
@@ -182,14 +184,14 @@ def _sandbox_settings(settings: Settings, *, seed: int, speed: float) -> Sandbox
 
 
 def _v1_url(settings: Settings) -> str:
-    """Where v1 calls back, credentials included."""
+    """The callback URL for v1, with credentials."""
     user, _, password = settings.callback_credentials[0].get_secret_value().partition(":")
     return f"http://{quote(user, safe='')}:{quote(password, safe='')}@{_HOST}:{settings.port}{_V1}"
 
 
-def _wiring(settings: Settings) -> Wiring:
+def _message_settings(settings: Settings) -> MessageSettings:
     kid, _, key = settings.tag_keys[0].get_secret_value().partition(":")
-    return Wiring(_v1_url(settings), kid, key)
+    return MessageSettings(_v1_url(settings), kid, key)
 
 
 async def _send(
@@ -201,9 +203,9 @@ async def _send(
     messages: int | None,
     seconds: float | None,
 ) -> None:
-    """Sends at an even pace; with no limit for ever."""
+    """Sends requests at an even rate until a limit is reached; without a limit it never returns."""
     loop = asyncio.get_running_loop()
-    begun_at = loop.time()
+    started_at = loop.time()
     for request in requests:
         if messages is not None and sent.messages == messages:
             return
@@ -212,22 +214,22 @@ async def _send(
         answer = await client.post(request.path, json=request.body)
         answer.raise_for_status()
         sent.add(request)
-        next_after = sent.messages / per_second
-        if seconds is not None and next_after >= seconds:
-            await asyncio.sleep(begun_at + seconds - loop.time())
+        next_at = sent.messages / per_second
+        if seconds is not None and next_at >= seconds:
+            await asyncio.sleep(started_at + seconds - loop.time())
             return
-        await asyncio.sleep(begun_at + next_after - loop.time())
+        await asyncio.sleep(started_at + next_at - loop.time())
 
 
-async def _then_settle(sending: Awaitable[None], caller: Caller) -> None:
-    """Sends, then waits for the callbacks that are due soon."""
+async def _send_until_idle(sending: Awaitable[None], callback_sender: CallbackSender) -> None:
+    """Sends, then waits until every callback is sent, at most 15 seconds."""
     await sending
-    await caller.settle(_SETTLE_SECONDS)
+    await callback_sender.wait_until_idle(_IDLE_SECONDS)
 
 
-async def _first_of(*works: Awaitable[object]) -> None:
-    """Works on all of them until one ends, and cancels the others."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+async def _first_of(*awaitables: Awaitable[object]) -> None:
+    """Runs all awaitables until one ends, and cancels the others."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -238,76 +240,78 @@ async def _first_of(*works: Awaitable[object]) -> None:
         await task
 
 
-async def _tell(worker: Supervisor, sent: _Sent) -> None:
-    """Tells the counts now and then, for ever."""
+async def _show_counts(worker: Supervisor, sent: _Sent) -> None:
+    """Shows the counts periodically until it is cancelled."""
     if not sys.stdout.isatty():
         while True:
             await asyncio.sleep(_LINE_SECONDS)
             echo(_counts(worker, sent))
     while True:
-        # a line that wraps could not be written over
+        # Cut to the width of the terminal: a line that wraps cannot be rewritten.
         counts = _counts(worker, sent)[: shutil.get_terminal_size().columns - 1]
         write(f"\r{counts}\x1b[K".encode())
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_REWRITE_SECONDS)
 
 
 def _counts(worker: Supervisor, sent: _Sent) -> str:
     samples = {
-        (sample.name, tuple(sample.labels.items())): sample.value
+        (metric.name, tuple(metric.labels.items())): metric.value
         for family in text_string_to_metric_families(worker.metrics().decode())
-        for sample in family.samples
+        for metric in family.samples
     }
 
-    def of(name: str, label: str, value: str) -> int:
+    def sample(name: str, label: str, value: str) -> int:
         return int(samples.get((name, ((label, value),)), 0))
 
-    callbacks = {result: of("receiver_callbacks_total", "result", result) for result in _RESULTS}
-    events = ", ".join(f"{status} {of('receiver_events_total', 'type', f'message.{status}')}" for status in _STATUSES)
-    told = f"callbacks {sum(callbacks.values())} ({callbacks['duplicate']} repeated)"
-    return f"out {sent.outbound}, in {sent.inbound} | {told} | {events}"
+    callbacks = {result: sample("receiver_callbacks_total", "result", result) for result in _RESULTS}
+    events = ", ".join(
+        f"{status} {sample('receiver_events_total', 'type', f'message.{status}')}" for status in _STATUSES
+    )
+    repeats = f"callbacks {sum(callbacks.values())} ({callbacks['duplicate']} repeated)"
+    return f"out {sent.outbound}, in {sent.inbound} | {repeats} | {events}"
 
 
-def _end(demo: _Demo, sent: _Sent) -> None:
-    """The last counts, and what is not there yet."""
+def _show_summary(demo: _Demo, sent: _Sent) -> None:
+    """Shows the last counts, and the number of callbacks that were not due yet."""
     if sys.stdout.isatty():
         write(b"\r\x1b[K")
     echo(_counts(demo.receiver.worker, sent))
-    if due := demo.caller.state().waiting:
+    if due := demo.callback_sender.queue_state().waiting:
         echo(f"{due} callbacks were not due yet.")
-    if demo.is_kept:
-        echo(f"What came is kept in {demo.settings.data_dir}.")
+    if demo.keeps_data:
+        echo(f"The data is in {demo.settings.data_dir}.")
 
 
 def _program() -> str:
-    """How to call this program from another terminal, where its virtual environment may not be active."""
+    """The absolute path of this program, for a terminal where its virtual environment is not active."""
     return shlex.quote(str(Path(sys.argv[0]).absolute()))
 
 
-def _announcement(demo: _Demo) -> list[str]:
-    settings, box = demo.settings, demo.sandbox_url
+def _banner(demo: _Demo) -> list[str]:
+    settings, sandbox_url = demo.settings, demo.sandbox_url
     api, folder = f"{settings.base_url}/api", shlex.quote(str(settings.data_dir))
-    token, told = "$TOKEN", [f"TOKEN is the one of api_tokens in {settings.data_dir / credentials.FILE}."]
+    token, hint = "$TOKEN", [f"Set TOKEN to the value of api_tokens in {settings.data_dir / credentials.FILE}."]
     if sys.stdout.isatty():
-        token, told = settings.api_tokens[0].get_secret_value(), []
+        token, hint = settings.api_tokens[0].get_secret_value(), []
     curl, post = f'curl -H "Authorization: Bearer {token}"', "curl -H 'Content-Type: application/json'"
     return [
         f"receiver listens on {settings.base_url}",
-        f"sandbox listens on {box}, and plays Bandwidth",
+        f"sandbox listens on {sandbox_url} and stands in for Bandwidth",
         "",
-        "What became of the messages",
+        "List messages",
         f"  {curl} '{api}/messages?size=3'",
         f"  {curl} '{api}/messages?status=failed'",
         f"  RECEIVER_DATA_DIR={folder} {_program()} messages list",
-        *told,
-        "What is published",
+        *hint,
+        "Follow the published events",
         f"  tail -f {folder}/{_EVENTS}",
-        "What the sandbox called back, and what must have arrived",
-        f"  curl '{box}/sandbox/posts?limit=3'",
-        f"  curl {box}/sandbox/truth",
-        "Let more of them fail, let a message come in",
-        f"  {post} {box}/sandbox/rates -d '{_MORE_FAILURES}'",
-        f"  {post} {box}{INBOUND} -d '{_HELLO}'",
+        "List the callbacks sent, and the expected status of each delivery",
+        f"  curl '{sandbox_url}/sandbox/posts?limit=3'",
+        f"  curl {sandbox_url}/sandbox/expected",
+        "Raise the failure rate, simulate an inbound message",
+        f"  {post} {sandbox_url}/sandbox/rates -d '{_MORE_FAILURES}'",
+        f"  {post} {sandbox_url}{INBOUND} -d '{_HELLO}'",
         "",
-        "Ctrl-C ends both." + ("" if demo.is_kept else " The data goes with them; --data-dir keeps it."),
+        "Ctrl-C ends both." + ("" if demo.keeps_data else " The data is deleted then; --data-dir keeps it."),
         "",
     ]

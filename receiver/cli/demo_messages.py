@@ -1,4 +1,4 @@
-"""What the demo sends: a stream of requests to the sandbox, the same for the same seed."""
+"""The messages of the demo: an endless sequence of requests to the sandbox. The same seed gives the same requests."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ V1: Final = "/v1/users/u-demo/messages"
 V2: Final = "/api/v2/users/u-demo/messages"
 INBOUND: Final = "/sandbox/inbound"
 
-_OURS: Final = ("+19195550101", "+19195550102", "+19195550103")
-_THEIRS: Final = tuple(f"+1{area}55501{number:02}" for area in (206, 303, 415, 602, 704) for number in range(20))
+_OUR_NUMBERS: Final = ("+19195550101", "+19195550102", "+19195550103")
+_OTHER_NUMBERS: Final = tuple(f"+1{area}55501{number:02}" for area in (206, 303, 415, 602, 704) for number in range(20))
 _TEXTS: Final = (
     "Your order {} is on its way.",
     "Order {} was delivered to your door.",
@@ -22,17 +22,17 @@ _TEXTS: Final = (
     "We have received your payment for invoice {}. Thank you.",
     "Ticket {} was answered; reply STOP to hear no more of it.",
 )
-# v2 alone: v1 sends no character that GSM 03.38 lacks
-_FANCY: Final = ("Order {} is packed \N{PACKAGE}", "Rendez-vous {} confirmé, à bientôt ☕")
+# For v2 only: v1 rejects characters that are not in GSM 03.38.
+_UNICODE_TEXTS: Final = ("Order {} is packed \N{PACKAGE}", "Rendez-vous {} confirmé, à bientôt ☕")
 _REPLIES: Final = ("Thanks!", "Yes", "Can I come at nine instead?", "STOP", "Who is this?")
-_PICTURE: Final = "https://media.example.com/{}.jpg"
-_AT_ONCE: Final = 3
-_WITH_RECEIPT: Final = {"receiptRequested": "all"}
+_MEDIA_URL: Final = "https://media.example.com/{}.jpg"
+_GROUP_SIZE: Final = 3
+_ALL_RECEIPTS: Final = {"receiptRequested": "all"}
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request: where to, with what, and how many messages it makes."""
+    """A request to the sandbox, and the number of messages in it."""
 
     path: str
     body: Any
@@ -40,30 +40,30 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Wiring:
-    """What the messages carry: where v1 shall call back, and the key that signs their tags."""
+class MessageSettings:
+    """The v1 callback URL, and the key that signs the tags."""
 
     v1_callback_url: str
     kid: str
     key: str
 
 
-def traffic(wiring: Wiring, *, seed: int) -> Iterator[Request]:
-    """Requests without end. They come in rounds with something of everything, each in an order of its own."""
-    chance, orders = Random(seed), count(10_001)  # noqa: S311
+def generate_requests(settings: MessageSettings, *, seed: int) -> Iterator[Request]:
+    """Yields requests without end, in rounds. A round has requests of every kind, in random order."""
+    random, order_numbers = Random(seed), count(10_001)  # noqa: S311
     while True:
-        deck = [*_DECK]
-        chance.shuffle(deck)
-        for kind in deck:
-            yield _request(kind, wiring, chance, next(orders))
+        kinds = [*_KINDS]
+        random.shuffle(kinds)
+        for kind in kinds:
+            yield _request(kind, settings, random, next(order_numbers))
 
 
-_DECK: Final = (
+_KINDS: Final = (
     *("v2 sms",) * 5,
     *("v1 sms",) * 2,
     "v2 mms",
     "v2 group",
-    "v1 several",
+    "v1 array",
     "v1 mms",
     *("v2 inbound",) * 2,
     "v2 inbound group",
@@ -71,60 +71,62 @@ _DECK: Final = (
 )
 
 
-def _request(kind: str, wiring: Wiring, chance: Random, order: int) -> Request:
-    ours, theirs = chance.choice(_OURS), chance.sample(_THEIRS, _AT_ONCE)
+def _request(kind: str, settings: MessageSettings, random: Random, order: int) -> Request:
+    own_number, others = random.choice(_OUR_NUMBERS), random.sample(_OTHER_NUMBERS, _GROUP_SIZE)
     match kind:
         case "v2 sms":
-            texts = _FANCY if chance.random() < 0.2 else _TEXTS
-            return Request(V2, _v2(wiring, ours, theirs[:1], order, _text(chance, texts, order)))
+            texts = _UNICODE_TEXTS if random.random() < 0.2 else _TEXTS
+            return Request(V2, _v2(settings, own_number, others[:1], order, _text(random, texts, order)))
         case "v2 mms":
-            media = {"media": [_PICTURE.format(order)]}
-            return Request(V2, _v2(wiring, ours, theirs[:1], order, _text(chance, _TEXTS, order)) | media)
+            media = {"media": [_MEDIA_URL.format(order)]}
+            return Request(V2, _v2(settings, own_number, others[:1], order, _text(random, _TEXTS, order)) | media)
         case "v2 group":
-            return Request(V2, _v2(wiring, ours, theirs, order, _text(chance, _TEXTS, order)))
+            return Request(V2, _v2(settings, own_number, others, order, _text(random, _TEXTS, order)))
         case "v1 sms":
-            return Request(V1, _v1(wiring, chance, ours, theirs[0], order) | _WITH_RECEIPT)
+            return Request(V1, _v1(settings, random, own_number, others[0], order) | _ALL_RECEIPTS)
         case "v1 mms":
-            return Request(V1, _v1(wiring, chance, ours, theirs[0], order) | {"media": _PICTURE.format(order)})
-        case "v1 several":
-            several = [_v1(wiring, chance, ours, each, order) | _WITH_RECEIPT for each in theirs]
-            return Request(V1, several, messages=_AT_ONCE)
+            return Request(
+                V1, _v1(settings, random, own_number, others[0], order) | {"media": _MEDIA_URL.format(order)}
+            )
+        case "v1 array":
+            messages = [_v1(settings, random, own_number, recipient, order) | _ALL_RECEIPTS for recipient in others]
+            return Request(V1, messages, messages=_GROUP_SIZE)
         case "v2 inbound group":
-            return Request(INBOUND, _inbound(chance, "v2", ours, theirs[0]) | {"others": theirs[1:]})
+            return Request(INBOUND, _inbound(random, "v2", own_number, others[0]) | {"others": others[1:]})
         case "v2 inbound":
-            return Request(INBOUND, _inbound(chance, "v2", ours, theirs[0]))
+            return Request(INBOUND, _inbound(random, "v2", own_number, others[0]))
         case _:
-            return Request(INBOUND, _inbound(chance, "v1", ours, theirs[0]))
+            return Request(INBOUND, _inbound(random, "v1", own_number, others[0]))
 
 
-def _v2(wiring: Wiring, sender: str, to: Sequence[str], order: int, text: str) -> dict[str, Any]:
+def _v2(settings: MessageSettings, sender: str, to: Sequence[str], order: int, text: str) -> dict[str, Any]:
     return {
         "from": sender,
         "to": [*to],
         "text": text,
         "applicationId": "demo",
-        "tag": _tag(wiring, sender, to, order),
+        "tag": _tag(settings, sender, to, order),
     }
 
 
-def _v1(wiring: Wiring, chance: Random, sender: str, to: str, order: int) -> dict[str, Any]:
+def _v1(settings: MessageSettings, random: Random, sender: str, to: str, order: int) -> dict[str, Any]:
     return {
         "from": sender,
         "to": to,
-        "text": _text(chance, _TEXTS, order),
-        "callbackUrl": wiring.v1_callback_url,
-        "callbackHttpMethod": chance.choice(("get", "post")),
-        "tag": _tag(wiring, sender, [to], order),
+        "text": _text(random, _TEXTS, order),
+        "callbackUrl": settings.v1_callback_url,
+        "callbackHttpMethod": random.choice(("get", "post")),
+        "tag": _tag(settings, sender, [to], order),
     }
 
 
-def _inbound(chance: Random, api: str, ours: str, theirs: str) -> dict[str, Any]:
-    return {"api": api, "from": theirs, "to": ours, "text": chance.choice(_REPLIES)}
+def _inbound(random: Random, api: str, own_number: str, sender: str) -> dict[str, Any]:
+    return {"api": api, "from": sender, "to": own_number, "text": random.choice(_REPLIES)}
 
 
-def _text(chance: Random, texts: Sequence[str], order: int) -> str:
-    return chance.choice(texts).format(order)
+def _text(random: Random, texts: Sequence[str], order: int) -> str:
+    return random.choice(texts).format(order)
 
 
-def _tag(wiring: Wiring, sender: str, recipients: Sequence[str], order: int) -> str:
-    return tags.sign(f"order-{order}", wiring.key, kid=wiring.kid, sender=sender, recipients=recipients)
+def _tag(settings: MessageSettings, sender: str, recipients: Sequence[str], order: int) -> str:
+    return tags.sign(f"order-{order}", settings.key, kid=settings.kid, sender=sender, recipients=recipients)

@@ -1,4 +1,4 @@
-"""The explanation of a message: on the terminal the sentences, the timeline and the sinks, in JSON a field."""
+"""The explanation of a message: sentences, timeline and sinks on the terminal, a field in JSON."""
 
 from collections.abc import Collection, Sequence
 
@@ -11,7 +11,7 @@ from receiver.domain.queries import PublicationView
 
 
 class RecipientFields(Representation):
-    """What became of a message to one number, in words."""
+    """The status of a message to one number, in words."""
 
     to: str | None = Field(validation_alias="recipient")
     status: str
@@ -23,7 +23,7 @@ class RecipientFields(Representation):
 
 
 class TimelineFields(Representation):
-    """One event in words, by both clocks. The creation of the message comes first and has no `eventId`."""
+    """One event in words, with the times of both clocks. The creation of the message has no `eventId`."""
 
     event_id: str | None
     type: str | None
@@ -34,7 +34,7 @@ class TimelineFields(Representation):
 
 
 class ExplanationFields(Representation):
-    """A message in words; null where its recipients have different answers."""
+    """A message in words. A field is null where its recipients differ."""
 
     headline: str
     origin: str | None
@@ -50,9 +50,9 @@ class ExplanationFields(Representation):
 def echo_explanation(
     explanation: Explanation, publications: Sequence[PublicationView], configured: Collection[str]
 ) -> None:
-    """Writes what became of a message, its timeline, and what became of its events at the sinks.
+    """Writes the status of a message, its timeline, and the state of its events at the sinks.
 
-    `configured` are the names of the sinks that the settings have.
+    `configured` are the names of the sinks in the settings.
     """
     echo(*explanation.lines)
     if len(explanation.recipients) > 1:
@@ -75,9 +75,9 @@ def _timeline_row(entry: TimelineEntry) -> tuple[object, ...]:
     return *times, entry.clocks, entry.type, entry.sentence
 
 
-_SINKS = ("SINK", "EVENT", "RECIPIENT", "WHAT BECAME OF IT")
+_SINKS = ("SINK", "EVENT", "RECIPIENT", "STATE")
 
 
 def _sink_row(publication: PublicationView, configured: Collection[str]) -> tuple[object, ...]:
-    became = explain_publication(publication, is_configured=publication.sink in configured)
-    return publication.sink, f"message.{publication.status}", publication.recipient, became
+    state = explain_publication(publication, is_configured=publication.sink in configured)
+    return publication.sink, f"message.{publication.status}", publication.recipient, state

@@ -13,7 +13,7 @@ from receiver import documents
 from receiver.cli.output import write
 from receiver.errors import Unknown
 
-# Longer lines are hard to read, however wide the terminal is.
+# Longer lines are hard to read on any terminal.
 _MOST_COLUMNS: Final = 100
 _INDENT: Final = "    "
 _TOPIC_LINK: Final = re.compile(r"\[([^\]]+)\]\(([\w-]+)\.md[^)]*\)")
@@ -22,11 +22,11 @@ _TOPIC_LINK: Final = re.compile(r"\[([^\]]+)\]\(([\w-]+)\.md[^)]*\)")
 def help_(words: Sequence[str], *, search: str | None) -> int:
     """Lists the topics, prints one of them, or lists the sections that a search finds."""
     if search is not None:
-        _write_lines(_found(" ".join([search, *words])))
+        _write_lines(_search_results(" ".join([search, *words])))
     elif words:
         _write_markdown(_topic(words))
     else:
-        _write_lines(_listed())
+        _write_lines(_topic_list())
     return 0
 
 
@@ -43,7 +43,7 @@ def _unknown(name: str) -> str:
     return f"there is no topic {name!r}{question}"
 
 
-def _listed() -> Iterator[str]:
+def _topic_list() -> Iterator[str]:
     topics = documents.topics()
     width = max(len(topic.name) for topic in topics) + 2
     for topic in topics:
@@ -51,7 +51,7 @@ def _listed() -> Iterator[str]:
     yield from ("", "receiver help TOPIC prints a topic, receiver help --search WORDS searches all of them.")
 
 
-def _found(query: str) -> Iterator[str]:
+def _search_results(query: str) -> Iterator[str]:
     hits = documents.search(query, documents.topics())
     if not hits:
         raise Unknown(f"no topic mentions {query!r}")
@@ -74,7 +74,7 @@ def _write_lines(lines: Iterator[str]) -> None:
 
 
 def _write_markdown(markdown: str) -> None:
-    """Markdown as it is, or laid out where a person reads it on a terminal."""
+    """Writes Markdown unchanged, or formatted on a terminal."""
     if not sys.stdout.isatty():
         _write(markdown)
         return

@@ -1,4 +1,4 @@
-"""`receiver backup` and `receiver restore`: both files of the embedded database, as one."""
+"""`receiver migrate`, `rebuild`, `prune`, `backup` and `restore`."""
 
 import asyncio
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from receiver import credentials
 from receiver.cli.context import make_embedded, read_settings, refuse_absent, with_database
 from receiver.cli.output import echo, echo_fields, echo_json
+from receiver.clock import now
 from receiver.domain.cloudevents import rfc3339
 from receiver.errors import SettingsError
 from receiver.settings import Settings
@@ -14,13 +15,12 @@ from receiver.storage import schema, sqlite_file
 from receiver.storage.database import Database, is_sqlite
 from receiver.storage.pruner import Pruner
 from receiver.storage.rebuild import Rebuild
-from receiver.worker import now
 
 
 def migrate(config: Path | None, *, check: bool, new_journal: bool, json: bool) -> int:
     settings = read_settings(config)
     if new_journal and not is_sqlite(settings.database):
-        raise SettingsError("--new-journal is for SQLite; PostgreSQL has the journal in the database")
+        raise SettingsError("--new-journal is for SQLite; with PostgreSQL the journal is in the database")
     if check:
         refuse_absent(settings)
     elif is_sqlite(settings.database):
@@ -43,7 +43,7 @@ async def _migrate(url: str, *, check: bool, new_journal: bool) -> tuple[str | N
             await schema.refuse_older_journal(database)
         else:
             await schema.migrate(database, new_journal=new_journal)
-        return before, schema.newest()
+        return before, schema.NEWEST
     finally:
         await database.close()
 
@@ -54,10 +54,10 @@ def rebuild(config: Path | None, *, dry_run: bool, json: bool) -> int:
         if json:
             echo_json({"messages": rebuilt.messages, "forgotten": rebuilt.forgotten, "differing": rebuilt.differing})
             return 0
-        differ = "differ" if dry_run else "differed and were put right"
+        differ = "differ" if dry_run else "differed and were corrected"
         echo(f"{rebuilt.messages} messages read, {rebuilt.differing} rows {differ}")
         if rebuilt.forgotten:
-            echo(f"{rebuilt.forgotten} messages left alone: some of their events are no longer kept")
+            echo(f"{rebuilt.forgotten} messages left unchanged: some of their events are no longer stored")
         return 0
 
     return with_database(config, work)
@@ -67,12 +67,12 @@ def prune(config: Path | None, *, dry_run: bool, json: bool) -> int:
     async def work(settings: Settings, database: Database) -> int:
         sinks = [str(table.get("name")) for table in settings.sinks]
         pruner = Pruner(database, settings.retention.ages, clock=now, sinks=sinks)
-        forgotten = await (pruner.count() if dry_run else pruner.prune())
+        removed = await (pruner.count() if dry_run else pruner.prune())
         if json:
-            echo_json(forgotten)
+            echo_json(removed)
         else:
-            echo("would be forgotten:" if dry_run else "forgotten:")
-            echo_fields(forgotten.items(), indent="  ")
+            echo("would be removed:" if dry_run else "removed:")
+            echo_fields(removed.items(), indent="  ")
         return 0
 
     return with_database(config, work)
@@ -96,18 +96,18 @@ def restore(config: Path | None, folder: Path, *, json: bool) -> int:
     _refuse_postgresql(settings)
     file = sqlite_file.file_of(settings.database)
     manifest = backups.check(folder)
-    _make_place(settings, file)
+    _make_directory(settings, file)
     replaced = backups.restore(folder, file, now=now())
     if json:
-        echo_json({"restored": str(file), "replaced": [str(one) for one in replaced]})
+        echo_json({"restored": str(file), "replaced": [str(path) for path in replaced]})
         return 0
     echo(f"restored {file}, as it was at {rfc3339(manifest.time)}")
     if replaced:
-        echo(f"what it replaced is in {', '.join(str(one) for one in replaced)}")
+        echo(f"the replaced files are {', '.join(map(str, replaced))}")
     return 0
 
 
-def _make_place(settings: Settings, file: Path) -> None:
+def _make_directory(settings: Settings, file: Path) -> None:
     sqlite_file.refuse_network(file)
     if settings.database_url is None:
         credentials.make_data_dir(settings)

@@ -12,6 +12,7 @@ from receiver.cli import options
 from receiver.cli.context import with_database
 from receiver.cli.explanation import ExplanationFields, echo_explanation
 from receiver.cli.output import echo, echo_fields, echo_json, echo_page, echo_table
+from receiver.clock import now
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.events import Api, Direction, Event
 from receiver.domain.explanation import explain
@@ -22,15 +23,14 @@ from receiver.settings import Settings
 from receiver.storage import messages, retries
 from receiver.storage.database import Database
 from receiver.storage.publications import publications_of_message
-from receiver.worker import now
 
 
-def list_messages(config: Path | None, asked: Mapping[str, Any], *, json: bool) -> int:
-    query = options.read(MessageParameters, asked).query()
+def list_messages(config: Path | None, parameters: Mapping[str, Any], *, json: bool) -> int:
+    query = options.parse(MessageParameters, parameters).query()
 
     async def work(_: Settings, database: Database) -> int:
         page = await messages.find(database, query)
-        echo_page(page, _HEADINGS, _row, model=Message, json=json, number=asked["page"])
+        echo_page(page, _HEADINGS, _row, model=Message, json=json, number=parameters["page"])
         return 0
 
     return with_database(config, work, reads_processed=True)
@@ -57,7 +57,7 @@ def _row(view: MessageView) -> tuple[object, ...]:
 def show_message(
     config: Path | None, message_id: str, *, api: Api | None, direction: Direction | None, all_: bool, json: bool
 ) -> int:
-    """Shows one message: what became of it in words; with `all_` every column of it too."""
+    """Shows one message in words; with `all_` also every column."""
 
     async def work(settings: Settings, database: Database) -> int:
         view = _only(message_id, await messages.with_id(database, message_id, api, direction))
@@ -150,7 +150,7 @@ def _only(message_id: str, found: Sequence[MessageView]) -> MessageView:
 def _echo_columns(message: Message, events: Sequence[Event]) -> None:
     echo_fields(_fields(message.model_dump(mode="json", by_alias=True, exclude={"recipients"})))
     for recipient in message.recipients:
-        echo("", f"to {recipient.to or 'a number that was not told'}")
+        echo("", f"to {recipient.to or 'an unknown number'}")
         echo_fields(_recipient_fields(recipient), indent="  ")
     echo("", "events, in order of arrival")
     echo_table(_EVENT_HEADINGS, [_event_row(event) for event in events])
@@ -159,14 +159,14 @@ def _echo_columns(message: Message, events: Sequence[Event]) -> None:
 _EVENT_HEADINGS = ("RECEIVED", "TYPE", "TIME", "RECIPIENT", "CODE", "DESCRIPTION")
 
 
-def _fields(told: Mapping[str, Any]) -> list[tuple[str, object]]:
-    return [(name, value) for name, value in told.items() if value is not False]
+def _fields(values: Mapping[str, Any]) -> list[tuple[str, object]]:
+    return [(name, value) for name, value in values.items() if value is not False]
 
 
 def _recipient_fields(recipient: Recipient) -> list[tuple[str, object]]:
-    told = recipient.model_dump(mode="json", by_alias=True, exclude={"to"})
-    reason = told.pop("reason")
-    return [*_fields(told), ("meaning", f"{reason['name']}: {reason['description']}" if reason else None)]
+    values = recipient.model_dump(mode="json", by_alias=True, exclude={"to"})
+    reason = values.pop("reason")
+    return [*_fields(values), ("meaning", f"{reason['name']}: {reason['description']}" if reason else None)]
 
 
 def _event_row(event: Event) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""Options read by the models of the query API, so that both take the same values and refuse the same ones."""
+"""Options validated by the models of the query API, so that commands and API accept the same values."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -12,7 +12,7 @@ from receiver.api.parameters import Parameters
 
 Model = TypeVar("Model", bound=Parameters)
 
-# the parameters whose option is called otherwise
+# The parameters whose option has another name.
 _OPTIONS = {
     "fromDateTime": "--since",
     "toDateTime": "--until",
@@ -25,10 +25,10 @@ _OPTIONS = {
 }
 
 
-def read(model: type[Model], asked: Mapping[str, Any]) -> Model:
-    """The parameters that options give; raises a usage error that names the option."""
+def parse(model: type[Model], parameters: Mapping[str, Any]) -> Model:
+    """The parameters from the values of options; raises a usage error that names the invalid option."""
     try:
-        return model.model_validate({name: value for name, value in asked.items() if value is not None})
+        return model.model_validate({name: value for name, value in parameters.items() if value is not None})
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = str(problem["loc"][0])
@@ -37,7 +37,7 @@ def read(model: type[Model], asked: Mapping[str, Any]) -> Model:
 
 
 def time(value: str | None, option: str) -> datetime | None:
-    """The moment that an option gives."""
+    """The time from the value of an option; raises a usage error that names the option."""
     try:
         return moment(value) if value is not None else None
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What the commands write: text that is safe for a terminal, tables, JSON."""
+"""Output of the commands: text that is safe for a terminal, tables, JSON."""
 
 import re
 import sys
@@ -11,10 +11,10 @@ from receiver.domain.queries import Page
 
 View = TypeVar("View")
 
-# What a terminal may take for an order: control characters, line separators, and those that turn the direction of text.
-_ORDERS: Final = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
-_NOT_PLAIN: Final = re.compile(f"[{_ORDERS}]|[\ud800-\udfff]")
-_NOT_PLAIN_JSON: Final = re.compile(f"(?![\n])[{_ORDERS}]")
+# Characters that control a terminal: control characters, line separators, and those that change the text direction.
+_CONTROLS: Final = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+_NOT_PLAIN: Final = re.compile(f"[{_CONTROLS}]|[\ud800-\udfff]")
+_NOT_PLAIN_JSON: Final = re.compile(f"(?![\n])[{_CONTROLS}]")
 
 
 class OutputClosed(Exception):
@@ -22,15 +22,15 @@ class OutputClosed(Exception):
 
 
 def plain(text: str) -> str:
-    """Text on one line, with whatever a terminal might take for an order escaped."""
+    """Text on one line, with the characters that control a terminal escaped."""
     return _NOT_PLAIN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def write(content: bytes) -> None:
-    """Writes to standard output at once, and all of it."""
+    """Writes all of the content to standard output, and flushes it."""
     stream, rest = sys.stdout.buffer, memoryview(content)
     try:
-        # not through the text layer: with PYTHONUNBUFFERED it drops what a closing pipe did not take, and says nothing
+        # Not through the text layer: with PYTHONUNBUFFERED it silently drops what a closing pipe did not accept.
         while rest:
             rest = rest[stream.write(rest) :]
         stream.flush()
@@ -44,12 +44,12 @@ def _write_text(text: str) -> None:
 
 
 def echo(*lines: str) -> None:
-    """Writes lines, each made safe."""
+    """Writes lines of safe text."""
     _write_text("".join(f"{plain(line)}\n" for line in lines))
 
 
 def echo_error(text: str) -> None:
-    """Writes one line to standard error, in the name of the program."""
+    """Writes one line to standard error, after the name of the program."""
     sys.stderr.write(f"receiver: {plain(text)}\n")
 
 
@@ -62,7 +62,7 @@ def echo_json(value: Any) -> None:
 
 
 def echo_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Writes rows under headings, in columns as wide as they need."""
+    """Writes rows under headings, in columns of the necessary width."""
     cells = [list(headings), *([cell(value) for value in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
     padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
@@ -78,7 +78,7 @@ def echo_page(
     json: bool,
     number: int,
 ) -> None:
-    """Writes page `number` of a list: as JSON by a model, or under headings, with a hint where the list goes on."""
+    """Writes page `number` of a list: as JSON by a model, or as a table with a hint at the next page."""
     if json:
         echo_json([model.model_validate(view) for view in page.items])
         return
@@ -88,14 +88,14 @@ def echo_page(
 
 
 def echo_fields(fields: Iterable[tuple[str, object]], *, indent: str = "") -> None:
-    """Writes names and values below each other; what is absent is left out."""
-    told = [(name, cell(value)) for name, value in fields if value not in (None, "", [])]
-    width = max((len(name) for name, _ in told), default=0)
-    echo(*(f"{indent}{name.ljust(width)}  {value}" for name, value in told))
+    """Writes one name and value per line; empty values are left out."""
+    present = [(name, cell(value)) for name, value in fields if value not in (None, "", [])]
+    width = max((len(name) for name, _ in present), default=0)
+    echo(*(f"{indent}{name.ljust(width)}  {value}" for name, value in present))
 
 
 def cell(value: object) -> str:
-    """A value as people read it."""
+    """A value as text for people."""
     match value:
         case None:
             return "-"

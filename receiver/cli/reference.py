@@ -28,10 +28,10 @@ _YES_OR_NO: Final = {True: "yes", False: "no", None: "not documented"}
 
 def settings() -> Iterator[str]:
     yield from ("# Settings", "")
-    yield from ("For whoever configures `receiver`: every setting, its type and its default.", "")
+    yield from ("For operators: every setting of `receiver` with its type and its default.", "")
     yield "Environment variables win over the TOML file, which wins over the directory of secrets; see"
     yield "[Where settings come from](first-run.md#where-settings-come-from). Lists and tables are JSON in the"
-    yield from ("environment. A wrong or unknown setting stops the start with one line that names it.", "")
+    yield from ("environment. A wrong or unknown setting prevents the start, and one line names it.", "")
     schema = Settings.model_json_schema()
     for name, described in schema["properties"].items():
         definition = schema["$defs"].get(described.get("$ref", "").rpartition("/")[2], {})
@@ -69,9 +69,9 @@ def _toml(value: object) -> str:
 
 def codes() -> Iterator[str]:
     yield from ("# Delivery codes", "")
-    yield from ("For whoever asks why a message failed: every delivery code that Bandwidth documents.", "")
-    yield "A failure is `refused` where Bandwidth turns the message down before the network, `network` where a"
-    yield "carrier or the handset fails, and `other` where the code does not say. `receiver codes CODE` prints more"
+    yield from ("For support staff and developers: every delivery code that Bandwidth documents.", "")
+    yield "A failure is `refused` where Bandwidth rejects the message before the network, `network` where a carrier"
+    yield "or the handset fails, and `other` where the code does not say. `receiver codes CODE` prints more"
     yield "about one code. Whether a retry helps is documented for v2 only; a v1 code has the entry of its v2 code."
     yield ""
     for api, title in ((Api.V2, "v2 (Messaging)"), (Api.V1, "v1 (Catapult)")):
@@ -94,7 +94,7 @@ def _code(entry: CodeEntry) -> tuple[str, ...]:
 
 def commands() -> Iterator[str]:
     yield from ("# Commands", "")
-    yield from ("For whoever works with `receiver` in a shell: every command with its arguments and options.", "")
+    yield from ("For users of the command line: every command of `receiver` with its arguments and options.", "")
     yield "Exit codes: 0 means success, 1 a failure or nothing found, 2 a wrong call or a wrong setting. An error is"
     yield from ("one line on standard error.", "")
     root: Any = get_command(app)

@@ -1,4 +1,4 @@
-"""`receiver sandbox`: plays Bandwidth until it is told to stop."""
+"""`receiver sandbox`: stands in for Bandwidth until it is stopped."""
 
 import ipaddress
 import socket
@@ -16,14 +16,15 @@ from receiver.sandbox.app import application
 from receiver.sandbox.client import is_local
 from receiver.sandbox.settings import SandboxSettings
 
-# the setting whose option is called otherwise
+# Settings whose option has another name.
 _OPTIONS = {"messages_per_second": "--no-rate-limit", "rates": "--rate"}
 _JSON = "-H 'Content-Type: application/json'"
 
 
-def sandbox(asked: dict[str, Any], *, rates: Iterable[str], host: str, port: int) -> int:
-    """Serves until SIGTERM or SIGINT; `asked` are settings by name, None for those not given."""
-    settings = _settings({**{name: value for name, value in asked.items() if value is not None}, "rates": _read(rates)})
+def sandbox(options: dict[str, Any], *, rates: Iterable[str], host: str, port: int) -> int:
+    """Serves until SIGTERM or SIGINT. `options` are settings by name; None stands for the default."""
+    values = {name: value for name, value in options.items() if value is not None}
+    settings = _settings({**values, "rates": _parse_rates(rates)})
     logs.configure(level="warning")
     with ExitStack() as stack:
         listeners = bind(host, port)
@@ -33,20 +34,20 @@ def sandbox(asked: dict[str, Any], *, rates: Iterable[str], host: str, port: int
     return 0
 
 
-def _settings(given: dict[str, Any]) -> SandboxSettings:
+def _settings(values: dict[str, Any]) -> SandboxSettings:
     try:
-        return SandboxSettings.model_validate(given)
+        return SandboxSettings.model_validate(values)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         name = str(problem["loc"][0])
-        within = [part for part in problem["loc"][1:] if isinstance(part, str)]
-        words = [*within, problem["msg"].removeprefix("Value error, ")]
+        keys = [part for part in problem["loc"][1:] if isinstance(part, str)]
+        message = ": ".join([*keys, problem["msg"].removeprefix("Value error, ")])
         option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
-        raise typer.BadParameter(": ".join(words), param_hint=option) from None
+        raise typer.BadParameter(message, param_hint=option) from None
 
 
-def _read(rates: Iterable[str]) -> dict[str, str]:
-    """The rates in `NAME=SHARE`."""
+def _parse_rates(rates: Iterable[str]) -> dict[str, str]:
+    """Parses rates of the form `NAME=SHARE`."""
     pairs = [rate.partition("=") for rate in rates]
     if not all(share for _, _, share in pairs):
         raise typer.BadParameter("must be NAME=SHARE, for example failed=0.1", param_hint="--rate")
@@ -59,17 +60,17 @@ async def _serve(settings: SandboxSettings, host: str, listeners: Sequence[socke
     async with serving(app, listeners):
         url = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}"
         if not all(_is_loopback(listener) for listener in listeners):
-            echo_error(f"{url} is open to others, and the addresses under /sandbox/ ask nobody for credentials")
-        for option in _not_called_back(settings):
-            echo_error(f"{option} is not on this machine: nothing is posted there without --remote-callbacks")
+            echo_error(f"{url} is open to others, and the addresses under /sandbox/ need no credentials")
+        for option in _remote_urls(settings):
+            echo_error(f"{option} is not on this machine: callbacks are not sent there without --remote-callbacks")
         with suppress(OutputClosed):
-            echo(*announcement(settings, url))
+            echo(*_banner(settings, url))
         await stop.wait()
-        app.state.caller.end_waits()
+        app.state.callback_sender.end_waits()
 
 
-def _not_called_back(settings: SandboxSettings) -> list[str]:
-    """The options that name a URL of another machine, which we may not call."""
+def _remote_urls(settings: SandboxSettings) -> list[str]:
+    """Returns the options with a URL on another machine, to which the sandbox does not send callbacks."""
     urls = {
         "--outbound-url": settings.outbound_url,
         "--inbound-url": settings.inbound_url,
@@ -80,18 +81,18 @@ def _not_called_back(settings: SandboxSettings) -> list[str]:
     return [option for option, url in urls.items() if url and not is_local(url.get_secret_value())]
 
 
-def announcement(settings: SandboxSettings, url: str) -> list[str]:
-    """What to do with a sandbox at this address."""
+def _banner(settings: SandboxSettings, url: str) -> list[str]:
+    """Returns the lines printed at the start: the URL and examples."""
     return [
         f"sandbox listens on {url}",
         "",
-        "Send a message, v2 and v1",
+        "Send a message with v2 and with v1",
         f"  {_post(settings, url + '/api/v2/users/u-1/messages', _V2_MESSAGE)}",
         f"  {_post(settings, url + '/v1/users/u-1/messages', _V1_MESSAGE)}",
-        *_untold(settings),
-        "Let one come in",
+        *_outbound_url_hint(settings),
+        "Simulate an inbound message",
         f"  curl {url}/sandbox/inbound {_JSON} -d '{_INBOUND}'",
-        "See what was called back, and which recipients fail or misbehave",
+        "List the callbacks sent, and the recipients that fail or have faults",
         f"  curl {url}/sandbox/posts",
         f"  curl {url}/sandbox/numbers",
     ]
@@ -106,14 +107,16 @@ _INBOUND = '{"from": "+19195554321", "to": "+19195551234", "text": "hello"}'
 
 
 def _post(settings: SandboxSettings, url: str, message: str) -> str:
-    who = {(): "", SandboxSettings().credentials: "-u token:secret "}.get(settings.credentials, "-u TOKEN:SECRET ")
-    return f"curl {who}{url} {_JSON} -d '{message}'"
+    credentials = {(): "", SandboxSettings().credentials: "-u token:secret "}.get(
+        settings.credentials, "-u TOKEN:SECRET "
+    )
+    return f"curl {credentials}{url} {_JSON} -d '{message}'"
 
 
-def _untold(settings: SandboxSettings) -> list[str]:
+def _outbound_url_hint(settings: SandboxSettings) -> list[str]:
     if settings.outbound_url is not None:
         return []
-    return ["What becomes of v2 messages is told to nobody: --outbound-url says where to call back."]
+    return ["Status callbacks of v2 messages are not sent: set --outbound-url."]
 
 
 def _is_loopback(listener: socket.socket) -> bool:

@@ -1,4 +1,4 @@
-"""Work that runs in this process until it is asked to stop, and the servers it needs."""
+"""The event loop, the sockets, the HTTP servers and the stop signals of commands that serve until they are stopped."""
 
 import asyncio
 import signal
@@ -14,7 +14,7 @@ from receiver.intake.server import server
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
-    """A socket for every address a host name stands for, all on one port; port 0 takes a free one."""
+    """A listening socket for every address of a host name, all on the same port; port 0 takes a free port."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         with ExitStack() as undo:
@@ -35,13 +35,13 @@ _STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    """Runs it on the fastest event loop there is."""
+    """Runs a coroutine on uvloop if it is installed, else on the event loop of asyncio."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
             runner.run(work)
         except SystemExit:
-            # uvicorn's way to say that the application did not start
-            raise ReceiverError("the server did not start; the log says why") from None
+            # uvicorn exits like this when the application did not start.
+            raise ReceiverError("the server did not start; the log has the reason") from None
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -53,10 +53,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def stop_signal() -> asyncio.Event:
-    """An event that is set when somebody asks to stop, from now on and as often as they like."""
+    """An event that is set by SIGINT, SIGTERM or SIGHUP, each time one arrives."""
     stop = asyncio.Event()
     for number in _STOPPING:
-        # a terminal that is closed takes what runs in it along, but not what was begun with nohup
+        # SIGHUP comes from a closed terminal; a process started with nohup ignores it.
         if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
             continue
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -65,9 +65,9 @@ def stop_signal() -> asyncio.Event:
 
 @asynccontextmanager
 async def serving(app: Any, listeners: Sequence[socket.socket], *, lifespan: bool = True) -> AsyncIterator[None]:
-    """Serves an application while the block runs, its lifespan included; leaves the signals alone."""
+    """Serves an application, with its lifespan, while the block runs, without handlers for signals."""
     host, port = listeners[0].getsockname()[:2]
-    running = _DeafServer(server(app, host=host, port=port, lifespan=lifespan).config)
+    running = _ServerWithoutSignals(server(app, host=host, port=port, lifespan=lifespan).config)
     task = asyncio.create_task(running.serve(sockets=list(listeners)))
     try:
         while not running.started:
@@ -80,7 +80,7 @@ async def serving(app: Any, listeners: Sequence[socket.socket], *, lifespan: boo
         await task
 
 
-class _DeafServer(uvicorn.Server):
+class _ServerWithoutSignals(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield

@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from receiver.api.parameters import ReplayParameters, SinkParameters
-from receiver.api.representations import BegunReplay, Replay, Sink, SinkTest
+from receiver.api.representations import Replay, ReplayResponse, Sink, SinkTest
 from receiver.cli import options
 from receiver.cli.context import read_settings, with_database
 from receiver.cli.output import echo, echo_error, echo_fields, echo_json, echo_page
+from receiver.clock import now
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.queries import ReplayAction, ReplayView, SinkView
 from receiver.errors import Unknown
 from receiver.settings import Settings
-from receiver.sinks.probe import try_out
+from receiver.sinks.probe import probe_sink
 from receiver.storage import replays, sinks
 from receiver.storage.database import Database
 from receiver.storage.replays import Since
-from receiver.worker import now
 
 
-def list_sinks(config: Path | None, asked: Mapping[str, Any], *, json: bool) -> int:
-    query = options.read(SinkParameters, asked)
+def list_sinks(config: Path | None, parameters: Mapping[str, Any], *, json: bool) -> int:
+    query = options.parse(SinkParameters, parameters)
 
     async def work(settings: Settings, database: Database) -> int:
         page = await sinks.find(
@@ -79,15 +79,15 @@ def _fields(view: SinkView) -> list[tuple[str, object]]:
 def test_sink(config: Path | None, name: str, *, json: bool) -> int:
     tables = _tables(read_settings(config))
     if name not in tables:
-        raise Unknown(f"there is no sink {name} in the settings")
-    trial = asyncio.run(try_out(tables[name]))
+        raise Unknown(f"the settings have no sink {name}")
+    result = asyncio.run(probe_sink(tables[name]))
     if json:
-        echo_json(SinkTest.model_validate(trial))
-    elif trial.error is None:
-        echo(f"{name} can be reached ({trial.seconds:.2f} s)")
+        echo_json(SinkTest.model_validate(result))
+    elif result.error is None:
+        echo(f"{name} can be reached ({result.seconds:.2f} s)")
     else:
-        echo_error(f"{name} cannot be reached: {trial.error}")
-    return 0 if trial.ok else 1
+        echo_error(f"{name} cannot be reached: {result.error}")
+    return 0 if result.ok else 1
 
 
 def pause_sink(config: Path | None, name: str, *, paused: bool, json: bool) -> int:
@@ -96,7 +96,9 @@ def pause_sink(config: Path | None, name: str, *, paused: bool, json: bool) -> i
         if json:
             echo_json(Sink.model_validate(await sinks.one(database, name, _types(settings), now=now())))
         else:
-            echo(f"{name} is paused: its events wait" if paused else f"{name} is given events again")
+            echo(
+                f"{name} is paused: its events wait" if paused else f"{name} is resumed: its events are published again"
+            )
         return 0
 
     return with_database(config, work)
@@ -107,17 +109,21 @@ def begin_replay(config: Path | None, name: str, *, since: str | None, dry_run: 
 
     async def work(_: Settings, database: Database) -> int:
         if dry_run:
-            begun, log_range = None, await replays.log_range(database, name, start)
+            started, log_range = None, await replays.log_range(database, name, start)
         else:
-            begun, log_range = await replays.begin(database, name, start, now=now())
+            started, log_range = await replays.begin(database, name, start, now=now())
         if json:
-            echo_json(BegunReplay.of(name, begun, log_range, dry_run=dry_run))
+            echo_json(ReplayResponse.of(name, started, log_range, dry_run=dry_run))
             return 0
         events = f"{log_range.events} events, received from {_time(log_range.first_at)} on,"
-        if begun is not None:
-            echo(f"replay {begun.id}: {events} go to {name} again")
+        if started is not None:
+            echo(f"replay {started.id}: {events} are published to {name} again")
         else:
-            echo(f"{events} would go to {name} again" if log_range.events else f"there is nothing to give {name} again")
+            echo(
+                f"{events} would be published to {name} again"
+                if log_range.events
+                else f"there is no event to replay to {name}"
+            )
         return 0
 
     return with_database(config, work)
@@ -135,8 +141,8 @@ def act_on_replay(config: Path | None, name: str, action: ReplayAction, *, json:
     return with_database(config, work)
 
 
-def list_replays(config: Path | None, name: str, asked: Mapping[str, Any], *, json: bool) -> int:
-    query = options.read(ReplayParameters, asked)
+def list_replays(config: Path | None, name: str, parameters: Mapping[str, Any], *, json: bool) -> int:
+    query = options.parse(ReplayParameters, parameters)
 
     async def work(_: Settings, database: Database) -> int:
         async with database.reading() as connection:

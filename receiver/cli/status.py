@@ -1,23 +1,30 @@
-"""`receiver status`: how the installation is doing, by its database alone; a line for each part."""
+"""`receiver status`: the state of the installation as its database shows it, one line for each part."""
 
 import asyncio
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
-from receiver.api.status import DatabaseStatus, JournalStatus, ProcessorStatus, SinkStatus, Status, status_of
+from receiver.api.status import (
+    DatabaseStatus,
+    InstallationStatus,
+    JournalStatus,
+    ProcessorStatus,
+    SinkStatus,
+    status_of,
+)
 from receiver.cli.context import read_settings, refuse_absent
 from receiver.cli.output import echo, echo_fields, echo_json
+from receiver.clock import now
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.installation import Findings, assess
 from receiver.settings import Settings
 from receiver.storage.database import Database
 from receiver.storage.status import StatusReader
-from receiver.worker import now
 
 
 def status(config: Path | None, *, json: bool) -> int:
-    """Exit code 1 where something is wrong."""
+    """Prints the state; the exit code is 1 if there is a problem."""
     settings = read_settings(config)
     refuse_absent(settings)
     found = status_of(assess(asyncio.run(_findings(settings)), now()))
@@ -38,7 +45,7 @@ async def _findings(settings: Settings) -> Findings:
         await database.close()
 
 
-def _lines(found: Status) -> Iterator[tuple[str, str]]:
+def _lines(found: InstallationStatus) -> Iterator[tuple[str, str]]:
     yield "receiver", f"{found.version}, {found.status}"
     yield "journal", _journal(found.journal)
     yield "processor", _processor(found.processor)
@@ -52,32 +59,32 @@ def _lines(found: Status) -> Iterator[tuple[str, str]]:
 
 def _journal(journal: JournalStatus) -> str:
     if journal.pending is None:
-        return "not known"
+        return "unknown"
     if not journal.pending:
         return "every callback is processed"
     return f"{journal.pending:,} callbacks wait to be processed, the oldest for {_age(journal.oldest_pending_seconds)}"
 
 
 def _processor(processor: ProcessorStatus) -> str:
-    words: list[str] = [processor.state or "not known"]
+    parts: list[str] = [processor.state or "unknown"]
     if processor.failing_since is not None:
-        words.append(f"since {rfc3339(processor.failing_since)}")
+        parts.append(f"since {rfc3339(processor.failing_since)}")
     if processor.error is not None:
-        words.append(processor.error)
+        parts.append(processor.error)
     if processor.callbacks is not None:
-        words.append(f"{processor.callbacks:,} callbacks processed, {processor.repeats:,} of them repeats")
-    return ", ".join(words)
+        parts.append(f"{processor.callbacks:,} callbacks processed, {processor.repeats:,} of them repeats")
+    return ", ".join(parts)
 
 
 def _sink(sink: SinkStatus) -> str:
-    words = [sink.state, f"{sink.lag:,} events behind"]
+    parts = [sink.state, f"{sink.lag:,} events behind"]
     if sink.oldest_seconds is not None:
-        words.append(f"the oldest for {_age(sink.oldest_seconds)}")
+        parts.append(f"the oldest for {_age(sink.oldest_seconds)}")
     if sink.dead_letters:
-        words.append(f"{sink.dead_letters:,} dead letters")
+        parts.append(f"{sink.dead_letters:,} dead letters")
     if sink.last_error is not None:
-        words.append(f"last error: {sink.last_error}")
-    return ", ".join(words)
+        parts.append(f"last error: {sink.last_error}")
+    return ", ".join(parts)
 
 
 def _database(database: DatabaseStatus) -> str:

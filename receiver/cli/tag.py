@@ -52,7 +52,7 @@ def verify(
 
 
 def _keys(config: Path | None, kid: str | None) -> dict[str, str]:
-    """The keys of the settings, in their order; with a kid that one alone."""
+    """The tag keys of the settings, in their order; with a kid only the key with that kid."""
     keys = tags.parse_keys(key.get_secret_value() for key in load(config).tag_keys)
     if not keys:
         raise SettingsError('set RECEIVER_TAG_KEYS, for example ["k1:secret"]')

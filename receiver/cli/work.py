@@ -1,4 +1,4 @@
-"""`receiver work`: a worker by itself, beside web processes that have none (`RECEIVER_WORKER=none`)."""
+"""`receiver work`: a separate worker, for web processes without one (`RECEIVER_WORKER=none`)."""
 
 import asyncio
 import gc
@@ -36,7 +36,7 @@ log = structlog.get_logger("receiver.work")
 
 
 def work(config: Path | None, *, metrics: str | None) -> int:
-    """Works until SIGTERM or SIGINT."""
+    """Runs a worker until SIGTERM or SIGINT."""
     settings = load(config)
     logs.configure(form=settings.log_format, level=settings.log_level)
     refuse_absent(settings)
@@ -72,7 +72,7 @@ async def _work(settings: Settings, read: Callable[[], Settings], listeners: Seq
 
 
 async def _refuse_unfit(settings: Settings) -> None:
-    """Raises SchemaError or UnfitDatabase where the database is not one that this version can work with."""
+    """Raises SchemaError or UnfitDatabase if this version cannot work with the database."""
     if is_sqlite(settings.database):
         file = sqlite_file.file_of(settings.database)
         sqlite_file.refuse_half_restored(file)
@@ -98,7 +98,7 @@ async def _stop(worker: Worker) -> None:
 
 @asynccontextmanager
 async def _reloading(worker: Worker, read: Callable[[], Settings], reload: asyncio.Event) -> AsyncIterator[None]:
-    task = asyncio.create_task(_reload_whenever(worker, read, reload))
+    task = asyncio.create_task(_reload_on_signal(worker, read, reload))
     try:
         yield
     finally:
@@ -106,7 +106,7 @@ async def _reloading(worker: Worker, read: Callable[[], Settings], reload: async
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _reload_whenever(worker: Worker, read: Callable[[], Settings], reload: asyncio.Event) -> None:
+async def _reload_on_signal(worker: Worker, read: Callable[[], Settings], reload: asyncio.Event) -> None:
     while True:
         await reload.wait()
         reload.clear()
@@ -133,13 +133,13 @@ def _listeners(address: str, settings: Settings) -> list[socket.socket]:
     host, _, port = address.rpartition(":")
     if not (host and port.isascii() and port.isdecimal() and int(port) < 65536):
         raise SettingsError(f"--metrics: {address} is not HOST:PORT")
-    # Here, so that a missing token is an error before anything is started.
+    # A missing token is an error before anything starts.
     _tokens(settings)
     return bind(host.removeprefix("[").removesuffix("]"), int(port))
 
 
 def _tokens(settings: Settings) -> Tokens | None:
-    """Whose requests for metrics are answered; None: everybody's."""
+    """The tokens that `/metrics` requires; None: no token."""
     if settings.metrics_auth == "none":
         return None
     if not settings.api_tokens and is_sqlite(settings.database):
@@ -150,7 +150,7 @@ def _tokens(settings: Settings) -> Tokens | None:
 
 
 def _application(settings: Settings, worker: Worker) -> Starlette:
-    """`/metrics` behind the same token as the web process's, and `/healthz`."""
+    """`/metrics`, which needs the same tokens as `/metrics` of the web process, and `/healthz`."""
     tokens = _tokens(settings)
 
     async def metrics(_: Request) -> Response:

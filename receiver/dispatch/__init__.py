@@ -1,1 +1,1 @@
-"""What runs without a request."""
+"""Publishes the events of the log to the sinks, in a worker process."""

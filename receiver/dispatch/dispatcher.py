@@ -1,4 +1,4 @@
-"""Brings events from the log to the sinks: one dispatcher for each, and at any time one process that works for it."""
+"""Runs one dispatcher per sink. A lease makes sure that only one process at a time publishes to a sink."""
 
 import asyncio
 import random
@@ -19,27 +19,31 @@ from receiver.domain.retry import BreakerState
 from receiver.domain.window import Settlement
 from receiver.errors import ReceiverError, StorageUnavailable
 from receiver.sinks.base import Sink
-from receiver.sinks.concurrency import contained, named
+from receiver.sinks.concurrency import call_sink, error_name
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import retries, sinks
 from receiver.storage.database import Database
 from receiver.storage.sinks import Lease, LeaseLost
 
-# A sink whose holder died is silent for so long; a fifth of it is between two renewals.
+# After its holder died, a sink gets nothing until the lease expires. The lease is renewed every fifth of this time.
 LEASE_SECONDS: Final = 15.0
 POLL_SECONDS: Final = 1.0
-_LONGEST_REST_SECONDS: Final = 60.0
+_MAX_BACKOFF_SECONDS: Final = 60.0
 _START_SECONDS: Final = 15.0
 
 log = structlog.get_logger("receiver.dispatcher")
 
 
 class _NotStarted(ReceiverError):
-    """The sink could not get ready."""
+    """The `start` of a sink failed."""
 
 
 class Dispatchers:
-    """The dispatchers of all sinks of this process."""
+    """The dispatchers of all configured sinks in this process.
+
+    `clock` returns aware UTC time, `random_fraction` a number from 0 to 1 for the jitter of retries. `holder` names
+    this worker in its leases; None: each dispatcher has a name of its own.
+    """
 
     def __init__(
         self,
@@ -64,46 +68,50 @@ class Dispatchers:
             poll_seconds=poll_seconds,
             holder=holder,
         )
-        self._configured = {one.name: one for one in configured}
+        self._configured = {sink.name: sink for sink in configured}
         self._dispatchers: dict[str, Dispatcher] = {}
         wakeup.listen(self._wake)
 
     async def start(self) -> None:
-        """Makes the sinks known, so that a new one misses nothing from here on, and begins to work."""
-        for one in self._configured.values():
-            await self._register(one)
-            self._dispatchers[one.name] = Dispatcher(one, self._resources)
+        """Registers the sinks, so that a new sink misses no event from here on, and starts their dispatchers."""
+        for configured in self._configured.values():
+            await self._register(configured)
+            self._dispatchers[configured.name] = Dispatcher(configured, self._resources)
 
     async def reload(self, configured: Sequence[ConfiguredSink]) -> None:
-        """Works for other sinks, or with other settings, from now on; a sink that stays as it was is started anew.
+        """Applies a new list of sinks. Unchanged sinks are restarted.
 
-        Raises StorageUnavailable, and changes nothing, where the sinks cannot be made known.
+        Raises StorageUnavailable, and changes nothing, when the sinks cannot be registered.
         """
-        wanted = {one.name: one for one in configured}
-        kept = {name for name, one in wanted.items() if self._is_as_before(one)}
-        others = wanted.keys() - kept
-        for name in others:
+        wanted = {sink.name: sink for sink in configured}
+        unchanged = {name for name, sink in wanted.items() if self._is_unchanged(sink)}
+        changed = wanted.keys() - unchanged
+        for name in changed:
             await self._register(wanted[name])
-        for name in kept:
-            self._dispatchers[name].refresh(wanted[name])
-        left = [self._dispatchers.pop(name) for name in set(self._dispatchers) - kept]
+        for name in unchanged:
+            self._dispatchers[name].restart(wanted[name])
+        removed = [self._dispatchers.pop(name) for name in set(self._dispatchers) - unchanged]
         self._configured = wanted
-        await asyncio.gather(*(dispatcher.stop() for dispatcher in left))
-        for name in others:
+        await asyncio.gather(*(dispatcher.stop() for dispatcher in removed))
+        for name in changed:
             self._dispatchers[name] = Dispatcher(wanted[name], self._resources)
 
     async def stop(self) -> None:
-        """Finishes what is under way, settles it and gives the leases back."""
+        """Finishes the publishes under way, settles them and releases the leases."""
         await asyncio.gather(*(dispatcher.stop() for dispatcher in self._dispatchers.values()))
         self._dispatchers = {}
 
-    async def _register(self, one: ConfiguredSink) -> None:
-        database = self._resources.database
-        await sinks.register(database, one.name, start=one.settings.start, fingerprint=one.fingerprint)
+    async def _register(self, configured: ConfiguredSink) -> None:
+        await sinks.register(
+            self._resources.database,
+            configured.name,
+            start=configured.settings.start,
+            fingerprint=configured.fingerprint,
+        )
 
-    def _is_as_before(self, one: ConfiguredSink) -> bool:
-        before = self._configured.get(one.name)
-        return before is not None and before.settings == one.settings and one.name in self._dispatchers
+    def _is_unchanged(self, configured: ConfiguredSink) -> bool:
+        before = self._configured.get(configured.name)
+        return before is not None and before.settings == configured.settings and configured.name in self._dispatchers
 
     def _wake(self) -> None:
         for dispatcher in self._dispatchers.values():
@@ -111,69 +119,69 @@ class Dispatchers:
 
 
 class Dispatcher:
-    """Works for one sink whenever this process holds its lease."""
+    """Publishes to one sink whenever this process holds the sink's lease."""
 
     def __init__(self, configured: ConfiguredSink, resources: Resources) -> None:
         self._name, self._resources = configured.name, resources
-        self._configured = self._fresh = configured
+        self._configured = self._next = configured
         self._holder = resources.holder or uuid4().hex
-        # the embedded database has one process, so a lease found at the start is that of a dead one
+        # SQLite has one process, so a lease found at the start belongs to a process that is dead.
         self._take_over = resources.database.is_sqlite
         self._deadline = float("-inf")
-        self._shift: PublishLoop | None = None
+        self._loop: PublishLoop | None = None
         self._stopped = False
         self._ending = asyncio.Event()
-        self._mishaps = 0
+        self._failures = 0
         self._task = asyncio.create_task(self._run())
 
     def wake(self) -> None:
-        """Says that the log has grown."""
-        if self._shift is not None:
-            self._shift.wake()
+        """Reports that the log has grown."""
+        if self._loop is not None:
+            self._loop.wake()
 
-    def refresh(self, configured: ConfiguredSink) -> None:
-        """Lets go of the sink and takes it up as it is made now: files that its settings name may have changed."""
-        self._fresh = configured
-        self._end_shift()
+    def restart(self, configured: ConfiguredSink) -> None:
+        """Stops the sink and starts `configured` in its place: files that its settings name may have changed."""
+        self._next = configured
+        self._end_loop()
 
-    def _end_shift(self) -> None:
+    def _end_loop(self) -> None:
         self._ending.set()
-        if self._shift is not None:
-            self._shift.hurry()
+        if self._loop is not None:
+            self._loop.interrupt()
 
     async def stop(self) -> None:
-        """Finishes what is under way."""
+        """Finishes the publishes under way and releases the lease."""
         self._stopped = True
-        self._end_shift()
+        self._end_loop()
         await self._task
 
     async def _run(self) -> None:
-        """Takes the lease whenever it is free and works under it, whatever happens, until told to stop."""
+        """Acquires the lease whenever it is free and publishes under it, whatever fails, until `stop` is called."""
         while not self._stopped:
             self._ending.clear()
-            self._configured = self._fresh
+            self._configured = self._next
             try:
                 await self._work()
-                self._mishaps = 0
+                self._failures = 0
             except LeaseLost as error:
                 log.warning("lease lost", sink=self._name, error=str(error))
                 self._resources.observer.lease_lost(self._name)
             except StorageUnavailable as error:
                 log.warning("the database is unavailable", sink=self._name, error=str(error))
             except PublishStuck as error:
-                self._mishaps += 1
-                log.error("sink is taken up anew", sink=self._name, error=str(error))
+                self._failures += 1
+                log.error("restarting sink", sink=self._name, error=str(error))
             except _NotStarted as error:
-                self._mishaps += 1
+                self._failures += 1
                 log.warning("sink did not start", sink=self._name, error=str(error))
             except Exception:
-                self._mishaps += 1
+                self._failures += 1
                 log.exception("dispatcher failed", sink=self._name)
-            await self._rest()
+            await self._backoff()
         self._resources.observer.sink_left(self._name)
 
     async def _work(self) -> None:
-        asked_at, seconds = self._resources.monotonic(), self._resources.lease_seconds
+        requested_at, seconds = self._resources.monotonic(), self._resources.lease_seconds
         lease = await sinks.acquire_lease(
             self._resources.database,
             self._name,
@@ -183,25 +191,25 @@ class Dispatcher:
             take_over=self._take_over,
         )
         if lease is None:
-            # what was told of a sink that did not start, or until the lease was lost, is now for another to tell
+            # Another process reports the metrics of this sink now, also after a failed start or a lost lease here.
             self._resources.observer.sink_left(self._name)
             return
         self._take_over = False
-        self._deadline = asked_at + seconds
+        self._deadline = requested_at + seconds
         try:
-            # A sink may take as long to start as the lease lasts.
+            # A sink may take as long to start as the lease lasts, so the lease is renewed meanwhile.
             renewing = asyncio.create_task(self._renew(lease))
             try:
                 await self._start_sink(lease)
             finally:
                 renewing.cancel()
                 await asyncio.gather(renewing, return_exceptions=True)
-            await self._hold(PublishLoop(self._configured, self._resources, lease, self._deadline), lease)
+            await self._run_loop(PublishLoop(self._configured, self._resources, lease, self._deadline), lease)
         finally:
-            await self._let_go(lease)
+            await self._release(lease)
 
     async def _renew(self, lease: Lease) -> None:
-        """Renews the lease until it is lost. The deadline counts from before the renewal was sent."""
+        """Renews the lease until it is lost. The deadline is counted from before the renewal was sent."""
         seconds = self._resources.lease_seconds
         while True:
             await asyncio.sleep(seconds / 5)
@@ -217,49 +225,49 @@ class Dispatcher:
     async def _start_sink(self, lease: Lease) -> None:
         try:
             async with asyncio.timeout(_START_SECONDS):
-                await contained(self._sink.start())
+                await call_sink(self._sink.start())
         except Exception as error:
             self._resources.observer.breaker_moved(self._name, BreakerState.OPEN)
-            await self._record(lease, f"did not start: {named(error)}")
+            await self._store_error(lease, f"did not start: {error_name(error)}")
             await self._measure()
-            raise _NotStarted(named(error)) from None
+            raise _NotStarted(error_name(error)) from None
 
-    async def _record(self, lease: Lease, complaint: str) -> None:
-        """Writes down why nothing is published."""
+    async def _store_error(self, lease: Lease, error: str) -> None:
+        """Stores why nothing is published, for `receiver sinks list`."""
         now = self._resources.clock()
-        health = replace(lease.health, down_since_at=lease.health.down_since_at or now, last_error=complaint)
+        health = replace(lease.health, down_since_at=lease.health.down_since_at or now, last_error=error)
         await retries.settle(self._resources.database, lease, Settlement(cursor=lease.cursor), health, now=now)
 
     async def _measure(self) -> None:
-        """Tells what waits although no shift has begun."""
+        """Reports the backlog of a sink whose publish loop has not begun."""
         view = await sinks.one(self._resources.database, self._name, {}, now=self._resources.clock())
         self._resources.observer.backlog_measured(
             self._name, view.lag, view.oldest_seconds or 0.0, view.retries, view.dead_letters
         )
 
-    async def _hold(self, shift: PublishLoop, lease: Lease) -> None:
-        self._shift = shift
+    async def _run_loop(self, loop: PublishLoop, lease: Lease) -> None:
+        self._loop = loop
         try:
-            await shift.run(self._ending)
+            await loop.run(self._ending)
         except PublishStuck as error:
-            await self._record(lease, str(error))
+            await self._store_error(lease, str(error))
             raise
         finally:
-            self._shift = None
+            self._loop = None
 
-    async def _let_go(self, lease: Lease) -> None:
-        """Stops the sink and gives the lease back, so that the next holder need not wait for its end."""
+    async def _release(self, lease: Lease) -> None:
+        """Stops the sink and releases the lease, so that the next holder need not wait until it expires."""
         try:
             async with asyncio.timeout(_START_SECONDS):
-                await contained(self._sink.stop())
+                await call_sink(self._sink.stop())
         except Exception as error:
-            log.warning("sink did not stop", sink=self._name, error=named(error))
+            log.warning("sink did not stop", sink=self._name, error=error_name(error))
         with suppress(StorageUnavailable):
             await sinks.release_lease(self._resources.database, lease)
 
-    async def _rest(self) -> None:
-        """Waits a while before the next try, longer after each mishap."""
-        seconds = min(self._resources.poll_seconds * 2 ** max(0, self._mishaps - 1), _LONGEST_REST_SECONDS)
+    async def _backoff(self) -> None:
+        """Waits before the next attempt: the poll interval, doubled after each failure in a row, up to a minute."""
+        seconds = min(self._resources.poll_seconds * 2 ** max(0, self._failures - 1), _MAX_BACKOFF_SECONDS)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._ending.wait()

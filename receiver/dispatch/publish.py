@@ -1,4 +1,4 @@
-"""What is kept and logged of an attempt."""
+"""Publishing one batch to a sink, and what is stored and logged about each attempt."""
 
 import asyncio
 from collections.abc import Sequence
@@ -33,85 +33,95 @@ from receiver.domain.publication import (
 from receiver.domain.window import Attempt
 from receiver.providers import bandwidth_codes
 from receiver.sinks.base import Sink
-from receiver.sinks.concurrency import CHECK_SECONDS, complaint, contained, named
+from receiver.sinks.concurrency import CHECK_SECONDS, call_sink, check_error, error_name
 
-# a sink that keeps its time-out itself, and then looks whether it is down, knows better than we what went wrong
+# A sink that enforces its own timeout and then checks whether it is down knows the cause better than we do.
 _GRACE_SECONDS: Final = 3.0
 _RESULTS: Final = (Published, Retry, Refused, SinkDown)
-_LARGEST_CODE: Final = 2**31
+_MAX_RESPONSE_CODE: Final = 2**31
 
 
 def publication(entry: LogEntry) -> Publication:
-    """An entry of the log, ready for any sink."""
+    """Makes the publication of a log entry: the CloudEvent and its JSON, the same for every sink."""
     event = entry.event
-    told = cloud_event(entry, _meaning(event.api, entry.delivery.code))
+    envelope = cloud_event(entry, _meaning(event.api, entry.delivery.code))
     return Publication(
         id=event.id,
         position=entry.position,
         ordering_key=ordering_key(entry),
         type=event_type(event),
         received_at=event.received_at,
-        event=told,
-        body=orjson.dumps(told),
+        event=envelope,
+        body=orjson.dumps(envelope),
         recipient=event.recipient,
     )
 
 
 def ordering_key(entry: LogEntry) -> str:
-    """The events of one message keep their order."""
+    """The ordering key of an entry: the events of one message keep their order."""
     return f"{entry.event.api}:{entry.event.message_id}"
 
 
 async def publish(sink: Sink, batch: Sequence[Publication], seconds: float) -> list[Result]:
-    """Gives a batch to a sink and returns one result for each event; those too large are refused unasked."""
-    fitting = [one for one in batch if len(one.body) <= sink.max_event_bytes]
+    """Publishes a batch and returns one result per event, in their order. Whatever the sink does, this does not raise.
+
+    Events above `max_event_bytes` are refused without being given to the sink. `seconds` is the sink's `timeout`.
+    """
+    fitting = [event for event in batch if len(event.body) <= sink.max_event_bytes]
     results = iter(await _results(sink, fitting, seconds) if fitting else ())
-    return [next(results) if len(one.body) <= sink.max_event_bytes else _too_large(sink) for one in batch]
+    return [next(results) if len(event.body) <= sink.max_event_bytes else _too_large(sink) for event in batch]
 
 
 def longest_publish(seconds: float) -> float:
-    """How many seconds `publish` takes at most, of a sink that can be cancelled."""
+    """How many seconds `publish` takes at most with a sink that heeds its cancellation."""
     return seconds + _GRACE_SECONDS + CHECK_SECONDS
 
 
 async def _results(sink: Sink, batch: Sequence[Publication], seconds: float) -> list[Result]:
     try:
         async with asyncio.timeout(seconds + _GRACE_SECONDS):
-            # what it does to its list is its own affair, and what it returns may never end
-            results = list(islice(await contained(sink.publish(list(batch))), len(batch) + 1))
+            # The sink gets its own copy of the list because it may change it. What it returns may never end.
+            results = list(islice(await call_sink(sink.publish(list(batch))), len(batch) + 1))
     except TimeoutError:
-        return [await _hung(sink)] * len(batch)
+        return [await _timeout_result(sink)] * len(batch)
     except Exception as error:
-        return [await _blamed(sink, error)] * len(batch)
-    if len(results) != len(batch) or not all(map(_can_be_kept, results)):
-        # which result belongs to which event nobody knows
+        return [await _exception_result(sink, error)] * len(batch)
+    if len(results) != len(batch) or not all(map(_is_storable, results)):
+        # Nobody knows which result belongs to which event.
         return [Retry(reason="the sink miscounted its results")] * len(batch)
     return results
 
 
-async def _hung(sink: Sink) -> Result:
-    """A stream that does not move is down; elsewhere one event that is not answered may be that event's trouble."""
-    down = "timeout" if sink.keeps_order else await complaint(sink.check)
+async def _timeout_result(sink: Sink) -> Result:
+    """The result of a publish that timed out.
+
+    A sink that keeps the order of a batch is one stream: if that stands still, the sink is down. Other sinks may have
+    failed to answer because of this one event.
+    """
+    down = "timeout" if sink.keeps_order else await check_error(sink.check)
     return SinkDown(reason=down) if down is not None else Retry(reason="timeout", overloaded=True)
 
 
-async def _blamed(sink: Sink, error: Exception) -> Result:
-    """Whose fault an exception is. Its text is not told: it may hold what was published."""
-    down = await complaint(sink.check)
-    return SinkDown(reason=down) if down is not None else Retry(reason=named(error))
+async def _exception_result(sink: Sink, error: Exception) -> Result:
+    """The result of a publish that raised: the sink is down if its check fails, else it is the event's fault.
+
+    The text of the exception is left out: it may contain what was published.
+    """
+    down = await check_error(sink.check)
+    return SinkDown(reason=down) if down is not None else Retry(reason=error_name(error))
 
 
-def _can_be_kept(result: object) -> bool:
-    """Whether it is a result, with nothing in it that could not be written down."""
+def _is_storable(result: object) -> bool:
+    """Whether the object is a result, and every field in it can be stored."""
     if not isinstance(result, _RESULTS):
         return False
-    told = {name: getattr(result, name, None) for name in ("response", "response_code", "after")}
-    reason, code = getattr(result, "reason", ""), told["response_code"]
+    fields = {name: getattr(result, name, None) for name in ("response", "response_code", "after")}
+    reason, code = getattr(result, "reason", ""), fields["response_code"]
     return (
         isinstance(reason, str)
-        and isinstance(told["response"], str | None)
-        and isinstance(told["after"], timedelta | None)
-        and (code is None or (isinstance(code, int) and abs(code) < _LARGEST_CODE))
+        and isinstance(fields["response"], str | None)
+        and isinstance(fields["after"], timedelta | None)
+        and (code is None or (isinstance(code, int) and abs(code) < _MAX_RESPONSE_CODE))
     )
 
 
@@ -129,7 +139,7 @@ log = structlog.get_logger("receiver.dispatcher")
 
 
 def record(
-    candidate: PendingPublication,
+    pending: PendingPublication,
     result: Result,
     decision: Decision | None,
     *,
@@ -137,12 +147,16 @@ def record(
     seconds: float,
     keep: Literal["all", "failures"],
 ) -> Attempt | None:
-    """An attempt as it is kept, where it is: that a sink is down says nothing of an event."""
+    """The row to store for one attempt.
+
+    None where nothing is stored: a sink that is down says nothing about an event, and with `keep` set to `failures`
+    successes are not recorded.
+    """
     if isinstance(result, SinkDown) or (isinstance(result, Published) and keep == "failures"):
         return None
     return Attempt(
-        position=candidate.position,
-        event_id=candidate.publication.id,
+        position=pending.position,
+        event_id=pending.publication.id,
         started_at=started_at,
         ended_at=started_at + timedelta(seconds=seconds),
         outcome=Outcome.of(result),
@@ -153,15 +167,16 @@ def record(
     )
 
 
-def log_failure(sink: str, candidate: PendingPublication, result: Refused | Retry, decision: Decision | None) -> None:
-    publication = candidate.publication
+def log_failure(sink: str, pending: PendingPublication, result: Refused | Retry, decision: Decision | None) -> None:
+    """Logs a failed attempt with every id, the reason and the decision, without message text."""
+    publication = pending.publication
     log.warning(
         "attempt failed",
         sink=sink,
         event_id=publication.id,
         message_id=publication.event["subject"],
         position=publication.position,
-        attempt=candidate.attempts + 1,
+        attempt=pending.attempts + 1,
         outcome=Outcome.of(result),
         reason=result.reason,
         decision=_decision_text(decision),

@@ -1,4 +1,4 @@
-"""The work for one sink, from taking its lease to giving it up: read on, publish, settle."""
+"""The publish loop of one sink, while this process holds its lease: read the log, publish, settle."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from receiver.dispatch.publish import log_failure, longest_publish, publish, record
-from receiver.dispatch.reader import WINDOW, LogReader, Replaying, Resources
+from receiver.dispatch.reader import WINDOW, LogReader, ReplayReader, Resources
 from receiver.dispatch.sink_health import SinkHealth
 from receiver.domain.publication import (
     DeadLettered,
@@ -34,29 +34,29 @@ from receiver.storage import replays, retries, sinks
 from receiver.storage.sinks import Lease, LeaseLost, SinkControl
 
 _MEASURE_SECONDS: Final = 10.0
-_SECONDS_TO_OBEY: Final = 1.0
-# settling later costs more repetitions after a crash, settling at once a transaction for each event
+_CANCEL_SECONDS: Final = 1.0
+# Settling later repeats more events after a crash; settling at once costs a transaction per event.
 _SETTLE_SECONDS: Final = 0.1
 
 log = structlog.get_logger("receiver.dispatcher")
 
 
 class PublishStuck(ReceiverError):
-    """A sink does not end what it was told to end."""
+    """A call of `publish` did not end although it was cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """What is given to the sink at once: new events and retries, or a part of a replay."""
+    """The events of one call of `publish`: new events, one retry, or a part of a replay."""
 
-    candidates: Sequence[PendingPublication]
-    replay: Replaying | None = None
+    pending: Sequence[PendingPublication]
+    replay: ReplayReader | None = None
     begun: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Tried:
-    """A batch and what the sink said to it."""
+class _BatchResult:
+    """A batch and the results that the sink returned for it."""
 
     batch: _Batch
     results: Sequence[Result]
@@ -65,7 +65,11 @@ class _Tried:
 
 
 class PublishLoop:
-    """One holder's work for one sink. A single task moves everything; only the publishing itself runs beside it."""
+    """Reads, publishes and settles for one sink under one lease.
+
+    A single task changes all state; only the calls of `publish` run beside it. `deadline` is when the lease ends, in
+    monotonic seconds.
+    """
 
     def __init__(self, configured: ConfiguredSink, resources: Resources, lease: Lease, deadline: float) -> None:
         self._configured = configured
@@ -79,81 +83,81 @@ class PublishLoop:
             keeps_order=self._sink.keeps_order,
             latest_only=self._settings.coalesce == "latest",
         )
-        self._feed = LogReader(resources.database, configured, self._window)
-        self._condition = SinkHealth(
+        self._reader = LogReader(resources.database, configured, self._window)
+        self._health = SinkHealth(
             self._name, lease.health, observer=resources.observer, clock=resources.clock, monotonic=resources.monotonic
         )
         self._settled_health = lease.health
-        self._tasks: dict[asyncio.Task[_Tried], _Batch] = {}
-        self._replay: Replaying | None = None
+        self._tasks: dict[asyncio.Task[_BatchResult], _Batch] = {}
+        self._replay: ReplayReader | None = None
         self._replays_turn = False
-        # unknown until asked for the first time
+        # Unknown until the first poll.
         self._paused = True
         self._revision = -1
         self._is_gone = False
         self._signal = asyncio.Event()
-        self._overdue: asyncio.TimerHandle | None = None
+        self._lease_timer: asyncio.TimerHandle | None = None
         self._polled_at = self._settled_at = self._measured_at = float("-inf")
 
     def wake(self) -> None:
-        """Says that the log has grown."""
-        self._feed.log_grew = True
+        """Reports that the log has grown."""
+        self._reader.log_grew = True
         self._signal.set()
 
-    def hurry(self) -> None:
-        """Says that there is something to look at, perhaps the end."""
+    def interrupt(self) -> None:
+        """Ends the current wait, so that the loop sees that it is to end."""
         self._signal.set()
 
     async def run(self, ending: asyncio.Event) -> None:
-        """Works until told to end, then finishes what is under way.
+        """Publishes until `ending` is set, then finishes the publishes under way and settles them.
 
-        Raises LeaseLost when another took over, and Deaf when a publish holds its place for ever.
+        Raises LeaseLost when the lease expired or another process took it over, PublishStuck when a publish never ends.
         """
-        self._guard()
+        self._arm_lease_timer()
         try:
             while not ending.is_set():
-                await self._turn()
+                await self._run_once()
             await self._finish()
         finally:
-            if self._overdue is not None:
-                self._overdue.cancel()
-            await self._abandon()
+            if self._lease_timer is not None:
+                self._lease_timer.cancel()
+            await self._cancel_publishes()
 
-    async def _abandon(self) -> None:
-        """Cancels what is under way; what does not hear it is left behind."""
+    async def _cancel_publishes(self) -> None:
+        """Cancels the publishes under way and abandons those that do not heed it."""
         for task in self._tasks:
             task.cancel()
-            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
         if self._tasks:
-            _, deaf = await asyncio.wait(self._tasks, timeout=_SECONDS_TO_OBEY)
-            if deaf:
-                log.error("publish cannot be cancelled", sink=self._name, calls=len(deaf))
+            _, stuck = await asyncio.wait(self._tasks, timeout=_CANCEL_SECONDS)
+            if stuck:
+                log.error("publish cannot be cancelled", sink=self._name, calls=len(stuck))
 
-    async def _turn(self) -> None:
+    async def _run_once(self) -> None:
         try:
-            self._notice_deaf()
+            self._raise_if_stuck()
             await self._keep_lease()
             await self._poll()
-            await self._read_on()
-            self._give_up_expired()
+            await self._read()
+            self._drop_expired()
             self._begin()
-            await self._pause()
+            await self._wait()
             self._collect()
-            if self._is_ripe:
+            if self._should_settle:
                 await self._settle()
             await self._measure()
         except StorageUnavailable as error:
             log.warning("the database is unavailable", sink=self._name, error=str(error))
             await asyncio.sleep(self._resources.poll_seconds)
 
-    def _notice_deaf(self) -> None:
-        """Raises Deaf where a call of the sink has long outlived its time-out: it did not heed its cancellation."""
+    def _raise_if_stuck(self) -> None:
+        """Raises PublishStuck when a `publish` runs far beyond its timeout: it did not heed its cancellation."""
         longest = longest_publish(self._settings.timeout.total_seconds()) + self._resources.lease_seconds
         if any(self._monotonic() - batch.begun > longest for batch in self._tasks.values()):
             raise PublishStuck("publish does not end")
 
     async def _finish(self) -> None:
-        """Waits for what is under way, no longer than a publish may take or the lease lasts, and settles it."""
+        """Waits for the publishes under way, at most as long as a publish or the lease lasts, and settles them."""
         until = self._monotonic() + longest_publish(self._settings.timeout.total_seconds())
         while any(not task.done() for task in self._tasks) and self._monotonic() < min(until, self._deadline):
             await asyncio.wait(
@@ -165,21 +169,21 @@ class PublishLoop:
         await self._settle()
 
     async def _keep_lease(self) -> None:
-        """Renews the lease after a fifth of it. The deadline counts from before the renewal was sent."""
+        """Renews the lease after a fifth of it. The deadline is counted from before the renewal was sent."""
         now, seconds = self._monotonic(), self._resources.lease_seconds
         if now >= self._deadline:
             raise LeaseLost(f"the lease of sink {self._name} ran out")
         if now >= self._renew_at:
             await sinks.renew_lease(self._resources.database, self._lease, seconds=seconds)
             self._deadline = now + seconds
-            self._guard()
+            self._arm_lease_timer()
 
-    def _guard(self) -> None:
-        """Cancels what is under way when the lease ends, even while the database lets this shift wait."""
-        if self._overdue is not None:
-            self._overdue.cancel()
+    def _arm_lease_timer(self) -> None:
+        """Sets the timer that cancels publishes when the lease ends, even while this loop waits for the database."""
+        if self._lease_timer is not None:
+            self._lease_timer.cancel()
         seconds = max(0.0, self._deadline - self._monotonic())
-        self._overdue = asyncio.get_running_loop().call_later(seconds, self._cancel_all)
+        self._lease_timer = asyncio.get_running_loop().call_later(seconds, self._cancel_all)
 
     def _cancel_all(self) -> None:
         for task in self._tasks:
@@ -190,64 +194,67 @@ class PublishLoop:
         return self._deadline - self._resources.lease_seconds * 4 / 5
 
     async def _poll(self) -> None:
-        """Looks now and then for what other processes and operators have done."""
+        """Reads at every poll interval what other processes and operators have changed."""
         if self._monotonic() - self._polled_at < self._resources.poll_seconds:
             return
         async with self._resources.database.reading() as connection:
-            orders = await sinks.orders(connection, self._name)
-            asked = await replays.open_of(connection, self._name)
-        self._see_orders(orders)
-        self._see_replay(asked if asked is not None and asked.state == "running" else None)
+            control = await sinks.control(connection, self._name)
+            replay = await replays.open_of(connection, self._name)
+        self._apply_control(control)
+        self._apply_replay(replay if replay is not None and replay.state == "running" else None)
         self._polled_at = self._monotonic()
-        self._feed.log_grew = self._feed.retries_moved = True
+        self._reader.log_grew = self._reader.retries_moved = True
 
-    def _see_orders(self, orders: SinkControl) -> None:
-        self._paused = orders.paused or self._is_gone
-        if orders.revision != self._revision:
-            self._revision = orders.revision
+    def _apply_control(self, control: SinkControl) -> None:
+        self._paused = control.paused or self._is_gone
+        if control.revision != self._revision:
+            self._revision = control.revision
             self._window.forget_retries()
 
-    def _see_replay(self, asked: ReplayView | None) -> None:
-        """Begins a replay, goes on with it, or leaves it when what is under way of it is done."""
-        if self._replay is None and asked is not None:
-            self._replay = Replaying(self._resources.database, self._configured, asked, slots=self._slots)
+    def _apply_replay(self, view: ReplayView | None) -> None:
+        """Starts the running replay, or leaves one that is paused, cancelled or finished.
+
+        A replay is left only when none of its events is under way or unsettled.
+        """
+        if self._replay is None and view is not None:
+            self._replay = ReplayReader(self._resources.database, self._configured, view, slots=self._slots)
         elif self._replay is not None:
-            self._replay.is_left = asked is None or asked.id != self._replay.id
+            self._replay.is_stopped = view is None or view.id != self._replay.id
             self._leave_replay()
 
     def _leave_replay(self) -> None:
         replay = self._replay
-        if replay is None or not (replay.is_left or replay.has_ended):
+        if replay is None or not (replay.is_stopped or replay.has_ended):
             return
         if not replay.window.moved and all(batch.replay is None for batch in self._tasks.values()):
             self._replay = None
 
-    async def _read_on(self) -> None:
-        if self._condition.state is not BreakerState.OPEN or self._expires:
-            await self._feed.read(self._resources.clock())
-        if self._replay is not None and self._condition.state is not BreakerState.OPEN:
+    async def _read(self) -> None:
+        if self._health.state is not BreakerState.OPEN or self._gives_up:
+            await self._reader.read(self._resources.clock())
+        if self._replay is not None and self._health.state is not BreakerState.OPEN:
             await self._replay.read()
 
     @property
-    def _expires(self) -> bool:
-        """Whether the sink is down for so long that events are given up."""
-        down_since, age = self._condition.health.down_since_at, self._settings.max_age
+    def _gives_up(self) -> bool:
+        """Whether the sink has been down for longer than `max_age`, so that its old events become dead letters."""
+        down_since, age = self._health.health.down_since_at, self._settings.max_age
         is_long = down_since is not None and self._resources.clock() - down_since >= age
         return is_long and self._settings.on_expire == "dead_letter" and not self._paused
 
-    def _give_up_expired(self) -> None:
-        if not self._expires:
+    def _drop_expired(self) -> None:
+        if not self._gives_up:
             return
         before = self._resources.clock() - self._settings.max_age
-        reason = self._condition.health.last_error or "the sink is down"
-        dead = DeadLettered(death=DeadLetterReason.EXPIRED, reason=reason, holds=self._settings.policy.holds)
-        for candidate in self._window.waiting_since(before):
-            self._window.drop(candidate, dead)
+        reason = self._health.health.last_error or "the sink is down"
+        dead = DeadLettered(cause=DeadLetterReason.EXPIRED, reason=reason, holds=self._settings.policy.holds)
+        for pending in self._window.waiting_since(before):
+            self._window.drop(pending, dead)
 
     def _begin(self) -> None:
-        """Publishes as much as may be under way at once, one event where that is to be a probe."""
-        state = self._condition.state
-        # what is begun late could outlive the lease
+        """Starts as many publishes as there are free slots; while the breaker is half open, one event as a probe."""
+        state = self._health.state
+        # A publish that starts late in the lease could outlive it.
         safe = self._monotonic() < self._deadline - self._resources.lease_seconds / 2
         if state is BreakerState.OPEN or self._paused or not safe:
             return
@@ -256,9 +263,9 @@ class PublishLoop:
             pass
 
     def _begin_next(self, limit: int) -> bool:
-        """Begins one batch, new events and a replay in turns; returns whether there was one."""
+        """Starts one batch and returns whether there was one. New events and replayed events take turns."""
         order = (self._take_replayed, self._take_new) if self._replays_turn else (self._take_new, self._take_replayed)
-        batch = next((taken for take in order if (taken := take(limit)).candidates), None)
+        batch = next((taken for take in order if (taken := take(limit)).pending), None)
         if batch is None:
             return False
         self._replays_turn = batch.replay is None
@@ -272,23 +279,23 @@ class PublishLoop:
         return _Batch(self._window.take(limit, _ordering_keys(replayed)))
 
     def _take_replayed(self, limit: int) -> _Batch:
-        """A replay never holds more than half of the slots, nor half of a batch."""
+        """The next batch of the replay, which never gets more than half of the slots, nor more than half of a batch."""
         replay, batches = self._replay, self._tasks.values()
-        if replay is None or replay.is_left or replay.rests(self._monotonic()):
+        if replay is None or replay.is_stopped or replay.is_backing_off(self._monotonic()):
             return _Batch(())
         if sum(batch.replay is not None for batch in batches) >= max(1, self._slots // 2):
             return _Batch(())
         new = [batch for batch in batches if batch.replay is None]
         return _Batch(replay.window.take(max(1, limit // 2), _ordering_keys(new)), replay)
 
-    async def _publish(self, batch: _Batch) -> _Tried:
+    async def _publish(self, batch: _Batch) -> _BatchResult:
         started, started_at = self._monotonic(), self._resources.clock()
-        publications = [candidate.publication for candidate in batch.candidates]
+        publications = [pending.publication for pending in batch.pending]
         results = await publish(self._sink, publications, self._settings.timeout.total_seconds())
-        return _Tried(batch, results, started_at, self._monotonic() - started)
+        return _BatchResult(batch, results, started_at, self._monotonic() - started)
 
-    async def _pause(self) -> None:
-        """Waits until something has ended, the log has grown, or it is time for something."""
+    async def _wait(self) -> None:
+        """Waits until a publish has ended, the log has grown, or the next poll, renewal, settlement or probe is due."""
         if not self._has_more:
             try:
                 async with asyncio.timeout(self._seconds_to_wait()):
@@ -299,17 +306,17 @@ class PublishLoop:
 
     @property
     def _has_more(self) -> bool:
-        """Whether reading on would give more at once."""
-        if self._condition.state is BreakerState.OPEN:
-            return self._expires and self._feed.has_more
-        return self._feed.has_more or (self._replay is not None and self._replay.has_more)
+        """Whether reading again would return more events now."""
+        if self._health.state is BreakerState.OPEN:
+            return self._gives_up and self._reader.has_more
+        return self._reader.has_more or (self._replay is not None and self._replay.has_more)
 
     def _seconds_to_wait(self) -> float:
         times = [self._polled_at + self._resources.poll_seconds, self._renew_at]
-        if self._has_news:
+        if self._has_unsettled:
             times.append(self._settled_at + _SETTLE_SECONDS)
-        if self._condition.probe_at is not None:
-            times.append(self._condition.probe_at)
+        if self._health.probe_at is not None:
+            times.append(self._health.probe_at)
         return max(0.0, min(times) - self._monotonic())
 
     def _collect(self) -> None:
@@ -318,68 +325,74 @@ class PublishLoop:
             raise LeaseLost(f"the lease of sink {self._name} ran out")
         for task in ended:
             del self._tasks[task]
-            self._judge_all(task.result())
-        self._condition.tell()
+            self._decide_all(task.result())
+        self._health.report()
 
-    def _judge_all(self, tried: _Tried) -> None:
-        """After a failure, what the sink said to later events of its lane does not count: they must come after it."""
-        replay = tried.batch.replay
+    def _decide_all(self, ended: _BatchResult) -> None:
+        """Decides about every event of a batch.
+
+        After a failed event, the results of later events of its ordering key do not count: they must come after it.
+        """
+        replay = ended.batch.replay
         window = self._window if replay is None else replay.window
         stopped: set[str] = set()
-        for candidate, result in zip(tried.batch.candidates, tried.results, strict=True):
-            if candidate.ordering_key in stopped:
-                window.put_back(candidate)
+        for pending, result in zip(ended.batch.pending, ended.results, strict=True):
+            if pending.ordering_key in stopped:
+                window.put_back(pending)
                 continue
-            decision = self._judge(candidate, result, tried)
+            decision = self._decide(pending, result, ended)
             attempt = record(
-                candidate,
+                pending,
                 result,
                 decision,
-                started_at=tried.started_at,
-                seconds=tried.seconds,
+                started_at=ended.started_at,
+                seconds=ended.seconds,
                 keep=self._sink.keep_attempts,
             )
             if decision is None:
-                window.put_back(candidate, attempt)
+                window.put_back(pending, attempt)
             else:
-                window.decide(candidate, decision, attempt)
+                window.decide(pending, decision, attempt)
             if not isinstance(decision, Done | DeadLettered) or (isinstance(decision, DeadLettered) and decision.holds):
-                stopped.add(candidate.ordering_key)
+                stopped.add(pending.ordering_key)
 
-    def _judge(self, candidate: PendingPublication, result: Result, tried: _Tried) -> Decision | None:
-        """What becomes of an event, told to everyone who listens; None: it is tried again as if it had not been."""
-        now, replay, fraction = self._resources.clock(), tried.batch.replay, self._resources.random_fraction()
-        self._condition.take(result)
-        self._resources.observer.attempt_ended(self._name, Outcome.of(result), tried.seconds)
+    def _decide(self, pending: PendingPublication, result: Result, ended: _BatchResult) -> Decision | None:
+        """Decides what follows from one attempt and reports it to health, metrics and log.
+
+        None: the attempt does not count.
+        """
+        now, replay, fraction = self._resources.clock(), ended.batch.replay, self._resources.random_fraction()
+        self._health.record(result)
+        self._resources.observer.attempt_ended(self._name, Outcome.of(result), ended.seconds)
         if replay is not None:
-            decision = replay.decide(candidate, result, self._monotonic(), fraction)
+            decision = replay.decide(pending, result, self._monotonic(), fraction)
         else:
-            decision = decide(candidate, result, self._settings.policy, now=now, fraction=fraction)
+            decision = decide(pending, result, self._settings.policy, now=now, fraction=fraction)
         if isinstance(result, Published) and replay is None:
-            waited = (now - candidate.publication.received_at).total_seconds()
-            self._resources.observer.event_published(self._name, max(0.0, waited))
+            seconds = (now - pending.publication.received_at).total_seconds()
+            self._resources.observer.event_published(self._name, max(0.0, seconds))
         if isinstance(result, Refused | Retry):
-            log_failure(self._name, candidate, result, decision)
+            log_failure(self._name, pending, result, decision)
         if isinstance(result, Refused) and result.gone:
-            self._see_gone(result)
+            self._pause_gone(result)
         return decision
 
-    def _see_gone(self, result: Refused) -> None:
+    def _pause_gone(self, result: Refused) -> None:
         log.error("sink is gone, paused until it is resumed", sink=self._name, reason=result.reason)
         self._paused = self._is_gone = True
 
     @property
-    def _has_news(self) -> bool:
-        moved = self._window.moved or (self._replay is not None and self._replay.window.moved)
-        return moved or self._is_gone or self._condition.health != self._settled_health
+    def _has_unsettled(self) -> bool:
+        has_moved = self._window.moved or (self._replay is not None and self._replay.window.moved)
+        return has_moved or self._is_gone or self._health.health != self._settled_health
 
     @property
-    def _is_ripe(self) -> bool:
+    def _should_settle(self) -> bool:
         is_time = self._monotonic() - self._settled_at >= _SETTLE_SECONDS
-        return self._has_news and (is_time or self._window.unsettled >= WINDOW // 2)
+        return self._has_unsettled and (is_time or self._window.unsettled >= WINDOW // 2)
 
     async def _settle(self) -> None:
-        settlement, health = self._window.settlement(), self._condition.health
+        settlement, health = self._window.settlement(), self._health.health
         replay, progress = self._replay, self._replay.progress() if self._replay is not None else None
         await retries.settle(
             self._resources.database,
@@ -394,10 +407,10 @@ class PublishLoop:
         if replay is not None and progress is not None:
             replay.settled(progress)
             self._leave_replay()
-        # paused in writing from here on, so that an operator can resume it
+        # The pause is stored from here on, so that an operator can resume the sink.
         self._is_gone = False
         self._settled_health, self._settled_at = health, self._monotonic()
-        self._feed.retries_moved = self._feed.retries_moved or settlement.touches_retries
+        self._reader.retries_moved = self._reader.retries_moved or settlement.touches_retries
         if settlement.superseded:
             self._resources.observer.events_superseded(self._name, settlement.superseded)
 
@@ -408,7 +421,7 @@ class PublishLoop:
         async with self._resources.database.reading() as connection:
             backlog = await sinks.backlog(connection, self._name)
         age = self._resources.clock() - backlog.oldest_at if backlog.oldest_at else timedelta(0)
-        if age > self._settings.max_age and self._condition.health.down_since_at is not None:
+        if age > self._settings.max_age and self._health.health.down_since_at is not None:
             log.error("sink is down, events wait for longer than max_age", sink=self._name, oldest=str(age))
         self._resources.observer.backlog_measured(
             self._name, backlog.events, max(0.0, age.total_seconds()), backlog.retries, backlog.dead_letters
@@ -416,4 +429,4 @@ class PublishLoop:
 
 
 def _ordering_keys(batches: Sequence[_Batch]) -> frozenset[str]:
-    return frozenset(candidate.ordering_key for batch in batches for candidate in batch.candidates)
+    return frozenset(pending.ordering_key for batch in batches for pending in batch.pending)

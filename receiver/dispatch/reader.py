@@ -1,4 +1,4 @@
-"""What a sink is to be given next, read from the log and from its retries into its window."""
+"""Reads the event log, the due retries and replays into the window of a sink."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
@@ -27,7 +27,7 @@ from receiver.storage.retries import Progress, WaitingRetry
 
 
 class Wakeup:
-    """Calls everyone who listens when `set` is called, which intake does after each commit."""
+    """Calls every listener when `set` is called. The processor calls it after each commit."""
 
     def __init__(self) -> None:
         self._listeners: list[Callable[[], None]] = []
@@ -41,14 +41,14 @@ class Wakeup:
 
 
 WINDOW: Final = 256
-# so many may be published beyond one that hangs; after a crash all of them come again
-_MOST_DECIDED: Final = 16 * WINDOW
-_MOST_RETRIES: Final = WINDOW // 2
-_MOST_READ: Final = 1000
+# How many events may be published beyond one that hangs. After a crash all of them are published again.
+_MAX_DECIDED: Final = 16 * WINDOW
+_MAX_RETRIES: Final = WINDOW // 2
+_MAX_READ: Final = 1000
 
 
 class LogReader:
-    """Fills a window. `log_grew` and `retries_moved` say that it is worth looking."""
+    """Fills a window. `log_grew` and `retries_moved` report that reading again is worth a query."""
 
     def __init__(self, database: Database, configured: ConfiguredSink, window: Window) -> None:
         self._database = database
@@ -60,26 +60,26 @@ class LogReader:
         self.retries_moved = True
 
     async def read(self, now: datetime) -> None:
-        """Reads on as far as there is room, and takes the retries whose time has come."""
+        """Reads the next events of the log while the window has room, and the retries that are due at `now`."""
         if self.has_more:
-            # before it is read: what is appended meanwhile says so again
+            # Cleared before the read: an event that is appended meanwhile sets it again.
             self.log_grew = False
-            goes_on = await self._read_log(WINDOW - len(self._window))
-            self.log_grew = self.log_grew or goes_on
+            has_more = await self._read_log(WINDOW - len(self._window))
+            self.log_grew = self.log_grew or has_more
         if self.retries_moved:
             self.retries_moved = False
             await self._read_retries(now)
 
     @property
     def has_more(self) -> bool:
-        """Whether reading again would give more at once."""
+        """Whether reading again would return more events now."""
         return self.log_grew and has_room(self._window)
 
     async def _read_log(self, room: int) -> bool:
-        """Returns whether the log goes on."""
+        """Reads at most `room` entries and returns whether the log has more."""
         async with self._database.reading() as connection:
             entries = await event_log.read_after(connection, self._window.read_to, room)
-            goes_on = len(entries) == room
+            has_more = len(entries) == room
             wanted = [entry for entry in entries if self._filter.passes(entry)]
             ordering_keys = {ordering_key(entry): entry.event.message_id for entry in wanted}
             blocked = (
@@ -91,62 +91,62 @@ class LogReader:
                 await event_log.later_of_messages(
                     self._database, connection, ordering_keys.values(), entries[-1].position
                 )
-                if self._latest_only and goes_on
+                if self._latest_only and has_more
                 else ()
             )
-        old_news = _old_news(wanted, filter(self._filter.passes, later))
+        superseded = _superseded(wanted, filter(self._filter.passes, later))
         passing = {entry.position for entry in wanted}
         for entry in entries:
             if entry.position in passing:
-                self._queue(entry, is_blocked=ordering_key(entry) in blocked, is_old_news=entry.position in old_news)
+                self._queue(
+                    entry, is_blocked=ordering_key(entry) in blocked, is_superseded=entry.position in superseded
+                )
             else:
                 self._window.pass_over(entry.position)
-        return goes_on
+        return has_more
 
-    def _queue(self, entry: LogEntry, *, is_blocked: bool, is_old_news: bool) -> None:
-        candidate = PendingPublication(publication=publication(entry))
-        if is_old_news:
-            self._window.supersede(candidate)
+    def _queue(self, entry: LogEntry, *, is_blocked: bool, is_superseded: bool) -> None:
+        pending = PendingPublication(publication=publication(entry))
+        if is_superseded:
+            self._window.supersede(pending)
         elif is_blocked:
-            self._window.park(candidate)
+            self._window.park(pending)
         else:
-            self._window.queue(candidate)
+            self._window.queue(pending)
 
     async def _read_retries(self, now: datetime) -> None:
         async with self._database.reading() as connection:
-            due = await retries.due(connection, self._sink, now=now, limit=_MOST_RETRIES)
+            due = await retries.due(connection, self._sink, now=now, limit=_MAX_RETRIES)
             found = due
             if self._latest_only and due:
                 ordering_keys = {retry.ordering_key for retry in due}
-                found = await retries.waiting_in(
-                    self._database, connection, self._sink, ordering_keys, limit=_MOST_READ
-                )
+                found = await retries.waiting_in(self._database, connection, self._sink, ordering_keys, limit=_MAX_READ)
             new = {retry.position: retry for retry in found if not self._window.holds_retry(retry.position)}
             entries = await event_log.read_at(connection, list(new)) if new else []
-        candidates = {entry.position: _retry(entry, new[entry.position]) for entry in entries}
-        self._queue_retries([candidates[one.position] for one in due if one.position in candidates])
+        waiting = {entry.position: _retry(entry, new[entry.position]) for entry in entries}
+        self._queue_retries([waiting[retry.position] for retry in due if retry.position in waiting])
         if self._latest_only:
-            self._drop_old_news(candidates.values())
+            self._drop_superseded(waiting.values())
 
     def _queue_retries(self, due: Iterable[PendingPublication]) -> None:
-        for candidate in due:
-            self._window.queue_retry(candidate)
+        for pending in due:
+            self._window.queue_retry(pending)
 
-    def _drop_old_news(self, candidates: Collection[PendingPublication]) -> None:
-        """Where only the newest counts, what waits gives way to what waits behind it."""
-        newest = {one.delivery: one.position for one in candidates}
-        for candidate in candidates:
-            if candidate.position < newest[candidate.delivery]:
-                self._window.drop(candidate, Superseded())
+    def _drop_superseded(self, waiting: Collection[PendingPublication]) -> None:
+        """With `coalesce = "latest"`, a retry is superseded by a later retry of the same delivery."""
+        newest = {pending.delivery: pending.position for pending in waiting}
+        for pending in waiting:
+            if pending.position < newest[pending.delivery]:
+                self._window.drop(pending, Superseded())
 
 
 def has_room(window: Window) -> bool:
-    """Whether it is worth reading on: not for a few events."""
-    return len(window) <= WINDOW // 2 and window.decided < _MOST_DECIDED
+    """Whether the window has room for a read. Reading only a few events is not worth the query."""
+    return len(window) <= WINDOW // 2 and window.decided < _MAX_DECIDED
 
 
-def _old_news(wanted: Iterable[LogEntry], later: Iterable[LogEntry]) -> frozenset[int]:
-    """The positions of entries of whose delivery something newer is among those that come later."""
+def _superseded(wanted: Iterable[LogEntry], later: Iterable[LogEntry]) -> frozenset[int]:
+    """The positions of the entries whose delivery has a newer entry in `later`."""
     newer = {_delivery(entry) for entry in later}
     return frozenset(entry.position for entry in wanted if _delivery(entry) in newer)
 
@@ -161,8 +161,9 @@ def _delivery(entry: LogEntry) -> tuple[str, str | None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What every dispatcher works with. `chance` gives a random fraction, `steady` is a clock that never jumps.
+    """What the dispatchers of one process share.
 
+    `clock` returns aware UTC time, `monotonic` seconds that never jump, `random_fraction` a number from 0 to 1.
     `holder` names the worker in its leases; None: each dispatcher has a name of its own.
     """
 
@@ -176,26 +177,26 @@ class Resources:
     holder: str | None = None
 
 
-# a replay keeps no retries: what fails is tried so often, while the replay as a whole waits, and is then a dead letter
-_TRIES: Final = 3
+# A replay stores no retries. A failed event is tried this often while the whole replay waits; then it is a dead letter.
+_MAX_ATTEMPTS: Final = 3
 
 
-class Replaying:
-    """Reads from a replay's position to its end, and keeps count. What the sink has yet to be given is left out."""
+class ReplayReader:
+    """Reads the events of a replay and counts them. Events that the sink has yet to get as retries are left out."""
 
-    def __init__(self, database: Database, configured: ConfiguredSink, asked: ReplayView, *, slots: int) -> None:
-        self.id = asked.id
-        self.window = Window(asked.position, slots=slots, keeps_order=configured.sink.keeps_order)
+    def __init__(self, database: Database, configured: ConfiguredSink, replay: ReplayView, *, slots: int) -> None:
+        self.id = replay.id
+        self.window = Window(replay.position, slots=slots, keeps_order=configured.sink.keeps_order)
         self._database = database
         self._settings = configured.settings
         self._filter = configured.settings.filter
-        self._end = asked.to_position
-        self._tries: Counter[int] = Counter()
-        self.is_left = False
-        self._rests_until = float("-inf")
+        self._end = replay.to_position
+        self._attempts: Counter[int] = Counter()
+        self.is_stopped = False
+        self._backoff_until = float("-inf")
 
     async def read(self) -> None:
-        """Reads on while there is room."""
+        """Reads the next events of the replay while the window has room."""
         if not self.has_more:
             return
         room = WINDOW - len(self.window)
@@ -208,43 +209,46 @@ class Replaying:
                 self.window.queue(PendingPublication(publication=replace(publication(entry), replayed=True)))
         self.window.pass_over(read_to)
 
-    def rests(self, now: float) -> bool:
-        """Whether it waits because the sink did not take an event; times are seconds of a steady clock."""
-        return now < self._rests_until
+    def is_backing_off(self, now: float) -> bool:
+        """Whether the replay waits because an event failed. `now` is in monotonic seconds."""
+        return now < self._backoff_until
 
     @property
     def has_more(self) -> bool:
-        """Whether reading again would give more at once."""
+        """Whether reading again would return more events now."""
         return self.window.read_to < self._end and has_room(self.window)
 
     @property
     def has_ended(self) -> bool:
-        """Whether all of it is done, and written."""
+        """Whether all events of the replay are done and settled."""
         return self.window.cursor >= self._end
 
-    def decide(self, candidate: PendingPublication, result: Result, now: float, fraction: float) -> Decision | None:
-        """What becomes of an event after an attempt; None: it is tried again, when the replay has rested."""
+    def decide(self, pending: PendingPublication, result: Result, now: float, fraction: float) -> Decision | None:
+        """Decides what follows from one attempt; None: the event is tried again after the backoff of the replay.
+
+        `now` is in monotonic seconds, `fraction` the random part of the backoff.
+        """
         if isinstance(result, Retry):
-            self._tries[candidate.position] += 1
-            self._rest(result, self._tries[candidate.position], now, fraction)
-        decision = decide_replayed(result, tries_left=_TRIES - self._tries[candidate.position])
+            self._attempts[pending.position] += 1
+            self._backoff(result, self._attempts[pending.position], now, fraction)
+        decision = decide_replayed(result, tries_left=_MAX_ATTEMPTS - self._attempts[pending.position])
         if decision is not None:
-            self._tries.pop(candidate.position, None)
+            self._attempts.pop(pending.position, None)
         return decision
 
     def progress(self) -> Progress:
-        """What can be written now."""
+        """The progress that can be stored now."""
         settlement = self.window.settlement()
         finished = settlement.cursor >= self._end
-        published = sum(isinstance(verdict.decision, Done) for verdict in settlement.firsts)
+        published = sum(isinstance(decided.decision, Done) for decided in settlement.firsts)
         return Progress(replay_id=self.id, settlement=settlement, published=published, finished=finished)
 
     def settled(self, progress: Progress) -> None:
-        """Forgets what was written."""
+        """Removes from the window what was stored."""
         self.window.settled(progress.settlement)
 
-    def _rest(self, result: Retry, tries: int, now: float, fraction: float) -> None:
+    def _backoff(self, result: Retry, attempts: int, now: float, fraction: float) -> None:
         pause: timedelta = self._settings.policy.pause(
-            tries, fraction, asked=result.after, overloaded=result.overloaded
+            attempts, fraction, retry_after=result.after, overloaded=result.overloaded
         )
-        self._rests_until = max(self._rests_until, now + pause.total_seconds())
+        self._backoff_until = max(self._backoff_until, now + pause.total_seconds())

@@ -1,4 +1,4 @@
-"""How a sink is doing: its breaker and its health, told to the log and the metrics when they change."""
+"""The breaker and the health of a sink, reported to log and metrics when they change."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,16 +13,19 @@ from receiver.storage.sinks import Health
 
 
 class DispatchObserver(Protocol):
-    """Every label is bounded: sinks come from the settings, outcomes, states and reasons from enumerations."""
+    """Receives the measurements of the dispatchers.
+
+    Every label is bounded: sinks come from the settings, outcomes, states and reasons from enumerations.
+    """
 
     def attempt_ended(self, sink: str, outcome: str, seconds: float) -> None:
-        """One event was tried; its batch took so long."""
+        """An attempt to publish one event ended; `seconds` is how long its whole batch took."""
 
     def event_published(self, sink: str, seconds: float) -> None:
-        """An event arrived, so long after its callback came in."""
+        """An event was published; `seconds` is the time since its callback was received."""
 
     def events_superseded(self, sink: str, events: int) -> None:
-        """Events were left out because newer ones of their deliveries go in their place."""
+        """Events were left out because newer events of their deliveries replace them."""
 
     def backlog_measured(
         self,
@@ -32,26 +35,29 @@ class DispatchObserver(Protocol):
         retries: Mapping[str, int],
         dead_letters: Mapping[str, int],
     ) -> None:
-        """What a sink has before it: events after its cursor, the age of the oldest, retries by state, dead letters."""
+        """The backlog of a sink: events after its cursor, age of the oldest, retries and dead letters."""
 
     def breaker_moved(self, sink: str, state: str) -> None:
         """The breaker is now closed, open or half-open."""
 
     def lease_lost(self, sink: str) -> None:
-        """Another process took over while this one still worked."""
+        """Another process took over the lease while this process still held the sink."""
 
     def sink_left(self, sink: str) -> None:
-        """This process no longer works for the sink; what it measured of it is out of date."""
+        """This process no longer publishes to the sink; its last measurements of the sink are out of date."""
 
 
-# by then it is hardly chance, rather a wrong address or password
-_TOLD_AFTER: Final = 5
+# After five failures in a row the cause is hardly chance, rather a wrong address or password.
+_LOG_AFTER_FAILURES: Final = 5
 
 log = structlog.get_logger("receiver.dispatcher")
 
 
 class SinkHealth:
-    """Takes result after result and says whether the sink may be given more. `steady` is a clock that never jumps."""
+    """Records the result of each attempt and decides whether the sink may get more events.
+
+    `clock` returns aware UTC time; `monotonic` returns seconds and never jumps.
+    """
 
     def __init__(
         self,
@@ -64,14 +70,14 @@ class SinkHealth:
     ) -> None:
         self.health = health
         self._sink = sink
-        # one that was down stays so for the next holder, until an event arrives
+        # A sink that was down is still down for the next holder, until an event is published.
         was_down = health.down_since_at is not None and health.failures > 0
-        self._breaker = Breaker(failures=health.failures, probes=int(was_down), closed_until=monotonic())
+        self._breaker = Breaker(failures=health.failures, probes=int(was_down), open_until=monotonic())
         self._observer = observer
         self._clock = clock
         self._monotonic = monotonic
-        self._told = self.state
-        self._observer.breaker_moved(sink, self._told)
+        self._reported = self.state
+        self._observer.breaker_moved(sink, self._reported)
 
     @property
     def state(self) -> BreakerState:
@@ -79,11 +85,11 @@ class SinkHealth:
 
     @property
     def probe_at(self) -> float | None:
-        """When the next event may be let through, of an open breaker."""
-        return self._breaker.closed_until if self.state is BreakerState.OPEN else None
+        """When an open breaker lets the next probe through, in monotonic seconds; None if it is not open."""
+        return self._breaker.open_until if self.state is BreakerState.OPEN else None
 
-    def take(self, result: Result) -> None:
-        """Notes what an attempt gave. A sink that refuses an event has at least answered."""
+    def record(self, result: Result) -> None:
+        """Records the result of one attempt. A sink that refuses an event has at least answered."""
         now = self._monotonic()
         match result:
             case Published():
@@ -95,24 +101,24 @@ class SinkHealth:
             case Retry():
                 self._breaker = self._breaker.failed(now)
                 self.health = replace(self.health, last_error=result.reason)
-                if self._breaker.failures == _TOLD_AFTER:
+                if self._breaker.failures == _LOG_AFTER_FAILURES:
                     log.error("sink fails again and again", sink=self._sink, reason=result.reason)
             case SinkDown():
                 self._breaker = self._breaker.down(now)
                 self.health = replace(self.health, last_error=result.reason)
 
-    def tell(self) -> None:
-        """Brings health, log and metrics in line with the breaker."""
+    def report(self) -> None:
+        """Updates health, log and metrics if the state of the breaker has changed."""
         state = self.state
         self.health = replace(self.health, failures=self._breaker.failures, down_since_at=self._down_since(state))
-        if state is self._told:
+        if state is self._reported:
             return
         self._observer.breaker_moved(self._sink, state)
         if state is BreakerState.CLOSED:
             log.info("sink is back", sink=self._sink)
-        elif self._told is BreakerState.CLOSED:
+        elif self._reported is BreakerState.CLOSED:
             log.warning("sink is down", sink=self._sink, reason=self.health.last_error)
-        self._told = state
+        self._reported = state
 
     def _down_since(self, state: BreakerState) -> datetime | None:
         if state is BreakerState.CLOSED:

@@ -1,4 +1,4 @@
-"""A callback: one HTTP request from Bandwidth, raw, and what reading it gave."""
+"""A callback: one HTTP request from Bandwidth, raw, and the elements that parsing it gives."""
 
 from datetime import datetime
 from typing import final
@@ -9,10 +9,11 @@ from receiver.domain.events import Api, Event, Quarantine
 
 
 class Callback(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One HTTP request from Bandwidth as it came.
+    """One HTTP request from Bandwidth, unchanged.
 
-    `api` and `route` (`primary`, `fallback`) are those of the URL; which generation an event is of is told by the
-    event. `query` is the raw query string, `headers` are without secrets, `remote` is the peer's address.
+    `api` and `route` (`primary`, `fallback`) come from the URL; the API version of an event is recognised from the
+    event itself. `query` is the raw query string, `headers` lacks the headers that hold secrets, `remote` is the
+    peer's address.
     """
 
     id: str
@@ -28,7 +29,10 @@ class Callback(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 @final
 class Rejected(msgspec.Struct, frozen=True, gc=False):
-    """An element of a callback that did not become an event: its place in the array, the reason, words for people."""
+    """An element of a callback that did not become an event.
+
+    `index` is its place in the array, `detail` describes the reason for people, `message_id` is the message it names.
+    """
 
     index: int
     reason: Quarantine

@@ -1,4 +1,4 @@
-"""An entry of the event log as others read it: CloudEvents 1.0 in JSON."""
+"""The published form of an entry of the event log: CloudEvents 1.0 in JSON."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ from receiver.domain.publication import LogEntry
 
 
 def event_type(event: Event) -> str:
-    """The CloudEvents type: what the event itself says, whatever its delivery then is."""
+    """The CloudEvents type, from the event's own status and not from that of its delivery."""
     return f"message.{event.status}"
 
 
@@ -18,7 +18,7 @@ def rfc3339(moment: datetime) -> str:
 
 
 def cloud_event(entry: LogEntry, reason: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The published form of an entry; `reason` is the meaning of its delivery's code."""
+    """The CloudEvent of an entry; `reason` is the meaning of its delivery's code."""
     event = entry.event
     return {
         "specversion": "1.0",
@@ -39,8 +39,8 @@ def _data(entry: LogEntry, reason: Mapping[str, Any] | None) -> dict[str, Any]:
         "api": event.api,
         "direction": event.direction,
         "recipient": event.recipient,
-        "from": fact(entry, "sender"),
-        "to": list(fact(entry, "recipients") or ()),
+        "from": message_field(entry, "sender"),
+        "to": list(message_field(entry, "recipients") or ()),
         "status": delivery.status,
         "previousStatus": entry.previous_status,
         "changed": entry.changed,
@@ -49,12 +49,12 @@ def _data(entry: LogEntry, reason: Mapping[str, Any] | None) -> dict[str, Any]:
         "deliveryCode": delivery.code,
         "deliveryDescription": delivery.description,
         "reason": dict(reason) if reason is not None else None,
-        "tag": fact(entry, "tag"),
+        "tag": message_field(entry, "tag"),
         "tagVerdict": event.tag_verdict,
-        "applicationId": fact(entry, "application_id"),
-        "segmentCount": fact(entry, "segment_count"),
-        "channel": fact(entry, "channel"),
-        "carrierName": fact(entry, "carrier_name"),
+        "applicationId": message_field(entry, "application_id"),
+        "segmentCount": message_field(entry, "segment_count"),
+        "channel": message_field(entry, "channel"),
+        "carrierName": message_field(entry, "carrier_name"),
         "text": entry.message.get("text"),
         "media": list(entry.message.get("media") or ()),
         "contradicted": delivery.contradicted,
@@ -64,7 +64,7 @@ def _data(entry: LogEntry, reason: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def fact(entry: LogEntry, name: str) -> Any:
-    """A fact as the event told it, else as its message has it."""
-    told = getattr(entry.event.facts, name)
-    return entry.message.get(name) if told in (None, "", ()) else told
+def message_field(entry: LogEntry, name: str) -> Any:
+    """A field of the message: the event's own value, else the value stored with the message."""
+    value = getattr(entry.event.fields, name)
+    return entry.message.get(name) if value in (None, "", ()) else value

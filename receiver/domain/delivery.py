@@ -1,7 +1,7 @@
-"""How far a message got: the merge of its events into one row per recipient, the same whatever their order.
+"""How far a message got: its events merged into one row per recipient, with the same result in any order.
 
-`merge` folds an event into a delivery. It has the manners of addition: defined for every pair, harmless when
-repeated, indifferent to order. `Message` keeps the deliveries of one message and its facts.
+`merge` folds an event into a delivery. It is total, idempotent and commutative: defined for every pair, harmless
+when repeated, and independent of the order. `Message` holds the fields and the deliveries of one message.
 """
 
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ from receiver.domain.events import (
 
 
 class FinalConflict(StrEnum):
-    """Which of two contradicting final events gives the status; see `_rank`."""
+    """Which of two contradicting final events decides the status; see `_rank`."""
 
     FAILED_WINS = "failed-wins"
     DELIVERED_WINS = "delivered-wins"
@@ -41,7 +41,7 @@ _RANK: Final = {
     Status.SENDING: 2,
     Status.SENT: 3,
     Status.UNCONFIRMED: 4,
-    # 5: a failure that `delivered-wins` puts below delivered
+    # 5 is `_OVERRULED_FAILURE`: a failure that `delivered-wins` ranks below delivered.
     Status.DELIVERED: 6,
     Status.FAILED: 7,
     Status.READ: 8,
@@ -58,7 +58,7 @@ _FAILED: Final = Status.FAILED
 _READ: Final = Status.READ
 _V2: Final = Api.V2
 
-# which statuses prove that a message arrived, and which time of a delivery each status sets
+# The statuses that prove that a message arrived, and the time of a delivery that each status sets.
 _PROOFS: Final = frozenset({Status.DELIVERED, Status.READ})
 _TIME_OF: Final = {
     Status.SENT: "sent_at",
@@ -67,7 +67,7 @@ _TIME_OF: Final = {
     Status.READ: "read_at",
 }
 
-# What the seed API's axes show where the event did not bring v1's own words. `sent` and `failed` need a closer look.
+# v1's `state` and `deliveryState` for each status, for events without these words. `axes` refines `sent` and `failed`.
 _AXES: Final[dict[Status, tuple[str | None, str | None]]] = {
     Status.UNKNOWN: (None, None),
     Status.QUEUED: ("queued", None),
@@ -82,27 +82,28 @@ _AXES: Final[dict[Status, tuple[str | None, str | None]]] = {
 
 
 def _rank(event: Event, conflict: FinalConflict) -> int:
-    """The rank of what an event says.
+    """The rank of an event's status.
 
-    `delivered-wins` lets delivered beat a failure that came from the network side, never a refusal before it.
+    Under `delivered-wins`, delivered outranks a failure on the network side, but never a refusal before the network.
     """
     overruled = conflict is _DELIVERED_WINS and event.status is _FAILED and event.failure is Failure.NETWORK
     return _OVERRULED_FAILURE if overruled else _RANK[event.status]
 
 
-def _first(kept: Event | None, event: Event) -> Event:
-    return event if kept is None or event.precedes(kept) else kept
+def _first(known: Event | None, event: Event) -> Event:
+    return event if known is None or event.precedes(known) else known
 
 
-def _earliest(kept: datetime | None, time: datetime | None) -> datetime | None:
-    return min(kept, time) if kept and time else kept or time
+def _earliest(known: datetime | None, time: datetime | None) -> datetime | None:
+    return min(known, time) if known and time else known or time
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How far one message got to one recipient.
 
-    `winner` gave the status: highest rank, then earliest. Among the events of its rank, `coded`, `described`,
-    `stated` and `receipted` are the first that brought a code, a description, v1's state and its delivery state.
+    `winner` is the event that decides the status: the highest rank, then the earliest. Among the events of that rank,
+    `coded`, `described`, `stated` and `receipted` are the first with a code, a description, v1's `state` and its
+    `deliveryState`.
     """
 
     rank: int = 0
@@ -131,8 +132,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def description(self) -> str | None:
-        told = self.coded if self.coded and self.coded.description else self.described
-        return told.description if told else None
+        event = self.coded if self.coded and self.coded.description else self.described
+        return event.description if event else None
 
     @property
     def contradicted(self) -> bool:
@@ -140,12 +141,12 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def axes(self) -> tuple[str | None, str | None]:
-        """The seed API's `state` and `deliveryState`: v1's own words where they came, else derived."""
+        """v1's `state` and `deliveryState`: the values of v1 events if there are any, else derived from the status."""
         status = self.status
         state, delivery_state = _AXES[status]
         if status is _SENT and self.awaits_receipt:
             delivery_state = "waiting"
-        elif status is _FAILED and (told := self.coded or self.winner) and told.failure is Failure.REFUSED:
+        elif status is _FAILED and (event := self.coded or self.winner) and event.failure is Failure.REFUSED:
             state = "error"
         if self.stated:
             state = self.stated.state
@@ -155,24 +156,24 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def awaits_receipt(self) -> bool:
-        """Whether a final event is still to be expected: v2 always promises one, v1 only when asked for receipts."""
+        """Whether a final event is still expected: v2 always promises one, v1 only when receipts were requested."""
         promised = self.receipt_expected or self.winner is None or self.winner.api is _V2
         return promised and self.rank < _RANK[Status.UNCONFIRMED]
 
 
-NOTHING_SAID: Final = Delivery()
+EMPTY_DELIVERY: Final = Delivery()
 
 
 def merge(delivery: Delivery, event: Event, conflict: FinalConflict = FinalConflict.FAILED_WINS) -> Delivery:
-    """Folds an event into a delivery and returns what the delivery then is."""
+    """Folds an event into a delivery and returns the resulting delivery."""
     rank = _rank(event, conflict)
     if delivery.winner is None:
         return _begin(event, rank)
     history = _history(delivery, event)
     if rank < delivery.rank:
         return structs.replace(delivery, **history)
-    # what a lower rank told of code and words is of no account any more
-    same = delivery if rank == delivery.rank else NOTHING_SAID
+    # A higher rank discards the code, the description and v1's words of the lower one.
+    same = delivery if rank == delivery.rank else EMPTY_DELIVERY
     return structs.replace(
         delivery,
         rank=rank,
@@ -186,7 +187,7 @@ def merge(delivery: Delivery, event: Event, conflict: FinalConflict = FinalConfl
 
 
 def _begin(event: Event, rank: int) -> Delivery:
-    """The delivery after its first event, which for most messages of a batch is all there is to fold."""
+    """The delivery after its first event. Most messages of a batch have no other."""
     status = event.status
     read_at = event.read_at if status is _READ else None
     time = {name: read_at or event.occurred_at} if (name := _TIME_OF.get(status)) is not None else {}
@@ -207,7 +208,7 @@ def _begin(event: Event, rank: int) -> Delivery:
 
 
 def _history(delivery: Delivery, event: Event) -> dict[str, Any]:
-    """What is remembered of every event, whichever wins."""
+    """The fields of a delivery that every event contributes to, whichever event wins."""
     status = event.status
     history: dict[str, Any] = {
         "seen_delivered": delivery.seen_delivered or status in _PROOFS,
@@ -223,7 +224,7 @@ def _history(delivery: Delivery, event: Event) -> dict[str, Any]:
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
-    """What one event did: the delivery before (None: there was no row) and after, and whether its status moved."""
+    """The effect of one event: the delivery before (None: no row) and after, and whether the status changed."""
 
     before: Delivery | None
     after: Delivery
@@ -231,26 +232,26 @@ class Change(msgspec.Struct, frozen=True, gc=False):
 
 
 class Recipient(msgspec.Struct, frozen=True, gc=False):
-    """A row of the status table: a number as shown (None where none is known) and the delivery to it."""
+    """A row of the status table: a number as it is shown (None: no number is known) and the delivery to it."""
 
     number: str | None
     delivery: Delivery
 
 
-# which facts an event brings, beside those that are a text or a number
-_FACTS: Final = (*PLAIN_FIELDS, "created_at")
+# The fields that are the same in an event and in a message; recipients, text and media have rules of their own.
+_FIELD_NAMES: Final = (*PLAIN_FIELDS, "created_at")
 
 
 class Message:
-    """One message, folded event by event. What it says depends on the set of events alone, not on their order.
+    """One message, folded event by event. The result depends on the set of events alone, not on their order.
 
     All events are about this message: they have its version, direction and id. Every recipient of an inbound message
-    is `received`, so its events count for all recipients alike, as an outbound event without a recipient does.
+    is `received`, so an inbound event applies to all recipients, as does an outbound event without a recipient.
     """
 
     __slots__ = (
         "_events",
-        "_facts",
+        "_fields",
         "_first",
         "_keys",
         "_lists",
@@ -283,14 +284,14 @@ class Message:
         self._events = 0
         self._mentions = 0
         self._first: Event | None = None
-        # the first event that brought each fact, and the events whose facts are not among them yet
-        self._facts: dict[str, Event] = {}
+        # The first event that has each field, and the events whose fields are not taken yet.
+        self._fields: dict[str, Event] = {}
         self._new: list[Event] = []
-        # every distinct `message.to` and top-level `to`, with the first event that had it: most events repeat one
+        # Every distinct `message.to` and top-level `to`, with the first event that has it. Most events repeat one.
         self._lists: dict[tuple[str, ...], Event] = {}
         self._tops: dict[str, Event] = {}
         self._keys: set[str] = set()
-        # the delivery of each number that an event names, and the one that the events without a number give the others
+        # The delivery of each number that an event names, and the one that all other numbers share.
         self._named: dict[str, Delivery] = {}
         self._shared: Delivery | None = None
 
@@ -298,7 +299,7 @@ class Message:
         return self._first is not None
 
     def add(self, event: Event) -> Change:
-        """Folds an event in. An event that is already in must not be added again: its id is the caller's to check."""
+        """Folds an event in. The caller checks ids: an event must not be added twice."""
         if self._first is None:
             return self._begin(event)
         before = self._delivery_before(event)
@@ -306,54 +307,54 @@ class Message:
         self._note(event)
         self._note_numbers(event)
         after = self._merge(event)
-        changed = (before or NOTHING_SAID).status is not after.status
+        changed = (before or EMPTY_DELIVERY).status is not after.status
         if changed and event.recipient is None:
             changed = shared_before or self._has_shared_rows()
         return Change(before, after, changed)
 
     def limit_passed(self, event: Event) -> str | None:
-        """Which limit this message would pass with a further event, in words for people; None if it would pass none."""
+        """Describes for people the limit that this message would exceed with another event; None if it exceeds none."""
         if self._events >= MAX_EVENTS:
             return f"the message has {MAX_EVENTS} events already"
-        if self._mentions + len(event.facts.recipients) > MAX_MENTIONS:
+        if self._mentions + len(event.fields.recipients) > MAX_MENTIONS:
             return f"the events of the message name more than {MAX_MENTIONS} recipients, repetitions counted"
         if self._has_room_for_numbers(event):
             return None
         return f"the message has more than {MAX_RECIPIENTS} recipients"
 
     def recipients(self) -> list[Recipient]:
-        """The rows in the order of `message.to`, further numbers after; one without number if none is known."""
+        """The rows in the order of `message.to`, then further numbers; one row without a number if none is known."""
         if not self._keys:
-            return [Recipient(None, self._shared or NOTHING_SAID)]
+            return [Recipient(None, self._shared or EMPTY_DELIVERY)]
         return [Recipient(number, self._row(key)) for key, number in self._spellings().items()]
 
-    def facts(self) -> MessageFields:
-        """Of each fact the first non-empty value in the order of its events; `recipients` is left empty."""
+    def fields(self) -> MessageFields:
+        """The first non-empty value of each field, by the order of the events; `recipients` stays empty."""
         assert self._first is not None  # noqa: S101
         if self._events == 1:
-            return _non_empty(self._first.facts)
-        self._take_facts()
-        return MessageFields(**{name: getattr(event.facts, name) for name, event in self._facts.items()})
+            return _non_empty(self._first.fields)
+        self._take_fields()
+        return MessageFields(**{name: getattr(event.fields, name) for name, event in self._fields.items()})
 
     @property
     def tag_verdict(self) -> TagVerdict:
-        """The verdict on the event that gave the tag; without a tag, on the first event."""
+        """The verdict on the first event with a tag; without a tag, on the first event."""
         if self._events > 1:
-            self._take_facts()
-        event = self._facts.get("tag") or self._first
+            self._take_fields()
+        event = self._fields.get("tag") or self._first
         assert event is not None  # noqa: S101
         return event.tag_verdict
 
     @property
     def listed_at(self) -> datetime:
-        """The time a message is listed by: Bandwidth's creation time, else our first receipt."""
-        listed_at = self.facts().created_at or self.first_received_at
+        """The time that orders the list of messages: Bandwidth's creation time, else the first receipt by our clock."""
+        listed_at = self.fields().created_at or self.first_received_at
         assert listed_at is not None  # noqa: S101
         return listed_at
 
     def _begin(self, event: Event) -> Change:
-        """Folds the first event in. For most messages of a batch there is no other, so it is worth a way of its own."""
-        numbers, recipient = event.facts.recipients, event.recipient
+        """Folds the first event in. Most messages of a batch have no other, so this path avoids the general one."""
+        numbers, recipient = event.fields.recipients, event.recipient
         self._first = event
         self.first_received_at = self.updated_at = event.received_at
         self._events = 1
@@ -369,27 +370,27 @@ class Message:
         return Change(None, after, after.status is not _UNKNOWN)
 
     def _delivery_before(self, event: Event) -> Delivery | None:
-        """The delivery an event is about, before it; None where it has no row yet."""
+        """The delivery that an event is about, before the event is folded; None if it has no row yet."""
         if event.recipient is None:
-            return self._shared or (NOTHING_SAID if self._keys else None)
+            return self._shared or (EMPTY_DELIVERY if self._keys else None)
         key = number_key(event.recipient)
-        # a number that is nothing but a plus has the row of those that are not known
+        # A number that is only a plus has the key of "no number", so it uses the row without a number.
         has_row = key in self._keys or (not key and bool(self) and not self._keys)
         return self._row(key) if has_row else None
 
     def _row(self, key: str) -> Delivery:
-        return self._named.get(key) or self._shared or NOTHING_SAID
+        return self._named.get(key) or self._shared or EMPTY_DELIVERY
 
     def _has_shared_rows(self) -> bool:
-        """Whether there is a row that the events without a number decide."""
+        """Whether events without a number decide any row."""
         return len(self._named) < len(self._keys) or not self._keys
 
     def _merge(self, event: Event) -> Delivery:
         if event.recipient is None or self.direction is _IN:
-            self._shared = merge(self._shared or NOTHING_SAID, event, self.conflict)
+            self._shared = merge(self._shared or EMPTY_DELIVERY, event, self.conflict)
             return self._shared
         key = number_key(event.recipient)
-        after = self._named[key] = merge(self._named.get(key, NOTHING_SAID), event, self.conflict)
+        after = self._named[key] = merge(self._named.get(key, EMPTY_DELIVERY), event, self.conflict)
         return after
 
     def _note(self, event: Event) -> None:
@@ -398,25 +399,25 @@ class Message:
         self.first_received_at = min(self.first_received_at or received_at, received_at)
         self.updated_at = max(self.updated_at or received_at, received_at)
         self._events += 1
-        self._mentions += len(event.facts.recipients)
+        self._mentions += len(event.fields.recipients)
         self._new.append(event)
 
-    def _take_facts(self) -> None:
-        """Takes the facts of the events added since the last time. Only who writes rows needs them, once a batch."""
-        kept = self._facts
+    def _take_fields(self) -> None:
+        """Takes the fields of the events added since the last call. They are needed once a batch, to write rows."""
+        sources = self._fields
         for event in self._new:
-            facts = event.facts
-            for name in _FACTS:
-                if getattr(facts, name) not in (None, ""):
-                    kept[name] = _first(kept.get(name), event)
-            if facts.has_text:
-                kept["text"] = _first(kept.get("text"), event)
-            if facts.has_media:
-                kept["media"] = _first(kept.get("media"), event)
+            fields = event.fields
+            for name in _FIELD_NAMES:
+                if getattr(fields, name) not in (None, ""):
+                    sources[name] = _first(sources.get(name), event)
+            if fields.has_text:
+                sources["text"] = _first(sources.get("text"), event)
+            if fields.has_media:
+                sources["media"] = _first(sources.get("media"), event)
         self._new.clear()
 
     def _note_numbers(self, event: Event) -> None:
-        numbers, recipient = event.facts.recipients, event.recipient
+        numbers, recipient = event.fields.recipients, event.recipient
         if numbers:
             known = self._lists.get(numbers)
             if known is None:
@@ -427,8 +428,8 @@ class Message:
             self._tops[recipient] = _first(self._tops.get(recipient), event)
 
     def _has_room_for_numbers(self, event: Event) -> bool:
-        numbers, recipient = event.facts.recipients, event.recipient
-        # cheap, and enough for nearly every event
+        numbers, recipient = event.fields.recipients, event.recipient
+        # This check is cheap, and it suffices for nearly every event.
         if len(self._keys) + len(numbers) < MAX_RECIPIENTS:
             return True
         named = set() if numbers in self._lists else set(map(number_key, numbers))
@@ -437,17 +438,17 @@ class Message:
         return len(self._keys) + len(named - self._keys) <= MAX_RECIPIENTS
 
     def _spellings(self) -> dict[str, str]:
-        """Every number by its key, as it is shown: as the first `message.to` has it, else the first top-level `to`."""
+        """The shown spelling of every number, by key: of the first `message.to`, else of the first top-level `to`."""
         if len(self._lists) == 1:
             [numbers] = self._lists
             shown = {number_key(number): number for number in numbers}
-            # all the numbers there are: no top-level `to` besides them, and none in the list twice
+            # The list has every number once, and no top-level `to` adds another.
             if len(shown) == len(self._keys) == len(numbers):
                 return shown
         shown = {}
         seen: set[str] = set()
         for numbers in sorted(self._lists, key=lambda numbers: self._lists[numbers].order):
-            # most lists of a message bring nothing new; sets find that out faster than a loop
+            # Most lists of a message have no new number; a set finds that out faster than a loop.
             if not seen.issuperset(numbers):
                 seen.update(numbers)
                 _show(numbers, shown)
@@ -455,20 +456,20 @@ class Message:
         return shown
 
 
-def _non_empty(facts: MessageFields) -> MessageFields:
-    """The facts of an event; an empty text says nothing."""
+def _non_empty(fields: MessageFields) -> MessageFields:
+    """The fields of an event, with None in place of empty texts."""
     return MessageFields(
-        sender=facts.sender or None,
-        owner=facts.owner or None,
-        application_id=facts.application_id or None,
-        text=facts.text if facts.has_text else None,
-        media=facts.media if facts.has_media else (),
-        tag=facts.tag or None,
-        segment_count=facts.segment_count,
-        channel=facts.channel or None,
-        carrier_name=facts.carrier_name or None,
-        priority=facts.priority or None,
-        created_at=facts.created_at,
+        sender=fields.sender or None,
+        owner=fields.owner or None,
+        application_id=fields.application_id or None,
+        text=fields.text if fields.has_text else None,
+        media=fields.media if fields.has_media else (),
+        tag=fields.tag or None,
+        segment_count=fields.segment_count,
+        channel=fields.channel or None,
+        carrier_name=fields.carrier_name or None,
+        priority=fields.priority or None,
+        created_at=fields.created_at,
     )
 
 
@@ -478,7 +479,7 @@ def _show(numbers: Iterable[str], shown: dict[str, str]) -> None:
 
 
 class MessageSummary(msgspec.Struct, frozen=True, gc=False):
-    """What a message as a whole says: the roll-up of its recipients."""
+    """The status of a message as a whole: the roll-up of its recipients."""
 
     status: str
     state: str | None
@@ -494,10 +495,10 @@ PARTIAL: Final = "partial"
 
 
 def roll_up(deliveries: Iterable[Delivery], direction: Direction) -> MessageSummary:
-    """A message's standing: that of its recipients where they agree, else pending or partial."""
+    """The summary of a message: that of its recipients if they agree, else pending or partial."""
     rows = list(deliveries)
     if len(rows) == 1:
-        return _of_one(rows[0], direction)
+        return _summary(rows[0], direction)
     contradicted = any(row.contradicted for row in rows)
     awaiting = direction is Direction.OUT and any(row.awaits_receipt for row in rows)
     if len({row.status for row in rows}) > 1:
@@ -511,14 +512,14 @@ def roll_up(deliveries: Iterable[Delivery], direction: Direction) -> MessageSumm
     return MessageSummary(rows[0].status, state, delivery_state, code, description, contradicted, awaiting)
 
 
-def _of_one(row: Delivery, direction: Direction) -> MessageSummary:
+def _summary(row: Delivery, direction: Direction) -> MessageSummary:
     state, delivery_state = row.axes
     awaiting = direction is Direction.OUT and row.awaits_receipt
     return MessageSummary(row.status, state, delivery_state, row.code, row.description, row.contradicted, awaiting)
 
 
 def fold(events: Iterable[Event], conflict: FinalConflict = FinalConflict.FAILED_WINS) -> Message:
-    """The message that a set of events of one message makes; repeated events count once."""
+    """Folds the events of one message; a repeated event counts once. Raises ValueError without any event."""
     message: Message | None = None
     seen: set[str] = set()
     for event in events:

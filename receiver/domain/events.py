@@ -1,84 +1,15 @@
-"""What Bandwidth says of a message, in our words: events, their statuses, their identity."""
+"""Events, normalized from Bandwidth's callbacks: their statuses, their fields, their identity."""
 
 import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Final, final
 
 import msgspec
 import orjson
 
-
-class Word(StrEnum):
-    """A word of a fixed vocabulary, hashed as the text it is: `Enum` hashes in Python, for every look-up of a key."""
-
-    __hash__ = str.__hash__
-
-
-class Api(Word):
-    """Which generation of Bandwidth's API an event belongs to."""
-
-    V1 = "v1"
-    V2 = "v2"
-
-
-class Direction(Word):
-    IN = "in"
-    OUT = "out"
-
-
-class Status(Word):
-    """Where a delivery stands, in rising rank; `received` is for inbound messages alone."""
-
-    UNKNOWN = "unknown"
-    QUEUED = "queued"
-    SENDING = "sending"
-    SENT = "sent"
-    UNCONFIRMED = "unconfirmed"
-    DELIVERED = "delivered"
-    FAILED = "failed"
-    READ = "read"
-    RECEIVED = "received"
-
-
-class Failure(Word):
-    """On which side a message failed: `refused` before the network, `network` behind it, or not told (`other`)."""
-
-    REFUSED = "refused"
-    NETWORK = "network"
-    OTHER = "other"
-
-
-class TagVerdict(Word):
-    """What checking the signature of an event's tag gave."""
-
-    VALID = "valid"
-    UNSIGNED = "unsigned"
-    FORGED = "forged"
-    MISSING = "missing"
-    NOT_APPLICABLE = "not-applicable"
-    UNCHECKED = "unchecked"
-
-
-class Quarantine(Word):
-    """Why an element of a callback was kept raw instead of becoming an event."""
-
-    UNREADABLE = "unreadable"
-    UNKNOWN_TYPE = "unknown-type"
-    NO_MESSAGE_ID = "no-message-id"
-    FOREIGN_PRODUCT = "foreign-product"
-    TOO_LARGE = "too-large"
-    TAG_FORGED = "tag-forged"
-    TAG_UNSIGNED = "tag-unsigned"
-    TAG_MISSING = "tag-missing"
-
-
-def number_key(number: str | None) -> str:
-    """A number as it is compared: without the plus. The key of "no number" is the empty string."""
-    return number.removeprefix("+") if number else ""
-
+from receiver.domain.vocabulary import Api, Direction, Failure, Quarantine, Status, TagVerdict, number_key
 
 __all__ = [
     "FAR_FUTURE",
@@ -101,24 +32,24 @@ __all__ = [
 
 FAR_FUTURE: Final = datetime.max.replace(tzinfo=UTC)
 
-# What one message may hold. Every event of a message is read and folded again when another one comes, so without these
-# limits a single message could keep the processor busy for good.
+# Limits of one message. Each new event has all stored events of its message read and folded again, so without these
+# limits a single message could occupy the processor for ever.
 MAX_RECIPIENTS: Final = 1_000
 MAX_EVENTS: Final = 10_000
-# The recipients of all events of a message, repetitions counted: they are stored, and read again, with each event.
+# The recipients of all events of a message, repetitions included: they are stored with, and read with, each event.
 MAX_MENTIONS: Final = 1_000_000
 
 
 MessageKey = tuple[Api, Direction, str]
-"""What a message is known by. An inbound and an outbound message may have the same id; they are two messages."""
+"""The identity of a message. An inbound and an outbound message with the same id are two messages."""
 
 
 class MessageFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What one event tells about its message, as opposed to about its delivery.
+    """The fields of an event that describe its message, as opposed to its delivery.
 
-    `recipients` is `message.to` (v1: `to`) as given, empty when the event named none there. An event read back
-    from the log comes without `text` and `media`, which are kept with the message alone: `has_text` and
-    `has_media` then say that it had brought some. `created_at` is when Bandwidth made the message.
+    `recipients` is `message.to` (v1: `to`) as given, empty if the event has none. The log does not store `text` and
+    `media`, which are stored with the message alone: in an event that is read from the log, `has_text` and `has_media`
+    say whether the callback had any. `created_at` is when Bandwidth created the message.
     """
 
     sender: str | None = None
@@ -137,7 +68,7 @@ class MessageFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     created_at: datetime | None = None
 
 
-# the facts that are a text or a number: of each, a message keeps the first that is not empty
+# The fields that are a text or a number: a message has the first non-empty value of each.
 PLAIN_FIELDS: Final = (
     "sender",
     "owner",
@@ -154,11 +85,11 @@ PLAIN_FIELDS: Final = (
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A normalized fact about one message and one recipient.
 
-    `recipient` is None where the callback did not say which of several numbers, or any. `type` is the word on the
-    wire (`message-delivered`; v1: `sms`, `mms`). `status` is what this event itself says. `state` and
-    `delivery_state` are v1's own words, where it used known ones. `contradicted` is true for an event that
-    contradicts itself. `occurred_at` is Bandwidth's clock (never set for v1, whose `time` is the creation of the
-    message), `received_at` ours. `id` is the digest made by `event_id`.
+    `recipient` is None if the callback names no number, or does not say which of several it is about. `type` is
+    Bandwidth's word (`message-delivered`; v1: `sms`, `mms`). `status` is the event's own status, before any merge.
+    `state` and `delivery_state` are v1's values if they are known ones. `contradicted` is true if the event contradicts
+    itself. `occurred_at` is Bandwidth's clock (never set for v1, whose `time` is the creation of the message),
+    `received_at` ours. `id` is the digest made by `event_id`.
     """
 
     id: str
@@ -177,18 +108,18 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     delivery_state: str | None = None
     contradicted: bool = False
     tag_verdict: TagVerdict = TagVerdict.UNCHECKED
-    facts: MessageFields = msgspec.field(default_factory=MessageFields)
+    fields: MessageFields = msgspec.field(default_factory=MessageFields)
     received_at: datetime
     route: str
     callback_id: str
 
     @property
     def order(self) -> tuple[datetime, str]:
-        """The place of this event among those of its message: event time, then id; without a time, last."""
+        """The sort key among the events of a message: event time, then id; an event without a time is last."""
         return (self.occurred_at or FAR_FUTURE, self.id)
 
     def precedes(self, other: "Event") -> bool:
-        """Whether the `order` of this event is before that of another; a third of the time of comparing these."""
+        """Whether this event's `order` is smaller than the other's, in a third of the time of comparing both tuples."""
         time, other_time = self.occurred_at, other.occurred_at
         if time == other_time:
             return self.id < other.id
@@ -210,20 +141,20 @@ def event_id(
     delivery: tuple[str | None, ...] = (),
     code: str | None,
 ) -> str:
-    """The identity of an event, 32 hexadecimal digits: two events with the same id are one event twice.
+    """The identity of an event, 32 hexadecimal digits: two events with the same id are the same event.
 
-    `time` is the event's time (UTC, canonical where it could be read, as given where not); v1 has none and is told
-    apart by `delivery`: its state and delivery fields. JSON keeps what is absent (null) apart from what is empty.
+    `time` is the event's time: UTC in canonical form, or as given if it cannot be parsed. v1 events have no time; their
+    state and delivery fields, in `delivery`, distinguish them. JSON distinguishes absent (null) from empty.
     """
     identity = [api, message_id, number_key(recipient) if recipient else None, type, time, *delivery, code]
     return hashlib.sha256(_canonical(identity)).hexdigest()[:32]
 
 
 def _canonical(identity: Sequence[str | None]) -> bytes:
-    """The JSON of an identity, as `json` spells it: pure ASCII, `\\u` escapes for everything else.
+    """The JSON of an identity, byte for byte that of `json`: pure ASCII, with `\\u` escapes for everything else.
 
-    orjson takes a tenth of the time. It spells the same, except for DEL and what is not ASCII, which it leaves as it
-    is, and lone surrogates, which it refuses.
+    orjson takes a tenth of the time. Its output is the same except that it does not escape DEL and non-ASCII
+    characters, and raises for lone surrogates; these take the slow path.
     """
     try:
         spelled = orjson.dumps(identity)

@@ -1,11 +1,11 @@
-"""Which events a sink is given."""
+"""The filter of a sink: which events are published to it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from receiver.domain.cloudevents import event_type, fact
-from receiver.domain.events import Direction, Status
+from receiver.domain.cloudevents import event_type, message_field
+from receiver.domain.events import Direction, Status, number_key
 from receiver.domain.publication import LogEntry
 
 EVENT_TYPES: Final = frozenset(
@@ -19,9 +19,9 @@ EVENT_TYPES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """What a sink wants; an event passes if it meets every part, and a part that names nothing is met by all.
+    """The filter of a sink. An event passes if it meets every condition; an empty condition is met by all events.
 
-    `number_prefixes` are without plus, and met by the sender's or a recipient's number.
+    `number_prefixes` have no plus, and match the number of the sender or of a recipient.
     """
 
     types: frozenset[str] = frozenset()
@@ -36,18 +36,14 @@ class Filter:
             (not self.types or event_type(entry.event) in self.types)
             and (entry.changed or not self.changes_only)
             and (self.direction is None or entry.event.direction == self.direction)
-            and (not self.applications or fact(entry, "application_id") in self.applications)
-            and (not self.number_prefixes or any(_plain(one).startswith(self.number_prefixes) for one in _ends(entry)))
-            and (not self.tag_prefixes or (fact(entry, "tag") or "").startswith(self.tag_prefixes))
+            and (not self.applications or message_field(entry, "application_id") in self.applications)
+            and (not self.number_prefixes or any(key.startswith(self.number_prefixes) for key in _number_keys(entry)))
+            and (not self.tag_prefixes or (message_field(entry, "tag") or "").startswith(self.tag_prefixes))
         )
 
 
-def _ends(entry: LogEntry) -> Iterable[str]:
-    """The numbers an event is about: its sender, and its own recipient if it names one, else those of its message."""
+def _number_keys(entry: LogEntry) -> Iterable[str]:
+    """The numbers of an event: its sender, and its own recipient if it has one, else the recipients of its message."""
     recipient = entry.event.recipient
-    named = (recipient,) if recipient else fact(entry, "recipients") or ()
-    return (number for number in (fact(entry, "sender"), *named) if number)
-
-
-def _plain(number: str) -> str:
-    return number.removeprefix("+")
+    named = (recipient,) if recipient else message_field(entry, "recipients") or ()
+    return (number_key(number) for number in (message_field(entry, "sender"), *named) if number)

@@ -1,4 +1,4 @@
-"""What a batch of events does to the messages it touches: duplicates dropped, the rest folded in request order."""
+"""Folds a batch of events into their messages: drops duplicates, and folds the rest in the order of their callbacks."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -20,21 +20,21 @@ _NONE_FULL: Final[Mapping[MessageKey, Mapping[str, str]]] = MappingProxyType({})
 
 
 class Repeat(msgspec.Struct, frozen=True, gc=False):
-    """An event that is known already, by the callback that first brought it."""
+    """An event that is in the log already; `callback_id` is the first callback that had it."""
 
     callback_id: str
 
 
 class Batch(Generic[S]):
-    """Folds events into their messages, starting from the events the log already holds.
+    """Folds events into their messages, starting from the events that the log already holds.
 
-    `known` are those events, in the order of the log, for every message of the batch that is not in `full`. `full`
-    are the messages with `MAX_EVENTS` events, which are not read: of each, the event ids that were looked for and
-    found, with the callback that first brought each. A message in `forgotten` lost events to retention: an event that
-    comes late goes into the log and changes nothing.
+    `known` are those events, in the order of the log, for every message of the batch that is not in `full`. `full` are
+    the messages that have `MAX_EVENTS` events, which are not read: for each message, the ids of the batch that the log
+    has, with the first callback of each. A message in `forgotten` lost events to retention: a late event of it is
+    appended to the log and changes nothing.
 
-    `appended` are the entries for the log. `messages` are the messages that got a new event, after all of them.
-    `before` holds what `snapshot` made of such a message before its first new event, if it had events before.
+    `appended` are the entries for the log. `messages` are the messages with a new event, after all their events.
+    `before` holds the `snapshot` of each such message before its first new event, if it had events before.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Batch(Generic[S]):
         self._seen = {event.id: event.callback_id for events in known.values() for event in events}
 
     def take(self, event: Event, index: int) -> Appended | Repeat | Rejected:
-        """Folds an event in, unless it is known already or its message is too large for it.
+        """Folds an event in, unless the log has it already or its message would exceed a limit.
 
         `index` is the place of the event in its callback.
         """
@@ -78,7 +78,7 @@ class Batch(Generic[S]):
         return self._append(key, message, event)
 
     def moved(self) -> Iterable[MessageKey]:
-        """The messages whose rows may be written again."""
+        """The messages whose rows must be written; not those that lost events to retention."""
         return (key for key in self.messages if key not in self._forgotten)
 
     def _of_full(self, key: MessageKey, event: Event, index: int) -> Repeat | Rejected:
@@ -88,7 +88,7 @@ class Batch(Generic[S]):
         return Rejected(index, Quarantine.TOO_LARGE, f"the message has {MAX_EVENTS} events already", event.message_id)
 
     def _fold(self, key: MessageKey) -> Message:
-        """The message as the log has it, before this batch; empty for one that the log does not know."""
+        """The message before this batch, folded from the log; empty if the log has no event of it."""
         message = self._folded[key] = Message(*key, self._conflict)
         for event in self._known.get(key, ()):
             message.add(event)

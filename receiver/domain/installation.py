@@ -1,4 +1,4 @@
-"""How an installation is doing: what was found out about its parts, and what is wrong with them."""
+"""The health of an installation: the findings about its parts, and the problems that follow from them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ ProcessorState = Literal["working", "behind", "stuck", "missing"]
 Part = Literal["journal", "processor", "sinks", "database"]
 
 
-# --- what was found out ---
+# --- findings ---
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """The callbacks that wait to be processed, and when the oldest of them was received."""
+    """The number of pending callbacks, and when the oldest of them was received."""
 
     pending: int
     oldest_at: datetime | None
@@ -32,7 +32,7 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessorRecord:
-    """What the database says about the processor; `last_callbacks` are times by version and route."""
+    """The state of the processor in the database; `last_callbacks` are times by version and route."""
 
     lease_is_held: bool
     failing_since_at: datetime | None
@@ -44,7 +44,7 @@ class ProcessorRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRecord:
-    """What a web process knows of its worker; `processor` is the state that the worker itself reports."""
+    """The state of a worker as its web process sees it; `processor` is the state that the worker itself reports."""
 
     mode: str
     state: str
@@ -58,7 +58,7 @@ class WorkerRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseSize:
-    """What the database takes; None where its server does not say."""
+    """The size of the database in bytes; None if the server does not report it."""
 
     type: Literal["sqlite", "postgresql"]
     bytes: int | None
@@ -69,7 +69,7 @@ class DatabaseSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What is known of each part. None: it could not be read, and `unreadable` says why, or nobody here knows it."""
+    """The findings about each part. None: the part cannot be read (`unreadable` says why), or is not known here."""
 
     backlog: Backlog | None = None
     processor: ProcessorRecord | None = None
@@ -80,12 +80,12 @@ class Findings:
     unreadable: Mapping[Part, str] = field(default_factory=dict)
 
 
-# --- what follows from it ---
+# --- health ---
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalHealth:
-    """Callbacks that are accepted and not processed (`pending`), and those that wait for their commit (`waiting`)."""
+    """The callbacks that are accepted and not processed (`pending`), and those that wait for commit (`waiting`)."""
 
     pending: int | None
     oldest_pending_seconds: float | None
@@ -94,7 +94,7 @@ class JournalHealth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessorHealth:
-    """Whether callbacks are processed. `repeats` are callbacks that brought nothing new and were dropped."""
+    """The state of the processor. `repeats` are callbacks without a new event, which are dropped."""
 
     state: ProcessorState | None
     failing_since: datetime | None
@@ -105,7 +105,7 @@ class ProcessorHealth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installation:
-    """How an installation is doing; `problems` are sentences for people."""
+    """The health of an installation; `problems` are sentences for people."""
 
     journal: JournalHealth
     processor: ProcessorHealth
@@ -121,7 +121,7 @@ class Installation:
 
 
 def assess(found: Findings, now: datetime) -> Installation:
-    """How the installation is doing, by what was found out about it at `now`."""
+    """The health of the installation, from what was found at `now`."""
     journal = _journal(found, now)
     processor = _processor(found, journal)
     return Installation(
@@ -163,11 +163,11 @@ def _processor(found: Findings, journal: JournalHealth) -> ProcessorHealth:
 
 
 def _failure(found: Findings) -> tuple[datetime | None, str | None]:
-    """Since when the processor is stuck and why: by the worker here, else by the database."""
+    """Since when the processor is stuck and why: from the worker of this process, else from the database."""
     worker, record = found.worker, found.processor
     if worker is not None and _reports(worker, "stuck"):
         return worker.failing_since_at, worker.error
-    # A worker that works has written, or is about to write, that it no longer fails.
+    # A working worker has cleared the failure in the database, or is about to.
     if record is None or _reports(worker, "working"):
         return None, None
     return record.failing_since_at, record.last_error
@@ -190,7 +190,7 @@ def _reports(worker: WorkerRecord | None, processor: str) -> bool:
     return worker is not None and worker.state == "running" and worker.processor == processor
 
 
-# --- problems, in sentences ---
+# --- problems ---
 
 _PARTS: Final[Mapping[Part, str]] = {
     "journal": "The journal's backlog",

@@ -1,4 +1,4 @@
-"""Publishing one event to one sink: what is handed over, what the sink answers, and what then becomes of the event."""
+"""Publishing one event to one sink: the publication, the sink's result, and the decision about the event."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from receiver.domain.retry import RetryPolicy
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a delivery was at one moment."""
+    """The state of a delivery at one moment."""
 
     status: str
     state: str | None
@@ -37,7 +37,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Appended(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """An event about to be appended to the log, with what it did to its delivery."""
+    """An event to be appended to the log, with its effect on its delivery."""
 
     event: Event
     previous_status: str | None
@@ -55,10 +55,10 @@ class Appended(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class LogEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """An event read from the log: its position, what its delivery was after it, and its message's facts today.
+    """An event read from the log: its position, its delivery after the event, and the message's fields as of now.
 
-    `message` holds the message's columns that an event may lack (sender, recipients, tag, text, media, …), empty where
-    retention has removed the message.
+    `message` holds the columns of the message that an event may lack (sender, recipients, tag, text, media, …). Its
+    values are None if retention has removed the message.
     """
 
     position: int
@@ -71,11 +71,11 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """An event on its way to a sink.
+    """An event to be published to a sink.
 
-    `id` is the same on every repetition. `position` is its place in the event log, `lane` the message it belongs to:
-    events of one lane arrive in order. `recipient` is whom it is about, None where it does not say. `event` is the
-    CloudEvent, `body` the same as JSON on one line. `replayed` says that an operator has it published once more.
+    `id` is the same on every repetition. `position` is the event's place in the event log. Events with the same
+    `ordering_key` (one message) are published in order. `recipient` is the event's recipient, None if it names none.
+    `event` is the CloudEvent, `body` the same as JSON on one line. `replayed` is true in a replay.
     """
 
     id: str
@@ -91,7 +91,7 @@ class Publication:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """The sink has it."""
+    """The sink has confirmed the event."""
 
     response_code: int | None = None
     response: str | None = None
@@ -99,9 +99,10 @@ class Published:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """The sink did not take this event now; another may fare better.
+    """The sink did not accept this event now; other events may still succeed.
 
-    `after` is the pause the sink asked for. `overloaded` says that it had too much to do or did not answer in time.
+    `after` is the pause that the sink asked for (Retry-After). `overloaded` is true if the sink was too busy or did not
+    answer in time.
     """
 
     reason: str
@@ -113,7 +114,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """The sink will never take this event; where it is `gone`, no other either."""
+    """The sink will never accept this event; a sink that is `gone` will accept no other event either."""
 
     reason: str
     gone: bool = False
@@ -123,7 +124,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkDown:
-    """The sink cannot be reached at all; that is no event's fault and costs none an attempt."""
+    """The sink cannot be reached at all. No event is at fault, and no attempt is counted."""
 
     reason: str
 
@@ -132,7 +133,7 @@ Result = Published | Retry | Refused | SinkDown
 
 
 class Outcome(StrEnum):
-    """The word for a result in tables and metrics."""
+    """The name of a result in tables and metrics."""
 
     PUBLISHED = "published"
     RETRY = "retry"
@@ -154,7 +155,7 @@ _OUTCOMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingPublication:
-    """A publication that wants an attempt; `attempts` were made before, and `since` is when it began to wait for more.
+    """A publication that needs an attempt: after `attempts` earlier ones, and as a retry since `since`.
 
     `since` is None for a first attempt straight from the log.
     """
@@ -177,12 +178,12 @@ class PendingPublication:
 
     @property
     def delivery(self) -> tuple[str, str | None]:
-        """What it reports on: a later event about the same makes it old news."""
+        """The delivery that the event reports on; `coalesce` publishes only the newest event of a delivery."""
         return self.publication.ordering_key, self.publication.recipient
 
 
 class DeadLetterReason(StrEnum):
-    """Why an event became a dead letter: the sink will never take it, or it was tried for too long."""
+    """Why an event became a dead letter: the sink refused it, or its retries expired."""
 
     REFUSED = "refused"
     EXPIRED = "expired"
@@ -190,17 +191,17 @@ class DeadLetterReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The sink has it, or its filter leaves it out."""
+    """The sink has confirmed the event, or its filter leaves the event out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Superseded:
-    """A newer event of its delivery goes in its place."""
+    """A newer event of the same delivery is published in place of this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryAt:
-    """It is tried again at its time; its lane waits."""
+    """The event is tried again at `due_at`; later events of its ordering key wait."""
 
     due_at: datetime
     reason: str
@@ -208,14 +209,14 @@ class RetryAt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parked:
-    """It waits behind an earlier event of its lane."""
+    """The event waits behind an earlier event of its ordering key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLettered:
-    """It is not tried again by itself; its lane goes on, or is held until an operator decides."""
+    """The event is not tried again by itself. If it `holds` its ordering key, later events wait for an operator."""
 
-    death: DeadLetterReason
+    cause: DeadLetterReason
     reason: str
     holds: bool = False
     response_code: int | None = None
@@ -228,7 +229,7 @@ Decision = Done | Superseded | RetryAt | Parked | DeadLettered
 def decide(
     candidate: PendingPublication, result: Result, policy: RetryPolicy, *, now: datetime, fraction: float
 ) -> Decision | None:
-    """What becomes of an event after an attempt; None where the attempt does not count."""
+    """Decides about an event after an attempt; None: the attempt does not count."""
     match result:
         case Published():
             return Done()
@@ -243,7 +244,7 @@ def decide(
 def _later(
     candidate: PendingPublication, result: Retry, policy: RetryPolicy, now: datetime, fraction: float
 ) -> Decision:
-    pause = policy.pause(candidate.attempts + 1, fraction, asked=result.after, overloaded=result.overloaded)
+    pause = policy.pause(candidate.attempts + 1, fraction, retry_after=result.after, overloaded=result.overloaded)
     due_at = policy.due(now, candidate.since or now, pause)
     if due_at is not None:
         return RetryAt(due_at=due_at, reason=result.reason)
@@ -251,7 +252,7 @@ def _later(
 
 
 def decide_replayed(result: Result, *, tries_left: int) -> Decision | None:
-    """What becomes of a replayed event after an attempt: a replay keeps no retries; None: it is tried again at once."""
+    """Decides about a replayed event after an attempt. A replay stores no retries; None: it is tried again at once."""
     match result:
         case Published():
             return Done()
@@ -263,9 +264,9 @@ def decide_replayed(result: Result, *, tries_left: int) -> Decision | None:
             return None
 
 
-def _dead(death: DeadLetterReason, result: Refused | Retry, *, holds: bool = False) -> DeadLettered:
+def _dead(cause: DeadLetterReason, result: Refused | Retry, *, holds: bool = False) -> DeadLettered:
     return DeadLettered(
-        death=death,
+        cause=cause,
         reason=result.reason,
         holds=holds,
         response_code=result.response_code,

@@ -1,4 +1,4 @@
-"""What can be asked of the status table, of the journal and about the sinks, and what comes back."""
+"""The queries of the status table, the journal and the sinks, and the views that they return."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class SortOrder(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page(Generic[Item]):
-    """A part of a list, and whether the list goes on after it."""
+    """A page of a list, and whether the list has more items after it."""
 
     items: list[Item]
     more: bool
@@ -40,8 +40,8 @@ class MessagePlace:
     id: str
 
 
-# The delivery states that the messages of a status can have, by the rules of the providers and of
-# `receiver.domain.delivery`: an axis is derived from the status, or comes from v1 events that say this status.
+# The delivery states that messages of a status can have, by the rules of the providers and of
+# `receiver.domain.delivery`: a delivery state is derived from the status, or comes from v1 events with this status.
 DELIVERY_STATES: Final[Mapping[str, frozenset[str]]] = {
     "unknown": frozenset(),
     "queued": frozenset({"waiting"}),
@@ -59,11 +59,11 @@ DELIVERY_STATES: Final[Mapping[str, frozenset[str]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageQuery:
-    """Which messages, in which order, from which place on. What is None does not filter.
+    """A query for messages: filters, order and page. A filter that is None does not filter.
 
-    `sender` and `recipient` are numbers without plus. `since` is inclusive, `until` exclusive; both are about the
-    message's creation, else its first receipt. `delivery_code` asks for any recipient's; together with `recipient`,
-    for that one's.
+    `sender` and `recipient` are numbers without plus. `since` is inclusive, `until` exclusive; both compare the
+    creation of the message, else its first receipt. `delivery_code` matches the code of any recipient; together with
+    `recipient`, the code of that recipient.
     """
 
     sender: str | None = None
@@ -87,9 +87,9 @@ class MessageQuery:
 
     @property
     def is_contradictory(self) -> bool:
-        """Whether no message can have all of these values: a database would look through very many for one."""
-        asked = ((self.direction, "in"), (self.status, "received"), (self.state, "received"))
-        is_inbound = {value == inbound for value, inbound in asked if value is not None}
+        """Whether no message can have all of these values; the database would search very many rows to find none."""
+        filters = ((self.direction, "in"), (self.status, "received"), (self.state, "received"))
+        is_inbound = {value == inbound for value, inbound in filters if value is not None}
         if self.tag_verdict is not None:
             is_inbound.add(self.tag_verdict is TagVerdict.NOT_APPLICABLE)
         if len(is_inbound) > 1:
@@ -100,7 +100,7 @@ class MessageQuery:
 
 
 class RecipientView(msgspec.Struct, frozen=True, gc=False):
-    """A delivery as it is shown: how far a message of a generation got to one number (None where none is known)."""
+    """A delivery as it is shown: how far a message got to one number (None: no number is known)."""
 
     api: Api
     number: str | None
@@ -118,9 +118,9 @@ class RecipientView(msgspec.Struct, frozen=True, gc=False):
 
 
 class MessageView(msgspec.Struct, frozen=True):
-    """A message as it is shown: its facts, its status, and its recipients in their order.
+    """A message as it is shown: its fields, its status, and its recipients in their order.
 
-    A structure: a page has a thousand messages, and a frozen dataclass costs a `setattr` for each field.
+    A msgspec structure: a page has up to a thousand messages, and a frozen dataclass costs a `setattr` for each field.
     """
 
     api: Api
@@ -165,11 +165,11 @@ CallbackOutcome = Literal["pending", "accepted", "quarantined"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallbackQuery:
-    """Which callbacks of the journal, in which order, from which id on. What is None does not filter.
+    """A query for callbacks of the journal: filters, order and page. A filter that is None does not filter.
 
-    `reason` finds quarantined callbacks with an element that was rejected for it; `message_id` those that brought an
-    event of the message, or an element that is quarantined and names it. `since` is inclusive, `until` exclusive; both
-    are about the time of receipt.
+    `reason` finds quarantined callbacks with an element that was rejected for this reason. `message_id` finds callbacks
+    with an event of the message, or with a quarantined element that names the message. `since` is inclusive, `until`
+    exclusive; both compare the time of receipt.
     """
 
     outcome: CallbackOutcome | None = None
@@ -187,8 +187,8 @@ class CallbackQuery:
 class CallbackView:
     """A callback of the journal without headers and body.
 
-    `reason` is that of its first quarantined element, `reprocessed_at` when that was last processed again; both are
-    known only while something of the callback is quarantined.
+    `reason` is that of the first quarantined element, `reprocessed_at` when that element was last reprocessed; both are
+    None unless an element of the callback is quarantined.
     """
 
     id: str
@@ -214,7 +214,7 @@ class QuarantinedElement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeCallback(CallbackView):
-    """A callback of the journal as it came, and the elements of it that are quarantined."""
+    """A callback of the journal with query string, headers and body, and its quarantined elements."""
 
     query: str
     headers: dict[str, str]
@@ -224,9 +224,9 @@ class WholeCallback(CallbackView):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterChoice:
-    """Which dead letters. What is None does not filter.
+    """Filters of dead letters. A filter that is None does not filter.
 
-    `since` is inclusive, `until` exclusive; both are about when they died.
+    `since` is inclusive, `until` exclusive; both compare `died_at`, the time at which an event became a dead letter.
     """
 
     sink: str | None = None
@@ -240,7 +240,7 @@ class DeadLetterChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterQuery:
-    """A page of the chosen dead letters by id, in the order in which they died or in reverse, from an id on."""
+    """A page of the chosen dead letters, by id; ids rise with `died_at`."""
 
     choice: DeadLetterChoice = DeadLetterChoice()
     order: SortOrder = SortOrder.ASC
@@ -251,7 +251,7 @@ class DeadLetterQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterView:
-    """An event that one sink will not be given again by itself, and why."""
+    """An event that is not published to one sink again by itself, and why."""
 
     id: int
     sink: str
@@ -271,9 +271,10 @@ class DeadLetterView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptView:
-    """One try to publish one event of a message to one sink, what came of it and what was decided.
+    """One attempt to publish one event of a message to one sink, its outcome and the decision.
 
-    `status` and `recipient` are the event's. `replay_id` names the replay it was part of, None where it was none.
+    `status` and `recipient` are the event's. `replay_id` names the replay that the attempt belongs to, None outside of
+    a replay.
     """
 
     id: int
@@ -325,11 +326,11 @@ class PublicationView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayView:
-    """The events after `after_position` up to `to_position`, to be given to a sink again.
+    """A replay: the events after `after_position` up to and including `to_position` are published to a sink again.
 
-    All up to `position` are done with; `published` and `dead_letters` count what became of those that the sink's
-    filter let through. `state` is `running`, `paused`, `cancelled`, `finished`, or `expired`: then retention has taken
-    its events, of a sink that nobody worked for any more.
+    The replay has passed all events up to `position`; `published` and `dead_letters` count those that the sink's filter
+    let through. `state` is `running`, `paused`, `cancelled`, `finished` or `expired`. A replay expires if no worker
+    publishes to its sink any more and retention removes its events.
     """
 
     id: int
@@ -345,16 +346,17 @@ class ReplayView:
 
     @property
     def progress(self) -> float:
-        """The part of its stretch of the log that is done with, from 0 to 1."""
+        """The share of its log range that the replay has passed, from 0 to 1."""
         return round((self.position - self.after_position) / max(1, self.to_position - self.after_position), 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkView:
-    """A sink that was ever registered: how it is doing, what it still has before it, and who works for it.
+    """A sink that was ever registered: its health, its backlog and its lease.
 
-    `type` is None where the settings have no such sink. `lag` counts the events after its cursor, `oldest_at` is when
-    the oldest of what waits was received. `retries` are counted by state, `dead_letters` by reason.
+    `type` is None if the settings have no such sink. `lag` counts the events after its cursor, `oldest_at` is when the
+    oldest waiting event was received. `retries` are counted by state, `dead_letters` by reason. `is_attended` is true
+    while a worker holds its lease.
     """
 
     name: str
@@ -380,7 +382,7 @@ class SinkView:
 
     @property
     def state(self) -> SinkState:
-        """The one thing to know first."""
+        """The first of these that holds: removed, paused, unattended, down; else working."""
         if not self.configured:
             return "removed"
         if self.paused:

@@ -1,4 +1,4 @@
-"""The window of a sink: the events between its cursor and the end of what was read, and who of them may go next."""
+"""The window of a sink: the events between its cursor and the last one read, and which of them to publish next."""
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from receiver.domain.publication import DeadLettered, Decision, Outcome, Parked,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One try to publish one event, for the record."""
+    """One attempt to publish one event, as it is recorded."""
 
     position: int
     event_id: str
@@ -24,7 +24,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What was decided about an event."""
+    """An event with the decision about it."""
 
     candidate: PendingPublication
     decision: Decision
@@ -33,23 +33,23 @@ class Decided:
 
     @property
     def attempts(self) -> int:
-        """The attempts made by now."""
+        """The attempts made so far."""
         return self.candidate.attempts + self.is_tried
 
     @property
     def blocks(self) -> bool:
-        """Whether later events of the lane must wait."""
+        """Whether later events of the ordering key must wait."""
         return isinstance(self.decision, RetryAt | Parked) or self.holds
 
     @property
     def holds(self) -> bool:
-        """Whether they must wait for an operator."""
+        """Whether later events of the ordering key must wait for an operator."""
         return isinstance(self.decision, DeadLettered) and self.decision.holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """What is to be written: all that was decided up to the new cursor, retries, and the record of attempts."""
+    """What is to be written: the new cursor, the decisions up to it (`firsts`), those about retries, the attempts."""
 
     cursor: int
     firsts: tuple[Decided, ...] = ()
@@ -58,20 +58,20 @@ class Settlement:
 
     @property
     def superseded(self) -> int:
-        """How many gave way to newer ones."""
-        return sum(isinstance(verdict.decision, Superseded) for verdict in (*self.firsts, *self.retries))
+        """How many events were superseded by newer ones."""
+        return sum(isinstance(decided.decision, Superseded) for decided in (*self.firsts, *self.retries))
 
     @property
     def touches_retries(self) -> bool:
-        return bool(self.retries) or any(verdict.blocks for verdict in self.firsts)
+        return bool(self.retries) or any(decided.blocks for decided in self.firsts)
 
 
 class Window:
-    """Keeps the order: of a lane, one event at a time is under way, and none passes an earlier one that must wait.
+    """Keeps the order: one event of an ordering key is in flight at a time, and none passes an earlier one that waits.
 
-    A sink that keeps the order of a batch by itself may be given several of a lane in one; its batches must then
-    follow each other. First attempts and retries take turns, and retries never hold more than half of the slots. With
-    `latest_only`, what waits for its first attempt gives way to a newer event of its delivery.
+    A sink that `keeps_order` within a batch may get several events of an ordering key in one batch; its batches must
+    then follow each other. First attempts and retries take turns, and retries occupy at most half of the slots. With
+    `latest_only`, an event that waits for its first attempt is superseded by a newer event of its delivery.
     """
 
     def __init__(self, cursor: int, *, slots: int = 1, keeps_order: bool = False, latest_only: bool = False) -> None:
@@ -83,62 +83,65 @@ class Window:
         self._latest: dict[tuple[str, str | None], int] = {}
         self._waiting: dict[int, PendingPublication] = {}
         self._retries: dict[int, PendingPublication] = {}
-        self._under_way: dict[int, PendingPublication] = {}
-        self._verdicts: dict[int, Decided] = {}
-        self._retry_verdicts: dict[int, Decided] = {}
+        self._in_flight: dict[int, PendingPublication] = {}
+        self._decided: dict[int, Decided] = {}
+        self._decided_retries: dict[int, Decided] = {}
         self._attempts: list[Attempt] = []
         self._blocked: set[str] = set()
-        # of which an event was given up, but not yet in writing: a crash would bring it back behind its successor
-        self._dying: set[str] = set()
+        # Ordering keys whose dead letter is not committed yet. Publishing their next event now could reorder them
+        # after a crash.
+        self._uncommitted_dead_letters: set[str] = set()
         self._retries_turn = False
 
     def __len__(self) -> int:
-        """The events straight from the log that are not decided."""
-        return len(self._waiting) + sum(not one.is_retry for one in self._under_way.values())
+        """The number of events straight from the log without a decision."""
+        return len(self._waiting) + sum(not candidate.is_retry for candidate in self._in_flight.values())
 
     @property
     def decided(self) -> int:
-        """The events straight from the log that are decided, but perhaps behind one that is not."""
-        return len(self._verdicts)
+        """The number of events straight from the log with a decision, also behind one without."""
+        return len(self._decided)
 
     @property
     def unsettled(self) -> int:
-        """How much is to be written: how far the cursor may go, and retries."""
-        return self.reach - self.cursor + len(self._retry_verdicts)
+        """How much is to be written: the positions that the cursor can advance, and the decided retries."""
+        return self.reach - self.cursor + len(self._decided_retries)
 
     @property
     def reach(self) -> int:
-        """Where the cursor may go: to the event before the first that is not decided."""
-        undecided = [*self._waiting, *(one.position for one in self._under_way.values() if not one.is_retry)]
+        """How far the cursor can advance: to the event before the first one without a decision."""
+        undecided = [*self._waiting, *(other.position for other in self._in_flight.values() if not other.is_retry)]
         return min(undecided) - 1 if undecided else self.read_to
 
     @property
     def moved(self) -> bool:
         """Whether there is something to settle."""
-        return self.reach != self.cursor or bool(self._retry_verdicts) or bool(self._attempts)
+        return self.reach != self.cursor or bool(self._decided_retries) or bool(self._attempts)
 
     def holds_retry(self, position: int) -> bool:
-        return any(position in held for held in (self._retries, self._under_way, self._retry_verdicts))
+        return any(position in held for held in (self._retries, self._in_flight, self._decided_retries))
 
     def waiting_since(self, before: datetime) -> list[PendingPublication]:
-        """Those nobody is trying that have waited since before a time: since received, or since they first failed.
+        """The events that are not in flight and have waited since before a time: since receipt, or their first failure.
 
-        None behind one of its lane that has not, or is under way: given up first, it would keep that one waiting.
+        It leaves out events behind a younger one, or behind one in flight, of the same ordering key: a dead letter of
+        theirs would be settled first and block the earlier event.
         """
-        found, spared = [], {one.ordering_key for one in self._under_way.values()}
-        for one in (*self._waiting.values(), *self._retries.values()):
-            if one.ordering_key not in spared and (one.since or one.publication.received_at) <= before:
-                found.append(one)
+        found, left_out = [], {candidate.ordering_key for candidate in self._in_flight.values()}
+        for candidate in (*self._waiting.values(), *self._retries.values()):
+            since = candidate.since or candidate.publication.received_at
+            if candidate.ordering_key not in left_out and since <= before:
+                found.append(candidate)
             else:
-                spared.add(one.ordering_key)
+                left_out.add(candidate.ordering_key)
         return found
 
     def pass_over(self, position: int) -> None:
-        """Reads on over an event that the sink is not given."""
+        """Moves past an event that the filter leaves out."""
         self.read_to = position
 
     def queue(self, candidate: PendingPublication) -> None:
-        """Adds the next event of the log for its first attempt; behind one of its lane that must wait it is parked."""
+        """Adds the next event of the log for its first attempt; it is parked if its ordering key is blocked."""
         self.read_to = candidate.position
         self._wait(candidate)
         if self._latest_only:
@@ -148,35 +151,36 @@ class Window:
                 self.drop(older, Superseded())
 
     def supersede(self, candidate: PendingPublication) -> None:
-        """Reads on over an event of which a newer one of its delivery is known to follow."""
+        """Moves past an event that a newer event of its delivery, further on in the log, supersedes."""
         self.read_to = candidate.position
-        self._verdicts[candidate.position] = Decided(candidate, Superseded(), is_tried=False)
+        self._decided[candidate.position] = Decided(candidate, Superseded(), is_tried=False)
 
     def park(self, candidate: PendingPublication) -> None:
-        """Adds the next event of the log behind those of its lane that are kept as retries."""
+        """Adds the next event of the log behind the stored retries of its ordering key."""
         self._blocked.add(candidate.ordering_key)
         self.queue(candidate)
 
     def queue_retry(self, candidate: PendingPublication) -> None:
-        """Adds a retry whose time has come; one that is already here stays as it is."""
+        """Adds a retry that is due; a retry that the window has already is left alone."""
         if not self.holds_retry(candidate.position):
             self._retries[candidate.position] = candidate
 
     def forget_retries(self) -> None:
-        """Lets go of the retries that nobody is trying, for somebody else has moved some: they are read again."""
+        """Drops the retries that are not in flight, after an operator changed some of them; they are read again."""
         self._retries.clear()
 
     def drop(self, candidate: PendingPublication, decision: Decision) -> None:
-        """Decides about an event that waits for its first attempt, or about a retry, without an attempt."""
+        """Records a decision without an attempt, about an event that waits for its first one or about a retry."""
         (self._retries if candidate.is_retry else self._waiting).pop(candidate.position, None)
         self._note(Decided(candidate, decision, is_tried=False))
 
     def take(self, limit: int, busy: Collection[str] = ()) -> list[PendingPublication]:
-        """The next to publish, which are then under way; of the lanes that are busy elsewhere, none.
+        """Takes the next events to publish, which are then in flight; none of the ordering keys in `busy`.
 
-        A retry goes alone: a poisonous one spoils no others.
+        A retry is published alone, so that a poison event does not fail others with it.
         """
-        occupied = {*busy, *self._dying, *(candidate.ordering_key for candidate in self._under_way.values())}
+        in_flight = {candidate.ordering_key for candidate in self._in_flight.values()}
+        occupied = {*busy, *self._uncommitted_dead_letters, *in_flight}
         firsts, retry = list(self._next_firsts(limit, set(occupied))), self._next_retry(occupied)
         if retry is not None and (self._retries_turn or not firsts):
             firsts = []
@@ -184,12 +188,12 @@ class Window:
         else:
             taken = [self._waiting.pop(first.position) for first in firsts]
         self._retries_turn = bool(firsts)
-        self._under_way.update((candidate.position, candidate) for candidate in taken)
+        self._in_flight.update((candidate.position, candidate) for candidate in taken)
         return taken
 
     def put_back(self, candidate: PendingPublication, attempt: Attempt | None = None) -> None:
-        """Returns an event whose attempt did not count; it will be the first again."""
-        del self._under_way[candidate.position]
+        """Returns an event whose attempt did not count to the front."""
+        del self._in_flight[candidate.position]
         self._record(attempt)
         if candidate.is_retry:
             self._retries = {candidate.position: candidate, **self._retries}
@@ -200,45 +204,46 @@ class Window:
             self.drop(candidate, Superseded())
 
     def decide(self, candidate: PendingPublication, decision: Decision, attempt: Attempt | None = None) -> None:
-        """Takes what became of an event that was under way; where it must be tried again, its lane waits."""
-        del self._under_way[candidate.position]
+        """Records the decision about an event in flight; a retry blocks its ordering key."""
+        del self._in_flight[candidate.position]
         self._record(attempt)
         self._note(Decided(candidate, decision))
 
     def settlement(self) -> Settlement:
-        """What can be written now."""
+        """The settlement that can be written now."""
         cursor = self.reach
         return Settlement(
             cursor=cursor,
-            firsts=tuple(self._verdicts[position] for position in sorted(self._verdicts) if position <= cursor),
-            retries=tuple(self._retry_verdicts.values()),
+            firsts=tuple(self._decided[position] for position in sorted(self._decided) if position <= cursor),
+            retries=tuple(self._decided_retries.values()),
             attempts=tuple(self._attempts),
         )
 
     def settled(self, settlement: Settlement) -> None:
-        """Forgets what was written; from here on the database knows which lanes wait."""
+        """Forgets what was written; from now on the database knows which ordering keys are blocked."""
         self.cursor = settlement.cursor
-        for verdict in settlement.firsts:
-            del self._verdicts[verdict.candidate.position]
-        for verdict in settlement.retries:
-            del self._retry_verdicts[verdict.candidate.position]
+        for decided in settlement.firsts:
+            del self._decided[decided.candidate.position]
+        for decided in settlement.retries:
+            del self._decided_retries[decided.candidate.position]
         del self._attempts[: len(settlement.attempts)]
-        self._blocked = {verdict.candidate.ordering_key for verdict in self._verdicts.values() if verdict.blocks}
-        self._dying = {
-            verdict.candidate.ordering_key
-            for verdict in self._verdicts.values()
-            if isinstance(verdict.decision, DeadLettered)
+        self._blocked = {decided.candidate.ordering_key for decided in self._decided.values() if decided.blocks}
+        self._uncommitted_dead_letters = {
+            decided.candidate.ordering_key
+            for decided in self._decided.values()
+            if isinstance(decided.decision, DeadLettered)
         }
         if self._latest_only:
-            here = (*self._waiting.values(), *self._under_way.values())
-            self._latest = {one.delivery: self._latest[one.delivery] for one in here if not one.is_retry}
+            held = (*self._waiting.values(), *self._in_flight.values())
+            deliveries = {candidate.delivery for candidate in held if not candidate.is_retry}
+            self._latest = {delivery: self._latest[delivery] for delivery in deliveries}
 
-    def _note(self, verdict: Decided) -> None:
-        candidate = verdict.candidate
-        (self._retry_verdicts if candidate.is_retry else self._verdicts)[candidate.position] = verdict
-        if isinstance(verdict.decision, DeadLettered):
-            self._dying.add(candidate.ordering_key)
-        if verdict.blocks and not candidate.is_retry:
+    def _note(self, decided: Decided) -> None:
+        candidate = decided.candidate
+        (self._decided_retries if candidate.is_retry else self._decided)[candidate.position] = decided
+        if isinstance(decided.decision, DeadLettered):
+            self._uncommitted_dead_letters.add(candidate.ordering_key)
+        if decided.blocks and not candidate.is_retry:
             self._block(candidate.ordering_key)
 
     def _record(self, attempt: Attempt | None) -> None:
@@ -247,7 +252,7 @@ class Window:
 
     def _wait(self, candidate: PendingPublication) -> None:
         if candidate.ordering_key in self._blocked:
-            self._verdicts[candidate.position] = Decided(candidate, Parked(), is_tried=False)
+            self._decided[candidate.position] = Decided(candidate, Parked(), is_tried=False)
         else:
             self._waiting[candidate.position] = candidate
 
@@ -271,9 +276,9 @@ class Window:
             yield candidate
 
     def _next_retry(self, ordering_keys: Collection[str]) -> PendingPublication | None:
-        if sum(one.is_retry for one in self._under_way.values()) >= self._retry_slots:
+        if sum(candidate.is_retry for candidate in self._in_flight.values()) >= self._retry_slots:
             return None
         free: Iterator[PendingPublication] = (
-            one for one in self._retries.values() if one.ordering_key not in ordering_keys
+            candidate for candidate in self._retries.values() if candidate.ordering_key not in ordering_keys
         )
         return next(free, None)

@@ -1,10 +1,12 @@
-"""The callback routes: credentials before the body, the body counted while it streams, the journal, 200.
+"""The callback routes: check credentials before the body, bound the body while it streams, append to the journal, 200.
 
-Nothing here parses a callback. Whatever it says is answered 200 once it is on disk, for anything else makes Bandwidth
-send the identical request for a day (contract, section 1).
+Nothing here parses a callback. Whatever its content, the answer is 200 once it is on disk: any other answer makes
+Bandwidth repeat the identical request for a day (contract, section 1).
 """
 
 import asyncio
+import base64
+import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -20,7 +22,6 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from receiver import failpoints
-from receiver.basic_auth import basic_pair
 from receiver.domain.callbacks import Callback
 from receiver.domain.events import Api
 from receiver.errors import JournalFull, StorageUnavailable
@@ -36,7 +37,7 @@ _SECRET_HEADERS: Final = frozenset({b"authorization", b"proxy-authorization", b"
 
 @dataclass(frozen=True, slots=True)
 class CallbackUrl:
-    """One callback URL: its path, the version it is meant for, which of the two addresses it is, and its methods."""
+    """One callback URL: its path, its API version, its route (`primary` or `fallback`), and its methods."""
 
     path: str
     api: Api
@@ -53,14 +54,25 @@ URLS: Final = (
 
 
 class _RequestRejected(Exception):
-    """A request that is answered without being appended."""
+    """A request is answered without being appended to the journal."""
 
     def __init__(self, status: int, reason: str, *headers: tuple[bytes, bytes]) -> None:
         self.status, self.reason, self.headers = status, reason, headers
 
 
+def basic_pair(authorization: bytes) -> bytes | None:
+    """The `user:password` in `Authorization: Basic …` (RFC 7617); None for anything else."""
+    scheme, _, encoded = authorization.partition(b" ")
+    if scheme.lower() != b"basic":
+        return None
+    try:
+        return base64.b64decode(encoded.strip(), validate=True)
+    except binascii.Error:
+        return None
+
+
 class Credentials:
-    """The accepted `user:password` pairs; compared in constant time, every one of them each time."""
+    """The accepted `user:password` pairs. Each check compares all of them, in constant time."""
 
     def __init__(self, pairs: Sequence[str]) -> None:
         self._digests = [hashlib.sha256(pair.encode()).digest() for pair in pairs]
@@ -78,7 +90,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """Who may post callbacks (credentials None: anybody; no networks: from anywhere), and how large they may be."""
+    """Who may post callbacks (credentials None: anybody; no networks: from anywhere), and their maximum size."""
 
     credentials: Credentials | None
     networks: Sequence[Network]
@@ -96,7 +108,7 @@ class Appends(Protocol):
 
 
 class CallbackEndpoints:
-    """The callback routes. `admission` may be replaced at any time; it holds for the requests that come after."""
+    """The callback routes. `admission` may be replaced at any time and applies to later requests."""
 
     def __init__(
         self,
@@ -118,9 +130,11 @@ class CallbackEndpoints:
         """Answers one request to a callback URL."""
         try:
             callback = await self._admit(url, scope, receive)
-            failpoints.reach("body")
+            if failpoints.ARMED:
+                failpoints.reach("body")
             await self._journal.append(callback)
-            failpoints.reach("accepted")
+            if failpoints.ARMED:
+                failpoints.reach("accepted")
         except _RequestRejected as rejection:
             self._observer.rejected(rejection.reason)
             await _answer(send, rejection.status, *rejection.headers)
@@ -131,15 +145,15 @@ class CallbackEndpoints:
             self._observer.rejected("unavailable")
             await _answer(send, 503, _RETRY_AFTER)
         except Exception:
-            # Bandwidth sends it again: whatever this is, it must not cost the callback.
-            log.exception("a callback request was handled badly", path=url.path)
+            # The answer 503 makes Bandwidth repeat the callback: no fault of the program may lose it.
+            log.exception("a callback request failed", path=url.path)
             self._observer.rejected("unavailable")
             await _answer(send, 503, _RETRY_AFTER)
         else:
             await _answer(send, 200)
 
     async def _admit(self, url: CallbackUrl, scope: Scope, receive: Receive) -> Callback:
-        """The request as a callback; raises _Rejected. The order of the checks is the order of the answers."""
+        """The request as a callback; raises _RequestRejected. The first check that fails decides the answer."""
         admission = self.admission
         method: str = scope["method"]
         remote = scope["client"][0] if scope.get("client") else None
@@ -166,7 +180,7 @@ class CallbackEndpoints:
 
 
 class _Endpoint:
-    """One callback URL as an ASGI application, which Starlette's `Route` takes as it is."""
+    """One callback URL as an ASGI application, as Starlette's `Route` accepts it."""
 
     def __init__(self, url: CallbackUrl, endpoints: CallbackEndpoints) -> None:
         self._url, self._endpoints = url, endpoints
@@ -184,7 +198,7 @@ async def _body(headers: Mapping[str, str], receive: Receive, max_bytes: int) ->
     over = _declares_more(headers.get("content-length", ""), max_bytes)
     body = None if over else await _stream(receive, max_bytes)
     if body is None:
-        # To read on would tell a sender that asks first ("expect") to go ahead.
+        # Reading would send "100 Continue" to a sender that waits for it ("expect") before it sends the body.
         if not (over and "expect" in headers):
             await _drain(receive)
         raise _RequestRejected(413, "too-large", _CLOSE)
@@ -192,13 +206,13 @@ async def _body(headers: Mapping[str, str], receive: Receive, max_bytes: int) ->
 
 
 def _declares_more(length: str, max_bytes: int) -> bool:
-    """Whether a Content-Length is over the limit. Its digits are bounded: Python refuses to read 4,301 of them."""
+    """Whether a Content-Length is over the limit. The digits are bounded because `int` raises for 4,301 of them."""
     digits = length.strip().lstrip("0")
     return digits.isdecimal() and (len(digits) > 19 or int(digits) > max_bytes)
 
 
 async def _stream(receive: Receive, max_bytes: int) -> bytes | None:
-    """The body, counted as it comes; None once it is over the limit."""
+    """The body, counted while it streams; None once it is over the limit."""
     message = await receive()
     parts: list[bytes] = [message.get("body", b"")]
     size = len(parts[0])
@@ -219,7 +233,7 @@ _DRAINED_BYTES: Final = 4 * 1024 * 1024
 
 
 async def _drain(receive: Receive) -> None:
-    """Reads the rest of an unwanted body, within bounds: on a closed connection the sender would lose its answer."""
+    """Reads a bounded part of an unwanted body: if the connection were closed now, the sender would lose the answer."""
     left = _DRAINED_BYTES
     while left > 0:
         message = await receive()
@@ -235,7 +249,7 @@ _numbers: Final = itertools.count()
 
 
 def new_callback_id(now: datetime) -> str:
-    """An id of 32 hexadecimal digits that rises with time: microseconds since 1970, then process and number."""
+    """An id of 32 hexadecimal digits that rises with time: microseconds since 1970, then process and counter."""
     return f"{round(now.timestamp() * 1_000_000):014x}{_PROCESS}{next(_numbers) & 0xFFFFFFFF:08x}"
 
 
@@ -245,13 +259,13 @@ async def _answer(send: Send, status: int, *headers: tuple[bytes, bytes]) -> Non
 
 
 def _headers(raw: list[tuple[bytes, bytes]]) -> tuple[bytes, dict[str, str]]:
-    """The Authorization header, and the headers that are stored: those without secrets."""
+    """The Authorization header, and the headers to be stored, without those that hold secrets."""
     authorization = b""
     headers: dict[str, str] = {}
     for name_bytes, value_bytes in raw:
         if name_bytes not in _SECRET_HEADERS:
             name, value = name_bytes.decode("latin-1"), value_bytes.decode("latin-1")
-            # a header that comes twice means what it means as a list (RFC 9110, 5.2)
+            # A repeated header is equal to one with the values as a list (RFC 9110, 5.2).
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         elif name_bytes == b"authorization":
             authorization = b"%b, %b" % (authorization, value_bytes) if authorization else value_bytes

@@ -1,4 +1,4 @@
-"""Parses callbacks, checks their tags, folds their events into messages, and writes all of it in one transaction."""
+"""Parses callbacks, checks their tags, folds their events into messages, and writes the result in one transaction."""
 
 import asyncio
 from collections import Counter
@@ -22,9 +22,9 @@ from receiver.storage.database import Database, is_data_error
 from receiver.storage.event_log import EventsOfMessages
 from receiver.storage.messages import Rows, rows_of
 
-# After so many elements other work of the event loop gets its turn.
-BREATH: Final = 100
-# Messages with many events are folded a few at a time, so that no batch reads more events than this.
+# After this many elements the event loop gets a turn for other work.
+YIELD_EVERY: Final = 100
+# A batch reads at most this many stored events; messages with more are folded in several batches.
 _MAX_KNOWN_EVENTS: Final = 20_000
 
 log = structlog.get_logger("receiver.processor")
@@ -32,52 +32,52 @@ log = structlog.get_logger("receiver.processor")
 
 @dataclass(slots=True)
 class Parsed:
-    """What a callback says: its events by their place in the array, and the elements that did not become events.
+    """A parsed callback: its events by their place in the array, and the elements that did not become events.
 
-    Of those `unread` has the first ones, `reasons` counts all. After folding, `new` are the events that went into the
-    log, `known` the callbacks that had brought the others, and `refused` the events that their messages are too large
-    for.
+    `rejected` holds the first `MAX_LISTED` rejected elements, `reasons` counts all. After folding, `new` are the events
+    appended to the log, `known` has for each other event the callback that first had it, and `too_large` are the events
+    that exceed a limit of their message.
     """
 
     callback: Callback
     events: list[tuple[int, Event]] = field(default_factory=list)
-    unread: list[Rejected] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
     reasons: Counter[Quarantine] = field(default_factory=Counter)
     new: list[Event] = field(default_factory=list)
     known: list[str] = field(default_factory=list)
-    refused: list[Rejected] = field(default_factory=list)
+    too_large: list[Rejected] = field(default_factory=list)
 
     @property
     def is_quarantined(self) -> bool:
-        return bool(self.reasons or self.refused)
+        return bool(self.reasons or self.too_large)
 
     @property
     def is_repeat(self) -> bool:
-        """Whether it brought nothing new. A callback that is processed a second time is no repeat of itself."""
+        """Whether the callback had no new event. A callback that is processed twice is not a repeat of itself."""
         return not self.new and not self.is_quarantined and self.callback.id not in self.known
 
-    def reject(self, unread: Rejected) -> None:
-        self.reasons[unread.reason] += 1
-        if len(self.unread) < processor.MAX_LISTED:
-            self.unread.append(unread)
+    def reject(self, rejected: Rejected) -> None:
+        self.reasons[rejected.reason] += 1
+        if len(self.rejected) < processor.MAX_LISTED:
+            self.rejected.append(rejected)
 
     def quarantine_rows(self, reprocessed_at: Any = None) -> list[tuple[Any, ...]]:
-        """The rows of its unusable elements."""
-        number = self.reasons.total() + len(self.refused)
-        return processor.quarantine(self.callback.id, [*self.unread, *self.refused], number, reprocessed_at)
+        """The quarantine rows of its rejected elements."""
+        number = self.reasons.total() + len(self.too_large)
+        return processor.quarantine(self.callback.id, [*self.rejected, *self.too_large], number, reprocessed_at)
 
 
 async def parse(callback: Callback, checker: TagChecker) -> Parsed:
-    """Parses one callback and checks its tags. What the parser fails on is quarantined for it."""
+    """Parses one callback and checks its tags. A callback on which the parser fails is quarantined."""
     parsed = Parsed(callback)
     try:
-        for index, element in enumerate(parser.read(callback)):
+        for index, element in enumerate(parser.parse(callback)):
             checked = checker.check(element, index) if type(element) is Event else element
             if type(checked) is Event:
                 parsed.events.append((index, checked))
             else:
                 parsed.reject(checked)
-            if index % BREATH == BREATH - 1:
+            if index % YIELD_EVERY == YIELD_EVERY - 1:
                 await asyncio.sleep(0)
     except MemoryError:
         raise
@@ -104,11 +104,11 @@ class Folder:
         self._conflict = conflict
 
     async def fold(self, batch: Sequence[Parsed], finish: Finish) -> Sequence[Parsed]:
-        """Writes what callbacks say, in one transaction; `finish` adds to it.
+        """Writes the events of callbacks, in one transaction; `finish` adds to it.
 
-        Returns those that were folded: all, or the first ones where their messages have very many events. A callback
-        that the database refuses for its data is quarantined alone. Any other error says nothing of the callbacks: it
-        is raised, and nothing is written.
+        Returns the folded callbacks: all, or the first ones if their messages have very many events. A callback whose
+        data the database refuses is quarantined alone. Any other error is not the callbacks' fault: it is raised, and
+        nothing is written.
         """
         try:
             return await self._commit(batch, finish)
@@ -117,12 +117,12 @@ class Folder:
                 raise
             if len(batch) > 1:
                 return await self.fold(batch[: len(batch) // 2], finish)
-            [one] = batch
-            if not one.events:
+            [parsed] = batch
+            if not parsed.events:
                 raise
-            log.exception("a callback cannot be stored as events", callback=one.callback.id)
-            refused = _quarantined(one.callback, f"it cannot be stored: {type(error).__name__}")
-            return await self._commit([refused], finish)
+            log.exception("a callback cannot be stored as events", callback=parsed.callback.id)
+            quarantined = _quarantined(parsed.callback, f"it cannot be stored: {type(error).__name__}")
+            return await self._commit([quarantined], finish)
 
     async def _commit(self, batch: Sequence[Parsed], finish: Finish) -> Sequence[Parsed]:
         async with self._database.appending() as transaction:
@@ -151,51 +151,51 @@ class Folder:
 
 
 class _CannotFold(Exception):
-    """The pure code failed on an event: with this callback it would do so every time."""
+    """The pure code failed on an event, as it would again for this callback every time."""
 
 
 def _is_of_the_data(error: Exception) -> bool:
-    """Whether an error follows from what the callbacks say, so that it would come again with every try."""
+    """Whether the data of the callbacks causes an error, so that every try would fail with it."""
     return isinstance(error, _CannotFold) or is_data_error(error)
 
 
-def _keys(one: Parsed) -> list[MessageKey]:
-    return [event.key for _, event in one.events]
+def _keys(parsed: Parsed) -> list[MessageKey]:
+    return [event.key for _, event in parsed.events]
 
 
 def _events_by_key(batch: Sequence[Parsed]) -> Mapping[MessageKey, list[str]]:
     events: dict[MessageKey, list[str]] = {}
-    for one in batch:
-        for _, event in one.events:
+    for parsed in batch:
+        for _, event in parsed.events:
             events.setdefault(event.key, []).append(event.id)
     return events
 
 
 def _prefix(batch: Sequence[Parsed], known: EventsOfMessages) -> Sequence[Parsed]:
-    """The first callbacks, all of whose messages' events were read; at least one."""
-    for place, one in enumerate(batch):
-        if place and not known.left_out.isdisjoint(_keys(one)):
+    """The first callbacks for which the events of all their messages were read; at least one."""
+    for place, parsed in enumerate(batch):
+        if place and not known.left_out.isdisjoint(_keys(parsed)):
             return batch[:place]
     return batch
 
 
 async def _take(folded: Batch[Any], batch: Sequence[Parsed]) -> None:
     taken = 0
-    for one in batch:
-        one.new, one.known, one.refused = [], [], []
-        for index, event in one.events:
+    for parsed in batch:
+        parsed.new, parsed.known, parsed.too_large = [], [], []
+        for index, event in parsed.events:
             try:
                 result = folded.take(event, index)
             except (ArithmeticError, LookupError, TypeError, ValueError) as error:
                 raise _CannotFold(repr(error)) from error
             if type(result) is Appended:
-                one.new.append(event)
+                parsed.new.append(event)
             elif type(result) is Repeat:
-                one.known.append(result.callback_id)
+                parsed.known.append(result.callback_id)
             elif type(result) is Rejected:
-                one.refused.append(result)
+                parsed.too_large.append(result)
             taken += 1
-            if taken % BREATH == 0:
+            if taken % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
 
 
@@ -204,6 +204,6 @@ async def _steps(folded: Batch[Rows], existing: Mapping[MessageKey, bool], trans
     for place, key in enumerate(folded.moved(), start=1):
         after = rows_of(folded.messages[key], transaction.spelling)
         changes.append((key in existing, folded.before.get(key), after))
-        if place % BREATH == 0:
+        if place % YIELD_EVERY == 0:
             await asyncio.sleep(0)
     return [*messages.write_rows(changes), event_log.append(folded.appended, transaction.spelling)]

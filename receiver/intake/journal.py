@@ -1,8 +1,8 @@
-"""The journal's writer: group commit. A callback is accepted once the transaction that appends it is on disk.
+"""Group commit of the journal. A callback is accepted once the transaction that appends it is on disk.
 
-While one group is being committed the next gathers, so the busier it is, the larger the groups. What waits is bounded
-in number, bytes and time: a request that has waited `ANSWER_SECONDS` gets an error. Bandwidth then sends the callback
-again, and if the first one was committed after all, the processor finds the second one to be a repeat.
+While one group is committed the next one gathers, so groups grow with the load. The waiting callbacks are bounded in
+number, bytes and time: a request that has waited `ANSWER_SECONDS` gets an error. Bandwidth then repeats the callback,
+and if the first copy was committed after all, the processor drops the second as a repeat.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _MAX_WAITING: Final = 4096
 _MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
 _GROUP_CALLBACKS: Final = 512
 _GROUP_BYTES: Final = 16 * 1024 * 1024
-# A group closes after so many turns of the event loop in which nobody joined.
+# A group closes after this many turns of the event loop in which no callback joined.
 _QUIET_TURNS: Final = 2
 _LOG_EVERY_SECONDS: Final = 60.0
 
@@ -58,7 +58,7 @@ class Journal:
         self._arrived = asyncio.Event()
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
-        # one transaction at a time: a probe waits for the group that is being committed, and the other way round
+        # One transaction at a time: a probe waits for the commit of a group, and a group for a probe.
         self._turn = asyncio.Lock()
         self._failures = _Failures()
 
@@ -66,7 +66,7 @@ class Journal:
         self._tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._watch())]
 
     async def stop(self) -> None:
-        """Commits what was accepted for appending, then ends."""
+        """Commits the waiting callbacks, then stops."""
         self._stopping = True
         self._arrived.set()
         worker, watch = self._tasks
@@ -78,7 +78,7 @@ class Journal:
     def append(self, callback: Callback) -> asyncio.Future[None]:
         """A future that is done once the callback is on disk.
 
-        It fails with StorageUnavailable where that could not be done in time. Raises JournalFull where too many
+        It fails with StorageUnavailable if the callback could not be committed in time. Raises JournalFull if too many
         callbacks wait already.
         """
         if self._stopping or len(self._waiting) >= _MAX_WAITING or self._bytes >= _MAX_WAITING_BYTES:
@@ -91,7 +91,7 @@ class Journal:
         return accepted
 
     async def probe(self) -> None:
-        """Commits on the very path of a callback; raises JournalFull or StorageUnavailable where that fails."""
+        """Commits on the same path as a callback; raises JournalFull or StorageUnavailable if that fails."""
         if self._stopping or len(self._waiting) >= _MAX_WAITING or self._bytes >= _MAX_WAITING_BYTES:
             raise JournalFull("too many callbacks wait to be committed")
         async with self._turn:
@@ -99,7 +99,7 @@ class Journal:
 
     @property
     def waiting(self) -> int:
-        """How many callbacks wait for their commit."""
+        """The number of callbacks that wait for commit."""
         return len(self._waiting) + len(self._committing)
 
     async def _work(self) -> None:
@@ -110,17 +110,17 @@ class Journal:
             if group:
                 try:
                     await self._commit(group)
-                except Exception:  # an observer that fails must not end the journal
-                    log.exception("the journal's group was handled badly", callbacks=len(group))
+                except Exception:  # an observer that raises must not end the journal
+                    log.exception("the journal failed after a commit", callbacks=len(group))
             elif self._stopping:
                 return
             else:
                 self._arrived.clear()
 
     async def _let_others_join(self) -> None:
-        """Waits for the requests that are being read right now.
+        """Waits for the requests that are being received right now.
 
-        Without it two groups form that take turns, one large and one of a single callback, each with its own commit.
+        Otherwise two groups would alternate, a large one and one of a single callback, each with a commit of its own.
         """
         quiet = 0
         while quiet < _QUIET_TURNS and len(self._waiting) < _GROUP_CALLBACKS:
@@ -132,50 +132,50 @@ class Journal:
         group: list[_Waiting] = []
         size = 0
         while self._waiting and len(group) < _GROUP_CALLBACKS and size < _GROUP_BYTES:
-            one = self._waiting.popleft()
-            self._bytes -= len(one.callback.body)
-            # Its sender was answered 503 meanwhile, or went away, and sends the callback again.
-            if not one.accepted.done():
-                group.append(one)
-                size += len(one.callback.body)
+            waiting = self._waiting.popleft()
+            self._bytes -= len(waiting.callback.body)
+            # If the future is done, the sender got 503 or disconnected, and repeats the callback.
+            if not waiting.accepted.done():
+                group.append(waiting)
+                size += len(waiting.callback.body)
         return group
 
     async def _commit(self, group: list[_Waiting]) -> None:
-        """Appends a group. An error costs its members their answer and never the journal its life."""
+        """Appends a group. An error fails the requests of the group, and never ends the journal."""
         started = time.monotonic()
         try:
             async with self._turn:
-                await self._writer.append([one.callback for one in group])
+                await self._writer.append([waiting.callback for waiting in group])
         except Exception as error:
             known = isinstance(error, StorageUnavailable)
-            refusal = error if isinstance(error, StorageUnavailable) else StorageUnavailable(type(error).__name__)
+            unavailable = error if isinstance(error, StorageUnavailable) else StorageUnavailable(type(error).__name__)
             self._failures.add(len(group), str(error) if known else repr(error))
-            _fail(group, refusal)
+            _fail(group, unavailable)
             return
         finally:
             self._committing = []
         ended = time.monotonic()
-        for one in group:
-            if not one.accepted.done():
-                one.accepted.set_result(None)
+        for waiting in group:
+            if not waiting.accepted.done():
+                waiting.accepted.set_result(None)
         self._failures.end()
         self._on_append()
-        self._observer.appended(len(group), ended - started, [ended - one.since for one in group])
+        self._observer.appended(len(group), ended - started, [ended - waiting.since for waiting in group])
 
     async def _watch(self) -> None:
-        """Fails those who waited too long. What is being committed may still be stored."""
+        """Fails the requests that waited too long. The callbacks of a running commit may still be stored."""
         while True:
             await asyncio.sleep(ANSWER_SECONDS / 20)
             deadline = time.monotonic() - ANSWER_SECONDS
-            waiting = (*self._committing, *self._waiting)
-            late = [one for one in waiting if one.since < deadline and not one.accepted.done()]
+            requests = (*self._committing, *self._waiting)
+            late = [waiting for waiting in requests if waiting.since < deadline and not waiting.accepted.done()]
             if late:
                 _fail(late, StorageUnavailable(f"not committed within {ANSWER_SECONDS} s"))
                 self._failures.add(len(late), f"not committed within {ANSWER_SECONDS} s")
 
 
 class _Failures:
-    """Logs that callbacks could not be committed: the first time at once, then once a minute with their number."""
+    """Logs that callbacks could not be committed: the first failure at once, then once a minute with the number."""
 
     def __init__(self) -> None:
         self._callbacks = 0
@@ -196,6 +196,6 @@ class _Failures:
 
 
 def _fail(group: Iterable[_Waiting], error: StorageUnavailable) -> None:
-    for one in group:
-        if not one.accepted.done():
-            one.accepted.set_exception(error)
+    for waiting in group:
+        if not waiting.accepted.done():
+            waiting.accepted.set_exception(error)

@@ -1,8 +1,8 @@
-"""The processor: reads the journal on, and writes what the callbacks say into the status table and the event log.
+"""The processor: reads the journal from its cursor, and writes the events of the callbacks into status table and log.
 
-It is a cursor over the journal as a sink is one over the event log. The cursor moves in the transaction that writes
-status, events and quarantine, so each callback is processed exactly once. One worker processes a database; another one
-takes over when its lease has lapsed.
+It reads the journal as a sink reads the event log. The cursor moves in the transaction that writes status, events and
+quarantine, so each callback is processed exactly once. One worker processes a database; another worker takes over when
+the lease has lapsed.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from receiver import failpoints
 from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
 from receiver.errors import StorageUnavailable
-from receiver.intake.fold import BREATH, Folder, Parsed, parse
+from receiver.intake.fold import YIELD_EVERY, Folder, Parsed, parse
 from receiver.intake.tag_checker import TagChecker
 from receiver.providers.fields import moment_text
 from receiver.storage import journal, processor
@@ -31,21 +31,21 @@ from receiver.storage.database import Database
 from receiver.storage.journal import Entry, JournalReader
 from receiver.storage.processor import ProcessorLease, ProcessorLeaseLost, Progress
 
-# A frozen worker's lease lapses and another one finds out within 10 s.
+# The lease of a frozen worker lapses, and another worker notices, within 10 s.
 LEASE_SECONDS: Final = 8.0
 POLL_SECONDS: Final = 0.05
 _STANDBY_SECONDS: Final = 1.0
 _BATCH_CALLBACKS: Final = 1000
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 _BATCH_EVENTS: Final = 2000
-# Under load batches begin at least this far apart: many small ones cost accepting more than they bring readers. A few
-# callbacks do not wait, and neither does a backlog.
+# Under load batches begin at least this far apart: many small ones slow down accepting more than they help readers. A
+# few callbacks do not wait, and neither does a backlog.
 _PACE_SECONDS: Final = 0.03
 _FEW_CALLBACKS: Final = 16
 _FIRST_BACKOFF_SECONDS: Final = 0.1
 _MAX_BACKOFF_SECONDS: Final = 5.0
 _LOG_EVERY_SECONDS: Final = 60.0
-# Dropping repeats writes to the journal, which callbacks then wait for: rarely, and few at a time.
+# Dropping repeats writes to the journal, and callbacks wait for that: it is done rarely, and few at a time.
 _DROP_EVERY_SECONDS: Final = 5.0
 _DROP_AT_ONCE: Final = 500
 
@@ -54,9 +54,10 @@ log = structlog.get_logger("receiver.processor")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processed:
-    """What one batch came to: callbacks by result, new events by type and by verdict, known events, elements by reason.
+    """The measurements of one batch: callbacks by result, new events by status and by verdict, duplicates, reasons.
 
-    `lag_seconds` is how long after its receipt each callback's status became visible.
+    `duplicates` are events that the log had already, `reasons` counts rejected elements by reason. `lag_seconds` has
+    for each callback the time from receipt until its status was visible.
     """
 
     results: Counter[str]
@@ -77,7 +78,7 @@ class ProcessorObserver(Protocol):
 
 
 class ProcessorStatus(StrEnum):
-    """What the processor of a worker does: nothing yet, wait for another worker's lease, work, or fail to."""
+    """The state of a worker's processor: not started, waiting for another worker's lease, working, or failing."""
 
     STARTING = "starting"
     STANDBY = "standby"
@@ -87,7 +88,7 @@ class ProcessorStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessorHealth:
-    """How the processor of this worker is doing; where it is stuck, since when and why."""
+    """The health of this worker's processor; if it is stuck, since when and why."""
 
     status: ProcessorStatus
     failing_since_at: datetime | None = None
@@ -95,7 +96,7 @@ class ProcessorHealth:
 
 
 class Processor:
-    """Processes the journal whenever this worker holds the lease of its database."""
+    """Processes the journal while this worker holds the lease of its database."""
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class Processor:
         self._lease_seconds = lease_seconds
         self._poll_seconds = poll_seconds
         self._holder = holder or uuid4().hex
-        # SQLite has one worker, by the lock of its file: a lease that is found at the start is that of a dead one.
+        # SQLite has one worker, by the lock of its file: a lease found at the start belongs to a dead worker.
         self._take_over = database.is_sqlite
         self._reader: JournalReader = journal.journal_reader(database)
         self._session_is_noted = False
@@ -135,7 +136,7 @@ class Processor:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Finishes the batch that is under way and gives the lease back."""
+        """Finishes the current batch and releases the lease."""
         self._stopping.set()
         self._arrived.set()
         if self._task is not None:
@@ -143,11 +144,11 @@ class Processor:
         await self._reader.close()
 
     def wake(self) -> None:
-        """Says that the journal has grown."""
+        """Wakes the processor because the journal has grown."""
         self._arrived.set()
 
     async def drain(self) -> bool:
-        """Processes all that is pending now; False where another worker has the lease."""
+        """Processes all pending callbacks; False if another worker has the lease."""
         lease = await self._acquire()
         if lease is None:
             return False
@@ -185,7 +186,7 @@ class Processor:
         return lease
 
     async def _work(self, lease: ProcessorLease) -> None:
-        """Processes batch after batch for as long as the lease is ours."""
+        """Processes batch after batch while the lease is ours."""
         renewing = asyncio.create_task(self._renew(lease))
         try:
             while not self._stopping.is_set():
@@ -216,7 +217,7 @@ class Processor:
                 await processor.release(self._database, lease)
 
     async def _renew(self, lease: ProcessorLease) -> None:
-        """Renews the lease until it is lost; an outage of the database ends it by itself."""
+        """Renews the lease until it is lost; in an outage of the database it lapses by itself."""
         while True:
             await asyncio.sleep(self._lease_seconds / 4)
             with suppress(StorageUnavailable):
@@ -229,7 +230,7 @@ class Processor:
         self._arrived.clear()
 
     async def _sleep(self, seconds: float) -> None:
-        """Waits; the end of the processor cuts it short."""
+        """Waits; `stop` cuts the wait short."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
@@ -237,10 +238,10 @@ class Processor:
     # --- batches ---
 
     async def process_next(self, lease: ProcessorLease) -> ProcessorLease | None:
-        """Processes the next batch; the lease with its cursor moved, or None where nothing is pending.
+        """Processes the next batch; returns the lease with its new cursor, or None if nothing is pending.
 
-        Raises ProcessorLeaseLost, StorageUnavailable, or whatever else keeps the batch from being written; then
-        nothing of it is.
+        Raises ProcessorLeaseLost, StorageUnavailable, or any other error that prevents the write; then nothing of the
+        batch is written.
         """
         entries = await self._reader.after(lease.cursor, limit=_BATCH_CALLBACKS, max_bytes=_BATCH_BYTES)
         if not entries:
@@ -252,29 +253,29 @@ class Processor:
         sequences = [entry.sequence for entry in entries]
 
         async def finish(transaction: Transaction, folded: Sequence[Parsed]) -> None:
-            rows = [row for one in folded for row in one.quarantine_rows()]
+            rows = [row for parsed in folded for row in parsed.quarantine_rows()]
             await transaction.run([processor.add_to_quarantine(rows)])
             progress = Progress(
                 sequences=sequences[: len(folded)],
-                repeats=sum(one.is_repeat for one in folded),
+                repeats=sum(parsed.is_repeat for parsed in folded),
                 last_callbacks=_last_by_route(folded),
             )
             await processor.advance(self._database, transaction, lease, progress)
 
         folded = await self._folder.fold(batch, finish)
-        self._repeats += [one.callback.id for one in folded if one.is_repeat]
+        self._repeats += [parsed.callback.id for parsed in folded if parsed.is_repeat]
         self._report(folded, time.monotonic() - started)
         await self._drop_repeats_now_and_then()
         return ProcessorLease(epoch=lease.epoch, cursor=max(lease.cursor, sequences[len(folded) - 1]))
 
     async def _parse(self, entries: Sequence[Entry]) -> list[Parsed]:
-        """The callbacks, parsed: no more of them than hold about `_BATCH_EVENTS` events, but at least one."""
+        """Parses the first callbacks: as many as hold about `_BATCH_EVENTS` events, but at least one."""
         batch: list[Parsed] = []
         events = 0
         for place, entry in enumerate(entries, start=1):
             parsed = await parse(entry.callback, self.checker)
             batch.append(parsed)
-            if place % BREATH == 0:
+            if place % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
             events += len(parsed.events) + parsed.reasons.total()
             if events >= _BATCH_EVENTS:
@@ -282,7 +283,7 @@ class Processor:
         return batch
 
     def _report(self, folded: Sequence[Parsed], seconds: float) -> None:
-        """Says what is committed. Whoever fails to hear it must not make the batch look as if it had failed."""
+        """Reports a committed batch. A listener or observer that raises must not make the batch look failed."""
         try:
             self._on_commit()
             self._observer.processed(_counted(folded, seconds, self._clock()))
@@ -290,7 +291,7 @@ class Processor:
             log.exception("the processor's measurements were lost")
 
     async def _note_session(self, lease: ProcessorLease) -> None:
-        """Notes the session in a transaction of its own: a worker may freeze in that of its first batch."""
+        """Notes the session in a transaction of its own: a worker may freeze in the transaction of its first batch."""
         if not self._session_is_noted and not self._database.is_sqlite:
             async with self._database.appending() as transaction:
                 await processor.note_session(transaction, lease)
@@ -304,7 +305,7 @@ class Processor:
             await self._drop_repeats()
 
     async def _drop_repeats(self) -> None:
-        """Removes callbacks that brought nothing new; those of a worker that dies first stay until retention."""
+        """Removes callbacks without a new event from the journal; after a crash they stay until retention."""
         self._dropped_at = time.monotonic()
         while self._repeats:
             ids, self._repeats = self._repeats[:_DROP_AT_ONCE], self._repeats[_DROP_AT_ONCE:]
@@ -316,14 +317,14 @@ class Processor:
     # --- health ---
 
     async def _failed(self, error: Exception, lease: ProcessorLease | None) -> None:
-        """Records that nothing can be processed now, and waits before the next try."""
+        """Records that the processor is stuck, and waits before the next try."""
         known = self._failures.error
         seconds = self._failures.add(error)
-        # A new connection has a session of its own.
+        # After an error the connection may be a new one, with another session.
         self._session_is_noted = False
         self._set(ProcessorStatus.STUCK, since=self._failures.since, error=self._failures.error)
         if lease is not None and self._failures.error != known:
-            with suppress(Exception):  # the database may be what fails
+            with suppress(Exception):  # the failure may be the database itself
                 await processor.record_failure(self._database, lease, self._failures.since, self._failures.error)
         await self._sleep(seconds)
 
@@ -342,7 +343,7 @@ class Processor:
 
 
 class _Failures:
-    """Failures in a row: since when, the pause after each, and a line in the log once a minute."""
+    """Failures in a row: since when, the backoff after each, and a line in the log once a minute."""
 
     def __init__(self, clock: Callable[[], datetime]) -> None:
         self._clock = clock
@@ -355,7 +356,7 @@ class _Failures:
         """Counts a failure; returns the seconds to wait before the next try."""
         self._number += 1
         self.since = self.since or self._clock()
-        # only the first line: further ones may repeat the data that was handled
+        # Only the first line: further lines may repeat the data of callbacks.
         first = str(error).partition("\n")[0]
         self.error = first if isinstance(error, StorageUnavailable) else f"{type(error).__name__}: {first}"
         if time.monotonic() - self._logged_at >= _LOG_EVERY_SECONDS:
@@ -372,8 +373,8 @@ class _Failures:
 def _last_by_route(batch: Sequence[Parsed]) -> dict[str, str]:
     """The time of the latest callback of each version and route."""
     last: dict[str, str] = {}
-    for one in batch:
-        last[f"{one.callback.api}/{one.callback.route}"] = moment_text(one.callback.received_at)
+    for parsed in batch:
+        last[f"{parsed.callback.api}/{parsed.callback.route}"] = moment_text(parsed.callback.received_at)
     return last
 
 
@@ -383,15 +384,15 @@ def _counted(batch: Sequence[Parsed], seconds: float, now: datetime) -> Processe
     verdicts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     duplicates = 0
-    for one in batch:
-        results["quarantined" if one.is_quarantined else "duplicate" if one.is_repeat else "accepted"] += 1
-        for event in one.new:
+    for parsed in batch:
+        results["quarantined" if parsed.is_quarantined else "duplicate" if parsed.is_repeat else "accepted"] += 1
+        for event in parsed.new:
             events[event.status] += 1
             verdicts[event.tag_verdict] += 1
-        reasons.update(one.reasons)
-        for refused in one.refused:
-            reasons[refused.reason] += 1
-        duplicates += len(one.known)
+        reasons.update(parsed.reasons)
+        for rejected in parsed.too_large:
+            reasons[rejected.reason] += 1
+        duplicates += len(parsed.known)
     return Processed(
         results=results,
         events=events,
@@ -399,7 +400,7 @@ def _counted(batch: Sequence[Parsed], seconds: float, now: datetime) -> Processe
         duplicates=duplicates,
         reasons=reasons,
         seconds=seconds,
-        lag_seconds=[(now - one.callback.received_at).total_seconds() for one in batch],
+        lag_seconds=[(now - parsed.callback.received_at).total_seconds() for parsed in batch],
     )
 
 
@@ -408,7 +409,7 @@ def _counted(batch: Sequence[Parsed], seconds: float, now: datetime) -> Processe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reprocessed:
-    """What reprocessing gave: callbacks processed, new events among them, and callbacks that stay in quarantine."""
+    """The result of reprocessing: callbacks processed, new events, and callbacks that stay in quarantine."""
 
     callbacks: int = 0
     events: int = 0
@@ -430,22 +431,22 @@ async def reprocess(
     conflict: FinalConflict,
     clock: Callable[[], datetime],
 ) -> Reprocessed:
-    """Processes callbacks of the journal once more, with today's code and keys, beside a processor that may run."""
+    """Processes callbacks of the journal again with today's code and keys; a processor may run at the same time."""
     folder, total = Folder(database, conflict), Reprocessed()
     batch = [await parse(callback, checker) for callback in callbacks]
 
     async def finish(transaction: Transaction, folded: Sequence[Parsed]) -> None:
         now = transaction.spelling.time(clock())
-        rows = [row for one in folded for row in one.quarantine_rows(now)]
-        ids = [one.callback.id for one in folded]
+        rows = [row for parsed in folded for row in parsed.quarantine_rows(now)]
+        ids = [parsed.callback.id for parsed in folded]
         await transaction.run([processor.take_from_quarantine(ids), processor.add_to_quarantine(rows)])
 
     while batch:
         folded = await folder.fold(batch, finish)
         total += Reprocessed(
             callbacks=len(folded),
-            events=sum(len(one.new) for one in folded),
-            quarantined=sum(one.is_quarantined for one in folded),
+            events=sum(len(parsed.new) for parsed in folded),
+            quarantined=sum(parsed.is_quarantined for parsed in folded),
         )
         batch = batch[len(folded) :]
     return total

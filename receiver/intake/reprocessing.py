@@ -16,7 +16,7 @@ from receiver.storage.database import Database
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reprocessing:
-    """Processes callbacks again with today's code and keys, beside a worker that may run."""
+    """Reprocesses callbacks with today's code and keys; a worker may run at the same time."""
 
     database: Database
     checker: TagChecker
@@ -24,11 +24,11 @@ class Reprocessing:
     clock: Callable[[], datetime]
 
     async def ids(self, ids: Sequence[str]) -> Reprocessed:
-        """Reprocesses the callbacks with these ids, oldest first; one that the journal does not have is passed over."""
+        """Reprocesses the callbacks with these ids, oldest first; an id that the journal does not have is skipped."""
         return await self._all(journal.pages_with_ids(self.database, ids))
 
     async def query(self, query: CallbackQuery) -> Reprocessed:
-        """Reprocesses all callbacks that a query asks for, oldest first."""
+        """Reprocesses all callbacks that match a query, oldest first."""
         return await self._all(journal.pages(self.database, query))
 
     async def _all(self, pages: AsyncIterator[list[Callback]]) -> Reprocessed:

@@ -1,4 +1,4 @@
-"""uvicorn, set up for strangers on the other end: a deadline for requests and a bound on headers, which it lacks."""
+"""uvicorn, configured for untrusted clients, with the deadline for requests and the bound on headers that it lacks."""
 
 import asyncio
 from typing import Any, Final
@@ -7,9 +7,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 REQUEST_SECONDS: Final = 10.0
-# a v1 GET carries a whole message in its address: 2048 characters, each up to 12 when percent-encoded
+# A v1 GET has a whole message in its URL: 2048 characters, each up to 12 when percent-encoded.
 MAX_HEADER_BYTES: Final = 65_536
-# Requests that a client may send without waiting for the answers before them.
+# The number of requests that a client may send without waiting for earlier answers.
 MAX_PIPELINED: Final = 64
 GRACEFUL_SECONDS: Final = 10
 _MAX_CONNECTIONS: Final = 4096
@@ -17,18 +17,18 @@ _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\nconten
 
 
 class DeadlineProtocol(HttpToolsProtocol):
-    """HTTP/1.1 with a deadline for each request, and bounds on its headers and on the requests behind it.
+    """HTTP/1.1 with a deadline for each request, and bounds on its headers and on pipelined requests.
 
-    The checks run once for each piece of data: to override what uvicorn calls for every header took a seventh of a
-    callback's CPU time. Of a request whose head is complete, uvicorn's `cycle` has the same scope as the protocol.
+    The checks run once for each piece of data: overriding the method that uvicorn calls for every header took a seventh
+    of a callback's CPU time. Once the head of a request is complete, uvicorn's `cycle` has the scope of the protocol.
     """
 
-    # The scope of the request that is being read, and of the last one that was read to its end.
+    # The scope of the request that is being read, and of the last request that was read completely.
     _reading: object = None
     _complete: object = None
-    # The bytes of the request being read that brought no part of its body: headers, trailers.
+    # The bytes of the current request outside of its body: headers and trailers.
     _head_bytes = 0
-    # When that request must be complete; None between two requests.
+    # When the current request must be complete; None between two requests.
     _deadline: float | None = None
     _timer: asyncio.TimerHandle | None = None
 
@@ -46,7 +46,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         in_body = cycle is not None and cycle.scope is self.scope is not complete
         body_bytes = len(cycle.body) if in_body else 0
         left = MAX_HEADER_BYTES - self._head_bytes
-        # The parser keeps what it reads of a head, so a head that ends too late must not reach it.
+        # The parser holds a head in memory, so a head that is too long must not reach it.
         if len(data) > left and not in_body and data.find(b"\r\n\r\n", 0, left) < 0:
             self.transport.abort()
             return
@@ -65,7 +65,7 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
-        # uvicorn takes the trailers of a chunked body for headers: credentials and addresses must not come in that way
+        # uvicorn adds the trailers of a chunked body to the headers: trailers must not set credentials or addresses.
         self.headers = []
 
     def on_message_complete(self) -> None:
@@ -74,12 +74,12 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def _start_deadline(self) -> None:
         self._deadline = self.loop.time() + REQUEST_SECONDS
-        # One timer for many requests: to make and cancel one for each took some microseconds of every callback.
+        # One timer serves many requests: making and cancelling one for each took some microseconds of every callback.
         if self._timer is None:
             self._timer = self.loop.call_later(REQUEST_SECONDS, self._look)
 
     def _look(self) -> None:
-        """Closes the connection if its request is late; else looks again when it would be."""
+        """Closes the connection if its request is late; else checks again at the deadline."""
         self._timer = None
         if self._deadline is None:
             return
@@ -92,7 +92,7 @@ class DeadlineProtocol(HttpToolsProtocol):
 
 
 def server(app: Any, *, host: str, port: int, lifespan: bool = True) -> uvicorn.Server:
-    """A server for the application; SIGTERM lets it finish what it has accepted. `lifespan`: it runs the app's."""
+    """A server for the application; SIGTERM lets it finish the accepted requests. `lifespan` runs that of the app."""
     config = uvicorn.Config(
         app,
         host=host,

@@ -1,4 +1,4 @@
-"""Checking the tags of events: what the signature proves, and which events the policy refuses."""
+"""Checks the tags of events: verifies the signature, and rejects events that the policy does not allow."""
 
 from typing import Final
 
@@ -19,17 +19,17 @@ _Found = tuple[TagVerdict, str | None]
 
 
 class TagChecker(msgspec.Struct, frozen=True, kw_only=True):
-    """Checks the tags of events with today's keys."""
+    """Checks the tags of events with the configured keys."""
 
     keys: dict[str, str] = msgspec.field(default_factory=dict)
     policy: TagPolicy = TagPolicy.RECORD
 
     def __repr__(self) -> str:
-        """Without the keys, which are secret."""
+        """Omits the keys, which are secret."""
         return f"TagChecker(policy={self.policy.value!r})"
 
     def check(self, event: Event, index: int) -> Event | Rejected:
-        """The event with its verdict and the user's value as tag, or why the policy refuses it.
+        """The event with its verdict and with the user's value as its tag, or its rejection by the policy.
 
         `index` is the place of the event in its callback.
         """
@@ -43,20 +43,20 @@ class TagChecker(msgspec.Struct, frozen=True, kw_only=True):
 
     def _verdict(self, event: Event) -> _Found:
         if self.policy is TagPolicy.OFF or not self.keys:
-            return TagVerdict.UNCHECKED, _without_signature(event.facts.tag)
-        recipients = event.facts.recipients
+            return TagVerdict.UNCHECKED, _without_signature(event.fields.tag)
+        recipients = event.fields.recipients
         if recipients or event.recipient is None:
             return self._verify(event, recipients)
-        # message.to is missing: the one number that is known may be all there were, or not
+        # Without message.to, the number that is known may be the only recipient of the message, or one of several.
         found = self._verify(event, (event.recipient,))
         return found if found[0] is not TagVerdict.FORGED else self._verify(event, ())
 
     def _verify(self, event: Event, recipients: tuple[str, ...]) -> _Found:
-        facts = event.facts
+        fields = event.fields
         checked = tags.verify(
-            facts.tag,
+            fields.tag,
             self.keys,
-            sender=facts.sender,
+            sender=fields.sender,
             recipients=recipients or None,
             recipient=event.recipient,
         )
@@ -68,10 +68,10 @@ def _without_signature(tag: str | None) -> str | None:
 
 
 def _with(event: Event, verdict: TagVerdict, value: str | None) -> Event:
-    """An event with what its tag was found to be; the same event where that says nothing new."""
-    facts = event.facts
-    if facts.tag and value != facts.tag:
-        facts = structs.replace(facts, tag=value)
-    if verdict is event.tag_verdict and facts is event.facts:
+    """The event with the verdict and the value of its tag; the same object if neither differs."""
+    fields = event.fields
+    if fields.tag and value != fields.tag:
+        fields = structs.replace(fields, tag=value)
+    if verdict is event.tag_verdict and fields is event.fields:
         return event
-    return structs.replace(event, tag_verdict=verdict, facts=facts)
+    return structs.replace(event, tag_verdict=verdict, fields=fields)

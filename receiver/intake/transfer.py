@@ -1,6 +1,6 @@
-"""Copying the journal: callbacks out as JSON lines, and appended from them, with their ids and times.
+"""Exports callbacks of the journal as JSON lines, and imports such lines into a journal, with their ids and times.
 
-An id that is in the journal already is left alone, so an import that was interrupted is simply run again.
+An import skips ids that the journal has already, so an interrupted import is completed by running it again.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _MAX_BACKOFF_SECONDS: Final = 5.0
 _MAX_PAUSE_SECONDS: Final = 0.5
 
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
-# clocks differ, and a journal may come from a machine in another time zone that keeps local time as UTC
+# Clocks differ, and a journal may come from a machine in another time zone that uses local time as UTC.
 _AHEAD: Final = timedelta(days=1)
 
 
@@ -40,11 +40,11 @@ _AHEAD: Final = timedelta(days=1)
 
 
 class CallbackLine(BaseModel):
-    """A callback as a line of JSON: the body is text, or base64 where the bytes are not UTF-8."""
+    """A callback as a line of JSON: the body is text, or base64 if its bytes are not UTF-8."""
 
     model_config = ConfigDict(frozen=True)
 
-    # Ids are ordered, and pruned, by the time they begin with.
+    # Listing and retention order callbacks by the time that begins an id.
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     receivedTime: AwareDatetime  # noqa: N815
     api: Api
@@ -64,7 +64,7 @@ class CallbackLine(BaseModel):
 
 
 class BrokenLine(ValueError):
-    """A line that is not a callback; says what is wrong without repeating what is in it."""
+    """A line is not a callback; the text says what is wrong and does not repeat the content."""
 
 
 def to_line(callback: Callback) -> bytes:
@@ -88,8 +88,8 @@ def to_line(callback: Callback) -> bytes:
 def from_line(line: bytes, *, now: datetime) -> Callback:
     """The callback in a line of JSON; unknown fields are ignored. Raises BrokenLine.
 
-    A time of receipt before 1970 or more than a day after `now` is refused, in the field and in the id: retention
-    would never reach it, or at once.
+    It rejects a time of receipt before 1970 or more than a day after `now`, in the field and in the id: retention would
+    remove such a callback at once, or never.
     """
     try:
         parsed = CallbackLine.model_validate_json(line)
@@ -144,7 +144,7 @@ def _first_problem(error: ValidationError) -> str:
 
 
 async def exported(database: Database, query: CallbackQuery) -> AsyncIterator[bytes]:
-    """The callbacks that a query asks for as lines of JSON, oldest first, a page of them at a time."""
+    """The callbacks that match a query as lines of JSON, oldest first, one page at a time."""
     async for page in journal.pages(database, query):
         yield b"".join(map(to_line, page))
 
@@ -154,7 +154,7 @@ async def exported(database: Database, query: CallbackQuery) -> AsyncIterator[by
 
 @dataclass(slots=True, kw_only=True)
 class Imported:
-    """What an import did so far: lines read, callbacks appended, ids that the journal had already, broken lines."""
+    """The counts of an import so far: lines read, callbacks appended, ids that the journal had, broken lines."""
 
     lines: int = 0
     callbacks: int = 0
@@ -163,11 +163,11 @@ class Imported:
 
 
 class ImportStopped(StorageUnavailable):
-    """The journal could not be written for a minute; `done` is what was imported before."""
+    """The journal could not be written for `retry_seconds`; `done` counts the import before `line`."""
 
     def __init__(self, line: int, done: Imported, error: StorageUnavailable) -> None:
         super().__init__(
-            f"stopped at line {line}: it and what follows is not imported, all lines before are; "
+            f"stopped at line {line}: the lines before it are imported, it and the lines after it are not; "
             f"run the same import again ({error})"
         )
         self.line, self.done = line, done
@@ -178,10 +178,10 @@ def _ignore(*_: object) -> None: ...
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Importing:
-    """How an import is carried out.
+    """The parameters of an import.
 
-    `on_broken` gets the number of a line, from 1, and what is wrong with it; `on_progress` is called after each batch.
-    An append that fails is tried again for `retry_seconds`.
+    `on_broken` gets the number of a line, from 1, and its error; `on_progress` is called after each batch. A failed
+    append is retried for `retry_seconds`.
     """
 
     clock: Callable[[], datetime]
@@ -195,7 +195,7 @@ class Importing:
 async def import_lines(writer: JournalWriter, lines: Iterable[bytes], how: Importing) -> Imported:
     """Appends the callbacks in lines of JSON to the journal; a broken line does not stop the others.
 
-    Raises ImportStopped where the journal cannot be written.
+    Raises ImportStopped if the journal cannot be written.
     """
     done = Imported()
     for batch in _batches(lines):
@@ -209,7 +209,7 @@ async def import_lines(writer: JournalWriter, lines: Iterable[bytes], how: Impor
         done.callbacks += new
         done.known += len(callbacks) - new
         how.on_progress(done)
-        # On SQLite the callbacks of a running server wait for the same lock: half of the time is theirs.
+        # On SQLite the callbacks of a running server wait for the same lock: the pause leaves them half of the time.
         await how.sleep(min(how.monotonic() - began_at, _MAX_PAUSE_SECONDS))
     return done
 
@@ -227,7 +227,7 @@ def _parsed(batch: Mapping[int, bytes], done: Imported, how: Importing) -> dict[
 
 
 async def _append(writer: JournalWriter, callbacks: list[Callback], how: Importing) -> int:
-    """Appends with no other deadline than that for errors in a row; returns how many callbacks are new."""
+    """Appends, and retries for `retry_seconds` of errors in a row; returns how many callbacks are new."""
     if not callbacks:
         return 0
     give_up_at = how.monotonic() + how.retry_seconds
@@ -243,7 +243,7 @@ async def _append(writer: JournalWriter, callbacks: list[Callback], how: Importi
 
 
 def _batches(lines: Iterable[bytes]) -> Iterator[dict[int, bytes]]:
-    """The lines by their numbers, as many at a time as are appended at once; blank ones are left out."""
+    """The non-blank lines by their numbers, one batch at a time; a batch is appended in one transaction."""
     batch: dict[int, bytes] = {}
     size = 0
     for number, line in enumerate(lines, start=1):

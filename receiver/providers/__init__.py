@@ -1,10 +1,10 @@
-"""What Bandwidth's callbacks mean: bytes in, normalized events out, and the catalogue of its codes.
+"""Parses Bandwidth's callbacks (bytes in, normalized events out), and holds the catalogue of its codes.
 
-`read` takes a callback apart; one module per generation of the API knows the shapes, tables hold the words. Nothing
-here touches a database, the network, a clock or a log, and nothing a callback contains makes it raise.
+`parse` returns the elements of a callback. One module per API version knows its shapes. Nothing here uses a database,
+the network, a clock or a log, and no callback makes it raise, whatever it contains.
 """
 
 from receiver.providers.bandwidth_codes import CodeEntry, Reason, catalogue, entry, reason
-from receiver.providers.parser import read
+from receiver.providers.parser import parse
 
-__all__ = ["CodeEntry", "Reason", "catalogue", "entry", "read", "reason"]
+__all__ = ["CodeEntry", "Reason", "catalogue", "entry", "parse", "reason"]

@@ -1,6 +1,6 @@
-"""Bandwidth's delivery codes: what each number means, and what a number alone tells where no table lists it.
+"""Bandwidth's delivery codes: the meaning of each listed code, and what the digits say of an unlisted one.
 
-Codes are keyed by (generation, number), never by name: names moved between editions of the documents.
+The key of a code is (API version, number), never its name: names moved between editions of Bandwidth's documents.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from receiver.domain.events import Api, Failure
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """Why a message ended as it did, in words for people; `retryable` and `billable` are None where nobody says."""
+    """The meaning of a code, in words for people; `retryable` and `billable` are None if no document says."""
 
     name: str
     description: str
@@ -26,10 +26,10 @@ class Reason:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeEntry(Reason):
-    """A code as the documents list it.
+    """A code as Bandwidth's documents list it.
 
-    `outcome` is what it says of the delivery (`delivered`, `failed`, `unconfirmed`), `retry_limit` how often a retry
-    makes sense, `status` whether it is `current`, `historic` or `unlisted`, `v2_analogue` v2's number for a v1 code.
+    `outcome` is its meaning for the delivery (`delivered`, `failed`, `unconfirmed`), `retry_limit` how many retries
+    make sense, `status` whether it is `current`, `historic` or `unlisted`, `v2_analogue` v2's number for a v1 code.
     """
 
     api: Api
@@ -44,15 +44,15 @@ class CodeEntry(Reason):
 
 @dataclass(frozen=True, slots=True)
 class _Class:
-    """What the leading digits of a v2 code tell."""
+    """The meaning of the leading digits of a v2 code."""
 
     category: str
-    told: str
+    meaning: str
     retryable: bool | None
     billable: bool | None
 
 
-# The scheme of Bandwidth's error page: the first digit says whose fault, the second who decided.
+# The scheme of Bandwidth's error page: the first digit says whose fault the failure is, the second who decided it.
 _REFUSED_BY_BANDWIDTH: Final = _Class("client", "refused by Bandwidth; sending again gives the same", False, False)
 _FAILED_AT_BANDWIDTH: Final = _Class("service", "failed at Bandwidth; a retry may succeed", True, False)
 _CLASSES: Final = {
@@ -111,7 +111,7 @@ def reason(api: Api, code: int) -> Reason:
     """The meaning of a number; one that no document lists is judged by its digits."""
     listed = entry(api, code)
     if listed is None:
-        return _judged_by_digits(api, code)
+        return _reason_by_digits(api, code)
     return Reason(
         name=listed.name,
         description=listed.description,
@@ -121,11 +121,11 @@ def reason(api: Api, code: int) -> Reason:
     )
 
 
-def _judged_by_digits(api: Api, code: int) -> Reason:
+def _reason_by_digits(api: Api, code: int) -> Reason:
     kind = _class(api, str(code))
     return Reason(
         name=f"unlisted-{code}",
-        description=f"Not in Bandwidth's tables; by its digits: {kind.told}.",
+        description=f"Not in Bandwidth's tables; by its digits: {kind.meaning}.",
         category=kind.category,
         retryable=kind.retryable,
         billable=kind.billable,
@@ -137,21 +137,21 @@ def _class(api: Api, digits: str) -> _Class:
         return _NO_ERROR
     if api is Api.V1:
         return _V1_CLASSES.get(digits[0], _UNKNOWN) if len(digits) == 3 else _UNKNOWN
-    # three digits under v2: the international family, whose numbers mean other things
+    # Three digits under v2 are the codes of international messaging, with meanings of their own.
     if len(digits) != 4:
         return _UNKNOWN
     return _CLASSES.get(digits[:2]) or _CLASSES.get(digits[0], _UNKNOWN)
 
 
 def proves_nothing(api: Api, code: int | None) -> bool:
-    """Whether a code on a failure says only that no receipt came or that the outcome is unknown."""
+    """Whether the code of a failure means only that no receipt came, or that the outcome is unknown."""
     if code is None:
         return False
     return code in _V1_UNCONFIRMED if api is Api.V1 else 9000 <= code <= 9999
 
 
 def failure_side(api: Api, code: int | None) -> Failure:
-    """On which side a message failed, by its code; without one (v1: without a v2 analogue) on the network's."""
+    """On which side a message failed, by its code; without a code (v1: without a v2 analogue) it is the network's."""
     if api is Api.V1 and code is not None:
         listed = entry(api, code)
         code = listed.v2_analogue if listed else None

@@ -1,7 +1,7 @@
-"""Version 2 of Bandwidth's messaging API: one event out of one member of a callback's array.
+"""Version 2 of Bandwidth's messaging API: one event from one element of a callback's array.
 
-An event is judged by its `type` alone: `description`, `direction` and the presence of a code have all been seen to
-say otherwise in Bandwidth's own samples.
+`type` alone decides the status: `description`, `direction` and the presence of a code contradict it in some of
+Bandwidth's own samples.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from receiver.providers.bandwidth_codes import failure_side, proves_nothing
 from receiver.providers.fields import (
     LARGEST,
     LONGEST,
-    Fields,
+    Payload,
     moment,
     moment_text,
     number,
@@ -44,7 +44,7 @@ _Number = Annotated[int, Meta(ge=-LARGEST, le=LARGEST)]
 
 
 class _Message(msgspec.Struct, gc=False):
-    """The `message` of an event. One with `content` (RCS) or without `id` is not for this module."""
+    """The `message` of an event. `content` (RCS) or a missing `id` fails the typed decoding."""
 
     id: _Id
     owner: str | None = None
@@ -62,7 +62,7 @@ class _Message(msgspec.Struct, gc=False):
 
 
 class TypedEvent(msgspec.Struct, gc=False):
-    """An event as it was sent."""
+    """An event as Bandwidth documents it."""
 
     type: str
     message: _Message
@@ -86,10 +86,10 @@ _DECODER: Final = msgspec.json.Decoder(list[TypedEvent])
 
 
 def decode(body: bytes) -> Sequence[TypedEvent] | None:
-    r"""The events of a body; None if the lenient way has to read it.
+    r"""The events of a body of the documented types; None if the body needs the lenient parser.
 
-    A `\u` escape may give what no database stores (NUL, half of a surrogate pair). Bytes that are not UTF-8 msgspec
-    notices only in the fields it knows.
+    A `\u` escape may encode a character that no database stores (NUL, half of a surrogate pair). The check for UTF-8 is
+    ours because msgspec finds invalid bytes only in the fields it knows.
     """
     if b"\\u" in body or not _is_utf8(body):
         return None
@@ -100,13 +100,13 @@ def decode(body: bytes) -> Sequence[TypedEvent] | None:
     return events if all(event.type in STATUSES for event in events) else None
 
 
-def event_of(told: TypedEvent, callback: Callback) -> Event:
-    """The event that `bandwidth_v2.read_event` makes of the same object."""
-    message, kind, code = told.message, told.type, told.error_code
-    status, failure = judge(kind, code)
-    facts = _typed_fields(told, message)
-    recipient = told.to or (facts.recipients[0] if len(facts.recipients) == 1 else None)
-    occurred_at = moment(told.time)
+def event_of(typed: TypedEvent, callback: Callback) -> Event:
+    """The event of a typed object, equal to what `parse_event` returns for the same JSON."""
+    message, kind, code = typed.message, typed.type, typed.error_code
+    status, failure = status_and_failure(kind, code)
+    fields = _typed_fields(typed, message)
+    recipient = typed.to or (fields.recipients[0] if len(fields.recipients) == 1 else None)
+    occurred_at = moment(typed.time)
     direction, verdict = _DIRECTION_AND_VERDICT[status is _RECEIVED]
     return Event(
         id=event_id(
@@ -114,7 +114,7 @@ def event_of(told: TypedEvent, callback: Callback) -> Event:
             message_id=message.id,
             recipient=recipient,
             type=kind,
-            time=moment_text(occurred_at) if occurred_at else told.time,
+            time=moment_text(occurred_at) if occurred_at else typed.time,
             code=None if code is None else str(code),
         ),
         api=_V2,
@@ -124,19 +124,19 @@ def event_of(told: TypedEvent, callback: Callback) -> Event:
         status=status,
         recipient=recipient,
         occurred_at=occurred_at,
-        read_at=moment(told.event_time),
+        read_at=moment(typed.event_time),
         code=code,
-        description=told.description,
+        description=typed.description,
         failure=failure,
         tag_verdict=verdict,
-        facts=facts,
+        fields=fields,
         received_at=callback.received_at,
         route=callback.route,
         callback_id=callback.id,
     )
 
 
-def _typed_fields(told: TypedEvent, message: _Message) -> MessageFields:
+def _typed_fields(typed: TypedEvent, message: _Message) -> MessageFields:
     media = _without_empty(message.media)
     return MessageFields(
         sender=message.sender,
@@ -150,7 +150,7 @@ def _typed_fields(told: TypedEvent, message: _Message) -> MessageFields:
         tag=message.tag,
         segment_count=message.segment_count,
         channel=message.channel,
-        carrier_name=told.carrier_name,
+        carrier_name=typed.carrier_name,
         priority=message.priority,
         created_at=moment(message.time),
     )
@@ -175,7 +175,7 @@ def _is_utf8(body: bytes) -> bool:
 STATUSES: Final = {
     "message-received": Status.RECEIVED,
     "suggestion-response": Status.RECEIVED,
-    # one event, three spellings in three editions of the specification
+    # The same event has three spellings in three editions of the specification.
     "request-location-response": Status.RECEIVED,
     "requested-location-response": Status.RECEIVED,
     "location-request-response": Status.RECEIVED,
@@ -185,9 +185,9 @@ STATUSES: Final = {
     "message-delivered": Status.DELIVERED,
     "message-read": Status.READ,
     "message-failed": Status.FAILED,
-    # the beta of 2017; today message-failed 4432
+    # From the beta of 2017; today this is message-failed with code 4432.
     "message-rejected-forbidden-country": Status.FAILED,
-    # the multichannel envelope of April to July 2025
+    # The multichannel envelope of April to July 2025 has these types.
     "QUEUED": Status.QUEUED,
     "SENDING": Status.SENDING,
     "DELIVERED": Status.DELIVERED,
@@ -196,29 +196,29 @@ STATUSES: Final = {
 _REFUSALS: Final = frozenset({"message-rejected-forbidden-country"})
 
 
-def recognises(fields: Fields) -> bool:
+def recognises(payload: Payload) -> bool:
     """Whether an object is a v2 event of a known type."""
-    kind = fields.get("type")
+    kind = payload.get("type")
     return type(kind) is str and kind in STATUSES
 
 
-def parse_event(fields: Fields, index: int, callback: Callback) -> Element:
-    """The event that a recognised object is, or why it is none."""
-    message = _object(fields.get("message"))
+def parse_event(payload: Payload, index: int, callback: Callback) -> Element:
+    """Parses a recognised object into an event, or rejects it; `index` is its place in the callback."""
+    message = _object(payload.get("message"))
     message_id = text(message.get("id")) or text(message.get("messageId"))
     if not message_id:
-        return Rejected(index, Quarantine.NO_MESSAGE_ID, f"{fields['type']} without a message id")
-    if told := too_many(message.get("to")) or too_many(fields.get("to")):
-        return Rejected(index, Quarantine.TOO_LARGE, told)
-    return _event(fields, message, message_id, callback)
+        return Rejected(index, Quarantine.NO_MESSAGE_ID, f"{payload['type']} without a message id")
+    if detail := too_many(message.get("to")) or too_many(payload.get("to")):
+        return Rejected(index, Quarantine.TOO_LARGE, detail)
+    return _event(payload, message, message_id, callback)
 
 
-def _event(fields: Fields, message: Fields, message_id: str, callback: Callback) -> Event:
-    kind, code = fields["type"], number(fields.get("errorCode"))
-    status, failure = judge(kind, code)
-    facts = _facts(fields, message)
-    recipient = _recipient(fields.get("to"), facts.recipients)
-    occurred_at = moment(fields.get("time"))
+def _event(payload: Payload, message: Payload, message_id: str, callback: Callback) -> Event:
+    kind, code = payload["type"], number(payload.get("errorCode"))
+    status, failure = status_and_failure(kind, code)
+    fields = _fields(payload, message)
+    recipient = _recipient(payload.get("to"), fields.recipients)
+    occurred_at = moment(payload.get("time"))
     inbound = status is Status.RECEIVED
     return Event(
         id=event_id(
@@ -226,8 +226,8 @@ def _event(fields: Fields, message: Fields, message_id: str, callback: Callback)
             message_id=message_id,
             recipient=recipient,
             type=kind,
-            time=moment_text(occurred_at) if occurred_at else text(fields.get("time")),
-            code=number_text(fields.get("errorCode")),
+            time=moment_text(occurred_at) if occurred_at else text(payload.get("time")),
+            code=number_text(payload.get("errorCode")),
         ),
         api=Api.V2,
         message_id=message_id,
@@ -236,20 +236,20 @@ def _event(fields: Fields, message: Fields, message_id: str, callback: Callback)
         status=status,
         recipient=recipient,
         occurred_at=occurred_at,
-        read_at=moment(fields.get("eventTime")),
+        read_at=moment(payload.get("eventTime")),
         code=code,
-        description=text(fields.get("description")),
+        description=text(payload.get("description")),
         failure=failure,
         tag_verdict=TagVerdict.NOT_APPLICABLE if inbound else TagVerdict.UNCHECKED,
-        facts=facts,
+        fields=fields,
         received_at=callback.received_at,
         route=callback.route,
         callback_id=callback.id,
     )
 
 
-def judge(kind: str, code: int | None) -> tuple[Status, Failure | None]:
-    """The status an event gives and, if it is a failure, its side."""
+def status_and_failure(kind: str, code: int | None) -> tuple[Status, Failure | None]:
+    """The status of an event and, if it is a failure, its side."""
     status = STATUSES[kind]
     if status is not Status.FAILED:
         return status, None
@@ -261,12 +261,12 @@ def judge(kind: str, code: int | None) -> tuple[Status, Failure | None]:
 
 
 def _recipient(to: object, recipients: tuple[str, ...]) -> str | None:
-    """The number an event is about: the one it names, else the only recipient of the message."""
+    """The number that an event is about: the number it names, else the only recipient of the message."""
     named = texts(to) or recipients
     return named[0] if len(named) == 1 else None
 
 
-def _facts(fields: Fields, message: Fields) -> MessageFields:
+def _fields(payload: Payload, message: Payload) -> MessageFields:
     content = _object(message.get("content"))
     message_text, media = _text(message, content), urls(message.get("media")) or urls(content.get("media"))
     return MessageFields(
@@ -281,17 +281,17 @@ def _facts(fields: Fields, message: Fields) -> MessageFields:
         tag=text(message.get("tag")),
         segment_count=number(message.get("segmentCount")),
         channel=text(message.get("channel")),
-        carrier_name=text(fields.get("carrierName")),
+        carrier_name=text(payload.get("carrierName")),
         priority=text(message.get("priority")),
         created_at=moment(message.get("time")),
     )
 
 
-def _text(message: Fields, content: Fields) -> str | None:
-    """The text of a message; RCS has it in `content`. The words of a suggestion are its sender's, whoever tapped it."""
-    told = text(message.get("text"))
-    return told or text(content.get("text")) or told
+def _text(message: Payload, content: Payload) -> str | None:
+    """The text of a message; RCS has it in `content`. That of a tapped suggestion is not used: its sender wrote it."""
+    message_text = text(message.get("text"))
+    return message_text or text(content.get("text")) or message_text
 
 
-def _object(value: object) -> Fields:
+def _object(value: object) -> Payload:
     return value if type(value) is dict else {}

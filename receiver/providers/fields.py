@@ -1,6 +1,6 @@
-"""Single values out of a callback: each getter takes whatever came and gives a usable value, or None.
+"""Parses single values of a callback: each function takes any JSON value and returns a usable value, or None.
 
-Every text that leaves here can be stored: no NUL (PostgreSQL has no place for it) and no lone surrogate.
+Every returned text can be stored: without NUL, which PostgreSQL cannot store, and without lone surrogates.
 """
 
 import re
@@ -11,15 +11,15 @@ import orjson
 
 from receiver.domain.events import MAX_RECIPIENTS
 
-Fields = dict[str, Any]
-"""A JSON object, or a query string taken apart."""
+Payload = dict[str, Any]
+"""A JSON object, or the parameters of a query string."""
 
 _UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 _DIGITS: Final = re.compile(r"-?[0-9]{1,19}")
 LARGEST: Final = 2**63 - 1
-# What is looked up is indexed, and an index entry of PostgreSQL has room for some 2700 bytes: two of these and more.
+# Ids and numbers are indexed, and an index entry of PostgreSQL has room for some 2700 bytes: for two of these and more.
 LONGEST: Final = 250
-# .NET writes the first for "no time"; asyncpg takes both for infinities and gives them back without a zone
+# .NET writes the first for "no time"; asyncpg takes both for infinities and returns them without a time zone.
 _NO_TIMES: Final = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 
 
@@ -31,23 +31,23 @@ def storable(value: str) -> str:
 
 
 def text(value: object) -> str | None:
-    """A text as given. A whole number becomes its digits; a fraction has lost its spelling, so it is none."""
+    """A text as given, or the digits of a whole number. A fraction is None: parsing has lost its spelling."""
     if type(value) is str:
         return storable(value)
     return str(value) if type(value) is int else None
 
 
 def texts(value: object) -> tuple[str, ...]:
-    """The texts of a list, without empty ones; a bare text is a list of one."""
+    """The non-empty texts of a list; a bare text counts as a list of one."""
     if not value:
         return ()
     if type(value) is not list:
         value = (value,)
-    return tuple(told for member in value if (told := text(member)))
+    return tuple(item for member in value if (item := text(member)))
 
 
 def too_many(recipients: object) -> str | None:
-    """Why a list of recipients is too long to be read, in words for people; None if it is not."""
+    """Describes for people why a list of recipients is too long; None if it is not."""
     if type(recipients) is not list or len(recipients) <= MAX_RECIPIENTS:
         return None
     return f"{len(recipients)} recipients, and {MAX_RECIPIENTS} are allowed"
@@ -64,38 +64,38 @@ def number(value: object) -> int | None:
 
 
 def number_text(value: object) -> str | None:
-    """One spelling for a number however it was given; what is no number is spelled as it came."""
-    read = number(value)
-    return str(read) if read is not None else text(value) or None
+    """The canonical spelling of a number, in whatever form it is given; any other value as its text."""
+    parsed = number(value)
+    return str(parsed) if parsed is not None else text(value) or None
 
 
 def quoted(value: str, limit: int) -> str:
-    """The beginning of a text between quotes, with escapes for what cannot be printed; about `limit` characters."""
+    """The first `limit` characters of a text (about), in quotes, with unprintable characters escaped."""
     shown = repr(value[:limit])
     return shown if len(shown) <= limit + 2 else f"{shown[:limit]}…{shown[0]}"
 
 
 def moment(value: object) -> datetime | None:
-    """A time in UTC: ISO 8601 with or without fraction, with Z, an offset or neither (UTC), in either case."""
+    """A time in UTC from ISO 8601: with or without a fraction, with Z, an offset or neither (UTC), in any case."""
     if type(value) is not str:
         return None
     try:
         time = datetime.fromisoformat(value.strip().upper())
         utc = time if time.tzinfo is UTC else time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
         return None if utc in _NO_TIMES else utc
-    except (ValueError, OverflowError):  # OverflowError: the offset carries it out of the years 1 to 9999
+    except (ValueError, OverflowError):  # OverflowError: the offset moves it out of the years 1 to 9999
         return None
 
 
 def moment_text(time: datetime) -> str:
-    """One spelling for a time in UTC however it was given: ISO 8601 with six fraction digits."""
-    # `isoformat` takes a quarter longer: it asks the zone for its offset
+    """The canonical spelling of a time in UTC: ISO 8601 with six fraction digits."""
+    # `isoformat` takes a quarter longer, because it asks the time zone for its offset.
     day = (time.year, time.month, time.day, time.hour, time.minute, time.second, time.microsecond)
     return "%04d-%02d-%02dT%02d:%02d:%02d.%06dZ" % day  # noqa: UP031 - and faster than format
 
 
 def urls(value: object) -> tuple[str, ...]:
-    """The media of a message: a list of URLs or of RCS files, one of either, or v1's `[url1, url2]` in one text."""
+    """The media URLs of a message: from a list of URLs or RCS files, a single one, or v1's text `[url1, url2]`."""
     if not value:
         return ()
     if type(value) is str and value.strip().startswith("["):
@@ -106,7 +106,7 @@ def urls(value: object) -> tuple[str, ...]:
 
 
 def _bracketed(value: str) -> object:
-    """The members of a list in a text: JSON if it is, else bare URLs between brackets (v1 GET, not JSON)."""
+    """The members of a list in a text: JSON, else bare URLs between brackets (as in a v1 GET)."""
     try:
         return orjson.loads(value)
     except orjson.JSONDecodeError:

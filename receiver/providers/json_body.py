@@ -1,4 +1,4 @@
-"""The JSON of a body, read as leniently as its meaning stays plain."""
+"""Parses the JSON of a body, as leniently as its meaning stays clear."""
 
 import json
 import re
@@ -8,17 +8,17 @@ import orjson
 
 
 class ParseError(ValueError):
-    """A callback that cannot be taken apart; the text says why, in words for people."""
+    """A callback cannot be parsed; the text gives the reason in words for people."""
 
 
 _SMALLEST: Final = -(2**63)
 _TOO_LARGE: Final = 2**64
-# A string, or a comma with nothing after it before the bracket closes. Possessive: linear in the body, whatever it is.
+# A string, or a comma directly before a closing bracket. Possessive quantifiers keep the time linear for every body.
 _STRING_OR_SPARE_COMMA: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?|,(?=\s*+[}\]])', re.DOTALL)
 
 
 def parse(body: bytes) -> Any:
-    """What a body says, strictly if possible; raises Unreadable and nothing else."""
+    """The JSON value of a body, parsed strictly if possible, else leniently; raises ParseError and nothing else."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -26,8 +26,8 @@ def parse(body: bytes) -> Any:
 
 
 def _parse_leniently(body: bytes) -> Any:
-    """Also reads UTF-16 and -32, a byte order mark, broken UTF-8, control characters in strings, lone surrogates,
-    NaN and infinities (as null), integers of any size and spare commas (Bandwidth's two-factor samples have one).
+    """Also parses UTF-16 and -32, a byte order mark, broken UTF-8, control characters in strings, lone surrogates,
+    NaN and infinities (as null), integers of any size and trailing commas (Bandwidth's two-factor samples have one).
     """
     if not body.strip():
         raise ParseError("the body is empty")
@@ -46,13 +46,13 @@ def _without_spare_comma(match: re.Match[str]) -> str:
 
 
 def _integer(digits: str) -> int | float:
-    """A whole number of 64 bits; a larger one is a fraction, as orjson has it. Python's int refuses 4,301 digits."""
+    """A whole number of 64 bits; a larger one becomes a float, as in orjson. Python's `int` raises for 4,301 digits."""
     number = int(digits) if len(digits) <= 20 else _TOO_LARGE
     return number if _SMALLEST <= number < _TOO_LARGE else float(digits)
 
 
 def _null(_constant: str) -> None:
-    """NaN, Infinity and -Infinity say nothing."""
+    """Replaces NaN, Infinity and -Infinity by null."""
 
 
 _DECODER: Final = json.JSONDecoder(strict=False, parse_int=_integer, parse_constant=_null)

@@ -1,1 +1,1 @@
-"""A Bandwidth stand-in for development and tests: both generations of its messages API, and its callbacks."""
+"""A Bandwidth stand-in for development and tests: v1 and v2 of its messages API, and its callbacks."""

@@ -1,4 +1,8 @@
-"""Calls back as Bandwidth does: v1 once, then the fallback URL; v2 with a challenge, again and again until 2xx."""
+"""Sends callbacks as Bandwidth does.
+
+v1 sends a callback once, and to the fallback URL if that fails. v2 answers a challenge with credentials, and repeats
+the callback until it is answered 2xx.
+"""
 
 import asyncio
 import heapq
@@ -15,21 +19,24 @@ import orjson
 
 from receiver.domain.events import Api
 from receiver.sandbox import v1, v2
-from receiver.sandbox.client import Answer, CallbackClient, CallbackRequest
-from receiver.sandbox.messages import Message
+from receiver.sandbox.client import CallbackClient, CallbackRequest, RequestResult
+from receiver.sandbox.clock import Clock
+from receiver.sandbox.messages import SandboxMessage
+from receiver.sandbox.scenario import PlannedCallback
 from receiver.sandbox.settings import SandboxSettings
-from receiver.sandbox.timeline import Clock, Post
 
-# v2's pauses are not published; these are ours, the last one repeats
-PAUSES: Final = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
-GIVEN_UP_AFTER: Final = timedelta(hours=24)
+# Bandwidth does not publish v2's retry delays; these are the sandbox's own. The last one repeats.
+RETRY_DELAYS: Final = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
+RETRY_PERIOD: Final = timedelta(hours=24)
 
-_LOOK_SECONDS: Final = 0.5
+# Waiting for `_queue_ended` alone is not enough: an evicted message leaves the schedule without it, and one waiter
+# clears it for another.
+_POLL_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One request that was made, and what came of it: a status, or an error in words. No URL holds credentials."""
+class CallbackRecord:
+    """One request that was made, with its status or its error. `url` is without credentials."""
 
     id: int
     api: Api
@@ -48,61 +55,61 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """What is still to be posted."""
+class QueueState:
+    """The number of callbacks that are waiting for their due time and in flight, and the next due time."""
 
     waiting: int
-    under_way: int
+    in_flight: int
     next_at: datetime | None
 
     @property
-    def idle(self) -> bool:
-        return not (self.waiting or self.under_way)
+    def is_idle(self) -> bool:
+        return not (self.waiting or self.in_flight)
 
 
 @dataclass(slots=True)
 class _Task:
-    """A callback that is due, for the first time or again."""
+    """The next attempt of a callback."""
 
-    message: Message
-    post: Post
+    message: SandboxMessage
+    callback: PlannedCallback
     attempt: int = 1
-    first_at: datetime | None = None
+    first_attempt_at: datetime | None = None
 
 
 @dataclass(slots=True)
-class _Lane:
-    """The callbacks of one message that are due: one at a time, in their order."""
+class _MessageQueue:
+    """The due callbacks of one message, sent one after the other. The message is the ordering key."""
 
     tasks: deque[_Task] = field(default_factory=deque)
     worker: asyncio.Task[None] | None = None
 
 
-class Caller:
-    """Posts callbacks when they are due.
+class CallbackSender:
+    """Sends callbacks when they are due.
 
-    First attempts of one message are made one after the other, so that nothing comes out of order but on purpose.
+    The first attempts for a message are made one after the other: callbacks come out of order only as a fault.
     """
 
     def __init__(self, settings: SandboxSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
-        self._due: list[tuple[datetime, int, _Task]] = []
-        self._ticket = itertools.count()
-        self._ordering_keys: dict[Message, _Lane] = {}
-        self._forgotten = 0
+        self._scheduled: list[tuple[datetime, int, _Task]] = []
+        self._schedule_order = itertools.count()
+        self._queues: dict[SandboxMessage, _MessageQueue] = {}
+        self._evicted = 0
         self._slots = asyncio.Semaphore(settings.connections)
         self._woken = asyncio.Event()
-        self._settled = asyncio.Event()
-        self._waits_end = False
+        self._queue_ended = asyncio.Event()
+        self._waits_ended = False
         self._client = CallbackClient(connections=settings.connections, remote=settings.remote_callbacks)
-        self._numbers = itertools.count(1)
-        self.calls: deque[Call] = deque(maxlen=settings.max_posts)
+        self._record_ids = itertools.count(1)
+        self.records: deque[CallbackRecord] = deque(maxlen=settings.max_posts)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Posts what is due as long as the block runs."""
-        self._waits_end = False
+        """Sends what is due while the block runs."""
+        self._waits_ended = False
         async with self._client.running(), asyncio.TaskGroup() as group:
             runner = group.create_task(self._run(group))
             try:
@@ -110,154 +117,152 @@ class Caller:
             finally:
                 for task in (runner, *self._workers()):
                     task.cancel()
-                self._ordering_keys.clear()
+                self._queues.clear()
 
-    def schedule(self, message: Message) -> None:
-        """Plans the callbacks of a message."""
-        if message.destination.url is None:
+    def schedule(self, message: SandboxMessage) -> None:
+        """Schedules the callbacks of a message."""
+        if message.target.url is None:
             return
-        for post in message.script.posts:
-            due_at = message.created_at + timedelta(seconds=post.after / self._settings.speed)
-            self._push(due_at, _Task(message, post))
+        for callback in message.scenario.callbacks:
+            due_at = message.created_at + timedelta(seconds=callback.after / self._settings.speed)
+            self._push(due_at, _Task(message, callback))
         self.wake()
 
-    def forget(self, message: Message) -> None:
-        """Plans nothing more for a message."""
-        message.forgotten = True
-        self._forgotten += 1
-        # now and then, so that what is forgotten does not pile up
-        if self._forgotten > self._settings.max_messages // 10:
+    def evict(self, message: SandboxMessage) -> None:
+        """Sends no more callbacks for a message."""
+        message.is_evicted = True
+        self._evicted += 1
+        # A sweep costs time in proportion to the schedule: once for many messages, but before they pile up.
+        if self._evicted > self._settings.max_messages // 10:
             self._sweep()
 
     def clear(self) -> None:
-        """Forgets what is due and what was called."""
-        self._due.clear()
+        """Discards what is scheduled and in flight, and the records."""
+        self._scheduled.clear()
         for worker in self._workers():
             worker.cancel()
-        self._ordering_keys.clear()
-        self.calls.clear()
-        self._settled.set()
+        self._queues.clear()
+        self.records.clear()
+        self._queue_ended.set()
         self.wake()
 
     def wake(self) -> None:
-        """Looks again at what is due: the clock was moved, or there is more."""
+        """Looks for due callbacks now, after a change of the clock or the schedule."""
         self._woken.set()
 
-    def state(self) -> State:
+    def queue_state(self) -> QueueState:
         self._sweep()
-        under_way = sum(len(lane.tasks) + 1 for lane in self._ordering_keys.values())
-        return State(len(self._due), under_way, self._due[0][0] if self._due else None)
+        in_flight = sum(len(queue.tasks) + 1 for queue in self._queues.values())
+        return QueueState(len(self._scheduled), in_flight, self._scheduled[0][0] if self._scheduled else None)
 
-    async def settle(self, seconds: float) -> State:
-        """Waits until nothing is left to post, at most so long."""
+    async def wait_until_idle(self, seconds: float) -> QueueState:
+        """Waits until no callback is waiting or in flight, at most `seconds`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while not (self._waits_end or self.state().idle):
-                    self._settled.clear()
+                while not (self._waits_ended or self.queue_state().is_idle):
+                    self._queue_ended.clear()
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(_LOOK_SECONDS):
-                            await self._settled.wait()
-        return self.state()
+                        async with asyncio.timeout(_POLL_SECONDS):
+                            await self._queue_ended.wait()
+        return self.queue_state()
 
     def end_waits(self) -> None:
-        """Lets go whoever waits until nothing is left, now and from now on: we are about to stop."""
-        self._waits_end = True
-        self._settled.set()
+        """Ends every `wait_until_idle`, now and later: the sandbox is about to stop."""
+        self._waits_ended = True
+        self._queue_ended.set()
 
     def _workers(self) -> Iterable[asyncio.Task[None]]:
-        return [lane.worker for lane in self._ordering_keys.values() if lane.worker]
+        return [queue.worker for queue in self._queues.values() if queue.worker]
 
     def _push(self, due_at: datetime, task: _Task) -> None:
-        heapq.heappush(self._due, (due_at, next(self._ticket), task))
+        heapq.heappush(self._scheduled, (due_at, next(self._schedule_order), task))
 
     def _sweep(self) -> None:
-        if self._forgotten:
-            self._forgotten = 0
-            self._due = [each for each in self._due if not each[2].message.forgotten]
-            heapq.heapify(self._due)
+        """Removes evicted messages from the schedule."""
+        if self._evicted:
+            self._evicted = 0
+            self._scheduled = [entry for entry in self._scheduled if not entry[2].message.is_evicted]
+            heapq.heapify(self._scheduled)
 
     async def _run(self, group: asyncio.TaskGroup) -> None:
         while True:
             self._woken.clear()
-            pause = self._begin_due(group)
+            seconds = self._start_due(group)
             with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(seconds):
                     await self._woken.wait()
 
-    def _begin_due(self, group: asyncio.TaskGroup) -> float | None:
-        """Hands what is due to the lanes; returns the seconds until there is more, None for never."""
+    def _start_due(self, group: asyncio.TaskGroup) -> float | None:
+        """Moves due callbacks to the queues of their messages.
+
+        Returns the seconds until the next one is due, None if nothing is scheduled.
+        """
         now = self._clock.now()
-        while self._due and self._due[0][0] <= now:
-            task = heapq.heappop(self._due)[2]
-            lane = self._ordering_keys.setdefault(task.message, _Lane())
-            lane.tasks.append(task)
-            if lane.worker is None:
-                lane.worker = group.create_task(self._work(task.message, lane))
-        return (self._due[0][0] - now).total_seconds() if self._due else None
+        while self._scheduled and self._scheduled[0][0] <= now:
+            task = heapq.heappop(self._scheduled)[2]
+            queue = self._queues.setdefault(task.message, _MessageQueue())
+            queue.tasks.append(task)
+            if queue.worker is None:
+                queue.worker = group.create_task(self._work(task.message, queue))
+        return (self._scheduled[0][0] - now).total_seconds() if self._scheduled else None
 
-    async def _work(self, message: Message, lane: _Lane) -> None:
-        while lane.tasks:
-            task = lane.tasks.popleft()
+    async def _work(self, message: SandboxMessage, queue: _MessageQueue) -> None:
+        while queue.tasks:
+            task = queue.tasks.popleft()
             async with self._slots:
-                # it may have been forgotten while it waited for its turn
-                if not message.forgotten:
-                    await self._call(task)
-        if self._ordering_keys.get(message) is lane:
-            del self._ordering_keys[message]
-        self._settled.set()
+                # The message may have been evicted while the task waited for a slot.
+                if not message.is_evicted:
+                    await self._send(task)
+        if self._queues.get(message) is queue:
+            del self._queues[message]
+        self._queue_ended.set()
 
-    async def _call(self, task: _Task) -> None:
+    async def _send(self, task: _Task) -> None:
         if task.message.api is Api.V1:
-            await self._call_v1(task)
+            await self._send_v1(task)
         else:
-            await self._call_v2(task)
+            await self._send_v2(task)
 
-    async def _call_v1(self, task: _Task) -> None:
-        message, destination = task.message, task.message.destination
-        told = v1.event(message, task.post.steps[0], message.uri)
-        for route, url in (("primary", destination.url), ("fallback", destination.fallback)):
+    async def _send_v1(self, task: _Task) -> None:
+        message, target = task.message, task.message.target
+        event = v1.event(message, task.callback.steps[0], message.uri)
+        for route, url in (("primary", target.url), ("fallback", target.fallback_url)):
             if url is None:
                 continue
-            if destination.method == "get":
-                answer = await self._ask(task, route, url, query=v1.query(told))
+            if target.method == "get":
+                result = await self._request(task, route, url, query=v1.query(event))
             else:
-                answer = await self._ask(task, route, url, body=orjson.dumps(told))
-            if self._is_settled(task, answer):
+                result = await self._request(task, route, url, body=orjson.dumps(event))
+            _record_arrival(task, result)
+            if result.is_success:
                 return
 
-    async def _call_v2(self, task: _Task) -> None:
-        message, url = task.message, task.message.destination.url
+    async def _send_v2(self, task: _Task) -> None:
+        message, url = task.message, task.message.target.url
         assert url is not None  # noqa: S101
-        body = orjson.dumps([v2.event(message, step, self._settings.speed) for step in task.post.steps])
-        answer = await self._ask(task, "primary", url, body=body)
-        if answer.status == 401 and not answer.challenged:
-            # nobody asked for credentials, so there is no second request: the callback is lost
+        body = orjson.dumps([v2.event(message, step, self._settings.speed) for step in task.callback.steps])
+        result = await self._request(task, "primary", url, body=body)
+        if result.status == 401 and not result.challenged:
+            # As at Bandwidth: without a challenge there is no second request, and the callback is lost.
             return
-        if answer.challenged and self._settings.callback_credentials:
-            pair = self._settings.callback_credentials.get_secret_value()
-            answer = await self._ask(task, "primary", url, body=body, credentials=pair)
-        if not self._is_settled(task, answer) and not answer.hopeless:
-            self._try_again(task)
+        if result.challenged and self._settings.callback_credentials:
+            credentials = self._settings.callback_credentials.get_secret_value()
+            result = await self._request(task, "primary", url, body=body, credentials=credentials)
+        _record_arrival(task, result)
+        if not (result.is_success or result.is_permanent):
+            self._schedule_retry(task)
 
-    def _is_settled(self, task: _Task, answer: Answer) -> bool:
-        """Whether the callback has arrived; keeps the books on what the other side knows."""
-        if answer.is_success:
-            task.message.confirmed.update(task.post.steps)
-        elif answer.unsure:
-            task.message.unsure.update(task.post.steps)
-        return answer.is_success
-
-    def _try_again(self, task: _Task) -> None:
-        """Plans the next attempt, unless a day has passed since the first."""
+    def _schedule_retry(self, task: _Task) -> None:
+        """Schedules the next attempt, unless it would come more than a day after the first."""
         speed, now = self._settings.speed, self._clock.now()
-        task.first_at = task.first_at or now
-        due_at = now + timedelta(seconds=PAUSES[min(task.attempt, len(PAUSES)) - 1] / speed)
+        task.first_attempt_at = task.first_attempt_at or now
+        due_at = now + timedelta(seconds=RETRY_DELAYS[min(task.attempt, len(RETRY_DELAYS)) - 1] / speed)
         task.attempt += 1
-        if due_at - task.first_at <= GIVEN_UP_AFTER / speed and not task.message.forgotten:
+        if due_at - task.first_attempt_at <= RETRY_PERIOD / speed and not task.message.is_evicted:
             self._push(due_at, task)
             self.wake()
 
-    async def _ask(
+    async def _request(
         self,
         task: _Task,
         route: str,
@@ -266,17 +271,17 @@ class Caller:
         query: str = "",
         body: bytes = b"",
         credentials: str | None = None,
-    ) -> Answer:
-        """Makes one request and keeps a record of it."""
+    ) -> RequestResult:
+        """Makes one request and records it."""
         message, started_at, loop = task.message, self._clock.now(), asyncio.get_running_loop()
         user_agent = v1.USER_AGENT if message.api is Api.V1 else v2.USER_AGENT
         request = CallbackRequest(url=url, user_agent=user_agent, query=query, body=body, credentials=credentials)
         start = loop.time()
-        answer = await self._client.ask(request, message.destination.seconds)
+        result = await self._client.send(request, message.target.timeout)
         parts = urlsplit(url)
-        self.calls.append(
-            Call(
-                id=next(self._numbers),
+        self.records.append(
+            CallbackRecord(
+                id=next(self._record_ids),
                 api=message.api,
                 message_id=message.id,
                 route=route,
@@ -285,11 +290,19 @@ class Caller:
                 query=query,
                 attempt=task.attempt,
                 with_credentials=credentials is not None or "@" in parts.netloc,
-                status=answer.status,
-                error=answer.error,
+                status=result.status,
+                error=result.error,
                 started_at=started_at,
                 seconds=loop.time() - start,
                 body=body,
             )
         )
-        return answer
+        return result
+
+
+def _record_arrival(task: _Task, result: RequestResult) -> None:
+    """Records on the message whether its callback has arrived or may have, for the expected statuses."""
+    if result.is_success:
+        task.message.confirmed.update(task.callback.steps)
+    elif result.may_have_arrived:
+        task.message.unanswered.update(task.callback.steps)

@@ -1,4 +1,4 @@
-"""Requests to callback URLs: one at a time, and what came of each."""
+"""Sends callback requests over HTTP and reports the result of each."""
 
 import asyncio
 import base64
@@ -13,26 +13,27 @@ import httpcore2
 import httpx2
 
 _JSON: Final = "application/json; charset=utf-8"
-_MOST_READ: Final = 64 * 1024
-# common servers close an idle connection after five seconds
-_IDLE_SECONDS: Final = 4.0
-# nothing of the callback has left us
+_MAX_ANSWER_BYTES: Final = 64 * 1024
+# Common servers close an idle connection after five seconds.
+_KEEP_ALIVE_SECONDS: Final = 4.0
+# The errors after which no byte of the callback has been sent.
 _UNREACHABLE: Final = (httpcore2.ConnectError, httpcore2.ConnectTimeout, httpx2.InvalidURL)
 _REMOTE: Final = "not on this machine; remote_callbacks allows it"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a request gave: a status and whether credentials are asked for, or an error.
+class RequestResult:
+    """The result of one request: a status, or an error.
 
-    `unsure` says that the other side may have got the request without telling, `hopeless` that it never will get it.
+    `challenged` says that the answer asks for credentials, `may_have_arrived` that the other side may have received
+    the request without an answer, `is_permanent` that a retry would fail too.
     """
 
     status: int | None = None
     challenged: bool = False
     error: str | None = None
-    unsure: bool = False
-    hopeless: bool = False
+    may_have_arrived: bool = False
+    is_permanent: bool = False
 
     @property
     def is_success(self) -> bool:
@@ -41,13 +42,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallbackRequest:
-    """What to ask a URL: by POST with a body, or by GET with parameters in the address."""
+    """A request to a callback URL: a GET if there is a query, else a POST."""
 
     url: str = field(repr=False)
     user_agent: str
     query: str = ""
     body: bytes = b""
-    # user:password; else those in the URL
+    # "user:password", instead of the credentials in the URL.
     credentials: str | None = field(default=None, repr=False)
 
     @property
@@ -56,7 +57,7 @@ class CallbackRequest:
 
 
 class CallbackClient:
-    """Makes requests over connections that are kept open for the next."""
+    """Sends callback requests over a pool of connections."""
 
     def __init__(self, *, connections: int, remote: bool) -> None:
         self._connections = connections
@@ -65,51 +66,51 @@ class CallbackClient:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Can be asked as long as the block runs."""
+        """Keeps the connection pool open while the block runs."""
         async with httpcore2.AsyncConnectionPool(
             max_connections=self._connections,
             max_keepalive_connections=self._connections,
-            keepalive_expiry=_IDLE_SECONDS,
+            keepalive_expiry=_KEEP_ALIVE_SECONDS,
         ) as self._pool:
             yield
 
-    async def ask(self, request: CallbackRequest, seconds: float) -> Answer:
-        """Makes a request, which has so long to be answered; never fails."""
+    async def send(self, request: CallbackRequest, seconds: float) -> RequestResult:
+        """Sends a request, which has `seconds` to be answered. Errors are part of the result and never raised."""
         try:
             target = _target(request.url)
             if not (self._remote or target.is_local):
-                return Answer(error=_REMOTE, hopeless=True)
+                return RequestResult(error=_REMOTE, is_permanent=True)
             async with asyncio.timeout(seconds):
                 return await self._exchange(request, target)
         except TimeoutError:
-            return Answer(error="timeout", unsure=True)
+            return RequestResult(error="timeout", may_have_arrived=True)
         except _UNREACHABLE as error:
-            return Answer(error=f"unreachable: {type(error).__name__}")
+            return RequestResult(error=f"unreachable: {type(error).__name__}")
         except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as error:
-            return Answer(error=f"connection broken: {type(error).__name__}", unsure=True)
+            return RequestResult(error=f"connection broken: {type(error).__name__}", may_have_arrived=True)
         except Exception as error:
-            # whatever it is, the other callbacks must go on
-            return Answer(error=f"unforeseen: {type(error).__name__}", unsure=True)
+            # An unexpected error of one callback must not stop the other callbacks.
+            return RequestResult(error=f"unexpected: {type(error).__name__}", may_have_arrived=True)
 
-    async def _exchange(self, request: CallbackRequest, target: "_Target") -> Answer:
+    async def _exchange(self, request: CallbackRequest, target: "_Target") -> RequestResult:
         assert self._pool is not None  # noqa: S101
         headers = {"host": target.netloc, "user-agent": request.user_agent, "accept-encoding": "identity"}
         if request.body:
             headers["content-type"] = _JSON
-        if pair := request.credentials or target.credentials:
-            headers["authorization"] = f"Basic {base64.b64encode(pair.encode()).decode('ascii')}"
+        if credentials := request.credentials or target.credentials:
+            headers["authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode('ascii')}"
         async with self._pool.stream(
             request.method,
             target.with_query(request.query),
             headers=list(headers.items()),
             content=request.body or None,
         ) as response:
-            await _read(response)
-        return Answer(response.status, challenged=response.status == 401 and _is_challenge(response))
+            await _drain(response)
+        return RequestResult(response.status, challenged=response.status == 401 and _is_challenge(response))
 
 
 def is_local(url: str) -> bool:
-    """Whether a URL leads to this machine, as far as its host's name tells."""
+    """Whether the host of a URL is this machine: a loopback address or localhost. Names are not resolved."""
     try:
         return _target(url).is_local
     except httpx2.InvalidURL:
@@ -118,7 +119,7 @@ def is_local(url: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """A URL taken apart."""
+    """A parsed URL without its credentials."""
 
     url: httpx2.URL
     netloc: str
@@ -126,7 +127,7 @@ class _Target:
     is_local: bool
 
     def with_query(self, query: str) -> httpcore2.URL:
-        """The URL to ask, with these parameters after its own."""
+        """The URL with a query appended to its own."""
         path = self.url.raw_path.decode("ascii")
         if query:
             path += ("&" if self.url.query else "" if path.endswith("?") else "?") + query
@@ -138,8 +139,8 @@ class _Target:
 @lru_cache(maxsize=256)
 def _target(text: str) -> _Target:
     url = httpx2.URL(text)
-    pair = f"{url.username}:{url.password}" if url.userinfo else None
-    return _Target(url, url.netloc.decode("ascii"), pair, _is_this_machine(url.host))
+    credentials = f"{url.username}:{url.password}" if url.userinfo else None
+    return _Target(url, url.netloc.decode("ascii"), credentials, _is_this_machine(url.host))
 
 
 def _is_this_machine(host: str) -> bool:
@@ -151,13 +152,13 @@ def _is_this_machine(host: str) -> bool:
         return False
 
 
-async def _read(response: httpcore2.Response) -> None:
-    """Reads an answer to its end, so that the connection can be used again, or so far and no further."""
-    read = 0
+async def _drain(response: httpcore2.Response) -> None:
+    """Reads an answer to its end, which frees the connection for the next request, but at most 64 KiB."""
+    size = 0
     async with aclosing(response.aiter_stream()) as chunks:
         async for chunk in chunks:
-            read += len(chunk)
-            if read >= _MOST_READ:
+            size += len(chunk)
+            if size >= _MAX_ANSWER_BYTES:
                 break
 
 

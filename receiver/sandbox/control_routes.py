@@ -1,4 +1,4 @@
-"""The routes that are the sandbox's own: make things happen, see what happened. They ask for no credentials."""
+"""The sandbox's own routes: they simulate events and show results. They need no credentials."""
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -11,15 +11,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from receiver.sandbox.asking import base_url, is_json, json_body, world
-from receiver.sandbox.callback_sender import Call, State
-from receiver.sandbox.expected import Truth
+from receiver.sandbox.callback_sender import CallbackRecord, QueueState
+from receiver.sandbox.expected import ExpectedStatus
 from receiver.sandbox.faults import Rates
-from receiver.sandbox.messages import InboundRequest, instant
-from receiver.sandbox.numbers import Magic, magic_numbers
+from receiver.sandbox.magic_numbers import MagicNumber, magic_numbers
+from receiver.sandbox.messages import InboundRequest, timestamp
+from receiver.sandbox.requests import base_url, is_json, json_body, sandbox_state
 
 PREFIX: Final = "/sandbox/"
-LONGEST_WAIT: Final = 600.0
+MAX_WAIT_SECONDS: Final = 600.0
 
 Handler = Callable[[Request], Awaitable[Response]]
 Model = TypeVar("Model", bound=BaseModel)
@@ -33,46 +33,46 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
-class Move(_Body):
-    """Where to move the clock: so many seconds on, or to a time."""
+class ClockChange(_Body):
+    """Moves the clock: forward by `advance` seconds, or to a time."""
 
     advance: Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)] | None = None
     to: Annotated[datetime, AfterValidator(_with_zone)] | None = None
 
     @model_validator(mode="after")
-    def _is_one(self) -> Self:
+    def _has_one_field(self) -> Self:
         if (self.advance is None) == (self.to is None):
-            raise ValueError("either advance or to")
+            raise ValueError("must have either advance or to")
         return self
 
 
-class Restart(_Body):
-    """The seed to begin again with; none: the one at the start."""
+class ResetRequest(_Body):
+    """Resets the sandbox. `seed` is the new seed; without it, the seed of the settings."""
 
     seed: int | None = None
 
 
-def _told(handle: Handler) -> Handler:
-    """The handler, with what is wrong in the request told as 400."""
+def _with_errors(handler: Handler) -> Handler:
+    """Wraps a handler so that an invalid request is answered 400."""
 
-    async def told(request: Request) -> Response:
+    async def wrapped(request: Request) -> Response:
         try:
-            return await handle(request)
+            return await handler(request)
         except ValidationError as error:
-            return _json({"error": "; ".join(map(_words, error.errors()))}, 400)
+            return _json({"error": "; ".join(map(_error_text, error.errors()))}, 400)
         except (ValueError, OverflowError) as error:
             return _json({"error": str(error)}, 400)
 
-    return told
+    return wrapped
 
 
-def _words(error: Any) -> str:
-    place = ".".join(map(str, error["loc"]))
-    return f"{place}: {error['msg']}" if place else str(error["msg"])
+def _error_text(error: Any) -> str:
+    location = ".".join(map(str, error["loc"]))
+    return f"{location}: {error['msg']}" if location else str(error["msg"])
 
 
-def refuse(_: Request, error: HTTPException) -> Response:
-    """What is wrong before a handler is reached: no such address, no such method."""
+def error_response(_: Request, error: HTTPException) -> Response:
+    """Answers a request that reached no handler: unknown path or method."""
     return _json({"error": error.detail}, error.status_code, error.headers)
 
 
@@ -80,8 +80,11 @@ def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
     return Response(orjson.dumps(value), status, headers, "application/json")
 
 
-async def _given(request: Request) -> Any:
-    """The body; an empty one says nothing. Its type must be told, which a page of another origin cannot do."""
+async def _body(request: Request) -> Any:
+    """Returns the parsed body, {} if it is empty.
+
+    The Content-Type must be JSON: a web page of another origin cannot send that without asking the browser (CORS).
+    """
     if not await request.body():
         return {}
     if not is_json(request):
@@ -89,56 +92,59 @@ async def _given(request: Request) -> Any:
     return await json_body(request)
 
 
-async def _read(request: Request, model: type[Model]) -> Model:
-    return model.model_validate_json(orjson.dumps(await _given(request)))
+async def _parse_body(request: Request, model: type[Model]) -> Model:
+    return model.model_validate_json(orjson.dumps(await _body(request)))
 
 
-async def receive(request: Request) -> Response:
-    """Lets a message come in."""
-    messages = world(request).receive(await _read(request, InboundRequest), base_url(request))
+async def simulate_inbound(request: Request) -> Response:
+    inbound = await _parse_body(request, InboundRequest)
+    messages = sandbox_state(request).receive(inbound, base_url(request))
     return _json({"messages": [{"id": message.id, "to": message.owner} for message in messages]}, 202)
 
 
-async def show_truth(request: Request) -> Response:
-    return _json([_truth(truth) for truth in world(request).truth(request.query_params.get("messageId"))])
+async def show_expected(request: Request) -> Response:
+    message_id = request.query_params.get("messageId")
+    return _json([_expected(expected) for expected in sandbox_state(request).expected(message_id)])
 
 
-def _truth(truth: Truth) -> dict[str, Any]:
+def _expected(expected: ExpectedStatus) -> dict[str, Any]:
     return {
-        "api": truth.api,
-        "messageId": truth.message_id,
-        "recipient": truth.recipient,
-        "direction": truth.direction,
-        "status": truth.status,
-        "code": truth.code,
-        "contradicted": truth.contradicted,
-        "certain": truth.certain,
+        "api": expected.api,
+        "messageId": expected.message_id,
+        "recipient": expected.recipient,
+        "direction": expected.direction,
+        "status": expected.status,
+        "code": expected.code,
+        "contradicted": expected.contradicted,
+        "certain": expected.certain,
     }
 
 
 async def show_clock(request: Request) -> Response:
-    return _json({"now": instant(world(request).clock.now(), "microseconds")})
+    return _json({"now": timestamp(sandbox_state(request).clock.now(), "microseconds")})
 
 
 async def move_clock(request: Request) -> Response:
-    """Moves the clock forward; what falls due is posted at once."""
-    there, move = world(request), await _read(request, Move)
-    by = timedelta(seconds=move.advance) if move.advance is not None else None
-    there.clock.advance(by if by is not None else _with_zone(move.to or there.clock.now()) - there.clock.now())
-    there.caller.wake()
+    """Moves the clock forward. Callbacks that are due then are sent at once."""
+    state, change = sandbox_state(request), await _parse_body(request, ClockChange)
+    if change.to is not None:
+        state.clock.advance(change.to - state.clock.now())
+    else:
+        state.clock.advance(timedelta(seconds=change.advance or 0.0))
+    state.callback_sender.wake()
     return await show_clock(request)
 
 
 async def show_rates(request: Request) -> Response:
-    return _json(_rates(world(request).rates))
+    return _json(_rates(sandbox_state(request).rates))
 
 
 async def change_rates(request: Request) -> Response:
-    """Changes the rates that are named, for messages from now on."""
-    changes = await _given(request)
+    """Changes the rates in the body, for messages from now on."""
+    changes = await _body(request)
     if not isinstance(changes, dict):
-        raise ValueError("must be an object")
-    return _json(_rates(world(request).change_rates(changes)))
+        raise ValueError("the body must be a JSON object of rates")
+    return _json(_rates(sandbox_state(request).change_rates(changes)))
 
 
 def _rates(rates: Rates) -> dict[str, float]:
@@ -146,72 +152,73 @@ def _rates(rates: Rates) -> dict[str, float]:
 
 
 async def show_numbers(_: Request) -> Response:
-    return _json([_magic(magic) for magic in magic_numbers()])
+    return _json([_magic_number(magic) for magic in magic_numbers()])
 
 
-def _magic(magic: Magic) -> dict[str, Any]:
+def _magic_number(magic: MagicNumber) -> dict[str, Any]:
     return {
         "number": magic.number,
         "api": magic.api,
         "meaning": magic.meaning,
-        "code": magic.outcome.code if magic.outcome else None,
-        "misbehaviour": magic.misbehaviour,
+        "code": magic.final_status.code if magic.final_status else None,
+        "fault": magic.fault,
     }
 
 
 async def show_posts(request: Request) -> Response:
-    """The requests that were made to callback URLs, the newest last."""
+    """Lists the requests that were made to callback URLs, newest last."""
     message_id = request.query_params.get("messageId")
-    calls = [call for call in world(request).caller.calls if message_id in (None, call.message_id)]
-    limit = int(request.query_params.get("limit", len(calls)))
-    return _json([_call(call) for call in calls[max(0, len(calls) - limit) :]])
+    all_records = sandbox_state(request).callback_sender.records
+    records = [record for record in all_records if message_id in (None, record.message_id)]
+    limit = int(request.query_params.get("limit", len(records)))
+    return _json([_post(record) for record in records[max(0, len(records) - limit) :]])
 
 
-def _call(call: Call) -> dict[str, Any]:
+def _post(record: CallbackRecord) -> dict[str, Any]:
     return {
-        "id": call.id,
-        "api": call.api,
-        "messageId": call.message_id,
-        "route": call.route,
-        "method": call.method,
-        "url": call.url,
-        "query": call.query or None,
-        "attempt": call.attempt,
-        "withCredentials": call.with_credentials,
-        "status": call.status,
-        "error": call.error,
-        "startedTime": instant(call.started_at, "microseconds"),
-        "seconds": round(call.seconds, 6),
-        "body": orjson.Fragment(call.body) if call.body else None,
+        "id": record.id,
+        "api": record.api,
+        "messageId": record.message_id,
+        "route": record.route,
+        "method": record.method,
+        "url": record.url,
+        "query": record.query or None,
+        "attempt": record.attempt,
+        "withCredentials": record.with_credentials,
+        "status": record.status,
+        "error": record.error,
+        "startedTime": timestamp(record.started_at, "microseconds"),
+        "seconds": round(record.seconds, 6),
+        "body": orjson.Fragment(record.body) if record.body else None,
     }
 
 
 async def show_idle(request: Request) -> Response:
-    """Whether nothing is left to post; with `wait`, as soon as that is so or so many seconds have passed."""
-    caller, seconds = world(request).caller, float(request.query_params.get("wait", 0))
-    if not 0 <= seconds <= LONGEST_WAIT:
-        raise ValueError(f"wait must be from 0 to {LONGEST_WAIT:g}")
-    return _json(_state(await caller.settle(seconds) if seconds else caller.state()))
+    """Shows whether callbacks are waiting or in flight. With `wait`, waits that many seconds until none are."""
+    sender, seconds = sandbox_state(request).callback_sender, float(request.query_params.get("wait", 0))
+    if not 0 <= seconds <= MAX_WAIT_SECONDS:
+        raise ValueError(f"wait must be from 0 to {MAX_WAIT_SECONDS:g} seconds")
+    return _json(_queue_state(await sender.wait_until_idle(seconds) if seconds else sender.queue_state()))
 
 
-def _state(state: State) -> dict[str, Any]:
+def _queue_state(state: QueueState) -> dict[str, Any]:
     return {
-        "idle": state.idle,
+        "idle": state.is_idle,
         "waiting": state.waiting,
-        "underWay": state.under_way,
-        "nextTime": instant(state.next_at, "microseconds") if state.next_at else None,
+        "underWay": state.in_flight,
+        "nextTime": timestamp(state.next_at, "microseconds") if state.next_at else None,
     }
 
 
 async def reset(request: Request) -> Response:
-    """Forgets everything."""
-    world(request).reset((await _read(request, Restart)).seed)
+    """Deletes every message; clock, rates and seed are as at the start."""
+    sandbox_state(request).reset((await _parse_body(request, ResetRequest)).seed)
     return Response(status_code=204)
 
 
 _HANDLERS: Final[tuple[tuple[str, str, Handler], ...]] = (
-    ("POST", "inbound", receive),
-    ("GET", "truth", show_truth),
+    ("POST", "inbound", simulate_inbound),
+    ("GET", "expected", show_expected),
     ("GET", "clock", show_clock),
     ("POST", "clock", move_clock),
     ("GET", "rates", show_rates),
@@ -221,4 +228,6 @@ _HANDLERS: Final[tuple[tuple[str, str, Handler], ...]] = (
     ("GET", "idle", show_idle),
     ("POST", "reset", reset),
 )
-ROUTES: Final = tuple(Route(f"{PREFIX}{name}", _told(handle), methods=[method]) for method, name, handle in _HANDLERS)
+ROUTES: Final = tuple(
+    Route(f"{PREFIX}{name}", _with_errors(handler), methods=[method]) for method, name, handler in _HANDLERS
+)

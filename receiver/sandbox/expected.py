@@ -1,6 +1,7 @@
-"""What the other side must know of each delivery, from what it was told and confirmed to have heard.
+"""The delivery statuses that a correct receiver shows, computed from the callbacks that were answered 2xx.
 
-Worked out from the sandbox's own steps, without the receiver's reading or merging of callbacks.
+The computation uses the sandbox's own steps and none of the receiver's parsing or merging, so that a test can compare
+the two.
 """
 
 from collections.abc import Iterable, Iterator
@@ -8,10 +9,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from receiver.domain.events import Api, Direction
-from receiver.sandbox.messages import Message
-from receiver.sandbox.timeline import Kind, Step
+from receiver.sandbox.messages import SandboxMessage
+from receiver.sandbox.scenario import Kind, Step
 
-# in rising rank, as the receiver promises it
+# In rising rank, as the receiver documents them.
 _RANKS: Final = ("unknown", "sending", "sent", "unconfirmed", "delivered", "failed", "read", "received")
 _STATUSES: Final = {
     Kind.SENDING: "sending",
@@ -21,15 +22,15 @@ _STATUSES: Final = {
     Kind.READ: "read",
     Kind.RECEIVED: "received",
 }
-_UNCONFIRMED: Final = {Api.V1: frozenset({902, 999}), Api.V2: frozenset(range(9000, 10_000))}
+_UNCONFIRMED_CODES: Final = {Api.V1: frozenset({902, 999}), Api.V2: frozenset(range(9000, 10_000))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Truth:
-    """What the other side must say of one delivery.
+class ExpectedStatus:
+    """The status that a correct receiver shows for one delivery.
 
-    `status` is None where nothing of the message got through. `certain` is false where a callback ended without an
-    answer: the other side may know more than it confirmed.
+    `status` is None if no callback of the message was answered 2xx. `certain` is false if a callback ended without an
+    answer: the receiver may have stored it all the same.
     """
 
     api: Api
@@ -42,34 +43,34 @@ class Truth:
     certain: bool
 
 
-def truths(message: Message) -> Iterator[Truth]:
-    """What the other side must know of each delivery of a message."""
-    known = [step for step in message.confirmed if step.kind is not Kind.UNFAMILIAR]
-    doubtful = [step for step in message.unsure - message.confirmed if step.kind is not Kind.UNFAMILIAR]
+def expected_statuses(message: SandboxMessage) -> Iterator[ExpectedStatus]:
+    """Yields the expected status of each delivery of a message."""
+    confirmed = [step for step in message.confirmed if step.kind is not Kind.UNKNOWN_TYPE]
+    uncertain = [step for step in message.unanswered - message.confirmed if step.kind is not Kind.UNKNOWN_TYPE]
     inbound = message.direction is Direction.IN
     for recipient in message.recipients:
-        own = [step for step in known if inbound or step.recipient == recipient]
-        status, code = _winner(message.api, own)
-        seen = {_status(message.api, step) for step in own}
-        yield Truth(
+        steps = [step for step in confirmed if inbound or step.recipient == recipient]
+        status, code = _winner(message.api, steps)
+        statuses = {_status(message.api, step) for step in steps}
+        yield ExpectedStatus(
             api=message.api,
             message_id=message.id,
             recipient=recipient,
             direction=message.direction,
-            status=status if known else None,
+            status=status if confirmed else None,
             code=code,
-            contradicted="failed" in seen and not seen.isdisjoint({"delivered", "read"}),
-            certain=not doubtful,
+            contradicted="failed" in statuses and not statuses.isdisjoint({"delivered", "read"}),
+            certain=not uncertain,
         )
 
 
 def _winner(api: Api, steps: Iterable[Step]) -> tuple[str, int | None]:
-    """The status of the highest rank, and the code that came with it."""
-    told = [(_status(api, step), step.code) for step in steps]
-    return max(told, key=lambda each: _RANKS.index(each[0]), default=(_RANKS[0], None))
+    """Returns the status of the highest rank with its code."""
+    statuses = [(_status(api, step), step.code) for step in steps]
+    return max(statuses, key=lambda status: _RANKS.index(status[0]), default=(_RANKS[0], None))
 
 
 def _status(api: Api, step: Step) -> str:
     if step.kind is Kind.FAILED:
-        return "unconfirmed" if step.code in _UNCONFIRMED[api] else "failed"
+        return "unconfirmed" if step.code in _UNCONFIRMED_CODES[api] else "failed"
     return _STATUSES[step.kind]

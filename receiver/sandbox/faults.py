@@ -1,4 +1,4 @@
-"""What goes wrong between an event and its callback, on demand."""
+"""Faults on demand: what can go wrong between an event and its callback."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -11,13 +11,13 @@ from pydantic.alias_generators import to_camel
 
 from receiver.domain.events import Api
 from receiver.providers.bandwidth_codes import proves_nothing
-from receiver.sandbox.timeline import DELIVERED_CODES, FINAL, Kind, Post, Sending, Step
+from receiver.sandbox.scenario import DELIVERED_CODES, FINAL, Kind, PlannedCallback, Sending, Step
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Fault(StrEnum):
-    """What can go wrong with the callbacks of one recipient."""
+    """A fault in the callbacks of one recipient."""
 
     DUPLICATE = "duplicate"
     REORDER = "reorder"
@@ -30,7 +30,7 @@ class Fault(StrEnum):
     BATCH = "batch"
 
 
-MEANINGS: Final[Mapping[Fault, str]] = {
+DESCRIPTIONS: Final[Mapping[Fault, str]] = {
     Fault.DUPLICATE: "every callback comes twice or three times",
     Fault.REORDER: "the callbacks come in the opposite order",
     Fault.DELAY: "every callback comes 5 to 120 seconds late",
@@ -41,130 +41,138 @@ MEANINGS: Final[Mapping[Fault, str]] = {
     Fault.UNKNOWN_TYPE: "an event of a type that no document knows comes too",
     Fault.BATCH: "v2 callbacks come with several events in one array",
 }
-# with these, one event alone would show nothing
-NEED_COMPANY: Final = frozenset({Fault.REORDER, Fault.BATCH})
-
-# what concerns receipts alone, which inbound messages have none of
-OF_RECEIPTS: Final = frozenset({Fault.LATE, Fault.MISSING, Fault.CONTRADICT})
+# These faults show only where a recipient has more than one event.
+NEED_SEVERAL_EVENTS: Final = frozenset({Fault.REORDER, Fault.BATCH})
+# These faults concern delivery receipts, which inbound messages do not have.
+RECEIPT_FAULTS: Final = frozenset({Fault.LATE, Fault.MISSING, Fault.CONTRADICT})
 
 _DELAY_SECONDS: Final = (5.0, 120.0)
 _LATE_SECONDS: Final = (3600.0, 20 * 3600.0)
-_COPY_SECONDS: Final = (0.1, 30.0)
-_SECOND_THOUGHT_SECONDS: Final = (0.5, 20.0)
-_UNFAMILIAR_SECONDS: Final = (0.1, 5.0)
+_DUPLICATE_SECONDS: Final = (0.1, 30.0)
+_CONTRADICTION_SECONDS: Final = (0.5, 20.0)
+_UNKNOWN_TYPE_SECONDS: Final = (0.1, 5.0)
 _REORDER_SECONDS: Final = 0.2
-_MOST_IN_A_BATCH: Final = 10
-_LONGEST_BATCH_SECONDS: Final = 60.0
-# what contradicts a delivered: refused by the carrier
+_MAX_BATCH_EVENTS: Final = 10
+_MAX_BATCH_SECONDS: Final = 60.0
+# The failure that contradicts a delivered status: rejected by the carrier.
 _CONTRADICTING_CODES: Final = {Api.V1: 750, Api.V2: 4750}
 
 
 class Rates(BaseModel):
-    """How often things happen, as shares from 0 to 1: of recipients, however the callbacks of each are told."""
+    """The share of recipients, from 0 to 1, that each fault or failure applies to."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
 
     failed: Share = Field(0, description="fail, with a code of the catalogue")
-    unconfirmed: Share = Field(0, description="end with a code that proves nothing")
-    duplicate: Share = Field(0, description=MEANINGS[Fault.DUPLICATE])
-    reorder: Share = Field(0, description=MEANINGS[Fault.REORDER])
-    delay: Share = Field(0, description=MEANINGS[Fault.DELAY])
-    late: Share = Field(0, description=MEANINGS[Fault.LATE])
-    missing: Share = Field(0, description=MEANINGS[Fault.MISSING])
-    silent: Share = Field(0, description=MEANINGS[Fault.SILENT])
-    contradict: Share = Field(0, description=MEANINGS[Fault.CONTRADICT])
-    unknown_type: Share = Field(0, description=MEANINGS[Fault.UNKNOWN_TYPE])
-    batch: Share = Field(0, description=MEANINGS[Fault.BATCH])
+    unconfirmed: Share = Field(0, description="end with a code that does not prove a failure")
+    duplicate: Share = Field(0, description=DESCRIPTIONS[Fault.DUPLICATE])
+    reorder: Share = Field(0, description=DESCRIPTIONS[Fault.REORDER])
+    delay: Share = Field(0, description=DESCRIPTIONS[Fault.DELAY])
+    late: Share = Field(0, description=DESCRIPTIONS[Fault.LATE])
+    missing: Share = Field(0, description=DESCRIPTIONS[Fault.MISSING])
+    silent: Share = Field(0, description=DESCRIPTIONS[Fault.SILENT])
+    contradict: Share = Field(0, description=DESCRIPTIONS[Fault.CONTRADICT])
+    unknown_type: Share = Field(0, description=DESCRIPTIONS[Fault.UNKNOWN_TYPE])
+    batch: Share = Field(0, description=DESCRIPTIONS[Fault.BATCH])
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _sum_is_a_share(self) -> Self:
         if self.failed + self.unconfirmed > 1:
-            raise ValueError("failed and unconfirmed are more than 1 together")
+            raise ValueError("the sum of failed and unconfirmed must be at most 1")
         return self
 
-    def choose(self, chance: Random) -> frozenset[Fault]:
-        """What goes wrong this time. One draw for each, so that a rate of one does not move the others."""
-        return frozenset(each for each in Fault if chance.random() < getattr(self, each))
+    def draw(self, random: Random) -> frozenset[Fault]:
+        """Draws the faults of one recipient.
+
+        Every fault takes one random number whatever its rate, so that a rate does not change the other faults.
+        """
+        return frozenset(fault for fault in Fault if random.random() < getattr(self, fault))
 
 
-def posts(
+def plan_callbacks(
     sending: Sending,
     steps: Iterable[Step],
-    chosen: Mapping[str, Collection[Fault]],
-    chance: Random,
-) -> tuple[Post, ...]:
-    """The callbacks for the steps of a message, in the order they are due; `chosen` is by recipient."""
+    faults: Mapping[str, Collection[Fault]],
+    random: Random,
+) -> tuple[PlannedCallback, ...]:
+    """Returns the callbacks that report the steps of a message, by due time. `faults` is by recipient."""
     by_recipient: dict[str, list[Step]] = {recipient: [] for recipient in sending.recipients}
     for step in steps:
         by_recipient[step.recipient].append(step)
-    told = [
-        post
-        for recipient, own in by_recipient.items()
-        for post in _of_recipient(sending, recipient, own, chosen.get(recipient, ()), chance)
+    callbacks = [
+        callback
+        for recipient, recipient_steps in by_recipient.items()
+        for callback in _recipient_callbacks(sending, recipient, recipient_steps, faults.get(recipient, ()), random)
     ]
-    told.sort(key=lambda post: post.after)
-    if sending.api is Api.V2 and any(Fault.BATCH in misbehaviours for misbehaviours in chosen.values()):
-        told = _in_batches(told)
-    return tuple(told)
+    callbacks.sort(key=lambda callback: callback.after)
+    if sending.api is Api.V2 and any(Fault.BATCH in recipient_faults for recipient_faults in faults.values()):
+        callbacks = _batched(callbacks)
+    return tuple(callbacks)
 
 
-def _of_recipient(
-    sending: Sending, recipient: str, steps: list[Step], chosen: Collection[Fault], chance: Random
-) -> list[Post]:
-    if Fault.SILENT in chosen:
+def _recipient_callbacks(
+    sending: Sending, recipient: str, steps: list[Step], faults: Collection[Fault], random: Random
+) -> list[PlannedCallback]:
+    if Fault.SILENT in faults:
         return []
-    if Fault.CONTRADICT in chosen and sending.wants_receipts:
-        steps = [*steps, *_contradiction(sending, recipient, steps, chance)]
-    if Fault.MISSING in chosen:
+    if Fault.CONTRADICT in faults and sending.has_all_receipts:
+        steps = [*steps, *_contradicting_steps(sending, recipient, steps, random)]
+    if Fault.MISSING in faults:
         steps = [step for step in steps if step.kind not in FINAL]
-    if Fault.UNKNOWN_TYPE in chosen:
-        steps = [*steps, Step(chance.uniform(*_UNFAMILIAR_SECONDS), Kind.UNFAMILIAR, recipient)]
-    told = [Post(step.after + _lag(step, chosen, chance), (step,)) for step in steps]
-    if Fault.REORDER in chosen:
-        told = _backwards(told)
-    if Fault.DUPLICATE in chosen:
-        told += [
-            replace(post, after=post.after + chance.uniform(*_COPY_SECONDS))
-            for post in told
-            for _ in range(chance.randint(1, 2))
+    if Fault.UNKNOWN_TYPE in faults:
+        steps = [*steps, Step(random.uniform(*_UNKNOWN_TYPE_SECONDS), Kind.UNKNOWN_TYPE, recipient)]
+    callbacks = [PlannedCallback(step.after + _delay(step, faults, random), (step,)) for step in steps]
+    if Fault.REORDER in faults:
+        callbacks = _reversed(callbacks)
+    if Fault.DUPLICATE in faults:
+        callbacks += [
+            replace(callback, after=callback.after + random.uniform(*_DUPLICATE_SECONDS))
+            for callback in callbacks
+            for _ in range(random.randint(1, 2))
         ]
-    return told
+    return callbacks
 
 
-def _lag(step: Step, chosen: Collection[Fault], chance: Random) -> float:
-    lag = 0.0
-    if Fault.DELAY in chosen:
-        lag += chance.uniform(*_DELAY_SECONDS)
-    if Fault.LATE in chosen and step.kind in FINAL:
-        lag += chance.uniform(*_LATE_SECONDS)
-    return lag
+def _delay(step: Step, faults: Collection[Fault], random: Random) -> float:
+    delay = 0.0
+    if Fault.DELAY in faults:
+        delay += random.uniform(*_DELAY_SECONDS)
+    if Fault.LATE in faults and step.kind in FINAL:
+        delay += random.uniform(*_LATE_SECONDS)
+    return delay
 
 
-def _contradiction(sending: Sending, recipient: str, steps: list[Step], chance: Random) -> list[Step]:
-    """What is missing for delivered and a definite failure to be there both."""
-    missing = []
-    after = max((step.after for step in steps), default=0.0) + chance.uniform(*_SECOND_THOUGHT_SECONDS)
+def _contradicting_steps(sending: Sending, recipient: str, steps: list[Step], random: Random) -> list[Step]:
+    """Returns the steps to add so that the recipient has both a delivered step and a definite failure."""
+    added = []
+    after = max((step.after for step in steps), default=0.0) + random.uniform(*_CONTRADICTION_SECONDS)
     if not any(step.kind is Kind.DELIVERED for step in steps):
-        missing.append(Step(after, Kind.DELIVERED, recipient, DELIVERED_CODES[sending.api]))
+        added.append(Step(after, Kind.DELIVERED, recipient, DELIVERED_CODES[sending.api]))
     if not any(step.kind is Kind.FAILED and not proves_nothing(sending.api, step.code) for step in steps):
-        missing.append(Step(after, Kind.FAILED, recipient, _CONTRADICTING_CODES[sending.api]))
-    return missing
+        added.append(Step(after, Kind.FAILED, recipient, _CONTRADICTING_CODES[sending.api]))
+    return added
 
 
-def _backwards(told: list[Post]) -> list[Post]:
-    """The same callbacks, last first: the last when it is due, none before what it tells has happened."""
-    ordered = sorted(told, key=lambda post: post.after, reverse=True)
+def _reversed(callbacks: list[PlannedCallback]) -> list[PlannedCallback]:
+    """Returns the callbacks in reverse order.
+
+    The first one is due when the last one was: no callback may come before the event that it reports.
+    """
+    ordered = sorted(callbacks, key=lambda callback: callback.after, reverse=True)
     start = ordered[0].after if ordered else 0.0
-    return [replace(post, after=start + place * _REORDER_SECONDS) for place, post in enumerate(ordered)]
+    return [replace(callback, after=start + index * _REORDER_SECONDS) for index, callback in enumerate(ordered)]
 
 
-def _in_batches(told: list[Post]) -> list[Post]:
-    """The same events in fewer callbacks, each due with its last event."""
-    batches: list[list[Post]] = []
-    for post in told:
+def _batched(callbacks: list[PlannedCallback]) -> list[PlannedCallback]:
+    """Combines callbacks into batches; a batch is due with its last event."""
+    batches: list[list[PlannedCallback]] = []
+    for callback in callbacks:
         batch = batches[-1] if batches else []
-        if batch and len(batch) < _MOST_IN_A_BATCH and post.after - batch[0].after <= _LONGEST_BATCH_SECONDS:
-            batch.append(post)
+        if batch and len(batch) < _MAX_BATCH_EVENTS and callback.after - batch[0].after <= _MAX_BATCH_SECONDS:
+            batch.append(callback)
         else:
-            batches.append([post])
-    return [Post(batch[-1].after, tuple(step for post in batch for step in post.steps)) for batch in batches]
+            batches.append([callback])
+    return [
+        PlannedCallback(batch[-1].after, tuple(step for callback in batch for step in callback.steps))
+        for batch in batches
+    ]

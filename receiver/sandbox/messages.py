@@ -1,4 +1,4 @@
-"""A message as the sandbox keeps it."""
+"""Messages as the sandbox stores them, and the request for an inbound message."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -8,24 +8,24 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic.alias_generators import to_camel
 
 from receiver.domain.events import Api, Direction
-from receiver.sandbox.timeline import Receipts, Script, Step
+from receiver.sandbox.scenario import Receipts, Scenario, Step
 
-TEXT_KEPT: Final = timedelta(days=30)
+TEXT_RETENTION: Final = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Destination:
-    """Where the callbacks of a message go. `seconds` of real time is how long an answer is waited for."""
+class CallbackTarget:
+    """Where the callbacks of a message go. `timeout` is in seconds of real time, whatever the speed."""
 
     url: str | None = field(default=None, repr=False)
-    fallback: str | None = field(default=None, repr=False)
+    fallback_url: str | None = field(default=None, repr=False)
     method: Literal["get", "post"] = "post"
-    seconds: float = 10.0
+    timeout: float = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """What an RCS user did in place of writing: tapped a suggestion, or told where he is."""
+class RcsReply:
+    """A reply by an RCS user that is not a text: a tapped suggestion or a location."""
 
     text: str | None = None
     postback_data: str | None = None
@@ -35,10 +35,11 @@ class Reply:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Message:
-    """One message, or one copy of an inbound one; `owner` is the number of ours it belongs to.
+class SandboxMessage:
+    """An outbound message, or one copy of an inbound message; `owner` is the user's number that it belongs to.
 
-    `confirmed` holds what a callback that was answered 2xx has told, `unsure` what one without an answer may have.
+    `confirmed` holds the steps whose callback was answered 2xx, `unanswered` the steps whose callback may have arrived
+    but ended without an answer.
     """
 
     api: Api
@@ -50,16 +51,16 @@ class Message:
     recipients: tuple[str, ...]
     owner: str
     created_at: datetime
-    script: Script
-    destination: Destination
-    # v1: the address of the message
+    scenario: Scenario
+    target: CallbackTarget
+    # v1: the URL of the message
     uri: str = ""
     text: str | None = None
     media: tuple[str, ...] = ()
     segment_count: int = 1
     application_id: str | None = None
     tag: str | None = None
-    # v1 outbound
+    # v1, outbound
     receipts: Receipts = Receipts.NONE
     # v2
     priority: str | None = None
@@ -67,10 +68,10 @@ class Message:
     channel: str | None = None
     carrier_name: str | None = None
     event: str = "message-received"
-    reply: Reply | None = None
+    reply: RcsReply | None = None
     confirmed: set[Step] = field(default_factory=set)
-    unsure: set[Step] = field(default_factory=set)
-    forgotten: bool = False
+    unanswered: set[Step] = field(default_factory=set)
+    is_evicted: bool = False
 
     @property
     def is_mms(self) -> bool:
@@ -78,45 +79,45 @@ class Message:
 
     @property
     def sort_key(self) -> int:
-        """What messages are sorted by: when they were made, then which came first."""
+        """The key that lists are sorted by: time of creation, then order of creation."""
         return int(self.created_at.timestamp() * 1000) * 1_000_000 + self.ordinal % 1_000_000
 
     def text_at(self, now: datetime) -> str | None:
-        """The text, as long as it is kept."""
-        return self.text if now - self.created_at < TEXT_KEPT else None
+        """The text, or None once its retention has passed."""
+        return self.text if now - self.created_at < TEXT_RETENTION else None
 
     def occurred_at(self, step: Step, speed: float) -> datetime:
         return self.created_at + timedelta(seconds=step.after / speed)
 
-    def happened(self, now: datetime, speed: float) -> list[Step]:
-        """The steps that lie behind us, the first one first."""
-        return [step for step in self.script.steps if self.occurred_at(step, speed) <= now]
+    def past_steps(self, now: datetime, speed: float) -> list[Step]:
+        """The steps up to `now`, oldest first."""
+        return [step for step in self.scenario.steps if self.occurred_at(step, speed) <= now]
 
 
-def instant(time: datetime, precision: Literal["milliseconds", "microseconds"]) -> str:
-    """A time as Bandwidth writes it: UTC with `Z`."""
+def timestamp(time: datetime, precision: Literal["milliseconds", "microseconds"]) -> str:
+    """Formats a time as Bandwidth does: UTC with `Z`."""
     return time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec=precision) + "Z"
 
 
 InboundEvent = Literal[
     "message-received",
     "suggestion-response",
-    # one event, three spellings in three editions of the specification
+    # One event with three spellings, in three editions of Bandwidth's specification.
     "requested-location-response",
     "request-location-response",
     "location-request-response",
 ]
 
 
-def _listed(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-Numbers = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=250)], ...], BeforeValidator(_listed)]
+Numbers = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=250)], ...], BeforeValidator(_as_tuple)]
 
 
 class InboundRequest(BaseModel):
-    """Somebody writes to us, or answers to RCS: `to` are our numbers, `others` who else is in the group."""
+    """An inbound message to simulate. `to` are the user's numbers, `others` the other members of the group."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, hide_input_in_errors=True)
 
@@ -125,25 +126,25 @@ class InboundRequest(BaseModel):
     to: Annotated[Numbers, Field(min_length=1)]
     others: Numbers = ()
     text: str | None = None
-    media: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    media: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     channel: Literal["SMS", "MMS", "RBM"] | None = None
     event: InboundEvent = "message-received"
     user: str | None = None
     application_id: str | None = None
     carrier_name: str | None = None
-    # of a suggestion-response
+    # suggestion-response
     postback_data: str | None = None
     paired_message_id: str | None = None
-    # of a location response
+    # location responses
     latitude: str | None = None
     longitude: str | None = None
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _is_consistent(self) -> Self:
         if self.api is Api.V1 and (len(self.to) > 1 or self.others or self.channel or self.reply):
-            raise ValueError("v1 has no groups and no RCS")
+            raise ValueError("v1 has no group messages and no RCS")
         if len({*self.to, *self.others}) < len(self.to) + len(self.others):
-            raise ValueError("a number is there twice")
+            raise ValueError("to and others must not contain a number twice")
         return self
 
     @property
@@ -151,10 +152,10 @@ class InboundRequest(BaseModel):
         return bool(self.media or self.others or len(self.to) > 1)
 
     @property
-    def reply(self) -> Reply | None:
-        """What an RCS user did in place of writing."""
+    def reply(self) -> RcsReply | None:
+        """The RCS reply, or None for an ordinary message."""
         if self.event == "message-received":
             return None
         if self.event == "suggestion-response":
-            return Reply(text=self.text, postback_data=self.postback_data, paired_message_id=self.paired_message_id)
-        return Reply(latitude=self.latitude or "37.7749", longitude=self.longitude or "-122.4194")
+            return RcsReply(text=self.text, postback_data=self.postback_data, paired_message_id=self.paired_message_id)
+        return RcsReply(latitude=self.latitude or "37.7749", longitude=self.longitude or "-122.4194")

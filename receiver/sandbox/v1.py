@@ -1,4 +1,4 @@
-"""Version 1 of the messages API (Catapult): messages as they are shown, listed and posted."""
+"""v1 (Catapult) of the messages API: representations, lists and callbacks of messages."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 from receiver.domain.events import Api, Direction, number_key
 from receiver.providers.bandwidth_codes import reason
-from receiver.sandbox.messages import Message, instant
-from receiver.sandbox.timeline import Kind, Receipts, Step, is_refusal
+from receiver.sandbox.messages import SandboxMessage, timestamp
+from receiver.sandbox.scenario import Kind, Receipts, Step, is_refused
 from receiver.sandbox.v1_requests import ListRequest
 
 USER_AGENT: Final = "BandwidthAPI/v1"
@@ -17,76 +17,76 @@ _DELIVERED_TO_CARRIER: Final = "Message delivered to carrier"
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """How far a message is, in v1's words."""
+class V1Status:
+    """The status of a message as v1 reports it."""
 
     state: str
     delivery_state: str | None = None
     code: int | None = None
 
 
-def standing(message: Message, now: datetime, speed: float) -> Standing:
-    """How far a message is by now."""
+def status_at(message: SandboxMessage, now: datetime, speed: float) -> V1Status:
+    """Returns the status of a message at `now`."""
     if message.direction is Direction.IN:
-        return Standing("received")
-    happened = message.happened(now, speed)
-    if not happened:
-        first = message.script.steps[0]
-        moment = message.created_at + (message.occurred_at(first, speed) - message.created_at) / 2
-        return Standing("queued" if now < moment else "sending")
-    return _said(message, happened[-1])
+        return V1Status("received")
+    past_steps = message.past_steps(now, speed)
+    if not past_steps:
+        first = message.scenario.steps[0]
+        sending_at = message.created_at + (message.occurred_at(first, speed) - message.created_at) / 2
+        return V1Status("queued" if now < sending_at else "sending")
+    return _status_after(message, past_steps[-1])
 
 
-def _said(message: Message, step: Step) -> Standing:
-    """What a step says in v1's words."""
+def _status_after(message: SandboxMessage, step: Step) -> V1Status:
+    """Returns the status that a step leads to."""
     if step.kind is Kind.FAILED:
-        refused = message.is_mms or step.code is None or is_refusal(Api.V1, step.code)
-        told = "not-delivered" if step.code is not None else None
-        return Standing("error" if refused else "sent", told, step.code)
+        refused = message.is_mms or step.code is None or is_refused(Api.V1, step.code)
+        delivery_state = "not-delivered" if step.code is not None else None
+        return V1Status("error" if refused else "sent", delivery_state, step.code)
     if step.kind is Kind.DELIVERED:
-        return Standing("sent", "delivered", step.code)
-    return Standing("sent", "waiting" if step.kind is Kind.WAITING else None)
+        return V1Status("sent", "delivered", step.code)
+    return V1Status("sent", "waiting" if step.kind is Kind.WAITING else None)
 
 
 def list_path(user: str) -> str:
-    """Where the messages of a user are to be found."""
+    """The path of a user's messages."""
     return f"/v1/users/{quote(user, safe='')}/messages"
 
 
 def path(user: str, message_id: str) -> str:
-    """Where a message is to be found."""
+    """The path of a message."""
     return f"{list_path(user)}/{message_id}"
 
 
-def representation(message: Message, now: datetime, speed: float) -> dict[str, Any]:
-    """A message as GET shows it."""
-    told = standing(message, now, speed)
-    terms = message.destination
+def representation(message: SandboxMessage, now: datetime, speed: float) -> dict[str, Any]:
+    """Returns a message as GET shows it."""
+    status = status_at(message, now, speed)
+    target = message.target
     outbound = message.direction is Direction.OUT
-    shown = {
+    fields = {
         "id": message.id,
         "messageId": message.id,
         "from": message.sender,
         "to": message.recipients[0],
         "text": message.text_at(now),
-        "time": instant(message.created_at, "milliseconds"),
+        "time": timestamp(message.created_at, "milliseconds"),
         "direction": message.direction,
-        "state": told.state,
+        "state": status.state,
         "media": list(message.media),
-        "callbackUrl": terms.url if outbound else None,
-        "callbackTimeout": int(terms.seconds * 1000) if outbound and terms.url else None,
-        "fallbackUrl": terms.fallback if outbound else None,
+        "callbackUrl": target.url if outbound else None,
+        "callbackTimeout": int(target.timeout * 1000) if outbound and target.url else None,
+        "fallbackUrl": target.fallback_url if outbound else None,
         "receiptRequested": message.receipts if message.receipts is not Receipts.NONE else None,
-        **_delivery(told),
+        **_delivery(status),
     }
-    return {name: value for name, value in shown.items() if value is not None}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def _delivery(told: Standing) -> dict[str, Any]:
-    """The delivery fields; the code is a text on the wire."""
-    code = told.code
+def _delivery(status: V1Status) -> dict[str, Any]:
+    """Returns the delivery fields. v1 sends the code as a string."""
+    code = status.code
     return {
-        "deliveryState": told.delivery_state,
+        "deliveryState": status.delivery_state,
         "deliveryCode": None if code is None else str(code),
         "deliveryDescription": None if code is None else _description(code),
     }
@@ -96,12 +96,12 @@ def _description(code: int) -> str:
     return _DELIVERED_TO_CARRIER if code == 0 else reason(Api.V1, code).name
 
 
-def event(message: Message, step: Step, uri: str) -> dict[str, Any]:
-    """The event that tells of a step."""
+def event(message: SandboxMessage, step: Step, uri: str) -> dict[str, Any]:
+    """Returns the event that reports a step."""
     inbound = message.direction is Direction.IN
-    told = Standing("received") if inbound else _said(message, step)
+    status = V1Status("received") if inbound else _status_after(message, step)
     fields = {
-        "eventType": "rcs" if step.kind is Kind.UNFAMILIAR else "mms" if message.is_mms else "sms",
+        "eventType": "rcs" if step.kind is Kind.UNKNOWN_TYPE else "mms" if message.is_mms else "sms",
         "direction": message.direction,
         "messageId": message.id,
         "messageUri": uri,
@@ -110,18 +110,21 @@ def event(message: Message, step: Step, uri: str) -> dict[str, Any]:
         "text": message.text or "",
         "applicationId": message.application_id,
         "media": list(message.media) or None,
-        "time": instant(message.created_at, "milliseconds"),
-        "state": told.state,
-        **_delivery(told),
+        "time": timestamp(message.created_at, "milliseconds"),
+        "state": status.state,
+        **_delivery(status),
         "segmentCount": message.segment_count,
         "tag": message.tag,
     }
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def query(told: Mapping[str, Any]) -> str:
-    """An event as the query string of a GET; media is one parameter of its own kind, in brackets without quotes."""
-    return "&".join(f"{name}={_parameter(name, value)}" for name, value in told.items())
+def query(event: Mapping[str, Any]) -> str:
+    """Returns an event as the query string of a GET callback.
+
+    All media URLs are one parameter: a list in brackets, without quotes.
+    """
+    return "&".join(f"{name}={_parameter(name, value)}" for name, value in event.items())
 
 
 def _parameter(name: str, value: Any) -> str:
@@ -131,33 +134,36 @@ def _parameter(name: str, value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of a list, and the parameter that asks for the next one (None: there is none)."""
+    """A page of a list, and the query parameter of the next page (None: this is the last page)."""
 
-    messages: tuple[Message, ...]
+    messages: tuple[SandboxMessage, ...]
     next: tuple[str, int] | None
 
 
-def page(asked: ListRequest, messages: Iterable[Message], now: datetime, speed: float) -> Page:
-    """One page of the messages that are asked for, out of those of a user, oldest first."""
-    fitting = [message for message in messages if _fits(message, standing(message, now, speed), asked)]
-    fitting.sort(key=lambda message: message.sort_key, reverse=asked.sort_order == "desc")
-    start = asked.page * asked.size
-    shown = tuple(fitting[start : start + asked.size])
-    if len(fitting) <= start + asked.size:
-        return Page(shown, None)
-    return Page(shown, ("sortKeyLT" if asked.sort_order == "desc" else "sortKeyGT", shown[-1].sort_key))
+def page(parameters: ListRequest, messages: Iterable[SandboxMessage], now: datetime, speed: float) -> Page:
+    """Returns the requested page of a user's messages, which come oldest first."""
+    matching = [message for message in messages if _matches(message, status_at(message, now, speed), parameters)]
+    matching.sort(key=lambda message: message.sort_key, reverse=parameters.sort_order == "desc")
+    start = parameters.page * parameters.size
+    messages_on_page = tuple(matching[start : start + parameters.size])
+    if len(matching) <= start + parameters.size:
+        return Page(messages_on_page, None)
+    return Page(
+        messages_on_page,
+        ("sortKeyLT" if parameters.sort_order == "desc" else "sortKeyGT", messages_on_page[-1].sort_key),
+    )
 
 
-def _fits(message: Message, told: Standing, asked: ListRequest) -> bool:
-    """Whether a message, which is so far, is asked for."""
+def _matches(message: SandboxMessage, status: V1Status, parameters: ListRequest) -> bool:
+    """Whether a message with this status matches the parameters."""
     return (
-        asked.from_ in (None, number_key(message.sender))
-        and asked.to in (None, number_key(message.recipients[0]))
-        and (asked.from_date_time is None or message.created_at >= asked.from_date_time)
-        and (asked.to_date_time is None or message.created_at < asked.to_date_time)
-        and asked.direction in (None, message.direction)
-        and asked.state in (None, told.state)
-        and asked.delivery_state in (None, told.delivery_state)
-        and (asked.sort_key_gt is None or message.sort_key > asked.sort_key_gt)
-        and (asked.sort_key_lt is None or message.sort_key < asked.sort_key_lt)
+        parameters.from_ in (None, number_key(message.sender))
+        and parameters.to in (None, number_key(message.recipients[0]))
+        and (parameters.from_date_time is None or message.created_at >= parameters.from_date_time)
+        and (parameters.to_date_time is None or message.created_at < parameters.to_date_time)
+        and parameters.direction in (None, message.direction)
+        and parameters.state in (None, status.state)
+        and parameters.delivery_state in (None, status.delivery_state)
+        and (parameters.sort_key_gt is None or message.sort_key > parameters.sort_key_gt)
+        and (parameters.sort_key_lt is None or message.sort_key < parameters.sort_key_lt)
     )

@@ -1,4 +1,4 @@
-"""The routes of version 1: send, list, get."""
+"""The routes of v1 (Catapult): send, list and get messages."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -12,8 +12,8 @@ from starlette.routing import Route
 
 from receiver.domain.events import Api
 from receiver.sandbox import v1, v1_requests
-from receiver.sandbox.asking import CHALLENGE, base_url, is_json, json_body, may_ask, user, world
-from receiver.sandbox.v1_requests import Refusal
+from receiver.sandbox.requests import CHALLENGE, base_url, is_authorized, is_json, json_body, sandbox_state, user_id
+from receiver.sandbox.v1_requests import V1Error
 
 PREFIX: Final = "/v1/"
 _HEADERS: Final = {"Cache-Control": "no-cache"}
@@ -21,37 +21,37 @@ _HEADERS: Final = {"Cache-Control": "no-cache"}
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def _guarded(**handlers: Handler) -> Handler:
-    """The handlers by method, for those who may ask; what they refuse is told in v1's words."""
+def _authorized(**handlers: Handler) -> Handler:
+    """Dispatches by method, requires credentials, and answers errors in v1's format."""
 
-    async def guarded(request: Request) -> Response:
-        if not may_ask(request):
-            return _refused(request, v1_requests.NO_ACCESS, {"WWW-Authenticate": CHALLENGE})
+    async def authorized(request: Request) -> Response:
+        if not is_authorized(request):
+            return _error(request, v1_requests.ACCESS_DENIED, {"WWW-Authenticate": CHALLENGE})
         try:
             return await handlers["GET" if request.method == "HEAD" else request.method](request)
-        except Refusal as refusal:
-            return _refused(request, refusal)
+        except V1Error as error:
+            return _error(request, error)
 
-    return guarded
+    return authorized
 
 
-def refuse(request: Request, error: HTTPException) -> Response:
-    """What is wrong before a handler is reached: no such address, no such method."""
+def error_response(request: Request, error: HTTPException) -> Response:
+    """Answers a request that reached no handler: unknown path or method."""
     if error.status_code == 404:
-        refusal = Refusal("not-found", "resource-not-found", "The requested resource could not be found.")
+        v1_error = V1Error("not-found", "resource-not-found", "The requested resource could not be found.")
     else:
-        refusal = Refusal("bad-request", "bad-request", error.detail, status=error.status_code)
-    return _refused(request, refusal, error.headers)
+        v1_error = V1Error("bad-request", "bad-request", error.detail, status=error.status_code)
+    return _error(request, v1_error, error.headers)
 
 
-def _refused(request: Request, refusal: Refusal, headers: Any = None) -> Response:
-    about = (
+def _error(request: Request, error: V1Error, headers: Any = None) -> Response:
+    details = (
         ("requestMethod", request.method),
         ("remoteAddress", request.client.host if request.client else ""),
         ("requestPath", request.url.path.removeprefix(PREFIX)),
     )
-    more = {**_HEADERS, **dict(refusal.headers), **(headers or {})}
-    return _json(refusal.body(*about), refusal.answer_status, more)
+    all_headers = {**_HEADERS, **dict(error.headers), **(headers or {})}
+    return _json(error.body(*details), error.http_status, all_headers)
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -59,58 +59,57 @@ def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
 
 
 async def send(request: Request) -> Response:
-    """Takes one message (201) or an array of them (202)."""
+    """Accepts one message (201) or an array of messages (202)."""
     if not is_json(request):
-        raise Refusal("bad-request", "unsupported-media-type", "The Content-Type must be application/json", status=415)
+        raise V1Error("bad-request", "unsupported-media-type", "The Content-Type must be application/json", status=415)
     try:
-        given = await json_body(request)
+        body = await json_body(request)
     except ValueError:
-        raise v1_requests.unreadable("The request body is not valid JSON") from None
-    if isinstance(given, list):
-        if len(given) > v1_requests.MOST_AT_ONCE:
-            raise v1_requests.too_many(len(given))
-        return _json([_result(request, each) for each in given], 202)
-    message = world(request).send_v1(user(request), v1_requests.read(given), base_url(request))
-    # without a body there is no type of it: a client that reads JSON where the type says so fails on nothing
-    return Response(status_code=201, headers={**_HEADERS, "Location": v1.path(user(request), message.id)})
+        raise v1_requests.validation_error("The request body is not valid JSON") from None
+    if isinstance(body, list):
+        if len(body) > v1_requests.MAX_MESSAGES_PER_REQUEST:
+            raise v1_requests.multi_message_limit(len(body))
+        return _json([_result(request, message) for message in body], 202)
+    message = sandbox_state(request).send_v1(user_id(request), v1_requests.parse_message(body), base_url(request))
+    # An empty answer has no Content-Type: a client that parses JSON by the Content-Type would fail on an empty body.
+    return Response(status_code=201, headers={**_HEADERS, "Location": v1.path(user_id(request), message.id)})
 
 
-def _result(request: Request, given: Any) -> dict[str, Any]:
-    """What became of one message of several."""
+def _result(request: Request, body: Any) -> dict[str, Any]:
+    """Accepts one message of an array and returns its result."""
     try:
-        message = world(request).send_v1(user(request), v1_requests.read(given), base_url(request))
-    except Refusal as refusal:
-        return {"result": "error", "error": refusal.body()}
+        message = sandbox_state(request).send_v1(user_id(request), v1_requests.parse_message(body), base_url(request))
+    except V1Error as error:
+        return {"result": "error", "error": error.body()}
     return {"result": "accepted", "location": message.uri}
 
 
 async def list_messages(request: Request) -> Response:
-    there = world(request)
-    asked = v1_requests.read_list(request.query_params)
-    messages, now, speed = there.messages(Api.V1, user(request)), there.clock.now(), there.settings.speed
-    page = v1.page(asked, messages, now, speed)
-    shown = [v1.representation(message, now, speed) for message in page.messages]
-    return _json(shown, headers={**_HEADERS, **(_link(request, page.next) if page.next else {})})
+    state = sandbox_state(request)
+    parameters = v1_requests.parse_list_parameters(request.query_params)
+    messages, now, speed = state.messages(Api.V1, user_id(request)), state.clock.now(), state.settings.speed
+    page = v1.page(parameters, messages, now, speed)
+    representations = [v1.representation(message, now, speed) for message in page.messages]
+    return _json(representations, headers={**_HEADERS, **(_link(request, page.next) if page.next else {})})
 
 
-def _link(request: Request, following: tuple[str, int]) -> dict[str, str]:
-    """The header with the address of the next page."""
-    name, key = following
-    given = parse_qsl(request.url.query, keep_blank_values=True)
-    kept = [(each, value) for each, value in given if each not in ("page", "sortKeyGT", "sortKeyLT")]
-    address = f"{base_url(request)}{v1.list_path(user(request))}?{urlencode([*kept, (name, key)])}"
-    return {"Link": f'<{address}>; rel="next"'}
+def _link(request: Request, next_page: tuple[str, int]) -> dict[str, str]:
+    """Returns the Link header of the next page."""
+    query = parse_qsl(request.url.query, keep_blank_values=True)
+    unchanged = [(name, value) for name, value in query if name not in ("page", "sortKeyGT", "sortKeyLT")]
+    url = f"{base_url(request)}{v1.list_path(user_id(request))}?{urlencode([*unchanged, next_page])}"
+    return {"Link": f'<{url}>; rel="next"'}
 
 
 async def get_message(request: Request) -> Response:
-    there, message_id = world(request), request.path_params["messageId"]
-    message = there.get(Api.V1, user(request), message_id)
+    state, message_id = sandbox_state(request), request.path_params["messageId"]
+    message = state.get(Api.V1, user_id(request), message_id)
     if message is None:
         raise v1_requests.not_found(message_id)
-    return _json(v1.representation(message, there.clock.now(), there.settings.speed))
+    return _json(v1.representation(message, state.clock.now(), state.settings.speed))
 
 
 ROUTES: Final = (
-    Route("/v1/users/{userId}/messages", _guarded(GET=list_messages, POST=send), methods=["GET", "POST"]),
-    Route("/v1/users/{userId}/messages/{messageId}", _guarded(GET=get_message), methods=["GET"]),
+    Route("/v1/users/{userId}/messages", _authorized(GET=list_messages, POST=send), methods=["GET", "POST"]),
+    Route("/v1/users/{userId}/messages/{messageId}", _authorized(GET=get_message), methods=["GET"]),
 )

@@ -1,4 +1,4 @@
-"""Version 2 of the messages API: messages as they are answered, listed and posted."""
+"""v2 of the messages API: representations, lists and callbacks of messages."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from receiver.domain.events import Api, Direction
 from receiver.providers.bandwidth_codes import proves_nothing, reason
-from receiver.sandbox.messages import Message, instant
-from receiver.sandbox.timeline import Kind, Step
+from receiver.sandbox.messages import SandboxMessage, timestamp
+from receiver.sandbox.scenario import Kind, Step
 from receiver.sandbox.v2_requests import ListRequest
 
 USER_AGENT: Final = "BandwidthAPI/v2"
@@ -18,7 +18,7 @@ _TYPES: Final = {
     Kind.DELIVERED: "message-delivered",
     Kind.FAILED: "message-failed",
     Kind.READ: "message-read",
-    Kind.UNFAMILIAR: "message-pondered",
+    Kind.UNKNOWN_TYPE: "message-pondered",
 }
 _DESCRIPTIONS: Final = {
     Kind.SENDING: "Message is sending to carrier.",
@@ -26,9 +26,9 @@ _DESCRIPTIONS: Final = {
     Kind.DELIVERED: "Message delivered to carrier.",
     Kind.READ: "Message read",
     Kind.RECEIVED: "Incoming message received",
-    Kind.UNFAMILIAR: "Message is being thought about",
+    Kind.UNKNOWN_TYPE: "Message is being thought about",
 }
-_LISTED: Final = {
+_LIST_STATUSES: Final = {
     Kind.SENDING: "SENDING",
     Kind.SENT: "SENT",
     Kind.DELIVERED: "DELIVERED",
@@ -38,13 +38,13 @@ _LISTED: Final = {
 }
 
 
-def representation(message: Message) -> dict[str, Any]:
-    """A message as the answer to its sending shows it."""
-    shown = {
+def representation(message: SandboxMessage) -> dict[str, Any]:
+    """Returns a message as in the answer to its sending."""
+    fields = {
         "id": message.id,
         "owner": message.owner,
         "applicationId": message.application_id,
-        "time": instant(message.created_at, "microseconds"),
+        "time": timestamp(message.created_at, "microseconds"),
         "segmentCount": message.segment_count,
         "direction": message.direction,
         "to": list(message.recipients),
@@ -55,12 +55,12 @@ def representation(message: Message) -> dict[str, Any]:
         "priority": message.priority,
         "expiration": message.expiration,
     }
-    return {name: value for name, value in shown.items() if value is not None}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def event(message: Message, step: Step, speed: float) -> dict[str, Any]:
-    """The event that tells of a step."""
-    occurred_at = instant(message.occurred_at(step, speed), "microseconds")
+def event(message: SandboxMessage, step: Step, speed: float) -> dict[str, Any]:
+    """Returns the event that reports a step."""
+    occurred_at = timestamp(message.occurred_at(step, speed), "microseconds")
     description = _DESCRIPTIONS.get(step.kind)
     if step.kind is Kind.FAILED and step.code is not None:
         description = reason(Api.V2, step.code).name
@@ -77,27 +77,27 @@ def event(message: Message, step: Step, speed: float) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _outbound(message: Message) -> dict[str, Any]:
-    """The message in a status: without its text, and without what concerns its sending alone."""
-    shown = {name: value for name, value in representation(message).items() if name != "expiration"}
-    return {**shown, "text": ""}
+def _outbound(message: SandboxMessage) -> dict[str, Any]:
+    """Returns the message of a status event, which has an empty text and no expiration."""
+    fields = {name: value for name, value in representation(message).items() if name != "expiration"}
+    return {**fields, "text": ""}
 
 
-def _inbound(message: Message) -> dict[str, Any]:
-    """The message as it came in; RCS has text and media in `content`, or a reply in their place."""
-    shown = {**representation(message), "channel": message.channel}
+def _inbound(message: SandboxMessage) -> dict[str, Any]:
+    """Returns an inbound message. RCS has text and media in `content`, or a reply instead."""
+    fields = {**representation(message), "channel": message.channel}
     if message.channel == "RBM":
-        shown.pop("text")
-        media = shown.pop("media", None)
+        fields.pop("text")
+        media = fields.pop("media", None)
         if message.reply is None:
             content = {"text": message.text, "media": {"fileUrl": media[0]} if media else None}
-            shown["content"] = {name: value for name, value in content.items() if value is not None}
+            fields["content"] = {name: value for name, value in content.items() if value is not None}
     if message.reply is not None:
-        shown |= _reply(message)
-    return {name: value for name, value in shown.items() if value is not None}
+        fields |= _reply(message)
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def _reply(message: Message) -> dict[str, Any]:
+def _reply(message: SandboxMessage) -> dict[str, Any]:
     reply = message.reply
     assert reply is not None  # noqa: S101
     if message.event == "suggestion-response":
@@ -111,37 +111,39 @@ def _reply(message: Message) -> dict[str, Any]:
     return {"locationResponse": {"latitude": reply.latitude, "longitude": reply.longitude}}
 
 
-def items(asked: ListRequest, messages: Iterable[Message], now: datetime, speed: float) -> list[dict[str, Any]]:
-    """The deliveries that are asked for, sorted, out of the messages of an account."""
-    found = [
+def list_items(
+    parameters: ListRequest, messages: Iterable[SandboxMessage], now: datetime, speed: float
+) -> list[dict[str, Any]]:
+    """Returns the items of an account's messages that match the parameters, sorted."""
+    items = [
         item
         for message in messages
-        if message.api is Api.V2 and asked.message_id in (None, message.id)
-        for item in _items(message, now, speed)
-        if _fits(item, message, asked)
+        if message.api is Api.V2 and parameters.message_id in (None, message.id)
+        for item in _message_items(message, now, speed)
+        if _matches(item, message, parameters)
     ]
-    field, descending = asked.sort
-    found.sort(key=lambda item: str(item.get(field) or ""), reverse=descending)
-    return found
+    field, descending = parameters.sort
+    items.sort(key=lambda item: str(item.get(field) or ""), reverse=descending)
+    return items
 
 
-def _items(message: Message, now: datetime, speed: float) -> Iterable[dict[str, Any]]:
-    """A message as the list shows it: one item for each recipient."""
-    happened = message.happened(now, speed)
+def _message_items(message: SandboxMessage, now: datetime, speed: float) -> Iterable[dict[str, Any]]:
+    """Yields the list items of a message: one for each recipient."""
+    past_steps = message.past_steps(now, speed)
     inbound = message.direction is Direction.IN
     for recipient in [message.owner] if inbound else message.recipients:
-        last = _last([step for step in happened if step.recipient == recipient])
+        current = _current_step([step for step in past_steps if step.recipient == recipient])
         yield {
             "messageId": message.id,
             "accountId": message.user,
             "sourceTn": message.sender,
             "destinationTn": recipient,
-            "messageStatus": _status(last),
+            "messageStatus": _status(current),
             "messageDirection": "INBOUND" if inbound else "OUTBOUND",
             "messageType": "mms" if message.is_mms else "sms",
             "segmentCount": message.segment_count,
-            "errorCode": (last and last.code) or 0,
-            "receiveTime": instant(message.created_at, "milliseconds"),
+            "errorCode": (current and current.code) or 0,
+            "receiveTime": timestamp(message.created_at, "milliseconds"),
             "carrierName": message.carrier_name,
             "messageLength": len(message.text or ""),
             "attachmentCount": len(message.media),
@@ -149,32 +151,34 @@ def _items(message: Message, now: datetime, speed: float) -> Iterable[dict[str, 
         }
 
 
-def _last(steps: list[Step]) -> Step | None:
-    """The step that a recipient is at: a failure, whatever came after it, else the last one."""
+def _current_step(steps: list[Step]) -> Step | None:
+    """Returns the step that decides a recipient's status: the first failure, else the last step."""
     failed = (step for step in steps if step.kind is Kind.FAILED)
     return next(failed, steps[-1] if steps else None)
 
 
-def _status(last: Step | None) -> str:
-    if last is None:
+def _status(step: Step | None) -> str:
+    if step is None:
         return "ACCEPTED"
-    return "UNDELIVERED" if last.kind is Kind.FAILED and proves_nothing(Api.V2, last.code) else _LISTED[last.kind]
-
-
-def _fits(item: dict[str, Any], message: Message, asked: ListRequest) -> bool:
     return (
-        _has_number(item["sourceTn"], asked.source_tn)
-        and _has_number(item["destinationTn"], asked.destination_tn)
-        and asked.message_status in (None, item["messageStatus"])
-        and asked.message_direction in (None, item["messageDirection"])
-        and asked.message_type in (None, item["messageType"])
-        and asked.error_code in (None, item["errorCode"])
-        and (asked.from_date_time is None or message.created_at >= asked.from_date_time)
-        and (asked.to_date_time is None or message.created_at < asked.to_date_time)
+        "UNDELIVERED" if step.kind is Kind.FAILED and proves_nothing(Api.V2, step.code) else _LIST_STATUSES[step.kind]
     )
 
 
-def _has_number(number: str, asked: tuple[str, ...]) -> bool:
-    """Whether a number is one of those asked for; one alone may be the beginning of it."""
+def _matches(item: dict[str, Any], message: SandboxMessage, parameters: ListRequest) -> bool:
+    return (
+        _has_number(item["sourceTn"], parameters.source_tn)
+        and _has_number(item["destinationTn"], parameters.destination_tn)
+        and parameters.message_status in (None, item["messageStatus"])
+        and parameters.message_direction in (None, item["messageDirection"])
+        and parameters.message_type in (None, item["messageType"])
+        and parameters.error_code in (None, item["errorCode"])
+        and (parameters.from_date_time is None or message.created_at >= parameters.from_date_time)
+        and (parameters.to_date_time is None or message.created_at < parameters.to_date_time)
+    )
+
+
+def _has_number(number: str, wanted: tuple[str, ...]) -> bool:
+    """Whether a number matches a parameter. A single value of at least four digits also matches as a prefix."""
     digits = number.removeprefix("+")
-    return not asked or digits in asked or (len(asked) == 1 and len(asked[0]) >= 4 and digits.startswith(asked[0]))
+    return not wanted or digits in wanted or (len(wanted) == 1 and len(wanted[0]) >= 4 and digits.startswith(wanted[0]))

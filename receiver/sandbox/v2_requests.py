@@ -1,4 +1,4 @@
-"""What version 2 of the messages API may be asked, and what it refuses, in its own words."""
+"""v2 of the messages API: parses requests, and builds errors in v2's format and wording."""
 
 import re
 from collections.abc import Mapping
@@ -10,22 +10,22 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-from receiver.sandbox.v1_requests import is_web_address
+from receiver.sandbox.v1_requests import is_http_url
 
-MOST_RECIPIENTS: Final = 10
-MOST_TEXT: Final = 2048
-MOST_TAG: Final = 1024
-MOST_LISTED: Final = 10_000
+MAX_RECIPIENTS: Final = 10
+MAX_TEXT_LENGTH: Final = 2048
+MAX_TAG_LENGTH: Final = 1024
+MAX_LIST_SIZE: Final = 10_000
 
 _E164: Final = re.compile(r"\+[1-9]\d{6,14}", re.ASCII)
 _SHORT_CODE: Final = re.compile(r"\d{3,8}", re.ASCII)
-_NAME: Final = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9 +_&-]{1,11}", re.ASCII)
-_LONGEST_QUOTED: Final = 100
+_ALPHANUMERIC_SENDER: Final = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9 +_&-]{1,11}", re.ASCII)
+_MAX_QUOTED_LENGTH: Final = 100
 
 
 @dataclass(eq=False)
-class Refusal(Exception):
-    """What v2 refuses a request with; `fields` are pairs of a field's name and what is wrong with it."""
+class V2Error(Exception):
+    """An error that v2 answers a request with. `fields` are pairs of a field's name and its error."""
 
     status: int
     type: str
@@ -33,39 +33,39 @@ class Refusal(Exception):
     fields: tuple[tuple[str, str], ...] = ()
 
     def body(self) -> dict[str, Any]:
-        told: dict[str, Any] = {"type": self.type, "description": self.description}
+        body: dict[str, Any] = {"type": self.type, "description": self.description}
         if self.fields:
-            told["fieldErrors"] = [{"fieldName": name, "description": words} for name, words in self.fields]
-        return told
+            body["fieldErrors"] = [{"fieldName": name, "description": message} for name, message in self.fields]
+        return body
 
 
-UNAUTHORIZED: Final = Refusal(401, "unauthorized", "Authentication Failed")
+UNAUTHORIZED: Final = V2Error(401, "unauthorized", "Authentication Failed")
 
 
-def not_json() -> Refusal:
-    return Refusal(415, "unsupported-content-type", "Content-Type must be application/json")
+def unsupported_content_type() -> V2Error:
+    return V2Error(415, "unsupported-content-type", "Content-Type must be application/json")
 
 
-def invalid(*fields: tuple[str, str]) -> Refusal:
-    return Refusal(400, "request-validation", "Your request could not be accepted", fields)
+def invalid(*fields: tuple[str, str]) -> V2Error:
+    return V2Error(400, "request-validation", "Your request could not be accepted", fields)
 
 
-def not_yours(application_id: str) -> Refusal:
-    return invalid(("applicationId", f"'{application_id[:_LONGEST_QUOTED]}' is not an application of this account"))
+def unknown_application(application_id: str) -> V2Error:
+    return invalid(("applicationId", f"'{application_id[:_MAX_QUOTED_LENGTH]}' is not an application of this account"))
 
 
-def _wrong(words: str) -> PydanticCustomError:
-    # the words may hold braces of the user's
-    return PydanticCustomError("refused", "{words}", {"words": words})
+def _invalid(message: str) -> PydanticCustomError:
+    # Pydantic formats the template, and the message may contain braces from the request.
+    return PydanticCustomError("invalid", "{message}", {"message": message})
 
 
 def _text(value: Any, info: ValidationInfo) -> str:
     if not isinstance(value, str):
-        raise _wrong(f"'{_name(info)}' must be a string")
+        raise _invalid(f"'{_field_name(info)}' must be a string")
     return value
 
 
-def _name(info: ValidationInfo) -> str:
+def _field_name(info: ValidationInfo) -> str:
     assert info.field_name is not None  # noqa: S101
     return to_camel(info.field_name.rstrip("_"))
 
@@ -74,89 +74,89 @@ def _sender(value: Any, info: ValidationInfo) -> str:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, str) or not value.strip():
-        raise _wrong("'from' must contain exactly one telephone number")
-    if not any(form.fullmatch(value) for form in (_E164, _SHORT_CODE, _NAME)):
-        raise _wrong(_not_a_number(value))
+        raise _invalid("'from' must contain exactly one telephone number")
+    if not any(form.fullmatch(value) for form in (_E164, _SHORT_CODE, _ALPHANUMERIC_SENDER)):
+        raise _invalid(_not_a_number(value))
     return value
 
 
 def _recipients(value: Any) -> tuple[str, ...]:
-    listed = value if isinstance(value, list) else [value]
-    if not listed or listed == [""]:
-        raise _wrong("'to' must contain at least one telephone number")
-    for number in listed:
+    numbers = value if isinstance(value, list) else [value]
+    if not numbers or numbers == [""]:
+        raise _invalid("'to' must contain at least one telephone number")
+    for number in numbers:
         if not isinstance(number, str) or not _E164.fullmatch(number):
-            raise _wrong(_not_a_number(number))
-    if len(set(listed)) < len(listed):
-        raise _wrong("'to' must not contain a telephone number twice")
-    if len(listed) > MOST_RECIPIENTS:
-        raise _wrong(f"'to' must contain at most {MOST_RECIPIENTS} telephone numbers")
-    return tuple(listed)
+            raise _invalid(_not_a_number(number))
+    if len(set(numbers)) < len(numbers):
+        raise _invalid("'to' must not contain a telephone number twice")
+    if len(numbers) > MAX_RECIPIENTS:
+        raise _invalid(f"'to' must contain at most {MAX_RECIPIENTS} telephone numbers")
+    return tuple(numbers)
 
 
 def _not_a_number(value: object) -> str:
-    return f"'{str(value)[:_LONGEST_QUOTED]}' must be replaced with a valid E164 formatted telephone number"
+    return f"'{str(value)[:_MAX_QUOTED_LENGTH]}' must be replaced with a valid E164 formatted telephone number"
 
 
-def _sendable(value: Any, info: ValidationInfo) -> str:
-    if len(_text(value, info)) > MOST_TEXT:
-        raise _wrong(f"'text' must be {MOST_TEXT} characters or less")
+def _message_text(value: Any, info: ValidationInfo) -> str:
+    if len(_text(value, info)) > MAX_TEXT_LENGTH:
+        raise _invalid(f"'text' must be {MAX_TEXT_LENGTH} characters or less")
     return str(value)
 
 
-def _application(value: Any, info: ValidationInfo) -> str:
+def _application_id(value: Any, info: ValidationInfo) -> str:
     if not _text(value, info).strip():
-        raise _wrong("'applicationId' must not be empty")
+        raise _invalid("'applicationId' must not be empty")
     return str(value)
 
 
 def _media(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise _wrong("'media' must be an array of URLs")
+        raise _invalid("'media' must be an array of URLs")
     for url in value:
-        if not (isinstance(url, str) and is_web_address(url)):
-            raise _wrong(f"'{str(url)[:_LONGEST_QUOTED]}' must be replaced with a valid URL")
+        if not (isinstance(url, str) and is_http_url(url)):
+            raise _invalid(f"'{str(url)[:_MAX_QUOTED_LENGTH]}' must be replaced with a valid URL")
     return tuple(value)
 
 
 def _tag(value: Any, info: ValidationInfo) -> str:
-    if len(_text(value, info)) > MOST_TAG:
-        raise _wrong(f"'tag' must be {MOST_TAG} characters or less")
+    if len(_text(value, info)) > MAX_TAG_LENGTH:
+        raise _invalid(f"'tag' must be {MAX_TAG_LENGTH} characters or less")
     return str(value)
 
 
 def _priority(value: Any) -> str:
     if value not in ("default", "high"):
-        raise _wrong("'priority' must be 'default' or 'high'")
+        raise _invalid("'priority' must be 'default' or 'high'")
     return str(value)
 
 
-def _moment(value: Any, info: ValidationInfo) -> datetime:
+def _date_time(value: Any, info: ValidationInfo) -> datetime:
     try:
-        moment = datetime.fromisoformat(_text(value, info).strip().upper())
+        time = datetime.fromisoformat(_text(value, info).strip().upper())
     except ValueError:
-        raise _wrong(f"'{_name(info)}' must be an ISO 8601 date and time") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        raise _invalid(f"'{_field_name(info)}' must be an ISO 8601 date and time") from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 class MessageRequest(BaseModel):
-    """A message to be sent. What is null is absent; what is not known plays no part."""
+    """A message to send. Null fields count as absent, unknown ones are ignored."""
 
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, hide_input_in_errors=True)
 
     from_: Annotated[str, BeforeValidator(_sender), Field(alias="from")]
     to: Annotated[tuple[str, ...], BeforeValidator(_recipients)]
-    text: Annotated[str, BeforeValidator(_sendable)] = ""
-    application_id: Annotated[str, BeforeValidator(_application)]
+    text: Annotated[str, BeforeValidator(_message_text)] = ""
+    application_id: Annotated[str, BeforeValidator(_application_id)]
     media: Annotated[tuple[str, ...], BeforeValidator(_media)] = ()
     tag: Annotated[str | None, BeforeValidator(_tag)] = None
     priority: Annotated[Literal["default", "high"] | None, BeforeValidator(_priority)] = None
-    expiration: Annotated[datetime | None, BeforeValidator(_moment)] = None
+    expiration: Annotated[datetime | None, BeforeValidator(_date_time)] = None
 
     @model_validator(mode="before")
     @classmethod
-    def _without_null(cls, given: Any) -> Any:
-        return {name: value for name, value in given.items() if value is not None}
+    def _drop_nulls(cls, fields: Any) -> Any:
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 _MISSING: Final = {
@@ -166,32 +166,32 @@ _MISSING: Final = {
 }
 
 
-def read(given: object) -> MessageRequest:
-    """A message to be sent out of JSON; raises Refusal with everything that is wrong."""
-    if not isinstance(given, dict):
+def parse_message(value: object) -> MessageRequest:
+    """Parses a message to send. Raises V2Error with every error."""
+    if not isinstance(value, dict):
         raise invalid()
-    wrong: tuple[tuple[str, str], ...] = ()
+    errors: tuple[tuple[str, str], ...] = ()
     try:
-        request = MessageRequest.model_validate(given)
+        request = MessageRequest.model_validate(value)
     except ValidationError as error:
-        wrong = _field_errors(error)
-    if not (given.get("text") or given.get("media")):
-        wrong = (*wrong, ("text", "'text' is required unless media is included"))
-    if wrong:
-        raise invalid(*wrong)
+        errors = _field_errors(error)
+    if not (value.get("text") or value.get("media")):
+        errors = (*errors, ("text", "'text' is required unless media is included"))
+    if errors:
+        raise invalid(*errors)
     return request
 
 
 def _field_errors(error: ValidationError) -> tuple[tuple[str, str], ...]:
     return tuple(
-        (name, _MISSING[name] if each["type"] == "missing" else each["ctx"]["words"])
-        for each in error.errors()
-        for name in [str(each["loc"][0])]
+        (name, _MISSING[name] if details["type"] == "missing" else details["ctx"]["message"])
+        for details in error.errors()
+        for name in [str(details["loc"][0])]
     )
 
 
-def _numbers(value: Any) -> tuple[str, ...]:
-    # an unescaped plus arrives as a space
+def _number_list(value: Any) -> tuple[str, ...]:
+    # An unescaped plus arrives as a space.
     return tuple(number.strip().removeprefix("+") for number in value.split(","))
 
 
@@ -200,41 +200,41 @@ def _upper(value: Any) -> str:
 
 
 def _limit(value: Any, info: ValidationInfo) -> int:
-    if not re.fullmatch(r"\d{1,6}", value, re.ASCII) or int(value) > MOST_LISTED:
-        raise _wrong(f"'{_name(info)}' must be a number up to {MOST_LISTED}")
+    if not re.fullmatch(r"\d{1,6}", value, re.ASCII) or int(value) > MAX_LIST_SIZE:
+        raise _invalid(f"'{_field_name(info)}' must be a number up to {MAX_LIST_SIZE}")
     return int(value)
 
 
 def _sort(value: Any) -> tuple[str, bool]:
     field, _, direction = value.partition(":")
     if direction not in ("asc", "desc"):
-        raise _wrong("'sort' must be a field and asc or desc, combined with a colon")
+        raise _invalid("'sort' must be a field and asc or desc, combined with a colon")
     return field, direction == "desc"
 
 
 class ListRequest(BaseModel):
-    """Which messages to list. Parameters of the real API that concern what the sandbox does not have play no part."""
+    """The parameters of a list. Parameters for features that the sandbox does not have are ignored."""
 
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, hide_input_in_errors=True)
 
     message_id: str | None = None
-    source_tn: Annotated[tuple[str, ...], BeforeValidator(_numbers)] = ()
-    destination_tn: Annotated[tuple[str, ...], BeforeValidator(_numbers)] = ()
+    source_tn: Annotated[tuple[str, ...], BeforeValidator(_number_list)] = ()
+    destination_tn: Annotated[tuple[str, ...], BeforeValidator(_number_list)] = ()
     message_status: Annotated[str | None, BeforeValidator(_upper)] = None
     message_direction: Annotated[str | None, BeforeValidator(_upper)] = None
     message_type: Annotated[str | None, BeforeValidator(str.lower)] = None
     error_code: Annotated[int | None, BeforeValidator(_limit)] = None
-    from_date_time: Annotated[datetime | None, BeforeValidator(_moment)] = None
-    to_date_time: Annotated[datetime | None, BeforeValidator(_moment)] = None
+    from_date_time: Annotated[datetime | None, BeforeValidator(_date_time)] = None
+    to_date_time: Annotated[datetime | None, BeforeValidator(_date_time)] = None
     sort: Annotated[tuple[str, bool], BeforeValidator(_sort)] = ("receiveTime", True)
     limit: Annotated[int, BeforeValidator(_limit)] = 100
 
 
-def read_list(given: Mapping[str, str]) -> ListRequest:
-    """The parameters of a list, of which there must be one; raises Refusal with everything that is wrong."""
-    if not given:
-        raise Refusal(400, "request-validation", "At least one query parameter is required")
+def parse_list_parameters(parameters: Mapping[str, str]) -> ListRequest:
+    """Parses the parameters of a list; at least one is required. Raises V2Error with every error."""
+    if not parameters:
+        raise V2Error(400, "request-validation", "At least one query parameter is required")
     try:
-        return ListRequest.model_validate({name: value for name, value in given.items() if value})
+        return ListRequest.model_validate({name: value for name, value in parameters.items() if value})
     except ValidationError as error:
         raise invalid(*_field_errors(error)) from None

@@ -1,4 +1,4 @@
-"""The routes of version 2, under today's address and the one of before June 2019: send, list."""
+"""The routes of v2: send and list messages. `/v2/` is the path prefix from before June 2019."""
 
 import base64
 import binascii
@@ -17,9 +17,9 @@ from starlette.routing import Route
 
 from receiver.domain.events import Api
 from receiver.sandbox import v2, v2_requests
-from receiver.sandbox.asking import CHALLENGE, base_url, is_json, json_body, may_ask, user, world
-from receiver.sandbox.messages import instant
-from receiver.sandbox.v2_requests import Refusal
+from receiver.sandbox.messages import timestamp
+from receiver.sandbox.requests import CHALLENGE, base_url, is_authorized, is_json, json_body, sandbox_state, user_id
+from receiver.sandbox.v2_requests import V2Error
 
 PREFIXES: Final = ("/api/v2/", "/v2/")
 _JSON: Final = "application/json; charset=utf-8"
@@ -27,37 +27,37 @@ _JSON: Final = "application/json; charset=utf-8"
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def _guarded(**handlers: Handler) -> Handler:
-    """The handlers by method, for those who may ask; what they refuse is told in v2's words."""
+def _authorized(**handlers: Handler) -> Handler:
+    """Dispatches by method, requires credentials, and answers errors in v2's format."""
 
-    async def guarded(request: Request) -> Response:
-        if not may_ask(request):
-            return _refused(v2_requests.UNAUTHORIZED, {"WWW-Authenticate": CHALLENGE})
+    async def authorized(request: Request) -> Response:
+        if not is_authorized(request):
+            return _error(v2_requests.UNAUTHORIZED, {"WWW-Authenticate": CHALLENGE})
         try:
             return await handlers["GET" if request.method == "HEAD" else request.method](request)
-        except Refusal as refusal:
-            return _refused(refusal)
+        except V2Error as error:
+            return _error(error)
 
-    return guarded
+    return authorized
 
 
-def refuse(request: Request, error: HTTPException) -> Response:
-    """What is wrong before a handler is reached: no such address, no such method."""
+def error_response(request: Request, error: HTTPException) -> Response:
+    """Answers a request that reached no handler: unknown path or method."""
     phrase = HTTPStatus(error.status_code).phrase
     if error.status_code == 404:
-        told = {
-            "timestamp": instant(datetime.now(UTC), "milliseconds"),
+        body = {
+            "timestamp": timestamp(datetime.now(UTC), "milliseconds"),
             "status": 404,
             "error": phrase,
             "message": phrase,
             "path": request.url.path,
         }
-        return _json(told, 404)
-    return _refused(Refusal(error.status_code, phrase.lower().replace(" ", "-"), phrase), error.headers)
+        return _json(body, 404)
+    return _error(V2Error(error.status_code, phrase.lower().replace(" ", "-"), phrase), error.headers)
 
 
-def _refused(refusal: Refusal, headers: Any = None) -> Response:
-    return _json(refusal.body(), refusal.status, headers)
+def _error(error: V2Error, headers: Any = None) -> Response:
+    return _json(error.body(), error.status, headers)
 
 
 def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
@@ -65,50 +65,51 @@ def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
 
 
 async def send(request: Request) -> Response:
-    """Takes a message, to one or several."""
+    """Accepts a message to one or several recipients."""
     if not is_json(request):
-        raise v2_requests.not_json()
+        raise v2_requests.unsupported_content_type()
     try:
-        given = await json_body(request)
+        body = await json_body(request)
     except ValueError:
         raise v2_requests.invalid() from None
-    message = world(request).send_v2(user(request), v2_requests.read(given))
+    message = sandbox_state(request).send_v2(user_id(request), v2_requests.parse_message(body))
     return _json(v2.representation(message), 202)
 
 
 async def list_messages(request: Request) -> Response:
-    there = world(request)
-    given = dict(request.query_params)
-    start = _offset(given.pop("pageToken", ""))
-    asked = v2_requests.read_list(given)
-    found = v2.items(asked, there.messages(Api.V2, user(request)), there.clock.now(), there.settings.speed)
-    pages: dict[str, str] = {}
+    state = sandbox_state(request)
+    query = dict(request.query_params)
+    start = _offset(query.pop("pageToken", ""))
+    parameters = v2_requests.parse_list_parameters(query)
+    messages, now = state.messages(Api.V2, user_id(request)), state.clock.now()
+    items = v2.list_items(parameters, messages, now, state.settings.speed)
+    page_info: dict[str, str] = {}
     if start:
-        pages |= _page(request, "prev", max(0, start - asked.limit))
-    if len(found) > start + asked.limit:
-        pages |= _page(request, "next", start + asked.limit)
-    return _json({"totalCount": len(found), "pageInfo": pages, "messages": found[start : start + asked.limit]})
+        page_info |= _page(request, "prev", max(0, start - parameters.limit))
+    if len(items) > start + parameters.limit:
+        page_info |= _page(request, "next", start + parameters.limit)
+    return _json({"totalCount": len(items), "pageInfo": page_info, "messages": items[start : start + parameters.limit]})
 
 
 def _page(request: Request, which: str, offset: int) -> dict[str, str]:
     token = base64.urlsafe_b64encode(str(offset).encode()).decode("ascii")
-    kept = [pair for pair in parse_qsl(request.url.query, keep_blank_values=True) if pair[0] != "pageToken"]
-    address = f"{base_url(request)}{request.url.path}?{urlencode([*kept, ('pageToken', token)])}"
-    return {f"{which}Page": address, f"{which}PageToken": token}
+    unchanged = [pair for pair in parse_qsl(request.url.query, keep_blank_values=True) if pair[0] != "pageToken"]
+    url = f"{base_url(request)}{request.url.path}?{urlencode([*unchanged, ('pageToken', token)])}"
+    return {f"{which}Page": url, f"{which}PageToken": token}
 
 
 def _offset(token: str) -> int:
-    """Where the page begins that a token asks for."""
+    """Returns the index of the first item of the page that a token stands for."""
     try:
-        told = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii")
+        offset = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii")
     except (binascii.Error, ValueError):
-        told = "?"
-    if told and not re.fullmatch(r"\d{1,9}", told):
-        raise v2_requests.invalid(("pageToken", "'pageToken' is not one of ours"))
-    return int(told or 0)
+        offset = "?"
+    if offset and not re.fullmatch(r"\d{1,9}", offset):
+        raise v2_requests.invalid(("pageToken", "'pageToken' is not a token of this list"))
+    return int(offset or 0)
 
 
 ROUTES: Final = tuple(
-    Route(f"{prefix}users/{{userId}}/messages", _guarded(GET=list_messages, POST=send), methods=["GET", "POST"])
+    Route(f"{prefix}users/{{userId}}/messages", _authorized(GET=list_messages, POST=send), methods=["GET", "POST"])
     for prefix in PREFIXES
 )

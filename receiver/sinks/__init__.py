@@ -1,1 +1,1 @@
-"""Where events go: one module per kind of sink, all behind the protocol in `base`."""
+"""The destinations of events: one module per type of sink, all with the interface in `base`."""

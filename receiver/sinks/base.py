@@ -1,4 +1,4 @@
-"""What a sink is: a typed table of settings, and a class with one method that matters.
+"""The interface of a sink: a model of its settings, and a class with one required method, `publish`.
 
     class PrintSink(Sink):
         def __init__(self, settings: SinkSettings) -> None:
@@ -8,7 +8,7 @@
             print(self.name, batch[0].body)
             return [Published()]
 
-Give it a name in the entry point group `receiver.sinks`, or write `type = "module:PrintSink"`.
+Register it under a name in the entry point group `receiver.sinks`, or write `type = "module:PrintSink"`.
 """
 
 import os
@@ -41,24 +41,24 @@ __all__ = [
 
 _UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*(ms|s|m|h|d|)", re.ASCII)
-# a calendar has an end: a century later is still in it
-_LONGEST: Final = timedelta(days=36_500)
+# Adding a duration to today must not overflow `datetime`, which ends with the year 9999.
+_MAX_DURATION: Final = timedelta(days=36_500)
 
 
 def _duration(value: Any) -> Any:
     if isinstance(value, timedelta):
         return value
-    spelled = _DURATION.fullmatch(str(value).strip()) if isinstance(value, str | int | float) else None
-    if spelled is None:
+    parts = _DURATION.fullmatch(str(value).strip()) if isinstance(value, str | int | float) else None
+    if parts is None:
         raise ValueError('must be a duration such as "15s", "2m" or "72h"')
-    span = timedelta(seconds=float(spelled[1]) * _UNITS[spelled[2]])
-    if span > _LONGEST:
-        raise ValueError(f"must not be longer than {_LONGEST.days}d")
-    return span
+    duration = timedelta(seconds=float(parts[1]) * _UNITS[parts[2]])
+    if duration > _MAX_DURATION:
+        raise ValueError(f"must not be longer than {_MAX_DURATION.days}d")
+    return duration
 
 
 def _resolved(value: Any) -> Any:
-    """The secret itself where the settings say where it is kept."""
+    """Reads the secret from the environment or the file that the value names."""
     if not isinstance(value, str):
         return value
     if value.startswith("env:"):
@@ -101,7 +101,7 @@ Duration = Annotated[timedelta, BeforeValidator(_duration)]
 """A time span, written "15s", "2m", "72h" or as a number of seconds."""
 
 Secret = Annotated[SecretStr, BeforeValidator(_resolved)]
-"""A text never shown, written as itself, as "env:NAME" or as "file:/path"."""
+"""A text that is never shown; written in the settings as itself, as "env:NAME" or as "file:/path"."""
 
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -109,7 +109,7 @@ _Number = Annotated[str, Field(pattern=r"^\+?[0-9]+$"), AfterValidator(lambda nu
 
 
 class SinkSettings(BaseModel):
-    """The fields every sink has; a sink's own model adds the rest."""
+    """The settings that every sink has. The model of a sink inherits from it and adds its own fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True)
 
@@ -124,18 +124,18 @@ class SinkSettings(BaseModel):
     start: Annotated[Literal["end", "beginning"] | datetime, BeforeValidator(_start)] = Field(
         "end", description="where in the log a new sink begins"
     )
-    # below a third of the lease, so that nothing is under way any more when the lease ends
+    # A stop waits for the publishes under way: the timeout plus 5.5 s at most.
     timeout: Duration = Field(timedelta(seconds=15), gt=timedelta(0), le=timedelta(seconds=18))
     max_age: Duration = Field(MAX_AGE, gt=timedelta(0))
     schedule: tuple[Annotated[Duration, Field(ge=timedelta(seconds=1))], ...] = Field(SCHEDULE, min_length=1)
     on_refused: Literal["continue", "park"] = Field(
-        "continue", description="whether later events of a message go on after one that is given up"
+        "continue", description="whether later events of a message are published after one became a dead letter"
     )
     on_expire: Literal["keep", "dead_letter"] = Field(
-        "keep", description="what becomes of events past their age while the sink is down"
+        "keep", description="what happens to events older than max_age while the sink is down"
     )
     coalesce: Literal["latest"] | None = Field(
-        None, description='"latest": of the events of a delivery that wait, only the newest'
+        None, description='"latest": of the waiting events of a delivery, publish only the newest'
     )
 
     @property
@@ -155,14 +155,17 @@ class SinkSettings(BaseModel):
 
 
 class Sink(Protocol):
-    """A place events go to.
+    """A destination of events.
 
-    `publish` gets at most `max_batch` events, none larger than `max_event_bytes`, and returns one result for each, in
-    their order. It is called up to `concurrency` times at once, never for two events of one lane. Where `keeps_order`
-    is true it is called once at a time, and a batch may hold several events of a lane; the sink then takes none after
-    an earlier one of its lane that it did not take. What it raises counts as a retry if `check` finds nothing wrong,
-    else as the sink being down. `keep_attempts` says whether successes are recorded too. A sink is started when this
-    process gets the right to work for it and stopped when it gives that up, perhaps several times.
+    `publish` gets at most `max_batch` events, none with a body of more than `max_event_bytes` bytes, and returns one
+    result per event, in their order. Up to `concurrency` calls run at once, never two with the same ordering key.
+
+    With `keeps_order = True` one call runs at a time, and a batch may contain several events of an ordering key. Once
+    an event of an ordering key fails, the sink must not publish later events of that key from the batch.
+
+    An exception counts as `Retry` if `check` then returns None, else as `SinkDown`. `keep_attempts` says whether
+    successful attempts are recorded too. `start` is called when this process acquires the lease of the sink and `stop`
+    when it releases the lease, perhaps several times.
     """
 
     Settings: ClassVar[type[SinkSettings]] = SinkSettings
@@ -173,17 +176,17 @@ class Sink(Protocol):
     keep_attempts: Literal["all", "failures"] = "failures"
 
     async def start(self) -> None:
-        """Gets ready; may raise if the sink cannot be reached, and is then called again later."""
+        """Prepares the sink. May raise if the destination cannot be reached; it is then called again later."""
         return
 
     @abstractmethod
     async def publish(self, batch: Sequence[Publication]) -> Sequence[Result]:
-        """Gives the events to the sink and says of each what came of it."""
+        """Publishes the events and returns one result per event, in their order."""
 
     async def check(self) -> str | None:
-        """Why the sink cannot be reached now; None if it can."""
+        """Returns why the destination cannot be reached now, in a few words without message text; None if it can."""
         return None
 
     async def stop(self) -> None:
-        """Lets go of everything."""
+        """Closes every connection and file and ends every task. May be called twice, and without a `start` before."""
         return

@@ -1,4 +1,4 @@
-"""Publishing the events of a batch all at once, each with a deadline and a result of its own."""
+"""Publishes the events of a batch concurrently, and turns what a sink raises into results."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,41 +18,41 @@ async def publish_each(
     seconds: float,
     check: Callable[[], Awaitable[str | None]],
 ) -> list[Result]:
-    """One result for each event, in their order.
+    """Calls `publish_one` for all events at once and returns one result per event, in their order.
 
-    What `publish_one` raises, a time-out after so many seconds included, is the event's fault where `check` then finds
-    the sink in order, else the sink's. The text of an exception is not told: it may hold what was published.
+    An exception of `publish_one`, or a timeout after `seconds`, is the event's fault if `check` then returns None, else
+    the sink's. The text of an exception is left out of the result: it may contain what was published.
     """
-    tried = await asyncio.gather(*(_tried(publish_one, one, seconds) for one in batch))
-    if not any(isinstance(one, Exception) for one in tried):
-        return [one for one in tried if not isinstance(one, Exception)]
-    down = await complaint(check)
-    return [judged(one, down) if isinstance(one, Exception) else one for one in tried]
+    outcomes = await asyncio.gather(*(_result_or_error(publish_one, publication, seconds) for publication in batch))
+    if not any(isinstance(outcome, Exception) for outcome in outcomes):
+        return [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+    down = await check_error(check)
+    return [exception_result(outcome, down) if isinstance(outcome, Exception) else outcome for outcome in outcomes]
 
 
-async def complaint(check: Callable[[], Awaitable[str | None]]) -> str | None:
-    """Why a sink cannot be reached, as far as its check finds out in time; None if it can."""
+async def check_error(check: Callable[[], Awaitable[str | None]]) -> str | None:
+    """Runs the check of a sink for at most CHECK_SECONDS and returns why the sink cannot be reached, None if it can."""
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            return await said(check)
+            return await run_check(check)
     except Exception as error:
-        return named(error)
+        return error_name(error)
 
 
-async def said(check: Callable[[], Awaitable[str | None]]) -> str | None:
-    """What a check returns, in words."""
-    told = await contained(check())
-    return told if told is None or isinstance(told, str) else f"check returned a {type(told).__name__}"
+async def run_check(check: Callable[[], Awaitable[str | None]]) -> str | None:
+    """Runs a check and returns its answer. An answer that is neither None nor a text becomes an error text."""
+    error = await call_sink(check())
+    return error if error is None or isinstance(error, str) else f"check returned a {type(error).__name__}"
 
 
 class Escaped(Exception):
-    """What a sink raised that is no Exception, such as SystemExit, or a cancellation that was not meant."""
+    """Stands for an exception of a sink that is no Exception, such as SystemExit, or for a cancellation of its own."""
 
 
-async def contained(asked: Awaitable[T]) -> T:
-    """What a sink gives. What it raises is an Exception, so that it ends nobody else's work."""
+async def call_sink(call: Awaitable[T]) -> T:
+    """Awaits a call of a sink. Raises nothing but Exception, so that a sink cannot end the work of others."""
     try:
-        return await asked
+        return await call
     except asyncio.CancelledError:
         if _is_cancelled():
             raise
@@ -64,25 +64,26 @@ async def contained(asked: Awaitable[T]) -> T:
 
 
 def _is_cancelled() -> bool:
-    """Whether it is us who are to stop, or the sink cancelled something of its own."""
+    """Whether the current task is being cancelled, rather than the sink having cancelled something of its own."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
-def judged(error: Exception, down: str | None) -> Result:
-    """What an exception means, given what the sink's check said after it."""
+def exception_result(error: Exception, down: str | None) -> Result:
+    """The result for an exception. `down` is what the check of the sink returned after it."""
     if down is not None:
         return SinkDown(reason=down)
-    return Retry(reason=named(error), overloaded=isinstance(error, TimeoutError))
+    return Retry(reason=error_name(error), overloaded=isinstance(error, TimeoutError))
 
 
-def named(error: Exception) -> str:
+def error_name(error: Exception) -> str:
+    """The class of an exception as a reason, without its text, which may contain what was published."""
     if isinstance(error, Escaped):
         return str(error)
     return "timeout" if isinstance(error, TimeoutError) else type(error).__name__
 
 
-async def _tried(
+async def _result_or_error(
     publish_one: Callable[[Publication], Awaitable[Result]], publication: Publication, seconds: float
 ) -> Result | Exception:
     try:

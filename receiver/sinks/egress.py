@@ -1,4 +1,4 @@
-"""Where a sink may connect to: public addresses, and the networks its settings name."""
+"""Restricts where a sink may connect to: public addresses, and the networks that its settings allow."""
 
 import asyncio
 import ipaddress
@@ -15,10 +15,10 @@ import httpcore2
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# all others are for one network, one machine or no machine at all, or hold an IPv4 address
+# Every other IPv6 address is for one network, one machine or no machine at all, or contains an IPv4 address.
 _GLOBAL_IPV6: Final = ipaddress.IPv6Network("2000::/3")
 
-# named here and not taken from `is_global`, which says something else in every version of Python
+# Listed here instead of using `is_global`, whose answers differ between versions of Python.
 _NOT_PUBLIC: Final = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -47,37 +47,40 @@ _NOT_PUBLIC: Final = tuple(
 
 
 def plain(address: Address) -> Address:
-    """An IPv4 address that is written as an IPv6 one (`::ffff:a.b.c.d`) as what it is."""
+    """Turns an IPv4 address in IPv6 form (`::ffff:a.b.c.d`) into an IPv4 address."""
     return getattr(address, "ipv4_mapped", None) or address
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the Internet's, where anybody may reach it."""
+    """Whether an address is reachable on the public Internet."""
     if address.version == 6 and address not in _GLOBAL_IPV6:
         return False
     return not any(address in network for network in _NOT_PUBLIC)
 
 
 def first_blocked(addresses: Iterable[Address], allowed: Collection[Network]) -> Address | None:
-    """The first address that is neither public nor in a network that is allowed; one of them condemns all."""
-    return next((one for one in addresses if not is_public(one) and not any(one in net for net in allowed)), None)
+    """The first address that is neither public nor in an allowed network. A single one blocks the whole host."""
+    blocked = (
+        address for address in addresses if not is_public(address) and not any(address in net for net in allowed)
+    )
+    return next(blocked, None)
 
 
-# a name may stand for any number of addresses; the time there is to connect is shared among the first of them
-_MOST_TRIED: Final = 3
-# of an answer, its headers included; and of that at once, since what was read is parsed before anyone else has a turn
-_MOST_READ: Final = 128 * 1024
-_READ_AT_ONCE: Final = 4 * 1024
+# A name may resolve to any number of addresses; the first of them share the time there is to connect.
+_MAX_ADDRESSES: Final = 3
+# Bytes read of one response, headers included, and of one read: a chunk is parsed before other tasks get a turn.
+_MAX_READ_BYTES: Final = 128 * 1024
+_CHUNK_BYTES: Final = 4 * 1024
 
 
-class AnswerTooLong(httpcore2.ReadError):
-    """More came than an answer needs."""
+class ResponseTooLong(httpcore2.ReadError):
+    """A response is longer than any sink needs."""
 
 
 class GuardedBackend(httpcore2.AsyncNetworkBackend):
-    """Connects to public addresses and to those in allowed networks, over TCP alone.
+    """Connects over TCP to public addresses and to addresses in the allowed networks.
 
-    The ConnectError or ConnectTimeout it raises says why in a few words.
+    Raises ConnectError or ConnectTimeout with the reason in a few words.
     """
 
     def __init__(self, allowed: Collection[Network]) -> None:
@@ -96,7 +99,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         try:
             async with asyncio.timeout(timeout):
                 addresses = await self._addresses(host)
-                return BoundedStream(await self._connected(addresses[:_MOST_TRIED], port, timeout))
+                return BoundedStream(await self._connect(addresses[:_MAX_ADDRESSES], port, timeout))
         except TimeoutError:
             raise httpcore2.ConnectTimeout("no connection in time") from None
 
@@ -108,7 +111,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
             raise httpcore2.ConnectError(f"{blocked} is not a public address and in no network of egress_allow")
         return addresses
 
-    async def _connected(
+    async def _connect(
         self, addresses: Sequence[Address], port: int, seconds: float | None
     ) -> httpcore2.AsyncNetworkStream:
         share = None if seconds is None else seconds / len(addresses)
@@ -119,26 +122,26 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
             except httpcore2.ConnectTimeout:
                 failure = TimeoutError()
             except httpcore2.ConnectError as error:
-                failure = httpcore2.ConnectError(_words(error))
+                failure = httpcore2.ConnectError(_reason(error))
         raise failure
 
 
 class BoundedStream(httpcore2.AsyncNetworkStream):
-    """A connection on which no answer goes on for ever: what is read is counted from one request to the next."""
+    """A connection that limits the size of a response: bytes read are counted from one request to the next."""
 
     def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
         self._stream = stream
-        self._left = _MOST_READ
+        self._left = _MAX_READ_BYTES
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        received = await self._stream.read(min(max_bytes, _READ_AT_ONCE), timeout)
+        received = await self._stream.read(min(max_bytes, _CHUNK_BYTES), timeout)
         self._left -= len(received)
         if self._left < 0:
-            raise AnswerTooLong
+            raise ResponseTooLong
         return received
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        self._left = _MOST_READ
+        self._left = _MAX_READ_BYTES
         await self._stream.write(buffer, timeout)
 
     async def aclose(self) -> None:
@@ -155,24 +158,24 @@ class BoundedStream(httpcore2.AsyncNetworkStream):
         except httpcore2.ConnectTimeout:
             raise httpcore2.ConnectTimeout("no TLS in time") from None
         except httpcore2.ConnectError as error:
-            raise httpcore2.ConnectError(f"TLS: {_words(error)}") from None
+            raise httpcore2.ConnectError(f"TLS: {_reason(error)}") from None
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
 
 class Resolver:
-    """The system's resolver. Who asks for a name that is being looked up shares the answer; no answer is kept.
+    """The resolver of the system. Concurrent look-ups of one name share one answer; no answer is cached.
 
-    So there is one thread for each name at most, and a daemon: where the resolver hangs, neither others' work nor the
-    end of the process waits for it.
+    Each name is looked up in at most one thread, a daemon: when the resolver hangs, neither other look-ups nor the end
+    of the process waits for it.
     """
 
     def __init__(self) -> None:
         self._pending: dict[str, asyncio.Future[Sequence[Address] | str]] = {}
 
     async def addresses(self, host: str) -> Sequence[Address] | str:
-        """The addresses of a host, the best one first, or why there are none."""
+        """Returns the addresses of a host, in the resolver's order of preference, or why there are none."""
         pending = self._pending.get(host)
         if pending is None:
             pending = self._pending[host] = asyncio.get_running_loop().create_future()
@@ -184,12 +187,12 @@ class Resolver:
 def _look_up(host: str, pending: asyncio.Future[Sequence[Address] | str]) -> None:
     answer: Sequence[Address] | str
     try:
-        # as bytes, or Python would change the name once more
+        # As bytes: Python would encode a text once more.
         found = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
         answer = list(dict.fromkeys(_address(*sockaddr) for *_, sockaddr in found))
     except OSError as error:
         answer = error.strerror or type(error).__name__
-    # the loop may have ended meanwhile
+    # The event loop may be closed by now.
     with suppress(RuntimeError):
         pending.get_loop().call_soon_threadsafe(pending.set_result, answer)
 
@@ -198,8 +201,8 @@ def _address(host: str, port: int, flow: int = 0, scope: int = 0) -> Address:
     return plain(ipaddress.ip_address(f"{host}%{scope}" if scope else host))
 
 
-def _words(error: BaseException) -> str:
-    """What went wrong beneath a library's exception."""
+def _reason(error: BaseException) -> str:
+    """The original reason beneath a library's exception, in a few words."""
     while error.__cause__ is not None:
         error = error.__cause__
     match error:

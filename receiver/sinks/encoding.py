@@ -1,4 +1,4 @@
-"""How a CloudEvent is put into a message of another system: whole in its body, or its attributes in the headers."""
+"""Maps a CloudEvent to a message of another system: structured (all in the body) or binary (attributes in headers)."""
 
 import re
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from pydantic import AfterValidator
 
 from receiver.domain.publication import Publication
 
-_LONGEST_VALUE: Final = 64
+_MAX_VALUE_LENGTH: Final = 64
 _NOT_SAFE: Final = re.compile(r"[^A-Za-z0-9_-]")
 
-# our own words, which may hold a dot; all else came from outside
+# The values of `type` and `status` are ours and may contain a dot; all other values come from outside.
 _TYPE: Final = "type"
 _DATA: Final = {
     "api": "api",
@@ -41,25 +41,25 @@ def _checked(template: str) -> str:
 
 
 Template = Annotated[str, AfterValidator(_checked)]
-"""A name with fields in it, such as "sms.{direction}.{type}"."""
+"""A name that may contain fields, such as "sms.{direction}.{type}"."""
 
 
 def render(template: str, publication: Publication) -> str:
-    """The name that a template gives an event.
+    """Fills a template with the fields of an event.
 
-    What came from outside cannot add a level or a wildcard: characters other than letters, digits, `_` and `-` become
-    `_`, a value that is absent becomes `-`, and none is longer than 64 characters. Numbers are written without plus.
+    Values from outside cannot add a level or a wildcard: characters other than letters, digits, `_` and `-` become `_`,
+    an absent value becomes `-`, and each value is cut at 64 characters. Phone numbers lose their plus.
     """
     if "{" not in template and "}" not in template:
         return template
     data = publication.event["data"]
-    values = {name: _safe(data.get(told)) for name, told in _DATA.items()}
+    values = {name: _safe(data.get(key)) for name, key in _DATA.items()}
     return template.format_map(values | {_TYPE: publication.type, "status": publication.type.rpartition(".")[2]})
 
 
 def _safe(value: Any) -> str:
     text = str(value or "").removeprefix("+")
-    return _NOT_SAFE.sub("_", text)[:_LONGEST_VALUE] or "-"
+    return _NOT_SAFE.sub("_", text)[:_MAX_VALUE_LENGTH] or "-"
 
 
 Binding = Literal["structured", "binary"]
@@ -68,13 +68,13 @@ REPLAYED: Final = "receiver-replayed"
 STRUCTURED_TYPE: Final = "application/cloudevents+json; charset=utf-8"
 
 _ATTRIBUTES: Final = ("specversion", "id", "source", "type", "subject", "time")
-# printable ASCII but for the quote and the percent sign, as the HTTP binding has it
+# Printable ASCII except for the quote and the percent sign, as the HTTP binding of CloudEvents requires.
 _PLAIN: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A message as another system takes it; the content type is not among the headers."""
+    """A message for another system. `headers` does not include the content type."""
 
     content_type: str
     headers: dict[str, str]
@@ -82,9 +82,10 @@ class Bound:
 
 
 def bind(publication: Publication, binding: Binding, *, prefix: str, quoted: bool = True) -> Bound:
-    """Binds a publication; `prefix` is what the system's users expect before the names of attributes.
+    """Makes the message of a publication.
 
-    `quoted` is for systems whose headers take only what HTTP's do.
+    `prefix` goes before the names of attributes in headers, by the convention of the system. `quoted` percent-encodes
+    the values, for systems whose headers take only the characters of HTTP headers.
     """
     marks = {REPLAYED: "true"} if publication.replayed else {}
     if binding == "structured":

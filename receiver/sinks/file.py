@@ -1,4 +1,4 @@
-"""Standard output: one line of JSON per event."""
+"""The sinks `jsonl` and `stdout`: one line of JSON per event, appended to a file or printed."""
 
 import asyncio
 import os
@@ -15,11 +15,12 @@ from receiver.sinks.base import Publication, Published, Result, Sink, SinkDown, 
 
 
 def lines(batch: Iterable[Publication]) -> bytes:
+    """The bodies of the events, each followed by a line feed."""
     return b"".join(publication.body + b"\n" for publication in batch)
 
 
 def write_all(descriptor: int, content: bytes) -> None:
-    """Writes all of it, or raises OSError with some of it written."""
+    """Writes all of the content; raises OSError when only a part could be written."""
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
@@ -30,7 +31,7 @@ class JsonlSettings(SinkSettings):
 
 
 class JsonlSink(Sink):
-    """Appends to a file, one write and one fsync per batch; a file that was rotated away is opened anew by its name."""
+    """Appends to a file, one write and one fsync per batch. After a log rotation it opens the file by name again."""
 
     Settings: ClassVar[type[SinkSettings]] = JsonlSettings
     max_batch = 256
@@ -50,7 +51,7 @@ class JsonlSink(Sink):
 
     async def check(self) -> str | None:
         try:
-            await asyncio.to_thread(self._look)
+            await asyncio.to_thread(self._try_open)
         except OSError as error:
             return error.strerror or str(error)
         return None
@@ -58,28 +59,28 @@ class JsonlSink(Sink):
     async def stop(self) -> None:
         await asyncio.to_thread(self._close)
 
-    def _look(self) -> None:
-        """Opens the file as if to append; what is in it is left alone, for another may be in the middle of a line."""
+    def _try_open(self) -> None:
+        """Opens the file for appending and closes it. Writes nothing: another task may be in the middle of a line."""
         os.close(_open(self._path))
 
     def _append(self, content: bytes) -> None:
-        # a write that outlived its time-out still holds the lock; a second must not wait behind it in another thread
+        # A write that outlived its timeout still holds the lock. A second write must not wait for it in another thread.
         if not self._writing.acquire(blocking=False):
             raise BlockingIOError("the disk does not finish an earlier write")
         try:
-            descriptor = self._opened()
+            descriptor = self._open_current()
             write_all(descriptor, content)
             os.fsync(descriptor)
         except OSError:
-            # perhaps half a line is written, and fsync does not report a failure twice: look at the file anew
-            self._forget()
+            # Half a line may be written, and fsync does not report a failure twice: open the file again next time.
+            self._close_descriptor()
             raise
         finally:
             self._writing.release()
 
-    def _opened(self) -> int:
+    def _open_current(self) -> int:
         if self._descriptor is not None and self._is_rotated(self._descriptor):
-            self._forget()
+            self._close_descriptor()
         if self._descriptor is None:
             self._descriptor = _open(self._path)
             _end_torn_line(self._descriptor)
@@ -93,21 +94,21 @@ class JsonlSink(Sink):
 
     def _close(self) -> None:
         with self._writing:
-            self._forget()
+            self._close_descriptor()
 
-    def _forget(self) -> None:
+    def _close_descriptor(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
 def _open(path: Path) -> int:
-    """Opens a file for appending."""
-    # readable by its owner alone: events carry message text
+    """Opens a file for appending and creates it if it is missing."""
+    # Readable by its owner only: events contain message text.
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if not os.fstat(descriptor).st_size:
-            _keep_name(path)
+            _sync_directory(path)
     except OSError:
         os.close(descriptor)
         raise
@@ -115,14 +116,14 @@ def _open(path: Path) -> int:
 
 
 def _end_torn_line(descriptor: int) -> None:
-    """Ends a last line that a crash has torn, so that the next begins on its own."""
+    """Ends a last line that a crash left incomplete, so that the next event begins on its own line."""
     size = os.fstat(descriptor).st_size
     if size and os.pread(descriptor, 1, size - 1) != b"\n":
         write_all(descriptor, b"\n")
 
 
-def _keep_name(path: Path) -> None:
-    """Makes the name of a new file as safe as its content."""
+def _sync_directory(path: Path) -> None:
+    """Syncs the directory of a new file: without it a power failure can lose the file's name."""
     directory = os.open(path.absolute().parent, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(directory)
@@ -131,7 +132,7 @@ def _keep_name(path: Path) -> None:
 
 
 class StdoutSink(Sink):
-    """Prints events. When nobody reads any more the sink is down; when the reader is slow, it waits."""
+    """Prints events. The sink is down when the reader has closed the pipe, and waits when the reader is slow."""
 
     max_batch = 256
     keeps_order = True
@@ -152,7 +153,7 @@ class StdoutSink(Sink):
         return "nobody reads standard output" if _is_broken(sys.stdout.fileno()) else None
 
     def _write(self, content: bytes) -> None:
-        # a write that outlived its time-out still holds the lock; a second must not wait behind it in another thread
+        # A write that outlived its timeout still holds the lock. A second write must not wait for it in another thread.
         if not self._writing.acquire(blocking=False):
             raise BlockingIOError("the reader of standard output has stopped reading")
         try:
@@ -163,7 +164,7 @@ class StdoutSink(Sink):
 
 
 def _is_broken(descriptor: int) -> bool:
-    """Whether it is a pipe or a socket whose other end is closed."""
+    """Whether the descriptor is a pipe or a socket whose other end is closed."""
     poll = select.poll()
     poll.register(descriptor, 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -1,4 +1,4 @@
-"""Kafka: each event is a record of a topic, and its message is the record's key."""
+"""The sink `kafka`: each event is a record of a topic, keyed by its message id."""
 
 import asyncio
 import inspect
@@ -27,33 +27,33 @@ from aiokafka.protocol.metadata import MetadataRequest
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FilePath, model_validator
 
 from receiver.sinks.base import Publication, Published, Refused, Result, Retry, Secret, Sink, SinkDown, SinkSettings
-from receiver.sinks.concurrency import complaint, named, publish_each
+from receiver.sinks.concurrency import check_error, error_name, publish_each
 from receiver.sinks.encoding import Binding, Template, bind, render
 
 _DEFAULT_PORT: Final = 9092
-_LONGEST_TOPIC: Final = 249
-_ASK_SECONDS: Final = 2.0
-# tries of a request within one deadline
-_TRIES: Final = 3
-# well below what any topic takes; only a single record may be larger
+_MAX_TOPIC_LENGTH: Final = 249
+_CHECK_SECONDS: Final = 2.0
+# How many requests of the client fit into one timeout.
+_REQUESTS_PER_TIMEOUT: Final = 3
+# Well below the limit of any topic; only a single record may be larger.
 _RECORD_BATCH_BYTES: Final = 64 * 1024
-# what key and headers may take besides the body
+# Room for key and headers besides the body.
 _OVERHEAD_BYTES: Final = 4 * 1024
 
 _BROKER: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?", re.ASCII)
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]*", re.ASCII)
 _INSTALLED: Final = {"snappy": has_snappy, "lz4": has_lz4, "zstd": has_zstd}
 
-# it logs every failed try, at `debug` what is in the records; the results tell what matters
+# The client logs every failed request, at DEBUG also the contents of records. The results report what matters.
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 def _address(broker: str) -> tuple[str, int]:
-    spelled = _BROKER.fullmatch(broker)
-    port = int(spelled["port"] or _DEFAULT_PORT) if spelled else 0
-    if spelled is None or not 0 < port <= 65535:
+    parts = _BROKER.fullmatch(broker)
+    port = int(parts["port"] or _DEFAULT_PORT) if parts else 0
+    if parts is None or not 0 < port <= 65535:
         raise ValueError('must be "host:port"')
-    return spelled["host"].strip("[]"), port
+    return parts["host"].strip("[]"), port
 
 
 def _broker(broker: str) -> str:
@@ -102,7 +102,7 @@ class KafkaSecurity(BaseModel):
         return self
 
     def options(self) -> dict[str, Any]:
-        """The same as arguments of the client."""
+        """These settings as keyword arguments of the client."""
         return {
             "security_protocol": self.protocol,
             "ssl_context": self._context() if self.protocol.endswith("SSL") else None,
@@ -115,7 +115,7 @@ class KafkaSecurity(BaseModel):
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
             if self.cert_file:
-                # with a password, though none is needed, it does not ask the terminal for one
+                # With an empty password OpenSSL does not prompt for one on the terminal.
                 context.load_cert_chain(self.cert_file, self.key_file, password="")
         except OSError as error:
             raise ValueError(f"the certificates cannot be used: {error.strerror or type(error).__name__}") from None
@@ -136,10 +136,10 @@ class KafkaSettings(SinkSettings):
 
 
 class KafkaSink(Sink):
-    """Publishes with an idempotent producer: a record counts once all replicas in sync have it.
+    """Publishes with an idempotent producer. A record is published once all in-sync replicas have it.
 
-    A producer that failed a record, or did not hear of it in time, is thrown away before anybody is told. It would
-    deliver in the background what is to be tried again, perhaps hours later, and it does not recover its sequence.
+    After a record failed or timed out, the producer is discarded before the results are returned. It would deliver the
+    record in the background, perhaps hours later and after its retry, and it does not recover its sequence numbers.
     """
 
     Settings: ClassVar[type[SinkSettings]] = KafkaSettings
@@ -153,7 +153,7 @@ class KafkaSink(Sink):
         self._brokers = settings.bootstrap
         self._access = {
             "client_id": f"receiver-{settings.name}",
-            "request_timeout_ms": max(1, int(self._seconds * 1000 / _TRIES)),
+            "request_timeout_ms": max(1, int(self._seconds * 1000 / _REQUESTS_PER_TIMEOUT)),
             **settings.security.options(),
         }
         self._options = {
@@ -164,50 +164,50 @@ class KafkaSink(Sink):
             "max_batch_size": _RECORD_BATCH_BYTES,
         }
         self._producer: AIOKafkaProducer | None = None
-        self._is_spoilt = False
+        self._is_unusable = False
 
     async def publish(self, batch: Sequence[Publication]) -> list[Result]:
         clock = asyncio.get_running_loop().time
         until = clock() + self._seconds
         try:
             async with asyncio.timeout_at(until):
-                producer = await self._connected()
+                producer = await self._get_producer()
         except Exception as error:
-            down = SinkDown(reason=await complaint(self.check) or named(error))
+            down = SinkDown(reason=await check_error(self.check) or error_name(error))
             return [down] * len(batch)
         send = partial(self._send, producer, is_alone=len(batch) == 1)
         try:
             return await publish_each(batch, send, seconds=until - clock(), check=self.check)
         finally:
-            if self._is_spoilt:
+            if self._is_unusable:
                 await self.stop()
 
     async def check(self) -> str | None:
-        """Asks all brokers at once; one that answers is enough."""
-        told = await asyncio.gather(*(self._ask(*_address(broker)) for broker in self._brokers))
-        return None if None in told else told[0]
+        """Checks all brokers at once; one that answers is enough."""
+        errors = await asyncio.gather(*(self._check_broker(*_address(broker)) for broker in self._brokers))
+        return None if None in errors else errors[0]
 
     async def stop(self) -> None:
-        producer, self._producer, self._is_spoilt = self._producer, None, False
+        producer, self._producer, self._is_unusable = self._producer, None, False
         if producer is not None:
-            # half ended it would stay for ever
-            await asyncio.shield(_end(producer))
+            # A producer that is only half closed would stay for ever.
+            await asyncio.shield(_close_at_once(producer))
 
-    async def _connected(self) -> AIOKafkaProducer:
+    async def _get_producer(self) -> AIOKafkaProducer:
         if self._producer is None:
             producer = AIOKafkaProducer(bootstrap_servers=list(self._brokers), **self._access, **self._options)
             try:
                 await producer.start()
             except BaseException:
-                await _end(producer)
+                await _close_at_once(producer)
                 raise
             self._producer = producer
         return self._producer
 
     async def _send(self, producer: AIOKafkaProducer, publication: Publication, *, is_alone: bool) -> Result:
         topic = render(self._topic, publication)
-        if len(topic) > _LONGEST_TOPIC:
-            return Refused(reason=f"the name of its topic is longer than {_LONGEST_TOPIC} characters")
+        if len(topic) > _MAX_TOPIC_LENGTH:
+            return Refused(reason=f"the name of its topic is longer than {_MAX_TOPIC_LENGTH} characters")
         bound = bind(publication, self._binding, prefix="ce_", quoted=False)
         headers = {"content-type": bound.content_type, "ce_id": publication.id} | bound.headers
         key = str(publication.event["subject"]).encode()
@@ -215,7 +215,7 @@ class KafkaSink(Sink):
             delivery = await producer.send(
                 topic, bound.body, key=key, headers=[(name, value.encode()) for name, value in headers.items()]
             )
-            await self._arrival(delivery)
+            await self._await_delivery(delivery)
         except (MessageSizeTooLargeError, RecordListTooLargeError):
             if is_alone or len(bound.body) > _RECORD_BATCH_BYTES:
                 return Refused(reason="too large for the topic or for max_request_size")
@@ -223,41 +223,41 @@ class KafkaSink(Sink):
         except KafkaTimeoutError:
             raise TimeoutError from None
         except KafkaError as error:
-            if (down := _of_topic(type(error), topic)) is None:
+            if (down := _topic_error(type(error), topic)) is None:
                 raise
             return SinkDown(reason=down)
         return Published()
 
-    async def _arrival(self, delivery: asyncio.Future[Any]) -> None:
+    async def _await_delivery(self, delivery: asyncio.Future[Any]) -> None:
         try:
             await delivery
         except BaseException:
-            self._is_spoilt = True
+            self._is_unusable = True
             raise
 
-    async def _ask(self, host: str, port: int) -> str | None:
-        """Why a broker cannot be used; None if it can. Creates no topic."""
+    async def _check_broker(self, host: str, port: int) -> str | None:
+        """Returns why a broker cannot be used, None if it can. Creates no topic."""
         topics = [] if "{" in self._topic else [self._topic]
         try:
-            async with asyncio.timeout(_ASK_SECONDS):
+            async with asyncio.timeout(_CHECK_SECONDS):
                 connection = await create_conn(host, port, **self._access)
                 try:
                     answer = await connection.send(MetadataRequest(topics, allow_auto_topic_creation=False))
                 finally:
                     await connection.close()
         except Exception as error:
-            return _words(error)
-        return next((_of_topic(for_code(code), topic) for code, topic, *_ in answer.topics), None)
+            return _reason(error)
+        return next((_topic_error(for_code(code), topic) for code, topic, *_ in answer.topics), None)
 
 
-def _words(error: Exception) -> str:
-    """Why a broker could not be asked; what it says itself is not told."""
+def _reason(error: Exception) -> str:
+    """Why a broker did not answer. The text of the broker itself is left out."""
     is_local = isinstance(error, OSError) and not isinstance(error, TimeoutError)
-    return f"{type(error).__name__}: {error}" if is_local else named(error)
+    return f"{type(error).__name__}: {error}" if is_local else error_name(error)
 
 
-def _of_topic(error: type[KafkaError], topic: str) -> str | None:
-    """What an error says about a topic; None where it says nothing."""
+def _topic_error(error: type[KafkaError], topic: str) -> str | None:
+    """The reason for an error about a topic; None for any other error."""
     if error is UnknownTopicOrPartitionError:
         return f"there is no topic {topic}"
     if error in (TopicAuthorizationFailedError, ClusterAuthorizationFailedError):
@@ -265,16 +265,16 @@ def _of_topic(error: type[KafkaError], topic: str) -> str | None:
     return None
 
 
-async def _end(producer: AIOKafkaProducer) -> None:
-    """Ends a producer at once, whatever it still holds.
+async def _close_at_once(producer: AIOKafkaProducer) -> None:
+    """Closes a producer at once and discards the records that it still has.
 
-    Its own `stop` first delivers everything and waits for that as long as it takes. There is no other way than to end
-    its tasks, of which it keeps no list, and to break its connections, which else would send what they have buffered.
+    Its own `stop` first delivers everything and waits for that as long as it takes. The only other way is to cancel its
+    tasks, of which it keeps no list, and to abort its connections, which would otherwise send their buffers.
     """
-    work = [task for task in asyncio.all_tasks() if _is_of(task, producer._sender)]
-    for task in work:
+    tasks = [task for task in asyncio.all_tasks() if _runs_method_of(task, producer._sender)]
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*work, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
     for connection in producer.client._conns.values():
         if connection._writer is not None:
             connection._writer.transport.abort()
@@ -282,7 +282,7 @@ async def _end(producer: AIOKafkaProducer) -> None:
     producer._closed = True
 
 
-def _is_of(task: asyncio.Task[Any], owner: object) -> bool:
+def _runs_method_of(task: asyncio.Task[Any], owner: object) -> bool:
     """Whether a task runs a method of an object."""
     coroutine: Any = task.get_coro()
     return inspect.getcoroutinelocals(coroutine).get("self") is owner

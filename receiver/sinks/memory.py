@@ -1,4 +1,4 @@
-"""A list in memory, for tests: it records what it was given and answers as it was told."""
+"""The sink `memory`, for tests: it stores the events in a list and returns the results that the test sets."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -7,9 +7,10 @@ from receiver.sinks.base import Publication, Published, Result, Sink, SinkSettin
 
 
 class MemorySink(Sink):
-    """Keeps what it took in `published` and every attempt in `attempted`.
+    """Stores published events in `published` and the event of every attempt in `attempted`.
 
-    `tell` sets the results of the next events; after them `answer` is asked, which unless replaced takes everything.
+    `return_next` sets the results of the next events. After those, `answer` decides; unless replaced, it returns
+    Published for every event.
     """
 
     concurrency = 8
@@ -18,16 +19,17 @@ class MemorySink(Sink):
         self.published: list[Publication] = []
         self.attempted: list[Publication] = []
         self.answer: Callable[[Publication], Result] = lambda _: Published()
-        self._told: deque[Result] = deque()
+        self._next_results: deque[Result] = deque()
 
-    def tell(self, *results: Result) -> None:
-        self._told.extend(results)
+    def return_next(self, *results: Result) -> None:
+        """Sets the results of the next events, one per event."""
+        self._next_results.extend(results)
 
     async def publish(self, batch: Sequence[Publication]) -> list[Result]:
         return [self._result(publication) for publication in batch]
 
     def _result(self, publication: Publication) -> Result:
-        result = self._told.popleft() if self._told else self.answer(publication)
+        result = self._next_results.popleft() if self._next_results else self.answer(publication)
         self.attempted.append(publication)
         if isinstance(result, Published):
             self.published.append(publication)

@@ -1,4 +1,4 @@
-"""NATS JetStream: each event is published to a subject, and counts once a stream has stored it."""
+"""The sink `nats`: each event is published to a JetStream subject, and counts once a stream has stored it."""
 
 import asyncio
 import random
@@ -20,15 +20,15 @@ from nats.js.api import Header
 from pydantic import AfterValidator, Field, FilePath, SecretStr, model_validator
 
 from receiver.sinks.base import Publication, Published, Refused, Result, Retry, Secret, Sink, SinkDown, SinkSettings
-from receiver.sinks.concurrency import named, publish_each
+from receiver.sinks.concurrency import error_name, publish_each
 from receiver.sinks.encoding import Binding, Template, bind, render
 
 _CONNECT_SECONDS: Final = 2
 _CHECK_SECONDS: Final = 2.0
 _PING_SECONDS: Final = 20
 
-# what a server allows by default, less room for the headers, which count too
-_LARGEST_EVENT: Final = 1024 * 1024 - 8 * 1024
+# The default limit of a server, less room for the headers, which count too.
+_MAX_EVENT_BYTES: Final = 1024 * 1024 - 8 * 1024
 
 _TOO_LARGE: Final = frozenset({10054, 10097})
 _WRONG_STREAM: Final = frozenset({10060, 10109})
@@ -49,7 +49,7 @@ def _address(text: str) -> str:
 
 
 def _subject(template: str) -> str:
-    """What is literally in the subject must make tokens; the fields cannot break them."""
+    """Checks that the literal text of the subject makes tokens. Values of fields cannot break a token."""
     literal = "".join(text + ("x" if field is not None else "") for text, field, _, _ in Formatter().parse(template))
     tokens = literal.split(".")
     if not all(tokens) or any(character in literal for character in "*> \t\r\n") or literal.startswith("$"):
@@ -58,7 +58,7 @@ def _subject(template: str) -> str:
 
 
 def _creds(content: SecretStr) -> SecretStr:
-    # the client looks for these lines until it finds them
+    # The client loops for ever over a text without these lines.
     for mark in ("-----BEGIN NATS USER JWT-----", "-----BEGIN USER NKEY SEED-----"):
         if mark not in content.get_secret_value():
             raise ValueError('must be what a .creds file holds, as in "file:/path/to/user.creds"')
@@ -67,17 +67,19 @@ def _creds(content: SecretStr) -> SecretStr:
 
 class NatsSettings(SinkSettings):
     servers: tuple[Annotated[str, AfterValidator(_address)], ...] = Field(
-        min_length=1, description="nats:// or tls://, any one of which will do"
+        min_length=1, description="nats:// or tls://; one that can be reached is enough"
     )
     subject: Annotated[Template, AfterValidator(_subject)] = "sms.{direction}.{type}"
     stream: str | None = Field(
-        None, pattern=r"^[^\s.*>/\\]+$", description="the stream that has to take them; none named: any"
+        None, pattern=r"^[^\s.*>/\\]+$", description="the stream that must store the events; none named: any"
     )
     binding: Binding = "structured"
     user: Secret | None = None
     password: Secret | None = None
     token: Secret | None = None
-    credentials: Annotated[Secret, AfterValidator(_creds)] | None = Field(None, description="what a .creds file holds")
+    credentials: Annotated[Secret, AfterValidator(_creds)] | None = Field(
+        None, description="the content of a .creds file"
+    )
     tls_ca: FilePath | None = Field(None, description="none: the authorities this system trusts")
     tls_certificate: FilePath | None = None
     tls_key: FilePath | None = None
@@ -99,10 +101,10 @@ class NatsSettings(SinkSettings):
 
 
 class NatsSink(Sink):
-    """Publishes events as CloudEvents; the acknowledgement of the stream is the success, of a duplicate too."""
+    """Publishes CloudEvents. An event is published once the stream acknowledges it, also as a duplicate."""
 
     Settings: ClassVar[type[SinkSettings]] = NatsSettings
-    max_event_bytes = _LARGEST_EVENT
+    max_event_bytes = _MAX_EVENT_BYTES
 
     def __init__(self, settings: NatsSettings) -> None:
         self.max_batch = settings.max_batch
@@ -114,34 +116,34 @@ class NatsSink(Sink):
 
     async def publish(self, batch: Sequence[Publication]) -> list[Result]:
         try:
-            connection = await self._connected()
+            connection = await self._get_connection()
         except Exception as error:
-            return [SinkDown(reason=_words(error))] * len(batch)
+            return [SinkDown(reason=_reason(error))] * len(batch)
         return await publish_each(batch, partial(self._publish, connection), seconds=self._seconds, check=self.check)
 
     async def check(self) -> str | None:
         try:
-            connection = await self._connected()
+            connection = await self._get_connection()
         except Exception as error:
-            return _words(error)
+            return _reason(error)
         try:
             async with asyncio.timeout(_CHECK_SECONDS):
-                return await self._complaint(connection)
+                return await self._check(connection)
         except BaseException as error:
-            # it may never answer again, where a new one would
+            # This connection may never answer again, while a new connection would.
             await connection.close()
             if not isinstance(error, Exception):
                 raise
-            return named(error)
+            return error_name(error)
 
     async def stop(self) -> None:
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
 
-    async def _connected(self) -> "_Connection":
+    async def _get_connection(self) -> "_Connection":
         async with self._connecting:
-            if self._connection is None or self._connection.is_over:
+            if self._connection is None or self._connection.is_closed:
                 self._connection = await _connect(self._settings, self._tls)
             return self._connection
 
@@ -150,24 +152,24 @@ class NatsSink(Sink):
         if _size(headers, body) > connection.max_payload:
             return Refused(reason=f"larger than the {connection.max_payload} bytes that the server allows")
         try:
-            answer = await connection.ask(render(self._settings.subject, publication), headers, body)
-        except _NoAnswer:
+            answer = await connection.request(render(self._settings.subject, publication), headers, body)
+        except _NoResponders:
             return SinkDown(reason="no stream takes the subject")
         except _NotPermitted:
             return SinkDown(reason="permissions violation")
         return _result(answer)
 
-    async def _complaint(self, connection: "_Connection") -> str | None:
+    async def _check(self, connection: "_Connection") -> str | None:
         stream = self._settings.stream
         try:
-            answer = await connection.ask(f"$JS.API.STREAM.INFO.{stream}" if stream else "$JS.API.INFO", {}, b"")
-        except _NoAnswer:
+            answer = await connection.request(f"$JS.API.STREAM.INFO.{stream}" if stream else "$JS.API.INFO", {}, b"")
+        except _NoResponders:
             return "JetStream is not enabled"
         except _NotPermitted:
-            # who may not ask learns at least that the server is there
+            # The user lacks permission for this request, but the server has answered.
             return None
         if "error" in answer:
-            return _told(answer["error"])
+            return _error_text(answer["error"])
         return "the stream acknowledges nothing" if answer.get("config", {}).get("no_ack") else None
 
     def _message(self, publication: Publication) -> tuple[dict[str, str], bytes]:
@@ -176,7 +178,7 @@ class NatsSink(Sink):
         if self._settings.binding == "binary":
             headers["ce-datacontenttype"] = bound.content_type
         if not publication.replayed:
-            # a replay is wanted in the stream once more, however soon
+            # Without the id, the stream stores a replayed event again, also within its duplicate window.
             headers[Header.MSG_ID.value] = publication.id
         if self._settings.stream is not None:
             headers[Header.EXPECTED_STREAM.value] = self._settings.stream
@@ -184,32 +186,32 @@ class NatsSink(Sink):
 
 
 class _Connection:
-    """A connection to one server, given up for good once it is over.
+    """A connection to one server that is never reopened.
 
-    The client's own reconnecting is off: it would send later what nobody waits for any more.
+    The client's own reconnect is off: it would send later what nobody waits for any more.
     """
 
     def __init__(self, *, needs_tls: bool) -> None:
         self._client = Client()
-        # the client makes its own where it finds none
+        # The client uses this transport instead of making its own.
         self._client._transport = self._transport = _Transport(needs_tls=needs_tls)
         self._inbox = ""
         self._numbers = count()
         self._waiting: dict[str, tuple[str, asyncio.Future[Msg]]] = {}
-        self.trouble: Exception | None = None
+        self.last_error: Exception | None = None
 
     async def open(self, server: str, settings: NatsSettings, tls: ssl.SSLContext | None) -> None:
         await self._client.connect(
             [server],
             name="receiver",
-            error_cb=self._notice,
-            closed_cb=self._lose,
+            error_cb=self._on_error,
+            closed_cb=self._on_closed,
             allow_reconnect=False,
             max_reconnect_attempts=1,
             reconnect_time_wait=0,
             connect_timeout=_CONNECT_SECONDS,
             ping_interval=_PING_SECONDS,
-            # a buffer that is full would make `publish` deaf to being cancelled
+            # With a buffer, a full one would keep `publish` from heeding its cancellation.
             pending_size=0,
             user=_plain(settings.user),
             password=_plain(settings.password),
@@ -218,18 +220,21 @@ class _Connection:
             tls=tls,
         )
         self._inbox = self._client.new_inbox()
-        await self._client.subscribe(f"{self._inbox}.*", cb=self._hear)
+        await self._client.subscribe(f"{self._inbox}.*", cb=self._on_answer)
 
     @property
-    def is_over(self) -> bool:
+    def is_closed(self) -> bool:
         return not self._client.is_connected
 
     @property
     def max_payload(self) -> int:
         return self._client.max_payload
 
-    async def ask(self, subject: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
-        """What JetStream answers to a message. Raises _NoAnswer, _NotPermitted, or ConnectionError when it is gone."""
+    async def request(self, subject: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
+        """Publishes a message and returns JetStream's answer.
+
+        Raises _NoResponders, _NotPermitted, or ConnectionError when the connection is lost.
+        """
         inbox = f"{self._inbox}.{next(self._numbers)}"
         answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
         self._waiting[inbox] = subject, answer
@@ -239,28 +244,28 @@ class _Connection:
         finally:
             del self._waiting[inbox]
         if (message.headers or {}).get(Header.STATUS) == NO_RESPONDERS_STATUS:
-            raise _NoAnswer
-        told: dict[str, Any] = orjson.loads(message.data)
-        return told
+            raise _NoResponders
+        parsed: dict[str, Any] = orjson.loads(message.data)
+        return parsed
 
     async def close(self) -> None:
-        """Ends the connection at once, whatever is still to be sent."""
+        """Closes the connection at once and discards what is not sent yet."""
         self._transport.close()
         await self._client.close()
 
-    async def _hear(self, message: Msg) -> None:
+    async def _on_answer(self, message: Msg) -> None:
         _, answer = self._waiting.get(message.subject, (None, None))
         if answer is not None and not answer.done():
             answer.set_result(message)
 
-    async def _notice(self, error: Exception) -> None:
-        self.trouble = error
+    async def _on_error(self, error: Exception) -> None:
+        self.last_error = error
         text = str(error)
         if "permissions violation" in text:
-            # a subscription is that to the answers
+            # The only subscription is the one for the answers.
             self._fail(_NotPermitted, lambda subject: "subscription" in text or f'"{subject.lower()}"' in text)
 
-    async def _lose(self) -> None:
+    async def _on_closed(self) -> None:
         self._fail(ConnectionResetError, lambda _: True)
 
     def _fail(self, error: type[Exception], concerns: Callable[[str], bool]) -> None:
@@ -269,19 +274,19 @@ class _Connection:
                 answer.set_exception(error())
 
 
-class _NoAnswer(Exception):
-    """Nobody takes the subject."""
+class _NoResponders(Exception):
+    """No stream takes the subject."""
 
 
 class _NotPermitted(Exception):
-    """The server does not let this user publish to the subject, or hear the acknowledgement."""
+    """The user lacks permission to publish to the subject or to receive the acknowledgement."""
 
 
 class _Transport(TcpTransport):
-    """TCP that ends at once when it is closed, and that tells nothing in plain text where TLS was asked for.
+    """TCP that closes at once, and that sends nothing in plain text when TLS is required.
 
-    The client sends what it still holds before it closes: that never ends where nobody reads any more, and raises half
-    way through its clearing up where the connection is broken. That it is broken the client sees when it reads.
+    Before it closes, the client sends its buffer. That never ends when the server no longer reads, and raises in the
+    middle of the client's cleanup when the connection is broken. The client sees a broken connection when it reads.
     """
 
     def __init__(self, *, needs_tls: bool) -> None:
@@ -315,7 +320,7 @@ class _Transport(TcpTransport):
 
 
 async def _connect(settings: NatsSettings, tls: ssl.SSLContext | None) -> _Connection:
-    """Connects to the first server that lets us in, in any order. Raises what the last of them did."""
+    """Connects to the servers in random order until one accepts. Raises the error of the last one if none does."""
     failure: Exception = NoServersError()
     for server in random.sample(settings.servers, len(settings.servers)):
         connection = _Connection(needs_tls=tls is not None and (settings.has_tls or server.startswith("tls:")))
@@ -325,37 +330,37 @@ async def _connect(settings: NatsSettings, tls: ssl.SSLContext | None) -> _Conne
             await connection.close()
             if not isinstance(error, Exception):
                 raise
-            failure = connection.trouble or error
+            failure = connection.last_error or error
         else:
             return connection
     raise failure
 
 
 def _result(answer: dict[str, Any]) -> Result:
-    """What JetStream's answer to an event means."""
+    """The result for JetStream's answer to a publish."""
     if "error" not in answer:
         return Published() if "seq" in answer else Retry(reason="not the answer of a stream")
     error = answer["error"]
-    told, number, code = _told(error), error.get("err_code"), error.get("code", 0)
+    reason, number, code = _error_text(error), error.get("err_code"), error.get("code", 0)
     if number in _TOO_LARGE:
-        return Refused(reason=told)
-    if number in _WRONG_STREAM or (code >= _SERVER_FAULT and "per subject" not in told):
-        return SinkDown(reason=told)
-    return Retry(reason=told)
+        return Refused(reason=reason)
+    if number in _WRONG_STREAM or (code >= _SERVER_FAULT and "per subject" not in reason):
+        return SinkDown(reason=reason)
+    return Retry(reason=reason)
 
 
-def _told(error: dict[str, Any]) -> str:
+def _error_text(error: dict[str, Any]) -> str:
     return str(error.get("description") or f"error {error.get('err_code')}")
 
 
-def _words(error: Exception) -> str:
-    """Why no connection came about; a server's own words are not repeated."""
+def _reason(error: Exception) -> str:
+    """Why the connection failed. The text of the server itself is left out."""
     refused = isinstance(error, Error) and "auth" in str(error).lower()
-    return "authorization violation" if refused else named(error)
+    return "authorization violation" if refused else error_name(error)
 
 
 def _size(headers: dict[str, str], body: bytes) -> int:
-    """The bytes of a message as the server counts them."""
+    """The size of a message in bytes, as the server counts it."""
     lines = sum(len(name) + len(value) + len(": \r\n") for name, value in headers.items())
     return len("NATS/1.0\r\n") + lines + len("\r\n") + len(body)
 
@@ -365,13 +370,13 @@ def _plain(secret: SecretStr | None) -> str | None:
 
 
 def _tls(settings: NatsSettings) -> ssl.SSLContext | None:
-    """Raises ValueError for files that are no use."""
+    """The TLS context, None without TLS. Raises ValueError when a certificate file cannot be used."""
     if not settings.has_tls and not any(server.startswith("tls:") for server in settings.servers):
         return None
     try:
         context = ssl.create_default_context(cafile=settings.tls_ca)
         if settings.tls_certificate is not None:
-            # without a passphrase the library would ask for one
+            # With an empty password OpenSSL does not prompt for one on the terminal.
             context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
     except OSError as error:
         raise ValueError(f"tls: the files cannot be used: {error.strerror or type(error).__name__}") from None

@@ -1,4 +1,4 @@
-"""Trying a sink out: whether it can be reached, asked of one that is made for the purpose and given nothing."""
+"""Tests whether a sink can be reached, with a new sink from the same settings and without publishing an event."""
 
 import asyncio
 import time
@@ -10,15 +10,15 @@ from typing import Any, Final
 from receiver.errors import SettingsError
 from receiver.sinks import registry
 from receiver.sinks.base import Sink
-from receiver.sinks.concurrency import contained, said
+from receiver.sinks.concurrency import call_sink, run_check
 
 _SECONDS: Final = 15.0
 _STOP_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """Why a sink cannot be reached, None if it can, and how long it took to find out."""
+class ProbeResult:
+    """Why a sink cannot be reached, None if it can, and how many seconds the test took."""
 
     error: str | None
     seconds: float
@@ -28,40 +28,43 @@ class Trial:
         return self.error is None
 
 
-async def try_out(table: Mapping[str, Any], *, seconds: float = _SECONDS) -> Trial:
-    """Makes the sink that a settings table describes, starts it, asks it, and stops it. It is given no event."""
+async def probe_sink(table: Mapping[str, Any], *, seconds: float = _SECONDS) -> ProbeResult:
+    """Makes the sink that a settings table describes, starts it, runs its check and stops it. Publishes no event.
+
+    Does not raise: settings that are wrong, and whatever the sink raises, become the error of the result.
+    """
     started = time.perf_counter()
     try:
         [configured] = registry.configure([table])
     except SettingsError as error:
-        return Trial(str(error), time.perf_counter() - started)
+        return ProbeResult(str(error), time.perf_counter() - started)
     try:
         async with asyncio.timeout(seconds):
-            complaint = await _complaint(configured.sink)
+            reason = await _check(configured.sink)
     except TimeoutError:
-        complaint = "timeout"
-    took = time.perf_counter() - started
+        reason = "timeout"
+    seconds_taken = time.perf_counter() - started
     await _stop(configured.sink)
-    return Trial(complaint, took)
+    return ProbeResult(reason, seconds_taken)
 
 
-async def _complaint(sink: Sink) -> str | None:
+async def _check(sink: Sink) -> str | None:
     try:
-        await contained(sink.start())
+        await call_sink(sink.start())
     except Exception as error:
-        told = f"did not start: {type(error).__name__}"
-        # the sink's own words say more than what it raised
+        reason = f"did not start: {type(error).__name__}"
+        # The answer of the check says more than the exception.
         with suppress(Exception):
-            return await said(sink.check) or told
-        return told
+            return await run_check(sink.check) or reason
+        return reason
     try:
-        return await said(sink.check)
+        return await run_check(sink.check)
     except Exception as error:
-        return f"could not be asked: {type(error).__name__}"
+        return f"check failed: {type(error).__name__}"
 
 
 async def _stop(sink: Sink) -> None:
-    """What does not stop by itself is left behind."""
+    """Stops the sink, and abandons a `stop` that does not end in time."""
     with suppress(Exception):
         async with asyncio.timeout(_STOP_SECONDS):
-            await contained(sink.stop())
+            await call_sink(sink.stop())

@@ -1,4 +1,4 @@
-"""RabbitMQ: each event is a message to an exchange, confirmed by the broker."""
+"""The sink `rabbitmq`: each event is a message to an exchange, confirmed by the broker."""
 
 import asyncio
 import logging
@@ -23,18 +23,18 @@ from pydantic import AfterValidator, Field, SecretStr
 from yarl import URL
 
 from receiver.sinks.base import Publication, Published, Refused, Result, Retry, Secret, Sink, SinkDown, SinkSettings
-from receiver.sinks.concurrency import named, publish_each
+from receiver.sinks.concurrency import error_name, publish_each
 from receiver.sinks.encoding import Binding, Template, bind, render
 
-# a header to route or to hash by; the property `message_id` is the event's id, as its consumers expect
+# A header for routing and consistent hashing. The property `message_id` is the event id, as consumers expect.
 _MESSAGE_ID: Final = "receiver-message-id"
-_LONGEST_NAME: Final = 255
+_MAX_NAME_BYTES: Final = 255
 _CLOSE_SECONDS: Final = 1.0
 _BLOCKED: Final = "the broker blocks those who publish"
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x20\x7f-\x9f]")
 _PARAMETERS: Final = frozenset({"auth", "cafile", "capath", "certfile", "heartbeat", "keyfile"})
 
-# at `debug` they log messages and credentials, above it what the results tell better
+# At DEBUG these loggers write messages and credentials; above it, what the results report better.
 for _name in ("aio_pika", "aiormq", "pamqp"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
@@ -55,23 +55,23 @@ def _address(address: SecretStr) -> SecretStr:
 
 
 def _short(name: str) -> str:
-    if len(name.encode()) > _LONGEST_NAME:
-        raise ValueError(f"must not be longer than {_LONGEST_NAME} bytes")
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        raise ValueError(f"must not be longer than {_MAX_NAME_BYTES} bytes")
     return name
 
 
 class RabbitmqSettings(SinkSettings):
     url: Annotated[Secret, AfterValidator(_address)] = Field(description="amqp://user:password@host:5672/vhost")
-    exchange: Annotated[str, AfterValidator(_short)] = Field(description='must be there; "" is the default exchange')
+    exchange: Annotated[str, AfterValidator(_short)] = Field(description='must exist; "" is the default exchange')
     routing_key: Annotated[Template, AfterValidator(_short)] = Field("{type}", description="may hold fields")
     binding: Binding = "structured"
 
 
 class RabbitmqSink(Sink):
-    """Publishes persistent messages that must be routed, and counts those that the broker has confirmed.
+    """Publishes persistent, mandatory messages. An event is published once the broker has confirmed its message.
 
-    A connection on which anything else happened than a yes or no to a message is thrown away before anybody is told:
-    what it still has to write must not arrive behind what is tried again.
+    After anything other than a confirm or a return, the connection is discarded before the results are returned: a
+    message that it still has to write must not arrive after its retry.
     """
 
     Settings: ClassVar[type[SinkSettings]] = RabbitmqSettings
@@ -91,25 +91,25 @@ class RabbitmqSink(Sink):
         until = clock() + self._seconds
         try:
             async with asyncio.timeout_at(until):
-                link = await self._linked()
+                link = await self._get_link()
         except Exception as error:
-            return [SinkDown(reason=self._words(error))] * len(batch)
+            return [SinkDown(reason=self._reason(error))] * len(batch)
         if await link.is_blocked():
             return [SinkDown(reason=_BLOCKED)] * len(batch)
         send = partial(self._send, link, is_alone=len(batch) == 1)
         try:
-            return await publish_each(batch, send, seconds=until - clock(), check=partial(self._why, link))
+            return await publish_each(batch, send, seconds=until - clock(), check=partial(self._check_link, link))
         finally:
-            # a blocked connection is kept: it knows when there is room again, and keeps the order
-            if link.is_spoilt and not await link.is_blocked():
+            # A blocked connection stays open: the broker tells it when there is room again, and it keeps the order.
+            if link.is_unusable and not await link.is_blocked():
                 self._link = None
-                await link.cut()
+                await link.abort()
 
     async def check(self) -> str | None:
         try:
             link = await self._open()
         except Exception as error:
-            return self._words(error)
+            return self._reason(error)
         await link.close()
         return None
 
@@ -118,7 +118,7 @@ class RabbitmqSink(Sink):
         if link is not None:
             await link.close()
 
-    async def _linked(self) -> "_Link":
+    async def _get_link(self) -> "_Link":
         if self._link is not None and self._link.is_closed:
             await self.stop()
         if self._link is None:
@@ -127,8 +127,8 @@ class RabbitmqSink(Sink):
 
     async def _send(self, link: "_Link", publication: Publication, *, is_alone: bool) -> Result:
         key = render(self._routing_key, publication)
-        if len(key.encode()) > _LONGEST_NAME:
-            return Refused(reason=f"its routing key is longer than {_LONGEST_NAME} bytes")
+        if len(key.encode()) > _MAX_NAME_BYTES:
+            return Refused(reason=f"its routing key is longer than {_MAX_NAME_BYTES} bytes")
         message = self._message(publication)
         try:
             await link.exchange.publish(message, key)
@@ -137,7 +137,7 @@ class RabbitmqSink(Sink):
         except DeliveryError:
             return Retry(reason="not confirmed")
         except BaseException as error:
-            link.spoil(error)
+            link.mark_unusable(error)
             if is_alone and isinstance(error, ChannelPreconditionFailed):
                 return Refused(reason="too large for the broker")
             raise
@@ -159,40 +159,42 @@ class RabbitmqSink(Sink):
         try:
             await link.open(self._exchange)
         except BaseException:
-            await link.cut()
+            await link.abort()
             raise
         return link
 
-    async def _why(self, link: "_Link") -> str | None:
-        """Why a publish over this link failed; None where that was not the broker's fault as a whole."""
+    async def _check_link(self, link: "_Link") -> str | None:
+        """Returns why a publish over this link failed; None if neither the broker nor the exchange is the cause."""
         if isinstance(link.closed_by, ChannelNotFoundEntity | ChannelAccessRefused):
-            return self._words(link.closed_by)
+            return self._reason(link.closed_by)
         return _BLOCKED if await link.is_blocked() else await self.check()
 
-    def _words(self, error: Exception) -> str:
+    def _reason(self, error: Exception) -> str:
         if isinstance(error, ChannelNotFoundEntity):
             return f"there is no exchange {self._exchange}"
         if isinstance(error, ChannelAccessRefused):
             return f"not allowed to publish to exchange {self._exchange}"
         if isinstance(error, InvalidFrameError):
-            # what is told of a virtual host is not understood by the client
+            # The client cannot parse the broker's error about a virtual host.
             return "there is no such virtual host, or no access to it"
         if isinstance(error, OSError) and not isinstance(error, TimeoutError):
             return f"{type(error).__name__}: {error}"
-        return named(error)
+        return error_name(error)
 
 
 class _Link:
-    """A connection, and on it a channel to an exchange."""
+    """A connection with one channel to an exchange."""
 
     exchange: AbstractExchange
     _channel: AbstractChannel
 
     def __init__(self, url: URL, name: str) -> None:
-        self._wire = _Wire(TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory())
+        self._transport_keeper = _TransportKeeper(
+            TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
+        )
         self._connection = Connection(url, client_properties={"connection_name": name})
-        self._connection.kwargs["transport_factory"] = self._wire
-        self.is_spoilt = False
+        self._connection.kwargs["transport_factory"] = self._transport_keeper
+        self.is_unusable = False
         self.closed_by: ChannelClosed | None = None
 
     @property
@@ -200,20 +202,20 @@ class _Link:
         return self._channel.is_closed
 
     async def open(self, exchange: str) -> None:
-        """Connects and looks whether the exchange is there; the default one always is."""
+        """Connects and checks that the exchange exists. The default exchange always exists."""
         await self._connection.connect()
         self._channel = self._connection.channel(on_return_raises=True)
         await self._channel.initialize()
         self.exchange = await self._channel.get_exchange(exchange, ensure=exchange != "")
 
-    def spoil(self, error: BaseException) -> None:
-        """Says that a message has failed, or was not answered in time."""
-        self.is_spoilt = True
+    def mark_unusable(self, error: BaseException) -> None:
+        """Marks the link as unusable because a message failed or was not confirmed in time."""
+        self.is_unusable = True
         if isinstance(error, ChannelClosed):
             self.closed_by = error
 
     async def is_blocked(self) -> bool:
-        """Whether the broker has said that it takes nothing, for lack of memory or disk."""
+        """Whether the broker has blocked publishers, for lack of memory or disk."""
         if self._connection.transport is None or self.is_closed:
             return False
         try:
@@ -224,22 +226,22 @@ class _Link:
         return False
 
     async def close(self) -> None:
-        """Takes leave of the broker; the library would wait for its answer even when cancelled."""
-        cutting = asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._wire.cut)
+        """Closes the connection, within a second: the library waits for the broker even when it is cancelled."""
+        aborting = asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._transport_keeper.abort)
         try:
             await self._connection.close()
         finally:
-            cutting.cancel()
-            self._wire.cut()
+            aborting.cancel()
+            self._transport_keeper.abort()
 
-    async def cut(self) -> None:
-        """Ends the connection at once, with all that is still to be written."""
-        self._wire.cut()
+    async def abort(self) -> None:
+        """Closes the connection at once and discards what is not written yet."""
+        self._transport_keeper.abort()
         await self._connection.close()
 
 
-class _Wire(TransportFactory):
-    """Connects as the library does, and keeps hold of the transport, which the library itself only closes gently."""
+class _TransportKeeper(TransportFactory):
+    """Connects as the library does and keeps the transport, so that it can be aborted; the library only closes it."""
 
     def __init__(self, factory: TransportFactory) -> None:
         self._factory = factory
@@ -250,6 +252,6 @@ class _Wire(TransportFactory):
         self._transport = writer.transport
         return reader, writer
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()

@@ -1,4 +1,4 @@
-"""Redis Streams: each event is added to a stream, all of a batch in one round trip."""
+"""The sink `redis`: each event is added to a stream, a whole batch in one round trip."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from receiver.sinks.base import Publication, Published, Result, Retry, Secret, Sink, SinkDown, SinkSettings
-from receiver.sinks.concurrency import complaint, judged, named
+from receiver.sinks.concurrency import check_error, error_name, exception_result
 from receiver.sinks.encoding import REPLAYED, Binding, Template, render
 
-# others could switch off the verification of certificates, or repeat commands unasked
+# Other options could switch off the verification of certificates, or repeat commands.
 _OPTIONS: Final = frozenset({"db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 
-# the state of the server, or of what is at the key: no other event would fare better
+# Errors about the state of the server or of the key: any other event would fail too.
 _DOWN: Final = frozenset(
     {
         "ASK",
@@ -61,14 +61,16 @@ def _server(address: SecretStr) -> SecretStr:
 class RedisSettings(SinkSettings):
     url: Annotated[Secret, AfterValidator(_server)] = Field(description="redis://, rediss:// for TLS, or unix://")
     stream: Annotated[Template, Field(min_length=1)] = "sms:events"
-    maxlen: int | None = Field(None, ge=1, description="about how many entries are kept, read or not; none: all")
+    maxlen: int | None = Field(
+        None, ge=1, description="about how many entries the stream keeps, read or not; none: all"
+    )
     binding: Binding = "structured"
-    wait_aof: bool = Field(False, description="count an event only once the server has it on disk")
+    wait_aof: bool = Field(False, description="an event is published only once the server has it on disk")
     max_batch: int = Field(128, ge=1, le=1000, description="how many events go in one round trip")
 
 
 class RedisSink(Sink):
-    """Adds events to streams. The client repeats nothing by itself."""
+    """Adds events to streams. The client retries nothing by itself."""
 
     Settings: ClassVar[type[SinkSettings]] = RedisSettings
 
@@ -78,10 +80,10 @@ class RedisSink(Sink):
         self._seconds = settings.timeout.total_seconds()
         self._client = Redis.from_url(
             settings.url.get_secret_value(),
-            # no messages between the answers, and servers that know no other
+            # RESP2 has no push messages between the answers, and old servers know no other protocol.
             protocol=2,
             retry=RetryInside(NoBackoff(), 0),
-            # the deadline is that of the batch
+            # The batch has one timeout.
             socket_timeout=None,
         )
         _load_files(self._client)
@@ -91,9 +93,9 @@ class RedisSink(Sink):
             async with asyncio.timeout(self._seconds):
                 results = await self._add(batch)
         except Exception as error:
-            return [await self._blamed(error)] * len(batch)
+            return [await self._exception_result(error)] * len(batch)
         if any(isinstance(result, SinkDown) for result in results):
-            # after a failover another server may have the name
+            # After a failover the name may lead to another server.
             with suppress(RedisError):
                 await self._client.connection_pool.disconnect(inuse_connections=False)
         return results
@@ -104,7 +106,7 @@ class RedisSink(Sink):
         except NoPermissionError:
             return None
         except RedisError as error:
-            return _words(error)
+            return _reason(error)
         return None
 
     async def stop(self) -> None:
@@ -122,23 +124,23 @@ class RedisSink(Sink):
             return [SinkDown(reason="the server cannot say what is on its disk")] * len(batch)
         return [_result(reply) for reply in replies]
 
-    async def _blamed(self, error: Exception) -> Result:
+    async def _exception_result(self, error: Exception) -> Result:
         if isinstance(error, RedisError) and error.status_code:
-            # the server's own word, before it has looked at an event
+            # The server answered with an error before it read an event.
             return SinkDown(reason=error.status_code)
-        return judged(error, await complaint(self.check))
+        return exception_result(error, await check_error(self.check))
 
     def _fields(self, publication: Publication) -> dict[Any, Any]:
         event, marks = publication.event, {REPLAYED: "true"} if publication.replayed else {}
         if self._settings.binding == "binary":
             attributes = {name: value for name, value in event.items() if name != "data"}
             return {**attributes, "data": orjson.dumps(event["data"]), **marks}
-        told = {"id": publication.id, "type": publication.type, "message_id": event["subject"]}
-        return {**told, "event": publication.body, **marks}
+        fields = {"id": publication.id, "type": publication.type, "message_id": event["subject"]}
+        return {**fields, "event": publication.body, **marks}
 
 
 def _load_files(client: Redis) -> None:
-    """Looks at the files that a URL names. Raises ValueError for those that are no use."""
+    """Loads the certificate files that the URL names. Raises ValueError when one cannot be used."""
     connection = client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
     if not isinstance(connection, SSLConnection):
         return
@@ -156,12 +158,12 @@ def _result(reply: Any) -> Result:
 
 
 def _code(error: RedisError) -> str:
-    """The word that an error of the server begins with."""
+    """The error code of the server: the first word of its error."""
     return error.status_code or str(error).partition(" ")[0]
 
 
-def _words(error: RedisError) -> str:
-    """What was in the way, without the text, which may hold more."""
+def _reason(error: RedisError) -> str:
+    """Why a command failed, without the error's text, which may contain message text."""
     if isinstance(error, ResponseError) or error.status_code:
         return _code(error)
-    return named(error.__context__ if isinstance(error.__context__, Exception) else error)
+    return error_name(error.__context__ if isinstance(error.__context__, Exception) else error)

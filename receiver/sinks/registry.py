@@ -1,4 +1,4 @@
-"""The sinks the settings name: each table checked against the model of its kind, and made into a sink."""
+"""Makes the sinks of the settings: validates each table with the model of its type, and creates the sink."""
 
 import hashlib
 import importlib
@@ -18,9 +18,9 @@ from receiver.sinks.base import Sink, SinkSettings
 GROUP: Final = "receiver.sinks"
 _SETTING: Final = "RECEIVER_SINKS"
 _TOPIC: Final = "sinks"
-# every event goes to each of them
-_MOST_SINKS: Final = 64
-_NEEDED: Final = (
+# A limit, since every event is published to every sink.
+_MAX_SINKS: Final = 64
+_REQUIRED: Final = (
     "Settings",
     "max_batch",
     "max_event_bytes",
@@ -36,7 +36,7 @@ _NEEDED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ConfiguredSink:
-    """A sink with the settings it was made from."""
+    """A sink and the settings it was made from."""
 
     settings: SinkSettings
     sink: Sink
@@ -47,48 +47,47 @@ class ConfiguredSink:
 
     @property
     def fingerprint(self) -> str:
-        """Tells settings apart without giving secrets away."""
-        told = self.settings.model_dump(mode="json")
-        told |= {name: sorted(told[name]) for name in ("events", "applications")}
-        return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+        """A hash of the settings: it differs when they differ, and does not contain secrets."""
+        fields = self.settings.model_dump(mode="json")
+        fields |= {name: sorted(fields[name]) for name in ("events", "applications")}
+        return hashlib.sha256(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
 def configure(tables: Iterable[Mapping[str, Any]], own_urls: Collection[str] = ()) -> list[ConfiguredSink]:
-    """The sinks that settings tables describe; `own_urls` are those at which this receiver takes callbacks itself.
+    """Makes the sinks that settings tables describe.
 
-    Raises SettingsError with one line that names the sink and the field.
+    `own_urls` are the URLs at which this receiver accepts callbacks; a webhook must not post to them. Raises
+    SettingsError with one line that names the sink and the field.
     """
-    sinks = [_sink(table, place, own_urls) for place, table in enumerate(tables)]
-    if len(sinks) > _MOST_SINKS:
-        raise SettingsError(
-            f"{_SETTING}: {len(sinks)} sinks are more than the {_MOST_SINKS} there may be", topic=_TOPIC
-        )
+    sinks = [_sink(table, index, own_urls) for index, table in enumerate(tables)]
+    if len(sinks) > _MAX_SINKS:
+        raise SettingsError(f"{_SETTING}: {len(sinks)} sinks are more than the {_MAX_SINKS} there may be", topic=_TOPIC)
     for name, count in Counter(sink.name for sink in sinks).items():
         if count > 1:
             raise SettingsError(f"{_SETTING}: {name}: name: {count} sinks are called so", topic=_TOPIC)
     return sinks
 
 
-def _sink(table: Mapping[str, Any], place: int, own_urls: Collection[str]) -> ConfiguredSink:
+def _sink(table: Mapping[str, Any], index: int, own_urls: Collection[str]) -> ConfiguredSink:
     name = table.get("name")
     if not isinstance(name, str) or not name.isprintable() or not name:
-        name = f"number {place + 1}"
+        name = f"number {index + 1}"
     try:
         kind = _kind(table.get("type"))
         settings = kind.Settings.model_validate(table, context={"own_urls": own_urls})
-        return ConfiguredSink(settings, _with_limits(kind(settings)))
+        return ConfiguredSink(settings, _with_valid_limits(kind(settings)))
     except ValidationError as error:
         raise SettingsError(f"{_SETTING}: {name}: {_first_line(error)}", topic=_topic(table)) from None
     except ValueError as error:
         raise SettingsError(f"{_SETTING}: {name}: {error}", topic=_topic(table)) from None
     except Exception as error:
-        # a sink of somebody's own may raise anything, and its text may hold a secret
-        fault = f"type: cannot be made: {type(error).__name__}"
-        raise SettingsError(f"{_SETTING}: {name}: {fault}", topic=_topic(table)) from error
+        # A sink of your own may raise anything, and the text of the exception may contain a secret.
+        problem = f"type: cannot be made: {type(error).__name__}"
+        raise SettingsError(f"{_SETTING}: {name}: {problem}", topic=_topic(table)) from error
 
 
 def _topic(table: Mapping[str, Any]) -> str:
-    """The documentation topic of a sink: that of its type, where there is one."""
+    """The help topic of a sink: that of its type if there is one, else `sinks`."""
     type_name = table.get("type")
     if isinstance(type_name, str) and type_name in entry_points(group=GROUP).names and documents.exists(type_name):
         return type_name
@@ -96,16 +95,16 @@ def _topic(table: Mapping[str, Any]) -> str:
 
 
 def _kind(type_name: Any) -> Any:
-    """The class of sinks of a type: one that is installed, or a private one by `module:Class`."""
+    """The class of a sink type: an installed entry point, or `module:Class`."""
     if not isinstance(type_name, str):
         raise ValueError("type: Field required")
-    found = _private(type_name) if ":" in type_name else _installed(type_name)
-    if missing := [needed for needed in _NEEDED if not hasattr(found, needed)]:
+    kind = _private(type_name) if ":" in type_name else _installed(type_name)
+    if missing := [name for name in _REQUIRED if not hasattr(kind, name)]:
         raise ValueError(f"type: {type_name} is not a sink, it lacks {missing[0]}")
-    return found
+    return kind
 
 
-def _with_limits(sink: Sink) -> Sink:
+def _with_valid_limits(sink: Sink) -> Sink:
     for name in ("max_batch", "max_event_bytes", "concurrency"):
         limit = getattr(sink, name)
         if not isinstance(limit, int) or limit < 1:
@@ -121,7 +120,7 @@ def _installed(type_name: str) -> Any:
     try:
         return entry.load()
     except Exception as error:
-        # what is ours is there, so it is the client of another system that is not
+        # Our own modules are installed, so the missing module is the client library of the destination.
         if isinstance(error, ModuleNotFoundError) and entry.extras and not (error.name or "").startswith("receiver"):
             extra, package = entry.extras[0], entry.dist.name if entry.dist else type_name
             raise ValueError(f"type: {type_name} needs the extra {extra}: pip install '{package}[{extra}]'") from None

@@ -1,7 +1,7 @@
-"""A webhook: each event is posted to a URL, signed in Standard Webhooks form.
+"""The sink `webhook`: each event is posted to a URL, signed as Standard Webhooks prescribes.
 
-HTTP is spoken by httpcore2 alone, which knows no redirects, proxies of the environment, cookies or packed answers;
-`guarded` says where a connection may lead.
+It uses httpcore2 directly, which follows no redirects, reads no proxies from the environment, and handles neither
+cookies nor compression. `GuardedBackend` decides where a connection may lead.
 """
 
 import asyncio
@@ -25,14 +25,14 @@ import httpx2
 from pydantic import AfterValidator, Field, IPvAnyNetwork, SecretStr, ValidationInfo, model_validator
 
 from receiver.sinks.base import Publication, Published, Refused, Result, Retry, Secret, Sink, SinkDown, SinkSettings
-from receiver.sinks.egress import AnswerTooLong, GuardedBackend
+from receiver.sinks.egress import GuardedBackend, ResponseTooLong
 from receiver.sinks.encoding import Binding, bind
 
 _PREFIX: Final = "whsec_"
 
 
 def key(secret: str) -> bytes:
-    """The key a secret stands for: base64 after `whsec_`, any other text as its bytes."""
+    """The signing key of a secret: the decoded base64 after `whsec_`, or any other text as UTF-8."""
     if not secret.startswith(_PREFIX):
         return secret.encode()
     encoded = secret.removeprefix(_PREFIX).rstrip("=")
@@ -46,18 +46,18 @@ def key(secret: str) -> bytes:
 
 
 def signatures(keys: Iterable[bytes], event_id: str, timestamp: int, body: bytes) -> str:
-    """The value of `webhook-signature`: one signature for each key, so that keys can be changed without a gap."""
+    """The value of `webhook-signature`: one signature per key, so that keys can be rotated without a gap."""
     signed = b"%b.%d.%b" % (event_id.encode(), timestamp, body)
     digests = (hmac.digest(key, signed, "sha256") for key in keys)
     return " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests)
 
 
-_MOST_READ: Final = 64 * 1024
-_MOST_KEPT: Final = 1000
-# common servers close an idle connection after five seconds; one that is reused as it closes costs an attempt
+_MAX_READ_BYTES: Final = 64 * 1024
+_MAX_STORED_BYTES: Final = 1000
+# Common servers close an idle connection after five seconds; reusing a connection as it closes costs an attempt.
 _IDLE_SECONDS: Final = 4.0
 _CONNECT_SECONDS: Final = 5.0
-_LONGEST_WISH: Final = 10**7
+_MAX_RETRY_AFTER_SECONDS: Final = 10**7
 
 _PORTS: Final = {"http": 80, "https": 443}
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x20\x7f-\x9f]")
@@ -65,13 +65,13 @@ _WHOLE_SECONDS: Final = re.compile(r"\d+", re.ASCII)
 
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE: Final = re.compile(r"[!-~]+(?:[ \t]+[!-~]+)*")
-# what frames a message, says what is in it or where it goes, and what we say ourselves
+# Headers that frame the request, describe its body or its target, and those that this sink sends itself.
 _RESERVED: Final = re.compile(
     r"host|connection|keep-alive|te|trailer|transfer-encoding|upgrade|expect|accept-encoding|user-agent"
     r"|(?:content|proxy|webhook|ce|receiver)-.*"
 )
 
-# what no repetition will change: gone, too large, wrong media type, unprocessable
+# Status codes that no retry will change: gone, too large, wrong media type, unprocessable.
 _REFUSALS: Final = frozenset({HTTPStatus.GONE, 413, 415, 422})
 
 _UNREACHABLE: Final = (httpcore2.ConnectError, httpcore2.ConnectTimeout)
@@ -88,14 +88,14 @@ def _web_address(address: SecretStr) -> SecretStr:
         raise ValueError("is not a URL") from None
     if url.port is not None and not 0 < url.port <= 65535:
         raise ValueError("has a port that does not exist")
-    # a percent sign begins the zone of an address, which leads no further than the next switch
+    # A percent sign begins the zone of an IPv6 address, which is valid only on the local link.
     if url.scheme not in _PORTS or not url.host or "%" in url.host:
         raise ValueError("must begin with http:// or https:// and name a host")
     return address
 
 
 def _not_our_own(address: SecretStr, info: ValidationInfo) -> SecretStr:
-    """Refuses what would come back to us: `own_urls` of the context."""
+    """Rejects the receiver's own callback URLs, `own_urls` of the context: events would come back as callbacks."""
     own: Collection[str] = (info.context or {}).get("own_urls", ())
     if _destination(address.get_secret_value()) in map(_destination, own):
         raise ValueError("is where this receiver takes callbacks itself")
@@ -121,11 +121,11 @@ def _settable(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
         if not _HEADER_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not the name of a header")
         if _RESERVED.fullmatch(name.lower()):
-            raise ValueError(f"{name} is not for you to set")
+            raise ValueError(f"{name} is a reserved header")
         if not _HEADER_VALUE.fullmatch(value.get_secret_value()):
             raise ValueError(f"{name} must be of printable ASCII characters, on one line")
     if len({name.lower() for name in headers}) < len(headers):
-        raise ValueError("one is there twice")
+        raise ValueError("a header is there twice")
     return headers
 
 
@@ -148,14 +148,16 @@ class WebhookSettings(SinkSettings):
         description="where events are posted to"
     )
     secrets: tuple[Annotated[Secret, AfterValidator(_usable)], ...] = Field(
-        (), description="whsec_… or plain text; every one of them signs"
+        (), description="whsec_… or plain text; every event is signed with each"
     )
     binding: Binding = "structured"
     headers: Annotated[dict[str, Secret], AfterValidator(_settable)] = Field({}, description="sent with every event")
-    egress_allow: tuple[IPvAnyNetwork, ...] = Field((), description="networks that need not be public to be posted to")
+    egress_allow: tuple[IPvAnyNetwork, ...] = Field(
+        (), description="networks that are allowed besides public addresses"
+    )
     egress_ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field((), description="none named: any")
     ca_file: Annotated[Path, AfterValidator(_certificates)] | None = Field(
-        None, description="the only certificates to trust; none: those the system trusts"
+        None, description="the only certificate authorities to trust; none: those of the system"
     )
     concurrency: int = Field(8, ge=1, le=64, description="how many posts may be under way at once")
 
@@ -170,7 +172,7 @@ class WebhookSettings(SinkSettings):
 
 
 class WebhookSink(Sink):
-    """Posts events as CloudEvents. The whole exchange, answer included, has one deadline."""
+    """Posts events as CloudEvents. `timeout` covers the whole exchange, with the response."""
 
     Settings: ClassVar[type[SinkSettings]] = WebhookSettings
     keep_attempts = "all"
@@ -179,7 +181,7 @@ class WebhookSink(Sink):
         self.concurrency = settings.concurrency
         url = httpx2.URL(settings.url.get_secret_value())
         self._url = httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        self._headers = _standing_headers(url, settings)
+        self._headers = _fixed_headers(url, settings)
         self._keys = [key(secret.get_secret_value()) for secret in settings.secrets]
         self._binding: Binding = settings.binding
         self._allowed = settings.egress_allow
@@ -190,7 +192,7 @@ class WebhookSink(Sink):
         self._pool: httpcore2.AsyncConnectionPool | None = None
 
     async def start(self) -> None:
-        # every connection of this pool was judged by the same rules: other settings make another sink
+        # All connections of a pool were checked with the same settings: other settings make another sink.
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=_tls(self._ca_file) if self._url.scheme == b"https" else None,
             max_connections=self.concurrency,
@@ -227,19 +229,19 @@ class WebhookSink(Sink):
             return Retry(reason="timeout", overloaded=True)
         except _UNREACHABLE as error:
             return SinkDown(reason=str(error))
-        except AnswerTooLong:
+        except ResponseTooLong:
             return Retry(reason="answer too long")
         except _BROKEN:
             return Retry(reason="connection broken")
 
     async def _exchange(self, method: str, headers: dict[str, str], body: bytes) -> Result:
         assert self._pool is not None, "the sink is not started"  # noqa: S101
-        told = [*self._headers.items(), *headers.items()]
+        all_headers = [*self._headers.items(), *headers.items()]
         async with self._pool.stream(
-            method, self._url, headers=told, content=body, extensions=self._extensions
+            method, self._url, headers=all_headers, content=body, extensions=self._extensions
         ) as response:
-            read = await _beginning(response)
-        return _result(response.status, _retry_after(response), read, self._now())
+            beginning = await _read_beginning(response)
+        return _result(response.status, _retry_after(response), beginning, self._now())
 
     def _bound(self, publication: Publication) -> tuple[dict[str, str], bytes]:
         """The headers and the body of a post."""
@@ -255,8 +257,8 @@ class WebhookSink(Sink):
         return headers, bound.body
 
 
-def _standing_headers(url: httpx2.URL, settings: WebhookSettings) -> dict[str, str]:
-    """What is the same in every request. Without Accept-Encoding but this, no answer is packed."""
+def _fixed_headers(url: httpx2.URL, settings: WebhookSettings) -> dict[str, str]:
+    """The headers of every request. `identity` as the only Accept-Encoding keeps responses uncompressed."""
     headers = {
         "host": url.netloc.decode("ascii"),
         "user-agent": f"receiver/{version('bandwidth-receiver')}",
@@ -268,45 +270,48 @@ def _standing_headers(url: httpx2.URL, settings: WebhookSettings) -> dict[str, s
     return headers | {name: value.get_secret_value() for name, value in settings.headers.items()}
 
 
-async def _beginning(response: httpcore2.Response) -> bytes:
-    """Reads an answer to its end, so that the connection can be used again, or so far and no further."""
-    read = bytearray()
+async def _read_beginning(response: httpcore2.Response) -> bytes:
+    """Reads a response to its end, so that the connection can be reused, and returns its first bytes.
+
+    It stops after 64 KiB; the connection is then closed.
+    """
+    content = bytearray()
     async with aclosing(response.aiter_stream()) as chunks:
         async for chunk in chunks:
-            read += chunk
-            if len(read) >= _MOST_READ:
+            content += chunk
+            if len(content) >= _MAX_READ_BYTES:
                 break
-    return bytes(read[:_MOST_KEPT])
+    return bytes(content[:_MAX_STORED_BYTES])
 
 
 def _retry_after(response: httpcore2.Response) -> str | None:
     return next((value.decode("latin-1") for name, value in response.headers if name.lower() == b"retry-after"), None)
 
 
-def _result(code: int, retry_after: str | None, read: bytes, now: float) -> Result:
-    answer = read.decode("utf-8", "replace")
+def _result(code: int, retry_after: str | None, beginning: bytes, now: float) -> Result:
+    answer = beginning.decode("utf-8", "replace")
     if 200 <= code < 300:
         return Published(response_code=code, response=answer)
     if code in _REFUSALS:
         return Refused(reason=f"status {code}", gone=code == HTTPStatus.GONE, response_code=code, response=answer)
     return Retry(
         reason="redirect" if 300 <= code < 400 else f"status {code}",
-        after=wish(retry_after, now),
+        after=parse_retry_after(retry_after, now),
         overloaded=code == HTTPStatus.TOO_MANY_REQUESTS,
         response_code=code,
         response=answer,
     )
 
 
-def wish(retry_after: str | None, now: float) -> timedelta | None:
-    """The pause that a Retry-After asks for, in seconds or until a date; None for one that makes no sense."""
+def parse_retry_after(retry_after: str | None, now: float) -> timedelta | None:
+    """The pause that a Retry-After header asks for, in seconds or until a date; None if it is not valid."""
     if retry_after is None:
         return None
-    told = retry_after.strip()
-    if _WHOLE_SECONDS.fullmatch(told):
-        return timedelta(seconds=min(int(told[:12]), _LONGEST_WISH))
+    text = retry_after.strip()
+    if _WHOLE_SECONDS.fullmatch(text):
+        return timedelta(seconds=min(int(text[:12]), _MAX_RETRY_AFTER_SECONDS))
     try:
-        until = parsedate_to_datetime(told)
+        until = parsedate_to_datetime(text)
     except (ValueError, IndexError, OverflowError):
         return None
     until = until if until.tzinfo else until.replace(tzinfo=UTC)

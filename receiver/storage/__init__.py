@@ -1,1 +1,1 @@
-"""The only place with SQL. Rows stay in here; frozen values go in and out."""
+"""The only package with SQL. Rows stay inside it; its functions take and return frozen values."""

@@ -1,9 +1,9 @@
-"""Backups of the embedded database: both files, copied beside a running server, and put back.
+"""Backs up both files of the embedded database, also while a server runs, and restores them.
 
 The main file is copied before the journal, so the journal of a backup is never older than the cursor in its main file:
-what the journal has beyond that cursor is processed after a restore. Each copy is one snapshot. SQLite would begin the
-copy again whenever somebody else writes, so a read transaction stays open as long as the copy takes; it keeps nobody
-from writing, but the write-ahead log grows meanwhile.
+after a restore, the callbacks beyond that cursor are processed. Each copy is one snapshot. SQLite would restart the
+copy whenever another connection writes, so a read transaction stays open during the copy; it blocks no writer, but the
+write-ahead log grows meanwhile.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ MANIFEST: Final = "manifest.json"
 _FORMAT: Final = 1
 _MAIN: Final = "receiver.db"
 _JOURNAL: Final = "callbacks.db"
-# A step of the copy in pages of 4 KiB, and the pause after it: some 200 MB a second at most.
+# A step of the copy, in pages of 4 KiB, and the pause after it: at most some 200 MB a second.
 _STEP_PAGES: Final = 256
 _PAUSE_SECONDS: Final = 0.005
-# So much is written before it is synced: one sync of a gigabyte at the end would hold up the journal's own.
+# The copy is synced after this many bytes: a single sync of a gigabyte at the end would delay the journal's syncs.
 _SYNC_BYTES: Final = 8 * 1024 * 1024
 _READ_BYTES: Final = 1024 * 1024
 _PARTIAL: Final = ".partial"
@@ -41,7 +41,7 @@ _BESIDE: Final = ("", "-wal", "-shm")
 
 
 class UnusableBackup(ReceiverError):
-    """There is no backup, or it is not what was written."""
+    """A backup is missing, incomplete or changed, or its directory exists already."""
 
 
 class BackupFile(BaseModel):
@@ -54,7 +54,7 @@ class BackupFile(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a backup says of itself. `time` is when it was begun, `journal_end` the journal's largest sequence."""
+    """The manifest of a backup. `time` is when the backup began, `journal_end` the largest sequence of the journal."""
 
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
 
@@ -71,12 +71,12 @@ class Manifest(BaseModel):
 
 
 def back_up(file: Path, target: Path, *, now: datetime) -> Manifest:
-    """Copies a database into the new directory `target`, which has that name only once it is complete.
+    """Copies a database into the new directory `target`, which has that name only once the backup is complete.
 
-    Raises UnusableBackup where the directory is there already, and UnfitDatabase where the database is damaged.
+    Raises UnusableBackup if the directory exists already, and UnfitDatabase if the database is damaged.
     """
     if target.exists():
-        raise UnusableBackup(f"{target} is there already; a backup makes a directory of its own")
+        raise UnusableBackup(f"{target} exists already; name a directory that does not exist yet")
     if not target.parent.is_dir():
         raise UnusableBackup(f"there is no directory {target.parent}")
     with _draft(target) as draft:
@@ -85,7 +85,7 @@ def back_up(file: Path, target: Path, *, now: datetime) -> Manifest:
         manifest = _manifest(draft, now)
         _write(draft / MANIFEST, manifest.model_dump_json(by_alias=True, indent=2).encode() + b"\n")
         _sync(draft)
-        # A directory that somebody made meanwhile is replaced only if it is empty.
+        # If another process made the directory meanwhile, this replaces it only if it is empty.
         draft.rename(target)
     _sync(target.parent)
     return manifest
@@ -93,7 +93,7 @@ def back_up(file: Path, target: Path, *, now: datetime) -> Manifest:
 
 @contextmanager
 def _draft(target: Path) -> Iterator[Path]:
-    """A directory beside the target, for its owner alone; removed unless it was renamed."""
+    """A directory beside the target, with access for its owner alone; it is removed unless it was renamed."""
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent))
     try:
         yield draft
@@ -125,18 +125,18 @@ def _copy_snapshot(source: Path, target: Path, progress: "_Pace") -> None:
         closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)) as reading,
         closing(sqlite3.connect(target, isolation_level=None)) as writing,
     ):
-        # What is half written is removed with its directory.
+        # An incomplete copy is removed with its directory, so it needs no rollback journal.
         writing.execute("PRAGMA journal_mode = OFF")
         writing.execute("PRAGMA synchronous = OFF")
         reading.execute("BEGIN")
-        # The first read chooses the snapshot.
+        # The first read determines the snapshot.
         reading.execute("SELECT count(*) FROM sqlite_master").fetchone()
         reading.backup(writing, pages=_STEP_PAGES, progress=progress)
         reading.execute("ROLLBACK")
 
 
 class _Pace:
-    """Pauses after each step of a copy, and syncs what it has written so often that no sync takes long."""
+    """Pauses after each step of a copy, and syncs often enough that no sync takes long."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -161,7 +161,7 @@ def _refuse_damaged_copy(copy: Path, source: Path) -> None:
 
 
 def _unchanging(file: Path) -> Any:
-    """A connection to a file of a backup, which leaves no file beside it and needs no right to write."""
+    """A connection to a file of a backup that creates no file beside it and needs no permission to write."""
     return closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None))
 
 
@@ -194,13 +194,13 @@ def _digest(file: Path) -> str:
 
 
 def check(folder: Path) -> Manifest:
-    """What a backup says of itself; raises UnusableBackup unless its files are what was written."""
+    """The manifest of a backup; raises UnusableBackup unless its files have the recorded checksums."""
     manifest = _read_manifest(folder)
     for name in (_MAIN, _JOURNAL):
         if not (folder / name).is_file():
             raise UnusableBackup(f"the backup {folder} has no {name}")
         if _digest(folder / name) != manifest.files[name].sha256:
-            raise UnusableBackup(f"{folder / name} is not what was backed up: its SHA-256 differs from {MANIFEST}")
+            raise UnusableBackup(f"{folder / name} was changed or is damaged: its SHA-256 differs from {MANIFEST}")
     if manifest.cursor > manifest.journal_end:
         raise UnusableBackup(f"the backup {folder} has a journal that is older than its main file")
     schema.refuse_unknown(manifest.revision)
@@ -215,15 +215,15 @@ def _read_manifest(folder: Path) -> Manifest:
     except ValidationError:
         raise UnusableBackup(f"{folder / MANIFEST} is damaged") from None
     if manifest.format != _FORMAT or not manifest.files.keys() >= {_MAIN, _JOURNAL}:
-        raise UnusableBackup(f"{folder / MANIFEST} is not of a kind that this version knows")
+        raise UnusableBackup(f"{folder / MANIFEST} has a format that this version does not know")
     return manifest
 
 
 def restore(folder: Path, file: Path, *, now: datetime) -> list[Path]:
-    """Puts a backup in the place of a database, and returns where its files are now.
+    """Replaces a database by a backup, and returns the new paths of the replaced files.
 
-    Raises UnfitDatabase where a server or a worker has the database, and UnusableBackup for a backup that is not whole;
-    then nothing has changed. Interrupted later, it leaves a database that no server starts with, until it is run again.
+    Raises UnfitDatabase if a server or a worker uses the database, and UnusableBackup for an incomplete backup; then
+    nothing has changed. After an interruption no server starts with the database until the restore is run again.
     """
     check(folder)
     with sqlite_file.held(file), sqlite_file.held(file, sqlite_file.WORKER):
@@ -239,10 +239,10 @@ def restore(folder: Path, file: Path, *, now: datetime) -> list[Path]:
 
 
 def _stage(folder: Path, file: Path) -> None:
-    """Copies a backup beside the database; from the last line on, no server starts before the restore is complete."""
+    """Copies a backup beside the database. Once this returns, no server starts before the restore is complete."""
     staged = sqlite_file.staging(file)
     for left in staged.parent.glob(f".{staged.name}.*{_PARTIAL}"):
-        # of a restore that was killed
+        # The directory of a restore that was killed.
         shutil.rmtree(left, ignore_errors=True)
     with _draft(staged) as draft:
         manifest = _read_manifest(folder)
@@ -251,7 +251,7 @@ def _stage(folder: Path, file: Path) -> None:
                 raise UnusableBackup(f"{folder / name} changed while it was read")
         _sync(draft)
         if staged.exists():
-            # An earlier restore was interrupted. Its directory is emptied and replaced, but never away.
+            # An earlier restore was interrupted. Its directory is emptied and replaced, so the name never disappears.
             for left in staged.iterdir():
                 left.unlink()
         draft.rename(staged)
@@ -272,15 +272,15 @@ def _copy_file(source: Path, target: Path) -> str:
 
 
 def _set_aside(file: Path, ending: str) -> list[Path]:
-    """Renames the database's files, each with what SQLite keeps beside it; returns their new names."""
+    """Renames the database's files, each with the files that SQLite has beside it; returns their new names."""
     aside: list[Path] = []
-    for one in (file, journal_file(file)):
-        name = _free_name(one, ending)
+    for main in (file, journal_file(file)):
+        name = _free_name(main, ending)
         for beside in _BESIDE:
-            old = one.with_name(f"{one.name}{beside}")
+            old = main.with_name(f"{main.name}{beside}")
             if old.exists():
-                # SQLite finds what belongs to a file by the file's name.
-                aside.append(old.rename(one.with_name(f"{name}{beside}")))
+                # SQLite finds a WAL by the name of its file, so both names change alike.
+                aside.append(old.rename(main.with_name(f"{name}{beside}")))
     return aside
 
 
@@ -298,7 +298,7 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Has the names in a directory survive a loss of power."""
+    """Syncs a directory, so that its file names survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,12 +1,12 @@
-"""The transaction that appends to the event log: one at a time per database, and the one that runs for every callback.
+"""The transaction that appends to the event log: one at a time per database; it runs for every batch of callbacks.
 
-It talks to the drivers themselves, with SQL text made from the tables: SQLAlchemy's work per value and aiosqlite's
-turns per statement were measured to cost more than half of the path. SQLite runs in a thread of its own; PostgreSQL
-takes each table's rows as arrays in one statement, or by COPY where no row can conflict.
+It uses the database drivers directly, with SQL text made from the tables: SQLAlchemy's work for each value and
+aiosqlite's thread switches for each statement were measured at more than half of the path. SQLite runs in a thread of
+its own; PostgreSQL takes the rows of each table as arrays in one statement, or by COPY if no row can conflict.
 
-Rows are tuples in the order of their columns: JSON already as text, enumerations as plain `str`, and times and flags as
-`Transaction.spelling` has them. SQLite's driver asks its adapters about every value that is not exactly a `str`, an
-`int` or the like, which was measured to take 0.8 us for each.
+Rows are tuples in the order of their columns: JSON as text, enumerations as plain `str`, and times and flags in the
+form that `Transaction.spelling` gives them. SQLite's driver looks up an adapter for every value that is not exactly a
+`str`, an `int` or the like, which was measured at 0.8 us for each.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ Rows = Sequence[tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True)
 class InsertMany:
-    """Rows into a table. `conflict` is the statement's ON CONFLICT clause, in the SQL that both databases speak."""
+    """Inserts rows into a table. `conflict` is the ON CONFLICT clause, in SQL that both databases understand."""
 
     table: Table
     columns: tuple[str, ...]
@@ -44,7 +44,7 @@ class InsertMany:
 
 @dataclass(frozen=True, slots=True)
 class ExecuteMany:
-    """A statement with `?` for its parameters, executed once for each row of them. For what is rare."""
+    """Executes a statement with `?` parameters once for each row. It is slow, so use it for rare statements only."""
 
     statement: str
     rows: Rows
@@ -55,50 +55,52 @@ Step = InsertMany | ExecuteMany
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """How a database's driver takes times and flags."""
+    """Converts times and flags to the form that a database's driver takes."""
 
     time: Callable[[datetime | None], Any]
     flag: Callable[[bool], Any]
 
 
 class Transaction(Protocol):
-    """What one appending transaction can do. It holds the lock of the event log."""
+    """An appending transaction, which holds the lock of the event log."""
 
     @property
     def spelling(self) -> Spelling:
-        """How the database's driver takes times and flags."""
+        """Converts times and flags to the form that the database's driver takes."""
         ...
 
     async def select(
         self, columns: Sequence[Any], where: str, values: Iterable[str], *parameters: Any, limit: int = -1
     ) -> list[Any]:
-        """Rows of the columns' table for which `where` holds.
+        """Selects the rows of the columns' table that meet `where`.
 
-        `{among}` in it, which comes first, is "one of the values"; the other parameters are `?`.
+        `where` begins with a column and `{among}`, which stands for "is one of the values"; the other parameters are
+        `?`.
         """
         ...
 
     async def fetch(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """The rows of a statement with `?` for its parameters, as the driver returns them."""
+        """The rows of a statement with `?` parameters, as the driver returns them."""
         ...
 
     async def execute(self, statement: str, parameters: Sequence[Any] = ()) -> int:
-        """Runs a statement with `?` for its parameters; returns how many rows it changed."""
+        """Executes a statement with `?` parameters; returns how many rows it changed."""
         ...
 
     async def run(self, steps: Iterable[Step]) -> None:
-        """Runs the steps in their order; one without rows is left out."""
+        """Runs the steps in order; a step without rows is skipped."""
         ...
 
 
-def upsert(table: Table, kept: Iterable[str] = (), untouched: Iterable[str] = ()) -> str:
-    """The ON CONFLICT clause by which a row replaces the one with its primary key.
+def upsert(table: Table, keep_if_null: Iterable[str] = (), untouched: Iterable[str] = ()) -> str:
+    """The ON CONFLICT clause by which a row replaces the row with the same primary key.
 
-    A null in a column of `kept` leaves what is there; the columns of `untouched` are left alone.
+    A null in a column of `keep_if_null` does not replace the stored value; the columns of `untouched` never change.
     """
     key = [column.name for column in table.primary_key.columns]
     changes = [
-        f"{name} = coalesce(excluded.{name}, {table.name}.{name})" if name in kept else f"{name} = excluded.{name}"
+        f"{name} = "
+        + (f"coalesce(excluded.{name}, {table.name}.{name})" if name in keep_if_null else f"excluded.{name}")
         for name in (column.name for column in table.columns)
         if name not in key and name not in untouched
     ]
@@ -115,7 +117,7 @@ def _decoder(column: Any, *, sqlite: bool) -> Decoder | None:
 
 
 class _Reader:
-    """Makes rows with attributes of what a driver returns."""
+    """Turns the driver's rows into rows with attributes."""
 
     def __init__(self, columns: Sequence[Any], *, sqlite: bool) -> None:
         self._row = namedtuple("Row", [column.name for column in columns])  # type: ignore[misc]
@@ -142,7 +144,7 @@ def _reader(columns: tuple[Any, ...], *, sqlite: bool) -> _Reader:
 
 
 class _SqliteTimes(dict[datetime | None, str | None]):
-    """Times as SQLite's text: the rows of one callback repeat the same few, so a transaction spells each once."""
+    """Times as SQLite's text. The rows of a callback repeat a few times, so a transaction formats each of them once."""
 
     def __missing__(self, moment: datetime | None) -> str | None:
         text = self[moment] = None if moment is None else sqlite_time(moment)
@@ -150,13 +152,13 @@ class _SqliteTimes(dict[datetime | None, str | None]):
 
 
 class FileReplaced(sqlite3.OperationalError):
-    """The file that is open is no longer the one of this name: what is written to it is lost at the next start."""
+    """The open file is no longer the file with its name: rows written to it would be lost at the next start."""
 
 
 class OpenFile:
-    """A database file of SQLite that is open, with its WAL: whether both still are the files of their names.
+    """Checks that an open SQLite file and its WAL are still the files with their names.
 
-    SQLite itself never notices. It goes on in the removed file, or in the WAL beside a truncated one.
+    SQLite itself never notices: it goes on writing to a removed file, or to the WAL of a truncated one.
     """
 
     def __init__(self, file: Path) -> None:
@@ -165,14 +167,14 @@ class OpenFile:
         self._wal_identity: _FileIdentity | None = None
 
     def note_wal(self) -> None:
-        """Says that a transaction has begun: from now on there is a WAL, until the connection is closed."""
+        """Notes that a transaction has begun: from now on there is a WAL, until the connection is closed."""
         if self._wal_identity is None:
             self._wal_identity, _ = _identity(self._wal)
 
     def check(self) -> None:
-        """Raises FileReplaced where a file was removed, replaced or truncated."""
+        """Raises FileReplaced if a file was removed, replaced or truncated."""
         identity, size = _identity(self._file)
-        # nothing of ours makes the file smaller: the checkpoint of a database that is never vacuumed only extends it
+        # We never make the file smaller: the checkpoint of a database that is never vacuumed only extends it.
         if identity is None or identity != self._identity or size < self._size:
             raise FileReplaced(_replaced(self._file))
         self._size = size
@@ -184,9 +186,9 @@ _FileIdentity = tuple[int, int]
 
 
 def _identity(file: Path) -> tuple[_FileIdentity | None, int]:
-    """The device and the inode of a file (None: it cannot be found), and its size."""
+    """The device and the inode of a file (None: the file cannot be found), and its size in bytes."""
     try:
-        found = os.stat(file)  # noqa: PTH116  (a third of the time, and this is done for every transaction)
+        found = os.stat(file)  # noqa: PTH116  (a third of the time of Path.stat, and it runs in every transaction)
     except OSError:
         return None, 0
     return (found.st_dev, found.st_ino), found.st_size
@@ -197,7 +199,7 @@ def _replaced(file: Path) -> str:
 
 
 def prepared(connection: sqlite3.Connection, pragmas: Sequence[str]) -> sqlite3.Connection:
-    """The connection with its pragmas set; closed again where that fails."""
+    """The connection with its pragmas set; closes the connection if that fails."""
     try:
         for pragma in pragmas:
             connection.execute(pragma)
@@ -215,7 +217,7 @@ class SqliteAppender:
         self._opened: OpenFile | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="receiver-sqlite")
         self._connection: sqlite3.Connection | None = None
-        # whoever writes within this process waits here, in order: SQLite's own waiting is a lottery
+        # Writers of this process wait here, in order: SQLite's own busy handler picks an arbitrary one.
         self.turn = asyncio.Lock()
 
     @asynccontextmanager
@@ -236,9 +238,9 @@ class SqliteAppender:
         return asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
     def _begun(self) -> sqlite3.Connection:
-        """The connection with the write lock; taken with the first statement, to save a turn of the thread."""
+        """The connection with the write lock, which the first statement takes: that saves a thread switch."""
         if self._connection is None:
-            # `rw`: a file that was removed must not be made again, empty
+            # `rw`: a file that was removed must not be created again, empty.
             uri = f"{Path(self._path).absolute().as_uri()}?mode=rw"
             connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=True)
             self._connection, self._opened = prepared(connection, self._pragmas), OpenFile(Path(self._path))
@@ -295,7 +297,7 @@ class _SqliteTransaction:
 
 
 def _select(columns: Sequence[Any], where: str) -> str:
-    # PostgreSQL's jsonb as text, whatever decoder the connection was given
+    # PostgreSQL's jsonb as text, whatever decoder the connection has.
     names = ", ".join(
         f"CAST({column.name} AS text) AS {column.name}" if isinstance(column.type, Json) else column.name
         for column in columns
@@ -314,11 +316,11 @@ def _sqlite_statement(step: Step) -> str:
 
 
 class PostgresqlAppender:
-    """Appends by asyncpg itself, over an engine of its own: whoever reads must not use up what intake needs."""
+    """Appends with asyncpg directly, over an engine of its own: readers must not use up the intake's connection."""
 
     def __init__(self, engine: AsyncEngine, lock: int) -> None:
         self._engine = engine
-        # said so, whatever the server's default: what is read after the lock must be what its last holder wrote
+        # Set explicitly, whatever the server's default: reads after the lock must see what its last holder wrote.
         self._begin = f"BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({lock})"
 
     @asynccontextmanager
@@ -335,13 +337,13 @@ class PostgresqlAppender:
                 await pooled.invalidate()
                 if not isinstance(error, Exception):
                     raise
-                # whatever it looked like, it says nothing of the data
+                # Whatever the error was, the lost connection is the cause, and not the data.
                 raise ConnectionError(f"the connection to the database was lost ({type(error).__name__})") from error
 
     async def _begun(self, pooled: AsyncConnection) -> Any:
         """The driver's connection, in a transaction that holds the lock.
 
-        A connection that was lost while nobody used it is made anew: v1 does not send its callbacks a second time.
+        A connection that was lost while idle is replaced: v1 does not send its callbacks a second time.
         """
         driver: Any = (await pooled.get_raw_connection()).driver_connection
         try:
@@ -361,10 +363,10 @@ class PostgresqlAppender:
 
 
 async def _abandon(driver: Any) -> None:
-    """Ends a transaction that failed; a connection that cannot even do that is closed."""
+    """Rolls back a failed transaction; closes the connection if that fails too."""
     try:
         await asyncio.shield(driver.execute("ROLLBACK"))
-    except Exception:  # whatever it is, this connection is of no more use
+    except Exception:  # whatever the error is, the connection is unusable
         driver.terminate()
 
 
@@ -377,7 +379,7 @@ class _PostgresqlTransaction:
     async def select(
         self, columns: Sequence[Any], where: str, values: Iterable[str], *parameters: Any, limit: int = -1
     ) -> list[Any]:
-        # One search for each value: a planner without statistics, as of a new table, reads the whole table for many.
+        # One index search for each value: without statistics, as for a new table, the planner scans the whole table.
         each = _select(columns, where.format(among="= wanted.value"))
         statement = numbered(
             f"SELECT found.* FROM unnest(?::text[]) AS wanted (value) CROSS JOIN LATERAL ({each} OFFSET 0) AS found"  # noqa: S608
@@ -389,7 +391,7 @@ class _PostgresqlTransaction:
         return [tuple(record) for record in await self._driver.fetch(numbered(statement), *parameters)]
 
     async def execute(self, statement: str, parameters: Sequence[Any] = ()) -> int:
-        # the command tag, as "UPDATE 1"
+        # The command tag, for example "UPDATE 1".
         tag: str = await self._driver.execute(numbered(statement), *parameters)
         return int(tag.rpartition(" ")[2])
 
@@ -428,7 +430,7 @@ def insert_arrays(table: Table, names: tuple[str, ...], conflict: str) -> str:
     """An INSERT for PostgreSQL whose parameters are one array for each column."""
     columns = [table.columns[name] for name in names]
     listed = ", ".join(names)
-    # an array has no jsonb of its own here: it comes as text
+    # jsonb comes as an array of text.
     given = ", ".join(f"{column.name}::jsonb" if isinstance(column.type, Json) else column.name for column in columns)
     arrays = ", ".join(f"${place}::{_array(column)}" for place, column in enumerate(columns, 1))
     return f"INSERT INTO {table.name} ({listed}) SELECT {given} FROM unnest({arrays}) AS given ({listed}) {conflict}"  # noqa: S608

@@ -1,4 +1,4 @@
-"""Kinds of columns, the same in meaning on SQLite and PostgreSQL."""
+"""Column types with the same meaning on SQLite and PostgreSQL."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -21,12 +21,12 @@ SQLModel.metadata.naming_convention = {
 
 
 def json_text(value: Any) -> str:
-    """A value as the JSON text that a database is given."""
+    """The JSON text of a value, as it is passed to the database."""
     return orjson.dumps(value).decode()
 
 
 def sqlite_time(moment: datetime) -> str:
-    """A time as the text that SQLite holds, 27 characters that sort as time does."""
+    """A time as the text that SQLite stores: 27 characters that sort chronologically."""
     if moment.tzinfo is not UTC:
         if moment.tzinfo is None:
             raise ValueError(f"a time without zone must not reach the database: {moment!r}")
@@ -35,7 +35,7 @@ def sqlite_time(moment: datetime) -> str:
 
 
 class UTCDateTime(TypeDecorator[datetime]):
-    """An aware UTC time: `timestamptz` on PostgreSQL, on SQLite text that sorts as time does."""
+    """An aware UTC time: `timestamptz` on PostgreSQL, on SQLite text that sorts chronologically."""
 
     impl = DateTime
     cache_ok = True
@@ -64,7 +64,7 @@ class UTCDateTime(TypeDecorator[datetime]):
 
 
 class Json(TypeDecorator[Any]):
-    """A JSON value: `jsonb` on PostgreSQL, text on SQLite. Text in it must be free of NUL (PostgreSQL has no place)."""
+    """A JSON value: `jsonb` on PostgreSQL, text on SQLite. It must not contain NUL, which PostgreSQL cannot store."""
 
     impl = Text
     cache_ok = True
@@ -101,5 +101,5 @@ def json_column(*, nullable: bool = True) -> Any:
 
 
 def only_where(condition: str) -> dict[str, Any]:
-    """What makes an index one of the rows alone that a condition holds for."""
+    """The options of a partial index, which has only the rows that meet a condition."""
     return {"sqlite_where": sql(condition), "postgresql_where": sql(condition)}

@@ -1,4 +1,4 @@
-"""The connection to the database: SQLite embedded, or PostgreSQL; the same Core statements for both."""
+"""Connections to the database, embedded SQLite or PostgreSQL, with the same SQLAlchemy Core statements for both."""
 
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -37,13 +37,13 @@ from receiver.storage.columns import json_text
 
 Result = TypeVar("Result")
 
-# Nobody waits longer for the database than this; a callback must be answered well within Bandwidth's ten seconds.
+# No statement waits longer for the database: a callback must be answered well within Bandwidth's ten seconds.
 STATEMENT_SECONDS: Final = 4.0
 
 _POSTGRESQL_SESSION: Final = {
     "application_name": "receiver",
     "timezone": "UTC",
-    # generic plans made while the tables were empty stay; they were seen to cost more than half of the rate
+    # Generic plans made while the tables were empty stay in use; they were seen to cost more than half of the rate.
     "plan_cache_mode": "force_custom_plan",
     "lock_timeout": f"{STATEMENT_SECONDS:.0f}s",
     "idle_in_transaction_session_timeout": "10s",
@@ -53,24 +53,24 @@ _POSTGRESQL_SESSION: Final = {
 }
 SQLITE_PRAGMAS: Final = (
     "PRAGMA journal_mode = WAL",
-    # NORMAL can lose what was acknowledged when the power goes
+    # NORMAL can lose acknowledged callbacks in a power failure.
     "PRAGMA synchronous = FULL",
     f"PRAGMA busy_timeout = {STATEMENT_SECONDS * 1000:.0f}",
     "PRAGMA foreign_keys = ON",
     "PRAGMA temp_store = MEMORY",
     "PRAGMA cache_size = -32768",
-    # in pages: at the default of 1000 every third commit under load was a checkpoint
+    # In pages: with the default of 1000, every third commit under load was a checkpoint.
     "PRAGMA wal_autocheckpoint = 8000",
 )
-# The number stands for "may append to the event log"; it is the same in every process.
+# The key of the advisory lock that permits appending to the event log; it is the same in every process.
 _LOG_LOCK: Final = 8243108420253738354
-# SQLSTATEs, or their classes, that speak of the server or of the moment and not of the data: connection, login,
-# database, grants, resources, locks, operator
-_PASSING_SQLSTATES: Final = ("08", "25", "28", "3D", "40", "42501", "53", "55", "57", "58", "XX")
+# SQLSTATEs, or their classes, of temporary faults of the server, not of the data: connection, login, database, grants,
+# resources, locks, operator.
+_TRANSIENT_SQLSTATES: Final = ("08", "25", "28", "3D", "40", "42501", "53", "55", "57", "58", "XX")
 
 
 def driver_url(url: str) -> URL:
-    """The URL with the async driver in it: `sqlite:///…` and `postgresql://…` are all that users need to write."""
+    """The URL with the async driver: users write only `sqlite:///…` or `postgresql://…`. Raises SettingsError."""
     try:
         parsed = make_url(url)
     except SQLAlchemyError as error:
@@ -80,7 +80,7 @@ def driver_url(url: str) -> URL:
             return parsed.set(drivername="sqlite+aiosqlite")
         case "sqlite":
             raise SettingsError(
-                "RECEIVER_DATABASE_URL: SQLite needs a file; what lives in memory is lost with the process",
+                "RECEIVER_DATABASE_URL: SQLite needs a file; a database in memory is lost with the process",
                 topic="settings",
             )
         case "postgresql":
@@ -92,7 +92,7 @@ def driver_url(url: str) -> URL:
 
 
 def _for_asyncpg(url: URL) -> URL:
-    """libpq's `sslmode` is what users write; asyncpg calls it `ssl`."""
+    """The URL for asyncpg: users write libpq's `sslmode`, which asyncpg calls `ssl`."""
     query = dict(url.query)
     if "sslmode" in query:
         query["ssl"] = query.pop("sslmode")
@@ -106,15 +106,15 @@ def is_sqlite(url: str) -> bool:
 def journal_file(file: Path) -> Path:
     """The journal's file of an SQLite database: `callbacks.db` beside `receiver.db`, else `name-callbacks.db`.
 
-    A file of its own has a write lock of its own: in one file with the processor's tables the acceptance rate was seen
-    to fall to a third, and its p99 to grow to 610 ms.
+    A separate file has its own write lock: in one file with the processor's tables the rate of accepted callbacks was
+    seen to fall to a third, and their p99 to rise to 610 ms.
     """
     name = "callbacks" if file.stem == "receiver" else f"{file.stem}-callbacks"
     return file.with_name(name + file.suffix)
 
 
 class Database:
-    """An engine and the few things that differ between SQLite and PostgreSQL."""
+    """The connections to one database, and the SQL that differs between SQLite and PostgreSQL."""
 
     def __init__(self, url: str, *, pool_size: int = 8) -> None:
         self.url = driver_url(url)
@@ -144,9 +144,9 @@ class Database:
 
     @asynccontextmanager
     async def appending(self) -> AsyncIterator[Transaction]:
-        """The transaction that may append to the event log and fold: the only one of its kind until it ends.
+        """The transaction that may append to the event log and fold; only one of them runs at a time.
 
-        Positions therefore become visible in rising order, and what it reads of a message nobody else changes.
+        Positions therefore become visible in rising order, and no other transaction changes the messages that it reads.
         """
         with unavailable():
             async with self._appender.transaction() as transaction:
@@ -154,7 +154,7 @@ class Database:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for statements that only read, the journal included; one snapshot of each file on SQLite."""
+        """A connection for statements that only read, also the journal. On SQLite it has one snapshot of each file."""
         with unavailable():
             async with self.engine.connect() as connection:
                 yield connection
@@ -179,9 +179,9 @@ class Database:
 
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction for changes of the schema: without a bound in time, on SQLite without foreign keys.
+        """A transaction for changes of the schema: without a time limit, and on SQLite without foreign keys.
 
-        SQLite changes keys by copying a table, which must not count as removing its rows.
+        SQLite changes keys by copying a table, and dropping the old one must not cascade to other tables.
         """
         engine = (
             _sqlite_engine(self.url, foreign_keys=False)
@@ -198,30 +198,30 @@ class Database:
             await engine.dispose()
 
     def driver_connection(self) -> "DriverConnection":
-        """A connection of PostgreSQL's driver, apart from the pool: who reads must not use up what a callback needs."""
+        """A connection of PostgreSQL's driver, outside of the pool, so that readers do not use it up for callbacks."""
         return DriverConnection(_postgresql_engine(self.url, 1))
 
     async def lock_log(self, connection: AsyncConnection) -> None:
-        """Keeps everybody from appending to the log until this transaction ends; SQLite's write lock already does."""
+        """Locks the event log against appends until this transaction ends; SQLite's write lock already does that."""
         if not self.is_sqlite:
             await connection.execute(sql(f"SELECT pg_advisory_xact_lock({_LOG_LOCK})"))
 
     def among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
-        """`column` is one of the texts in the parameter `name`, given by `self.texts`: one parameter, however many."""
+        """Whether `column` is one of the texts of the single parameter `name`, whose value `self.texts` makes."""
         if self.is_sqlite:
             return column.in_(select(self.listed(name).c.value))
         return column == func.any(bindparam(name, type_=postgresql.ARRAY(Text)))
 
     def listed(self, name: str) -> TableValuedAlias:
-        """The texts in the parameter `name`, given by `self.texts`, as rows with a column `value`."""
+        """The texts of the parameter `name`, whose value `self.texts` makes, as rows with a column `value`."""
         if self.is_sqlite:
             return func.json_each(bindparam(name, type_=Text)).table_valued("value")
         return func.unnest(bindparam(name, type_=postgresql.ARRAY(Text))).table_valued("value").render_derived()
 
     def for_each(self, name: str, find: Callable[[ColumnElement[str]], Select[Any]]) -> Subquery:
-        """What is found for each of the texts in the parameter `name`, given by `self.texts`: one search for each.
+        """The rows of `find` for each text of the parameter `name`, whose value `self.texts` makes.
 
-        Left to choose, a planner without statistics searches the whole table for all of them at once.
+        Each text is looked up on its own: without statistics, the planner would scan the whole table for all of them.
         """
         listed = self.listed(name)
         found = find(listed.c.value)
@@ -235,26 +235,26 @@ class Database:
         return json_text(listed) if self.is_sqlite else listed
 
     def insert(self, table: Any) -> Any:
-        """An INSERT that knows `on_conflict_do_update` and `on_conflict_do_nothing`."""
+        """An INSERT with `on_conflict_do_update` and `on_conflict_do_nothing`."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     def clock(self, plus: float = 0.0) -> ColumnElement[Any]:
-        """The database's clock, some seconds ahead: processes need not agree on the time."""
+        """The database's clock, `plus` seconds ahead. It is used because the clocks of processes may differ."""
         if self.is_sqlite:
-            # strftime knows milliseconds; the column's text has microseconds
+            # strftime gives milliseconds; the column's text has microseconds.
             return func.strftime("%Y-%m-%dT%H:%M:%f", "now", f"{plus:+.3f} seconds").concat("000Z")
         return func.clock_timestamp() + literal(timedelta(seconds=plus), Interval)
 
 
 class DriverConnection:
-    """One connection of PostgreSQL's driver, made when it is first used and made again when it was lost."""
+    """One connection of PostgreSQL's driver, opened at its first use and reopened after it was lost."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._pooled: AsyncConnection | None = None
 
     async def use(self, work: Callable[[Any], Awaitable[Result]]) -> Result:
-        """Works with the driver's connection; once more on a new one if the old one turns out to be closed."""
+        """Calls `work` with the driver's connection; if that turns out to be closed, once more with a new one."""
         was_open = self._pooled is not None
         try:
             return await self._once(work)
@@ -285,19 +285,19 @@ class DriverConnection:
 
 @contextmanager
 def unavailable() -> Iterator[None]:
-    """Turns "the database cannot now" into `StorageUnavailable`; what is wrong with the data passes through."""
+    """Turns temporary faults of the database into `StorageUnavailable`; errors of the data pass unchanged."""
     try:
         yield
     except _DATABASE_ERRORS as error:
-        if _is_passing(error):
-            raise StorageUnavailable(_in_the_drivers_words(error)) from error
+        if _is_transient(error):
+            raise StorageUnavailable(_driver_message(error)) from error
         raise
 
 
 def is_data_error(error: Exception) -> bool:
-    """Whether a driver refuses values for what they are, and would do so every time.
+    """Whether a driver refuses the values themselves, and would do so every time.
 
-    A key that is there already is none of these: it says that a sequence was set back or an index is damaged.
+    A duplicate key is not a data error: it means that a sequence was set back or an index is damaged.
     """
     error = getattr(error, "orig", None) or error
     if isinstance(error, sqlite3.IntegrityError):
@@ -309,17 +309,17 @@ def is_data_error(error: Exception) -> bool:
 
 
 _DATA_CONSTRAINTS: Final = ("SQLITE_CONSTRAINT_NOTNULL", "SQLITE_CONSTRAINT_CHECK", "SQLITE_CONSTRAINT_DATATYPE")
-# data exception; not null; check; program limit exceeded
+# Data exception; not null; check; program limit exceeded.
 _DATA_SQLSTATES: Final = ("22", "23502", "23514", "54")
 
 
-def _in_the_drivers_words(error: Exception) -> str:
-    """What the driver said, in one line: without SQLAlchemy's statement and link."""
-    said = getattr(error, "orig", None) or error
-    return str(said).partition("\n")[0] or type(said).__name__
+def _driver_message(error: Exception) -> str:
+    """The first line of the driver's error, without SQLAlchemy's statement and link."""
+    driver_error = getattr(error, "orig", None) or error
+    return str(driver_error).partition("\n")[0] or type(driver_error).__name__
 
 
-def _is_passing(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     if isinstance(error, _CONNECTION_ERRORS):
         return True
     if isinstance(error, DBAPIError) and (
@@ -327,7 +327,7 @@ def _is_passing(error: Exception) -> bool:
     ):
         return True
     sqlstate = getattr(getattr(error, "orig", error), "sqlstate", None)
-    return isinstance(sqlstate, str) and sqlstate.startswith(_PASSING_SQLSTATES)
+    return isinstance(sqlstate, str) and sqlstate.startswith(_TRANSIENT_SQLSTATES)
 
 
 _CONNECTION_ERRORS: Final = (
@@ -335,7 +335,7 @@ _CONNECTION_ERRORS: Final = (
     PoolTimeoutError,
     sqlite3.OperationalError,
     asyncpg.InterfaceError,
-    # what asyncpg may make of a server that ends the connection between two statements
+    # asyncpg may raise this if the server closes the connection between two statements.
     asyncpg.InternalClientError,
 )
 _DATABASE_ERRORS: Final = (*_CONNECTION_ERRORS, DBAPIError, sqlite3.Error, asyncpg.PostgresError)
@@ -359,7 +359,7 @@ def _postgresql_engine(url: URL, pool_size: int, *, bounded: bool = True) -> Asy
 
 
 def _sqlite_engine(url: URL, *, attached: Path | None = None, foreign_keys: bool = True) -> AsyncEngine:
-    """An engine for a file, with another one attached for reading as `journal`, where it is there."""
+    """An engine for a file; the file `attached`, if it exists, is attached for reading as `journal`."""
     engine = create_async_engine(
         url,
         pool_size=4,
@@ -370,7 +370,7 @@ def _sqlite_engine(url: URL, *, attached: Path | None = None, foreign_keys: bool
     )
 
     def prepare(connection: Any, _record: Any) -> None:
-        # BEGIN is ours: left alone, the driver begins late and without the write lock
+        # We send BEGIN ourselves: by default the driver begins late and without the write lock.
         connection.isolation_level = None
         cursor = connection.cursor()
         for pragma in SQLITE_PRAGMAS:
@@ -378,7 +378,7 @@ def _sqlite_engine(url: URL, *, attached: Path | None = None, foreign_keys: bool
         if not foreign_keys:
             cursor.execute("PRAGMA foreign_keys = OFF")
         if attached is not None and attached.exists():
-            # Read-only: a file that is attached for writing is locked by every BEGIN IMMEDIATE.
+            # Read-only: every BEGIN IMMEDIATE locks a file that is attached for writing.
             cursor.execute("ATTACH ? AS journal", (f"{attached.absolute().as_uri()}?mode=ro",))
         cursor.close()
 
@@ -389,7 +389,7 @@ def _sqlite_engine(url: URL, *, attached: Path | None = None, foreign_keys: bool
 
 
 def _open_existing(_dialect: Any, _record: Any, arguments: list[Any], _options: Any) -> None:
-    """Opens a file that is there: one that was removed must not come back empty because somebody looks."""
+    """Opens an existing file only: a connection must not create a removed file again, empty."""
     arguments[0] = f"{Path(arguments[0]).absolute().as_uri()}?mode=rw"
 
 
@@ -409,7 +409,7 @@ _SHOW: Final = sql(
 
 
 async def weaknesses(database: Database) -> list[str]:
-    """A line for each of the server's settings that is off and should not be; SQLite is told by us, so it has none."""
+    """A line for each durability setting of the PostgreSQL server that is off; on SQLite we set them ourselves."""
     if database.is_sqlite:
         return []
     async with database.reading() as connection:

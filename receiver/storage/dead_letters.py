@@ -1,4 +1,4 @@
-"""The dead letters: what a sink will not be given again by itself, to be looked at, made due again, or dropped."""
+"""The dead letters: events that are not published to a sink again by themselves. Lists, requeues and drops them."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -16,8 +16,8 @@ from receiver.storage.event_log import EVENTS
 from receiver.storage.retries import promote
 from receiver.storage.tables import DEAD_LETTERS, RETRIES
 
-_BITE: Final = 500
-# about as long as a bite takes: intake then has half of the database at least
+_BATCH: Final = 500
+# About as long as a batch takes, which leaves at least half of the database's time to the intake.
 _PAUSE_SECONDS: Final = 0.02
 
 _EVERY: Final = DeadLetterChoice()
@@ -25,7 +25,7 @@ _FIRST_PAGE: Final = DeadLetterQuery()
 
 
 async def find(database: Database, query: DeadLetterQuery = _FIRST_PAGE) -> Page[DeadLetterView]:
-    """A page of dead letters. Ids rise with the time of death, so they are the order."""
+    """A page of dead letters, ordered by id; ids rise with `died_at`."""
     async with database.reading() as connection:
         rows = (await connection.execute(statement(query))).all()
     return Page(items=[DeadLetterView(**row._mapping) for row in rows[: query.size]], more=len(rows) > query.size)
@@ -38,7 +38,7 @@ def statement(query: DeadLetterQuery) -> Any:
     if query.after is not None:
         conditions.append(DEAD_LETTERS.c.id > query.after if ascending else DEAD_LETTERS.c.id < query.after)
     is_about_few = query.choice.message_id is not None or query.choice.event_id is not None
-    # those of a message are quickly sorted; a planner would rather go through all of a sink, which are in order
+    # The few of a message or event are sorted quickly; `+ 0` stops the planner from scanning all of the sink in order.
     place = DEAD_LETTERS.c.id + 0 if is_about_few else DEAD_LETTERS.c.id
     return (
         select(*_SHOWN)
@@ -59,7 +59,7 @@ _SHOWN: Final = (
 
 
 async def count(database: Database, choice: DeadLetterChoice = _EVERY) -> int:
-    """How many dead letters there are of these; raises UnknownSink where they are those of one."""
+    """How many dead letters match; raises UnknownSink if `choice` names a sink that does not exist."""
     async with database.reading() as connection:
         if choice.sink is not None:
             await sinks.row_of(connection, choice.sink)
@@ -70,9 +70,9 @@ async def count(database: Database, choice: DeadLetterChoice = _EVERY) -> int:
 async def requeue(
     database: Database, sink: str, choice: DeadLetterChoice = _EVERY, *, now: datetime
 ) -> AsyncGenerator[int, None]:
-    """Makes dead letters of a sink due again, with a fresh schedule, and yields after each bite how many that were.
+    """Makes dead letters of a sink due again, with a new retry schedule, and yields the number of each batch.
 
-    What was done stays done; whoever has enough stops asking. Raises UnknownSink.
+    Each batch is committed; a caller stops by not asking for the next one. Raises UnknownSink.
     """
 
     async def act(connection: AsyncConnection, positions: Sequence[int]) -> None:
@@ -80,20 +80,20 @@ async def requeue(
         await connection.execute(_as_retries(database, chosen, now))
         await connection.execute(delete(DEAD_LETTERS).where(chosen))
 
-    async for number in _bites(database, sink, choice, act, now):
+    async for number in _batches(database, sink, choice, act, now):
         yield number
 
 
 async def drop(
     database: Database, sink: str, choice: DeadLetterChoice = _EVERY, *, now: datetime
 ) -> AsyncGenerator[int, None]:
-    """Gives dead letters of a sink up for good, as `requeue` makes them due; a lane that one of them held goes on."""
+    """Removes dead letters of a sink for good, in batches as `requeue`, and releases the ordering keys they hold."""
 
     async def act(connection: AsyncConnection, positions: Sequence[int]) -> None:
         await connection.execute(delete(RETRIES).where(_at(RETRIES, sink, positions)))
         await connection.execute(delete(DEAD_LETTERS).where(_at(DEAD_LETTERS, sink, positions)))
 
-    async for number in _bites(database, sink, choice, act, now):
+    async for number in _batches(database, sink, choice, act, now):
         yield number
 
 
@@ -108,25 +108,25 @@ class Action(Protocol):
 _Act = Callable[[AsyncConnection, Sequence[int]], Awaitable[None]]
 
 
-async def _bites(
+async def _batches(
     database: Database, sink: str, choice: DeadLetterChoice, act: _Act, now: datetime
 ) -> AsyncGenerator[int, None]:
-    """Acts in the order of the log on those there are at the start: one that dies again meanwhile is not met again."""
+    """Acts on the dead letters that exist at the start, in the order of the log; not on those that are added later."""
     async with database.reading() as connection:
         newest = await connection.scalar(select(func.max(DEAD_LETTERS.c.id))) or 0
     chosen = [DEAD_LETTERS.c.sink == sink, DEAD_LETTERS.c.id <= newest, *_conditions(choice)]
     place = 0
     while True:
-        rows = await _bite(database, sink, [*chosen, DEAD_LETTERS.c.position > place], act, now)
+        rows = await _batch(database, sink, [*chosen, DEAD_LETTERS.c.position > place], act, now)
         if rows:
             yield len(rows)
-        if len(rows) < _BITE:
+        if len(rows) < _BATCH:
             return
         place = rows[-1].position
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
-async def _bite(
+async def _batch(
     database: Database, sink: str, chosen: Sequence[ColumnElement[bool]], act: _Act, now: datetime
 ) -> Sequence[Row[Any]]:
     found = (
@@ -134,11 +134,11 @@ async def _bite(
     )
     async with database.writing() as connection:
         await sinks.lock_row(connection, sink)
-        rows = (await connection.execute(found.limit(_BITE))).all()
+        rows = (await connection.execute(found.limit(_BATCH))).all()
         if rows:
             ordering_keys = sorted({row.ordering_key for row in rows})
             await act(connection, [row.position for row in rows])
-            await _unseat(database, connection, sink, ordering_keys)
+            await _park_heads(database, connection, sink, ordering_keys)
             await promote(database, connection, sink, ordering_keys, now)
     return rows
 
@@ -163,7 +163,7 @@ def _conditions(choice: DeadLetterChoice) -> list[ColumnElement[bool]]:
 
 
 def _is_of_message(message_id: str) -> ColumnElement[bool]:
-    # not by the columns that the list joins: this way the log's index is always the way in
+    # A subquery instead of the joined columns: the search then always begins with the log's index on the message.
     of_it: ColumnElement[bool] = DEAD_LETTERS.c.position.in_(
         select(EVENTS.c.position).where(EVENTS.c.message_id == message_id)
     )
@@ -178,7 +178,7 @@ _COPIED: Final = ("sink", "position", "ordering_key", "state", "attempts", "due_
 
 
 def _as_retries(database: Database, chosen: ColumnElement[bool], now: datetime) -> Any:
-    """Also for one that is among the retries still, where it held its lane: its schedule begins anew."""
+    """Inserts dead letters as retries; one that still has a retry, because it holds its ordering key, replaces it."""
     letters = select(
         DEAD_LETTERS.c.sink,
         DEAD_LETTERS.c.position,
@@ -190,13 +190,14 @@ def _as_retries(database: Database, chosen: ColumnElement[bool], now: datetime) 
         literal("requeued"),
     ).where(chosen)
     insert = database.insert(RETRIES).from_select(_COPIED, letters)
-    anew = {name: insert.excluded[name] for name in ("state", "attempts", "due_at", "first_at", "reason")}
-    return insert.on_conflict_do_update(index_elements=["sink", "position"], set_=anew)
+    replaced = {name: insert.excluded[name] for name in ("state", "attempts", "due_at", "first_at", "reason")}
+    return insert.on_conflict_do_update(index_elements=["sink", "position"], set_=replaced)
 
 
-async def _unseat(database: Database, connection: AsyncConnection, sink: str, ordering_keys: Sequence[str]) -> None:
-    """Takes the lanes' heads down, for an earlier event may have come back before them."""
-    heads = and_(RETRIES.c.sink == sink, RETRIES.c.state != "parked", database.among(RETRIES.c.ordering_key, "lanes"))
+async def _park_heads(database: Database, connection: AsyncConnection, sink: str, ordering_keys: Sequence[str]) -> None:
+    """Parks the heads of ordering keys, because a requeued event may be earlier than the head."""
+    of_keys = database.among(RETRIES.c.ordering_key, "ordering_keys")
+    heads = and_(RETRIES.c.sink == sink, RETRIES.c.state != "parked", of_keys)
     await connection.execute(
-        update(RETRIES).where(heads).values(state="parked"), {"lanes": database.texts(ordering_keys)}
+        update(RETRIES).where(heads).values(state="parked"), {"ordering_keys": database.texts(ordering_keys)}
     )

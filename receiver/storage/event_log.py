@@ -30,7 +30,7 @@ from receiver.storage.tables import EventRow, MessageRow
 EVENTS: Final[Any] = EventRow.__table__  # type: ignore[attr-defined]
 MESSAGES: Final[Any] = MessageRow.__table__  # type: ignore[attr-defined]
 
-# no index knows when events were received: the log is searched in parts, each of them quick
+# No index has the time of receipt, so the log is searched in parts, each of which is quick.
 _SEARCHED_AT_ONCE: Final = 50_000
 
 _OF_MESSAGE: Final = (*PLAIN_FIELDS, "recipients", "text", "media")
@@ -43,10 +43,10 @@ def append(entries: Sequence[Appended], spelling: Spelling) -> InsertMany:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventsOfMessages:
-    """The events that the log holds of messages, in its order.
+    """The stored events of messages, in the order of the log.
 
-    `full` are messages with as many events as a message is folded for, which were not read: by event id the callbacks
-    of those that were looked for. `left_out`, if any, are messages for which there was no room.
+    `full` are messages that have `MAX_EVENTS` events, which were not read; for each, it maps the wanted event ids that
+    are in the log to their callbacks. `left_out` are messages that did not fit into the limit.
     """
 
     events: Mapping[MessageKey, Sequence[Event]]
@@ -61,9 +61,9 @@ async def of_messages(
     limit: int,
     needed: Collection[MessageKey],
 ) -> EventsOfMessages:
-    """The events of messages, given with the ids of the events that are about to be folded into them.
+    """The stored events of messages; `wanted` has for each message the ids of the events to be folded into it.
 
-    At most about `limit` events are read, besides those of the messages in `needed`, which are always read.
+    Reads at most about `limit` events, in addition to those of the messages in `needed`, which it always reads.
     """
     ids = {key[2] for key in wanted}
     rows = await transaction.select(_EVENT_COLUMNS, _OF_MESSAGES, ids, limit=limit + 1)
@@ -78,7 +78,7 @@ async def _of_large_messages(
     room: int,
     needed: Collection[MessageKey],
 ) -> EventsOfMessages:
-    """As `of_messages`, where a message counts first and is read only if there is room for it."""
+    """As `of_messages`, but counts the events of each message first and reads them only if they fit."""
     events: dict[MessageKey, Sequence[Event]] = {}
     full: dict[MessageKey, Mapping[str, str]] = {}
     left_out: set[MessageKey] = set()
@@ -96,7 +96,7 @@ async def _of_large_messages(
 
 
 async def _known_ids(transaction: Transaction, key: MessageKey, event_ids: Sequence[str]) -> dict[str, str]:
-    """Of events of one message those that the log holds, with the callbacks that brought them."""
+    """The ids of one message's events that the log has, with their callbacks."""
     found = await transaction.select(_IDS, f"id {{among}} AND {_OF_MESSAGE_KEY}", set(event_ids), *_sql_key(key))
     return {row.id: row.callback_id for row in found}
 
@@ -138,13 +138,13 @@ _ENTRIES: Final = select(EVENTS, *(MESSAGES.c[name].label(f"message_{name}") for
 
 
 async def read_after(connection: AsyncConnection, position: int, limit: int) -> list[LogEntry]:
-    """The next entries after a position, with their messages' facts."""
+    """The next entries after a position, with the fields of their messages."""
     statement = _ENTRIES.where(EVENTS.c.position > position).order_by(EVENTS.c.position).limit(limit)
     return [_entry(row) for row in await connection.execute(statement)]
 
 
 async def read_at(connection: AsyncConnection, positions: Sequence[int]) -> list[LogEntry]:
-    """The entries at given positions, in rising order; those that are pruned are left out."""
+    """The entries at given positions, in rising order, without those that are pruned."""
     statement = _ENTRIES.where(EVENTS.c.position.in_(positions)).order_by(EVENTS.c.position)
     return [_entry(row) for row in await connection.execute(statement)]
 
@@ -152,7 +152,7 @@ async def read_at(connection: AsyncConnection, positions: Sequence[int]) -> list
 async def later_of_messages(
     database: Database, connection: AsyncConnection, message_ids: Iterable[str], after: int
 ) -> list[LogEntry]:
-    """The entries of messages after a position, in rising order; a message id may be that of two generations."""
+    """The entries after a position of all messages with these ids, in rising order; messages may share an id."""
     found = database.for_each("message_ids", lambda message_id: _positions_of(message_id, after))
     texts = database.texts(sorted(set(message_ids)))
     positions = (await connection.scalars(select(found.c.position), {"message_ids": texts})).all()
@@ -160,7 +160,7 @@ async def later_of_messages(
 
 
 def _positions_of(message_id: ColumnElement[str], after: int) -> Select[Any]:
-    # by the message: what comes after a position may be most of the log
+    # `+ 0` makes the planner use the index on the message: the part after a position may be most of the log.
     return select(EVENTS.c.position).where(EVENTS.c.message_id == message_id, EVENTS.c.position + 0 > after)
 
 
@@ -171,18 +171,18 @@ async def bounds(connection: AsyncConnection) -> tuple[int, int]:
 
 
 async def first(connection: AsyncConnection, which: ColumnElement[bool]) -> Row[Any] | None:
-    """Position and time of receipt of the first such event that is kept."""
+    """Position and time of receipt of the first stored event that meets a condition."""
     found = select(EVENTS.c.position, EVENTS.c.received_at).where(which).order_by(EVENTS.c.position).limit(1)
     return (await connection.execute(found)).one_or_none()
 
 
 def within(after: int, until: int) -> ColumnElement[bool]:
-    """The part of the log after one position, up to and with another."""
+    """The condition for the part of the log after one position, up to and including another."""
     return and_(EVENTS.c.position > after, EVENTS.c.position <= until)
 
 
 async def position_before(database: Database, moment: datetime) -> int:
-    """The position before the first event that was received at a moment or later; the log's end if there is none."""
+    """The position before the first event received at a time or later; the end of the log if there is none."""
     place, end = 0, 1
     while place < end:
         async with database.reading() as connection:
@@ -199,7 +199,7 @@ async def position_before(database: Database, moment: datetime) -> int:
 
 
 async def count(database: Database, after: int, until: int) -> int:
-    """How many events are kept in a part of the log, counted piece by piece: no statement may take long."""
+    """How many events a part of the log has, counted in pieces so that no statement takes long."""
     number, place = 0, after
     while place < until:
         async with database.reading() as connection:
@@ -213,14 +213,14 @@ async def count(database: Database, after: int, until: int) -> int:
     return number
 
 
-# asked for both at once, SQLite goes through the whole log
+# Two subqueries: SQLite scans the whole log for min and max in a single SELECT.
 _BOUNDS: Final = select(
     select(func.min(EVENTS.c.position)).scalar_subquery(), select(func.max(EVENTS.c.position)).scalar_subquery()
 )
 
 
 class _Stored(msgspec.Struct, omit_defaults=True, gc=False):
-    """The column `facts`: what an event tells besides the columns; what is absent stays out."""
+    """The column `facts`: the fields of an event that have no column of their own; absent fields are omitted."""
 
     sender: str | None = None
     owner: str | None = None
@@ -245,7 +245,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 def event_of(row: Row[Any]) -> Event:
-    """The event a row of the log holds; its text and media are with the message."""
+    """The event of a row of the log; its text and media are stored with the message."""
     stored = msgspec.convert(row.facts, _Stored)
     return Event(
         id=row.id,
@@ -264,14 +264,14 @@ def event_of(row: Row[Any]) -> Event:
         delivery_state=stored.delivery_state,
         contradicted=stored.contradicted,
         tag_verdict=TagVerdict(row.tag_verdict),
-        facts=_facts(stored),
+        fields=_fields(stored),
         received_at=row.received_at,
         route=row.route,
         callback_id=row.callback_id,
     )
 
 
-def _facts(stored: _Stored) -> MessageFields:
+def _fields(stored: _Stored) -> MessageFields:
     return MessageFields(
         sender=stored.sender,
         recipients=stored.recipients,
@@ -289,22 +289,22 @@ def _facts(stored: _Stored) -> MessageFields:
 
 
 def _stored(event: Event) -> str:
-    """The JSON of what an event tells besides the columns."""
-    facts = event.facts
+    """The JSON for the column `facts`."""
+    fields = event.fields
     return _encode(
         _Stored(
-            sender=facts.sender,
-            owner=facts.owner,
-            application_id=facts.application_id,
-            tag=facts.tag,
-            segment_count=facts.segment_count,
-            channel=facts.channel,
-            carrier_name=facts.carrier_name,
-            priority=facts.priority,
-            recipients=facts.recipients,
-            has_text=facts.has_text,
-            has_media=facts.has_media,
-            created_at=_time_text(facts.created_at),
+            sender=fields.sender,
+            owner=fields.owner,
+            application_id=fields.application_id,
+            tag=fields.tag,
+            segment_count=fields.segment_count,
+            channel=fields.channel,
+            carrier_name=fields.carrier_name,
+            priority=fields.priority,
+            recipients=fields.recipients,
+            has_text=fields.has_text,
+            has_media=fields.has_media,
+            created_at=_time_text(fields.created_at),
             read_at=_time_text(event.read_at),
             failure=event.failure,
             state=event.state,
@@ -382,16 +382,16 @@ def _time_text(time: datetime | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class LogBounds:
-    """The oldest position kept (None: none is) and the last one given away (0: none was)."""
+    """The oldest stored position (None: the log is empty) and the last one ever assigned (0: none was)."""
 
     oldest: int | None
     last: int
 
 
 async def pull(database: Database, after: int, limit: int) -> tuple[list[LogEntry], LogBounds]:
-    """The next entries after a position, and the span of the log, looked at after them.
+    """The next entries after a position, and then the bounds of the log.
 
-    In this order: what retention removes in between is seen to be missing, and not skipped.
+    The order matters: events that retention removes in between show as missing instead of being skipped silently.
     """
     async with database.reading() as connection:
         entries = await read_after(connection, after, limit)
@@ -402,12 +402,12 @@ async def _log_bounds(database: Database, connection: AsyncConnection) -> LogBou
     oldest, newest = await bounds(connection)
     if oldest:
         return LogBounds(oldest, newest)
-    given = await connection.scalar(_SQLITE_GIVEN if database.is_sqlite else _POSTGRESQL_GIVEN)
-    return LogBounds(None, given or 0)
+    last = await connection.scalar(_SQLITE_LAST if database.is_sqlite else _POSTGRESQL_LAST)
+    return LogBounds(None, last or 0)
 
 
-# what was given away is remembered also when retention has emptied the log
-_SQLITE_GIVEN: Final = sql("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
-_POSTGRESQL_GIVEN: Final = sql(
+# The last assigned position is known also after retention has emptied the log.
+_SQLITE_LAST: Final = sql("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
+_POSTGRESQL_LAST: Final = sql(
     "SELECT pg_sequence_last_value(CAST(pg_get_serial_sequence('events', 'position') AS regclass))"
 )

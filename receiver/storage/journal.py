@@ -1,6 +1,6 @@
-"""The journal's table: appended by the web process, processed and shortened by the worker, listed for people.
+"""The journal: appended to by the web process, processed and pruned by the worker, and listed for people.
 
-SQLite has a file of its own for it, PostgreSQL a table, with a narrow table beside it of what is not processed yet.
+On SQLite it is a file of its own, on PostgreSQL a table, with a narrow table beside it for the pending callbacks.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ QUARANTINE: Final[Any] = QuarantineRow.__table__  # type: ignore[attr-defined]
 
 _COLUMNS: Final = ("id", "received_at", "api", "route", "method", "remote", "query", "headers", "body")
 _MAX_REMOTE: Final = 100
-# A probe is inserted and removed in one transaction, so no reader ever sees it.
+# A probe is inserted and removed in one transaction, so readers never see it.
 _PROBE_ID: Final = "probe"
 
 Row = tuple[Any, ...]
@@ -65,15 +65,15 @@ class JournalWriter(Protocol):
     """Appends callbacks and returns once they are on disk."""
 
     async def append(self, callbacks: Sequence[Callback]) -> int:
-        """Appends in one transaction and returns how many are new; one whose id is there already is left alone.
+        """Appends in one transaction and returns how many callbacks are new; known ids are skipped.
 
-        Raises StorageUnavailable, and appends nothing, whatever the database's error is: raw bytes give it no reason
-        to refuse one callback.
+        Any error of the database raises StorageUnavailable and appends nothing: raw bytes give the database no reason
+        to refuse a single callback.
         """
         ...
 
     async def probe(self) -> None:
-        """Does what `append` does with a callback, and takes it back; raises StorageUnavailable where that fails."""
+        """Appends and removes a callback as `append` does; raises StorageUnavailable if that fails."""
         ...
 
     async def close(self) -> None: ...
@@ -86,7 +86,7 @@ def journal_writer(database: Database) -> JournalWriter:
 def _row(callback: Callback, received_at: Any) -> Row:
     headers = json_text(callback.headers)
     if "\\u0000" in headers:
-        # PostgreSQL has no place for NUL, in JSON neither
+        # PostgreSQL cannot store NUL, in JSON neither.
         headers = json_text({_storable(name): _storable(value) for name, value in callback.headers.items()})
     return (
         callback.id,
@@ -159,9 +159,9 @@ class _SqliteWriter:
             raise
 
     def _begun(self) -> sqlite3.Connection:
-        """The connection, to the file that has the name now, in a transaction with the write lock."""
+        """The connection to the file, in a transaction with the write lock; raises FileReplaced if the file changed."""
         if self._connection is None:
-            # `rw`: a file that was removed must not be made again, empty, by somebody who only wants to append
+            # `rw`: an append must not create a removed file again, empty.
             uri = f"{self._file.absolute().as_uri()}?mode=rw"
             connection = sqlite3.connect(uri, uri=True, isolation_level=None)
             self._connection, self._opened = prepared(connection, SQLITE_PRAGMAS), OpenFile(self._file)
@@ -192,11 +192,11 @@ _REMOVE_PROBE: Final = "DELETE FROM callbacks WHERE id = ?"
 
 
 class _PostgresqlWriter:
-    """Appends by one statement, which is its own transaction: one way to the server and back for a whole group."""
+    """Appends by one statement, which is a transaction by itself: one round trip to the server for a whole group."""
 
     def __init__(self, database: Database) -> None:
         self._connection = database.driver_connection()
-        # a name of its own: a process that froze in the middle of its probe must not hold up those of others
+        # An id of its own: a process that freezes during its probe must not block the probes of others.
         probe = f"probe-{secrets.token_hex(8)}"
         self._probe_statement = _PROBE.format(id=probe)
 
@@ -204,7 +204,7 @@ class _PostgresqlWriter:
         if not callbacks:
             return 0
         rows = [_row(callback, callback.received_at) for callback in callbacks]
-        # safe to send twice: what the first one committed, the second one finds
+        # The statement may be sent twice: the second one skips what the first one committed.
         return int(await self._use(lambda driver: driver.fetchval(_APPEND, *zip(*rows, strict=True))))
 
     async def probe(self) -> None:
@@ -225,7 +225,7 @@ _APPEND: Final = (
     "noted AS (INSERT INTO pending_callbacks (sequence) SELECT sequence FROM added) "
     "SELECT count(*) FROM added"
 )
-# Statements that are sent as one are one transaction.
+# Statements that are sent together are one transaction.
 _PROBE: Final = """
 WITH added AS (
     INSERT INTO callbacks (id, received_at, api, route, method, query, headers, body)
@@ -237,22 +237,22 @@ DELETE FROM callbacks WHERE id = '{id}'
 """
 
 
-# --- reading what is pending ---
+# --- reading pending callbacks ---
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A callback of the journal that is to be processed. Its headers and its sender's address play no part in that."""
+    """A pending callback of the journal, without headers and remote address, which processing does not need."""
 
     sequence: int
     callback: Callback
 
 
 class JournalReader(Protocol):
-    """Reads what is pending, oldest first, over a connection of its own."""
+    """Reads the pending callbacks, oldest first, over a connection of its own."""
 
     async def after(self, sequence: int, *, limit: int, max_bytes: int) -> list[Entry]:
-        """The pending callbacks behind a sequence: at most `limit`, and few enough that they hold about `max_bytes`."""
+        """The pending callbacks after a sequence: at most `limit`, with bodies of about `max_bytes` in total."""
         ...
 
     async def close(self) -> None: ...
@@ -295,7 +295,7 @@ class _SqliteReader:
                 f"{self._file.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None
             )
         entries: list[Entry] = []
-        # row by row: a body may have a megabyte
+        # Row by row: a body may have a megabyte.
         for row in self._connection.execute(_PENDING_OF_FILE, (sequence, limit)):
             entries.append(_entry(row, datetime.fromisoformat(row[2])))
             max_bytes -= len(row[7])
@@ -314,10 +314,10 @@ _PENDING_OF_FILE: Final = f"SELECT {_READ} FROM callbacks AS c WHERE c.sequence 
 
 
 class _PostgresqlReader:
-    """A larger sequence may be committed first, so now and then it looks from the beginning.
+    """Reads from the beginning once a second, because a larger sequence may be committed first.
 
-    Always to do so would be slow beside a long transaction elsewhere in the cluster, which keeps every entry that was
-    removed from the index readable.
+    Doing so every time would be slow during a long transaction elsewhere in the cluster, which prevents the removed
+    entries from leaving the index.
     """
 
     def __init__(self, database: Database) -> None:
@@ -350,8 +350,8 @@ class _PostgresqlReader:
 
 
 _WHOLE_SECONDS: Final = 1.0
-# LATERAL and OFFSET 0: one search for each row. A planner without statistics joins with the whole journal, which made
-# every batch wait for more than a second. octet_length reads no body that PostgreSQL stores apart from its row.
+# LATERAL and OFFSET 0: one search for each row. Without statistics the planner joins with the whole journal, which made
+# every batch wait for more than a second. octet_length does not read bodies that PostgreSQL stores outside of the row.
 _SIZES: Final = (
     "SELECT p.sequence, c.size FROM "
     "(SELECT sequence FROM pending_callbacks WHERE sequence > $1 ORDER BY sequence LIMIT $2) AS p CROSS JOIN LATERAL "
@@ -363,11 +363,11 @@ _PENDING_OF_TABLE: Final = (
 )
 
 
-# --- how far it is processed ---
+# --- progress ---
 
 
 async def pending(database: Database, connection: AsyncConnection, *, until: int | None = None) -> int:
-    """How many callbacks up to a sequence (None: all) wait to be processed; counted no further than `COUNTED`."""
+    """How many callbacks up to a sequence (None: all) are pending; the count stops at `COUNTED`."""
     waiting = is_pending(database)
     if until is not None:
         column = CALLBACKS.c.sequence if database.is_sqlite else PENDING.c.sequence
@@ -381,7 +381,7 @@ COUNTED: Final = 100_000
 
 
 def is_pending(database: Database) -> ColumnElement[bool]:
-    """Whether a row of the journal (SQLite) or of `pending_callbacks` (PostgreSQL) is yet to be processed."""
+    """Whether a row of the journal (SQLite) or of `pending_callbacks` (PostgreSQL) is pending."""
     if not database.is_sqlite:
         return true()
     behind: ColumnElement[bool] = CALLBACKS.c.sequence > select(PROCESSOR.c.cursor).scalar_subquery()
@@ -394,19 +394,19 @@ _PAGE_CALLBACKS: Final = 100
 _PAGE_BYTES: Final = 4 * 1024 * 1024
 _LISTED: Final = ("id", "received_at", "api", "route", "method", "remote")
 _EVENTS: Final[Any] = EventRow.__table__  # type: ignore[attr-defined]
-# The rows of a callback's page are looked up behind this name: `callbacks` itself may be what the page is taken from.
+# An alias for look-ups by id: the statement of a page may select from `callbacks` itself.
 _ROW: Final[Any] = CALLBACKS.alias("journal_row")
 
 
 async def find(database: Database, query: CallbackQuery) -> Page[CallbackView]:
-    """The callbacks that a query asks for. Ids rise with the time of receipt, so they are the order."""
+    """A page of the callbacks that match a query, ordered by id; ids rise with the time of receipt."""
     async with database.reading() as connection:
         rows = list(await connection.execute(page_statement(database, query)))
     return Page(items=[CallbackView(**_listed(row)) for row in rows[: query.size]], more=len(rows) > query.size)
 
 
 async def one(database: Database, callback_id: str) -> WholeCallback | None:
-    """A callback as it came, with the elements of it that are quarantined; None if the journal does not have it."""
+    """A callback in full, with its quarantined elements; None if the journal does not have it."""
     columns = [*_listed_columns(database), *(CALLBACKS.c[name] for name in ("query", "headers", "body"))]
     elements = select(QUARANTINE).where(QUARANTINE.c.callback_id == callback_id).order_by(QUARANTINE.c.element)
     async with database.reading() as connection:
@@ -418,7 +418,7 @@ async def one(database: Database, callback_id: str) -> WholeCallback | None:
 
 
 async def by_ids(database: Database, ids: Sequence[str]) -> list[CallbackView]:
-    """The callbacks with these ids, in the order of the ids; one that the journal does not have is left out."""
+    """The callbacks with these ids, in the order of the ids; unknown ids are skipped."""
     statement = select(*_listed_columns(database)).where(database.among(CALLBACKS.c.id, "ids"))
     async with database.reading() as connection:
         rows = {row.id: row for row in await connection.execute(statement, {"ids": database.texts(ids)})}
@@ -426,13 +426,13 @@ async def by_ids(database: Database, ids: Sequence[str]) -> list[CallbackView]:
 
 
 async def with_ids(database: Database, ids: Sequence[str]) -> list[Callback]:
-    """The callbacks with these ids as they came, oldest first; one that the journal does not have is left out."""
+    """The callbacks with these ids in full, oldest first; unknown ids are skipped."""
     async with database.reading() as connection:
         return await _whole(database, connection, ids)
 
 
 async def pages_with_ids(database: Database, ids: Sequence[str]) -> AsyncIterator[list[Callback]]:
-    """As `with_ids`, a page at a time; a page has few enough callbacks that their bodies fit into memory."""
+    """As `with_ids`, one page at a time; the bodies of a page have about 4 MiB at most, or are a single one."""
     listed = sorted(set(ids))
     while listed:
         async with database.reading() as connection:
@@ -443,14 +443,14 @@ async def pages_with_ids(database: Database, ids: Sequence[str]) -> AsyncIterato
             chosen = _that_fit(sized)
             page = await _whole(database, connection, chosen)
         yield page
-        # what is not in the journal is passed over
+        # Ids that the journal does not have are skipped.
         listed = [id_ for id_ in listed if id_ > chosen[-1]] if chosen else listed[_PAGE_CALLBACKS:]
 
 
 async def pages(database: Database, query: CallbackQuery) -> AsyncIterator[list[Callback]]:
-    """All callbacks that a query asks for as they came, oldest first, a page at a time.
+    """All callbacks that match a query, in full, oldest first, one page at a time.
 
-    Nothing is held open between two pages. The query's own order, place and size play no part.
+    No transaction stays open between two pages. The order, place and size of the query are ignored.
     """
     place = replace(query, order=SortOrder.ASC, after=None, skip=0, size=_PAGE_CALLBACKS)
     while page := await _page(database, place):
@@ -466,13 +466,13 @@ async def _page(database: Database, query: CallbackQuery) -> list[Callback]:
 
 
 def _sized(database: Database) -> Select[Any]:
-    # octet_length reads no body that PostgreSQL stores apart from its row
+    # octet_length does not read bodies that PostgreSQL stores outside of the row.
     length = func.length if database.is_sqlite else func.octet_length
     return select(CALLBACKS.c.id, length(CALLBACKS.c.body)).order_by(CALLBACKS.c.id)
 
 
 def _that_fit(sized: Iterable[Any]) -> list[str]:
-    """The first ids whose bodies have about as many bytes as a page may have; at least one."""
+    """The first ids whose bodies fit into a page of `_PAGE_BYTES` (about); at least one."""
     ids: list[str] = []
     room = _PAGE_BYTES
     for id_, size in sized:
@@ -501,20 +501,20 @@ def _is_one_of(database: Database, ids: Subquery) -> ColumnElement[bool]:
     found = select(ids.c.id)
     if database.is_sqlite:
         return CALLBACKS.c.id.in_(found)  # type: ignore[no-any-return]
-    # As an array they are looked up one by one; joined, they were seen to be hashed and the whole journal read.
+    # With an array each id is looked up; with a join, PostgreSQL was seen to hash the ids and scan the whole journal.
     return CALLBACKS.c.id == func.any(func.array(found.scalar_subquery()))  # type: ignore[no-any-return]
 
 
 def first_id(moment: datetime) -> str:
-    """What comes before the id of every callback received from then on: ids begin with microseconds since 1970."""
+    """The smallest possible id of a callback received at a time: ids begin with microseconds since 1970."""
     return f"{max(0, round(moment.timestamp() * 1_000_000)):014x}"
 
 
 def _ids(database: Database, query: CallbackQuery) -> Select[Any]:
-    """The ids that a query asks for, in its order, as the column `id`.
+    """The ids of the callbacks that match a query, in its order, as the column `id`.
 
-    Each filter has a table of its own that it is searched in. What else must hold of a callback is asked by scalar
-    subqueries, which no planner turns into a search through the whole journal.
+    The most selective filter decides which table is searched. The other conditions are scalar subqueries, which no
+    planner turns into a scan of the whole journal.
     """
     if query.message_id is not None:
         return _ids_of_message(database, query)
@@ -537,7 +537,7 @@ def _ids_of_message(database: Database, query: CallbackQuery) -> Select[Any]:
 
 
 def _of_outcome(database: Database, query: CallbackQuery, callback_id: ColumnElement[str]) -> list[ColumnElement[bool]]:
-    """What holds of a callback of the journal that has the outcome and the reason of a query."""
+    """The conditions for a callback of the journal with the outcome and the reason of a query."""
     if query.outcome == "pending":
         return [_is_in_journal(database, callback_id, waiting=True), *([false()] if query.reason else [])]
     if query.outcome == "accepted":
@@ -560,18 +560,18 @@ def _quarantined_ids(database: Database, query: CallbackQuery) -> Select[Any]:
 
 def _pending_ids(database: Database, query: CallbackQuery) -> Select[Any]:
     if database.is_sqlite:
-        # The plus keeps SQLite from walking the whole journal by id for the few that are pending.
+        # The plus prevents SQLite from scanning the whole journal by id for the few pending callbacks.
         callback_id = literal_column("+callbacks.id", Text)
         conditions = [_is_waiting(database, CALLBACKS.c.sequence), *_of_place(query, callback_id)]
         return select(CALLBACKS.c.id).where(*conditions).order_by(_in_order(query, callback_id))
     row = select(CALLBACKS.c.id).where(CALLBACKS.c.sequence == PENDING.c.sequence, *_of_place(query, CALLBACKS.c.id))
-    # OFFSET keeps the planner from looking through the journal for those that are pending
+    # OFFSET prevents the planner from scanning the journal for the pending callbacks.
     each = row.correlate(PENDING).offset(0).lateral("each_row")
     return select(each.c.id).join_from(PENDING, each, true()).order_by(_in_order(query, each.c.id))
 
 
 def _is_waiting(database: Database, sequence: ColumnElement[int]) -> ColumnElement[bool]:
-    """Whether the row of the journal with this sequence is yet to be processed."""
+    """Whether the row of the journal with this sequence is pending."""
     if database.is_sqlite:
         return sequence > select(PROCESSOR.c.cursor).scalar_subquery()
     found = select(PENDING.c.sequence).where(PENDING.c.sequence == sequence).limit(1)
@@ -581,7 +581,7 @@ def _is_waiting(database: Database, sequence: ColumnElement[int]) -> ColumnEleme
 def _is_in_journal(
     database: Database, callback_id: ColumnElement[str], *, waiting: bool | None = None
 ) -> ColumnElement[bool]:
-    """Whether the journal has this callback, waiting to be processed or not (None: either)."""
+    """Whether the journal has this callback, pending or processed (None: either)."""
     found = select(_ROW.c.id).where(_ROW.c.id == callback_id).limit(1)
     if waiting is not None:
         is_waiting = _is_waiting(database, _ROW.c.sequence)
@@ -590,7 +590,7 @@ def _is_in_journal(
 
 
 def _is_quarantined(callback_id: ColumnElement[str], reason: str | None = None) -> ColumnElement[bool]:
-    """Whether an element of this callback is quarantined, for this reason (None: for any)."""
+    """Whether an element of this callback is quarantined for this reason (None: for any reason)."""
     found = select(QUARANTINE.c.element).where(QUARANTINE.c.callback_id == callback_id).limit(1)
     if reason is not None:
         found = found.where(QUARANTINE.c.reason == reason)
@@ -614,7 +614,7 @@ def _in_order(query: CallbackQuery, column: ColumnElement[Any]) -> UnaryExpressi
 
 
 def _listed_columns(database: Database) -> list[ColumnElement[Any]]:
-    """The columns of a list, whether the callback is pending, and what its first quarantined element says."""
+    """The columns of a list: the callback's own, whether it is pending, and reason and time of its first element."""
     first = select(QUARANTINE).where(QUARANTINE.c.callback_id == CALLBACKS.c.id).order_by(QUARANTINE.c.element).limit(1)
     return [
         *(CALLBACKS.c[name] for name in _LISTED),
@@ -645,6 +645,6 @@ def _callback(row: SqlRow[Any]) -> Callback:
 
 
 async def remove(database: Database, ids: Sequence[str]) -> None:
-    """Removes callbacks from the journal. Keep the list short: on SQLite callbacks wait for it."""
+    """Removes callbacks from the journal. Keep the list short: on SQLite new callbacks wait for it."""
     async with database.writing_journal() as connection:
         await connection.execute(delete(CALLBACKS).where(CALLBACKS.c.id.in_(ids)))

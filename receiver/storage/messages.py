@@ -23,8 +23,8 @@ from receiver.storage.tables import TAG_START_CHARACTERS, DeliveryRow, MessageRo
 MESSAGES: Final[Any] = MessageRow.__table__  # type: ignore[attr-defined]
 DELIVERIES: Final[Any] = DeliveryRow.__table__  # type: ignore[attr-defined]
 
-# Kept where the first event that brought them is already in: the log does not hold them, so they come as null then.
-_KEPT: Final = ("text", "media")
+# The log does not hold these, so they are null in a message folded from stored events; the stored values then stay.
+_NOT_IN_THE_LOG: Final = ("text", "media")
 
 
 MESSAGE_COLUMNS: Final = (
@@ -82,7 +82,7 @@ _RowValues = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows one message makes: its own, and one per recipient by the recipient's key."""
+    """The rows of one message: its own, and one for each recipient, by the recipient's key."""
 
     message: _RowValues
     deliveries: dict[str, _RowValues]
@@ -90,21 +90,21 @@ class Rows:
 
 def rows_of(message: Message, spelling: Spelling) -> Rows:
     """The rows of a message; they depend on the set of its events alone."""
-    recipients, facts = message.recipients(), message.facts()
-    listed_at = spelling.time(facts.created_at or message.first_received_at)
+    recipients, fields = message.recipients(), message.fields()
+    listed_at = spelling.time(fields.created_at or message.first_received_at)
     deliveries = {}
     for place, recipient in enumerate(recipients):
         key = number_key(recipient.number)
         deliveries[key] = _delivery_row(message, recipient, key, place, listed_at, spelling)
-    return Rows(_message_row(message, facts, recipients, listed_at, spelling), deliveries)
+    return Rows(_message_row(message, fields, recipients, listed_at, spelling), deliveries)
 
 
 def _message_row(
-    message: Message, facts: MessageFields, recipients: Sequence[Recipient], listed_at: Any, spelling: Spelling
+    message: Message, fields: MessageFields, recipients: Sequence[Recipient], listed_at: Any, spelling: Spelling
 ) -> _RowValues:
     time, flag = spelling.time, spelling.flag
-    standing = roll_up([recipient.delivery for recipient in recipients], message.direction)
-    sender, media = facts.sender, facts.media
+    summary = roll_up([recipient.delivery for recipient in recipients], message.direction)
+    sender, media = fields.sender, fields.media
     return (
         message.api.value,
         message.direction.value,
@@ -112,25 +112,25 @@ def _message_row(
         sender,
         number_key(sender) if sender else None,
         json_text([recipient.number for recipient in recipients if recipient.number is not None]),
-        facts.owner,
-        facts.application_id,
-        facts.text,
+        fields.owner,
+        fields.application_id,
+        fields.text,
         json_text(media) if media else None,
-        facts.tag,
+        fields.tag,
         message.tag_verdict.value,
-        facts.segment_count,
-        facts.channel,
-        facts.carrier_name,
-        facts.priority,
-        time(facts.created_at),
+        fields.segment_count,
+        fields.channel,
+        fields.carrier_name,
+        fields.priority,
+        time(fields.created_at),
         listed_at,
-        str(standing.status),
-        standing.state,
-        standing.delivery_state,
-        standing.code,
-        standing.description,
-        flag(standing.contradicted),
-        flag(standing.awaiting_receipt),
+        str(summary.status),
+        summary.state,
+        summary.delivery_state,
+        summary.code,
+        summary.description,
+        flag(summary.contradicted),
+        flag(summary.awaiting_receipt),
         time(message.first_received_at),
         time(message.updated_at),
     )
@@ -163,15 +163,15 @@ def _delivery_row(
     )
 
 
-_KEEP_MESSAGE: Final = upsert(MESSAGES, kept=_KEPT, untouched=("events_forgotten",))
+_KEEP_MESSAGE: Final = upsert(MESSAGES, keep_if_null=_NOT_IN_THE_LOG, untouched=("events_forgotten",))
 _KEEP_DELIVERY: Final = upsert(DELIVERIES)
 _REMOVE: Final = "DELETE FROM deliveries WHERE api = ? AND direction = ? AND message_id = ? AND recipient_key = ?"
 
 
 async def existing_rows(transaction: Transaction, message_ids: Iterable[str]) -> dict[MessageKey, bool]:
-    """Which messages with these ids have a row, and whether retention has removed events of them.
+    """The messages with these ids that have a row, and whether retention has removed events of them.
 
-    The rows of such a message must not be folded again.
+    A message that has lost events must not be folded again.
     """
     columns = [MESSAGES.c.api, MESSAGES.c.direction, MESSAGES.c.id, MESSAGES.c.events_forgotten]
     found = await transaction.select(columns, "id {among}", message_ids)
@@ -179,9 +179,9 @@ async def existing_rows(transaction: Transaction, message_ids: Iterable[str]) ->
 
 
 def write_rows(changes: Iterable[tuple[bool, Rows | None, Rows]]) -> list[Step]:
-    """The steps that write messages: whether each has a row, its rows before (None: unknown or none) and after.
+    """The steps that write messages. A change is: whether the message has a row, its rows before, its rows after.
 
-    What is known to be there already is not written.
+    The rows before are None if they are unknown or there are none. Rows that did not change are not written.
     """
     new: list[_RowValues] = []
     new_deliveries: list[_RowValues] = []
@@ -193,7 +193,7 @@ def write_rows(changes: Iterable[tuple[bool, Rows | None, Rows]]) -> list[Step]:
         gone.extend(row[:4] for key, row in old.items() if key not in after.deliveries)
         if not is_stored:
             new.append(after.message)
-            # a message without a row may still have deliveries: retention removes both, a rebuild may meet either
+            # A message without a row may still have deliveries: a rebuild may meet such a state.
             (new_deliveries if before is None else deliveries).extend(after.deliveries.values())
             continue
         if before is None or before.message != after.message:
@@ -210,7 +210,7 @@ def write_rows(changes: Iterable[tuple[bool, Rows | None, Rows]]) -> list[Step]:
 
 # --- reading ---
 
-# the fields of a query that ask for one value of one column of `messages`
+# The filters that compare one column of `messages` with one value.
 _COLUMNS: Final = {
     "sender": MESSAGES.c.sender_key,
     "direction": MESSAGES.c.direction,
@@ -220,8 +220,8 @@ _COLUMNS: Final = {
     "tag_verdict": MESSAGES.c.tag_verdict,
     "application_id": MESSAGES.c.application_id,
 }
-# The values of these columns that a partial index leaves out, and its condition: SQLite uses such an index only where
-# the condition stands in the statement, word for word.
+# The values of these columns that a partial index leaves out, and its condition: SQLite uses such an index only if the
+# statement has the same condition, word for word.
 _PARTIAL: Final = {
     "status": (("delivered", "received"), "messages.status NOT IN ('delivered', 'received')"),
     "state": (("sent", "received"), "messages.state IN ('queued', 'sending', 'error')"),
@@ -231,17 +231,17 @@ _PARTIAL: Final = {
         "messages.tag_verdict NOT IN ('unchecked', 'not-applicable')",
     ),
 }
-# What all inbound messages have and no others. The index of the list's order holds the direction.
+# Values that all inbound messages have, and no others. The index of the list's order has the direction.
 _INBOUND: Final = frozenset({("status", "received"), ("state", "received"), ("tag_verdict", "not-applicable")})
-# The index has the start of a tag alone. The whole of it is compared as `IS TRUE`, for SQLite would put a plain
-# equality's value in place of the column, and then not know the index's expression again.
+# The index has only the start of a tag. The whole tag is compared as `IS TRUE`: SQLite would substitute the value of a
+# plain equality for the column, and then not recognise the expression of the index.
 _TAG_START: Final[ColumnElement[str]] = literal_column(f"substr(messages.tag, 1, {TAG_START_CHARACTERS})")
-# as the partial indexes spell it; SQLAlchemy would write `= 1` for SQLite
+# Spelled as in the partial indexes; SQLAlchemy would write `= 1` for SQLite.
 _FLAGS: Final = {"contradicted": "messages.contradicted", "awaiting_receipt": "messages.awaiting_receipt"}
 
 
 async def find(database: Database, query: MessageQuery) -> Page[MessageView]:
-    """The messages a query asks for, with their recipients."""
+    """A page of the messages that match a query, with their recipients."""
     if query.is_contradictory:
         return Page(items=[], more=False)
     async with database.reading() as connection:
@@ -254,7 +254,7 @@ async def find(database: Database, query: MessageQuery) -> Page[MessageView]:
 async def with_id(
     database: Database, message_id: str, api: Api | None = None, direction: Direction | None = None
 ) -> list[MessageView]:
-    """The messages with an id, perhaps of one version or direction alone: v1 first, inbound first."""
+    """The messages with an id, optionally of one version or direction; ordered v1 first, then inbound first."""
     found = select(*_MESSAGE).where(MESSAGES.c.id == message_id).order_by(MESSAGES.c.api, MESSAGES.c.direction)
     if api is not None:
         found = found.where(MESSAGES.c.api == api)
@@ -267,7 +267,7 @@ async def with_id(
 
 
 async def events(database: Database, key: MessageKey) -> list[Event]:
-    """The events of a message in order of arrival; those that retention has removed are missing."""
+    """The events of a message in the order of the log, without those that retention has removed."""
     async with database.reading() as connection:
         return await event_log.of_message(connection, key)
 
@@ -275,8 +275,8 @@ async def events(database: Database, key: MessageKey) -> list[Event]:
 def statement(query: MessageQuery) -> Select[Any]:
     """The SELECT for a page of messages and one row more, which tells whether the list goes on.
 
-    The keys of the page are found first, from an index alone where it has all that is asked for; then their rows. A
-    page that skips half a million messages so reads no row of them.
+    An inner SELECT finds the keys of the page, from an index alone if it has all columns, and an outer one their rows:
+    a page that skips half a million messages reads none of their rows.
     """
     keys = _keys(query).subquery("page")
     same = and_(MESSAGES.c.api == keys.c.api, MESSAGES.c.direction == keys.c.direction, MESSAGES.c.id == keys.c.id)
@@ -284,7 +284,7 @@ def statement(query: MessageQuery) -> Select[Any]:
 
 
 def _keys(query: MessageQuery) -> Select[Any]:
-    """The SELECT for the places in the list, and with them the keys, of a page of messages."""
+    """The SELECT for the places in the list, which contain the keys, of a page of messages."""
     of_message, of_delivery = _of_message(query), _of_delivery(query)
     place = _DELIVERY_PLACE if of_delivery else _MESSAGE_PLACE
     names = (column.label(name) for column, name in zip(place, _PLACE_NAMES, strict=True))
@@ -298,7 +298,7 @@ Place = Sequence[ColumnElement[Any]]
 
 _PLACE_NAMES: Final = ("listed_at", "api", "direction", "id")
 _MESSAGE_PLACE: Final[Place] = (MESSAGES.c.listed_at, MESSAGES.c.api, MESSAGES.c.direction, MESSAGES.c.id)
-# the same values, from the table whose indexes then give the order
+# The same values, from the table whose indexes then give the order.
 _DELIVERY_PLACE: Final[Place] = (
     DELIVERIES.c.listed_at,
     DELIVERIES.c.api,
@@ -332,9 +332,9 @@ def _of_message(query: MessageQuery) -> list[ColumnElement[bool]]:
 
 
 def _with_value(name: str, column: ColumnElement[Any], value: str) -> list[ColumnElement[bool]]:
-    """That a column has a value, in the words that let an index find it."""
+    """The condition that a column has a value, in the form for which there is an index."""
     if (name, value) in _INBOUND:
-        # in place of the value, not beside it: PostgreSQL would take the two for independent and expect no rows
+        # This replaces the condition on the value: with both, PostgreSQL assumes independence and expects no rows.
         return [MESSAGES.c.direction == Direction.IN]
     left_out, condition = _PARTIAL.get(name, ((value,), ""))
     return [column == value] if value in left_out else [column == value, literal_column(condition)]
@@ -352,7 +352,7 @@ def _of_delivery(query: MessageQuery) -> list[ColumnElement[bool]]:
 
 
 def _earlier_with_code(code: int) -> ColumnElement[bool]:
-    """Another recipient of the same message has the code too; without this, a group message would be listed twice."""
+    """Whether an earlier recipient of the same message has the code too: a group message must be listed once only."""
     other = DELIVERIES.alias("other")
     same_message = and_(
         other.c.api == DELIVERIES.c.api,
@@ -397,7 +397,7 @@ def _recipients_statement(database: Database) -> Select[Any]:
     return select(*key, *_RECIPIENT).where(of_page).order_by(DELIVERIES.c.place)
 
 
-# The columns that a view is made of, in the order of its fields: those of a message but for its recipients.
+# The columns of the views, in the order of their fields; the last field of a message, its recipients, has none.
 _NAMES: Final = {"numbers": "recipients", "number": "recipient"}
 _MESSAGE: Final = [MESSAGES.c[_NAMES.get(name, name)] for name in MessageView.__struct_fields__[:-1]]
 _RECIPIENT: Final = [DELIVERIES.c[_NAMES.get(name, name)] for name in RecipientView.__struct_fields__]

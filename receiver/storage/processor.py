@@ -1,7 +1,7 @@
-"""How far the journal is processed: the processor's lease, its cursor, and the elements it could not use.
+"""The state of the processor: its lease and cursor, its backlog, and the quarantine.
 
-One worker at a time processes a database. Its lease has an epoch, and every transaction of it begins by checking that:
-a worker that slept through its lease changes nothing any more.
+One worker at a time processes a database. Its lease has an epoch that each of its transactions checks: a worker that
+was suspended beyond its lease can no longer change anything.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from receiver.storage.columns import json_text
 from receiver.storage.database import Database
 from receiver.storage.journal import CALLBACKS, PENDING, PROCESSOR, QUARANTINE
 
-# Of a callback with more unusable elements only so many are listed; the last one then tells how many follow.
+# The quarantine lists at most this many rejected elements of a callback; the last one then says how many follow.
 MAX_LISTED: Final = 100
 
 
@@ -32,7 +32,7 @@ class ProcessorLeaseLost(ReceiverError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessorLease:
-    """The right to process the journal; `epoch` fences off whoever held it before."""
+    """The right to process the journal; `epoch` fences off the previous holder."""
 
     epoch: int
     cursor: int
@@ -40,7 +40,7 @@ class ProcessorLease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessorState:
-    """What the database tells of the processor."""
+    """The state of the processor in the database."""
 
     cursor: int
     epoch: int
@@ -54,10 +54,10 @@ class ProcessorState:
 
 
 async def acquire(database: Database, *, holder: str, seconds: float, take_over: bool = False) -> ProcessorLease | None:
-    """Takes the lease if nobody holds it, by the database's clock; `take_over` takes it all the same.
+    """Takes the lease if no other worker holds it, by the database's clock; with `take_over` even if one does.
 
-    On PostgreSQL the session of a holder that let the lease lapse is ended: frozen in the middle of a transaction, its
-    process would keep the lock of the event log for ever.
+    On PostgreSQL it terminates the session of the holder whose lease lapsed: if that process is frozen in a
+    transaction, it would hold the lock of the event log for ever.
     """
     lapsed = or_(PROCESSOR.c.lease_until.is_(None), PROCESSOR.c.lease_until < database.clock())
     free = literal(True) if take_over else or_(lapsed, PROCESSOR.c.lease_holder == holder)
@@ -74,7 +74,7 @@ async def acquire(database: Database, *, holder: str, seconds: float, take_over:
     return ProcessorLease(epoch=row.epoch, cursor=row.cursor) if row is not None else None
 
 
-# A session that began after the lease ended only has the process number of the one that is meant.
+# A session that began after the lease ended is another one that reuses the process number.
 _END_SESSION: Final = select(func.pg_terminate_backend(literal_column("a.pid"))).select_from(
     PROCESSOR.join(
         sql("pg_stat_activity AS a"),
@@ -84,17 +84,17 @@ _END_SESSION: Final = select(func.pg_terminate_backend(literal_column("a.pid")))
 
 
 async def note_session(transaction: Transaction, lease: ProcessorLease) -> None:
-    """Writes down the PostgreSQL session of this transaction, which a successor ends if this worker freezes."""
+    """Records the PostgreSQL session of this transaction, which a successor terminates if this worker freezes."""
     await transaction.execute("UPDATE processor SET backend = pg_backend_pid() WHERE epoch = ?", (lease.epoch,))
 
 
 async def renew(database: Database, lease: ProcessorLease, *, seconds: float) -> None:
-    """Prolongs the lease; raises ProcessorLeaseLost if it is no longer ours."""
+    """Extends the lease; raises ProcessorLeaseLost if another worker has it."""
     await _update(database, lease, lease_until=database.clock(seconds))
 
 
 async def release(database: Database, lease: ProcessorLease) -> None:
-    """Gives the lease back; one that is lost already is let be."""
+    """Releases the lease; does nothing if it is lost already."""
     mine = PROCESSOR.c.epoch == lease.epoch
     async with database.writing() as connection:
         await connection.execute(
@@ -103,7 +103,7 @@ async def release(database: Database, lease: ProcessorLease) -> None:
 
 
 async def record_failure(database: Database, lease: ProcessorLease, since: datetime | None, error: str | None) -> None:
-    """Writes down since when the processor is stuck and why; None: it is not."""
+    """Records since when the processor is stuck and why; None: it is not stuck."""
     await _update(database, lease, failing_since_at=since, last_error=error)
 
 
@@ -115,7 +115,7 @@ async def _update(database: Database, lease: ProcessorLease, **values: Any) -> N
 
 
 async def state(database: Database) -> ProcessorState:
-    """What the database tells of the processor."""
+    """The state of the processor in the database."""
     held = and_(PROCESSOR.c.lease_until.is_not(None), PROCESSOR.c.lease_until > database.clock())
     async with database.reading() as connection:
         row = (await connection.execute(select(PROCESSOR, held.label("is_held")))).one()
@@ -141,7 +141,10 @@ def _state(row: Row[Any]) -> ProcessorState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What one batch adds: the processed sequences in rising order, repeats among them, times by version and route."""
+    """The progress by one batch: the processed sequences in rising order, the number of repeats, the last callbacks.
+
+    `last_callbacks` are times of receipt by version and route.
+    """
 
     sequences: Sequence[int]
     repeats: int
@@ -149,9 +152,9 @@ class Progress:
 
 
 async def advance(database: Database, transaction: Transaction, lease: ProcessorLease, progress: Progress) -> None:
-    """Moves the cursor in the transaction that writes what the callbacks say.
+    """Moves the cursor, in the transaction that writes the events of the callbacks.
 
-    Raises ProcessorLeaseLost, on which the transaction must be rolled back, if the lease is no longer ours.
+    Raises ProcessorLeaseLost if another worker has the lease; the transaction must then be rolled back.
     """
     times = json_text(dict(progress.last_callbacks))
     values = (progress.sequences[-1], len(progress.sequences), progress.repeats, times, lease.epoch)
@@ -172,11 +175,14 @@ _ADVANCE: Final = {
 
 
 def quarantine(
-    callback_id: str, unread: Sequence[Rejected], number: int, reprocessed_at: Any = None
+    callback_id: str, rejected: Sequence[Rejected], number: int, reprocessed_at: Any = None
 ) -> list[tuple[Any, ...]]:
-    """The rows of a callback's unusable elements: of `number` the first, the last of which says how many follow."""
-    listed = unread[:MAX_LISTED]
-    rows = [(callback_id, one.index, one.reason, one.detail, one.message_id, reprocessed_at) for one in listed]
+    """The quarantine rows of a callback: the first of its `number` rejected elements; the last row counts the rest."""
+    listed = rejected[:MAX_LISTED]
+    rows = [
+        (callback_id, element.index, element.reason, element.detail, element.message_id, reprocessed_at)
+        for element in listed
+    ]
     if rows and number > len(rows):
         last = rows[-1]
         more = f"{last[3]}; {number - len(rows):,} further elements could not be used either"
@@ -188,7 +194,7 @@ _QUARANTINE: Final = ("callback_id", "element", "reason", "detail", "message_id"
 
 
 def add_to_quarantine(rows: Sequence[tuple[Any, ...]]) -> Step:
-    # a callback that is processed a second time, after its reprocessing, finds its rows there
+    # A callback may have its rows already: it may be processed after it was reprocessed.
     return InsertMany(QUARANTINE, _QUARANTINE, rows, "ON CONFLICT (callback_id, element) DO NOTHING")
 
 
@@ -197,9 +203,9 @@ def take_from_quarantine(callback_ids: Sequence[str]) -> Step:
 
 
 _POLL_SECONDS: Final = 0.015
-# PostgreSQL commits a larger sequence first, now and then: by as much as is appended in the seconds that an append may
-# take. Further back nothing is pending, and beside a long transaction elsewhere in the cluster the entries that were
-# removed are many and still to be read over.
+# PostgreSQL may commit a larger sequence first: larger by as much as is appended during the seconds that an append may
+# take. Further back nothing is pending, and during a long transaction elsewhere in the cluster an index scan would have
+# to pass the many removed entries there.
 _LATE_SEQUENCES: Final = 100_000
 
 
@@ -207,7 +213,7 @@ _LATE_SEQUENCES: Final = 100_000
 class Backlog:
     """The pending callbacks at one moment: the first and the last sequence (0: nothing is pending).
 
-    `processed` is how many callbacks were processed ever; while it rises, the processor works.
+    `processed` is the number of callbacks processed ever; while it rises, the processor works.
     """
 
     first: int
@@ -220,7 +226,7 @@ class Backlog:
 
 
 async def backlog(database: Database) -> Backlog:
-    """What is pending now, by one query of which every part is the search for one row."""
+    """The backlog now, from one query whose parts each search for a single row."""
     async with database.reading() as connection:
         row = (await connection.execute(_BACKLOG_OF_FILE if database.is_sqlite else _BACKLOG_OF_TABLE)).one()
     return Backlog(first=row[0], last=row[1], processed=row[2])
@@ -229,7 +235,7 @@ async def backlog(database: Database) -> Backlog:
 def _bounds_of_file() -> Select[Any]:
     last = select(func.max(CALLBACKS.c.sequence)).scalar_subquery()
     is_left = last > PROCESSOR.c.cursor
-    # the first one need not be there: what matters is that it is behind the cursor
+    # No row needs to have this first sequence: it only has to be after the cursor.
     first = func.iif(is_left, PROCESSOR.c.cursor + 1, 0)
     return select(first, func.iif(is_left, last, 0), PROCESSOR.c.callbacks)
 
@@ -247,10 +253,10 @@ _BACKLOG_OF_TABLE: Final = _bounds_of_table()
 
 
 class Settling:
-    """Waits until all is processed that was accepted before; many may wait at the same time, and share the polling.
+    """Waits until the callbacks accepted before are processed; concurrent waits share the polling.
 
-    After a wait in vain, during which nothing was processed at all, it waits no more until something is: a processor
-    that is stuck must not cost every reader a second.
+    After a wait during which nothing was processed, it does not wait again until something is: a stuck processor must
+    not delay every reader by a second.
     """
 
     def __init__(
@@ -265,7 +271,7 @@ class Settling:
         self._seen_at = float("-inf")
 
     async def wait(self) -> int:
-        """Waits until what is pending now is processed, or the time is over; returns how many callbacks are left.
+        """Waits until the pending callbacks are processed or the time is over; returns how many are left.
 
         Raises StorageUnavailable.
         """
@@ -280,7 +286,7 @@ class Settling:
         return 0
 
     async def _look(self) -> Backlog:
-        """The backlog, read after this was called. Of all who call it meanwhile only one asks the database."""
+        """The backlog, read after this call began. Of concurrent callers, one queries the database for all."""
         called_at = self._monotonic()
         async with self._turn:
             if self._seen is None or self._seen_at <= called_at:
@@ -295,5 +301,5 @@ class Settling:
 
 
 async def settle(database: Database, *, seconds: float = 1.0, monotonic: Callable[[], float] = time.monotonic) -> int:
-    """Waits once, as `Settling` does, for what is pending now; returns how many callbacks are left."""
+    """Waits once, as `Settling` does, for the pending callbacks; returns how many are left."""
     return await Settling(database, seconds=seconds, monotonic=monotonic).wait()

@@ -1,4 +1,4 @@
-"""The pruner: once an hour it removes what is older than its age, in small batches, with a pause after each."""
+"""The pruner: once an hour it removes rows that are older than their age, in small batches, with a pause after each."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
@@ -13,14 +13,17 @@ from receiver.storage.database import Database
 from receiver.storage.retention import Kind, LogAges, PruneTask
 
 _EVERY_SECONDS: Final = 3600.0
-# About as long as a batch takes, so the processor has at least half of the database's time.
+# About as long as a batch takes, which leaves at least half of the database's time to the processor.
 _PAUSE_SECONDS: Final = 0.02
 
 log = structlog.get_logger("receiver.pruner")
 
 
 class Pruner:
-    """Forgets what is older than its age; a kind without an age is kept. `sinks` are those of the settings."""
+    """Removes rows that are older than the age of their kind; a kind without an age stays.
+
+    `sinks` are the names of the configured sinks.
+    """
 
     def __init__(
         self,
@@ -45,17 +48,17 @@ class Pruner:
         self._task = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
-        """Ends; a batch that is under way is done as a whole or not at all."""
+        """Stops; a running batch is committed as a whole or not at all."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def prune(self) -> dict[Kind, int]:
-        """Removes all that is old now, and returns how many rows of each kind that were."""
+        """Removes all old rows, and returns how many of each kind were removed."""
         return {task.kind: await self._prune(task) for task in self._tasks()}
 
     async def count(self) -> dict[Kind, int]:
-        """How many rows of each kind `prune` would find."""
+        """How many rows of each kind `prune` would remove."""
         return {task.kind: await retention.count(self._database, task) for task in self._tasks()}
 
     def _tasks(self) -> list[PruneTask]:
@@ -79,7 +82,7 @@ class Pruner:
             batch = await retention.prune(self._database, task, place)
             removed += batch.removed
             if batch.retries:
-                log.warning("retries of sinks that are no longer there were forgotten", retries=batch.retries)
+                log.warning("removed retries of sinks that are no longer configured", retries=batch.retries)
             if batch.next is None:
                 return removed
             place = batch.next
@@ -95,7 +98,7 @@ class Pruner:
             removed = await self.prune()
         except StorageUnavailable as error:
             log.warning("old rows could not be removed, will try again", error=str(error))
-        except Exception:  # the next hour may succeed
+        except Exception:  # the run of the next hour may succeed
             log.exception("old rows could not be removed")
         else:
             if any(removed.values()):

@@ -1,4 +1,4 @@
-"""What became of a message's events at the sinks: sink by sink, event by event, from cursors, retries and attempts."""
+"""The publications of a message's events, by sink and event: from cursors, retries, dead letters and attempts."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ async def publications_of_message(connection: AsyncConnection, key: MessageKey) 
                 **_by_cursor(sink, event),
                 **_by_attempts(attempts.get(place, ())),
                 **_by_retries(retries.get(place, ())),
-                # a dead letter comes last: where it holds its ordering key, the event has a retry too
+                # The dead letter comes last: if it holds its ordering key, the event has a retry as well.
                 **_by_dead_letters(dead_letters.get(place, ()), is_held=place in retries),
             },
         )

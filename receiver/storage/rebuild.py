@@ -1,4 +1,4 @@
-"""The status table recomputed from the event log, message by message, beside a running processor."""
+"""Recomputes the status table from the event log, message by message, also while a processor runs."""
 
 import asyncio
 import sys
@@ -17,17 +17,17 @@ from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS
 from receiver.storage.messages import DELIVERIES, DELIVERY_COLUMNS, MESSAGE_COLUMNS, MESSAGES, Rows, _RowValues, rows_of
 
-# One batch holds the lock of the event log: at most so many message ids, and so many events unless one id has more.
+# A batch holds the lock of the event log. It has at most this many message ids, and events unless one id has more.
 _BATCH_IDS: Final = 100
 _BATCH_EVENTS: Final = 10_000
-# The log does not hold them: the table's values stay.
+# The log does not hold these columns: the values of the table stay.
 _NOT_IN_THE_LOG: Final = tuple(MESSAGE_COLUMNS.index(name) for name in ("text", "media"))
 _RECIPIENT_KEY: Final = DELIVERY_COLUMNS.index("recipient_key")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rebuilt:
-    """What a rebuild found: messages read, those left alone because retention removed events, and wrong rows."""
+    """The result of a rebuild: messages read, messages skipped because retention removed events, and wrong rows."""
 
     messages: int = 0
     forgotten: int = 0
@@ -42,11 +42,11 @@ class Rebuilt:
 
 
 class Rebuild:
-    """Recomputes messages and deliveries from their events. With `writes` False it only counts what differs.
+    """Recomputes messages and deliveries from their events. With `writes` False it only counts the wrong rows.
 
     A message that the first version merged from inbound and outbound events is split: its row becomes that of the
-    inbound message, and the outbound one gets a row. No message row is removed: one without events in the log may have
-    lost them to retention, and a message that was split kept events of its own.
+    inbound message, and the outbound message gets a row. No message row is removed: a message without events in the log
+    may have lost them to retention, and both parts of a split message have events of their own.
     """
 
     def __init__(self, database: Database, conflict: FinalConflict, *, writes: bool = True) -> None:
@@ -55,7 +55,7 @@ class Rebuild:
         self._writes = writes
 
     async def run(self) -> Rebuilt:
-        """Goes through the whole log in batches; the processor works on in between."""
+        """Rebuilds all messages in batches; the processor runs in between."""
         total, ids = Rebuilt(), await self._ids_after("")
         while ids:
             total += await self._rebuild(ids)
@@ -64,7 +64,7 @@ class Rebuild:
         return total
 
     async def _ids_after(self, message_id: str) -> Sequence[str]:
-        """The next message ids: no more of them than have about `_BATCH_EVENTS` events, but at least one."""
+        """The next message ids: as many as have about `_BATCH_EVENTS` events, but at least one."""
         statement = (
             select(EVENTS.c.message_id, func.count())
             .where(EVENTS.c.message_id > message_id)
@@ -84,12 +84,12 @@ class Rebuild:
         return ids
 
     async def _rebuild(self, ids: Sequence[str]) -> Rebuilt:
-        """One batch. The lock of the event log is held from the reading of the events to the writing of their rows."""
+        """Rebuilds one batch. It holds the lock of the event log from reading the events to writing the rows."""
         wanted: dict[MessageKey, Sequence[str]] = {
             (api, direction, id_): () for id_ in ids for api in Api for direction in Direction
         }
         async with self._database.appending() as transaction:
-            # without a limit: `_ids_after` has chosen few enough
+            # Without a limit, because `_ids_after` bounds the events.
             known = await event_log.of_messages(transaction, wanted, limit=sys.maxsize - 1, needed=())
             existing = await messages.existing_rows(transaction, ids)
             forgotten = {key for key, events_forgotten in existing.items() if events_forgotten}
@@ -107,7 +107,7 @@ class Rebuild:
 
 
 async def _stored(transaction: Transaction, ids: Sequence[str]) -> Mapping[MessageKey, Rows]:
-    """The rows that messages with these ids have now; a message without one of its own has an empty one."""
+    """The stored rows of the messages with these ids; `message` is empty if there are only deliveries."""
     messages: dict[MessageKey, _RowValues] = {}
     deliveries: dict[MessageKey, dict[str, _RowValues]] = {}
     for row in await _select(transaction, MESSAGES, MESSAGE_COLUMNS, "id", ids):
@@ -120,7 +120,7 @@ async def _stored(transaction: Transaction, ids: Sequence[str]) -> Mapping[Messa
 async def _select(
     transaction: Transaction, table: Any, names: Sequence[str], id_name: str, ids: Sequence[str]
 ) -> list[_RowValues]:
-    """Rows of a table as `rows_of` makes them: times as the driver takes them, JSON as text."""
+    """Rows of a table in the form of `rows_of`: times as the driver takes them, JSON as text."""
     columns = [table.c[name] for name in names]
     found = await transaction.select(columns, f"{id_name} {{among}}", ids)
     encoders = [_encoder(column, transaction) for column in columns]
@@ -145,7 +145,7 @@ def _key(row: _RowValues) -> MessageKey:
 
 
 def _comparable(stored: Rows | None, rows: Rows) -> Rows | None:
-    """Stored rows with what the log does not hold taken from the rows made of it."""
+    """Stored rows, with the columns that the log does not hold taken from the recomputed rows."""
     if stored is None or not stored.message:
         return stored
     message = list(stored.message)
@@ -155,7 +155,7 @@ def _comparable(stored: Rows | None, rows: Rows) -> Rows | None:
 
 
 def _differing(before: Rows | None, after: Rows) -> int:
-    """How many rows are missing, too many, or other than they should be."""
+    """How many rows are missing, superfluous or wrong."""
     old = before.deliveries if before else {}
     keys = old.keys() | after.deliveries.keys()
     deliveries = sum(old.get(key) != after.deliveries.get(key) for key in keys)

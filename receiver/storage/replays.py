@@ -1,4 +1,4 @@
-"""Replays: old events that an operator has given to a sink again, beside those that are new."""
+"""Replays: an operator has old events published to a sink again, in parallel with the new ones."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,13 +18,13 @@ from receiver.storage.tables import REPLAYS
 
 Since = Literal["beginning"] | datetime
 
-# spelled as in the partial index, which SQLite otherwise does not take
+# Spelled as in the partial index; SQLite would not use the index otherwise.
 IS_OPEN: Final = sql("replays.state IN ('running', 'paused')")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogRange:
-    """A part of the log for a replay: so many events, the first of them received at `first_at`."""
+    """The log range of a replay, after one position up to and including another: its events and their first receipt."""
 
     after_position: int
     to_position: int
@@ -33,7 +33,7 @@ class LogRange:
 
 
 async def open_of(connection: AsyncConnection, sink: str) -> ReplayView | None:
-    """The oldest replay of a sink that has yet to end."""
+    """The oldest replay of a sink that has not ended."""
     found = select(REPLAYS).where(REPLAYS.c.sink == sink, IS_OPEN).order_by(REPLAYS.c.id).limit(1)
     row = (await connection.execute(found)).one_or_none()
     return _replay(row) if row is not None else None
@@ -42,7 +42,7 @@ async def open_of(connection: AsyncConnection, sink: str) -> ReplayView | None:
 async def find(
     connection: AsyncConnection, sink: str, *, order: SortOrder, after: int | None, skip: int, size: int
 ) -> Page[ReplayView]:
-    """A page of all replays to a sink, from an id on."""
+    """A page of the replays to a sink, by id; `after` is the last id of the page before."""
     of_sink: list[ColumnElement[bool]] = [REPLAYS.c.sink == sink]
     ascending = order is SortOrder.ASC
     if after is not None:
@@ -53,7 +53,7 @@ async def find(
 
 
 async def log_range(database: Database, sink: str, since: Since) -> LogRange:
-    """What a replay would be of, were it begun now; raises what `begin` would."""
+    """The log range of a replay if it began now; raises the same errors as `begin`."""
     after = await _before(database, since)
     async with database.reading() as connection:
         row = await sinks.row_of(connection, sink)
@@ -62,14 +62,14 @@ async def log_range(database: Database, sink: str, since: Since) -> LogRange:
 
 
 async def begin(database: Database, sink: str, since: Since, *, now: datetime) -> tuple[ReplayView | None, LogRange]:
-    """Has a sink given again what its cursor has passed, from a time on or from the oldest event kept.
+    """Begins a replay to a sink: the events before its cursor, from a time on or from the oldest stored event.
 
-    What comes after its cursor it is given anyway. Without any event there is no replay. Raises UnknownSink, Conflict
-    while another replay has yet to end, or Expired where events of that time may have been forgotten.
+    Events after the cursor are published anyway. Without any event there is no replay. Raises UnknownSink, Conflict if
+    another replay has not ended, or Expired if retention may have removed events of that time.
     """
     after = await _before(database, since)
     async with database.writing() as connection:
-        # retention holds it too: either it sees the replay and leaves its events, or this sees what is left of them
+        # Retention takes this lock too: either it sees the replay and leaves its events, or we see the events it left.
         await database.lock_log(connection)
         row = await sinks.lock_row(connection, sink)
         await _refuse(connection, sink, since)
@@ -81,21 +81,21 @@ async def begin(database: Database, sink: str, since: Since, *, now: datetime) -
 async def act(
     database: Database, sink: str, action: ReplayAction, *, now: datetime, replay_id: int | None = None
 ) -> ReplayView:
-    """Pauses, resumes or cancels a replay, by its id or else the one that has yet to end; twice is as good as once.
+    """Pauses, resumes or cancels a replay: the one with an id, else the one that has not ended. It is idempotent.
 
-    Raises Unknown where there is no such sink or replay, and Conflict where it has ended.
+    Raises Unknown if there is no such sink or replay, and Conflict if the replay has ended.
     """
     async with database.writing() as connection:
         await sinks.lock_row(connection, sink)
-        meant = await open_of(connection, sink) if replay_id is None else await _with_id(connection, sink, replay_id)
-        if meant is None:
+        replay = await open_of(connection, sink) if replay_id is None else await _with_id(connection, sink, replay_id)
+        if replay is None:
             raise Unknown(f"there is no {'open replay' if replay_id is None else 'such replay'} to {sink}")
-        if meant.ended_at is not None:
-            if meant.state == _STATES[action]:
-                return meant
-            raise Conflict(f"replay {meant.id} is {meant.state}")
+        if replay.ended_at is not None:
+            if replay.state == _STATES[action]:
+                return replay
+            raise Conflict(f"replay {replay.id} is {replay.state}")
         values = {"state": _STATES[action], "ended_at": now if action == "cancel" else None}
-        changed = update(REPLAYS).where(REPLAYS.c.id == meant.id).values(**values).returning(*REPLAYS.c)
+        changed = update(REPLAYS).where(REPLAYS.c.id == replay.id).values(**values).returning(*REPLAYS.c)
         return _replay((await connection.execute(changed)).one())
 
 
@@ -122,8 +122,8 @@ async def _refuse(connection: AsyncConnection, sink: str, since: Since) -> None:
         return
     oldest = await event_log.first(connection, EVENTS.c.position > 0)
     if oldest is not None and oldest.position > 1 and since < oldest.received_at:
-        told = rfc3339(oldest.received_at)
-        raise Expired(f"events received before {told} are no longer kept: replay from then on, or from the beginning")
+        time = rfc3339(oldest.received_at)
+        raise Expired(f"retention has removed events received before {time}: replay from then, or from the beginning")
 
 
 async def _before(database: Database, since: Since) -> int:

@@ -1,7 +1,7 @@
-"""What is forgotten for its age: in batches, each a short transaction, so that the processor hardly waits.
+"""Removes old rows in batches, each a short transaction, so that the processor hardly waits.
 
-Every batch but those of the journal holds the lock of the event log: it touches rows that the processor may be about to
-write, and the two would otherwise each wait for the other.
+Every batch except those of the journal holds the lock of the event log: it changes rows that the processor may be about
+to write, and without the lock the two could deadlock.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -38,12 +38,12 @@ from receiver.storage.replays import IS_OPEN
 from receiver.storage.retries import promote
 from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS
 
-# a sink that is not in the settings holds nothing back once it was not seen for so long
+# A sink that is not in the settings no longer holds back retention once it was not seen for this long.
 SINK_LAPSES: Final = timedelta(days=7)
 
 
 class Kind(StrEnum):
-    """What has an age of its own, by the names of the settings; in the order in which it is looked through."""
+    """The kinds of rows with an age of their own, by the names of the settings, in the order of pruning."""
 
     TEXT = "text"
     ATTEMPTS = "attempts"
@@ -53,10 +53,10 @@ class Kind(StrEnum):
 
 
 class LogAges:
-    """When the oldest event of each block of the event log was received, as far as that cannot change any more.
+    """The receipt of the oldest event of each complete block of the event log, in which it cannot change any more.
 
-    Imported events may be older than those before them, and no index knows: the log is looked through from its
-    beginning to its end. With this a pruner that runs every hour reads a block again only when something in it is old.
+    Imported events may be older than those before them, and no index has the time of receipt, so the whole log is
+    scanned. With this cache a pruner that runs every hour reads a block again only when an event in it is old.
     """
 
     def __init__(self) -> None:
@@ -65,10 +65,10 @@ class LogAges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneTask:
-    """What is to be forgotten: of one kind, older than `before`, at most `limit` rows at a time.
+    """The rows to prune: of one kind, older than `before`, at most `limit` rows in a batch.
 
-    `now` decides which sinks have lapsed; those in `sinks`, the settings' own, never do. `ages` remembers what was
-    found out about the event log.
+    `now` decides which sinks have lapsed; the configured ones, in `sinks`, never lapse. `ages` caches the ages of the
+    blocks of the event log.
     """
 
     kind: Kind
@@ -81,9 +81,9 @@ class PruneTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """How many rows one batch removed, and from where the next one looks on; None: nothing is left.
+    """How many rows one batch removed, and where the next one begins; None: nothing is left.
 
-    `retries` are those of lapsed sinks, which went with their events.
+    `retries` counts the retries of lapsed sinks that were removed with their events.
     """
 
     removed: int
@@ -92,7 +92,7 @@ class Batch:
 
 
 async def prune(database: Database, task: PruneTask, place: int = 0) -> Batch:
-    """Removes one batch, beginning at a place: 0, then the `next` of the batch before."""
+    """Removes one batch, beginning at `place`: 0, then the `next` of the batch before."""
     return await _BATCHES[task.kind](database, task, place)
 
 
@@ -104,7 +104,7 @@ async def _holding_log(database: Database) -> AsyncIterator[AsyncConnection]:
 
 
 async def count(database: Database, task: PruneTask) -> int:
-    """How many rows there are to be removed."""
+    """How many rows are to be removed."""
     if task.kind is Kind.EVENTS:
         return await _count_events(database, task)
     table, condition = _PRUNABLE[task.kind]
@@ -116,7 +116,7 @@ async def count(database: Database, task: PruneTask) -> int:
 
 
 async def _count_events(database: Database, task: PruneTask) -> int:
-    """The same, block by block: no statement may take long."""
+    """How many events are to be removed, counted block by block so that no statement takes long."""
     number, place = 0, 0
     while (block := await _next_old_block(database, task, place)) is not None:
         place = block.end
@@ -128,7 +128,7 @@ async def _count_events(database: Database, task: PruneTask) -> int:
 
 
 def _old_text(task: PruneTask) -> ColumnElement[bool]:
-    # both clocks: a message that Bandwidth dates wrongly has its time with us all the same
+    # Both clocks: a message with a wrong date from Bandwidth still stays for its full time.
     old = and_(MESSAGES.c.listed_at < task.before, MESSAGES.c.first_received_at < task.before)
     return and_(old, or_(MESSAGES.c.text.is_not(None), MESSAGES.c.media.is_not(None)))
 
@@ -148,7 +148,7 @@ def _old_attempt(task: PruneTask) -> ColumnElement[bool]:
 
 
 def _old_event(task: PruneTask) -> ColumnElement[bool]:
-    """An event that is old, that every sink and every replay has passed, and that no retry or dead letter is about."""
+    """Whether an event is old, passed by every sink and replay, and without a retry or dead letter."""
     return and_(
         EVENTS.c.received_at < task.before,
         EVENTS.c.position <= _passed_by_all(task),
@@ -172,7 +172,7 @@ _NO_SINK: Final = 2**63 - 1
 
 
 def _holds(task: PruneTask) -> ColumnElement[bool]:
-    """Whether a retry keeps its event: always, but where a lapsed sink merely had yet to try."""
+    """Whether a retry holds back its event: always, unless it is due or parked at a lapsed sink."""
     lapsed = select(SINKS.c.name).where(_lapsed(task))
     return or_(RETRIES.c.state == "held", RETRIES.c.sink.not_in(lapsed))
 
@@ -228,14 +228,14 @@ def _all_of(task: PruneTask, removed: int) -> Batch:
 
 # --- callbacks ---
 
-# On SQLite callbacks are not accepted while a batch is removed, and freeing a body reads its pages.
+# On SQLite no callback is accepted while a batch is removed, and freeing a body reads its pages.
 _BATCH_BODIES: Final = 4 * 1024 * 1024
 
 
 async def _prune_callbacks(database: Database, task: PruneTask, _: int) -> Batch:
-    """Removes callbacks from the journal, never one that is not processed, then what the quarantine says of them.
+    """Removes processed callbacks from the journal, then their rows in the quarantine.
 
-    Whatever ends the process in between, the next batch finds the rows of the quarantine that have lost their callback.
+    If the process ends in between, the next batch finds the quarantine rows that have lost their callback.
     """
     found = (
         select(CALLBACKS.c.sequence, func.length(CALLBACKS.c.body).label("size"))
@@ -253,7 +253,7 @@ async def _prune_callbacks(database: Database, task: PruneTask, _: int) -> Batch
             break
     if sequences:
         async with database.writing_journal() as connection:
-            # By sequence: a callback that was removed meanwhile and imported again has a new one, and may be pending.
+            # By sequence: a callback that was meanwhile removed and imported again has a new one, and may be pending.
             await connection.execute(delete(CALLBACKS).where(CALLBACKS.c.sequence.in_(sequences)))
     quarantined = await _prune_quarantine(database, task)
     goes_on = len(sequences) < len(rows) or len(rows) >= task.limit or quarantined >= task.limit
@@ -268,7 +268,7 @@ def _is_processed(database: Database) -> ColumnElement[bool]:
 
 
 async def _prune_quarantine(database: Database, task: PruneTask) -> int:
-    """Removes what the quarantine says of old callbacks that the journal no longer has."""
+    """Removes the quarantine rows of old callbacks that the journal no longer has."""
     key = (QUARANTINE.c.callback_id, QUARANTINE.c.element)
     is_old = QUARANTINE.c.callback_id < first_id(task.before)
     has_callback = exists().where(CALLBACKS.c.id == QUARANTINE.c.callback_id)
@@ -285,7 +285,7 @@ async def _prune_quarantine(database: Database, task: PruneTask) -> int:
 
 
 async def _prune_attempts(database: Database, task: PruneTask, place: int) -> Batch:
-    """Their ids rise with time: the first batch without an old one is the last."""
+    """Removes old attempts. Ids rise with time, so the first batch without an old attempt is the last one."""
     window = select(ATTEMPTS.c.id, ATTEMPTS.c.ended_at).where(ATTEMPTS.c.id > place)
     async with _holding_log(database) as connection:
         rows = (await connection.execute(window.order_by(ATTEMPTS.c.id).limit(task.limit))).all()
@@ -297,13 +297,13 @@ async def _prune_attempts(database: Database, task: PruneTask, place: int) -> Ba
 
 # --- events ---
 
-# A block of the log is read as a whole, and then nothing else of that batch: some tens of milliseconds.
+# A batch reads at most one whole block of the log, which takes some tens of milliseconds.
 _BLOCK: Final = 50_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Block:
-    """The part of the log after one position, up to and with another, and whether an event in it is old."""
+    """The part of the log after one position, up to and including another, and whether an event in it is old."""
 
     after: int
     end: int
@@ -311,10 +311,9 @@ class _Block:
 
 
 async def _next_old_block(database: Database, task: PruneTask, place: int) -> _Block | None:
-    """The rest of the block after a place, or where that is known to be young the first one after it that is not.
+    """The rest of the block at a place, or the next block that is not known to be young; None at the end of the log.
 
-    None where the log ends before. A whole block that was never read is read and returned whatever it holds, so that
-    one call reads one block.
+    A complete block that was never read is read and returned whatever its age, so that one call reads one block.
     """
     async with database.reading() as connection:
         oldest, newest = await event_log.bounds(connection)
@@ -338,14 +337,14 @@ def _is_old(oldest: datetime | None, task: PruneTask) -> bool:
 
 
 async def _oldest_of(connection: AsyncConnection, number: int) -> datetime | None:
-    """When the oldest event of a block was received. No further event gets into a block once the log is beyond it."""
+    """When the oldest event of a complete block was received; no event is added to a block that the log has passed."""
     whole = event_log.within(number * _BLOCK, (number + 1) * _BLOCK)
     oldest: datetime | None = await connection.scalar(select(func.min(EVENTS.c.received_at)).where(whole))
     return oldest
 
 
 async def _prune_events(database: Database, task: PruneTask, place: int) -> Batch:
-    """Removes old events that nobody needs, of one block."""
+    """Removes old events of one block, except those that a sink, replay, retry or dead letter needs."""
     block = await _next_old_block(database, task, place)
     if block is None:
         return Batch(removed=0, next=None)
@@ -358,25 +357,25 @@ async def _prune_events(database: Database, task: PruneTask, place: int) -> Batc
         .order_by(EVENTS.c.position)
         .limit(task.limit)
     )
-    # read before the lock is taken: it may pass over a whole block of young ones
+    # Read before taking the lock: the query may scan a whole block of young events.
     async with database.reading() as connection:
         old = (await connection.execute(window)).all()
     removed, retries = await _remove_events(database, task, old) if old else (0, 0)
     if len(old) == task.limit:
         return Batch(removed=removed, next=old[-1].position, retries=retries)
-    # what is old still is held back by a sink; what was removed made the block younger
+    # The block has become younger; old events that are left are held back by a sink.
     task.ages.oldest.pop(block.after // _BLOCK, None)
     return Batch(removed=removed, next=block.end, retries=retries)
 
 
 async def _remove_events(database: Database, task: PruneTask, old: Sequence[Row[Any]]) -> tuple[int, int]:
-    """Removes those of old events that nobody needs: how many, and how many retries of lapsed sinks with them."""
+    """Removes the old events that are not needed; returns how many, and how many retries of lapsed sinks with them."""
     async with _holding_log(database) as connection:
         passed = await connection.scalar(select(_passed_by_all(task)))
         old = [row for row in old if row.position <= passed]
         needed = await _needed(connection, task, [row.position for row in old])
-        retries, kept = await _drop_lapsed_retries(database, connection, task, old, needed)
-        removable = [row for row in old if row.position not in needed | kept]
+        retries, still_needed = await _drop_lapsed_retries(database, connection, task, old, needed)
+        removable = [row for row in old if row.position not in needed | still_needed]
         end = await _end_lapsed_replays(connection, task, removable)
         removable = [row for row in removable if row.position <= end]
         await _delete_events(connection, removable)
@@ -384,7 +383,7 @@ async def _remove_events(database: Database, task: PruneTask, old: Sequence[Row[
 
 
 async def _needed(connection: AsyncConnection, task: PruneTask, positions: Sequence[int]) -> set[int]:
-    """Those of the events that a retry or a dead letter is about. One statement: a requeue moves rows between them."""
+    """The events with a retry or a dead letter. A single statement, because a requeue moves rows between the two."""
     if not positions:
         return set()
     retries = select(RETRIES.c.position).where(RETRIES.c.position.in_(positions), _holds(task))
@@ -395,9 +394,9 @@ async def _needed(connection: AsyncConnection, task: PruneTask, positions: Seque
 async def _drop_lapsed_retries(
     database: Database, connection: AsyncConnection, task: PruneTask, old: Sequence[Row[Any]], needed: Collection[int]
 ) -> tuple[int, set[int]]:
-    """Removes what lapsed sinks still had to try of these events.
+    """Removes the retries of lapsed sinks for these events.
 
-    Returns how many rows that were, and the events that a sink keeps after all because it came back this moment.
+    Returns how many were removed, and the positions of those that stay because their sink has just come back.
     """
     positions = [row.position for row in old if row.position not in needed]
     found = select(RETRIES.c.sink, RETRIES.c.ordering_key, RETRIES.c.position).where(RETRIES.c.position.in_(positions))
@@ -414,9 +413,9 @@ async def _drop_lapsed_retries(
 
 
 async def _end_lapsed_replays(connection: AsyncConnection, task: PruneTask, forgotten: Sequence[Row[Any]]) -> int:
-    """Ends the replays that would miss these events: those to lapsed sinks, for others hold theirs back.
+    """Expires the replays to lapsed sinks that still need these events; other replays hold their events back.
 
-    Returns up to where events may go: a sink may have come back this moment, and keeps what its replay is yet to give.
+    Returns the position up to which events may be removed: a sink that has just come back keeps those of its replay.
     """
     end = max((row.position for row in forgotten), default=0)
     found = select(REPLAYS.c.id, REPLAYS.c.sink, REPLAYS.c.position).where(IS_OPEN, REPLAYS.c.position < end)
@@ -432,7 +431,7 @@ async def _end_lapsed_replays(connection: AsyncConnection, task: PruneTask, forg
 
 
 async def _lock_lapsed(connection: AsyncConnection, task: PruneTask, sink: str) -> bool:
-    """Takes a sink's row, as everyone does who writes its retries or replays, if it is still lapsed."""
+    """Locks a sink's row, as every writer of its retries or replays does; False if it is no longer lapsed."""
     raised = update(SINKS).where(SINKS.c.name == sink, _lapsed(task)).values(revision=SINKS.c.revision + 1)
     return bool((await connection.execute(raised)).rowcount)
 

@@ -1,4 +1,4 @@
-"""What a sink must be given again: in each lane one retry is the head, the others wait behind it."""
+"""The retries of a sink: one retry of each ordering key is the head, the others are parked behind it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ from receiver.storage.event_log import EVENTS
 from receiver.storage.sinks import Health, Lease, hold_lease
 from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES
 
-# spelled as in the partial indexes, which SQLite otherwise does not take
+# Spelled as in the partial indexes; SQLite would not use the indexes otherwise.
 _IS_DUE: Final = sql("retries.state = 'due'")
 _IS_HEAD: Final = sql("retries.state <> 'parked'")
-_TOLD: Final = (RETRIES.c.position, RETRIES.c.ordering_key, RETRIES.c.attempts, RETRIES.c.first_at)
+_RETRY_COLUMNS: Final = (RETRIES.c.position, RETRIES.c.ordering_key, RETRIES.c.attempts, RETRIES.c.first_at)
 
 THIS_RETRY: Final = and_(RETRIES.c.sink == bindparam("of_sink"), RETRIES.c.position == bindparam("at"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingRetry:
-    """A retry that waits to be tried, or behind one that does."""
+    """A retry that waits for its next attempt, or is parked behind another."""
 
     position: int
     ordering_key: str
@@ -39,9 +39,9 @@ class WaitingRetry:
 
 
 async def due(connection: AsyncConnection, sink: str, *, now: datetime, limit: int) -> list[WaitingRetry]:
-    """The retries whose time has come, longest due first."""
+    """The due retries, the earliest `due_at` first."""
     statement = (
-        select(*_TOLD)
+        select(*_RETRY_COLUMNS)
         .where(RETRIES.c.sink == sink, _IS_DUE, RETRIES.c.due_at <= now)
         .order_by(RETRIES.c.due_at)
         .limit(limit)
@@ -52,12 +52,12 @@ async def due(connection: AsyncConnection, sink: str, *, now: datetime, limit: i
 async def waiting_in(
     database: Database, connection: AsyncConnection, sink: str, ordering_keys: Iterable[str], *, limit: int
 ) -> list[WaitingRetry]:
-    """The retries of these lanes that no operator holds, in the order of the log."""
-    waiting = select(*_TOLD).where(RETRIES.c.sink == sink, RETRIES.c.state != "held")
-    found = database.for_each("lanes", lambda ordering_key: waiting.where(RETRIES.c.ordering_key == ordering_key))
-    # a sum is in no index: SQLite would read all of the sink's retries in the order of one
+    """The retries with these ordering keys that are not held, in the order of the log."""
+    waiting = select(*_RETRY_COLUMNS).where(RETRIES.c.sink == sink, RETRIES.c.state != "held")
+    found = database.for_each("ordering_keys", lambda value: waiting.where(RETRIES.c.ordering_key == value))
+    # `+ 0` prevents the use of an index for the order: SQLite would read all retries of the sink in that order.
     statement = select(found).order_by(found.c.position + 0).limit(limit)
-    return _waiting(await connection.execute(statement, {"lanes": database.texts(ordering_keys)}))
+    return _waiting(await connection.execute(statement, {"ordering_keys": database.texts(ordering_keys)}))
 
 
 def _waiting(rows: Iterable[Row[Any]]) -> list[WaitingRetry]:
@@ -68,7 +68,7 @@ def _waiting(rows: Iterable[Row[Any]]) -> list[WaitingRetry]:
 
 
 async def awaited(connection: AsyncConnection, sink: str, after: int, until: int) -> frozenset[int]:
-    """The positions in a range of the log, its end included, that a sink keeps as retries."""
+    """The positions after one and up to another (included) for which a sink has retries."""
     positions = select(RETRIES.c.position).where(
         RETRIES.c.sink == sink, RETRIES.c.position > after, RETRIES.c.position <= until
     )
@@ -78,36 +78,37 @@ async def awaited(connection: AsyncConnection, sink: str, after: int, until: int
 async def blocked_keys(
     database: Database, connection: AsyncConnection, sink: str, ordering_keys: Iterable[str]
 ) -> frozenset[str]:
-    """Those of these lanes in which a retry waits."""
-    ordering_key = database.listed("lanes").c.value
+    """Those of these ordering keys that have a retry."""
+    ordering_key = database.listed("ordering_keys").c.value
     statement = select(ordering_key).where(_first_in(sink, ordering_key).is_not(None))
-    return frozenset((await connection.scalars(statement, {"lanes": database.texts(ordering_keys)})).all())
+    return frozenset((await connection.scalars(statement, {"ordering_keys": database.texts(ordering_keys)})).all())
 
 
 async def promote(
     database: Database, connection: AsyncConnection, sink: str, ordering_keys: Iterable[str], now: datetime
 ) -> None:
-    """Makes the smallest position of each of these lanes its head, where it has none.
+    """Makes the smallest position of each of these ordering keys its head, unless the key has one.
 
-    It is due at its time, else at once; or held for an operator if it is among the dead letters.
+    The head is due at its `due_at`, or at once without one; it is held if it is also a dead letter.
     """
-    listed = database.listed("lanes")
+    listed = database.listed("ordering_keys")
     ordering_key = listed.c.value
     headless = (
         select(_first_in(sink, ordering_key))
         .select_from(listed)
         .where(_first_in(sink, ordering_key, _IS_HEAD).is_(None))
     )
-    positions = (await connection.scalars(headless, {"lanes": database.texts(sorted(set(ordering_keys)))})).all()
+    values = {"ordering_keys": database.texts(sorted(set(ordering_keys)))}
+    positions = (await connection.scalars(headless, values)).all()
     heads = [{"of_sink": sink, "at": position, "now": now} for position in positions if position is not None]
     if heads:
-        await connection.execute(_SEAT, heads)
+        await connection.execute(_MAKE_HEAD, heads)
 
 
 def _first_in(sink: str, ordering_key: ColumnElement[str], *conditions: TextClause) -> ColumnElement[int | None]:
-    """The smallest position among the retries of a lane.
+    """The smallest position among the retries with an ordering key.
 
-    It is looked up lane by lane: without statistics a planner would rather read all retries of the sink.
+    Each key is looked up on its own: without statistics the planner would read all retries of the sink.
     """
     first: ColumnElement[int | None] = (
         select(RETRIES.c.position)
@@ -125,7 +126,7 @@ _IS_DEAD: Final = (
     .correlate(RETRIES)
 )
 
-_SEAT: Final = (
+_MAKE_HEAD: Final = (
     update(RETRIES)
     .where(THIS_RETRY)
     .values(
@@ -140,7 +141,7 @@ _LONGEST_TEXT: Final = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a replay has got, and what became of its events since that was last written."""
+    """The progress of a replay: its settlement, and the events published since the last settlement."""
 
     replay_id: int
     settlement: Settlement
@@ -158,10 +159,10 @@ async def settle(
     progress: Progress | None = None,
     pause: bool = False,
 ) -> None:
-    """Writes what was decided, in one transaction; `pause` has the sink wait for an operator.
+    """Writes a settlement in one transaction; `pause` pauses the sink until an operator resumes it.
 
-    Raises LeaseLost, and changes nothing, if another process has taken over: the first statement finds that out, and
-    holds the sink's row so that nobody else touches its retries meanwhile.
+    Raises LeaseLost, and changes nothing, if another process has taken over: the first statement checks the lease, and
+    locks the sink's row so that no other transaction changes its retries meanwhile.
     """
     values = {
         "cursor": settlement.cursor,
@@ -172,7 +173,7 @@ async def settle(
     }
     async with database.writing() as connection:
         await hold_lease(connection, lease, values | ({"paused": True} if pause else {}))
-        # before the retries: what is dead among them holds its lane
+        # Before the retries: `promote` holds those that are also dead letters.
         await _write_dead_letters(database, connection, lease.sink, (*settlement.firsts, *settlement.retries), now)
         await _write_retries(database, connection, lease.sink, settlement, now)
         await _write_attempts(connection, lease.sink, settlement)
@@ -183,15 +184,15 @@ async def settle(
 async def _write_retries(
     database: Database, connection: AsyncConnection, sink: str, settlement: Settlement, now: datetime
 ) -> None:
-    """Rows go in as parked, also those that were tried: `promote` alone says who is the head of a lane."""
-    new = [_retry(sink, verdict, now) for verdict in settlement.firsts if verdict.blocks]
-    over = [_key(sink, verdict) for verdict in settlement.retries if not verdict.blocks]
+    """Inserts rows as parked, also those that were tried: only `promote` decides the head of an ordering key."""
+    new = [_retry(sink, decided, now) for decided in settlement.firsts if decided.blocks]
+    over = [_key(sink, decided) for decided in settlement.retries if not decided.blocks]
     again = [
-        _key(sink, verdict) | _later(verdict, verdict.decision)
-        for verdict in settlement.retries
-        if isinstance(verdict.decision, RetryAt)
+        _key(sink, decided) | _later(decided, decided.decision)
+        for decided in settlement.retries
+        if isinstance(decided.decision, RetryAt)
     ]
-    held = [_key(sink, verdict) | {"attempts": verdict.attempts} for verdict in settlement.retries if verdict.holds]
+    held = [_key(sink, decided) | {"attempts": decided.attempts} for decided in settlement.retries if decided.holds]
     if new:
         insert = database.insert(RETRIES).on_conflict_do_nothing(index_elements=["sink", "position"])
         await connection.execute(insert, new)
@@ -200,71 +201,71 @@ async def _write_retries(
     if again:
         await connection.execute(_POSTPONE, again)
     if held:
-        await connection.execute(_UNSEAT, held)
+        await connection.execute(_PARK, held)
     ordering_keys = {
-        verdict.candidate.ordering_key for verdict in (*settlement.firsts, *settlement.retries) if _moves_key(verdict)
+        decided.candidate.ordering_key for decided in (*settlement.firsts, *settlement.retries) if _moves_key(decided)
     }
     if ordering_keys:
         await promote(database, connection, sink, ordering_keys, now)
 
 
-def _moves_key(verdict: Decided) -> bool:
-    return verdict.candidate.is_retry or verdict.blocks
+def _moves_key(decided: Decided) -> bool:
+    return decided.candidate.is_retry or decided.blocks
 
 
 _POSTPONE: Final = (
     update(RETRIES).where(THIS_RETRY).values({name: bindparam(name) for name in ("attempts", "due_at", "reason")})
 )
 
-_UNSEAT: Final = update(RETRIES).where(THIS_RETRY).values(state="parked", attempts=bindparam("attempts"))
+_PARK: Final = update(RETRIES).where(THIS_RETRY).values(state="parked", attempts=bindparam("attempts"))
 
 
-def _key(sink: str, verdict: Decided) -> dict[str, Any]:
-    return {"of_sink": sink, "at": verdict.candidate.position}
+def _key(sink: str, decided: Decided) -> dict[str, Any]:
+    return {"of_sink": sink, "at": decided.candidate.position}
 
 
-def _retry(sink: str, verdict: Decided, now: datetime) -> dict[str, Any]:
-    decision = verdict.decision
+def _retry(sink: str, decided: Decided, now: datetime) -> dict[str, Any]:
+    decision = decided.decision
     return {
         "sink": sink,
-        "position": verdict.candidate.position,
-        "ordering_key": verdict.candidate.ordering_key,
+        "position": decided.candidate.position,
+        "ordering_key": decided.candidate.ordering_key,
         "state": "parked",
         "first_at": now,
-        **(_later(verdict, decision) if isinstance(decision, RetryAt) else {"attempts": verdict.attempts, **_UNTIMED}),
+        **(_later(decided, decision) if isinstance(decision, RetryAt) else {"attempts": decided.attempts, **_UNTIMED}),
     }
 
 
-def _later(verdict: Decided, decision: RetryAt) -> dict[str, Any]:
-    return {"attempts": verdict.attempts, "due_at": decision.due_at, "reason": _short(decision.reason)}
+def _later(decided: Decided, decision: RetryAt) -> dict[str, Any]:
+    return {"attempts": decided.attempts, "due_at": decision.due_at, "reason": _short(decision.reason)}
 
 
 _UNTIMED: Final[dict[str, Any]] = {"due_at": None, "reason": None}
 
 
 async def _write_dead_letters(
-    database: Database, connection: AsyncConnection, sink: str, verdicts: Iterable[Decided], now: datetime
+    database: Database, connection: AsyncConnection, sink: str, decisions: Iterable[Decided], now: datetime
 ) -> None:
     rows = [
-        _dead_letter(sink, verdict, verdict.decision, now)
-        for verdict in verdicts
-        if isinstance(verdict.decision, DeadLettered)
+        _dead_letter(sink, decided, decided.decision, now)
+        for decided in decisions
+        if isinstance(decided.decision, DeadLettered)
     ]
     if rows:
         insert = database.insert(DEAD_LETTERS).on_conflict_do_nothing(index_elements=["sink", "position"])
         await connection.execute(insert, rows)
 
 
-def _dead_letter(sink: str, verdict: Decided, decision: DeadLettered, now: datetime) -> dict[str, Any]:
-    candidate = verdict.candidate
+def _dead_letter(sink: str, decided: Decided, decision: DeadLettered, now: datetime) -> dict[str, Any]:
+    candidate = decided.candidate
     return {
         "sink": sink,
         "position": candidate.position,
         "ordering_key": candidate.ordering_key,
         "event_id": candidate.publication.id,
-        "reason": decision.death,
+        "reason": decision.cause,
         "detail": _short(decision.reason),
-        "attempts": verdict.attempts,
+        "attempts": decided.attempts,
         "response_code": decision.response_code,
         "response": _short(decision.response),
         "first_at": candidate.since or now,
@@ -276,7 +277,7 @@ async def _write_attempts(
     connection: AsyncConnection, sink: str, settlement: Settlement, replay_id: int | None = None
 ) -> None:
     if settlement.attempts:
-        rows = [_attempt(sink, one) | {"replay_id": replay_id} for one in settlement.attempts]
+        rows = [_attempt(sink, attempt) | {"replay_id": replay_id} for attempt in settlement.attempts]
         await connection.execute(ATTEMPTS.insert(), rows)
 
 
@@ -298,11 +299,11 @@ def _attempt(sink: str, attempt: Attempt) -> dict[str, Any]:
 async def _write_progress(
     database: Database, connection: AsyncConnection, sink: str, progress: Progress, now: datetime
 ) -> None:
-    """A replay that was cancelled meanwhile stays so, and an event that was requeued meanwhile is no dead letter."""
+    """Leaves a replay that was cancelled meanwhile, and writes no dead letter for an event that has a retry."""
     settlement, values = progress.settlement, {"state": "finished", "ended_at": now} if progress.finished else {}
-    dead = [verdict for verdict in settlement.firsts if isinstance(verdict.decision, DeadLettered)]
-    awaited = await _among_retries(connection, sink, [verdict.candidate.position for verdict in dead])
-    dead = [verdict for verdict in dead if verdict.candidate.position not in awaited]
+    dead = [decided for decided in settlement.firsts if isinstance(decided.decision, DeadLettered)]
+    awaited = await _among_retries(connection, sink, [decided.candidate.position for decided in dead])
+    dead = [decided for decided in dead if decided.candidate.position not in awaited]
     await _write_dead_letters(database, connection, sink, dead, now)
     open_still = and_(REPLAYS.c.id == progress.replay_id, REPLAYS.c.state.in_(("running", "paused")))
     moved = {
@@ -322,7 +323,7 @@ async def _among_retries(connection: AsyncConnection, sink: str, positions: Sequ
 
 
 def _short(text: str | None) -> str | None:
-    """A sink's words as they can be stored; a plug-in may say anything."""
+    """A sink's text in storable form, at most `_LONGEST_TEXT` characters; a plug-in may return any text."""
     return storable(text[:_LONGEST_TEXT]) if text is not None else None
 
 
@@ -330,7 +331,7 @@ _COLUMNS: Final = (*ATTEMPTS.c, EVENTS.c.recipient, EVENTS.c.status)
 
 
 async def attempts_of_message(connection: AsyncConnection, key: MessageKey, sink: str | None) -> list[AttemptView]:
-    """All attempts to publish a message's events, perhaps to one sink alone, in the order in which they ended."""
+    """All attempts to publish a message's events, to one sink or to all (None), in the order in which they ended."""
     api, direction, message_id = key
     statement = (
         select(*_COLUMNS)

@@ -1,17 +1,13 @@
-"""The schema: brings it up to date by the migrations in the package, or says what it lacks."""
+"""The schema: migrates the database, or checks its revision."""
 
 import asyncio
 import os
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, select, update
+from sqlalchemy import Connection, create_engine, inspect, select, update
 from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import SQLModel
@@ -23,33 +19,38 @@ from receiver.storage.database import Database
 from receiver.storage.journal import CALLBACKS, PROCESSOR
 from receiver.storage.tables import DeliveryCodeRow
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+NEWEST: Final = "0005"
+"""The revision that this version needs: the last one of `migrations/`, which a test compares."""
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def _migrations() -> Path:
-    """The migrations: beside the package's modules in a wheel, beside the package in a checkout."""
+    """The directory of the migrations: inside the package in a wheel, beside the package in a checkout."""
     shipped = _PACKAGE / "migrations"
     return shipped if shipped.is_dir() else _PACKAGE.parent / "migrations"
 
 
-def _config() -> Config:
+def _config() -> "Config":
+    # Commands that only read start without Alembic, whose import takes 0.1 s of CPU time.
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(_migrations()).replace("%", "%%"))
     return config
 
 
-def newest() -> str:
-    """The revision this version works with."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
-    assert head is not None  # noqa: S101
-    return head
-
-
 async def current(database: Database) -> str | None:
-    """The revision the database is at; None for an empty one."""
+    """The revision of the database; None for an empty database."""
 
     def revision(connection: Connection) -> str | None:
-        return MigrationContext.configure(connection).get_current_revision()
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        found: str | None = connection.scalar(sql("SELECT version_num FROM alembic_version"))
+        return found
 
     async with database.reading() as connection:
         return await connection.run_sync(revision)
@@ -58,8 +59,8 @@ async def current(database: Database) -> str | None:
 async def migrate(database: Database, *, new_journal: bool = False) -> None:
     """Brings the schema and the code catalogue up to date, in one transaction; one process at a time.
 
-    On SQLite the journal's file comes first. Whatever interrupts it, running it once more completes it. Raises
-    SchemaError where the journal is missing or older than the main file, unless it is to be a `new_journal`.
+    On SQLite the journal's file is made first. After an interruption, running it again completes it. Raises SchemaError
+    if the journal is missing or older than the main file, unless `new_journal` asks for an empty one.
     """
     if database.file is not None:
         sqlite_file.make(database.file)
@@ -72,10 +73,12 @@ async def migrate(database: Database, *, new_journal: bool = False) -> None:
         await copy_to_journal(database, before)
         if new_journal and database.journal_file is not None:
             await asyncio.to_thread(_begin_behind, database.journal_file, cursor)
-        # connections that were opened without the journal know nothing of it
+        # Connections that were opened before the journal existed have not attached it.
         await database.engine.dispose()
 
     def upgrade(connection: Connection) -> None:
+        from alembic import command
+
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
@@ -85,7 +88,7 @@ async def migrate(database: Database, *, new_journal: bool = False) -> None:
         await connection.run_sync(upgrade)
         await _write_codes(database, connection)
         if database.is_sqlite and before in _WITHOUT_JOURNAL:
-            # What the first version had taken in was processed at once.
+            # The first version processed callbacks before it answered, so all of them are processed.
             await connection.execute(update(PROCESSOR).values(cursor=await journal_end(database)))
 
 
@@ -93,7 +96,7 @@ _WITHOUT_JOURNAL: Final = (None, "0001", "0002")
 
 
 async def copy_to_journal(database: Database, revision: str | None = "0002") -> None:
-    """Makes the journal's file, and copies into it what the first version had in the main file."""
+    """Makes the journal's file, and copies the callbacks of the first version's main file into it."""
     assert database.file is not None  # noqa: S101
     assert database.journal_file is not None  # noqa: S101
     create_journal(database.journal_file)
@@ -102,7 +105,7 @@ async def copy_to_journal(database: Database, revision: str | None = "0002") -> 
 
 
 async def refuse_older_journal(database: Database) -> None:
-    """Raises SchemaError where the journal's file is missing, or is from an earlier time than the main file."""
+    """Raises SchemaError if the journal's file is missing or older than the main file."""
     if database.is_sqlite:
         revision = await current(database)
         _refuse_older_journal(database, revision, await _cursor(database, revision))
@@ -115,22 +118,22 @@ def _refuse_older_journal(database: Database, revision: str | None, cursor: int)
     if given and revision is None:
         raise SchemaError(
             f"{database.file} is missing, but {journal} beside it has callbacks; restore both files from one backup "
-            f"(receiver restore), or move {journal} away to begin with nothing"
+            f"(receiver restore), or move {journal} away to start with an empty database"
         )
     if given is not None and given >= cursor:
         return
     if given is None and not cursor:
-        # an empty main file, or one that the first version made
+        # The main file is empty, or the first version made it.
         return
-    fault = "is missing" if given is None else f"is older than {database.file}"
+    fault = f"is missing beside {database.file}" if given is None else f"is older than {database.file}"
     raise SchemaError(
-        f"{journal} {fault}: {cursor} callbacks of it are processed; restore both files from one backup "
-        "(receiver restore), or go on with an empty journal: receiver migrate --new-journal"
+        f"{journal} {fault}, which has processed {cursor} of its callbacks; restore both files from one backup "
+        "(receiver restore), or continue with an empty journal: receiver migrate --new-journal"
     )
 
 
 async def _cursor(database: Database, revision: str | None) -> int:
-    """How far the main file says that the journal is processed; 0 where it has yet to know the journal."""
+    """The processor's cursor in the main file; 0 for a revision without a journal."""
     if revision in _WITHOUT_JOURNAL:
         return 0
     async with database.reading() as connection:
@@ -138,14 +141,14 @@ async def _cursor(database: Database, revision: str | None) -> int:
 
 
 def _given_sequence(file: Path) -> int | None:
-    """The largest sequence that a journal ever gave, read without changing it; None where there is no journal."""
+    """The largest sequence that a journal ever assigned, read without changing the file; None without a journal."""
     if not file.exists():
         return None
     try:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
             row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'callbacks'").fetchone()
     except sqlite3.OperationalError as error:
-        # an empty file, as one that was made for the journal and not filled
+        # The file is empty: it was made for the journal and has no table yet.
         if "no such table" in str(error):
             return 0 if file.stat().st_size else None
         raise SchemaError(f"{file} cannot be read: {error}") from None
@@ -155,7 +158,7 @@ def _given_sequence(file: Path) -> int | None:
 
 
 def _begin_behind(journal: Path, cursor: int) -> None:
-    """Has a journal give only sequences that the processor's cursor has not passed."""
+    """Makes a journal assign only sequences after the processor's cursor."""
     with closing(sqlite3.connect(journal, isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("BEGIN IMMEDIATE")
@@ -168,7 +171,7 @@ def _begin_behind(journal: Path, cursor: int) -> None:
 
 
 def create_journal(file: Path) -> None:
-    """The journal of an SQLite database: an empty file for its owner alone, with its table, if it is not there."""
+    """Creates the journal of an SQLite database if it is missing: a file with mode 0600, with the table."""
     with suppress(FileExistsError):
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     engine = create_engine(f"sqlite:///{file}")
@@ -193,22 +196,24 @@ def _copy_callbacks(main: Path, journal: Path) -> None:
 
 
 async def journal_end(database: Database) -> int:
-    """The largest sequence that the journal of an SQLite database ever gave."""
+    """The largest sequence that the journal of an SQLite database ever assigned."""
     async with database.writing_journal() as connection:
         return await connection.scalar(sql("SELECT seq FROM sqlite_sequence WHERE name = 'callbacks'")) or 0
 
 
 async def check(database: Database) -> None:
-    """Raises SchemaError, with the command to run, unless the schema is this version's."""
+    """Raises SchemaError, with the command to run, unless the schema has this version's revision."""
     revision = await current(database)
-    if revision != newest():
+    if revision != NEWEST:
         refuse_unknown(revision)
         found = f"revision {revision}" if revision else "no tables"
-        raise SchemaError(f"the database has {found}, this version needs {newest()}; run: receiver migrate")
+        raise SchemaError(f"the database has {found}, this version needs {NEWEST}; run: receiver migrate")
 
 
 def refuse_unknown(revision: str | None) -> None:
-    """Raises SchemaError for a revision that a newer version made."""
+    """Raises SchemaError for a revision of a newer version."""
+    from alembic.script import ScriptDirectory
+
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     if revision is not None and revision not in known:
         raise SchemaError(f"the database has revision {revision}, which a newer receiver made; this version is too old")

@@ -1,4 +1,4 @@
-"""The sinks that were ever registered: how far each has got, and what operators have decided."""
+"""The sinks that were ever registered: lease, cursor, health, and what operators have decided."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from receiver.storage.tables import DEAD_LETTERS, RETRIES, SINKS
 
 
 class LeaseLost(ReceiverError):
-    """Another process works for this sink; nothing was written."""
+    """Another process publishes to this sink; nothing was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """How a sink is doing: failures in a row, since when it is down, its last success and its last complaint."""
+    """The health of a sink: failures in a row, since when it is down, its last success and its last error."""
 
     failures: int = 0
     down_since_at: datetime | None = None
@@ -32,7 +32,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """The right to work for a sink; `epoch` fences off whoever held it before."""
+    """The right to publish to a sink; `epoch` fences off the previous holder."""
 
     sink: str
     epoch: int
@@ -43,9 +43,9 @@ class Lease:
 async def acquire_lease(
     database: Database, name: str, *, holder: str, fingerprint: str, seconds: float, take_over: bool = False
 ) -> Lease | None:
-    """Takes the lease of a sink if nobody else holds it, by the database's clock; `take_over` takes it all the same.
+    """Takes the lease of a sink if no other worker holds it, by the database's clock, or with `take_over` in any case.
 
-    A lease of the same `holder` is that of a worker which died before this one.
+    A lease of the same `holder` belongs to its dead predecessor.
     """
     lapsed = or_(SINKS.c.lease_until.is_(None), SINKS.c.lease_until < database.clock())
     free = or_(lapsed, SINKS.c.lease_holder == holder)
@@ -62,21 +62,21 @@ async def acquire_lease(
 
 
 async def renew_lease(database: Database, lease: Lease, *, seconds: float) -> None:
-    """Prolongs a lease; raises LeaseLost if it is no longer ours."""
+    """Extends a lease; raises LeaseLost if another process has it."""
     values = {"lease_until": database.clock(seconds), "seen_at": database.clock()}
     async with database.writing() as connection:
         await hold_lease(connection, lease, values)
 
 
 async def release_lease(database: Database, lease: Lease) -> None:
-    """Gives a lease back; one that is lost already is let be."""
+    """Releases a lease; does nothing if it is lost already."""
     mine = and_(SINKS.c.name == lease.sink, SINKS.c.epoch == lease.epoch)
     async with database.writing() as connection:
         await connection.execute(update(SINKS).where(mine).values(lease_holder=None, lease_until=None))
 
 
 async def hold_lease(connection: AsyncConnection, lease: Lease, values: dict[str, Any]) -> None:
-    """Updates the sink's row, which also locks it; raises LeaseLost if the lease is no longer ours."""
+    """Updates the sink's row, which also locks it; raises LeaseLost if another process has the lease."""
     mine = and_(SINKS.c.name == lease.sink, SINKS.c.epoch == lease.epoch)
     if not (await connection.execute(update(SINKS).where(mine).values(**values))).rowcount:
         raise LeaseLost(f"another process works for sink {lease.sink}")
@@ -97,9 +97,9 @@ Start = Literal["end", "beginning"] | datetime
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkControl:
-    """What operators have decided about a sink; `revision` rises whenever one has moved something of it.
+    """What operators have decided about a sink; `revision` rises with each of their actions.
 
-    A sink that says it is gone is paused too.
+    A sink that reports that it is gone is paused as well.
     """
 
     revision: int
@@ -108,7 +108,7 @@ class SinkControl:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """What a sink still has before it: events after its cursor (those its filter leaves out too), retries by state.
+    """The backlog of a sink: the events after its cursor (before its filter), and its retries by state.
 
     `oldest_at` is when the oldest of them was received. `dead_letters` are counted by reason.
     """
@@ -120,9 +120,9 @@ class Backlog:
 
 
 async def register(database: Database, name: str, *, start: Start, fingerprint: str) -> None:
-    """Makes a sink known; a new one begins at `start`, one that is known goes on where it was.
+    """Registers a sink; a new sink begins at `start`, a known one continues at its cursor.
 
-    A known one's row is left alone: its holder may have it locked, and is perhaps frozen.
+    It does not write the row of a known sink: its lease holder may have locked it, and may be frozen.
     """
     async with database.reading() as connection:
         if await connection.scalar(select(SINKS.c.name).where(SINKS.c.name == name)) is not None:
@@ -142,14 +142,14 @@ async def register(database: Database, name: str, *, start: Start, fingerprint: 
         await connection.execute(insert.on_conflict_do_nothing(index_elements=["name"]))
 
 
-async def orders(connection: AsyncConnection, sink: str) -> SinkControl:
+async def control(connection: AsyncConnection, sink: str) -> SinkControl:
     """What operators have decided about a sink."""
     row = (await connection.execute(select(SINKS.c.revision, SINKS.c.paused).where(SINKS.c.name == sink))).one()
     return SinkControl(revision=row.revision, paused=row.paused)
 
 
 async def backlog(connection: AsyncConnection, sink: str) -> Backlog:
-    """What a sink still has before it."""
+    """The backlog of a sink."""
     cursor = await connection.scalar(select(SINKS.c.cursor).where(SINKS.c.name == sink)) or 0
     _, end = await event_log.bounds(connection)
     next_position = select(func.min(EVENTS.c.position)).where(EVENTS.c.position > cursor).scalar_subquery()
@@ -189,7 +189,7 @@ async def _counts(connection: AsyncConnection, table: Any, column: Any, sink: st
 async def find(
     database: Database, types: Mapping[str, str], *, now: datetime, order: SortOrder, skip: int, size: int
 ) -> Page[SinkView]:
-    """A page of all sinks that were ever registered, by name; `types` are those of the settings by their names."""
+    """A page of all sinks that were ever registered, by name; `types` are the types of the configured ones, by name."""
     by_name = SINKS.c.name.asc() if order is SortOrder.ASC else SINKS.c.name.desc()
     async with database.reading() as connection:
         rows = (await connection.execute(select(SINKS).order_by(by_name).limit(size + 1).offset(skip))).all()
@@ -197,7 +197,7 @@ async def find(
 
 
 async def one(database: Database, sink: str, types: Mapping[str, str], *, now: datetime) -> SinkView:
-    """One sink; raises UnknownSink."""
+    """A single sink; raises UnknownSink."""
     async with database.reading() as connection:
         return await _view(connection, await row_of(connection, sink), types, now)
 
@@ -229,21 +229,21 @@ class UnknownSink(Unknown):
 
 
 async def lock_row(connection: AsyncConnection, sink: str, **changes: Any) -> Row[Any]:
-    """Takes the sink's row until the transaction ends, and returns it.
+    """Locks the sink's row until the transaction ends, raises its revision, and returns it.
 
-    Everyone who writes its retries, dead letters or replays does so; the revision counts the operators' actions.
+    Every writer of the sink's retries, dead letters or replays takes this lock; the revision counts operators' actions.
     """
     raised = update(SINKS).where(SINKS.c.name == sink).values(revision=SINKS.c.revision + 1, **changes)
     return _known(sink, (await connection.execute(raised.returning(*SINKS.c))).one_or_none())
 
 
 async def row_of(connection: AsyncConnection, sink: str) -> Row[Any]:
-    """The sink's row, just to look at."""
+    """The sink's row, without a lock; raises UnknownSink."""
     return _known(sink, (await connection.execute(select(SINKS).where(SINKS.c.name == sink))).one_or_none())
 
 
 async def pause(database: Database, sink: str, *, paused: bool) -> None:
-    """Has nothing more published to a sink, or goes on from where it was; what comes meanwhile waits in the log."""
+    """Pauses or resumes a sink; events wait in the log meanwhile. Raises UnknownSink."""
     async with database.writing() as connection:
         await lock_row(connection, sink, paused=paused)
 

@@ -1,4 +1,4 @@
-"""The embedded database as a file: made for its owner alone, used by one server at a time, on a disk it can trust."""
+"""The files of the embedded database: accessible to the owner alone, used by one server at a time, on a local disk."""
 
 import fcntl
 import os
@@ -11,10 +11,10 @@ from typing import Final
 from receiver.errors import ReceiverError, SettingsError
 from receiver.storage.database import driver_url, journal_file
 
-# a larger file would make the start wait for minutes
+# Checking a larger file would delay the start by minutes.
 CHECKED_BYTES: Final = 256 * 1024 * 1024
 _MOUNTS: Final = Path("/proc/mounts")
-# SQLite's locks and its shared memory do not work over a network, and nothing says so until rows are gone
+# SQLite's locks and shared memory do not work over a network, and no error shows that until rows are lost.
 _NETWORK_FILESYSTEMS: Final = frozenset(
     {
         "afs",
@@ -44,13 +44,13 @@ _NETWORK_FILESYSTEMS: Final = frozenset(
 
 
 class UnfitDatabase(ReceiverError):
-    """The embedded database cannot be used as it is: another server has it, or its file is damaged."""
+    """The embedded database cannot be used: another server uses it, or its file is damaged."""
 
     topic = "troubleshooting"
 
 
 def file_of(url: str) -> Path:
-    """The file that an SQLite URL names."""
+    """The file that an SQLite URL names; raises SettingsError for a file: URI."""
     name = driver_url(url).database or ""
     if name.startswith("file:"):
         raise SettingsError(
@@ -60,7 +60,7 @@ def file_of(url: str) -> Path:
 
 
 def make(file: Path) -> None:
-    """Makes an empty file that only its owner can read; SQLite gives the files beside it the same mode."""
+    """Creates an empty file with mode 0600 if it is missing; SQLite gives the files beside it the same mode."""
     if not file.parent.is_dir():
         raise SettingsError(f"RECEIVER_DATABASE_URL: there is no directory {file.parent}", topic="settings")
     with suppress(FileExistsError):
@@ -72,7 +72,7 @@ WORKER: Final = "works for"
 
 
 def prepare(url: str) -> Path:
-    """The main file of an SQLite URL, made for its owner alone if it is not there, and known to be on a local disk."""
+    """The main file of an SQLite URL: checked to be on a local disk, and created with mode 0600 if it is missing."""
     file = file_of(url)
     refuse_network(file)
     refuse_half_restored(file)
@@ -81,18 +81,17 @@ def prepare(url: str) -> Path:
 
 
 def refuse_unfit(file: Path) -> None:
-    """Raises UnfitDatabase where the main file or the journal beside it cannot be written, or is damaged."""
-    for one in (file, journal_file(file)):
-        if one.exists():
-            refuse_unwritable(one)
-            refuse_damaged(one)
+    """Raises UnfitDatabase if the main file or the journal beside it cannot be written, or is damaged."""
+    for existing in filter(Path.exists, (file, journal_file(file))):
+        refuse_unwritable(existing)
+        refuse_damaged(existing)
 
 
 @contextmanager
 def held(file: Path, role: str = SERVER) -> Iterator[None]:
     """Makes this process the only one that serves a database, or works for it.
 
-    Raises UnfitDatabase where another one does. The system releases the lock even if this process is killed.
+    Raises UnfitDatabase if another process does. The system releases the lock even if this process is killed.
     """
     lock = file.with_name(f"{file.name}.lock" if role == SERVER else f"{file.name}.worker.lock")
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
@@ -100,7 +99,7 @@ def held(file: Path, role: str = SERVER) -> Iterator[None]:
         _lock(descriptor, file, role)
         os.truncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        # never removed: a process that had opened the old file would hold a lock that nobody else sees
+        # The lock file is never removed: a process that had opened the old one would hold a lock without effect.
         yield
     finally:
         os.close(descriptor)
@@ -116,7 +115,7 @@ def _lock(descriptor: int, file: Path, role: str) -> None:
 
 
 def refuse_network(file: Path) -> None:
-    """Raises SettingsError for a file on a filesystem that is known to be reached over a network."""
+    """Raises SettingsError for a file on a known network filesystem."""
     try:
         mounts = _MOUNTS.read_text("utf-8", "surrogateescape")
     except OSError:
@@ -131,7 +130,7 @@ def refuse_network(file: Path) -> None:
 
 
 def filesystem(file: Path, mounts: str) -> str | None:
-    """The type of the filesystem a file is on, by a table like /proc/mounts; of two on one place, the later covers."""
+    """The type of a file's filesystem, by a table like /proc/mounts; a later mount covers an earlier one."""
     found, depth = None, -1
     for line in mounts.splitlines():
         fields = line.split(" ")
@@ -150,25 +149,25 @@ def _unescaped(place: str) -> str:
 
 
 def staging(file: Path) -> Path:
-    """The directory that is beside a database while `receiver restore` replaces its files."""
+    """The directory that exists beside a database while `receiver restore` replaces its files."""
     return file.with_name(f"{file.name}.restoring")
 
 
 def refuse_half_restored(file: Path) -> None:
-    """Raises UnfitDatabase where a restore was interrupted while it replaced the files of a database."""
+    """Raises UnfitDatabase if a restore was interrupted while it replaced the files of a database."""
     if staging(file).exists():
-        raise UnfitDatabase(f"a restore of {file} was interrupted; run receiver restore once more")
+        raise UnfitDatabase(f"a restore of {file} was interrupted; run receiver restore again")
 
 
 def refuse_unwritable(file: Path) -> None:
-    """Raises UnfitDatabase where the file, or one that SQLite keeps beside it, is not ours to write."""
+    """Raises UnfitDatabase if this user cannot write the file or one that SQLite has beside it."""
     for each in (file, *(file.with_name(file.name + ending) for ending in ("-wal", "-shm"))):
         if each.exists() and not os.access(each, os.R_OK | os.W_OK):
-            raise UnfitDatabase(f"{each} cannot be read and written by this user; put its owner and mode right")
+            raise UnfitDatabase(f"{each} cannot be read and written by this user; correct its owner and mode")
 
 
 def refuse_damaged(file: Path) -> None:
-    """Raises UnfitDatabase for a file that SQLite finds damaged; one that takes long to check is taken as it is."""
+    """Raises UnfitDatabase if SQLite finds the file damaged; files of 256 MiB and more are not checked."""
     if file.stat().st_size >= CHECKED_BYTES:
         return
     try:
@@ -179,5 +178,5 @@ def refuse_damaged(file: Path) -> None:
     except sqlite3.DatabaseError as error:
         finding = str(error)
     if finding != "ok":
-        # SQLite's findings have several lines
+        # A finding of SQLite may have several lines.
         raise UnfitDatabase(f"{file} is damaged ({' '.join(finding.split())}); restore a backup")

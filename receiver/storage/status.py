@@ -1,6 +1,6 @@
-"""What the database says about the installation, each part read on its own and within a bounded time.
+"""Reads the status of the installation from the database, each part separately and within a bounded time.
 
-A part that cannot be read leaves the others alone: this is what people look at while the database is broken.
+A part that cannot be read does not affect the others: people need this page when the database is broken.
 """
 
 import asyncio
@@ -30,8 +30,9 @@ Read = Callable[[], Awaitable[Any]]
 class StatusReader:
     """Reads the parts of one database's status.
 
-    A read that takes longer than allowed goes on, since to cancel it would be to wait for its end, and the next caller
-    waits for the same one: however often somebody looks, a frozen database has one connection in use for each part.
+    A read that exceeds its time goes on, because cancelling it would mean waiting for its end, and the next caller
+    waits for the same read: however often the status is requested, a frozen database costs one connection for each
+    part.
     """
 
     def __init__(self, database: Database) -> None:
@@ -41,7 +42,7 @@ class StatusReader:
     async def findings(
         self, types: Mapping[str, str], *, clock: Callable[[], datetime], seconds: float = GATHER_SECONDS
     ) -> Findings:
-        """Whatever can be read within so many seconds; `types` are those of the configured sinks by name."""
+        """The parts that can be read within `seconds`; `types` are the types of the configured sinks, by name."""
 
         async def listed_sinks() -> Sequence[SinkView]:
             page = await sinks.find(self._database, types, now=clock(), order=SortOrder.ASC, skip=0, size=_MAX_SINKS)
@@ -63,12 +64,12 @@ class StatusReader:
         )
 
     async def backlog(self, *, seconds: float) -> Backlog | None:
-        """The callbacks that wait to be processed; None where that cannot be read within so many seconds."""
+        """The pending callbacks; None if they cannot be read within `seconds`."""
         found, _ = await self._read({"journal": self._backlog}, seconds)
         return found.get("journal")
 
     async def _read(self, parts: Mapping[Part, Read], seconds: float) -> tuple[dict[Part, Any], dict[Part, str]]:
-        """What could be read, and why the rest could not."""
+        """The parts that could be read, and for the others the reason."""
         tasks = {part: self._task(part, read) for part, read in parts.items()}
         done, _ = await asyncio.wait(tasks.values(), timeout=seconds)
         found: dict[Part, Any] = {}
@@ -134,7 +135,7 @@ async def _awaited(read: Read) -> Any:
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Looks at the error of a read that nobody may wait for any more; asyncio would report it as forgotten."""
+    """Retrieves the error of a read without a waiting caller; asyncio would log it as never retrieved."""
     if not task.cancelled():
         task.exception()
 

@@ -1,6 +1,6 @@
-"""The tables of callbacks and messages, as rows.
+"""The tables, as row classes.
 
-`README.md` documents the columns people may read; columns are added, not renamed.
+`receiver help sql` documents the columns for readers; columns are added, not renamed.
 """
 
 from datetime import datetime
@@ -23,21 +23,21 @@ from sqlmodel import Field, SQLModel
 
 from receiver.storage.columns import Position, json_column, only_where, text_column, time_column
 
-# An index entry of PostgreSQL has room for some 2700 bytes, a tag need not.
+# An index entry of PostgreSQL has room for some 2700 bytes; a tag may be longer.
 TAG_START_CHARACTERS: Final = 200
 _TAG_START: Final = f"substr(tag, 1, {TAG_START_CHARACTERS})"
 
 
 class CallbackRow(SQLModel, table=True):
-    """The journal: one HTTP request from Bandwidth as it came, appended and never changed.
+    """The journal: one HTTP request from Bandwidth, appended and never changed.
 
-    On SQLite it is a file of its own (see `receiver.storage.database.journal_file`). `sequence` is the order in which
-    callbacks were committed, except on PostgreSQL, where a larger one may become visible first. `id` rises with
-    `received_at`, so it serves as the list's order.
+    On SQLite it is a file of its own (see `receiver.storage.database.journal_file`). `sequence` is the order of the
+    commits, except on PostgreSQL, where a larger one may become visible first. `id` rises with `received_at` and orders
+    the lists.
     """
 
     __tablename__ = "callbacks"
-    # AUTOINCREMENT: without it SQLite uses the number of a deleted row again, below the processor's cursor.
+    # Without AUTOINCREMENT SQLite would reuse the number of a deleted row, which is before the processor's cursor.
     __table_args__ = (UniqueConstraint("id", name="uq_callbacks_id"), {"sqlite_autoincrement": True})
 
     sequence: int | None = Field(default=None, sa_column=Column(Position, primary_key=True, autoincrement=True))
@@ -53,9 +53,9 @@ class CallbackRow(SQLModel, table=True):
 
 
 class PendingCallbackRow(SQLModel, table=True):
-    """PostgreSQL only: the callbacks that are not processed yet, written with them and removed by the processor.
+    """PostgreSQL only: the pending callbacks. Appends insert rows, and the processor removes them.
 
-    A cursor over `sequence` would skip rows there: a larger number can be committed first.
+    A cursor over `sequence` would skip rows on PostgreSQL, where a larger number can be committed first.
     """
 
     __tablename__ = "pending_callbacks"
@@ -64,13 +64,13 @@ class PendingCallbackRow(SQLModel, table=True):
 
 
 class ProcessorRow(SQLModel, table=True):
-    """One row: how far the journal is processed, and which worker processes it.
+    """A single row: the processor's cursor, lease and failure.
 
-    SQLite: every callback up to `cursor` is processed. PostgreSQL: `cursor` is the largest processed `sequence`;
-    `pending_callbacks` tells what is not processed. `epoch` rises with every change of the lease's holder and fences
-    off the one before. `backend` is the process number of the holder's PostgreSQL session: a successor ends it.
-    `last_callbacks` holds the time of the latest processed callback by version and route. `repeats` counts the
-    callbacks that brought nothing new and were dropped.
+    SQLite: every callback up to `cursor` is processed. PostgreSQL: `cursor` is the largest processed `sequence`, and
+    `pending_callbacks` has the pending ones. `epoch` rises with every change of the lease's holder and fences off the
+    previous one. `backend` is the process number of the holder's PostgreSQL session, which a successor terminates.
+    `last_callbacks` has the time of the latest processed callback by version and route. `repeats` counts the dropped
+    callbacks without a new event.
     """
 
     __tablename__ = "processor"
@@ -89,7 +89,7 @@ class ProcessorRow(SQLModel, table=True):
 
 
 class QuarantineRow(SQLModel, table=True):
-    """An element of a callback that did not become an event, by its place in the callback's array, with the reason."""
+    """An element of a callback that did not become an event, with the reason; `element` is its place in the array."""
 
     __tablename__ = "quarantine"
     __table_args__ = (
@@ -108,16 +108,16 @@ class QuarantineRow(SQLModel, table=True):
 class EventRow(SQLModel, table=True):
     """The event log: one row per event, `position` rising in commit order.
 
-    `facts` are the facts of the message this event told, without text and media. `delivery` is what the delivery
-    was after it; `previous_status` what it was before (null: it had no row).
+    `facts` has the fields of the event without a column of their own, but no text and media. `delivery` is the delivery
+    after the event, `previous_status` its status before (null: it had no row).
     """
 
     __tablename__ = "events"
     __table_args__ = (
-        # In place of a key on `id` alone: digests are random, and at a million rows every event then wrote an index
-        # page of its own. The digest contains the message id, so this key refuses the same repetitions.
+        # Not a key on `id` alone: digests are random, so at a million rows every event wrote an index page of its own.
+        # The digest contains the message id, so this key refuses the same duplicates.
         UniqueConstraint("message_id", "id", name="uq_events_message_id"),
-        # AUTOINCREMENT: without it SQLite gives a pruned position away a second time
+        # Without AUTOINCREMENT SQLite would reuse a pruned position.
         {"sqlite_autoincrement": True},
     )
 
@@ -145,13 +145,13 @@ class EventRow(SQLModel, table=True):
 class MessageRow(SQLModel, table=True):
     """A message, known by version, direction and id: its fields and its status.
 
-    `listed_at` is `created_at`, else `first_received_at`. `events_forgotten` is set when retention has removed events
-    of it; the row then moves no more.
+    `listed_at` is `created_at`, else `first_received_at`. `events_forgotten` is set once retention has removed events
+    of the message; the row does not change after that.
     """
 
     __tablename__ = "messages"
     __table_args__ = (
-        # The id first: most look-ups know no more, and PostgreSQL then read every entry of the version.
+        # The id comes first: most look-ups know only the id, and with `api` first PostgreSQL read all of a version.
         PrimaryKeyConstraint("id", "api", "direction", name="pk_messages"),
         Index("ix_messages_listed", "listed_at", "api", "direction", "id"),
         Index("ix_messages_sender", "sender_key", "listed_at"),
@@ -165,7 +165,7 @@ class MessageRow(SQLModel, table=True):
             "listed_at",
             **only_where("delivery_state IN ('waiting', 'not-delivered')"),
         ),
-        # the whole order in them: without, SQLite would rather read all of `ix_messages_listed`
+        # These have the whole order of the list: otherwise SQLite would scan all of `ix_messages_listed`.
         Index("ix_messages_awaiting", "listed_at", "api", "direction", "id", **only_where("awaiting_receipt")),
         Index("ix_messages_contradicted", "listed_at", "api", "direction", "id", **only_where("contradicted")),
         Index(
@@ -208,15 +208,15 @@ class MessageRow(SQLModel, table=True):
 
 
 class DeliveryRow(SQLModel, table=True):
-    """How far one message got to one recipient. `recipient_key` is the number without plus; empty: none known."""
+    """How far one message got to one recipient. `recipient_key` is the number without plus; empty: number unknown."""
 
     __tablename__ = "deliveries"
-    # No foreign key to `messages`: both are written by one statement after another in the same transaction, and on
-    # PostgreSQL the check was a sixth of it.
+    # No foreign key to `messages`: the same transaction writes both tables, and PostgreSQL checks a foreign key per
+    # row: a sixth of the transaction.
     __table_args__ = (
         PrimaryKeyConstraint("message_id", "api", "direction", "recipient_key", name="pk_deliveries"),
         Index("ix_deliveries_recipient", "recipient_key", "listed_at"),
-        # not on messages: the recipients of a group message have codes of their own
+        # This index is not on messages because the recipients of a group message have codes of their own.
         Index("ix_deliveries_code", "delivery_code", "listed_at", **only_where("delivery_code IS NOT NULL")),
     )
 
@@ -241,7 +241,7 @@ class DeliveryRow(SQLModel, table=True):
 
 
 class DeliveryCodeRow(SQLModel, table=True):
-    """The code catalogue as a table, for joins; written by `receiver migrate` from the code that knows it."""
+    """The code catalogue as a table, for joins; `receiver migrate` writes it from `receiver.providers`."""
 
     __tablename__ = "delivery_codes"
 
@@ -256,10 +256,10 @@ class DeliveryCodeRow(SQLModel, table=True):
 
 
 class SinkRow(SQLModel, table=True):
-    """A sink: how far it has got in the log (`cursor`), who works for it until when, and how it feels.
+    """A sink: its cursor in the log, lease holder, lease expiry, health.
 
-    `epoch` rises with every change of holder and fences the earlier one off. `revision` rises with every action of an
-    operator.
+    `epoch` rises with every change of the holder and fences off the previous one. `revision` rises with every action of
+    an operator.
     """
 
     __tablename__ = "sinks"
@@ -280,10 +280,10 @@ class SinkRow(SQLModel, table=True):
 
 
 class RetryRow(SQLModel, table=True):
-    """An event that waits for its next attempt (`due`), for an operator (`held`), or behind one that does (`parked`).
+    """An event that waits for its next attempt (`due`), for an operator (`held`), or behind such an event (`parked`).
 
-    Of a lane the smallest position is the head and not parked; it is held if it is among the dead letters too.
-    `first_at` is when the event began to wait; a parked one without `due_at` was never tried.
+    The smallest position of an ordering key is its head, which is not parked; it is held if it is also a dead letter.
+    `first_at` is when the event began to wait; a parked event without `due_at` was never tried.
     """
 
     __tablename__ = "retries"
@@ -308,10 +308,10 @@ class RetryRow(SQLModel, table=True):
 
 
 class ReplayRow(SQLModel, table=True):
-    """Old events to be given to a sink again: those after `after_position`, up to `to_position`.
+    """A replay: the events after `after_position`, up to `to_position`, are published to a sink again.
 
-    All up to `position` are done with. `published` and `dead_letters` count what became of them. `state` is `running`,
-    `paused`, `cancelled`, `finished` or `expired`; the first two have yet to end.
+    The replay has passed all events up to `position`; `published` and `dead_letters` count them. `state` is `running`,
+    `paused`, `cancelled`, `finished` or `expired`; a replay in one of the first two has not ended.
     """
 
     __tablename__ = "replays"
@@ -335,9 +335,9 @@ class ReplayRow(SQLModel, table=True):
 
 
 class AttemptRow(SQLModel, table=True):
-    """One try to publish one event to one sink: its outcome, and what was decided about the event.
+    """One attempt to publish one event to one sink: its outcome, and the decision about the event.
 
-    `replay_id` names the replay it was part of; null where it was none.
+    `replay_id` names the replay that the attempt belongs to; null outside of a replay.
     """
 
     __tablename__ = "attempts"
@@ -358,9 +358,9 @@ class AttemptRow(SQLModel, table=True):
 
 
 class DeadLetterRow(SQLModel, table=True):
-    """An event that one sink will not be given again by itself: `refused` by it, or `expired` after many attempts.
+    """An event that is not published to one sink again by itself: the sink `refused` it, or its retries `expired`.
 
-    `detail` are the sink's last words.
+    `detail` is the sink's last error.
     """
 
     __tablename__ = "dead_letters"

@@ -1,30 +1,30 @@
-"""Tests for a sink of one's own: say where it publishes to, and run what our own sinks pass.
+"""Conformance tests for a sink of your own: define its target, and run the tests that the built-in sinks pass.
 
-    from receiver.testing import Place, SinkConformance
+    from receiver.testing import SinkConformance, SinkTarget
 
     class TestMySink(SinkConformance):
         @pytest.fixture
-        async def place(self, tmp_path):
+        async def target(self, tmp_path):
             file = tmp_path / "events"
-            yield Place(settings={"type": "my_sinks:MySink", "path": str(file)}, arrived=lambda: ids_in(file))
+            yield SinkTarget(settings={"type": "my_sinks:MySink", "path": str(file)}, arrived=lambda: ids_in(file))
 
-Needs pytest.
+It needs pytest.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Place", "SinkConformance", "publications"]
+__all__ = ["SinkConformance", "SinkTarget", "publications"]
 
 if TYPE_CHECKING:
     from receiver.testing.conformance import SinkConformance
     from receiver.testing.events import publications
-    from receiver.testing.harness import Place
+    from receiver.testing.harness import SinkTarget
 else:
-    _MODULES = {"Place": "harness", "SinkConformance": "conformance", "publications": "events"}
+    _MODULES = {"SinkTarget": "harness", "SinkConformance": "conformance", "publications": "events"}
 
     def __getattr__(name: str) -> Any:
-        """Imports what is asked for, not before: pytest loads this package in every run, whatever it is to test."""
+        """Imports a name when it is first used: pytest loads this package in every run, whatever it tests."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

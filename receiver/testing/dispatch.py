@@ -1,4 +1,4 @@
-"""Dispatchers at work on a log of their own, with a clock that runs fast."""
+"""Runs dispatchers on an event log of their own, with a clock that runs fast."""
 
 import asyncio
 import shutil
@@ -25,13 +25,13 @@ from receiver.storage.sinks import Backlog
 from receiver.testing.events import appended
 from receiver.testing.waiting import end, quell, within
 
-# a pause of 30 seconds between two attempts passes in 0.3; what a sink is given to answer is not shortened
+# A backoff of 30 seconds passes in 0.3. The timeout of a publish is not shortened.
 _SPEED: Final = 100
 _ALL: Final = 1_000_000
 
 
 def migrated(path: Path) -> Path:
-    """A new database with all tables."""
+    """Makes a SQLite database with the current schema at the path, and returns the path."""
 
     async def migrate() -> None:
         database = Database(f"sqlite:///{path}")
@@ -43,7 +43,7 @@ def migrated(path: Path) -> Path:
 
 
 class Observed:
-    """What the dispatchers told the metrics: the outcomes of attempts and the state of the breaker, by sink."""
+    """Records the measurements of the dispatchers: outcomes of attempts and the state of the breaker, by sink."""
 
     def __init__(self) -> None:
         self.outcomes: dict[str, list[str]] = defaultdict(list)
@@ -65,7 +65,7 @@ class Observed:
 
 
 class Dispatching:
-    """Dispatchers that have started: to be stopped, or killed."""
+    """Running dispatchers, to be stopped or killed."""
 
     def __init__(self, dispatchers: Dispatchers, observed: Observed, others: set[asyncio.Task[Any]]) -> None:
         self.observed = observed
@@ -81,28 +81,28 @@ class Dispatching:
         try:
             await within(self._dispatchers.stop(), seconds=seconds, what="stopping")
         except pytest.fail.Exception:
-            # what the dispatchers wait for in vain
+            # First the tasks of the sink that the dispatchers wait for in vain.
             await quell(asyncio.all_tasks() - self._others - tasks)
             await quell(tasks)
             raise
 
     async def kill(self) -> None:
-        """Ends at once, in the middle of whatever it is, and settles nothing."""
+        """Cancels everything at once and settles nothing, as a crash does."""
         tasks, self._tasks = self._tasks, set()
         for task in tasks:
             await end(task, "publishing")
 
 
-class Bench:
-    """A log, and dispatchers that read it."""
+class DispatchHarness:
+    """An event log, and dispatchers that read it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._wakeup = Wakeup()
-        self._began = (datetime.now(UTC), time.monotonic())
+        self._started = (datetime.now(UTC), time.monotonic())
 
     async def append(self, events: Sequence[Event]) -> list[Publication]:
-        """Appends events to the log, and returns them as a sink will be given them."""
+        """Appends events to the log and returns their publications, as a sink gets them."""
         async with self._database.reading() as connection:
             _, last = await event_log.bounds(connection)
         async with self._database.appending() as transaction:
@@ -114,7 +114,7 @@ class Bench:
 
     @asynccontextmanager
     async def dispatching(self, *configured: ConfiguredSink, seconds_to_stop: float) -> AsyncIterator[Dispatching]:
-        """Dispatchers at work for these sinks; each call is another process as far as they can tell."""
+        """Running dispatchers for these sinks. Each call stands for another process."""
         observed, others = Observed(), asyncio.all_tasks()
         dispatchers = Dispatchers(
             self._database,
@@ -140,16 +140,16 @@ class Bench:
         return [letter for letter in (await dead_letters.find(self._database)).items if letter.sink == sink]
 
     def _now(self) -> datetime:
-        began_at, began = self._began
-        return began_at + timedelta(seconds=_SPEED * (time.monotonic() - began))
+        started_at, started = self._started
+        return started_at + timedelta(seconds=_SPEED * (time.monotonic() - started))
 
 
 @asynccontextmanager
-async def bench(empty: Path, path: Path) -> AsyncIterator[Bench]:
-    """A bench whose database is a copy of an empty one."""
+async def dispatch_harness(empty: Path, path: Path) -> AsyncIterator[DispatchHarness]:
+    """A DispatchHarness whose database at `path` is a copy of the migrated, empty database at `empty`."""
     shutil.copy(empty, path)
     database = Database(f"sqlite:///{path}")
     try:
-        yield Bench(database)
+        yield DispatchHarness(database)
     finally:
         await database.close()

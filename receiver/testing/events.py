@@ -1,4 +1,4 @@
-"""Events for tests: as real ones, of messages that nobody ever sent."""
+"""Makes events for tests, as complete as real ones."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -7,7 +7,7 @@ from typing import Final
 from uuid import uuid4
 
 from receiver.dispatch.publish import publication
-from receiver.domain.delivery import NOTHING_SAID, Change, merge
+from receiver.domain.delivery import EMPTY_DELIVERY, Change, merge
 from receiver.domain.events import Api, Direction, Event, MessageFields, Status, event_id
 from receiver.domain.publication import Appended, LogEntry, Publication
 
@@ -19,26 +19,26 @@ _positions: Final = count(1)
 
 
 def publications(count: int = 1, *, messages: int | None = None, text: str = TEXT) -> list[Publication]:
-    """New events as a sink is given them, of as many messages, in turn; unless told, each is of another."""
+    """Makes new events as a sink gets them, of `messages` messages in turn; None: each event has its own message."""
     return [_published(event, next(_positions), text) for event in events(count, messages=messages)]
 
 
 def publication_of_size(size: int) -> Publication:
-    """An event whose body has so many bytes."""
+    """Makes an event whose body has `size` bytes."""
     [event], position = events(1), next(_positions)
     room = size - len(_published(event, position, "").body)
     return _published(event, position, "x" * room)
 
 
 def events(count: int = 1, *, messages: int | None = None, description: str | None = None) -> list[Event]:
-    """New events for the log, of as many messages, in turn."""
+    """Makes new events for the log, of `messages` messages in turn; None: each event has its own message."""
     ids = [uuid4().hex for _ in range(messages or count)]
-    return [_event(ids[place % len(ids)], place // len(ids), description) for place in range(count)]
+    return [_event(ids[index % len(ids)], index // len(ids), description) for index in range(count)]
 
 
-def appended(told: Iterable[Event]) -> list[Appended]:
-    """The events as they go into the log."""
-    return [Appended.of(event, Change(None, merge(NOTHING_SAID, event), True)) for event in told]
+def appended(events: Iterable[Event]) -> list[Appended]:
+    """The rows of the events for the log, each as the first event of its delivery."""
+    return [Appended.of(event, Change(None, merge(EMPTY_DELIVERY, event), True)) for event in events]
 
 
 def _event(message_id: str, number: int, description: str | None) -> Event:
@@ -62,7 +62,7 @@ def _event(message_id: str, number: int, description: str | None) -> Event:
         recipient=_RECIPIENT,
         occurred_at=occurred_at,
         description=description,
-        facts=MessageFields(
+        fields=MessageFields(
             sender="+15550199", recipients=(_RECIPIENT,), application_id="receiver.testing", tag="test"
         ),
         received_at=received_at,
@@ -72,13 +72,13 @@ def _event(message_id: str, number: int, description: str | None) -> Event:
 
 
 def _published(event: Event, position: int, text: str) -> Publication:
-    [told] = appended([event])
+    [row] = appended([event])
     entry = LogEntry(
         position=position,
         event=event,
-        previous_status=told.previous_status,
-        changed=told.changed,
-        delivery=told.delivery,
+        previous_status=row.previous_status,
+        changed=row.changed,
+        delivery=row.delivery,
         message={"text": text},
     )
     return publication(entry)

@@ -1,4 +1,4 @@
-"""Waiting for what a sink does, never for ever."""
+"""Waits for a sink with a timeout, and detects a blocked event loop."""
 
 import asyncio
 import inspect
@@ -13,18 +13,18 @@ import pytest
 T = TypeVar("T")
 
 _POLL_SECONDS: Final = 0.02
-_SECONDS_TO_OBEY: Final = 3.0
-_SECONDS_TO_QUELL: Final = 1.0
+_CANCEL_SECONDS: Final = 3.0
+_QUELL_SECONDS: Final = 1.0
 _BEAT_SECONDS: Final = 0.05
-_LOOK_SECONDS: Final = 0.3
-# how often in a row the loop is found standing before that counts, and before what blocks it is interrupted
-_LOOKS_TO_FAIL: Final = 2
-_LOOKS_TO_INTERRUPT: Final = 10
-_BLOCKS: Final = "it blocks the event loop, where everything else runs: await, or use a thread"
+_CHECK_SECONDS: Final = 0.3
+# After how many checks in a row that find the loop blocked the test fails, and the blocking call is interrupted.
+_CHECKS_TO_FAIL: Final = 2
+_CHECKS_TO_INTERRUPT: Final = 10
+_BLOCKS: Final = "the sink blocks the event loop, on which everything else runs: await, or use a thread"
 
 
 async def eventually(condition: Callable[[], Any], *, seconds: float, what: str) -> None:
-    """Waits until a condition, which may be async, holds; fails the test with `what` did not happen."""
+    """Waits until a condition holds, which may be async; fails the test with `what` after `seconds`."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     while True:
@@ -37,7 +37,7 @@ async def eventually(condition: Callable[[], Any], *, seconds: float, what: str)
 
 
 async def within(awaitable: Awaitable[T], *, seconds: float, what: str) -> T:
-    """What something gives that must end by itself in time."""
+    """Awaits a call and returns its result; fails the test if it does not end by itself within `seconds`."""
     task = asyncio.ensure_future(awaitable)
     await asyncio.wait({task}, timeout=seconds)
     if not task.done():
@@ -47,7 +47,7 @@ async def within(awaitable: Awaitable[T], *, seconds: float, what: str) -> T:
 
 
 async def given_time(awaitable: Awaitable[T], *, seconds: float, what: str) -> T | Exception:
-    """What something gives or raises that may take so long and is then cancelled, as the dispatcher does it."""
+    """Awaits a call and returns its result or exception; after `seconds` it is cancelled, as the dispatcher does."""
     task = asyncio.ensure_future(awaitable)
     await asyncio.wait({task}, timeout=seconds)
     if not task.done():
@@ -60,21 +60,21 @@ async def given_time(awaitable: Awaitable[T], *, seconds: float, what: str) -> T
 
 
 async def end(task: asyncio.Future[Any], what: str) -> None:
-    """Cancels a task; fails the test if it goes on."""
+    """Cancels a task; fails the test if it does not end."""
     task.cancel()
-    await asyncio.wait({task}, timeout=_SECONDS_TO_OBEY)
+    await asyncio.wait({task}, timeout=_CANCEL_SECONDS)
     if not task.done():
         await quell({task})
         pytest.fail(f"{what} goes on after it was cancelled")
 
 
 async def quell(tasks: Collection[asyncio.Future[Any]]) -> None:
-    """Ends tasks, even those that ignore it: left alone, they would hang pytest at the end of the test."""
+    """Ends tasks, also those that ignore their cancellation: they would hang pytest at the end of the test."""
     for _ in range(2):
         for task in tasks:
             task.cancel()
         if tasks:
-            _, tasks = await asyncio.wait(tasks, timeout=_SECONDS_TO_QUELL)
+            _, tasks = await asyncio.wait(tasks, timeout=_QUELL_SECONDS)
         for task in tasks:
             if isinstance(task, asyncio.Task) and (coroutine := task.get_coro()) is not None:
                 with suppress(RuntimeError):
@@ -83,17 +83,17 @@ async def quell(tasks: Collection[asyncio.Future[Any]]) -> None:
 
 @asynccontextmanager
 async def responsive() -> AsyncIterator[None]:
-    """Fails the test if something blocks the event loop, on which intake and all other sinks run too.
+    """Fails the test if the sink blocks the event loop, on which intake and all other sinks run too.
 
-    A signal looks whether the loop has had a turn since it last looked; a process that merely waits for its CPU does
-    not look either. Where signals cannot be had, nobody looks.
+    The handler of a timer signal checks whether the loop has run since the last check. A process that merely waits for
+    its CPU does not run the handler either. Outside of the main thread, or when SIGALRM is in use, nothing is checked.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGALRM) is not _UNUSED:
         yield
         return
     watch = _Watch()
-    signal.signal(signal.SIGALRM, watch.look)
-    signal.setitimer(signal.ITIMER_REAL, _LOOK_SECONDS, _LOOK_SECONDS)
+    signal.signal(signal.SIGALRM, watch.check)
+    signal.setitimer(signal.ITIMER_REAL, _CHECK_SECONDS, _CHECK_SECONDS)
     beating = asyncio.create_task(watch.beat())
     try:
         yield
@@ -101,9 +101,9 @@ async def responsive() -> AsyncIterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, _UNUSED)
         beating.cancel()
-    if watch.worst >= _LOOKS_TO_FAIL:
+    if watch.worst >= _CHECKS_TO_FAIL:
         pytest.fail(
-            f"it blocks the event loop for {watch.worst * _LOOK_SECONDS:.1f} s and more; await, or use a thread"
+            f"the sink blocks the event loop for {watch.worst * _CHECK_SECONDS:.1f} s and more; await, or use a thread"
         )
 
 
@@ -111,20 +111,20 @@ _UNUSED: Final = signal.SIG_DFL
 
 
 class _Watch:
-    """Counts how often the loop was found standing."""
+    """Counts how many checks in a row found the event loop blocked."""
 
     def __init__(self) -> None:
         self.worst = 0
-        self._standing = 0
+        self._blocked = 0
 
     async def beat(self) -> None:
         while True:
-            self._standing = 0
+            self._blocked = 0
             await asyncio.sleep(_BEAT_SECONDS)
 
-    def look(self, *_: object) -> None:
-        self._standing += 1
-        # found standing once says that there was no beat before this look, twice that there was none since the last
-        self.worst = max(self.worst, self._standing - 1)
-        if self._standing > _LOOKS_TO_INTERRUPT:
+    def check(self, *_: object) -> None:
+        self._blocked += 1
+        # One says that there was no beat before this check; two say that there was none since the last check.
+        self.worst = max(self.worst, self._blocked - 1)
+        if self._blocked > _CHECKS_TO_INTERRUPT:
             pytest.fail(_BLOCKS)

@@ -32,7 +32,7 @@ def messages(folder: Path, **settings: str) -> set[str]:
     return {message["id"] for message in json.loads(listed.stdout)}
 
 
-def test_a_backup_beside_a_load_is_restored_elsewhere_and_goes_on(tmp_path: Path) -> None:
+def test_backup_under_load_is_restored_elsewhere_and_serves(tmp_path: Path) -> None:
     accepted: list[str] = []
     ending = threading.Event()
 
@@ -75,7 +75,7 @@ def test_a_backup_beside_a_load_is_restored_elsewhere_and_goes_on(tmp_path: Path
 
 
 @pytest.mark.parametrize("command", ["backup", "restore"])
-def test_postgresql_has_tools_of_its_own_for_this(tmp_path: Path, command: str) -> None:
+def test_backup_and_restore_refuse_postgresql(tmp_path: Path, command: str) -> None:
     refused = receiver(tmp_path, command, "backup", DATABASE_URL="postgresql://postgres@127.0.0.1:1/none")
     assert refused.returncode == 2
     assert refused.stderr.decode().splitlines() == [
@@ -83,7 +83,7 @@ def test_postgresql_has_tools_of_its_own_for_this(tmp_path: Path, command: str) 
     ]
 
 
-def test_a_server_whose_journal_is_lost_goes_on_with_a_new_one_when_it_is_told_to(tmp_path: Path) -> None:
+def test_migrate_new_journal_continues_after_a_lost_journal(tmp_path: Path) -> None:
     with serving(tmp_path, settings=SETTINGS) as server:
         post(server, "m1")
         settle(server)
@@ -100,7 +100,7 @@ def test_a_server_whose_journal_is_lost_goes_on_with_a_new_one_when_it_is_told_t
     assert receiver(tmp_path, "migrate", "--check", **SETTINGS).returncode == 1
     assert receiver(tmp_path, "migrate", "--new-journal", **SETTINGS).returncode == 0
     checked = receiver(tmp_path, "check", **SETTINGS)
-    assert (checked.returncode, b"callbacks.db is whole" in checked.stdout) == (0, True)
+    assert (checked.returncode, b"callbacks.db is not damaged" in checked.stdout) == (0, True)
     with serving(tmp_path, settings=SETTINGS) as server:
         post(server, "m2")
         settle(server)

@@ -1,4 +1,4 @@
-"""The callback routes over a real socket: what each situation is answered, and what is kept of it."""
+"""The callback routes over a real socket: the answer to each situation, and what is stored."""
 
 import asyncio
 import gzip
@@ -55,7 +55,7 @@ async def client(database_url: str) -> AsyncIterator[httpx2.AsyncClient]:
 
 @pytest.fixture
 async def sqlite_client(sqlite_url: str) -> AsyncIterator[httpx2.AsyncClient]:
-    """For what happens before the database is asked."""
+    """A client for requests that do not reach the database."""
     async with receiving(sqlite_url) as client:
         yield client
 
@@ -69,7 +69,7 @@ async def select(url: str, statement: str) -> list[Any]:
 
 
 async def until(condition: Callable[[], Awaitable[object]], seconds: float = 60) -> None:
-    """Waits until something comes true: a deadline for a busy machine, no pause that a result depends on."""
+    """Waits until a condition holds. The deadline is long enough for a busy machine."""
     deadline = time.monotonic() + seconds
     while not await condition():
         assert time.monotonic() < deadline, "it did not come true in time"
@@ -77,7 +77,7 @@ async def until(condition: Callable[[], Awaitable[object]], seconds: float = 60)
 
 
 async def processed(url: str, statement: str) -> list[Any]:
-    """What a statement finds once the processor has passed all that was accepted."""
+    """The result of a statement after the processor has processed all accepted callbacks."""
     database = Database(url)
 
     async def nothing_is_pending() -> bool:
@@ -98,7 +98,7 @@ async def counter(client: httpx2.AsyncClient, line: str) -> float:
     ("path", "route"),
     [(V1, "primary"), (f"{V1}/fallback", "fallback"), (V2, "primary"), (f"{V2}/fallback", "fallback")],
 )
-async def test_each_generation_is_taken_on_every_address(
+async def test_every_callback_url_accepts_v1_and_v2(
     client: httpx2.AsyncClient, database_url: str, path: str, route: str
 ) -> None:
     for body in (v1_event("m-1"), [v2_event("m2")]):
@@ -110,7 +110,7 @@ async def test_each_generation_is_taken_on_every_address(
     ]
 
 
-async def test_v1_comes_by_get_too_and_a_bare_plus_is_a_plus(client: httpx2.AsyncClient, database_url: str) -> None:
+async def test_v1_callback_by_get_with_unescaped_plus(client: httpx2.AsyncClient, database_url: str) -> None:
     query = (
         "eventType=sms&messageId=m-1&from=+15559999&to=%2B15550001&direction=out"
         "&state=sent&deliveryState=delivered&deliveryCode=0&time=2026-01-01T00:00:00Z"
@@ -121,7 +121,7 @@ async def test_v1_comes_by_get_too_and_a_bare_plus_is_a_plus(client: httpx2.Asyn
     ]
 
 
-async def test_a_bare_object_and_an_empty_array_are_good(client: httpx2.AsyncClient) -> None:
+async def test_bare_object_and_empty_array_are_accepted(client: httpx2.AsyncClient) -> None:
     for body in (v2_event(), []):
         assert (await client.post(V2, json=body)).status_code == 200
 
@@ -131,7 +131,7 @@ async def test_a_bare_object_and_an_empty_array_are_good(client: httpx2.AsyncCli
     [None, "", "Basic", "Basic !!!", "Bearer abc", "Basic YmFuZHdpZHRoOndyb25n", "Basic bm9jb2xvbg=="],
     ids=["missing", "empty", "bare", "garbage", "bearer", "wrong", "no-colon"],
 )
-async def test_without_the_right_credentials_there_is_a_challenge_and_nothing_is_kept(
+async def test_wrong_credentials_are_401_with_challenge_and_nothing_is_stored(
     sqlite_client: httpx2.AsyncClient, sqlite_url: str, authorization: str | None
 ) -> None:
     headers = {"authorization": authorization} if authorization is not None else {}
@@ -148,7 +148,7 @@ async def test_every_configured_password_is_accepted(sqlite_client: httpx2.Async
     assert (await sqlite_client.post(V2, json=[], auth=auth)).status_code == 200
 
 
-async def test_the_challenge_comes_before_the_body_is_looked_at(sqlite_client: httpx2.AsyncClient) -> None:
+async def test_401_is_sent_before_the_body_is_read(sqlite_client: httpx2.AsyncClient) -> None:
     answer = await sqlite_client.post(V2, content=b"x" * 5_000_000, auth=None)
     assert answer.status_code == 401
 
@@ -158,14 +158,14 @@ async def chunks(size: int) -> AsyncIterator[bytes]:
         yield b" " * 65_536
 
 
-async def test_a_body_over_the_limit_is_refused_declared_or_streamed(sqlite_client: httpx2.AsyncClient) -> None:
+async def test_body_over_the_limit_is_413_declared_or_streamed(sqlite_client: httpx2.AsyncClient) -> None:
     assert (await sqlite_client.post(V2, content=b" " * 1_048_577)).status_code == 413
     assert (await sqlite_client.post(V2, content=chunks(2_000_000))).status_code == 413
     assert (await sqlite_client.post(V2, content=b"[" + b" " * 1_048_574 + b"]")).status_code == 200
     assert await counter(sqlite_client, 'receiver_refused_total{reason="too-large"}') == 2
 
 
-async def test_a_compressed_body_is_refused(sqlite_client: httpx2.AsyncClient) -> None:
+async def test_compressed_body_is_415(sqlite_client: httpx2.AsyncClient) -> None:
     answer = await sqlite_client.post(V2, content=gzip.compress(b"[]"), headers={"content-encoding": "gzip"})
     assert answer.status_code == 415
 
@@ -174,7 +174,7 @@ async def test_a_compressed_body_is_refused(sqlite_client: httpx2.AsyncClient) -
     ("method", "path", "allow"),
     [("GET", V2, "POST"), ("PUT", V2, "POST"), ("HEAD", V1, "GET, POST"), ("DELETE", V1, "GET, POST")],
 )
-async def test_another_method_is_told_which_are_allowed(
+async def test_other_method_is_405_with_allow(
     sqlite_client: httpx2.AsyncClient, method: str, path: str, allow: str
 ) -> None:
     answer = await sqlite_client.request(method, path)
@@ -184,12 +184,12 @@ async def test_another_method_is_told_which_are_allowed(
 @pytest.mark.parametrize(
     "path", [f"{V2}/", f"/{V2}", f"{V2}/..;/v1", "/callbacks//bandwidth/v2", "/CALLBACKS/bandwidth/v2"]
 )
-async def test_nothing_is_redirected_or_guessed(sqlite_client: httpx2.AsyncClient, path: str) -> None:
+async def test_trailing_slash_is_404_without_redirect(sqlite_client: httpx2.AsyncClient, path: str) -> None:
     url = str(sqlite_client.base_url).rstrip("/") + path
     assert (await sqlite_client.post(url, json=[v2_event()])).status_code == 404
 
 
-async def test_callbacks_come_only_from_the_networks_named(sqlite_url: str) -> None:
+async def test_callback_from_outside_callback_networks_is_403(sqlite_url: str) -> None:
     async with receiving(sqlite_url, callback_networks=["192.0.2.0/24"]) as client:
         assert (await client.post(V2, json=[])).status_code == 403
         spoofed = await client.post(V2, json=[], headers={"x-forwarded-for": "192.0.2.7"})
@@ -225,30 +225,30 @@ NASTY: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("body", NASTY.values(), ids=NASTY)
-async def test_whatever_an_authenticated_sender_posts_is_kept_and_answered_200(
+async def test_any_authenticated_body_is_stored_and_answered_200(
     client: httpx2.AsyncClient, database_url: str, body: bytes
 ) -> None:
     assert (await client.post(V2, content=body)).status_code == 200
-    [(kept,)] = await select(database_url, "SELECT body FROM callbacks")
-    assert bytes(kept) == body
+    [(stored,)] = await select(database_url, "SELECT body FROM callbacks")
+    assert bytes(stored) == body
     assert (await client.post(V2, json=[v2_event("next")])).status_code == 200
     assert await processed(database_url, "SELECT status FROM messages WHERE id = 'next'") == [("delivered",)]
     assert await select(database_url, "SELECT last_error FROM processor") == [(None,)]
 
 
 @pytest.mark.parametrize("query", ["", "eventType=sms", "eventType=answer&callId=1", "%ff%00=%00", "a" * 5000])
-async def test_a_get_that_is_no_event_is_quarantined(client: httpx2.AsyncClient, database_url: str, query: str) -> None:
+async def test_get_without_event_is_quarantined(client: httpx2.AsyncClient, database_url: str, query: str) -> None:
     assert (await client.get(f"{V1}?{query}")).status_code == 200
     [(reason,)] = await processed(database_url, "SELECT reason FROM quarantine")
     assert reason in ("unreadable", "foreign-product", "no-message-id", "unknown-type")
 
 
-async def test_credentials_are_not_kept_with_the_headers(sqlite_client: httpx2.AsyncClient, sqlite_url: str) -> None:
+async def test_credentials_are_not_stored_with_the_headers(sqlite_client: httpx2.AsyncClient, sqlite_url: str) -> None:
     await sqlite_client.post(V2, json=[v2_event()], headers={"cookie": "session=1", "user-agent": "BandwidthAPI/v2"})
     [(headers,)] = await select(sqlite_url, "SELECT headers FROM callbacks")
-    kept = json.loads(headers)
-    assert kept["user-agent"] == "BandwidthAPI/v2"
-    assert not {"authorization", "cookie"} & kept.keys()
+    stored = json.loads(headers)
+    assert stored["user-agent"] == "BandwidthAPI/v2"
+    assert not {"authorization", "cookie"} & stored.keys()
 
 
 async def test_while_the_journal_cannot_commit_the_answer_is_503_and_not_ready(sqlite_url: str) -> None:
@@ -264,7 +264,7 @@ async def test_while_the_journal_cannot_commit_the_answer_is_503_and_not_ready(s
         assert (await client.post(V2, json=[v2_event()])).status_code == 200
 
 
-async def test_locked_status_table_holds_up_no_answer_and_readiness_speaks_of_accepting_alone(sqlite_url: str) -> None:
+async def test_locked_status_table_delays_no_answer_and_readyz_stays_ready(sqlite_url: str) -> None:
     async with receiving(sqlite_url) as client:
         holder = Database(sqlite_url)
         async with holder.writing():
@@ -296,7 +296,7 @@ def authorization() -> bytes:
 
 
 async def raw(client: httpx2.AsyncClient, *parts: bytes, pause: float = 0) -> bytes:
-    """What the server says to bytes sent as they are, until it closes."""
+    """The response of the server to raw bytes, until it closes the connection."""
     base = client.base_url
     reader, writer = await asyncio.open_connection(base.host, base.port)
     try:
@@ -312,7 +312,7 @@ async def raw(client: httpx2.AsyncClient, *parts: bytes, pause: float = 0) -> by
         writer.close()
 
 
-async def test_headers_and_bodies_that_never_end_are_hung_up_on(
+async def test_slow_headers_and_bodies_close_the_connection(
     sqlite_client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     too_slow = b"HTTP/1.1 408"
@@ -325,26 +325,26 @@ async def test_headers_and_bodies_that_never_end_are_hung_up_on(
     assert (await sqlite_client.post(V2, json=[v2_event()])).status_code == 200
 
 
-async def test_trailers_of_a_chunked_body_are_no_headers(sqlite_client: httpx2.AsyncClient, sqlite_url: str) -> None:
+async def test_trailers_of_a_chunked_body_are_ignored(sqlite_client: httpx2.AsyncClient, sqlite_url: str) -> None:
     head = b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n"
     body = json.dumps([v2_event()]).encode()
     chunk = b"\r\n%x\r\n%s\r\n0\r\n" % (len(body), body)
     credentials = b"authorization: " + authorization() + b"\r\n"
     late = await raw(sqlite_client, head, chunk + credentials + b"\r\n")
     assert late.startswith(b"HTTP/1.1 401")
-    told = await raw(sqlite_client, head + credentials + chunk + b"x-forwarded-for: 192.0.2.1\r\n\r\n")
-    assert told.startswith(b"HTTP/1.1 200")
+    answer = await raw(sqlite_client, head + credentials + chunk + b"x-forwarded-for: 192.0.2.1\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
     [(headers,)] = await select(sqlite_url, "SELECT headers FROM callbacks")
     assert "x-forwarded-for" not in headers
 
 
-async def test_who_asks_before_sending_too_much_is_told_at_once(sqlite_client: httpx2.AsyncClient) -> None:
+async def test_expect_100_continue_with_too_large_a_body_is_413_at_once(sqlite_client: httpx2.AsyncClient) -> None:
     head = b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\nauthorization: " + authorization()
     asking = head + b"\r\ncontent-length: 2000000\r\nexpect: 100-continue\r\n\r\n"
     assert (await raw(sqlite_client, asking)).startswith(b"HTTP/1.1 413")
 
 
-async def test_headers_that_come_twice_are_one_list(sqlite_client: httpx2.AsyncClient, sqlite_url: str) -> None:
+async def test_repeated_headers_are_joined(sqlite_client: httpx2.AsyncClient, sqlite_url: str) -> None:
     head = b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 2\r\n"
     valid = b"authorization: " + authorization() + b"\r\n"
     wrong = b"authorization: Basic eDp5\r\n"
@@ -369,7 +369,7 @@ async def test_headers_that_come_twice_are_one_list(sqlite_client: httpx2.AsyncC
     ],
     ids=["headers", "one header", "trailers"],
 )
-async def test_endless_headers_and_trailers_are_hung_up_on(
+async def test_endless_headers_and_trailers_close_the_connection(
     sqlite_client: httpx2.AsyncClient, flood: bytes, pause: float
 ) -> None:
     head = b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\nauthorization: " + authorization() + b"\r\n"
@@ -378,7 +378,7 @@ async def test_endless_headers_and_trailers_are_hung_up_on(
     assert await raw(sqlite_client, *(pieces if pause else [request]), pause=pause) == b""
 
 
-async def test_body_in_many_pieces_is_no_endless_header(sqlite_client: httpx2.AsyncClient, sqlite_url: str) -> None:
+async def test_body_in_many_chunks_is_accepted(sqlite_client: httpx2.AsyncClient, sqlite_url: str) -> None:
     body = json.dumps([v2_event(text="a" * 500_000)]).encode()
     head = b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: " + authorization()
     request = head + b"\r\ncontent-length: %d\r\n\r\n" % len(body) + body
@@ -387,7 +387,7 @@ async def test_body_in_many_pieces_is_no_endless_header(sqlite_client: httpx2.As
     assert await select(sqlite_url, "SELECT length(body) FROM callbacks") == [(len(body),)]
 
 
-async def test_flood_of_pipelined_requests_is_hung_up_on(sqlite_client: httpx2.AsyncClient) -> None:
+async def test_flood_of_pipelined_requests_closes_the_connection(sqlite_client: httpx2.AsyncClient) -> None:
     request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
     assert (await raw(sqlite_client, request * 10, request[:-4] + b"\r\nconnection: close\r\n\r\n")).count(
         b"HTTP/1.1 200"
@@ -410,7 +410,7 @@ async def test_ambiguous_lengths_are_refused(sqlite_client: httpx2.AsyncClient, 
     assert (await raw(sqlite_client, request)).startswith(b"HTTP/1.1 400")
 
 
-async def test_endless_content_length_is_no_fault_of_ours(sqlite_client: httpx2.AsyncClient) -> None:
+async def test_huge_content_length_is_not_a_500(sqlite_client: httpx2.AsyncClient) -> None:
     head = b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: " + authorization()
     assert not (await raw(sqlite_client, head + b"\r\ncontent-length: " + b"0" * 5000 + b"2\r\n\r\n[]")).startswith(
         b"HTTP/1.1 5"
@@ -420,7 +420,7 @@ async def test_endless_content_length_is_no_fault_of_ours(sqlite_client: httpx2.
     )
 
 
-async def test_a_client_that_hangs_up_after_its_body_is_still_taken_in(
+async def test_callback_is_stored_when_the_client_disconnects_after_its_body(
     client: httpx2.AsyncClient, database_url: str
 ) -> None:
     body = json.dumps([v2_event("gone")]).encode()
@@ -436,7 +436,7 @@ async def test_a_client_that_hangs_up_after_its_body_is_still_taken_in(
     await until(is_processed)
 
 
-async def test_what_is_accepted_and_processed_is_counted(client: httpx2.AsyncClient, database_url: str) -> None:
+async def test_metrics_count_accepted_and_processed_callbacks(client: httpx2.AsyncClient, database_url: str) -> None:
     for body in ([v2_event("m1")], [v2_event("m1")], [1]):
         await client.post(V2, json=body)
     assert await counter(client, "receiver_accepted_total") == 3
@@ -454,6 +454,6 @@ async def test_what_is_accepted_and_processed_is_counted(client: httpx2.AsyncCli
     assert await counter(client, "receiver_processor_stuck") == 0
 
 
-def test_no_middleware_stands_before_the_callbacks_without_trusted_proxies(sqlite_url: str) -> None:
+def test_no_proxy_middleware_without_trusted_proxies(sqlite_url: str) -> None:
     receiver = Receiver(Settings(database_url=sqlite_url))
     assert receiver.app.user_middleware == []

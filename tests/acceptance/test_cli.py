@@ -1,4 +1,4 @@
-"""The commands: what they answer, with which exit code, and that nothing they show can take over a terminal."""
+"""The commands: their output, their exit codes, and that their output cannot control a terminal."""
 
 import json
 import logging
@@ -51,7 +51,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def _own_log() -> Iterator[None]:
-    """The commands set the log of the process up; the next test shall not notice."""
+    """Restores the log of the process, which a command configures."""
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     yield
@@ -93,7 +93,7 @@ CALLBACKS = [
 
 
 def folder_with(folder: Path, callbacks: Iterable[Callback]) -> Path:
-    """A folder with a database made by the commands themselves."""
+    """A folder with a database that the commands created."""
     assert receiver(folder, "migrate").returncode == 0
     lines = b"".join(map(to_line, callbacks))
     assert receiver(folder, "callbacks", "import", "-", stdin=lines).returncode == 0
@@ -112,7 +112,7 @@ def filled(run: Run, tmp_path: Path, _filled_folder: Path) -> Run:
     return run
 
 
-# --- the program as such
+# --- the program itself
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def filled(run: Run, tmp_path: Path, _filled_folder: Path) -> Run:
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     script = (
         f"import sys; from receiver.cli import main; code = main({arguments!r});"
-        # pydantic itself is typer's own wish
+        # typer itself imports pydantic
         "heavy = {'sqlalchemy', 'sqlmodel', 'starlette', 'uvicorn', 'pydantic_settings', 'structlog', 'rich',"
         " 'asyncio', 'alembic', 'httpx2'} & sys.modules.keys();"
         "print(sorted(heavy), file=sys.stderr); sys.exit(code)"
@@ -143,7 +143,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_help_costs_less_than_half_of_loading_the_server() -> None:
-    """In seconds of CPU, which are not those that a busy machine makes it wait."""
+    """In seconds of CPU time, which do not depend on other processes of the machine."""
 
     def cost(*command: str | Path) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -155,7 +155,7 @@ def test_help_costs_less_than_half_of_loading_the_server() -> None:
     assert min(cost(*help_) for _ in range(3)) < min(cost(*server) for _ in range(3)) / 2
 
 
-def test_the_version_is_told(run: Run) -> None:
+def test_version_is_printed(run: Run) -> None:
     assert run("--version") == (0, f"receiver {version('bandwidth-receiver')}\n", "")
 
 
@@ -173,9 +173,9 @@ def test_the_version_is_told(run: Run) -> None:
         (["callbacks", "export", "--until", "what"], "receiver: Invalid value for --until: must be a time"),
         (["callbacks", "reprocess"], "receiver: Invalid value: give either ids, or --outcome, --reason or --message"),
         (["callbacks", "reprocess", "x", "--outcome", "accepted"], "receiver: Invalid value: give either ids"),
-        (["dead-letters", "requeue", "crm"], "receiver: Invalid value: give either ids, or --all"),
-        (["dead-letters", "drop", "crm", "1", "--all"], "receiver: Invalid value: give either ids, or --all"),
-        (["dead-letters", "drop", "crm", "1", "--message", "m"], "receiver: Invalid value: give either ids, or --all"),
+        (["dead-letters", "requeue", "crm"], "receiver: Invalid value: give one of: ids; --all"),
+        (["dead-letters", "drop", "crm", "1", "--all"], "receiver: Invalid value: give one of: ids; --all"),
+        (["dead-letters", "drop", "crm", "1", "--message", "m"], "receiver: Invalid value: give one of: ids; --all"),
         (["dead-letters", "list", "--since", "what"], "receiver: Invalid value for --since: must be a time"),
         (["dead-letters", "list", "--reason", "bored"], "receiver: Invalid value for '--reason'"),
         (["sinks", "replay", "crm"], "receiver: Invalid value: give one of --since, --beginning"),
@@ -245,17 +245,17 @@ def test_a_wrong_database_url_is_one_line_and_exit_code_2(run: Run, arguments: l
 
 
 @pytest.mark.parametrize("arguments", COMMANDS[3:5] + COMMANDS[7:], ids=" ".join)
-def test_no_command_makes_a_database_just_to_look_at_it(run: Run, tmp_path: Path, arguments: list[str]) -> None:
+def test_no_reading_command_creates_a_database(run: Run, tmp_path: Path, arguments: list[str]) -> None:
     code, out, err = run(*arguments)
     assert (code, out) == (1, "")
     assert err == (
-        "receiver: there is no database receiver-data/receiver.db; `receiver serve` or `receiver migrate` makes it "
+        "receiver: there is no database receiver-data/receiver.db; `receiver serve` or `receiver migrate` creates it "
         "(see: receiver help first-run)\n"
     )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_nobody_expected_is_still_one_line(filled: Run, tmp_path: Path) -> None:
+def test_unexpected_error_is_one_line(filled: Run, tmp_path: Path) -> None:
     engine = create_engine(f"sqlite:///{tmp_path / 'receiver-data/receiver.db'}")
     with engine.begin() as connection:
         connection.execute(text("UPDATE messages SET created_at = 'what'"))
@@ -268,7 +268,7 @@ def test_what_nobody_expected_is_still_one_line(filled: Run, tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose database has more in it than a pipe holds."""
+    """A folder whose database has more messages than a pipe holds."""
     callbacks = (received([v2_event(f"m{number}")], number) for number in range(400))
     return folder_with(tmp_path_factory.mktemp("crowded"), callbacks)
 
@@ -277,9 +277,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "arguments", [["callbacks", "export"], ["messages", "list", "--size", "1000", "--json"]], ids=" ".join
 )
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
-def test_a_closed_pipe_ends_a_command_as_quietly_as_any_other(
-    crowded: Path, arguments: list[str], unbuffered: str
-) -> None:
+def test_closed_pipe_ends_a_command_by_sigpipe(crowded: Path, arguments: list[str], unbuffered: str) -> None:
     variables = environment() | {"PYTHONUNBUFFERED": unbuffered}
     with subprocess.Popen(
         [COMMAND, *arguments], cwd=crowded, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -295,7 +293,7 @@ def test_a_closed_pipe_ends_a_command_as_quietly_as_any_other(
 # --- migrate and check
 
 
-def test_migrate_makes_the_database_for_its_owner_alone(run: Run, tmp_path: Path) -> None:
+def test_migrate_creates_the_database_with_mode_0600(run: Run, tmp_path: Path) -> None:
     assert run("migrate", "--check").code == 1
     assert run("migrate").out.startswith("now at revision ")
     assert (tmp_path / "receiver-data").stat().st_mode & 0o777 == 0o700
@@ -305,20 +303,20 @@ def test_migrate_makes_the_database_for_its_owner_alone(run: Run, tmp_path: Path
     assert run("migrate", "--check").code == 0
 
 
-def test_migrate_says_that_the_folder_of_a_database_is_missing(run: Run) -> None:
+def test_migrate_names_the_missing_directory_of_the_database(run: Run) -> None:
     code, _, err = run("migrate", DATABASE_URL="sqlite:///nowhere/receiver.db")
     assert code == 2
     assert err == "receiver: RECEIVER_DATABASE_URL: there is no directory nowhere (see: receiver help settings)\n"
 
 
-def test_check_on_an_empty_machine_finds_nothing_wrong_and_makes_nothing(run: Run, tmp_path: Path) -> None:
+def test_check_on_an_empty_machine_is_ok_and_creates_nothing(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("check")
     assert code == 0
-    assert "will be made at the first start" in out
+    assert "will be created at the first start" in out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_check_after_migrate_says_each_thing_on_a_line(filled: Run) -> None:
+def test_check_after_migrate_prints_a_line_per_check(filled: Run) -> None:
     code, out, _ = filled("check", API_TOKENS='["t"]', CALLBACK_CREDENTIALS='["u:p"]')
     assert code == 0
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [
@@ -326,7 +324,7 @@ def test_check_after_migrate_says_each_thing_on_a_line(filled: Run) -> None:
     ]
 
 
-def test_check_names_everything_that_is_wrong(run: Run, tmp_path: Path) -> None:
+def test_check_names_every_problem(run: Run, tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_bytes(b"SQLite format 3\0" + b"broken " * 1000)
     code, out, _ = run(
         "check", "--json", DATABASE_URL="sqlite:///broken.db", SINKS='[{"name": "crm", "type": "nonsense"}]'
@@ -337,7 +335,7 @@ def test_check_names_everything_that_is_wrong(run: Run, tmp_path: Path) -> None:
     assert findings["sinks"]["detail"].startswith("RECEIVER_SINKS: crm: type: ")
 
 
-def test_check_of_a_postgresql_tells_missing_credentials_and_schema(run: Run, postgres: str) -> None:
+def test_check_of_postgresql_names_missing_credentials_and_schema(run: Run, postgres: str) -> None:
     name = random_name()
     on_postgres(postgres, f"CREATE DATABASE {name}")
     try:
@@ -352,7 +350,7 @@ def test_check_of_a_postgresql_tells_missing_credentials_and_schema(run: Run, po
         on_postgres(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def test_check_of_a_postgresql_that_does_not_answer_fails(run: Run) -> None:
+def test_check_of_unreachable_postgresql_fails(run: Run) -> None:
     code, out, err = run("check", DATABASE_URL="postgresql://receiver@127.0.0.1:9/receiver")
     assert (code, err) == (1, "")
     assert out.count("FAILED") == 3
@@ -363,7 +361,7 @@ def test_check_of_a_postgresql_that_does_not_answer_fails(run: Run) -> None:
 KEYS = '["k1:secret","k2:other"]'
 
 
-def test_a_signed_tag_is_verified_for_the_same_numbers_alone(run: Run) -> None:
+def test_tag_sign_and_verify_with_numbers(run: Run) -> None:
     code, tag, _ = run("tag", "sign", "order-1", "--from", "+1", "--to", "+2", "--to", "+3", TAG_KEYS=KEYS)
     assert code == 0
     signed = tag.removesuffix("\n")
@@ -378,13 +376,13 @@ def test_a_signed_tag_is_verified_for_the_same_numbers_alone(run: Run) -> None:
     }
 
 
-def test_a_tag_is_signed_with_the_key_that_is_asked_for(run: Run) -> None:
+def test_tag_sign_with_kid(run: Run) -> None:
     assert run("tag", "sign", "x", "--kid", "k2", "--json", TAG_KEYS=KEYS).json["tag"].startswith("x~r1.k2.-.")
     assert run("tag", "sign", "x", "--kid", "k3", TAG_KEYS=KEYS).code == 2
     assert run("tag", "sign", "x~r1.x", TAG_KEYS=KEYS).code == 2
 
 
-def test_the_meaning_of_a_code_is_told_for_the_generation_asked_for(run: Run) -> None:
+def test_codes_of_one_api_version(run: Run) -> None:
     [code] = run("codes", "4720", "--api", "v2", "--json").json
     assert (code["api"], code["code"], code["retryable"]) == ("v2", 4720, False)
     assert "4720 (v2)" in run("codes", "4720").out
@@ -396,7 +394,7 @@ def test_the_meaning_of_a_code_is_told_for_the_generation_asked_for(run: Run) ->
 # --- messages
 
 
-def test_messages_are_listed_newest_first_and_narrowed_by_options(filled: Run) -> None:
+def test_messages_list_is_newest_first_and_filtered_by_options(filled: Run) -> None:
     def ids(*options: str) -> set[str]:
         return {message["id"] for message in filled("messages", "list", "--json", *options).json}
 
@@ -418,7 +416,7 @@ def test_a_message_is_shown_with_its_recipients_and_events(filled: Run) -> None:
     assert "message-failed" in out
 
 
-def test_a_message_that_is_not_there_or_is_there_twice_is_said(filled: Run) -> None:
+def test_messages_show_of_unknown_and_of_ambiguous_id(filled: Run) -> None:
     assert filled("messages", "show", "what") == (1, "", "receiver: there is no message what\n")
     assert filled("messages", "show", "both").code == 2
     assert filled("messages", "show", "both", "--api", "v1", "--json").json["api"] == "v1"
@@ -427,9 +425,9 @@ def test_a_message_that_is_not_there_or_is_there_twice_is_said(filled: Run) -> N
 # --- safe for a terminal
 
 
-def test_plain_text_keeps_what_people_write_and_escapes_what_terminals_obey() -> None:
-    kept = "na\u00efve \u4f60\u597d \U0001f468\u200d\U0001f469 ~!"
-    assert plain(kept) == kept
+def test_plain_escapes_control_characters_and_keeps_other_text() -> None:
+    text = "na\u00efve \u4f60\u597d \U0001f468\u200d\U0001f469 ~!"
+    assert plain(text) == text
     assert plain(EVIL) == r"\x1b[31mred\x07\u202e\x9b2J\r\n\u2028end"
 
 
@@ -449,7 +447,7 @@ def test_plain_text_keeps_what_people_write_and_escapes_what_terminals_obey() ->
     ],
     ids=lambda arguments: plain(" ".join(arguments)),
 )
-def test_nothing_that_a_stranger_sent_can_take_over_a_terminal(filled: Run, arguments: list[str]) -> None:
+def test_control_characters_of_callbacks_are_escaped_in_every_output(filled: Run, arguments: list[str]) -> None:
     code, out, err = filled(*arguments)
     assert code == (1 if EVIL in arguments else 0)
     assert [character for character in (out + err).replace("\n", "") if not character.isprintable()] == []
@@ -493,7 +491,7 @@ def test_an_export_is_imported_elsewhere(filled: Run, tmp_path: Path) -> None:
     assert filled("messages", "list", "--json", **elsewhere).json == filled("messages", "list", "--json").json
 
 
-def test_a_broken_line_is_named_and_the_rest_is_taken_in(run: Run, tmp_path: Path) -> None:
+def test_import_reports_a_broken_line_and_imports_the_rest(run: Run, tmp_path: Path) -> None:
     run("migrate")
     (tmp_path / "in.jsonl").write_bytes(to_line(CALLBACKS[0]) + b"what\n" + to_line(CALLBACKS[1]))
     code, out, err = run("callbacks", "import", "in.jsonl", "--json")
@@ -508,7 +506,7 @@ def test_an_import_reads_standard_input_and_an_export_writes_standard_output(fil
     assert (imported.returncode, json.loads(imported.stdout)["known"]) == (0, 5)
 
 
-def test_an_export_that_fails_leaves_the_file_that_was_there(filled: Run, tmp_path: Path) -> None:
+def test_failed_export_keeps_the_existing_file(filled: Run, tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").write_bytes(b"precious")
     engine = create_engine(f"sqlite:///{tmp_path / 'receiver-data/callbacks.db'}")
     with engine.begin() as connection:
@@ -535,14 +533,14 @@ def test_quarantined_callbacks_are_reprocessed_with_the_keys_of_today(run: Run, 
     assert run("callbacks", "reprocess", "0" * 32).code == 1
 
 
-def test_what_no_worker_processes_is_said_on_standard_error(filled: Run, tmp_path: Path) -> None:
+def test_pending_callbacks_are_reported_on_standard_error(filled: Run, tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "receiver-data/callbacks.db")) as connection:
         names = "received_at, api, route, method, query, headers, body"
         connection.execute(f"INSERT INTO callbacks (id, {names}) SELECT '{'f' * 32}', {names} FROM callbacks LIMIT 1")
         connection.commit()
     code, out, err = filled("callbacks", "list", "--outcome", "pending", "--json")
     assert (code, [one["id"] for one in json.loads(out)]) == (0, ["f" * 32])
-    assert err == "receiver: 1 callbacks are still pending: what they say is not shown yet\n"
+    assert err == "receiver: 1 callbacks are still pending and not shown yet\n"
 
 
 def test_an_import_waits_for_the_worker_that_has_the_database(filled: Run, tmp_path: Path) -> None:
@@ -556,22 +554,22 @@ def test_an_import_waits_for_the_worker_that_has_the_database(filled: Run, tmp_p
     assert filled("messages", "show", "new").code == 0
 
 
-# --- upkeep
+# --- maintenance
 
 
-def test_rebuild_tells_and_puts_right_what_differs(filled: Run, tmp_path: Path) -> None:
+def test_rebuild_counts_and_corrects_rows_that_differ(filled: Run, tmp_path: Path) -> None:
     assert filled("rebuild", "--json").json == {"messages": 6, "forgotten": 0, "differing": 0}
     engine = create_engine(f"sqlite:///{tmp_path / 'receiver-data/receiver.db'}")
     with engine.begin() as connection:
         connection.execute(text("UPDATE messages SET status = 'queued' WHERE id = 'out-1'"))
     engine.dispose()
     assert filled("rebuild", "--dry-run").out == "6 messages read, 1 rows differ\n"
-    assert filled("rebuild").out == "6 messages read, 1 rows differed and were put right\n"
+    assert filled("rebuild").out == "6 messages read, 1 rows differed and were corrected\n"
     assert filled("messages", "show", "out-1", "--json").json["status"] == "delivered"
 
 
-def test_prune_counts_first_and_then_forgets(filled: Run) -> None:
-    """The callbacks are of January 2026 and the clock is the machine's: everything is old after a day."""
+def test_prune_dry_run_counts_and_prune_removes(filled: Run) -> None:
+    """The callbacks are from January 2026 and the clock is that of the machine, so all of them are older than a day."""
     settings = {"RETENTION": '{"text": 1, "callbacks": 1, "events": 1, "attempts": 0, "messages": 0}'}
     counts = {"text": 4, "callbacks": 6, "events": 6}
     assert filled("prune", "--dry-run", "--json", **settings).json == counts
@@ -582,7 +580,7 @@ def test_prune_counts_first_and_then_forgets(filled: Run) -> None:
 
 @pytest.fixture
 def with_sink(filled: Run, tmp_path: Path) -> Run:
-    """`filled`, with a sink that nobody works for: it has taken all events but the first three, which are dead."""
+    """`filled`, with a sink without a worker: all events are published but the first three, which are dead letters."""
     engine = create_engine(f"sqlite:///{tmp_path / 'receiver-data/receiver.db'}")
     with engine.begin() as connection:
         connection.execute(
@@ -606,15 +604,15 @@ def with_sink(filled: Run, tmp_path: Path) -> Run:
             text(
                 "INSERT INTO attempts (sink, position, event_id, started_at, ended_at, outcome, decision, reason,"
                 " response_code, response) VALUES ('crm', 2, '2', '2026-01-01T00:00:00.000000Z',"
-                " '2026-01-01T00:00:01.500000Z', 'refused', 'dead', 'status 422', 422, :said)"
+                " '2026-01-01T00:00:01.500000Z', 'refused', 'dead', 'status 422', 422, :response)"
             ),
-            {"said": EVIL},
+            {"response": EVIL},
         )
     engine.dispose()
     return filled
 
 
-def test_dead_letters_are_listed_and_made_due_again(with_sink: Run) -> None:
+def test_dead_letters_are_listed_and_requeued(with_sink: Run) -> None:
     letters = with_sink("dead-letters", "list", "--sink", "crm", "--json").json
     assert [(letter["messageId"], letter["reason"], letter["detail"]) for letter in letters] == [
         (id_, "refused", "no") for id_ in ("out-1", "out-2", "in-1")
@@ -623,13 +621,13 @@ def test_dead_letters_are_listed_and_made_due_again(with_sink: Run) -> None:
     assert with_sink("dead-letters", "requeue", "crm", "--all", "--dry-run", "--json").json["deadLetters"] == 3
     assert with_sink("dead-letters", "requeue", "crm", first, "--json").json["deadLetters"] == 1
     code, _, err = with_sink("dead-letters", "requeue", "crm", first)
-    assert (code, err) == (1, "receiver: 1 of these ids are no dead letters of crm\n")
+    assert (code, err) == (1, "receiver: 1 of these ids are not dead letters of crm\n")
     assert with_sink("dead-letters", "requeue", "crm", "--all", "--json").json["deadLetters"] == 2
     assert with_sink("dead-letters", "list", "--json").json == []
     assert with_sink("dead-letters", "requeue", "what", "--all") == (1, "", "receiver: there is no sink what\n")
 
 
-def test_dead_letters_are_listed_in_pages_and_by_what_they_are_about(with_sink: Run) -> None:
+def test_dead_letters_list_has_pages_and_filters(with_sink: Run) -> None:
     def listed(*options: str) -> list[str]:
         return [letter["messageId"] for letter in with_sink("dead-letters", "list", *options, "--json").json]
 
@@ -642,7 +640,7 @@ def test_dead_letters_are_listed_in_pages_and_by_what_they_are_about(with_sink: 
     assert with_sink("dead-letters", "list", "--size", "2").out.endswith("(there are more: --page 1)\n")
 
 
-def test_dead_letters_are_dropped_after_they_were_counted(with_sink: Run) -> None:
+def test_dead_letters_drop_after_dry_run(with_sink: Run) -> None:
     assert with_sink("dead-letters", "drop", "crm", "--message", "out-2", "--dry-run").out == (
         "1 dead letters of crm would be dropped\n"
     )
@@ -679,10 +677,10 @@ def test_a_sink_is_paused_and_resumed(with_sink: Run) -> None:
     assert with_sink("sinks", "pause", "what") == (1, "", "receiver: there is no sink what\n")
 
 
-def test_a_replay_is_counted_begun_paused_resumed_and_cancelled(with_sink: Run) -> None:
+def test_sinks_replay_dry_run_start_pause_resume_cancel(with_sink: Run) -> None:
     since = "2026-01-01 00:00:02"
     assert with_sink("sinks", "replay", "crm", "--since", since, "--dry-run").out == (
-        "4 events, received from 2026-01-01T00:00:02Z on, would go to crm again\n"
+        "4 events, received from 2026-01-01T00:00:02Z on, would be published to crm again\n"
     )
     assert with_sink("sinks", "replays", "crm", "--json").json == []
     begun = with_sink("sinks", "replay", "crm", "--since", since, "--json").json
@@ -695,16 +693,18 @@ def test_a_replay_is_counted_begun_paused_resumed_and_cancelled(with_sink: Run) 
     assert with_sink("sinks", "replay", "crm", "--cancel", "--json").json["state"] == "cancelled"
     assert with_sink("sinks", "replay", "crm", "--cancel") == (1, "", "receiver: there is no open replay to crm\n")
     whole = with_sink("sinks", "replay", "crm", "--beginning").out
-    assert whole.startswith(f"replay {number + 1}: 6 events, received from 2026-01-01T00:00:00Z on, go to crm again")
+    assert whole.startswith(
+        f"replay {number + 1}: 6 events, received from 2026-01-01T00:00:00Z on, are published to crm again"
+    )
     assert [one["id"] for one in with_sink("sinks", "replays", "crm", "--json").json] == [number + 1, number]
     first = with_sink("sinks", "replays", "crm", "--oldest-first", "--size", "1").out.splitlines()[1]
     assert first.split()[::2][:2] == [str(number), "cancelled"]
     assert with_sink("sinks", "replay", "crm", "--cancel").code == 0
-    assert with_sink("sinks", "replay", "crm", "--since", "2999").out == "there is nothing to give crm again\n"
+    assert with_sink("sinks", "replay", "crm", "--since", "2999").out == "there is no event to replay to crm\n"
 
 
-def test_a_sink_is_tried_out(run: Run) -> None:
-    """No database is needed: what counts are the settings."""
+def test_sinks_test_reports_reachability(run: Run) -> None:
+    """It needs the settings and no database."""
 
     def settings(path: str) -> dict[str, str]:
         return {"SINKS": json.dumps([{"name": "file", "type": "jsonl", "path": path}])}
@@ -715,12 +715,12 @@ def test_a_sink_is_tried_out(run: Run) -> None:
     reason = "No such file or directory"
     nowhere = settings("nowhere/events.jsonl")
     assert run("sinks", "test", "file", **nowhere) == (1, "", f"receiver: file cannot be reached: {reason}\n")
-    told = run("sinks", "test", "file", "--json", **nowhere)
-    assert (told.code, told.json["ok"], told.json["error"]) == (1, False, reason)
-    assert run("sinks", "test", "what") == (1, "", "receiver: there is no sink what in the settings\n")
+    result = run("sinks", "test", "file", "--json", **nowhere)
+    assert (result.code, result.json["ok"], result.json["error"]) == (1, False, reason)
+    assert run("sinks", "test", "what") == (1, "", "receiver: the settings have no sink what\n")
 
 
-def test_what_the_sinks_were_told_about_a_message_is_listed(with_sink: Run) -> None:
+def test_messages_attempts_lists_delivery_attempts(with_sink: Run) -> None:
     heading, row = with_sink("messages", "attempts", "out-2").out.splitlines()
     assert heading.split()[:4] == ["STARTED", "SECONDS", "SINK", "STATUS"]
     assert row.split()[:7] == ["2026-01-01T00:00:00Z", "1.500", "crm", "failed", "refused", "422", "dead"]
@@ -735,7 +735,7 @@ def test_what_the_sinks_were_told_about_a_message_is_listed(with_sink: Run) -> N
     "arguments", [["sinks", "list"], ["sinks", "show", "crm"], ["messages", "attempts", "out-2"]], ids=" ".join
 )
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
-def test_nothing_that_a_sink_said_can_take_over_a_terminal(
+def test_control_characters_of_sink_responses_are_escaped(
     with_sink: Run, arguments: list[str], form: list[str]
 ) -> None:
     code, out, err = with_sink(*arguments, *form)

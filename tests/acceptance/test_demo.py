@@ -1,4 +1,4 @@
-"""`receiver demo` as a process: it shows what it promises, ends in good order, and leaves nothing behind."""
+"""`receiver demo` as a process."""
 
 import json
 import os
@@ -18,25 +18,25 @@ import httpx2
 import pytest
 
 from receiver import tags
-from receiver.cli.demo_messages import INBOUND, V1, V2, Wiring, traffic
+from receiver.cli.demo_messages import INBOUND, V1, V2, MessageSettings, generate_requests
 from receiver.domain.events import TagVerdict
 from receiver.storage import sqlite_file
 from tests.acceptance.test_sandbox_command import waiting_until_idle
 from tests.foreground import Foreground, foreground, is_open
 from tests.running import COMMAND, PATIENT, environment, receiver, until, whole_lines
 
-WIRING = Wiring("http://127.0.0.1:1/v1", "k1", "secret")
+SETTINGS = MessageSettings("http://127.0.0.1:1/v1", "k1", "secret")
 
 
 def addresses(running: Foreground) -> tuple[str, str]:
     return running.address("receiver"), running.address("sandbox")
 
 
-# --- what it sends
+# --- requests
 
 
-def test_each_round_has_something_of_everything() -> None:
-    requests = list(islice(traffic(WIRING, seed=1), 15))
+def test_each_round_has_every_kind_of_request() -> None:
+    requests = list(islice(generate_requests(SETTINGS, seed=1), 15))
     assert Counter(request.path for request in requests) == {V2: 7, V1: 4, INBOUND: 4}
     bodies = [request.body for request in requests]
     sent = [each for body in bodies for each in (body if isinstance(body, list) else [body])]
@@ -47,9 +47,9 @@ def test_each_round_has_something_of_everything() -> None:
     assert {each["callbackHttpMethod"] for each in sent if "callbackUrl" in each} == {"get", "post"}
 
 
-def test_every_message_that_goes_out_has_a_tag_that_is_bound_to_its_numbers() -> None:
+def test_outbound_tags_are_bound_to_sender_and_recipients() -> None:
     keys = {"k1": "secret"}
-    bodies = [request.body for request in islice(traffic(WIRING, seed=2), 60) if request.path != INBOUND]
+    bodies = [request.body for request in islice(generate_requests(SETTINGS, seed=2), 60) if request.path != INBOUND]
     for each in [each for body in bodies for each in (body if isinstance(body, list) else [body])]:
         sender, to = each["from"], each["to"]
         assert tags.verify(each["tag"], keys, sender=sender, recipients=to).verdict is TagVerdict.VALID
@@ -57,29 +57,29 @@ def test_every_message_that_goes_out_has_a_tag_that_is_bound_to_its_numbers() ->
             assert tags.verify(each["tag"], keys, sender=numbers[0], recipients=numbers[1]).verdict is TagVerdict.FORGED
 
 
-def test_the_same_seed_sends_the_same() -> None:
-    one, same, other = (list(islice(traffic(WIRING, seed=seed), 40)) for seed in (1, 1, 2))
+def test_same_seed_gives_the_same_requests() -> None:
+    one, same, other = (list(islice(generate_requests(SETTINGS, seed=seed), 40)) for seed in (1, 1, 2))
     assert one == same != other
 
 
 # --- the command
 
 
-def test_it_ends_by_itself_and_what_came_is_kept(tmp_path: Path) -> None:
+def test_messages_limit_ends_the_demo_and_data_dir_keeps_the_data(tmp_path: Path) -> None:
     (tmp_path / "receiver.toml").write_text("this is for a real receiver", "utf-8")
     data = tmp_path / "data of the demo"
     command = ["demo", "--data-dir", str(data), "--messages", "50", "--per-second", "200", "--speed", "500"]
-    # the settings of a real receiver
+    # The settings of a real receiver must have no effect.
     done = receiver(tmp_path, *command, DATABASE_URL=f"sqlite:///{tmp_path / 'real.db'}", SINKS="[", NOTHING="x")
-    told = done.stdout.decode()
+    output = done.stdout.decode()
     assert (done.returncode, done.stderr) == (0, b"")
     assert not (tmp_path / "real.db").exists()
-    assert f"What came is kept in {data}." in told
+    assert f"The data is in {data}." in output
     (tmp_path / "receiver.toml").unlink()
 
-    [counts] = [line for line in told.splitlines() if line.startswith("out ")]
+    [counts] = [line for line in output.splitlines() if line.startswith("out ")]
     listed = json.loads(receiver(tmp_path, "messages", "list", "--json", "--size", "1000", DATA_DIR=str(data)).stdout)
-    # of one in a hundred nothing is ever told
+    # One message in a hundred has no callback.
     assert 45 <= len(listed) <= 50
     directions = Counter(message["direction"] for message in listed)
     assert f", in {directions['in']} | callbacks" in counts
@@ -93,37 +93,37 @@ def test_it_ends_by_itself_and_what_came_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl: what is printed is for it")
-def test_ctrl_c_ends_both_and_leaves_nothing(tmp_path: Path) -> None:
-    # one process, so that even a kill leaves nothing running
+def test_sigint_stops_both_and_deletes_the_data(tmp_path: Path) -> None:
+    # One process: even SIGKILL leaves nothing running.
     with foreground(tmp_path, "demo", "--per-second", "50", "--speed", "100", TMPDIR=str(tmp_path)) as running:
         urls = addresses(running)
         [data] = tmp_path.glob("receiver-demo-*")
         assert running.members() == [running.process.pid]
         [token] = json.loads((data / "credentials.json").read_text("utf-8"))["api_tokens"]
-        assert token not in running.told()
-        # what the commands of the announcement ask for is there
+        assert token not in running.text()
+        # Wait for what the printed commands query.
         until(lambda: failed(urls[0], token) and whole_lines(data / "events.jsonl"))
         works_as_printed(running, token, tmp_path)
         assert running.stop(signal.SIGINT) == 0
         assert (running.members(), [url for url in urls if is_open(url)]) == ([], [])
         assert running.errors.read_text("utf-8") == ""
         assert re.search(
-            r"^out \d+, in \d+ \| callbacks \d+ \(\d+ repeated\) \| delivered \d", running.told(), re.MULTILINE
+            r"^out \d+, in \d+ \| callbacks \d+ \(\d+ repeated\) \| delivered \d", running.text(), re.MULTILINE
         )
         assert not data.exists()
 
 
 def failed(url: str, token: str) -> Any:
-    """The messages that a receiver knows to have failed."""
+    """The failed messages of a receiver."""
     authorized = {"Authorization": f"Bearer {token}"}
     return httpx2.get(f"{url}/api/messages?status=failed", headers=authorized, **PATIENT).json()
 
 
 def works_as_printed(running: Foreground, token: str, folder: Path) -> None:
-    """The lines of the announcement that are commands."""
-    # another terminal, in which no virtual environment is active
+    """Runs the commands of the banner."""
+    # As in another terminal, where no virtual environment is active.
     variables = {"PATH": "/usr/bin:/bin", "TOKEN": token}
-    lines = [line.strip() for line in running.told().splitlines() if line.startswith("  ")]
+    lines = [line.strip() for line in running.text().splitlines() if line.startswith("  ")]
     assert len(lines) == 8
     for line in lines:
         script = line.replace("curl ", "curl -sSf ").replace("tail -f ", "head -n 1 ")
@@ -134,7 +134,7 @@ def works_as_printed(running: Foreground, token: str, folder: Path) -> None:
         assert len(ran.stdout) > 10, line
 
 
-def test_nobody_who_waits_holds_up_its_end(tmp_path: Path) -> None:
+def test_idle_wait_does_not_delay_the_stop(tmp_path: Path) -> None:
     with foreground(tmp_path, "demo", "--per-second", "50", TMPDIR=str(tmp_path)) as running:
         _, url = addresses(running)
         until(lambda: httpx2.get(f"{url}/sandbox/idle", trust_env=False).json()["waiting"])
@@ -144,7 +144,7 @@ def test_nobody_who_waits_holds_up_its_end(tmp_path: Path) -> None:
         assert running.errors.read_text("utf-8") == ""
 
 
-def test_a_kill_leaves_nothing_running(tmp_path: Path) -> None:
+def test_sigkill_leaves_no_process(tmp_path: Path) -> None:
     with foreground(tmp_path, "demo", TMPDIR=str(tmp_path)) as running:
         urls = addresses(running)
         assert running.stop(signal.SIGKILL) == -signal.SIGKILL
@@ -158,14 +158,14 @@ def terminal() -> Iterator[tuple[int, int]]:
     os.close(ours)
 
 
-def test_on_a_terminal_it_shows_the_token_and_one_line_of_counts(tmp_path: Path, terminal: tuple[int, int]) -> None:
+def test_terminal_shows_the_token_and_one_line_of_counts(tmp_path: Path, terminal: tuple[int, int]) -> None:
     ours, theirs = terminal
     command = [COMMAND, "demo", "--seconds", "1.1", "--per-second", "20", "--speed", "1000"]
     variables = environment() | {"TMPDIR": str(tmp_path), "COLUMNS": "40"}
     process = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=theirs, stdin=subprocess.DEVNULL)
     os.close(theirs)
     shown = b""
-    # the end of a terminal is an error
+    # Reading a closed terminal raises OSError.
     with suppress(OSError):
         while part := os.read(ours, 4096):
             shown += part
@@ -179,7 +179,7 @@ def test_on_a_terminal_it_shows_the_token_and_one_line_of_counts(tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_in_use_is_one_line(tmp_path: Path) -> None:
+def test_data_dir_in_use_is_one_line(tmp_path: Path) -> None:
     with sqlite_file.held(tmp_path / "receiver.db"):
         done = receiver(tmp_path, "demo", "--data-dir", str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)

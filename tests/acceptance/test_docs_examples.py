@@ -74,7 +74,7 @@ def test_the_example_that_follows_links_prints_failed_messages(tmp_path: Path) -
 # --- webhooks
 
 
-def test_the_example_that_verifies_accepts_what_was_signed_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_webhook_example_accepts_only_valid_signatures(monkeypatch: pytest.MonkeyPatch) -> None:
     standardwebhooks = pytest.importorskip("standardwebhooks")
     [program] = blocks(section(page("webhook"), "Verifying a webhook"), "python")
     secret = f"whsec_{base64.b64encode(b'not a secret at all').decode()}"
@@ -182,7 +182,7 @@ def test_the_five_queries_are_answered_on_postgresql(postgres_url: str) -> None:
         on_postgres(postgres_url, query)
 
 
-def test_the_user_that_may_only_read_can_be_made(postgres_url: str) -> None:
+def test_read_only_database_user_example(postgres_url: str) -> None:
     [script] = blocks(section(page("sql"), "A user that may only read"), "postgresql")
     role = f"reporting_{os.getpid()}"
     statements = [statement for statement in script.replace("reporting", role).split(";") if statement.strip()]

@@ -91,7 +91,7 @@ def test_every_link_leads_to_a_page_and_an_anchor_without_a_token(docs: str) -> 
 
 
 @pytest.mark.parametrize("path", ["", "?q=retry", "/sinks", "/openapi", "/no-such-topic", "/style.css"])
-def test_pages_have_a_strict_policy_that_they_keep(docs: str, path: str) -> None:
+def test_pages_have_and_obey_a_strict_content_security_policy(docs: str, path: str) -> None:
     answer = get(docs + path)
     assert answer.headers["content-security-policy"] == POLICY
     assert answer.headers["x-content-type-options"] == "nosniff"

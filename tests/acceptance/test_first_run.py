@@ -1,4 +1,4 @@
-"""The first run, and those after it: a real `receiver serve` in an empty folder."""
+"""The first start and later ones: `receiver serve` as a process in an empty folder."""
 
 import itertools
 import json
@@ -45,7 +45,7 @@ def messages(folder: Path) -> list[dict[str, Any]]:
     return list(json.loads(listed.stdout))
 
 
-def test_a_first_run_makes_everything_and_takes_a_callback_in(tmp_path: Path) -> None:
+def test_first_start_creates_everything_and_accepts_a_callback(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         assert mode(tmp_path / DATA) == 0o700
         made = {path.name: mode(path) for path in (tmp_path / DATA).iterdir()}
@@ -60,7 +60,7 @@ def test_a_first_run_makes_everything_and_takes_a_callback_in(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("level", ["info", "debug"])
-def test_the_log_tells_what_the_server_does_and_not_each_statement(tmp_path: Path, level: str) -> None:
+def test_log_has_no_sql_statements_at_info(tmp_path: Path, level: str) -> None:
     with serving(tmp_path, settings={"LOG_LEVEL": level}) as server:
         assert post(server.url, tmp_path, [v2_event("m1")]).status_code == 200
         server.stop()
@@ -69,7 +69,7 @@ def test_the_log_tells_what_the_server_does_and_not_each_statement(tmp_path: Pat
     assert not [line for line in lines if line["logger"].partition(".")[0] in {"sqlalchemy", "aiosqlite", "httpx2"}]
 
 
-def test_a_second_start_uses_what_the_first_one_made(tmp_path: Path) -> None:
+def test_second_start_uses_the_same_credentials_and_database(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         post(server.url, tmp_path, [v2_event("m1")])
         made = credentials(tmp_path)
@@ -90,7 +90,7 @@ def test_settings_win_over_what_was_generated(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_ends_it_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
+def test_sigterm_and_sigint_stop_the_server_with_exit_code_0(tmp_path: Path, number: signal.Signals) -> None:
     with serving(tmp_path) as server:
         assert server.stop(number) == 0
         assert "Traceback" not in server.errors.read_text("utf-8")
@@ -98,7 +98,7 @@ def test_a_signal_ends_it_in_good_order(tmp_path: Path, number: signal.Signals) 
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_a_signal_under_load_drops_nothing_that_was_answered(tmp_path: Path) -> None:
+def test_sigterm_under_load_loses_no_answered_callback(tmp_path: Path) -> None:
     answered: list[str] = []
 
     def send(sender: int) -> None:
@@ -113,7 +113,7 @@ def test_a_signal_under_load_drops_nothing_that_was_answered(tmp_path: Path) -> 
                     answered.append(id_)
 
     with (
-        # outside, for they end when the server has
+        # outside, because the senders end after the server
         ThreadPoolExecutor(max_workers=4) as senders,
         serving(tmp_path, settings={"CALLBACK_CREDENTIALS": '["u:p"]'}) as server,
     ):
@@ -122,11 +122,11 @@ def test_a_signal_under_load_drops_nothing_that_was_answered(tmp_path: Path) -> 
         until(lambda: len(answered) >= 100)
         assert server.stop() == 0
     with closing(sqlite3.connect(tmp_path / DATA / "receiver.db")) as connection:
-        kept = {id_ for (id_,) in connection.execute("SELECT id FROM messages")}
-    assert set(answered) <= kept
+        stored = {id_ for (id_,) in connection.execute("SELECT id FROM messages")}
+    assert set(answered) <= stored
 
 
-def test_a_second_server_on_the_same_database_is_refused_and_told_whose_it_is(tmp_path: Path) -> None:
+def test_second_server_on_the_same_database_is_refused_with_the_process_id(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         second = receiver(tmp_path, "serve", "--port", "0")
         assert (second.returncode, second.stdout) == (1, b"")
@@ -137,7 +137,7 @@ def test_a_second_server_on_the_same_database_is_refused_and_told_whose_it_is(tm
         assert post(server.url, tmp_path, [v2_event("m1")]).status_code == 200
 
 
-def test_a_server_that_was_killed_leaves_no_lock_behind(tmp_path: Path) -> None:
+def test_killed_server_leaves_no_lock(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         post(server.url, tmp_path, [v2_event("m1")])
         assert server.stop(signal.SIGKILL) == -signal.SIGKILL
@@ -153,13 +153,13 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr.decode()) == (1, b"", line)
 
 
-def test_a_host_that_is_not_ours_is_one_line(tmp_path: Path) -> None:
+def test_host_of_another_machine_is_one_line(tmp_path: Path) -> None:
     done = receiver(tmp_path, "serve", "--port", "0", "--host", "192.0.2.1")
     assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
     assert done.stderr.startswith(b"receiver: cannot listen on 192.0.2.1 port 0: ")
 
 
-def test_a_name_is_listened_on_at_all_its_addresses(tmp_path: Path) -> None:
+def test_host_name_is_bound_at_all_its_addresses(tmp_path: Path) -> None:
     with serving(tmp_path, "--host", "localhost") as server:
         assert httpx2.get(f"{server.url}/healthz", **PATIENT).status_code == 200
 
@@ -172,7 +172,7 @@ def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"receiver: {DATA}/receiver.db is damaged (".encode())
 
 
-def test_a_data_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_data_dir_that_cannot_be_created_is_one_line(tmp_path: Path) -> None:
     (tmp_path / DATA).write_text("in the way")
     done = receiver(tmp_path, "serve", "--port", "0")
     assert (done.returncode, done.stderr) == (1, f"receiver: {DATA}: File exists\n".encode())
@@ -185,33 +185,33 @@ def test_a_public_address_without_authentication_is_refused(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-# --- what it says
+# --- the banner
 
 
 def test_secrets_are_not_written_into_a_file(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
-        said = server.output.read_text("utf-8") + server.errors.read_text("utf-8")
+        output = server.output.read_text("utf-8") + server.errors.read_text("utf-8")
     made = credentials(tmp_path)
     for secret in (made["callback_credentials"][0].partition(":")[2], made["api_tokens"][0]):
-        assert secret not in said
-    assert said.count(f"in {DATA}/credentials.json") == 2
-    assert f"{server.url}/callbacks/bandwidth/v2\n" in said
-    assert f"{server.url.replace('//', '//USER:PASSWORD@')}/callbacks/bandwidth/v1\n" in said
+        assert secret not in output
+    assert output.count(f"in {DATA}/credentials.json") == 2
+    assert f"{server.url}/callbacks/bandwidth/v2\n" in output
+    assert f"{server.url.replace('//', '//USER:PASSWORD@')}/callbacks/bandwidth/v1\n" in output
 
 
-def test_settings_are_named_as_the_place_of_their_secrets(tmp_path: Path) -> None:
+def test_banner_names_the_settings_that_hold_secrets(tmp_path: Path) -> None:
     settings = {"CALLBACK_CREDENTIALS": '["u:pass-word"]', "API_TOKENS": '["to-ken"]'}
     with serving(tmp_path, settings=settings) as server:
-        said = server.output.read_text("utf-8") + server.errors.read_text("utf-8")
-    assert "as set in RECEIVER_CALLBACK_CREDENTIALS" in said
-    assert "as set in RECEIVER_API_TOKENS" in said
-    assert "pass-word" not in said
-    assert "to-ken" not in said
+        output = server.output.read_text("utf-8") + server.errors.read_text("utf-8")
+    assert "as set in RECEIVER_CALLBACK_CREDENTIALS" in output
+    assert "as set in RECEIVER_API_TOKENS" in output
+    assert "pass-word" not in output
+    assert "to-ken" not in output
     assert not (tmp_path / DATA / "credentials.json").exists()
 
 
 def on_a_terminal(folder: Path, **settings: str) -> Iterator[str]:
-    """What `receiver serve` says to a terminal: all of it, a piece at a time."""
+    """The output of `receiver serve` on a terminal, so far, after each read."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [COMMAND, "serve", "--port", "0"],
@@ -221,40 +221,40 @@ def on_a_terminal(folder: Path, **settings: str) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     os.close(theirs)
-    said, deadline = b"", time.monotonic() + 60
+    output, deadline = b"", time.monotonic() + 60
     try:
         while time.monotonic() < deadline:
-            said += os.read(ours, 4096)
-            # a piece may end within a character, or between the two that end a line
-            yield said.decode("utf-8", "replace").replace("\r\n", "\n")
+            output += os.read(ours, 4096)
+            # a read may end within a character, or between the two characters of a line end
+            yield output.decode("utf-8", "replace").replace("\r\n", "\n")
     finally:
         process.kill()
         process.wait(10)
         os.close(ours)
 
 
-def test_secrets_are_shown_to_a_terminal_ready_to_paste(tmp_path: Path) -> None:
+def test_banner_on_a_terminal_has_secrets(tmp_path: Path) -> None:
     settings = {"CALLBACK_CREDENTIALS": '["us@er:pa ss/w:\u00f6rd"]', "API_TOKENS": '["ops:admin:to-ken"]'}
-    said = next(said for said in on_a_terminal(tmp_path, **settings) if "to-ken" in said)
-    v1 = next(line.strip() for line in said.splitlines() if line.endswith("/callbacks/bandwidth/v1"))
+    output = next(output for output in on_a_terminal(tmp_path, **settings) if "to-ken" in output)
+    v1 = next(line.strip() for line in output.splitlines() if line.endswith("/callbacks/bandwidth/v1"))
     url = urlsplit(v1)
     assert (unquote(url.username or ""), unquote(url.password or "")) == ("us@er", "pa ss/w:\u00f6rd")
     assert "us%40er:pa%20ss%2Fw%3A%C3%B6rd@127.0.0.1:" in v1
-    assert "user      us@er\n" in said
-    assert "password  pa ss/w:\u00f6rd\n" in said
-    assert "API token    to-ken" in said
+    assert "user      us@er\n" in output
+    assert "password  pa ss/w:\u00f6rd\n" in output
+    assert "API token    to-ken" in output
 
 
-def test_the_public_url_is_what_the_printed_ones_start_with(tmp_path: Path) -> None:
+def test_banner_urls_begin_with_public_url(tmp_path: Path) -> None:
     settings = {"PUBLIC_URL": "https://sms.example.com/", "CALLBACK_CREDENTIALS": '["u:p"]', "API_TOKENS": '["t"]'}
-    said = next(said for said in on_a_terminal(tmp_path, **settings) if "API token" in said)
-    assert "https://u:p@sms.example.com/callbacks/bandwidth/v1\n" in said
-    assert "https://sms.example.com/callbacks/bandwidth/v2\n" in said
-    assert "https://sms.example.com/openapi.json\n" in said
-    assert "RECEIVER_PUBLIC_URL" not in said
+    output = next(output for output in on_a_terminal(tmp_path, **settings) if "API token" in output)
+    assert "https://u:p@sms.example.com/callbacks/bandwidth/v1\n" in output
+    assert "https://sms.example.com/callbacks/bandwidth/v2\n" in output
+    assert "https://sms.example.com/openapi.json\n" in output
+    assert "RECEIVER_PUBLIC_URL" not in output
 
 
-def test_nobody_reading_what_it_says_does_not_stop_it(tmp_path: Path) -> None:
+def test_closed_standard_output_does_not_stop_the_server(tmp_path: Path) -> None:
     command = f"({COMMAND} serve --port 0 2> log.txt; echo $? > code.txt) | true"
     shell = subprocess.Popen(["/bin/sh", "-c", command], cwd=tmp_path, env=environment())
     try:
@@ -295,22 +295,20 @@ GIVEN = {"CALLBACK_CREDENTIALS": '["u:p"]', "API_TOKENS": '["t"]'}
     ],
     ids=["nothing set", "no token"],
 )
-def test_with_postgresql_nothing_is_generated(tmp_path: Path, given: dict[str, str], line: str) -> None:
+def test_with_postgresql_missing_credentials_are_refused(tmp_path: Path, given: dict[str, str], line: str) -> None:
     done = receiver(tmp_path, "serve", DATABASE_URL="postgresql://receiver@127.0.0.1:9/receiver", **given)
     assert (done.returncode, done.stderr.decode()) == (2, f"{line} (see: receiver help first-run)\n")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_postgresql_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_unreachable_postgresql_is_one_line(tmp_path: Path) -> None:
     url = "postgresql://receiver@127.0.0.1:9/receiver"
     done = receiver(tmp_path, "serve", "--port", "0", DATABASE_URL=url, **GIVEN)
     assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
     assert done.stderr.startswith(b"receiver: the database cannot be used now: ")
 
 
-def test_a_postgresql_without_tables_is_refused_with_the_command_to_run(
-    tmp_path: Path, empty_postgres_url: str
-) -> None:
+def test_postgresql_without_schema_is_refused_with_the_command_to_run(tmp_path: Path, empty_postgres_url: str) -> None:
     settings = {**GIVEN, "DATABASE_URL": empty_postgres_url}
     done = receiver(tmp_path, "serve", "--port", "0", **settings)
     assert (done.returncode, done.stdout) == (1, b"")
@@ -337,7 +335,7 @@ def test_two_servers_share_a_postgresql(tmp_path: Path, postgres_url: str) -> No
     assert event["type"] == "message-delivered"
 
 
-def test_a_postgresql_that_may_lose_what_was_acknowledged_is_warned_of(tmp_path: Path, postgres_url: str) -> None:
+def test_postgresql_without_durability_is_a_warning(tmp_path: Path, postgres_url: str) -> None:
     settings = {**GIVEN, "DATABASE_URL": postgres_url}
     with serving(tmp_path, settings=settings) as server:
         errors = server.errors.read_text("utf-8")
@@ -348,9 +346,11 @@ def test_a_postgresql_that_may_lose_what_was_acknowledged_is_warned_of(tmp_path:
 
 
 @pytest.mark.parametrize("command", ["serve", "check"])
-def test_a_webhook_that_leads_back_to_where_callbacks_come_in_is_refused(tmp_path: Path, command: str) -> None:
+def test_webhook_to_our_own_callback_url_is_refused(tmp_path: Path, command: str) -> None:
     loop = {"name": "crm", "type": "webhook", "url": "http://127.0.0.1:8099/callbacks/bandwidth/v2"}
     for settings in ({"PORT": "8099"}, {"PUBLIC_URL": "http://127.0.0.1:8099", "PORT": "8098"}):
-        told = receiver(tmp_path, command, SINKS=json.dumps([loop]), **settings)
-        assert told.returncode != 0
-        assert b"RECEIVER_SINKS: crm: url: is where this receiver takes callbacks itself" in told.stdout + told.stderr
+        result = receiver(tmp_path, command, SINKS=json.dumps([loop]), **settings)
+        assert result.returncode != 0
+        assert (
+            b"RECEIVER_SINKS: crm: url: is where this receiver takes callbacks itself" in result.stdout + result.stderr
+        )

@@ -73,7 +73,7 @@ def test_search_without_a_hit_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert (result.code, result.out, result.err) == (1, "", "receiver: no topic mentions 'unheard-of-xyz'\n")
 
 
-def test_help_on_a_terminal_is_laid_out_for_it() -> None:
+def test_help_on_a_terminal_is_formatted() -> None:
     parent, child = pty.openpty()
     variables = environment() | {"COLUMNS": "60", "TERM": "xterm"}
     variables.pop("NO_COLOR", None)

@@ -1,4 +1,4 @@
-"""The query API does what its description says, tried with generated requests against a real server."""
+"""The query API conforms to its OpenAPI document: generated requests against a real server."""
 
 import os
 from collections.abc import Iterator
@@ -31,9 +31,9 @@ from tests.events import at
 from tests.query_api import ADMIN, application, basic
 from tests.web import serving
 
-DESCRIPTION = openapi.description(GROUPS, "0")
+DOCUMENT = openapi.document(GROUPS, "0")
 SEED = int(os.environ.get("RECEIVER_TEST_SEED", "1"))
-schema = schemathesis.openapi.from_dict(DESCRIPTION, config=schemathesis.Config(seed=SEED))
+schema = schemathesis.openapi.from_dict(DOCUMENT, config=schemathesis.Config(seed=SEED))
 
 # the formats of our own
 _TIMES = st.datetimes(timezones=st.just(UTC))
@@ -44,7 +44,7 @@ _PLACES = st.builds(
     st.sampled_from(Direction),
     st.text(st.characters(codec="utf-8", exclude_characters="\0")),
 )
-schemathesis.openapi.format("seed-date-time", _TIMES.map(lambda time: time.strftime("%Y-%m-%d %H:%M:%S").zfill(19)))
+schemathesis.openapi.format("date-time-prefix", _TIMES.map(lambda time: time.strftime("%Y-%m-%d %H:%M:%S").zfill(19)))
 schemathesis.openapi.format("message-cursor", _PLACES.map(message_cursor))
 schemathesis.openapi.format(
     "callback-cursor", st.from_regex(r"[0-9a-f]{32}", fullmatch=True).map(lambda id_: encode_cursor([id_]))
@@ -86,7 +86,7 @@ async def stock_sink(database: Database) -> None:
     """A sink named as the generated requests like to name it, with something of everything."""
     entries = await append(database, life("0"))
     candidates = [PendingPublication(publication=publication(entry)) for entry in entries]
-    dead = DeadLettered(death=DeadLetterReason.REFUSED, reason="status 422", response_code=422)
+    dead = DeadLettered(cause=DeadLetterReason.REFUSED, reason="status 422", response_code=422)
     again = RetryAt(due_at=at(0), reason="timeout")
     verdicts = [Decided(candidates[0], dead), *(Decided(candidate, again) for candidate in candidates[1:])]
     attempt = Attempt(
@@ -107,7 +107,7 @@ async def stock_sink(database: Database) -> None:
 
 @schema.parametrize()
 @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-def test_every_operation_does_what_is_said_of_it(case: Any, server: str) -> None:
+def test_every_operation_conforms_to_the_openapi_document(case: Any, server: str) -> None:
     # which values cannot be signed depends on the key: no schema can say it
     excluded = [positive_data_acceptance] if case.path == "/api/tags" else []
     case.call_and_validate(base_url=server, excluded_checks=excluded, timeout=60)

@@ -32,12 +32,12 @@ from tests.running import PATIENT, Server, receiver, serving, until, whole_lines
 pytestmark = pytest.mark.anyio
 
 HOLDS = DeadLettered(
-    death=DeadLetterReason.REFUSED, reason="status 422", holds=True, response_code=422, response="no such contact"
+    cause=DeadLetterReason.REFUSED, reason="status 422", holds=True, response_code=422, response="no such contact"
 )
 
 
 class BrokenSink(MemorySink):
-    """Cannot start, and says why when asked."""
+    """A sink that cannot start."""
 
     async def start(self) -> None:
         raise ConnectionError("secret-of-the-client")
@@ -57,7 +57,7 @@ class WorriedSink(MemorySink):
 
 
 class LeakingSink(MemorySink):
-    """Notes whether it was given back what it took."""
+    """A sink that records whether it was stopped."""
 
     open = 0
 
@@ -185,29 +185,29 @@ async def test_a_sink_is_paused_and_resumed(api: AsyncClient) -> None:
         ("crm", None),
         ("broken", "connection refused"),
         ("speechless", "did not start: ConnectionError"),
-        ("worried", "could not be asked: RuntimeError"),
+        ("worried", "check failed: RuntimeError"),
         ("forgetful", "RECEIVER_SINKS: forgetful: url: there is no environment variable NO_SUCH_VARIABLE"),
     ],
 )
-async def test_a_sink_is_tried_out_and_tells_no_secret(api: AsyncClient, name: str, error: str | None) -> None:
+async def test_sink_test_reveals_no_secret(api: AsyncClient, name: str, error: str | None) -> None:
     tried = await post(api, f"/api/sinks/{name}/test")
     assert (tried["ok"], tried["error"]) == (error is None, error)
     assert tried["seconds"] >= 0
 
 
-async def test_a_sink_that_is_tried_out_is_stopped_again(api: AsyncClient) -> None:
+async def test_sink_test_stops_the_sink(api: AsyncClient) -> None:
     assert (await post(api, "/api/sinks/leaking/test"))["ok"]
     assert LeakingSink.open == 0
 
 
-async def test_a_sink_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sink_test_has_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "_STOP_SECONDS", 0.05)
-    tried = await probe.try_out({"name": "hanging", "type": f"{__name__}:HangingSink"}, seconds=0.05)
+    tried = await probe.probe_sink({"name": "hanging", "type": f"{__name__}:HangingSink"}, seconds=0.05)
     assert (tried.ok, tried.error) == (False, "timeout")
 
 
 @pytest.mark.parametrize("since", ["beginning", "2026-01-01T00:00:00Z", "2026-01-01 00:00:00", "2025"])
-async def test_a_replay_is_counted_first_and_then_begun(api: AsyncClient, since: str) -> None:
+async def test_replay_dry_run_and_start(api: AsyncClient, since: str) -> None:
     expected = {
         "sink": "crm",
         "events": 5,
@@ -215,15 +215,15 @@ async def test_a_replay_is_counted_first_and_then_begun(api: AsyncClient, since:
         "toPosition": 5,
         "firstTime": "2026-01-01T00:00:00Z",
     }
-    told = await post(api, "/api/sinks/crm/replay", {"from": since}, dryRun="true")
-    assert told == {"id": None, "dryRun": True, **expected}
+    dry_run = await post(api, "/api/sinks/crm/replay", {"from": since}, dryRun="true")
+    assert dry_run == {"id": None, "dryRun": True, **expected}
     assert await get(api, "/api/sinks/crm/replays") == []
     begun = await post(api, "/api/sinks/crm/replay", {"from": since})
     assert begun.pop("id") >= 1
     assert begun == {"dryRun": False, **expected}
 
 
-async def test_a_replay_is_followed_paused_resumed_and_cancelled(api: AsyncClient) -> None:
+async def test_replay_progress_pause_resume_and_cancel(api: AsyncClient) -> None:
     replay = (await post(api, "/api/sinks/crm/replay", {"from": "beginning"}))["id"]
     expected = {
         "id": replay,
@@ -275,7 +275,7 @@ async def test_a_second_replay_is_a_conflict(api: AsyncClient) -> None:
         ([], {"body"}),
     ],
 )
-async def test_a_replay_from_no_time_is_refused_by_name(api: AsyncClient, body: Any, blamed: set[str]) -> None:
+async def test_replay_with_invalid_from_is_400_by_name(api: AsyncClient, body: Any, blamed: set[str]) -> None:
     refused = await post(api, "/api/sinks/crm/replay", body, 400)
     assert {one["parameter"].partition(".")[0] for one in refused["errors"]} == blamed
     assert await get(api, "/api/sinks/crm/replays") == []
@@ -297,12 +297,12 @@ async def test_a_replay_from_no_time_is_refused_by_name(api: AsyncClient, body: 
         ("GET", "/api/messages/nothing/attempts"),
     ],
 )
-async def test_what_is_not_there_is_not_found(api: AsyncClient, method: str, path: str) -> None:
+async def test_unknown_sink_replay_and_dead_letter_are_404(api: AsyncClient, method: str, path: str) -> None:
     answer = await api.request(method, path)
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
 
 
-async def test_who_may_only_read_operates_nothing(api: AsyncClient) -> None:
+async def test_read_token_cannot_operate_sinks_and_dead_letters(api: AsyncClient) -> None:
     reader = {"Authorization": f"Bearer {READER}"}
     actions = ("sinks/crm/pause", "sinks/crm/test", "sinks/crm/replay", "dead-letters/drop?sink=crm")
     for action in actions:
@@ -337,7 +337,7 @@ async def test_dead_letters_are_shown(api: AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(("action", "states"), [("requeue", ["due", "parked", "parked"]), ("drop", ["due", "parked"])])
-async def test_dead_letters_are_counted_first_and_then_acted_on(
+async def test_dead_letters_dry_run_requeue_and_drop(
     api: AsyncClient, action: str, states: list[str], stocked: Database
 ) -> None:
     path = f"/api/dead-letters/{action}"
@@ -353,10 +353,10 @@ async def test_dead_letters_are_counted_first_and_then_acted_on(
 
 
 async def many(database: Database, number: int) -> list[int]:
-    """So many more dead letters of the sink; returns the ids of all."""
-    told = [event for place in range(number) for event in life(f"m{place}", (Status.SENT,))]
-    entries = await append(database, told)
-    dead = DeadLettered(death=DeadLetterReason.EXPIRED, reason="timeout")
+    """Adds dead letters of the sink; returns the ids of all its dead letters."""
+    events = [event for place in range(number) for event in life(f"m{place}", (Status.SENT,))]
+    entries = await append(database, events)
+    dead = DeadLettered(cause=DeadLetterReason.EXPIRED, reason="timeout")
     verdicts = tuple(Decided(PendingPublication(publication=publication(entry)), dead) for entry in entries)
     lease = await sinks.acquire_lease(database, "crm", holder="me", fingerprint="f", seconds=60, take_over=True)
     assert lease is not None
@@ -381,14 +381,14 @@ async def test_dead_letters_come_in_pages(api: AsyncClient, stocked: Database) -
         assert "next" not in rest.links
 
 
-async def test_what_a_request_does_not_come_to_is_told_and_the_next_one_goes_on(
+async def test_dead_letters_left_after_the_time_of_a_request(
     api: AsyncClient, stocked: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await many(stocked, 4)
-    monkeypatch.setattr(dead_letters, "_BITE", 2)
+    monkeypatch.setattr(dead_letters, "_BATCH", 2)
     monkeypatch.setattr(web_dead_letters, "_SECONDS_PER_REQUEST", 0)
-    told = [await post(api, "/api/dead-letters/requeue", sink="crm") for _ in range(3)]
-    assert [(one["deadLetters"], one["left"]) for one in told] == [(2, 3), (2, 1), (1, 0)]
+    results = [await post(api, "/api/dead-letters/requeue", sink="crm") for _ in range(3)]
+    assert [(result["deadLetters"], result["left"]) for result in results] == [(2, 3), (2, 1), (1, 0)]
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,9 @@ async def test_what_a_request_does_not_come_to_is_told_and_the_next_one_goes_on(
         ("sink=crm&" + "&".join(f"id={number}" for number in range(51)), "id"),
     ],
 )
-async def test_what_cannot_be_meant_acts_on_nothing(api: AsyncClient, query: str, blamed: str) -> None:
+async def test_invalid_dead_letter_parameters_are_400_and_change_nothing(
+    api: AsyncClient, query: str, blamed: str
+) -> None:
     for action in ("requeue", "drop"):
         answer = await api.post(f"/api/dead-letters/{action}?{query}")
         assert answer.status_code == 400, answer.text
@@ -414,7 +416,7 @@ async def test_what_cannot_be_meant_acts_on_nothing(api: AsyncClient, query: str
     assert len(await get(api, "/api/dead-letters")) == 1
 
 
-async def test_support_can_tell_what_a_sink_was_told(api: AsyncClient, stocked: Database) -> None:
+async def test_message_attempts_are_listed(api: AsyncClient, stocked: Database) -> None:
     await insert(stocked, message("a"), message("b"))
     [attempt] = await get(api, "/api/messages/a/attempts")
     assert attempt.pop("id") >= 1
@@ -495,7 +497,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         site.api.close()
 
 
-def test_a_sink_is_paused_resumed_and_given_everything_again_while_the_server_works(site: Site) -> None:
+def test_pause_resume_and_replay_beside_a_running_server(site: Site) -> None:
     site.receive("m1", "m2")
     until(lambda: site.published() == ["m1", "m2"])
     assert site.run("sinks", "pause", "file") == "file is paused: its events wait\n"
@@ -516,10 +518,10 @@ def test_a_sink_is_paused_resumed_and_given_everything_again_while_the_server_wo
     until(lambda: site.published() == [*first * 2, "last"])
 
 
-async def test_the_own_words_of_a_sink_are_for_admins_alone(api: AsyncClient, stocked: Database) -> None:
+async def test_responses_of_sinks_are_for_admin_tokens_only(api: AsyncClient, stocked: Database) -> None:
     await insert(stocked, message("a"))
     reader = {"Authorization": f"Bearer {READER}"}
     for path in ("/api/messages/a/attempts", "/api/dead-letters"):
-        [told] = await get(api, path)
-        assert told["response"] == "no such contact"
-        assert (await api.get(path, headers=reader)).json() == [told | {"response": None}]
+        [attempt] = await get(api, path)
+        assert attempt["response"] == "no such contact"
+        assert (await api.get(path, headers=reader)).json() == [attempt | {"response": None}]

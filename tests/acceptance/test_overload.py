@@ -1,4 +1,4 @@
-"""More callbacks than can be committed: every one is answered within five seconds, as its sender measures it."""
+"""More callbacks than can be committed: the sender of each has an answer within five seconds."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ HEAD = (
     "POST /callbacks/bandwidth/v2 HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nConnection: close\r\n"
     f"Authorization: Basic {b64encode(b'user:password').decode()}\r\nContent-Length: "
 )
-# what Bandwidth is promised, and what a busy machine may add before the bytes reach the test
+# the promise to Bandwidth, and the delay that a busy machine may add before the bytes reach the test
 PROMISED_SECONDS = 5.0
 BUSY_SECONDS = 2.0
 
@@ -52,7 +52,7 @@ async def post_many(server: Server, count: int, prefix: str) -> list[tuple[int, 
 
 @contextmanager
 def held_lock(file: Path) -> Iterator[None]:
-    """Holds the write lock of an SQLite file, as a foreign program might."""
+    """Holds the write lock of an SQLite file, as another program might."""
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
@@ -78,7 +78,7 @@ async def test_burst_of_a_thousand_connections_is_accepted_within_five_seconds(s
 
 
 async def test_locked_main_file_delays_no_answer(server: Server, tmp_path: Path) -> None:
-    """What the processor writes to is not what a callback waits for."""
+    """A callback waits for the journal, not for the file of the processor."""
     with held_lock(tmp_path / "receiver-data/receiver.db"):
         answers = await post_many(server, 100, "during-")
     assert {status for status, _, _ in answers} == {200}

@@ -136,9 +136,7 @@ async def test_a_message_has_the_documented_shape(api: AsyncClient, database: Da
     assert (second["status"], second["reason"]) == ("delivered", None)
 
 
-async def test_what_there_is_nothing_to_say_of_is_null_and_lists_are_lists(
-    api: AsyncClient, database: Database
-) -> None:
+async def test_unknown_values_are_null_and_lists_are_never_null(api: AsyncClient, database: Database) -> None:
     await insert(database, inbound("m", to=(None,), sender=None, created_at=None))
     shown = (await api.get("/api/messages/m")).json()
     assert (shown["from"], shown["time"], shown["text"]) == (None, None, None)
@@ -172,7 +170,7 @@ async def test_filters_work_over_http(api: AsyncClient, database: Database) -> N
     assert [one["id"] for one in (await api.get("/api/messages?from=+15550100")).json()] == ["in"]
 
 
-async def test_links_lead_through_all_pages(api: AsyncClient, database: Database) -> None:
+async def test_link_next_leads_through_all_pages(api: AsyncClient, database: Database) -> None:
     await insert(database, *(message(f"m{number}", at=minutes(number // 2), tag="a&b=c") for number in range(7)))
     everything = [f"m{number}" for number in range(6, -1, -1)]
     assert await walked(api, "/api/messages?size=2&tag=a%26b%3Dc") == everything
@@ -183,14 +181,14 @@ async def test_links_lead_through_all_pages(api: AsyncClient, database: Database
     assert await listed(api, size=3, page=2) == ["m0"]
 
 
-async def test_links_begin_with_the_public_url_where_one_is_set(database: Database) -> None:
+async def test_links_begin_with_public_url(database: Database) -> None:
     await insert(database, message("a"), message("b"))
     async with client(application(database, public_url="https://sms.example/receiver")) as api:
         link = (await api.get("/api/messages?size=1")).links["next"]["url"]
     assert link.startswith("https://sms.example/receiver/api/messages?size=1&cursor=")
 
 
-async def test_a_message_that_arrives_between_two_pages_moves_nobody(api: AsyncClient, database: Database) -> None:
+async def test_cursor_is_stable_when_messages_arrive_between_pages(api: AsyncClient, database: Database) -> None:
     await insert(database, *(message(f"m{number}", at=minutes(number)) for number in range(4)))
     first = await api.get("/api/messages?size=2")
     await insert(database, message("newest", at=minutes(9)))
@@ -198,7 +196,7 @@ async def test_a_message_that_arrives_between_two_pages_moves_nobody(api: AsyncC
     assert [one["id"] for one in first.json() + second.json()] == ["m3", "m2", "m1", "m0"]
 
 
-async def test_one_message_is_found_by_its_id_whatever_is_in_it(api: AsyncClient, database: Database) -> None:
+async def test_message_id_is_percent_decoded(api: AsyncClient, database: Database) -> None:
     ids = [
         "plain",
         "a/b",
@@ -223,7 +221,7 @@ async def test_one_message_is_found_by_its_id_whatever_is_in_it(api: AsyncClient
         assert (await api.get(f"{path}/events")).json() == []
 
 
-async def test_an_id_of_both_generations_must_be_told_apart(api: AsyncClient, database: Database) -> None:
+async def test_id_of_v1_and_v2_is_409_without_api(api: AsyncClient, database: Database) -> None:
     await insert(database, message("same", api="v1", text="old"), message("same", api="v2", text="new"))
     refused = await api.get("/api/messages/same")
     assert (refused.status_code, "?api=" in refused.json()["detail"]) == (409, True)
@@ -232,7 +230,7 @@ async def test_an_id_of_both_generations_must_be_told_apart(api: AsyncClient, da
     assert (await api.get("/api/messages/same/events")).status_code == 409
 
 
-async def test_one_id_of_two_directions_asks_which(api: AsyncClient, database: Database) -> None:
+async def test_id_of_both_directions_is_409_without_direction(api: AsyncClient, database: Database) -> None:
     await insert(database, message("same", text="sent"), inbound("same", text="got"))
     refused = await api.get("/api/messages/same")
     assert (refused.status_code, refused.json()["detail"]) == (
@@ -247,9 +245,9 @@ async def test_one_id_of_two_directions_asks_which(api: AsyncClient, database: D
     assert [one["text"] for one in (await api.get("/api/messages?direction=in")).json()] == ["got"]
 
 
-async def test_the_v1_routes_prefer_the_outbound_message(database: Database) -> None:
+async def test_catapult_routes_prefer_the_outbound_message(database: Database) -> None:
     await insert(database, inbound("same", api="v1", text="got"), message("same", text="sent"))
-    async with client(application(database), SEED) as api:
+    async with client(application(database), CATAPULT) as api:
         shown = await api.get("/v1/users/u-1/messages/same")
     assert shown.json()["text"] == "sent"
 
@@ -278,7 +276,7 @@ async def test_the_events_of_a_message_come_in_order_of_arrival(api: AsyncClient
     assert (await api.get("/api/messages/another/events")).status_code == 404
 
 
-async def test_csv_has_a_row_per_recipient_and_runs_nothing(api: AsyncClient, database: Database) -> None:
+async def test_csv_has_a_row_per_recipient_and_no_formulas(api: AsyncClient, database: Database) -> None:
     await insert(
         database, group(), message("evil", at=minutes(-1), text='=HYPERLINK("https://evil")\r\n"x",y', tag="-1")
     )
@@ -328,7 +326,7 @@ async def test_callbacks_are_listed_and_filtered(api: AsyncClient, database: Dat
     assert await walked(api, "/api/callbacks?messageId=m1") == ["03"]
 
 
-async def test_one_callback_is_shown_as_it_came(api: AsyncClient, database: Database) -> None:
+async def test_callback_is_shown_byte_for_byte_without_secrets(api: AsyncClient, database: Database) -> None:
     text = '[{"text": "héllo\\u0000"}]\n'.encode()
     unknown = problem("unknown-type", 1, detail="no such type", message_id="m1")
     await insert_callbacks(
@@ -349,7 +347,7 @@ async def test_one_callback_is_shown_as_it_came(api: AsyncClient, database: Data
 READABLE = json.dumps([v2_event("m1")]).encode()
 
 
-async def test_reprocessing_a_callback_takes_in_what_can_be_parsed_now(api: AsyncClient, database: Database) -> None:
+async def test_reprocess_stores_events_that_can_be_parsed_now(api: AsyncClient, database: Database) -> None:
     await insert_callbacks(
         database,
         callback("01", body=READABLE, problems=[problem("unreadable")]),
@@ -379,7 +377,7 @@ async def test_quarantined_callbacks_are_reprocessed_page_by_page_oldest_first(
     assert (await api.post("/api/callbacks/reprocess")).json() == []
 
 
-async def test_an_answer_says_how_many_callbacks_are_pending(database: Database) -> None:
+async def test_receiver_pending_header(database: Database) -> None:
     await insert_callbacks(database, callback("01"), callback("02", is_pending=True), callback("03", is_pending=True))
     settling = Settling(database, seconds=0.05)
     async with client(application(database, settle=settling.wait)) as api:
@@ -431,7 +429,7 @@ async def test_a_signed_tag_verifies(api: AsyncClient) -> None:
         pytest.param({"json": {"value": "v" * 70_000}}, 413, id="endless"),
     ],
 )
-async def test_a_tag_that_cannot_be_signed_is_refused(sqlite_url: str, sent: dict[str, Any], status: int) -> None:
+async def test_tag_that_cannot_be_signed_is_400(sqlite_url: str, sent: dict[str, Any], status: int) -> None:
     database = Database(sqlite_url)
     async with client(application(database)) as api:
         answer = await api.post("/api/tags", **sent)
@@ -440,7 +438,7 @@ async def test_a_tag_that_cannot_be_signed_is_refused(sqlite_url: str, sent: dic
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_without_a_key_nothing_is_signed(sqlite_url: str) -> None:
+async def test_signing_without_tag_keys_is_409(sqlite_url: str) -> None:
     database = Database(sqlite_url)
     async with client(application(database, tag_key=None)) as api:
         answer = await api.post("/api/tags", json={"value": "v"})
@@ -448,7 +446,7 @@ async def test_without_a_key_nothing_is_signed(sqlite_url: str) -> None:
     assert (answer.status_code, "RECEIVER_TAG_KEYS" in answer.text) == (409, True)
 
 
-async def test_the_log_is_pulled_by_a_cursor_of_ones_own(api: AsyncClient, database: Database) -> None:
+async def test_event_log_is_pulled_by_cursor(api: AsyncClient, database: Database) -> None:
     fresh = await api.get("/api/events")
     assert (fresh.status_code, fresh.json()) == (200, [])
     await insert(database, message("m-1", text="hello"))
@@ -470,7 +468,7 @@ async def test_the_log_is_pulled_by_a_cursor_of_ones_own(api: AsyncClient, datab
     assert f"after={sequences[-1]}" in address
 
 
-async def test_a_cursor_before_what_is_kept_is_told_that_events_are_gone(api: AsyncClient, database: Database) -> None:
+async def test_cursor_before_the_oldest_event_is_410(api: AsyncClient, database: Database) -> None:
     await append(database, [make_event(message_id=f"m{number}") for number in range(4)])
     positions = [one["data"]["sequence"] for one in (await api.get("/api/events")).json()]
     async with database.writing() as connection:
@@ -483,7 +481,7 @@ async def test_a_cursor_before_what_is_kept_is_told_that_events_are_gone(api: As
     assert (await api.get(f"/api/events?after={positions[3]}")).json() == []
 
 
-async def test_a_cursor_of_another_log_is_refused(api: AsyncClient, database: Database) -> None:
+async def test_cursor_beyond_the_event_log_is_409(api: AsyncClient, database: Database) -> None:
     assert (await api.get("/api/events?after=1")).status_code == 409
     await append(database, [make_event()])
     end = (await api.get("/api/events")).json()[-1]["data"]["sequence"]
@@ -491,10 +489,10 @@ async def test_a_cursor_of_another_log_is_refused(api: AsyncClient, database: Da
     assert (await api.get(f"/api/events?after={end + 1}")).status_code == 409
 
 
-SEED = {"Authorization": basic(READER)}
+CATAPULT = {"Authorization": basic(READER)}
 
 
-async def test_a_client_of_the_seed_api_reads_from_us(database: Database) -> None:
+async def test_catapult_client_lists_and_gets_messages(database: Database) -> None:
     await insert(
         database,
         message(
@@ -508,7 +506,7 @@ async def test_a_client_of_the_seed_api_reads_from_us(database: Database) -> Non
         inbound("m-2", api="v1", at=minutes(1), media=["https://example.com/image.jpg"]),
         message("v2", at=minutes(2), to=("+15550201", "+15550202"), status="sending", state="sending"),
     )
-    async with client(application(database), SEED) as api:
+    async with client(application(database), CATAPULT) as api:
         answer = await api.get("/v1/users/u-dkjf/messages")
         first, second, third = answer.json()
         assert first == {
@@ -545,13 +543,13 @@ async def test_a_client_of_the_seed_api_reads_from_us(database: Database) -> Non
     [
         ("/v1/users/u/messages", {}, 401, "authorization", "user-access-denied"),
         ("/v1/users/u/messages", AUTHORIZED, 401, "authorization", "user-access-denied"),
-        ("/v1/users/u/messages/nobody", SEED, 404, "not-found", "message-not-found"),
-        ("/v1/users/u/messages?sizes=1", SEED, 400, "bad-request", "validation-error"),
-        ("/v1/users/u/messages?status=failed", SEED, 400, "bad-request", "validation-error"),
-        ("/v1/elsewhere", SEED, 404, "not-found", "message-not-found"),
+        ("/v1/users/u/messages/nobody", CATAPULT, 404, "not-found", "message-not-found"),
+        ("/v1/users/u/messages?sizes=1", CATAPULT, 400, "bad-request", "validation-error"),
+        ("/v1/users/u/messages?status=failed", CATAPULT, 400, "bad-request", "validation-error"),
+        ("/v1/elsewhere", CATAPULT, 404, "not-found", "message-not-found"),
     ],
 )
-async def test_errors_of_the_seeds_routes_look_like_the_seeds(
+async def test_errors_of_catapult_routes_have_the_catapult_form(
     sqlite_url: str, path: str, headers: dict[str, str], status: int, category: str, code: str
 ) -> None:
     database = Database(sqlite_url)
@@ -567,7 +565,7 @@ async def test_errors_of_the_seeds_routes_look_like_the_seeds(
         assert answer.headers["www-authenticate"].startswith("Basic ")
 
 
-async def test_the_description_is_there_for_everybody(api: AsyncClient) -> None:
+async def test_openapi_json_needs_no_token(api: AsyncClient) -> None:
     answer = await api.get("/openapi.json", headers={"Authorization": ""})
     assert answer.status_code == 200
     assert json.loads(answer.content)["openapi"].startswith("3.1")

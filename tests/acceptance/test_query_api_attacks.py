@@ -1,4 +1,4 @@
-"""The query API under people who mean harm, or err: every answer says what it must, and no more."""
+"""Attacks on the query API and mistakes of its users: no response reveals more than it must."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ async def api(database: Database) -> AsyncIterator[AsyncClient]:
 
 @pytest.fixture
 async def small(sqlite_url: str) -> AsyncIterator[AsyncClient]:
-    """The API on one database, for what has nothing to do with the database."""
+    """The API on SQLite alone, for tests that do not depend on the database."""
     database = Database(sqlite_url)
     async with client(application(database), {}) as opened:
         yield opened
@@ -34,7 +34,7 @@ async def small(sqlite_url: str) -> AsyncIterator[AsyncClient]:
 
 
 def is_problem(answer: Response, status: int) -> bool:
-    """Whether an answer is that problem, and tells no secret."""
+    """Whether a response is the problem with this status, without a secret."""
     assert answer.status_code == status, answer.text
     assert not any(secret in answer.text or secret in str(answer.headers) for secret in SECRETS)
     assert answer.headers["cache-control"] == "no-store"
@@ -56,10 +56,10 @@ def is_problem(answer: Response, status: int) -> bool:
         pytest.param(f"Bearer reporting:read:{READER}", id="the whole entry"),
         pytest.param(f"Token {ADMIN}", id="another scheme"),
         pytest.param(ADMIN, id="no scheme"),
-        pytest.param(basic(ADMIN), id="basic, which is for the seed's routes"),
+        pytest.param(basic(ADMIN), id="basic, which is for the Catapult routes"),
     ],
 )
-async def test_without_a_token_there_is_nothing_to_see(small: AsyncClient, authorization: str | None) -> None:
+async def test_every_address_without_a_token_is_401(small: AsyncClient, authorization: str | None) -> None:
     headers = {"Authorization": authorization} if authorization is not None else {}
     for path in ("/api/messages", "/api/messages/m?x=1", "/api/events", "/api/no-such-thing"):
         answer = await small.get(path, headers=headers)
@@ -67,16 +67,16 @@ async def test_without_a_token_there_is_nothing_to_see(small: AsyncClient, autho
         assert answer.headers["www-authenticate"].startswith("Bearer ")
 
 
-async def test_two_authorization_headers_are_none(small: AsyncClient) -> None:
+async def test_two_authorization_headers_are_401(small: AsyncClient) -> None:
     headers = [("Authorization", f"Bearer {ADMIN}"), ("Authorization", "Bearer other")]
     assert is_problem(await small.get("/api/messages", headers=headers), 401)
 
 
-async def test_a_token_in_the_address_is_none(small: AsyncClient) -> None:
+async def test_token_in_the_query_string_is_401(small: AsyncClient) -> None:
     assert is_problem(await small.get(f"/api/messages?access_token={ADMIN}"), 401)
 
 
-async def test_a_reading_token_reads_and_does_nothing_else(api: AsyncClient, database: Database) -> None:
+async def test_read_token_is_403_for_post(api: AsyncClient, database: Database) -> None:
     await insert_callbacks(database, callback("01", body=b"{", problems=[problem("unreadable")]))
     reader = {"Authorization": f"Bearer {READER}"}
     assert (await api.get("/api/messages", headers=reader)).status_code == 200
@@ -86,7 +86,7 @@ async def test_a_reading_token_reads_and_does_nothing_else(api: AsyncClient, dat
     assert (await api.get("/api/callbacks/01", headers=reader)).json()["outcome"] == "quarantined"
 
 
-async def test_without_authentication_everybody_may(sqlite_url: str) -> None:
+async def test_api_auth_none_needs_no_token(sqlite_url: str) -> None:
     database = Database(sqlite_url)
     async with client(application(database, tokens=None), {}) as api:
         assert (await api.get("/api/messages")).status_code == 200
@@ -108,9 +108,7 @@ async def test_without_authentication_everybody_may(sqlite_url: str) -> None:
         ("POST", "/openapi.json", {"GET", "HEAD"}),
     ],
 )
-async def test_another_method_is_told_which_there_are(
-    small: AsyncClient, method: str, path: str, allow: set[str]
-) -> None:
+async def test_other_method_is_405_with_allow(small: AsyncClient, method: str, path: str, allow: set[str]) -> None:
     answer = await small.request(method, path, headers=AUTHORIZED)
     assert is_problem(answer, 405)
     assert set(answer.headers["allow"].split(", ")) == allow
@@ -145,7 +143,7 @@ async def test_another_method_is_told_which_there_are(
         "/nowhere",
     ],
 )
-async def test_no_address_has_a_second_spelling(small: AsyncClient, path: str) -> None:
+async def test_no_path_has_a_second_spelling(small: AsyncClient, path: str) -> None:
     password = path.startswith("/v1")
     headers = {"Authorization": basic(ADMIN)} if password else AUTHORIZED
     answer = await small.get(path, headers=headers)
@@ -154,7 +152,7 @@ async def test_no_address_has_a_second_spelling(small: AsyncClient, path: str) -
 
 
 async def raw(url: str, target: bytes, method: bytes = b"GET") -> bytes:
-    """The answer to a request line that no client would let through."""
+    """The response to a request line that a client library refuses to send."""
     reader, writer = await asyncio.open_connection(*urlsplit(url).netloc.split(":"))
     head = b"%b %b HTTP/1.1\r\nHost: receiver.example\r\nConnection: close\r\nAuthorization: Bearer %b\r\n\r\n"
     writer.write(head % (method, target, ADMIN.encode()))
@@ -206,9 +204,7 @@ CHOICES = ("sortOrder", "state", "deliveryState", "status", "direction", "tagVer
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
-async def test_what_is_asked_for_is_a_value_never_a_statement(
-    api: AsyncClient, database: Database, payload: str
-) -> None:
+async def test_sql_injection_in_parameters(api: AsyncClient, database: Database, payload: str) -> None:
     await insert(database, message("m-1", tag="t"))
     for name in TEXTS:
         answer = await api.get("/api/messages", params={name: payload}, headers=AUTHORIZED)
@@ -223,9 +219,7 @@ async def test_what_is_asked_for_is_a_value_never_a_statement(
 
 
 @pytest.mark.parametrize("payload", PAYLOADS[:-1])
-async def test_what_was_stored_comes_back_as_it_was_and_as_data(
-    api: AsyncClient, database: Database, payload: str
-) -> None:
+async def test_stored_text_is_returned_unchanged_as_json(api: AsyncClient, database: Database, payload: str) -> None:
     await insert(
         database,
         message(
@@ -254,7 +248,7 @@ async def test_an_id_cannot_break_out_of_the_link(api: AsyncClient, database: Da
     assert "x" not in answer.headers
 
 
-async def test_a_host_of_the_callers_making_cannot_break_out_of_the_link(api: AsyncClient, database: Database) -> None:
+async def test_forged_host_header_cannot_break_out_of_the_link(api: AsyncClient, database: Database) -> None:
     await insert(database, message("a"), message("b"))
     for host in ('evil>; rel="x", <http://evil', "a b", "[::1", "ü"):
         answer = await api.get("/api/messages?size=1", headers=[*AUTHORIZED.items(), ("Host", host.encode())])
@@ -263,36 +257,36 @@ async def test_a_host_of_the_callers_making_cannot_break_out_of_the_link(api: As
         assert "evil" not in answer.headers["link"]
 
 
-async def test_a_cursor_cannot_reach_what_a_filter_leaves_out(api: AsyncClient, database: Database) -> None:
+async def test_cursor_cannot_bypass_a_filter(api: AsyncClient, database: Database) -> None:
     await insert(database, message("mine", tag="a"), message("other", tag="b", at=minutes(1)))
     other = (await api.get("/api/messages?size=1", headers=AUTHORIZED)).links["next"]["url"]
     answer = await api.get(f"{other}&tag=b", headers=AUTHORIZED)
     assert answer.json() == []
 
 
-async def test_what_nobody_expected_is_a_500_that_says_nothing(api: AsyncClient, database: Database) -> None:
+async def test_unexpected_error_is_500_without_details(api: AsyncClient, database: Database) -> None:
     await insert(database, message("broken", direction="sideways", text=CANARY, tag=CANARY))
     answer = await api.get("/api/messages", headers=AUTHORIZED)
     assert is_problem(answer, 500)
     assert "sideways" not in answer.text
-    seed = await api.get("/v1/users/u/messages", headers={"Authorization": basic(ADMIN)})
-    assert is_problem(seed, 500)
+    catapult = await api.get("/v1/users/u/messages", headers={"Authorization": basic(ADMIN)})
+    assert is_problem(catapult, 500)
 
 
-async def test_a_database_that_is_gone_is_a_503_with_a_time_to_wait() -> None:
+async def test_unavailable_database_is_503_with_retry_after() -> None:
     database = Database(f"postgresql://user:{CANARY}@127.0.0.1:1/nowhere")
     async with client(application(database)) as api:
         for path in ("/api/messages", "/api/messages/m", "/api/callbacks", "/api/callbacks/01", "/api/events"):
             answer = await api.get(path)
             assert is_problem(answer, 503)
             assert int(answer.headers["retry-after"]) > 0
-        seed = await api.get("/v1/users/u/messages", headers={"Authorization": basic(ADMIN)})
-        assert (seed.status_code, seed.json()["category"]) == (503, "unavailable")
+        catapult = await api.get("/v1/users/u/messages", headers={"Authorization": basic(ADMIN)})
+        assert (catapult.status_code, catapult.json()["category"]) == (503, "unavailable")
         assert (await api.get("/api/codes")).status_code == 200
     await database.close()
 
 
-async def test_an_answer_is_for_the_one_who_asked_alone(api: AsyncClient, database: Database) -> None:
+async def test_responses_are_not_cached(api: AsyncClient, database: Database) -> None:
     await insert(database, message("m", text="<script>alert(1)</script>"))
     for accept in ("application/json", "text/csv", "text/html"):
         answer = await api.get("/api/messages", headers={**AUTHORIZED, "Accept": accept})

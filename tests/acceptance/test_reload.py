@@ -1,4 +1,4 @@
-"""SIGHUP: settings are read again, files opened anew, and no request is refused that either key would accept."""
+"""SIGHUP: settings are read again, files are opened again, and neither old nor new credentials are refused."""
 
 import json
 import os
@@ -19,11 +19,11 @@ OLD, NEW = "bandwidth:old-secret", "bandwidth:new-secret"
 
 
 def write(folder: Path, *credentials: str, sinks: list[dict[str, Any]] | None = None, more: str = "") -> None:
-    """The settings; the tables of sinks as the JSON that TOML happens to read too."""
+    """Writes the settings; the sink tables are JSON that is also valid TOML."""
     lines = [f"callback_credentials = {json.dumps(credentials)}", 'api_tokens = ["token"]', more]
     for sink in sinks or []:
         lines += ["[[sinks]]", *(f"{name} = {json.dumps(value)}" for name, value in sink.items())]
-    # at once: the server may be reading
+    # atomically: the server may be reading
     (folder / "new.toml").write_text("\n".join(lines))
     (folder / "new.toml").replace(folder / "receiver.toml")
 
@@ -36,9 +36,9 @@ def post(server: Server, number: int, credentials: str) -> int:
 
 
 def reload(server: Server) -> None:
-    told = server.errors.read_text().count("reloaded")
+    reloads = server.errors.read_text().count("reloaded")
     server.process.send_signal(signal.SIGHUP)
-    until(lambda: server.errors.read_text().count("reloaded") > told)
+    until(lambda: server.errors.read_text().count("reloaded") > reloads)
 
 
 def messages(path: Path) -> list[str]:
@@ -46,19 +46,19 @@ def messages(path: Path) -> list[str]:
 
 
 def open_files(server: Server) -> list[str]:
-    """What the server's worker has open; nothing where the system does not tell."""
+    """The files that the worker has open; empty where the system does not list them."""
     held = Path(f"/proc/{worker_of(server)}/fd")
-    return [told for one in held.iterdir() if (told := _target(one))] if held.exists() else []
+    return [target for link in held.iterdir() if (target := _target(link))] if held.exists() else []
 
 
 def _target(link: Path) -> str:
-    # it may be closed between two looks
+    # it may be closed meanwhile
     with suppress(FileNotFoundError):
         return str(link.readlink())
     return ""
 
 
-def test_credentials_are_rotated_under_load_and_no_request_is_refused(tmp_path: Path) -> None:
+def test_sighup_rotates_credentials_under_load_without_a_401(tmp_path: Path) -> None:
     write(tmp_path, OLD)
     with serving(tmp_path) as server:
         answers: list[int] = []
@@ -77,8 +77,8 @@ def test_credentials_are_rotated_under_load_and_no_request_is_refused(tmp_path: 
             current[0] = NEW
             for _ in range(3):
                 reload(server)
-            told = len(answers)
-            until(lambda: len(answers) > told + 10)
+            number = len(answers)
+            until(lambda: len(answers) > number + 10)
         finally:
             ending.set()
             thread.join()
@@ -91,7 +91,7 @@ def test_credentials_are_rotated_under_load_and_no_request_is_refused(tmp_path: 
         assert server.stop() == 0
 
 
-def test_a_mistake_is_told_and_changes_nothing(tmp_path: Path) -> None:
+def test_sighup_keeps_old_settings_on_error(tmp_path: Path) -> None:
     write(tmp_path, OLD)
     with serving(tmp_path) as server:
         write(tmp_path, NEW, sinks=[{"name": "crm", "type": "pulsar"}])
@@ -102,7 +102,7 @@ def test_a_mistake_is_told_and_changes_nothing(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
-def test_what_nobody_foresaw_is_told_and_the_next_signal_is_heard(tmp_path: Path) -> None:
+def test_sighup_after_an_unexpected_error_of_reload(tmp_path: Path) -> None:
     write(tmp_path, OLD)
     with serving(tmp_path) as server:
         write(tmp_path, OLD, more=f"schedule = {'[' * 10_000}")
@@ -114,53 +114,53 @@ def test_what_nobody_foresaw_is_told_and_the_next_signal_is_heard(tmp_path: Path
         assert server.stop() == 0
 
 
-def test_sinks_come_change_and_go_and_what_waits_for_a_restart_is_told(tmp_path: Path) -> None:
+def test_sighup_adds_changes_and_removes_sinks_and_names_settings_that_need_a_restart(tmp_path: Path) -> None:
     first, second, third = (tmp_path / f"{name}.jsonl" for name in ("first", "second", "third"))
-    kept = {"name": "kept", "type": "jsonl", "path": str(first)}
-    write(tmp_path, OLD, sinks=[kept])
+    unchanged = {"name": "unchanged", "type": "jsonl", "path": str(first)}
+    write(tmp_path, OLD, sinks=[unchanged])
     with serving(tmp_path) as server:
         post(server, 1, OLD)
         until(lambda: messages(first) == ["m1"])
-        write(tmp_path, OLD, sinks=[kept, {"name": "new", "type": "jsonl", "path": str(second)}], more="port = 1")
+        write(tmp_path, OLD, sinks=[unchanged, {"name": "new", "type": "jsonl", "path": str(second)}], more="port = 1")
         reload(server)
         post(server, 2, OLD)
-        # a sink that leaves the settings is given nothing more
+        # nothing more is published to a removed sink
         until(lambda: (messages(first), messages(second)) == (["m1", "m2"], ["m2"]))
         write(tmp_path, OLD, sinks=[{"name": "new", "type": "jsonl", "path": str(third)}], more='log_level = "error"')
         reload(server)
         until(lambda: any("wait for a restart" in line for line in whole_lines(server.errors)))
-        [told] = [line for line in whole_lines(server.errors) if "wait for a restart" in line]
-        assert "log_level" in told
+        [warning] = [line for line in whole_lines(server.errors) if "wait for a restart" in line]
+        assert "log_level" in warning
         post(server, 3, OLD)
         until(lambda: messages(third) == ["m3"])
         assert (messages(first), messages(second)) == (["m1", "m2"], ["m2"])
         assert server.stop() == 0
 
 
-def test_sighup_with_wrong_settings_changes_nothing_in_web_process_and_worker(tmp_path: Path) -> None:
-    kept, other = tmp_path / "kept.jsonl", tmp_path / "other.jsonl"
-    sink = {"name": "kept", "type": "jsonl", "path": str(kept)}
+def test_sighup_with_wrong_settings_changes_neither_web_process_nor_worker(tmp_path: Path) -> None:
+    unchanged, other = tmp_path / "unchanged.jsonl", tmp_path / "other.jsonl"
+    sink = {"name": "unchanged", "type": "jsonl", "path": str(unchanged)}
     write(tmp_path, OLD, sinks=[sink])
     with serving(tmp_path) as server:
         post(server, 1, OLD)
-        until(lambda: messages(kept) == ["m1"])
+        until(lambda: messages(unchanged) == ["m1"])
         wrong = [{"name": "other", "type": "jsonl", "path": str(other)}, {"name": "crm", "type": "pulsar"}]
         write(tmp_path, NEW, sinks=wrong)
         reload(server)
         post(server, 2, OLD)
-        until(lambda: messages(kept) == ["m1", "m2"])
-        # nor does the next worker begin with them
+        until(lambda: messages(unchanged) == ["m1", "m2"])
+        # the next worker does not start with them either
         worker = worker_of(server)
         os.kill(worker, signal.SIGKILL)
         worker_of(server, but=worker)
         post(server, 3, OLD)
-        # what the killed worker had not settled comes twice
-        until(lambda: set(messages(kept)) == {"m1", "m2", "m3"})
+        # events that the killed worker had not settled are published twice
+        until(lambda: set(messages(unchanged)) == {"m1", "m2", "m3"})
         assert not other.exists()
         assert server.stop() == 0
 
 
-def test_worker_that_is_down_starts_with_the_reloaded_settings(tmp_path: Path) -> None:
+def test_restarted_worker_has_the_settings_of_sighup(tmp_path: Path) -> None:
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
     sink = {"name": "file", "type": "jsonl", "path": str(first)}
     write(tmp_path, OLD, sinks=[sink])
@@ -170,7 +170,7 @@ def test_worker_that_is_down_starts_with_the_reloaded_settings(tmp_path: Path) -
         worker = worker_of(server)
         os.kill(worker, signal.SIGKILL)
         until(lambda: is_gone(worker))
-        # whether none runs yet, or one starts and has read the old settings
+        # whether no worker runs yet, or one is starting with the old settings
         write(tmp_path, NEW, sinks=[{**sink, "path": str(second)}])
         reload(server)
         post(server, 2, NEW)
@@ -180,7 +180,7 @@ def test_worker_that_is_down_starts_with_the_reloaded_settings(tmp_path: Path) -
 
 
 @pytest.mark.faults
-def test_reload_beside_a_frozen_worker_changes_nothing_in_either_process(tmp_path: Path) -> None:
+def test_sighup_with_a_frozen_worker_changes_nothing(tmp_path: Path) -> None:
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
     sink = {"name": "file", "type": "jsonl", "path": str(first)}
     write(tmp_path, OLD, sinks=[sink])
@@ -204,15 +204,15 @@ def test_reload_beside_a_frozen_worker_changes_nothing_in_either_process(tmp_pat
         assert server.stop() == 0
 
 
-@pytest.mark.parametrize("asked", [True, False], ids=["with a signal", "without"])
-def test_a_file_that_was_rotated_away_is_left_alone(tmp_path: Path, asked: bool) -> None:
+@pytest.mark.parametrize("with_sighup", [True, False], ids=["sighup", "no-sighup"])
+def test_rotated_jsonl_file_is_released_with_and_without_sighup(tmp_path: Path, with_sighup: bool) -> None:
     path = tmp_path / "events.jsonl"
     write(tmp_path, OLD, sinks=[{"name": "archive", "type": "jsonl", "path": str(path)}])
     with serving(tmp_path) as server:
         post(server, 1, OLD)
         until(lambda: messages(path) == ["m1"])
         path.rename(tmp_path / "events.jsonl.1")
-        if asked:
+        if with_sighup:
             reload(server)
         post(server, 2, OLD)
         until(lambda: messages(path) == ["m2"])

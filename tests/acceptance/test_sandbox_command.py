@@ -1,4 +1,4 @@
-"""`receiver sandbox` as a process: what it prints works as printed, and it ends in good order."""
+"""`receiver sandbox` as a process."""
 
 import json
 import shutil
@@ -15,9 +15,9 @@ import httpx2
 import pytest
 
 from receiver.sandbox.faults import Fault, Rates
-from receiver.sandbox.numbers import of
-from tests.contract.test_readme import blocks, section
+from receiver.sandbox.magic_numbers import fault_number
 from tests.foreground import foreground, is_open
+from tests.pages import blocks, page, section
 from tests.running import PATIENT, receiver, serving, until
 from tests.sandboxes import V1, V2, v1_message, v2_message
 
@@ -49,32 +49,32 @@ def shell(script: str, folder: Path, **variables: str) -> str:
 
 @contextmanager
 def waiting_until_idle(url: str) -> Iterator[socket.socket]:
-    """The connection of somebody who waits until everything is called back, and who has been heard."""
+    """A connection with a request that waits until the sandbox is idle."""
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port), timeout=30) as waiting:
         waiting.sendall(b"GET /sandbox/idle?wait=25 HTTP/1.1\r\nHost: sandbox\r\n\r\n")
-        # this came later and is answered
+        # The sandbox answers this later request, so it has read the first one.
         get(f"{url}/sandbox/clock")
         yield waiting
 
 
 @NEEDS_CURL
-def test_what_it_prints_works_as_printed(tmp_path: Path) -> None:
+def test_printed_examples_work(tmp_path: Path) -> None:
     with foreground(tmp_path, "sandbox", "--port", "0", "--speed", "1000") as running:
         url = running.address("sandbox")
-        lines = [line.strip() for line in running.told().splitlines() if line.startswith("  curl ")]
+        lines = [line.strip() for line in running.text().splitlines() if line.startswith("  curl ")]
         v2, v1, inbound, posts, numbers = (shell(line, tmp_path) for line in lines)
         assert json.loads(v2)["direction"] == "out"
         assert v1 == ""
         assert len(json.loads(inbound)["messages"]) == 1
         assert isinstance(json.loads(posts), list)
         assert len(json.loads(numbers)) > 100
-        assert {truth["api"] for truth in get(f"{url}/sandbox/truth")} == {"v1", "v2"}
-        assert "--outbound-url says where to call back" in running.told()
+        assert {expected["api"] for expected in get(f"{url}/sandbox/expected")} == {"v1", "v2"}
+        assert "set --outbound-url" in running.text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-def test_a_signal_ends_it_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
+def test_signal_stops_the_sandbox(tmp_path: Path, number: signal.Signals) -> None:
     with foreground(tmp_path, "sandbox", "--port", "0") as running:
         url = running.address("sandbox")
         assert post(url + V2, v2_message()).status_code == 202
@@ -83,17 +83,17 @@ def test_a_signal_ends_it_in_good_order(tmp_path: Path, number: signal.Signals) 
         assert not is_open(url)
 
 
-def test_nobody_who_waits_holds_up_its_end(tmp_path: Path) -> None:
+def test_idle_wait_does_not_delay_the_stop(tmp_path: Path) -> None:
     with foreground(tmp_path, "sandbox", "--port", "0", "--outbound-url", "http://127.0.0.1:1/") as running:
         url = running.address("sandbox")
-        assert post(url + V2, v2_message(to=of(Fault.LATE))).status_code == 202
+        assert post(url + V2, v2_message(to=fault_number(Fault.LATE))).status_code == 202
         with waiting_until_idle(url) as waiting:
             assert running.stop() == 0
             assert waiting.recv(4096).startswith(b"HTTP/1.1 200 ")
         assert running.errors.read_text("utf-8") == ""
 
 
-def test_its_options_are_those_of_the_sandbox(tmp_path: Path) -> None:
+def test_options_set_the_settings(tmp_path: Path) -> None:
     options = ["--credentials", "me:hunter2", "--credentials", "you:hunter3", "--no-rate-limit", "--speed", "1000"]
     rates = ["--rate", "failed=0.25", "--rate", "unknownType=1"]
     with (
@@ -114,33 +114,33 @@ def test_its_options_are_those_of_the_sandbox(tmp_path: Path) -> None:
         given = {name: share for name, share in get(f"{url}/sandbox/rates").items() if share}
         assert given == {"failed": 0.25, "unknownType": 1}
         assert get(f"{url}/sandbox/idle")["idle"] is False
-        assert "hunter" not in running.told()
-        assert "TOKEN:SECRET" in running.told()
-        assert "--outbound-url" not in running.told()
+        assert "hunter" not in running.text()
+        assert "TOKEN:SECRET" in running.text()
+        assert "--outbound-url" not in running.text()
 
 
-def test_without_options_v1_sends_one_message_a_second(tmp_path: Path) -> None:
+def test_default_v1_rate_limit_is_one_message_per_second(tmp_path: Path) -> None:
     with foreground(tmp_path, "sandbox", "--port", "0") as running:
         url = running.address("sandbox")
         assert post(url + V1, v1_message()).status_code == 201
-        # on a busy machine there may be a second between two of them
+        # On a busy machine two requests may be more than a second apart.
         until(lambda: post(url + V1, v1_message()).status_code == 429)
 
 
-def test_an_address_that_is_open_to_others_is_warned_of(tmp_path: Path) -> None:
+def test_warning_for_a_non_loopback_host(tmp_path: Path) -> None:
     with foreground(tmp_path, "sandbox", "--port", "0", "--host", "0.0.0.0") as running:
         running.address("sandbox")
         assert "is open to others" in running.errors.read_text("utf-8")
 
 
 @pytest.mark.parametrize("option", ["--outbound-url", "--inbound-url", "--v1-inbound-url"])
-def test_an_address_that_is_not_called_back_is_warned_of(tmp_path: Path, option: str) -> None:
+def test_warning_for_a_url_on_another_machine(tmp_path: Path, option: str) -> None:
     far, near = "http://u:hunter2@sms.example.com/", "http://localhost:1/"
-    warning = f"receiver: {option} is not on this machine: nothing is posted there without --remote-callbacks\n"
-    for arguments, told in (([far], warning), ([far, "--remote-callbacks"], ""), ([near], "")):
+    warning = f"receiver: {option} is not on this machine: callbacks are not sent there without --remote-callbacks\n"
+    for arguments, errors in (([far], warning), ([far, "--remote-callbacks"], ""), ([near], "")):
         with foreground(tmp_path, "sandbox", "--port", "0", option, *arguments) as running:
             running.address("sandbox")
-            assert running.errors.read_text("utf-8") == told
+            assert running.errors.read_text("utf-8") == errors
 
 
 @pytest.mark.parametrize(
@@ -149,15 +149,18 @@ def test_an_address_that_is_not_called_back_is_warned_of(tmp_path: Path, option:
         (["--rate", "failed"], "--rate: must be NAME=SHARE"),
         (["--rate", "failed=2"], "--rate: failed: Input should be less than or equal to 1"),
         (["--rate", "boredom=1"], "--rate: boredom: Extra inputs are not permitted"),
-        (["--rate", "failed=0.6", "--rate", "unconfirmed=0.6"], "--rate: failed and unconfirmed are more than 1"),
+        (
+            ["--rate", "failed=0.6", "--rate", "unconfirmed=0.6"],
+            "--rate: the sum of failed and unconfirmed must be",
+        ),
         (["--outbound-url", "u:hunter2@nowhere"], "--outbound-url: must begin with http"),
-        (["--callback-credentials", "hunter2"], "--callback-credentials: must be two words"),
-        (["--credentials", "hunter2"], "--credentials: must be two words"),
+        (["--callback-credentials", "hunter2"], "--callback-credentials: must be USER:PASSWORD"),
+        (["--credentials", "hunter2"], "--credentials: must be USER:PASSWORD"),
         (["--speed", "0"], "--speed: Input should be greater than 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_wrong_option_is_one_line_and_exit_code_2(
+def test_invalid_option_is_one_line_and_exit_code_2(
     arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from receiver import cli
@@ -169,7 +172,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
     assert "hunter2" not in err
 
 
-def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+def test_port_in_use_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = receiver(tmp_path, "sandbox", "--port", str(port))
@@ -177,14 +180,14 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr.decode()) == (1, b"", line)
 
 
-def test_the_help_names_every_rate(tmp_path: Path) -> None:
-    told = receiver(tmp_path, "sandbox", "--help").stdout.decode()
-    assert [name for name in Rates().model_dump(by_alias=True) if name not in told] == []
+def test_help_lists_every_rate(tmp_path: Path) -> None:
+    text = receiver(tmp_path, "sandbox", "--help").stdout.decode()
+    assert [name for name in Rates().model_dump(by_alias=True) if name not in text] == []
 
 
 @NEEDS_CURL
-def test_the_readmes_round_trip_works_as_printed(tmp_path: Path) -> None:
-    _, start, send = blocks(section("Try it"), "sh")
+def test_documented_round_trip_works(tmp_path: Path) -> None:
+    start, send = blocks(section(page("sandbox"), "Try it"), "sh")
     pair = "bandwidth:a-secret"
     with serving(tmp_path, settings={"CALLBACK_CREDENTIALS": json.dumps([pair])}) as server:
         [_, command, *options] = start.replace("http://127.0.0.1:8080", server.url).split()

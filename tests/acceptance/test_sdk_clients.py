@@ -51,8 +51,8 @@ class OldClient:
                 process.kill()
                 await process.wait()
         assert process.returncode == 0, errors.decode()
-        told: dict[str, Any] = json.loads(output)
-        return told
+        result: dict[str, Any] = json.loads(output)
+        return result
 
 
 def python_client(folder: Path, version: str, driver: str) -> OldClient:
@@ -105,7 +105,7 @@ async def there(tmp_path: Path) -> AsyncIterator[RoundTrip]:
         yield running
 
 
-async def test_an_old_client_sends_to_the_sandbox_and_reads_from_both(there: RoundTrip, old_client: OldClient) -> None:
+async def test_catapult_sdk_sends_to_the_sandbox_and_reads_from_both(there: RoundTrip, old_client: OldClient) -> None:
     sent = await old_client.run("send", there.sandbox_url, TOKEN, SECRET, **orders(there))
     await there.settle()
     assert sent["errors"] == ["The 'message' resource property 'to' must contain at least one non-whitespace character"]
@@ -176,13 +176,11 @@ async def assert_received(there: RoundTrip, client: OldClient, sent: dict[str, A
 
 
 @pytest.mark.parametrize("old_client", [node_bandwidth], indirect=True)
-async def test_an_old_client_that_sends_too_fast_is_told_until_when_to_wait(
-    tmp_path: Path, old_client: OldClient
-) -> None:
+async def test_catapult_sdk_is_rate_limited_by_the_sandbox(tmp_path: Path, old_client: OldClient) -> None:
     async with round_trip(tmp_path, messages_per_second=1 / 60) as there:
-        told = await old_client.run("hurry", there.sandbox_url, TOKEN, SECRET, delivered=TO)
-    assert told["refusedFor"] is True
-    assert told["limitReset"].isdecimal()
+        result = await old_client.run("hurry", there.sandbox_url, TOKEN, SECRET, delivered=TO)
+    assert result["refusedFor"] is True
+    assert result["limitReset"].isdecimal()
 
 
 class TodaysClient:
@@ -215,7 +213,7 @@ def today(there: RoundTrip) -> Any:
     client.close()
 
 
-async def test_todays_client_sends_and_receiver_knows_what_became_of_it(there: RoundTrip, today: TodaysClient) -> None:
+async def test_v2_sdk_sends_and_receiver_has_the_status(there: RoundTrip, today: TodaysClient) -> None:
     single = await today.send(TO)
     failed = await today.send(V2_FAILS, text="é" * 71 + "ё")
     group = await today.send(TO, OTHER, V2_FAILS)
@@ -230,7 +228,7 @@ async def test_todays_client_sends_and_receiver_knows_what_became_of_it(there: R
     assert await statuses(there, single) == {TO: ("delivered", None)}
     assert await statuses(there, failed) == {V2_FAILS: ("failed", V2_CODE)}
     assert await statuses(there, picture) == {TO: ("delivered", None)}
-    # delivered is told of everybody in a group, of the number that cannot be one too: failed wins
+    # In a group every number is reported delivered, the invalid number too: failed wins.
     assert await statuses(there, group) == {
         TO: ("delivered", None),
         OTHER: ("delivered", None),
@@ -244,7 +242,7 @@ async def statuses(there: RoundTrip, message: bandwidth.Message) -> dict[str, tu
     return {one["to"]: (one["status"], one["deliveryCode"]) for one in answer.json()["recipients"]}
 
 
-async def test_todays_client_lists_page_by_page(there: RoundTrip, today: TodaysClient) -> None:
+async def test_v2_sdk_lists_pages(there: RoundTrip, today: TodaysClient) -> None:
     sent = [(await today.send(to)).id for to in (TO, OTHER, V2_FAILS)]
     await there.settle()
     first = await today.list(source_tn=FROM, limit=2, sort="receiveTime:asc")
@@ -257,7 +255,7 @@ async def test_todays_client_lists_page_by_page(there: RoundTrip, today: TodaysC
     assert (failed.message_status, failed.error_code, failed.destination_tn) == ("FAILED", V2_CODE, V2_FAILS)
 
 
-async def test_todays_client_reads_what_is_refused(there: RoundTrip, today: TodaysClient) -> None:
+async def test_v2_sdk_parses_errors(there: RoundTrip, today: TodaysClient) -> None:
     with pytest.raises(bandwidth.exceptions.BadRequestException) as refused:
         await today.send("919")
     assert json.loads(refused.value.body)["type"] == "request-validation"
@@ -267,7 +265,7 @@ async def test_todays_client_reads_what_is_refused(there: RoundTrip, today: Toda
     stranger.close()
 
 
-async def test_todays_client_can_read_every_callback(there: RoundTrip, today: TodaysClient) -> None:
+async def test_v2_sdk_parses_every_callback(there: RoundTrip, today: TodaysClient) -> None:
     group = await today.send(TO, V2_FAILS, media=[PICTURE])
     inbound = {"from": OTHER, "to": [FROM], "text": "hi", "media": [PICTURE]}
     [received] = (await there.sandbox.post("/sandbox/inbound", json=inbound)).json()["messages"]
@@ -281,8 +279,8 @@ async def test_todays_client_can_read_every_callback(there: RoundTrip, today: To
         (V2_FAILS, "message-failed", V2_CODE),
         (V2_FAILS, "message-delivered", None),
     }
-    [told] = [bandwidth.InboundCallback.from_dict(event) for event in await events(there, received["id"])]
-    assert (told.type, told.to, told.message.var_from, told.message.text) == ("message-received", FROM, OTHER, "hi")
+    [event] = [bandwidth.InboundCallback.from_dict(event) for event in await events(there, received["id"])]
+    assert (event.type, event.to, event.message.var_from, event.message.text) == ("message-received", FROM, OTHER, "hi")
 
 
 async def events(there: RoundTrip, message_id: str) -> list[dict[str, Any]]:

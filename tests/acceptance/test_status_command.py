@@ -1,4 +1,4 @@
-"""`receiver status` and `/api/status` of a running server: words, exit code, and what is broken while it runs."""
+"""`receiver status` and `/api/status` of a running server: words, exit code, and problems while the server runs."""
 
 import json
 import os
@@ -27,8 +27,8 @@ def post(server: Server, message_id: str) -> None:
 def status(server: Server) -> dict[str, Any]:
     answer = httpx2.get(f"{server.url}/api/status", headers=AUTHORIZED, **PATIENT)
     assert answer.status_code == 200
-    told: dict[str, Any] = answer.json()
-    return told
+    installation: dict[str, Any] = answer.json()
+    return installation
 
 
 def gauges(server: Server) -> dict[str, float]:
@@ -46,8 +46,8 @@ def test_status_in_words_and_as_json_with_and_without_a_server(tmp_path: Path) -
     with serving(tmp_path, settings=SETTINGS) as server:
         post(server, "m1")
         until(lambda: status(server)["processor"]["callbacks"] == 1)
-        told = status(server)
-        assert (told["status"], told["worker"]["state"]) == ("ok", "running")
+        installation = status(server)
+        assert (installation["status"], installation["worker"]["state"]) == ("ok", "running")
         shown = receiver(tmp_path, "status", **SETTINGS)
         assert shown.returncode == 0
         lines = dict(line.split(None, 1) for line in shown.stdout.decode().splitlines())
@@ -68,7 +68,7 @@ def test_status_without_a_database_says_so(tmp_path: Path) -> None:
     assert (shown.returncode, b"there is no database" in shown.stderr) == (1, True)
 
 
-def test_a_table_that_is_gone_is_told_while_callbacks_are_accepted_and_again_when_it_is_back(tmp_path: Path) -> None:
+def test_status_reports_a_stuck_processor_while_callbacks_are_accepted(tmp_path: Path) -> None:
     file = tmp_path / "receiver-data" / "receiver.db"
     with serving(tmp_path, settings=SETTINGS) as server:
         post(server, "m1")
@@ -76,9 +76,9 @@ def test_a_table_that_is_gone_is_told_while_callbacks_are_accepted_and_again_whe
         rename(file, "events", "events_away")
         post(server, "m2")
         until(lambda: status(server)["processor"]["state"] == "stuck")
-        told = status(server)
-        assert "events" in told["processor"]["error"]
-        assert (told["status"], told["journal"]["pending"]) == ("degraded", 1)
+        installation = status(server)
+        assert "events" in installation["processor"]["error"]
+        assert (installation["status"], installation["journal"]["pending"]) == ("degraded", 1)
         assert gauges(server)["receiver_pending_callbacks"] == 1
         assert receiver(tmp_path, "status", **SETTINGS).returncode == 1
         rename(file, "events_away", "events")
@@ -86,7 +86,7 @@ def test_a_table_that_is_gone_is_told_while_callbacks_are_accepted_and_again_whe
         assert gauges(server)["receiver_pending_callbacks"] == 0
 
 
-def test_a_killed_worker_is_seen_and_started_again(tmp_path: Path) -> None:
+def test_status_reports_a_killed_worker_and_its_restart(tmp_path: Path) -> None:
     with serving(tmp_path, settings=SETTINGS) as server:
         until(lambda: gauges(server)["receiver_worker_up"] == 1)
         process = status(server)["worker"]["process"]

@@ -1,4 +1,4 @@
-"""`receiver work`: a worker by itself, beside a server that has none."""
+"""`receiver work`: a separate worker, beside a server without one."""
 
 import signal
 from pathlib import Path
@@ -43,7 +43,7 @@ def url(request: pytest.FixtureRequest) -> str:
     return found
 
 
-def test_a_worker_by_itself_processes_what_a_server_without_one_accepts(url: str, tmp_path: Path) -> None:
+def test_work_processes_the_journal_of_a_server_with_worker_none(url: str, tmp_path: Path) -> None:
     settings = {**SETTINGS, "DATABASE_URL": url, "WORKER": "none"}
     (folder := tmp_path / "worker").mkdir()
     with serving(tmp_path, settings=settings) as server:
@@ -51,7 +51,7 @@ def test_a_worker_by_itself_processes_what_a_server_without_one_accepts(url: str
         found = status(server)
         assert found["processor"]["state"] == "missing"  # type: ignore[index]
         assert found["worker"]["state"] == "elsewhere"  # type: ignore[index]
-        # no credentials of callbacks, no tokens
+        # without callback credentials and API tokens
         with foreground(folder, "work", RECEIVER_DATABASE_URL=url) as worker:
             until_working(worker)
             until(lambda: is_known(server, "m1"))
@@ -62,7 +62,7 @@ def test_a_worker_by_itself_processes_what_a_server_without_one_accepts(url: str
         assert server.stop() == 0
 
 
-def test_a_second_worker_of_an_sqlite_database_says_who_has_it(sqlite_url: str, tmp_path: Path) -> None:
+def test_second_worker_of_sqlite_is_refused_with_the_process_id(sqlite_url: str, tmp_path: Path) -> None:
     with foreground(tmp_path, "work", RECEIVER_DATABASE_URL=sqlite_url) as first:
         until_working(first)
         second = receiver(tmp_path, "work", DATABASE_URL=sqlite_url)
@@ -71,7 +71,7 @@ def test_a_second_worker_of_an_sqlite_database_says_who_has_it(sqlite_url: str, 
         assert first.stop() == 0
 
 
-def test_a_worker_needs_the_schema(tmp_path: Path, postgres_url: str) -> None:
+def test_work_refuses_a_database_without_schema(tmp_path: Path, postgres_url: str) -> None:
     without = receiver(tmp_path, "work")
     assert (without.returncode, b"there is no database" in without.stderr) == (1, True)
     other = receiver(tmp_path, "work", DATABASE_URL=postgres_url.rpartition("/")[0] + "/postgres")
@@ -83,7 +83,7 @@ def write(folder: Path, *lines: str) -> None:
     (folder / "new.toml").replace(folder / "receiver.toml")
 
 
-def test_sighup_reloads_the_sinks_of_a_worker_and_keeps_them_on_error(sqlite_url: str, tmp_path: Path) -> None:
+def test_work_sighup_reloads_sinks_and_keeps_them_on_error(sqlite_url: str, tmp_path: Path) -> None:
     (folder := tmp_path / "worker").mkdir()
     published = folder / "events.jsonl"
     write(folder, "")
@@ -104,7 +104,7 @@ def test_sighup_reloads_the_sinks_of_a_worker_and_keeps_them_on_error(sqlite_url
         assert worker.stop() == 0
 
 
-def test_metrics_of_a_worker_need_a_token_and_its_health_does_not(sqlite_url: str, tmp_path: Path) -> None:
+def test_work_metrics_need_a_token_and_healthz_does_not(sqlite_url: str, tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     variables = {"RECEIVER_DATABASE_URL": sqlite_url, "RECEIVER_API_TOKENS": f'["{TOKEN}"]'}
     with foreground(tmp_path, "work", "--metrics", address, **variables) as worker:

@@ -1,4 +1,4 @@
-"""The worker as a supervised process: what its death, a freeze, a signal or a fault costs, and what it does not."""
+"""The worker as a supervised process: the effects of its death, a freeze, a signal or a fault."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def said(server: Server, event: str) -> list[dict[str, Any]]:
 
 
 def page(server: Server) -> dict[str, dict[str, float]]:
-    """The metrics page: samples of each family, none of which may be there twice."""
+    """The metrics page: the samples of each family, each of which must be unique."""
     answer = httpx2.get(f"{server.url}/metrics", headers=BEARER, **PATIENT)
     assert answer.status_code == 200
     families: dict[str, dict[str, float]] = {}
@@ -92,7 +92,7 @@ def page(server: Server) -> dict[str, dict[str, float]]:
 
 @contextmanager
 def posting(server: Server) -> Iterator[list[float]]:
-    """Posts without pause, and keeps how long each answer took."""
+    """Posts without pause, and records the duration of each response."""
     seconds: list[float] = []
     ending = Event()
 
@@ -113,7 +113,7 @@ def posting(server: Server) -> Iterator[list[float]]:
 
 
 def take(seconds: list[float], done: Callable[[], Any]) -> list[float]:
-    """The times of the answers until something has come true, and of at least a hundred."""
+    """The durations of the responses until a condition holds, at least a hundred."""
     start = len(seconds)
     until(lambda: len(seconds) >= start + 100 and done())
     return seconds[start:]
@@ -184,7 +184,7 @@ def test_worker_of_killed_web_process_ends_within_ten_seconds(
         until((tmp_path / ("events.jsonl" if busy == "idle" else "hangs")).exists)
         assert server.stop(signal.SIGKILL) == -signal.SIGKILL
     killed_at = time.monotonic()
-    # at once: the new worker waits for the lock of the old one
+    # the new worker waits for the lock of the old one
     with serving(tmp_path, settings=SETTINGS) as server:
         post(server, "second")
         until(lambda: is_gone(worker))
@@ -248,7 +248,7 @@ def test_worker_that_cannot_start_is_restarted_with_backoff(tmp_path: Path, monk
 
 
 def test_log_and_metrics_of_both_processes_are_one_stream_and_one_page(tmp_path: Path) -> None:
-    # a sink that is refused again and again, so that the worker has something to say
+    # a sink that fails again and again, so that the worker logs
     hook = {"name": "hook", "type": "webhook", "url": "http://127.0.0.1:9/", "egress_allow": ["127.0.0.0/8"]}
     settings = {**GIVEN, "SINKS": json.dumps([FILE, hook]), "LOG_LEVEL": "debug"}
     with serving(tmp_path, settings=settings) as server:
@@ -291,7 +291,7 @@ def test_worker_inline_does_the_same_in_one_process(tmp_path: Path) -> None:
         assert not [line for line in log(server) if line["level"] != "info"]
 
 
-def test_worker_none_accepts_and_leaves_the_rest_to_another_worker(tmp_path: Path) -> None:
+def test_worker_none_accepts_and_another_worker_processes(tmp_path: Path) -> None:
     with serving(tmp_path, settings={**SETTINGS, "WORKER": "none"}) as server:
         post(server, *numbered("m", 20))
         assert children(server.process.pid) == []
@@ -346,7 +346,7 @@ async def test_another_server_takes_over_processor_and_sinks(
 
 
 @pytest.mark.faults
-def test_killed_worker_on_postgresql_is_followed_without_waiting_for_leases(postgres_url: str, tmp_path: Path) -> None:
+def test_restarted_worker_on_postgresql_takes_over_leases_without_waiting(postgres_url: str, tmp_path: Path) -> None:
     with serving(tmp_path, settings={**SETTINGS, "DATABASE_URL": postgres_url}) as server:
         post(server, "first")
         until(lambda: published(tmp_path) == {"first"})

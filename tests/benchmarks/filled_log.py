@@ -79,7 +79,7 @@ def message_rows(count: int) -> Iterator[dict[str, Any]]:
 
 
 def retry_rows(sink: str, ordering_keys: int, each: int = 2) -> Iterator[dict[str, Any]]:
-    """So many lanes, each with a retry that is due in an hour and what waits behind it; of the first messages."""
+    """Blocks the ordering keys of the first messages: a retry due in an hour, and later events parked behind it."""
     later = datetime.now(UTC) + timedelta(hours=1)
     for row in event_rows((ordering_keys + _APART) * len(STATUSES)):
         message, step = int(row["message_id"][1:]), STATUSES.index(row["status"])

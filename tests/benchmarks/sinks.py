@@ -1,8 +1,9 @@
 """Events per second from the log to each sink, and the delay of a callback: `python -m tests.benchmarks.sinks`.
 
-Each sink publishes to a real server on this machine. Its rate is taken over the first events of a log that is already
-there: the steady rate, with backlogs of several sizes, and beside 10,000 lanes that wait for a retry. The time is that
-of a `receiver serve` under low load, from the moment a callback is posted until the event is at a webhook or in a file.
+Each sink publishes to a real server on this machine. Its rate is measured over the first events of a log that already
+exists: steady, with backlogs of several sizes, and beside 10,000 ordering keys that wait for a retry. The delay
+is that of a `receiver serve` under low load, from the moment a callback is posted until its event is at a webhook or in
+a file.
 Prints the tables of `receiver/docs/speed.md`.
 """
 
@@ -40,10 +41,10 @@ from tests.running import serving
 from tests.servers import named_database, on_postgres, postgres_server, random_name
 
 SINKS = ("memory", "jsonl", "webhook", "nats", "kafka", "rabbitmq", "redis")
-BLOCKED_LANES = 10_000
+BLOCKED_ORDERING_KEYS = 10_000
 MEASURED = 20_000
-# the place in the log after all events of the blocked lanes
-_FIRST = (BLOCKED_LANES + 64) * 4
+# The position in the log after all events of the blocked ordering keys
+_FIRST = (BLOCKED_ORDERING_KEYS + 64) * 4
 DEADLINE_SECONDS = 240.0
 LOCAL = ["127.0.0.0/8"]
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
@@ -214,9 +215,9 @@ def backlogs(engine: str, sizes: list[int], rounds: int) -> Iterator[tuple[str, 
         found = []
         for _ in range(rounds):
             name = random_name("sink")
-            block(url, name, BLOCKED_LANES)
+            block(url, name, BLOCKED_ORDERING_KEYS)
             found.append(uvloop.run(rate(url, "memory", {}, MEASURED, name=name)))
-        yield f"{BLOCKED_LANES:,} blocked lanes", statistics.median(found)
+        yield f"{BLOCKED_ORDERING_KEYS:,} blocked ordering keys", statistics.median(found)
 
 
 def delays(posts: int, apart: float) -> dict[str, list[float]]:

@@ -29,7 +29,7 @@ class Record:
 
 
 class KafkaCluster:
-    """Brokers with the ids 1, 2, … in a process of their own; run inside `with`.
+    """Brokers with the ids 1, 2, … in another process. They run inside `with`.
 
     A broker that is down keeps its port and its data. A killed cluster loses both.
     """
@@ -58,11 +58,11 @@ class KafkaCluster:
         self._must("topic_create", name, partitions, len(self._brokers))
 
     def set_topic_error(self, name: str, code: int) -> None:
-        """Says in all metadata what is wrong with a topic; 0 is nothing."""
+        """Sets the error of a topic in all metadata responses; 0 clears it."""
         self._call("topic_set_error", name, code)
 
     def down(self, *brokers: int) -> None:
-        """Stops these brokers, or all: they drop their connections and refuse new ones."""
+        """Stops these brokers, or all: they close their connections and refuse new connections."""
         for broker in brokers or self._brokers:
             self._must("broker_set_down", broker)
 
@@ -72,11 +72,11 @@ class KafkaCluster:
             self._must("broker_set_up", broker)
 
     def advertise(self, port: int, broker: int = 1) -> None:
-        """Tells clients, and so `records`, another port for a broker, such as a proxy's."""
+        """Advertises another port for a broker, such as that of a proxy, to all clients, `records` included."""
         self._must("broker_set_host_port", broker, "127.0.0.1", port)
 
     def slow(self, milliseconds: int) -> None:
-        """Lets every answer of every broker wait this long."""
+        """Delays every response of every broker by this time."""
         for broker in self._brokers:
             self._must("broker_set_rtt", broker, milliseconds)
 
@@ -85,19 +85,19 @@ class KafkaCluster:
         self._call("push_request_errors_array", request, codes)
 
     def clear_errors(self, request: int) -> None:
-        """Forgets the errors that are still to be answered."""
+        """Discards the errors that were not returned yet."""
         self._call("clear_request_errors", request)
 
     def freeze(self) -> None:
-        """Halts the process: its ports take connections and never answer."""
+        """Freezes the process: its ports accept connections and never answer."""
         freeze(self._process)
 
     def thaw(self) -> None:
-        """Lets a frozen process go on."""
+        """Continues a frozen process."""
         self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """Ends the cluster at once and for good."""
+        """Kills the cluster for good."""
         self._process.kill()
         self._process.communicate(timeout=30)
 
@@ -112,7 +112,7 @@ class KafkaCluster:
             consumer.close()
 
     def _must(self, name: str, *arguments: int | str | list[int]) -> None:
-        """Calls a function that returns an error code, and raises what it tells."""
+        """Calls a function that returns an error code, and raises the error."""
         code = self._call(name, *arguments)
         if code:
             raise AssertionError(f"{name}{arguments}: {KafkaError(code)}")

@@ -1,4 +1,4 @@
-"""The mock cluster of librdkafka as a process: each line in is a call, each line out its answer; ends with its input.
+"""The mock cluster of librdkafka as a process: a call per input line, an answer per output line; ends with its input.
 
 The C library inside the `confluent-kafka` wheel speaks Kafka's protocol here; nothing else of the wheel is used.
 """
@@ -13,7 +13,7 @@ _PRODUCER = 0
 
 
 def _native(argument: int | str | list[int] | None) -> list[object]:
-    """What C takes for an argument; a list of numbers is its length and its place."""
+    """Converts an argument for C; a list of numbers becomes its length and its address."""
     if isinstance(argument, list):
         return [ctypes.c_size_t(len(argument)), (ctypes.c_int * len(argument))(*argument)]
     return [argument.encode() if isinstance(argument, str) else argument]

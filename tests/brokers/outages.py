@@ -1,4 +1,4 @@
-"""What happens to the server of a sink, whichever broker it is, and what the sink must make of it."""
+"""Outages of a broker, the same for every kind, and what the sink must do about them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -12,21 +12,21 @@ from tests.event_log import append, eventually, life, memory_sink
 from tests.proxy import Proxy
 from tests.publications import batch, make_publication
 
-# an attempt that was not answered in time is made again after a minute
+# An attempt that timed out is repeated after a minute.
 _SECONDS_TO_SETTLE = 120
 
 
 class Stream(Protocol):
-    """Where events arrive."""
+    """The destination of the events."""
 
     async def ids(self) -> list[str]: ...
 
     def holds(self, count: int) -> Callable[[], Any]:
-        """Whether so many copies, or more, have arrived."""
+        """Whether at least `count` events have arrived, duplicates included."""
 
 
 def settled(database: Database, sink: ConfiguredSink, entries: Sequence[LogEntry]) -> Callable[[], Any]:
-    """Whether the sink has taken everything and nothing is tried again: copies alone do not tell."""
+    """Whether the cursor is at the end and no retry is left. The number of arrived events alone does not show it."""
 
     async def is_settled() -> bool:
         cursor = (await sink_row(database, sink.name)).cursor
@@ -36,7 +36,7 @@ def settled(database: Database, sink: ConfiguredSink, entries: Sequence[LogEntry
 
 
 def complains(database: Database, sink: ConfiguredSink, reason: str) -> Callable[[], Any]:
-    """Whether that is why the sink is down."""
+    """Whether the sink is down with this reason."""
 
     async def is_known() -> bool:
         return bool((await sink_row(database, sink.name)).last_error == reason)
@@ -45,7 +45,7 @@ def complains(database: Database, sink: ConfiguredSink, reason: str) -> Callable
 
 
 async def away_at_the_start(database: Database, server: OwnServer, sink: ConfiguredSink, stream: Stream) -> None:
-    """Everything waits for the server, and other sinks do not."""
+    """All events wait for the server; other sinks go on."""
     server.stop()
     entries, other = await append(database, messages(5)), memory_sink("other")
     async with running(database, sink, other):
@@ -57,14 +57,14 @@ async def away_at_the_start(database: Database, server: OwnServer, sink: Configu
 
 
 async def killed_under_load(database: Database, server: OwnServer, sink: ConfiguredSink, stream: Stream) -> None:
-    """What was under way may arrive twice, and everything arrives."""
+    """Everything arrives; events under way may arrive twice."""
     entries = await append(database, messages(500))
     share = len(entries) // 5
     async with running(database, sink) as run:
         for killing in range(1, 4):
             await until(stream.holds(killing * share), _SECONDS_TO_SETTLE)
             server.kill()
-            # however far the sink has come, it finds the server gone
+            # However far the sink has come, it sees that the server is down.
             entries += await append(database, life(f"outage {killing}"))
             await eventually(lambda: run.observed.breaker.count("open") >= killing)  # noqa: B023
             server.start()
@@ -73,7 +73,7 @@ async def killed_under_load(database: Database, server: OwnServer, sink: Configu
 
 
 async def frozen(database: Database, server: OwnServer, sink: ConfiguredSink, stream: Stream) -> None:
-    """It holds up no other sink, and costs no event anything."""
+    """A frozen server delays no other sink and costs no attempts."""
     other = memory_sink("other")
     async with running(database, sink, other):
         entries = await append(database, life("first"))
@@ -88,7 +88,7 @@ async def frozen(database: Database, server: OwnServer, sink: ConfiguredSink, st
 
 
 async def refused(between: Proxy, sink: Any) -> None:
-    """Nobody listens where it was connected before."""
+    """Nothing listens at the address of the connection any more."""
     await sink.publish([make_publication()])
     await between.refuse()
     assert await sink.publish(batch(2)) == [SinkDown(reason="ConnectionRefusedError")] * 2
@@ -97,14 +97,14 @@ async def refused(between: Proxy, sink: Any) -> None:
 
 
 async def unanswered(between: Proxy, sink: Any) -> None:
-    """Its connections take everything and answer nothing: a new one is needed."""
+    """The connections accept everything and answer nothing: the sink must open a new one."""
 
     async def is_back() -> bool:
         return bool(await sink.publish([make_publication(2)]) == [Published()])
 
     await until(is_back)
     await between.blackhole()
-    # more than the buffers between us hold
+    # More than the buffers of the connection hold.
     large = [make_publication(number, text="x" * 900_000) for number in range(20)]
     assert await sink.publish(large) == [SinkDown(reason="timeout")] * 20
     assert await sink.publish([make_publication(2)]) == [SinkDown(reason="timeout")]

@@ -1,4 +1,4 @@
-"""Servers the tests share, and servers of one test: killed, frozen, started again on the same port with their data."""
+"""Shared servers, and servers of one test that can be killed, frozen and restarted on the same port with their data."""
 
 import os
 import random
@@ -20,7 +20,7 @@ _BELOW_EPHEMERAL = range(20_000, 32_000)
 
 
 def lasting_port() -> int:
-    """A free port that stays free while its server is down: no outgoing connection is given it."""
+    """A port that stays free while its server is down: the system uses it for no outgoing connection."""
     while True:
         port = random.choice(_BELOW_EPHEMERAL)
         with socket.socket() as probe, suppress(OSError):
@@ -29,7 +29,7 @@ def lasting_port() -> int:
 
 
 def freeze(process: subprocess.Popen[bytes]) -> None:
-    """Halts a process, and waits until all of it has halted (or ended)."""
+    """Stops a process with SIGSTOP, and waits until all its threads have stopped or ended."""
     process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
@@ -38,7 +38,7 @@ def freeze(process: subprocess.Popen[bytes]) -> None:
 def shared_server(
     variable: str, standard: str, answers: Callable[[str], bool], own: Callable[[Path], "OwnServer"], missing: str
 ) -> Iterator[str]:
-    """The URL of the server that an environment variable names, else of the standard one, else of one we start."""
+    """The URL of the server in the environment variable, else on the standard port, else of one started here."""
     given = os.environ.get(variable)
     url = given or standard
     if answers(url):
@@ -51,7 +51,7 @@ def shared_server(
 
 
 class OwnServer(ABC):
-    """A process that listens on a port of its own; runs inside `with`, and is killed at its end."""
+    """A process with its own port. It runs inside `with` and is killed at the end."""
 
     seconds_to_start = 60.0
 
@@ -72,11 +72,11 @@ class OwnServer(ABC):
 
     @abstractmethod
     def _answers(self) -> bool:
-        """Whether the server takes work now; never raises."""
+        """Whether the server accepts work now. Does not raise."""
 
     @property
     def _environment(self) -> dict[str, str] | None:
-        """The whole environment of the process; None is that of the tests."""
+        """The environment of the process; None: that of the tests."""
         return None
 
     def __enter__(self) -> Self:
@@ -91,7 +91,7 @@ class OwnServer(ABC):
         self.close()
 
     def close(self) -> None:
-        """Ends all that was started."""
+        """Stops everything that was started."""
         self.kill()
 
     def start(self) -> None:
@@ -110,24 +110,24 @@ class OwnServer(ABC):
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"{type(self).__name__} did not start: {self._log.read_text('utf-8')[-2000:]}")
-            time.sleep(0.01)  # between two looks at another process
+            time.sleep(0.01)  # between two checks of another process
 
     def kill(self) -> None:
-        """Ends the server at once, as a crash does; what is dead already stays so."""
+        """Kills the server, as a crash does. Does nothing if it is dead already."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """Asks the server to end, and waits for it."""
+        """Terminates the server and waits until it has ended."""
         self.thaw()
         self._end(signal.SIGTERM)
 
     def freeze(self) -> None:
-        """Halts the process: its port takes connections and never answers."""
+        """Freezes the process: its port accepts connections and never answers."""
         if self._process is not None:
             freeze(self._process)
 
     def thaw(self) -> None:
-        """Lets a frozen process go on."""
+        """Continues a frozen process."""
         self._signal(signal.SIGCONT)
 
     @property

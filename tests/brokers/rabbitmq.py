@@ -17,7 +17,7 @@ from tests.brokers.own import OwnServer, lasting_port, shared_server
 _STANDARD = "amqp://guest:guest@127.0.0.1:5672/"
 _MISSING = "no RabbitMQ: set RECEIVER_TEST_RABBITMQ_URL, or apt-get install rabbitmq-server"
 _SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-# what is declared waits two seconds for the disk; this saves it within milliseconds, so that a killed node keeps it
+# A declaration waits two seconds for the disk; this stores it within milliseconds, so that a killed node keeps it.
 _SAVING = "Save=fun(Again)->timer:sleep(5),catch(mnesia:sync_log()),Again(Again)end,spawn(fun()->Save(Save)end)."
 _AMQP = b"AMQP\x00\x00\x09\x01"
 
@@ -28,7 +28,7 @@ def rabbitmq_server() -> AbstractContextManager[str]:
 
 
 class OwnRabbitmq(OwnServer):
-    """A RabbitMQ node that shares nothing with others; `config` is its `rabbitmq.conf`. It starts in two seconds."""
+    """A separate RabbitMQ node; `config` is its `rabbitmq.conf`. It starts in two seconds."""
 
     seconds_to_start = 120.0
 
@@ -64,8 +64,8 @@ class OwnRabbitmq(OwnServer):
     def _environment(self) -> dict[str, str]:
         return {
             "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": str(self.folder),  # of the cookie
-            # else a node starts a mapper of ports that outlives it
+            "HOME": str(self.folder),  # the Erlang cookie is there
+            # Without this, the node starts a port mapper that outlives it.
             "ERL_AFLAGS": f"-start_epmd false -eval {_SAVING}",
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": self.host,
@@ -79,14 +79,14 @@ class OwnRabbitmq(OwnServer):
             "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
             "RABBITMQ_LOG_BASE": str(self.folder / "log"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
-            # the script becomes the node: its process is the one to kill
+            # The script execs the node: its process is the one to kill.
             "RABBITMQ_ALLOW_INPUT": "1",
-            # the usual settings let schedulers sleep at once, which makes the start three times as long
+            # By default schedulers sleep at once, which makes the start three times as long.
             "RABBITMQ_SERVER_ERL_ARGS": "+sbwt short",
         }
 
     def _answers(self) -> bool:
-        """Whether the node begins to speak AMQP."""
+        """Whether the node answers with AMQP."""
         try:
             with socket.create_connection((self.host, self.port), timeout=2) as connection:
                 connection.sendall(_AMQP)

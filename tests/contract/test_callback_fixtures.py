@@ -15,7 +15,7 @@ from msgspec import structs
 
 from receiver.domain.callbacks import Callback, Element, Rejected
 from receiver.domain.events import Api, Event, MessageFields
-from receiver.providers import read
+from receiver.providers import parse
 from tests.callbacks import request
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "callbacks"
@@ -56,22 +56,22 @@ def told(record: Event | MessageFields, left_out: set[str]) -> dict[str, object]
 
 def outcome(element: Element) -> dict[str, object]:
     if isinstance(element, Rejected):
-        return {"unread": element.reason}
+        return {"rejected": element.reason}
     return {"event": told(element, ARRIVAL)}
 
 
 @pytest.mark.parametrize("file", [pytest.param(file, id=file.stem) for file in FILES])
 def test_a_callback_is_read_as_its_fixture_says(file: Path) -> None:
     fixture = json.loads(file.read_bytes())
-    elements = list(read(callback_of(fixture["request"])))
+    elements = list(parse(callback_of(fixture["request"])))
     assert [outcome(element) for element in elements] == fixture["expect"]
     for index, element in enumerate(elements):
         if isinstance(element, Rejected):
             assert element.index == index
             assert element.detail
         else:
-            assert element.facts.has_text == bool(element.facts.text)
-            assert element.facts.has_media == bool(element.facts.media)
+            assert element.fields.has_text == bool(element.fields.text)
+            assert element.fields.has_media == bool(element.fields.media)
 
 
 def test_there_are_fixtures() -> None:

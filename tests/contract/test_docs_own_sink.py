@@ -1,4 +1,4 @@
-"""The sink that its page shows is short, works by both names, and passes the tests that the page shows."""
+"""The sink on its page is short, can be configured by both names, and passes the tests on the page."""
 
 import json
 import os
@@ -27,7 +27,7 @@ print(type(sink.sink).__module__, type(sink.sink).__name__, sink.settings.port)
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A directory with the files that the page shows, and nothing of ours."""
+    """A directory with only the files on the page."""
     (tmp_path / "my_sinks.py").write_text(SINK, "utf-8")
     (tmp_path / "test_my_sinks.py").write_text(TESTS, "utf-8")
     return tmp_path
@@ -70,4 +70,4 @@ def test_it_passes_the_conformance_kit(home: Path) -> None:
     assert python == "python"
     output = run(home, sys.executable, *options, "-p", "no:cacheprovider", "-W", "error")
     assert " passed, 2 skipped" in output
-    assert "it is given one batch at a time" in output
+    assert "the sink gets one batch at a time" in output

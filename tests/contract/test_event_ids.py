@@ -12,7 +12,7 @@ import pytest
 
 from receiver.domain.callbacks import Callback, Element, Rejected
 from receiver.domain.events import Api
-from receiver.providers import read
+from receiver.providers import parse
 from tests.callbacks import request
 from tests.contract.test_callback_fixtures import FOLDER, callback_of
 
@@ -34,7 +34,7 @@ def identity(element: Element) -> list[str | None]:
 
 @pytest.mark.parametrize("record", [pytest.param(one, id=one.get("fixture") or one["name"]) for one in RECORDED])
 def test_event_ids_are_byte_for_byte_what_they_were(record: dict[str, Any]) -> None:
-    assert [identity(element) for element in read(callback_from(record))] == record["elements"]
+    assert [identity(element) for element in parse(callback_from(record))] == record["elements"]
 
 
 def test_there_are_recorded_ids() -> None:

@@ -1,4 +1,4 @@
-"""Sinks of others that do what no sink should: nothing they do counts as done, and nobody else notices."""
+"""Sinks of others that do what no sink should: nothing counts as published, and no other sink notices."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ Behaviour = Callable[[Sequence[Publication]], Any]
 
 
 class Hostile(Sink):
-    """Behaves as it is told until it is no longer hostile; `odd` are attributes, methods too."""
+    """Calls `behave` in `publish` while `is_hostile` is set. `odd` are attributes to set, methods too."""
 
     max_batch: Any = 3
     concurrency: Any = 1
@@ -69,7 +69,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 def saying(*results: Any) -> Behaviour:
     """The same result for every event, or these in turn."""
-    return lambda batch: [results[place % len(results)] for place in range(len(batch))]
+    return lambda batch: [results[index % len(results)] for index in range(len(batch))]
 
 
 def emptying(batch: Any) -> list[Result]:
@@ -115,7 +115,7 @@ def meddling(batch: Sequence[Publication]) -> Any:
 
 RESULTS: dict[str, Behaviour] = {
     "results by id": lambda batch: {one.id: Published() for one in batch},
-    "success for ids nobody gave": lambda batch: {f"unknown{place}": Published() for place in range(len(batch))},
+    "success for ids nobody gave": lambda batch: {f"unknown{index}": Published() for index in range(len(batch))},
     "pairs": lambda batch: [(one.id, Published()) for one in batch],
     "classes": saying(Published),
     "truth": saying(True),
@@ -170,13 +170,11 @@ LIMITS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("behaviour", RESULTS)
-async def test_what_publish_does_is_no_success_and_all_arrives_once_it_behaves(
-    database: Database, behaviour: str
-) -> None:
+async def test_odd_results_are_no_success_and_everything_arrives_later(database: Database, behaviour: str) -> None:
     sink, other = Hostile(RESULTS[behaviour]), memory_sink("other")
-    entries = await append(database, [told for name in "abc" for told in life(name, (Status.SENT, Status.DELIVERED))])
+    entries = await append(database, [event for name in "abc" for event in life(name, (Status.SENT, Status.DELIVERED))])
     async with running(database, private(sink, timeout="0.1s", schedule=["1h"]), other) as run:
-        # judged, and not only called: a retry is put off from the time when that is done
+        # Wait for the outcome, not only for the call: a retry is due counted from the time of its outcome.
         await eventually(lambda: len(run.observed.outcomes["crm"]) >= len("abc"))
         await eventually(lambda: len(memory(other).published) == len(entries))
         assert all(one.event["data"]["messageId"] for one in memory(other).published)
@@ -186,7 +184,7 @@ async def test_what_publish_does_is_no_success_and_all_arrives_once_it_behaves(
         await eventually(lambda: set(sink.taken) >= {entry.event.id for entry in entries})
 
 
-async def test_results_without_end_are_not_counted_to_the_end(database: Database) -> None:
+async def test_endless_results_are_not_read_to_the_end(database: Database) -> None:
     counted = 0
 
     def endless(_: Any) -> Iterator[Result]:
@@ -204,10 +202,10 @@ async def test_results_without_end_are_not_counted_to_the_end(database: Database
 
 
 @pytest.mark.parametrize("check", CHECKS)
-async def test_whatever_check_does_costs_no_event_an_attempt(database: Database, check: str) -> None:
+async def test_odd_check_costs_no_attempt(database: Database, check: str) -> None:
     async def odd_check() -> Any:
-        said = CHECKS[check]()
-        return await said if asyncio.iscoroutine(said) else said
+        answer = CHECKS[check]()
+        return await answer if asyncio.iscoroutine(answer) else answer
 
     sink, other = Hostile(raising(OSError("gone")), check=odd_check), memory_sink("other")
     entries = await append(database, life("a"))
@@ -224,7 +222,7 @@ async def test_whatever_check_does_costs_no_event_an_attempt(database: Database,
 
 
 @pytest.mark.parametrize("limits", LIMITS)
-async def test_whatever_limits_it_declares_others_get_their_events(database: Database, limits: str) -> None:
+async def test_odd_limits_harm_no_other_sink(database: Database, limits: str) -> None:
     sink, other = Hostile(**LIMITS[limits]), memory_sink("other")
     entries = await append(database, life("a"))
     async with running(database, private(sink), other):
@@ -232,7 +230,7 @@ async def test_whatever_limits_it_declares_others_get_their_events(database: Dat
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-async def test_a_start_that_fails_is_tried_again(database: Database, error: BaseException) -> None:
+async def test_failed_start_is_retried(database: Database, error: BaseException) -> None:
     sink, other = Hostile(), memory_sink("other")
     sink.failures["start"] = error
     entries = await append(database, life("a"))
@@ -242,7 +240,7 @@ async def test_a_start_that_fails_is_tried_again(database: Database, error: Base
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-async def test_a_stop_that_fails_keeps_nobody_from_stopping(database: Database, error: BaseException) -> None:
+async def test_failed_stop_does_not_keep_the_dispatcher_from_stopping(database: Database, error: BaseException) -> None:
     sink = Hostile()
     sink.failures["stop"] = error
     entries = await append(database, life("a"))
@@ -252,13 +250,13 @@ async def test_a_stop_that_fails_keeps_nobody_from_stopping(database: Database, 
     assert (row.cursor, row.lease_holder) == (entries[-1].position, None)
 
 
-async def test_a_publish_that_cannot_be_cancelled_keeps_nobody_from_stopping(database: Database) -> None:
-    async def deaf(_: Any) -> Any:
+async def test_publish_that_cannot_be_cancelled_does_not_keep_the_dispatcher_from_stopping(database: Database) -> None:
+    async def stuck(_: Any) -> Any:
         while sink.is_hostile:
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0.05)
 
-    sink, other = Hostile(deaf), memory_sink("other")
+    sink, other = Hostile(stuck), memory_sink("other")
     entries = await append(database, life("a"))
     async with running(database, private(sink, timeout="0.1s"), other, lease_seconds=2) as run:
         await eventually(lambda: sink.calls and len(memory(other).published) == len(entries))
@@ -269,20 +267,20 @@ async def test_a_publish_that_cannot_be_cancelled_keeps_nobody_from_stopping(dat
     assert (await sink_row(database)).cursor == 0
 
 
-async def test_a_publish_that_never_ends_is_left_behind_and_the_sink_taken_up_anew(
+async def test_publish_that_never_ends_is_abandoned_and_the_sink_restarted(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publish, "_GRACE_SECONDS", 0.1)
     monkeypatch.setattr(publish, "CHECK_SECONDS", 0.1)
     is_over = asyncio.Event()
 
-    async def deaf(_: Any) -> Any:
+    async def stuck(_: Any) -> Any:
         sink.is_hostile = False
         while not is_over.is_set():
             with suppress(asyncio.CancelledError):
                 await is_over.wait()
 
-    sink = Hostile(deaf)
+    sink = Hostile(stuck)
     entries = await append(database, life("a"))
     async with running(database, private(sink, timeout="0.1s"), lease_seconds=3):
         await eventually(lambda: sink.taken == [entry.event.id for entry in entries])
@@ -294,7 +292,7 @@ class Late(Published):
     """Success by another name."""
 
 
-async def test_a_result_of_its_own_kind_counts_as_what_it_is(database: Database) -> None:
+async def test_subclass_of_a_result_counts_as_the_result(database: Database) -> None:
     sink = Hostile(saying(Late()))
     entries = await append(database, life("a"))
     async with running(database, private(sink)):
@@ -306,7 +304,7 @@ async def test_a_result_of_its_own_kind_counts_as_what_it_is(database: Database)
     assert sink.calls == len(entries)
 
 
-async def test_of_a_sink_that_does_not_start_it_is_told_what_waits_until_another_process_works_for_it(
+async def test_backlog_of_a_sink_that_does_not_start_is_reported(
     database: Database,
 ) -> None:
     class Asleep(Hostile):

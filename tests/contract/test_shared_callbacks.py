@@ -10,7 +10,7 @@ import pytest
 
 from receiver.domain.delivery import fold
 from receiver.domain.events import Api, Direction, Event, Status, TagVerdict
-from receiver.providers import read
+from receiver.providers import parse
 from tests.callbacks import request
 
 FOLDER = Path(__file__).parents[3] / "shared" / "bandwidth" / "callbacks"
@@ -42,7 +42,7 @@ def body_of(sample: dict[str, Any]) -> bytes:
 
 def events_of(sample: dict[str, Any]) -> list[Event]:
     callback = request(Api(sample["api"]), sample["method"], sample["raw_query"] or "", body_of(sample))
-    elements = list(read(callback))
+    elements = list(parse(callback))
     assert all(isinstance(element, Event) for element in elements), elements
     return [element for element in elements if isinstance(element, Event)]
 
@@ -53,7 +53,7 @@ def utc(time: datetime | None) -> str | None:
 
 def said(event: Event) -> dict[str, Any]:
     """An event in the words of the samples."""
-    facts = event.facts
+    fields = event.fields
     return {
         "message_id": event.message_id,
         "event_type": event.type,
@@ -63,21 +63,21 @@ def said(event: Event) -> dict[str, Any]:
         "delivery_state": event.delivery_state,
         "code": event.code,
         "description": event.description,
-        "tag": facts.tag,
-        "from": facts.sender,
-        "to": list(facts.recipients),
+        "tag": fields.tag,
+        "from": fields.sender,
+        "to": list(fields.recipients),
         "recipient": event.recipient,
-        "owner": facts.owner,
-        "application_id": facts.application_id,
-        "media": list(facts.media),
-        "text": facts.text,
+        "owner": fields.owner,
+        "application_id": fields.application_id,
+        "media": list(fields.media),
+        "text": fields.text,
         "event_time_utc": utc(event.occurred_at),
-        "message_time_utc": utc(facts.created_at),
+        "message_time_utc": utc(fields.created_at),
         "read_time_utc": utc(event.read_at),
-        "segment_count": facts.segment_count,
+        "segment_count": fields.segment_count,
         # the samples have the channel as on the wire; for v1 we take it from eventType
-        "channel": facts.channel if event.api is Api.V2 else None,
-        "carrier": facts.carrier_name,
+        "channel": fields.channel if event.api is Api.V2 else None,
+        "carrier": fields.carrier_name,
     }
 
 

@@ -1,4 +1,4 @@
-"""What every built-in sink does, by the conformance kit, and then what the files and streams do besides."""
+"""The conformance kit for every built-in sink, and further tests of the file sinks and the memory sink."""
 
 import asyncio
 import os
@@ -13,81 +13,81 @@ import pytest
 
 from receiver.domain.publication import Published, Refused, Result, Retry, SinkDown
 from receiver.sinks.registry import GROUP, configure
-from receiver.testing import Place, SinkConformance, publications
-from tests.contract import places
-from tests.contract.places import ids
+from receiver.testing import SinkConformance, SinkTarget, publications
+from tests.contract import sink_targets
+from tests.contract.sink_targets import ids
 
 pytestmark = pytest.mark.anyio
 
 
 class Conformance(SinkConformance):
-    """On servers that share a busy machine with much else."""
+    """Waits longer than the default: the servers share a busy machine with other tests."""
 
-    patience = 60.0
+    timeout = 60.0
 
 
 class TestMemory(Conformance):
     @pytest.fixture
-    def place(self) -> Iterator[Place]:
-        with places.memory() as place:
-            yield place
+    def target(self) -> Iterator[SinkTarget]:
+        with sink_targets.memory() as target:
+            yield target
 
 
 class TestStdout(Conformance):
     @pytest.fixture
-    async def place(self, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
-        async with places.stdout(monkeypatch) as place:
-            yield place
+    async def target(self, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SinkTarget]:
+        async with sink_targets.stdout(monkeypatch) as target:
+            yield target
 
 
 class TestJsonl(Conformance):
     @pytest.fixture
-    def place(self, tmp_path: Path) -> Iterator[Place]:
-        with places.jsonl(tmp_path) as place:
-            yield place
+    def target(self, tmp_path: Path) -> Iterator[SinkTarget]:
+        with sink_targets.jsonl(tmp_path) as target:
+            yield target
 
 
 class TestWebhook(Conformance):
     @pytest.fixture
-    async def place(self) -> AsyncIterator[Place]:
-        async with places.webhook() as place:
-            yield place
+    async def target(self) -> AsyncIterator[SinkTarget]:
+        async with sink_targets.webhook() as target:
+            yield target
 
 
 class TestNats(Conformance):
     @pytest.fixture
-    async def place(self, nats_url: str) -> AsyncIterator[Place]:
-        async with places.nats(nats_url) as place:
-            yield place
+    async def target(self, nats_url: str) -> AsyncIterator[SinkTarget]:
+        async with sink_targets.nats(nats_url) as target:
+            yield target
 
 
 class TestRedis(Conformance):
     @pytest.fixture
-    async def place(self, redis_url: str) -> AsyncIterator[Place]:
-        async with places.redis(redis_url) as place:
-            yield place
+    async def target(self, redis_url: str) -> AsyncIterator[SinkTarget]:
+        async with sink_targets.redis(redis_url) as target:
+            yield target
 
 
 class TestKafka(Conformance):
     @pytest.fixture
-    async def place(self) -> AsyncIterator[Place]:
-        async with places.kafka() as place:
-            yield place
+    async def target(self) -> AsyncIterator[SinkTarget]:
+        async with sink_targets.kafka() as target:
+            yield target
 
 
 class TestRabbitmq(Conformance):
     @pytest.fixture
-    async def place(self, rabbitmq_url: str) -> AsyncIterator[Place]:
-        async with places.rabbitmq(rabbitmq_url) as place:
-            yield place
+    async def target(self, rabbitmq_url: str) -> AsyncIterator[SinkTarget]:
+        async with sink_targets.rabbitmq(rabbitmq_url) as target:
+            yield target
 
 
-def test_every_built_in_sink_is_on_trial() -> None:
-    trials = {kind.__name__.removeprefix("Test").lower() for kind in Conformance.__subclasses__()}
-    assert set(entry_points(group=GROUP).names) <= trials
+def test_every_built_in_sink_is_tested() -> None:
+    tested = {kind.__name__.removeprefix("Test").lower() for kind in Conformance.__subclasses__()}
+    assert set(entry_points(group=GROUP).names) <= tested
 
 
-# where there is nothing to publish to: (type, its fields)
+# Sinks whose destination does not exist: (type, fields).
 UNREACHABLE = [
     ("webhook", {"url": "http://127.0.0.1:1/", "egress_allow": ["127.0.0.0/8"]}),
     ("webhook", {"url": "http://127.0.0.1/"}),
@@ -97,7 +97,7 @@ UNREACHABLE = [
 
 
 @pytest.mark.parametrize(("type_name", "fields"), UNREACHABLE)
-async def test_without_anything_there_it_is_down(type_name: str, fields: dict[str, Any]) -> None:
+async def test_unreachable_destination_means_sink_down(type_name: str, fields: dict[str, Any]) -> None:
     [configured] = configure([{"name": "one", "type": type_name, **fields}])
     await configured.sink.start()
     [result] = await configured.sink.publish(publications())
@@ -116,7 +116,7 @@ async def jsonl(path: Path) -> AsyncIterator[Any]:
         await configured.sink.stop()
 
 
-async def test_a_line_is_the_cloud_event_and_nothing_else(tmp_path: Path) -> None:
+async def test_jsonl_line_is_the_cloud_event(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     async with jsonl(path) as sink:
         batch = publications(3)
@@ -124,13 +124,13 @@ async def test_a_line_is_the_cloud_event_and_nothing_else(tmp_path: Path) -> Non
     assert path.read_bytes() == b"".join(one.body + b"\n" for one in batch)
 
 
-async def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
+async def test_jsonl_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     async with jsonl(tmp_path / "events.jsonl") as sink:
         await sink.publish(publications())
     assert (tmp_path / "events.jsonl").stat().st_mode & 0o077 == 0
 
 
-async def test_what_is_in_the_file_stays(tmp_path: Path) -> None:
+async def test_jsonl_appends_to_an_existing_file(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_bytes(b'{"id":"e0"}\n')
     async with jsonl(tmp_path / "events.jsonl") as sink:
         [one] = batch = publications()
@@ -138,7 +138,7 @@ async def test_what_is_in_the_file_stays(tmp_path: Path) -> None:
     assert ids((tmp_path / "events.jsonl").read_bytes()) == ["e0", one.id]
 
 
-async def test_a_torn_last_line_is_ended_first(tmp_path: Path) -> None:
+async def test_jsonl_ends_a_torn_last_line_first(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(b'{"id":"e0"}\n{"id":"torn')
     async with jsonl(path) as sink:
@@ -148,7 +148,7 @@ async def test_a_torn_last_line_is_ended_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rotate", [lambda path: path.rename(path.with_suffix(".1")), os.unlink], ids=["moved", "gone"])
-async def test_a_rotated_file_is_opened_anew(tmp_path: Path, rotate: Callable[[Path], Any]) -> None:
+async def test_jsonl_reopens_a_rotated_file(tmp_path: Path, rotate: Callable[[Path], Any]) -> None:
     path = tmp_path / "events.jsonl"
     async with jsonl(path) as sink:
         await sink.publish(publications())
@@ -158,7 +158,7 @@ async def test_a_rotated_file_is_opened_anew(tmp_path: Path, rotate: Callable[[P
     assert ids(path.read_bytes()) == [one.id]
 
 
-async def test_a_file_replaced_by_another_is_opened_anew(tmp_path: Path) -> None:
+async def test_jsonl_reopens_a_replaced_file(tmp_path: Path) -> None:
     path, other = tmp_path / "events.jsonl", tmp_path / "other"
     async with jsonl(path) as sink:
         await sink.publish(publications())
@@ -169,9 +169,7 @@ async def test_a_file_replaced_by_another_is_opened_anew(tmp_path: Path) -> None
     assert ids(path.read_bytes()) == [one.id]
 
 
-async def test_after_a_write_that_failed_half_way_the_next_begins_on_its_own_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_jsonl_begins_a_new_line_after_a_partial_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, write, calls = tmp_path / "events.jsonl", os.write, 0
 
     def short_then_full(descriptor: int, content: Any) -> int:
@@ -192,9 +190,7 @@ async def test_after_a_write_that_failed_half_way_the_next_begins_on_its_own_lin
     assert rest == [one.body for one in batch]
 
 
-async def test_an_event_counts_as_published_only_once_it_is_on_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_jsonl_event_is_published_only_after_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: int) -> None:
         raise OSError(5, "Input/output error")
 
@@ -203,20 +199,18 @@ async def test_an_event_counts_as_published_only_once_it_is_on_disk(
         assert await sink.publish(publications()) == [SinkDown(reason="Input/output error")]
 
 
-async def test_a_batch_is_one_write_and_one_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_jsonl_batch_is_one_write_and_one_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     async with jsonl(tmp_path / "events.jsonl") as sink:
         await sink.publish(publications())
         for name in ("write", "fsync"):
             original = getattr(os, name)
-            monkeypatch.setattr(os, name, lambda *told, o=original, n=name: (calls.append(n), o(*told))[1])
+            monkeypatch.setattr(os, name, lambda *arguments, o=original, n=name: (calls.append(n), o(*arguments))[1])
         await sink.publish(publications(100))
     assert calls == ["write", "fsync"]
 
 
-async def test_a_disk_that_hangs_holds_up_one_thread_and_no_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_jsonl_hanging_disk_blocks_only_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     released, fsync = threading.Event(), os.fsync
 
     def slow(descriptor: int) -> None:
@@ -232,7 +226,7 @@ async def test_a_disk_that_hangs_holds_up_one_thread_and_no_more(
         released.set()
 
 
-async def test_a_reader_that_went_away_means_that_standard_output_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stdout_broken_pipe_means_sink_down(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as broken:
@@ -241,21 +235,21 @@ async def test_a_reader_that_went_away_means_that_standard_output_is_down(monkey
         assert await configured.sink.publish(publications(2)) == [SinkDown(reason="Broken pipe")] * 2
 
 
-async def test_the_memory_answers_as_it_is_told() -> None:
+async def test_memory_returns_the_results_that_were_set() -> None:
     [configured] = configure([{"name": "m", "type": "memory"}])
     sink: Any = configured.sink
-    told: Sequence[Result] = (Retry(reason="a"), Published(), Refused(reason="b"))
-    sink.tell(*told)
+    expected: Sequence[Result] = (Retry(reason="a"), Published(), Refused(reason="b"))
+    sink.return_next(*expected)
     batch = publications(4)
     results = [result for one in batch for result in await sink.publish([one])]
-    assert results == [*told, Published()]
+    assert results == [*expected, Published()]
     assert sink.attempted == batch
     assert sink.published == [batch[1], batch[3]]
     sink.answer = lambda one: SinkDown(reason=one.id)
     assert await sink.publish(batch[:1]) == [SinkDown(reason=batch[0].id)]
 
 
-async def test_who_asks_after_a_file_does_not_touch_a_line_that_another_is_writing(tmp_path: Path) -> None:
+async def test_jsonl_check_does_not_end_a_line_that_is_being_written(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(b'{"id":"half of')
     async with jsonl(path) as sink:

@@ -32,7 +32,7 @@ class Posted(Protocol):
 
 @dataclass
 class Tables:
-    """All that the database holds of the load."""
+    """All rows of the load in the database."""
 
     bodies: dict[str, bytes] = field(default_factory=dict)
     events: list[Any] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Tables:
 
 
 async def drained(url: str, seconds: float = DRAIN_SECONDS) -> None:
-    """Waits until the processor has passed all that is in the journal."""
+    """Waits until the processor has passed the end of the journal."""
     database, deadline = Database(url), time.monotonic() + seconds
     while await _pending(database):
         assert time.monotonic() < deadline, "callbacks are still pending"
@@ -115,7 +115,7 @@ def _time(value: Any) -> str:
 
 
 def assert_statuses(found: Tables) -> None:
-    """The statuses are what the log says, event by event in its order."""
+    """Folding the log event by event gives the stored statuses."""
     held: dict[tuple[str, str], str] = {}
     said: dict[tuple[str, str], set[str]] = defaultdict(set)
     for event in found.events:

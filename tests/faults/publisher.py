@@ -23,7 +23,7 @@ from receiver.sinks.registry import ConfiguredSink
 from receiver.storage.database import Database
 from tests.event_log import Nobody, now
 
-# a process that is kept from its processor for half of it must not lose it
+# A process that gets no CPU for half of the lease must not lose it.
 LEASE_SECONDS: Final = 4.0
 POLL_SECONDS: Final = 0.05
 TURNS: Final = "turns"
@@ -33,7 +33,7 @@ EVENTS_OF_A_LIFE: Final = 300
 
 
 class Wavering(JsonlSink):
-    """A file that takes its time, in small batches, and now and then does not take a message's events."""
+    """A slow file sink with small batches that now and then fails the events of a message."""
 
     max_batch = 7
 
@@ -46,7 +46,7 @@ class Wavering(JsonlSink):
 
 
 class Lines(Sink):
-    """A file that events are appended to one by one, several of them at once."""
+    """A file sink that appends single events, several at once."""
 
     concurrency = 8
 
@@ -61,7 +61,7 @@ class Lines(Sink):
 
 
 class Mortal(Sink):
-    """Its process dies when it has taken so many events, before anybody has noted the last of them."""
+    """Kills its process after a number of events, before the last of them is settled."""
 
     taken = 0
 
@@ -80,7 +80,7 @@ class MortalPosts(Mortal, Lines): ...
 
 
 class WatchedPosts(Lines):
-    """Tells which process is at work, and of two that publish events of one message at the same time."""
+    """Records which process publishes, and pairs that publish events of one message at the same time."""
 
     max_batch = 3
 
@@ -103,14 +103,14 @@ class WatchedPosts(Lines):
 
 
 def _holder(turn: BinaryIO) -> int:
-    """The process that has a lock on a file; 0 if it just ended."""
+    """The id of the process that holds the lock on a file; 0 if it has just ended."""
     layout = "hhqqi"
-    asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    return int(struct.unpack(layout, fcntl.fcntl(turn, fcntl.F_GETLK, asked))[-1])
+    request = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    return int(struct.unpack(layout, fcntl.fcntl(turn, fcntl.F_GETLK, request))[-1])
 
 
 class WatchedStream(WatchedPosts):
-    """The same in the order of the log, with many events of a message in one batch."""
+    """Like WatchedPosts, but in the order of the log, with several events of a message in one batch."""
 
     keeps_order = True
     concurrency = 1

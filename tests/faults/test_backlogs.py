@@ -1,4 +1,4 @@
-"""A large backlog beside many retries, on databases nobody has analyzed: it drains evenly, and nothing is scanned."""
+"""A large backlog beside many retries, on databases without statistics: it drains evenly, and nothing is scanned."""
 
 import asyncio
 import re
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 SINK = "crm"
 LANES = 25_000
 EACH = 4
-# the place in the log after all events of these lanes
+# The position in the log after all events of these ordering keys.
 RETRIES_END = (LANES + 64) * EACH
 BACKLOGS = {"sqlite": 50_000, "postgresql": 100_000}
 WANTED = range(5_000, 5_256)
@@ -35,7 +35,7 @@ WANTED = range(5_000, 5_256)
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def filled_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A database with retries of many lanes, after them a backlog of events, and no statistics of them."""
+    """A database with retries of many ordering keys, after them a backlog of events, and no statistics of them."""
     if request.param == "sqlite":
         path = tmp_path_factory.mktemp("filled") / "receiver.db"
         shutil.copy(request.getfixturevalue("_sqlite_template"), path)
@@ -121,7 +121,7 @@ async def test_every_search_reads_little_more_than_it_finds(filled: Database, se
         statements.append((statement, parameters[0] if many else parameters))
 
     async with filled.engine.connect() as connection:
-        # for `promote` to have something to do
+        # Gives `promote` rows to update.
         await connection.execute(
             RETRIES.update().where(RETRIES.c.ordering_key.in_(searches.ordering_keys)).values(state="parked")
         )
@@ -136,13 +136,13 @@ async def test_every_search_reads_little_more_than_it_finds(filled: Database, se
 
 
 async def _sqlite_searches(connection: AsyncConnection, statement: str, parameters: Any) -> None:
-    """Nothing is gone through, neither a table nor all that an index has of one sink."""
+    """No query plan scans a table, or all index entries of a sink."""
     for row in await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters):
         assert not re.search(r"SCAN (?!anon_|CONSTANT)|\(sink=\?\)$", row[-1]), row[-1]
 
 
 async def _postgresql_searches(connection: AsyncConnection, statement: str, parameters: Any) -> None:
-    """Rows that are read, also those that are then left out, are not many more than were asked for."""
+    """The query reads few more rows than it returns, rows that it filters out included."""
     explain = f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement}"
     [plan] = (await connection.exec_driver_sql(explain, parameters)).one()[0]
     for node in _nodes(plan["Plan"]):
@@ -157,7 +157,7 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 class Broker(Sink):
-    """Is down until it is told that it is not; notes what comes, and the time that this process has used by then."""
+    """Is down until the test sets it up; records each event and the CPU time that this process has used by then."""
 
     max_batch = 256
 
@@ -177,14 +177,14 @@ class Broker(Sink):
         return [Published()] * len(batch)
 
     def rate(self, quarter: int) -> float:
-        """Events for each second of processor time in a quarter of the backlog: in the least disturbed part of it.
+        """Events per second of CPU time in the least disturbed part of a quarter of the backlog.
 
         Of a second of its time a processor gives less when others use its caches and its core.
         """
         return max(self._rate_of(5 * quarter + part) for part in range(5))
 
     def _rate_of(self, twentieth: int) -> float:
-        start, end = (place * self.backlog / 20 for place in (twentieth, twentieth + 1))
+        start, end = (edge * self.backlog / 20 for edge in (twentieth, twentieth + 1))
         (events, began), *_, (more, ended) = [one for one in self.used if start <= one[0] <= end]
         return (more - events) / (ended - began)
 
@@ -205,5 +205,5 @@ async def test_a_large_backlog_drains_as_fast_at_its_end_as_at_its_beginning(fil
         last[ordering_key] = position
     first, end = broker.rate(0), broker.rate(3)
     print(f"{backlog / seconds:,.0f} events/s; for each second of CPU {first:,.0f} at first, {end:,.0f} at the end")
-    # what is searched from the beginning of the log takes seven times as long at its end
+    # A search from the beginning of the log takes seven times as long at its end.
     assert end > 0.5 * first

@@ -1,4 +1,4 @@
-"""A whole `receiver serve` with brokers that are down, die, hang, and come back, and that is killed itself."""
+"""`receiver serve` with brokers that are down, killed, frozen and restarted, and `receiver serve` killed itself."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ HANGING_SECONDS = 3
 _BREAKER = re.compile(r'^receiver_breaker_state\{sink="(\w+)"\} (\S+)$', re.MULTILINE)
 
 
-class Places:
+class Destinations:
     """Two brokers and a file that events are published to."""
 
     def __init__(self, folder: Path, bus: OwnNats, cache: OwnRedis) -> None:
@@ -61,7 +61,7 @@ class Places:
             await server.add_stream(name=STREAM, subjects=["sms.>"])
 
     async def arrived(self) -> dict[str, list[str]]:
-        """The ids of what is in each place, in its order."""
+        """The ids of the events in each destination, in its order."""
         return {"bus": await self._in_bus(), "cache": self._in_cache(), "file": self.in_file()}
 
     def in_file(self) -> list[str]:
@@ -87,21 +87,21 @@ class Places:
 
 
 @pytest.fixture
-async def places(tmp_path: Path) -> AsyncIterator[Places]:
+async def destinations(tmp_path: Path) -> AsyncIterator[Destinations]:
     with OwnNats(tmp_path) as bus, OwnRedis(tmp_path) as cache:
-        places = Places(tmp_path, bus, cache)
-        await places.create_stream()
-        yield places
+        destinations = Destinations(tmp_path, bus, cache)
+        await destinations.create_stream()
+        yield destinations
 
 
 @contextmanager
-def publishing(folder: Path, url: str, places: Places) -> Iterator[Server]:
+def publishing(folder: Path, url: str, destinations: Destinations) -> Iterator[Server]:
     settings = {
         "CALLBACK_CREDENTIALS": '["u:p"]',
         "API_TOKENS": '["token"]',
         "METRICS_AUTH": "none",
         "DATABASE_URL": url,
-        "SINKS": json.dumps(places.sinks),
+        "SINKS": json.dumps(destinations.sinks),
     }
     with serving(folder, settings=settings) as server:
         yield server
@@ -118,29 +118,31 @@ def breakers(server: Server, states: set[int], *names: str) -> Callable[[], Awai
 
     async def are() -> bool:
         async with client_of(server) as client:
-            told = {name: int(float(state)) for name, state in _BREAKER.findall((await client.get("/metrics")).text)}
-        return all(told.get(name) in states for name in names)
+            breakers = {
+                name: int(float(state)) for name, state in _BREAKER.findall((await client.get("/metrics")).text)
+            }
+        return all(breakers.get(name) in states for name in names)
 
     return are
 
 
-async def everything_arrives(url: str, load: Load, places: Places) -> dict[str, int]:
-    """Waits until all that was answered 200 is in each place, and audits it; returns the surplus copies."""
+async def everything_arrives(url: str, load: Load, destinations: Destinations) -> dict[str, int]:
+    """Waits until every event of an accepted callback is in each destination, audits it, returns the surplus copies."""
     events = await audit(url, load)
 
     async def there() -> bool:
-        return all(events == set(ids) for ids in (await places.arrived()).values())
+        return all(events == set(ids) for ids in (await destinations.arrived()).values())
 
     await until(there, seconds=180)
     database = Database(url)
     log, dead = await whole_log(database), await rows(database, DEAD_LETTERS)
     await database.close()
     assert dead == []
-    return {name: dispatching.audit(log, ids) for name, ids in (await places.arrived()).items()}
+    return {name: dispatching.audit(log, ids) for name, ids in (await destinations.arrived()).items()}
 
 
 async def attempts(url: str) -> list[Any]:
-    """The failures that were put down to an event."""
+    """The failed attempts that were recorded."""
     database = Database(url)
     found = await rows(database, ATTEMPTS)
     await database.close()
@@ -149,12 +151,12 @@ async def attempts(url: str) -> list[Any]:
 
 @on_sqlite
 async def test_brokers_that_are_down_at_the_start_stop_nothing(
-    database_url: str, tmp_path: Path, places: Places
+    database_url: str, tmp_path: Path, destinations: Destinations
 ) -> None:
-    for broker in places.brokers:
+    for broker in destinations.brokers:
         broker.kill()
     load = Load()
-    with publishing(tmp_path, database_url, places) as server:
+    with publishing(tmp_path, database_url, destinations) as server:
         async with client_of(server) as client:
             async with load.on(server.url, "down", connections=CONNECTIONS):
                 await until(breakers(server, {OPEN}, "bus", "cache"))
@@ -162,9 +164,9 @@ async def test_brokers_that_are_down_at_the_start_stop_nothing(
                 await eventually(lambda: len(load.acknowledged) > 400)
             assert set(load.answers) == {200}
             assert (await client.get("/readyz")).status_code == 200
-        for broker in places.brokers:
+        for broker in destinations.brokers:
             broker.start()
-        surplus = await everything_arrives(database_url, load, places)
+        surplus = await everything_arrives(database_url, load, destinations)
         await until(breakers(server, {CLOSED}, "bus", "cache", "file"))
         assert server.stop() == 0
     print(f"{len(load.acknowledged)} events, surplus copies {surplus}")
@@ -172,82 +174,84 @@ async def test_brokers_that_are_down_at_the_start_stop_nothing(
 
 
 async def test_brokers_that_die_under_load_get_everything_when_they_are_back(
-    database_url: str, tmp_path: Path, places: Places
+    database_url: str, tmp_path: Path, destinations: Destinations
 ) -> None:
     load = Load()
-    with publishing(tmp_path, database_url, places) as server:
+    with publishing(tmp_path, database_url, destinations) as server:
         async with load.on(server.url, "outage", connections=CONNECTIONS):
-            await until(in_all(places, 50))
-            for broker in places.brokers:
+            await until(in_all(destinations, 50))
+            for broker in destinations.brokers:
                 broker.kill()
             await until(breakers(server, {OPEN}, "bus", "cache"))
             await asyncio.sleep(1)  # a backlog gathers
-            for broker in places.brokers:
+            for broker in destinations.brokers:
                 broker.start()
             await until(breakers(server, {CLOSED}, "bus", "cache"))
         assert set(load.answers) == {200}
-        surplus = await everything_arrives(database_url, load, places)
+        surplus = await everything_arrives(database_url, load, destinations)
         await until(breakers(server, {CLOSED}, "bus", "cache", "file"))
         assert server.stop() == 0
     print(f"{len(load.acknowledged)} events, surplus copies {surplus}")
     assert await attempts(database_url) == []
 
 
-def in_all(places: Places, count: int) -> Callable[[], Awaitable[bool]]:
+def in_all(destinations: Destinations, count: int) -> Callable[[], Awaitable[bool]]:
     async def there() -> bool:
-        return all(len(ids) >= count for ids in (await places.arrived()).values())
+        return all(len(ids) >= count for ids in (await destinations.arrived()).values())
 
     return there
 
 
 async def test_a_server_killed_under_load_goes_on_where_it_was(
-    database_url: str, tmp_path: Path, places: Places
+    database_url: str, tmp_path: Path, destinations: Destinations
 ) -> None:
     load = Load()
     for round_ in range(2):
         await let_the_lease_lapse(database_url)
-        with publishing(tmp_path, database_url, places) as server:
+        with publishing(tmp_path, database_url, destinations) as server:
             async with load.on(server.url, f"round-{round_}", connections=CONNECTIONS):
-                await until(in_all(places, 100 * (round_ + 1)))
+                await until(in_all(destinations, 100 * (round_ + 1)))
                 server.process.kill()
     await let_the_lease_lapse(database_url)
-    with publishing(tmp_path, database_url, places) as server:
-        surplus = await everything_arrives(database_url, load, places)
+    with publishing(tmp_path, database_url, destinations) as server:
+        surplus = await everything_arrives(database_url, load, destinations)
         assert server.stop() == 0
     print(f"{len(load.acknowledged)} events, 2 kills, surplus copies {surplus}")
     assert await attempts(database_url) == []
 
 
 @on_sqlite
-async def test_brokers_that_hang_hold_up_nobody_else(database_url: str, tmp_path: Path, places: Places) -> None:
+async def test_frozen_brokers_delay_no_other_sink(
+    database_url: str, tmp_path: Path, destinations: Destinations
+) -> None:
     load, delays = Load(), []
-    places.timeout_seconds = HANGING_SECONDS
-    with publishing(tmp_path, database_url, places) as server:
+    destinations.timeout_seconds = HANGING_SECONDS
+    with publishing(tmp_path, database_url, destinations) as server:
         async with client_of(server) as client:
-            await taken(client, places, "warm")
-            for broker in places.brokers:
+            await taken(client, destinations, "warm")
+            for broker in destinations.brokers:
                 broker.freeze()
             began = time.monotonic()
-            # longer than an attempt may take, so that time-outs and probes fall into it
+            # Longer than an attempt may take, so that it includes timeouts and probes.
             while time.monotonic() < began + 2 * HANGING_SECONDS:
-                delays.append(await taken(client, places, f"m{len(delays)}"))
-            for name, broker in zip(("bus", "cache"), places.brokers, strict=True):
+                delays.append(await taken(client, destinations, f"m{len(delays)}"))
+            for name, broker in zip(("bus", "cache"), destinations.brokers, strict=True):
                 # nothing is on its way then that would be answered after all, as an event that nobody else is like
                 await until(breakers(server, {OPEN}, name))
                 broker.thaw()
-        await everything_arrives(database_url, load, places)
+        await everything_arrives(database_url, load, destinations)
         assert server.stop() == 0
     print(f"{len(delays)} events beside frozen brokers, the slowest after {max(delays):.3f} s")
     assert max(delays) < HANGING_SECONDS
     assert await attempts(database_url) == []
 
 
-async def taken(client: httpx2.AsyncClient, places: Places, message_id: str) -> float:
-    """Posts a callback and waits for its event in the file; returns the seconds from the one to the other."""
-    before, posted = places.file.stat().st_size if places.file.exists() else 0, time.monotonic()
+async def taken(client: httpx2.AsyncClient, destinations: Destinations, message_id: str) -> float:
+    """Posts a callback, waits for its event in the file, and returns the seconds between the two."""
+    before, posted = destinations.file.stat().st_size if destinations.file.exists() else 0, time.monotonic()
     answer = await client.post("/callbacks/bandwidth/v2", json=[v2_event(message_id)])
     assert answer.status_code == 200
-    while not places.file.exists() or places.file.stat().st_size == before:
+    while not destinations.file.exists() or destinations.file.stat().st_size == before:
         assert time.monotonic() < posted + 60
         await asyncio.sleep(0.002)
     return time.monotonic() - posted

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 PUBLISHER = Path(publisher.__file__)
 MESSAGES = 160
 DEADLINE_SECONDS = 180.0
-# for a process that has to share its processor with others
+# Time for a process that shares its CPU with others.
 SLACK_SECONDS = 10.0
 
 
@@ -45,7 +45,7 @@ def publishing(url: str, path: Path, behaviour: str = "Wavering") -> Iterator[su
     try:
         yield process
     finally:
-        # a frozen process does not notice being killed until it is woken
+        # SIGKILL also ends a stopped process; SIGTERM would take effect only after SIGCONT.
         process.kill()
         process.wait()
 
@@ -55,15 +55,15 @@ def arrived(path: Path) -> list[str]:
 
 
 def wait_for(path: Path, count: int) -> None:
-    """Waits until so many different events have arrived."""
+    """Waits until at least `count` different events have arrived."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while len(set(arrived(path))) < count:
         assert time.monotonic() < deadline, f"{len(arrived(path))} lines, waiting for {count} events"
-        time.sleep(0.02)  # between two looks at another process
+        time.sleep(0.02)  # between two checks of another process
 
 
 async def freeze(process: subprocess.Popen[bytes], url: str) -> None:
-    """Halts a process, but not half way through a statement.
+    """Freezes a process, but not in the middle of a statement.
 
     asyncpg sends a statement that is new to a connection in two parts; PostgreSQL waits for the second without a limit,
     and keeps the locks.
@@ -78,7 +78,7 @@ async def freeze(process: subprocess.Popen[bytes], url: str) -> None:
 
 
 async def is_half_way(database: asyncpg.Connection) -> bool:
-    """Whether a statement waits for its second part, once the server has done all that it can do by itself."""
+    """Whether a statement waits for its second part after the server has done all it can."""
     others = "datname = current_database() AND state = 'active' AND pid <> pg_backend_pid()"
     await asyncio.sleep(0.2)  # what was sent is read by then
     while True:
@@ -96,7 +96,7 @@ async def appended(url: str, events: list[Event]) -> list[LogEntry]:
 
 
 async def filled(url: str) -> list[LogEntry]:
-    """A log with the lives of many messages, interleaved at random."""
+    """A log with the events of many messages, interleaved at random."""
     lives = [life(f"m{number}") for number in range(MESSAGES)]
     events = []
     while lives:
@@ -107,7 +107,7 @@ async def filled(url: str) -> list[LogEntry]:
     return await appended(url, events)
 
 
-async def test_killed_in_the_middle_again_and_again(database_url: str, tmp_path: Path) -> None:
+async def test_repeated_kills_lose_nothing(database_url: str, tmp_path: Path) -> None:
     entries, path = await filled(database_url), tmp_path / "events.jsonl"
     for killing in range(1, 3):
         with publishing(database_url, path):
@@ -119,22 +119,20 @@ async def test_killed_in_the_middle_again_and_again(database_url: str, tmp_path:
 
 
 @pytest.mark.parametrize("behaviour", ["MortalStream", "MortalPosts"])
-async def test_killed_when_the_sink_has_it_and_nobody_else_knows(
-    database_url: str, tmp_path: Path, behaviour: str
-) -> None:
+async def test_kill_between_publish_and_settlement(database_url: str, tmp_path: Path, behaviour: str) -> None:
     entries, path = await filled(database_url), tmp_path / "events.jsonl"
     with publishing(database_url, path, behaviour) as mortal:
         assert await asyncio.to_thread(mortal.wait, DEADLINE_SECONDS) == -signal.SIGKILL
     await let_the_lease_lapse(database_url)
     with publishing(database_url, path):
         wait_for(path, len(entries))
-    # what was published and not settled comes twice
+    # Events that were published and not settled arrive twice.
     surplus = audit(entries, arrived(path))
     print(f"{surplus} events came twice")
     assert 0 < surplus <= WINDOW
 
 
-async def test_another_process_goes_on_within_the_lease(postgres_url: str, tmp_path: Path) -> None:
+async def test_another_process_takes_over_when_the_lease_expires(postgres_url: str, tmp_path: Path) -> None:
     entries, path = await filled(postgres_url), tmp_path / "events.jsonl"
     with publishing(postgres_url, path) as first:
         wait_for(path, len(entries) // 10)
@@ -190,7 +188,7 @@ async def test_a_process_that_wakes_when_all_is_done_changes_no_row(postgres_url
 
 
 async def written(database: Database) -> list[Any]:
-    """All that a holder writes down, but for how long it still holds."""
+    """Everything that a lease holder stores, except for the lease expiry."""
     passing = ("lease_until", "seen_at")
     sink = select(*(column for column in SINKS.c if column.name not in passing))
     async with database.reading() as connection:
@@ -199,7 +197,7 @@ async def written(database: Database) -> list[Any]:
 
 
 def story(messages: int, events: int) -> list[Event]:
-    """So many events of a few messages, in turns."""
+    """`events` events of `messages` messages in turn."""
     return [make_event(Status.SENT, message_id=f"m{number % messages}", time=number) for number in range(events)]
 
 
@@ -208,7 +206,7 @@ def story(messages: int, events: int) -> list[Event]:
     [("WatchedStream", 1, 10_000), ("WatchedPosts", 6, 2_000)],
     ids=["one message", "a few messages"],
 )
-async def test_of_four_processes_one_at_a_time_publishes(
+async def test_only_one_of_four_processes_publishes_at_a_time(
     postgres_url: str, tmp_path: Path, behaviour: str, messages: int, events: int
 ) -> None:
     entries, path = await appended(postgres_url, story(messages, events)), tmp_path / "events.jsonl"
@@ -228,20 +226,20 @@ async def test_of_four_processes_one_at_a_time_publishes(
     surplus = audit(entries, arrived(path))
     met = overlaps(tmp_path)
     print(f"{events} events, {surplus} of them more than once")
-    # what was under way in the frozen process still is when it wakes; nobody else is ever met
+    # Publishes under way in the frozen process go on when it wakes; no other two overlap.
     assert all(frozen in pair for pair in met)
     assert sum(other == frozen for _, other in met) <= Lines.concurrency
 
 
 def at_work(folder: Path) -> int:
     """The process that publishes."""
-    while not (told := (folder / publisher.AT_WORK).read_text()):
+    while not (text := (folder / publisher.AT_WORK).read_text()):
         time.sleep(0.001)  # it is being written
-    return int(told)
+    return int(text)
 
 
 def overlaps(folder: Path) -> list[tuple[int, int]]:
-    """Who was publishing events of a message, and who did so at the same time."""
+    """Pairs of processes: one that was publishing events of a message, and one that did so at the same time."""
     path = folder / publisher.OVERLAPS
     pairs = map(str.split, path.read_text().splitlines() if path.exists() else ())
     return [(int(one), int(other)) for one, other in pairs]

@@ -1,4 +1,4 @@
-"""Dispatchers on trial: slow sinks and poison, replays beside live traffic, a log that empties, and no lost signal."""
+"""Dispatchers under faults: slow sinks, poison, replays beside live traffic, a log that empties, no lost signal."""
 
 import asyncio
 import statistics
@@ -50,7 +50,7 @@ PAUSE_SECONDS = 0.01
 
 
 class Timed(Sink):
-    """Keeps the ids of what arrived, and how long after their receipt events did that are no replay."""
+    """Stores the ids of arrived events, and the delay since the callback for those that are no replay."""
 
     def __init__(self) -> None:
         self.arrived: list[str] = []
@@ -74,7 +74,7 @@ class TimedFile(Timed, JsonlSink):
 
 
 class TimedPosts(Timed):
-    """As a webhook: one event at a time on each of its connections."""
+    """Like a webhook: one event at a time on each connection."""
 
     concurrency = 32
 
@@ -90,7 +90,7 @@ def starting_now(name: str, sink: Sink) -> ConfiguredSink:
 
 @asynccontextmanager
 async def intake_of(database: Database, run: Running) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
-    """Accepts callbacks, each with one event of a message of its own, and processes them beside the dispatchers."""
+    """Accepts callbacks, each with one event of another message, and processes them beside the dispatchers."""
     processor = Processor(
         database,
         checker=TagChecker(),
@@ -113,19 +113,19 @@ async def intake_of(database: Database, run: Running) -> AsyncIterator[Callable[
         await processor.stop()
 
 
-def told(name: str, delays: Sequence[float]) -> tuple[float, float]:
-    """The median and the 99th percentile, which are also printed."""
+def report(name: str, delays: Sequence[float]) -> tuple[float, float]:
+    """Prints and returns the median and the 99th percentile of the delays."""
     parts = statistics.quantiles(delays, n=100)
     p50, p99 = parts[49], parts[98]
     print(f"{name}: {len(delays)} events, p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms")
     return p50, p99
 
 
-# signals
+# wakeups
 
 
 @on_sqlite
-async def test_what_is_appended_while_the_log_is_read_does_not_wait_for_the_next_poll(
+async def test_event_appended_during_a_read_does_not_wait_for_the_next_poll(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink, read_after, late = memory_sink(), event_log.read_after, life("late")
@@ -160,7 +160,7 @@ async def test_a_replay_to_a_sink_that_was_down_is_the_probe_and_leaves_the_loop
     async with running(database, sink, poll_seconds=30):
         began = asyncio.get_running_loop().time()
         await asyncio.sleep(0.01)
-        # nobody else would have a turn before the next poll
+        # Nothing else would wake the loop before the next poll.
         assert asyncio.get_running_loop().time() - began < 10
         await eventually(lambda: sum(one.replayed for one in memory(sink).published) == len(entries))
 
@@ -169,7 +169,7 @@ async def test_a_replay_to_a_sink_that_was_down_is_the_probe_and_leaves_the_loop
 
 
 @pytest.mark.parametrize("on_refused", ["continue", "park"])
-async def test_what_is_refused_or_fails_for_ever_harms_no_other_message(database: Database, on_refused: str) -> None:
+async def test_refused_and_failing_events_harm_no_other_message(database: Database, on_refused: str) -> None:
     sink = memory_sink(schedule=["10m"], max_age="1h", on_refused=on_refused)
     entries = await append(database, messages(20))
     refused, failing = entries[20].event.id, entries[21].event.id
@@ -216,7 +216,7 @@ async def test_what_is_refused_or_fails_for_ever_harms_no_other_message(database
 
 
 class SlowHook:
-    """An HTTP server that takes its time for every post."""
+    """An HTTP server that answers every post slowly."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -246,7 +246,7 @@ async def slow_hook(seconds: float) -> AsyncIterator[tuple[SlowHook, str]]:
 
 
 def resident() -> int:
-    """The bytes of memory this process has."""
+    """The memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
@@ -268,12 +268,12 @@ async def test_a_slow_sink_slows_down_no_other_and_takes_no_memory(
         return list(file.delays)
 
     async with running(database, fast) as run:
-        alone, _ = told("alone", await traffic(run, "alone"))
+        alone, _ = report("alone", await traffic(run, "alone"))
     async with slow_hook(0.2) as (hook, url):
         fields = {"egress_allow": ["127.0.0.0/8"], "concurrency": 1}
         [slow] = configure([{"name": "slow", "type": "webhook", "url": url, **fields}])
         async with running(database, fast, slow) as run:
-            beside, _ = told("beside a slow one", await traffic(run, "beside"))
+            beside, _ = report("beside a slow one", await traffic(run, "beside"))
             before, end = resident(), 10_000 + len(await whole_log(database))
             later = ({**row, "position": row["position"] + end} for row in event_rows(10_000))
             await asyncio.to_thread(write, database_url, "events", later)
@@ -284,7 +284,7 @@ async def test_a_slow_sink_slows_down_no_other_and_takes_no_memory(
     audit(await whole_log(database), file.arrived)
     print(f"{posts} posts meanwhile; 10,000 events later the process has {grown / 1e6:.1f} MB more")
     assert 0 < posts < 1000
-    # a hundred events that wait for as many posts take twenty seconds
+    # A hundred events at the speed of the slow posts would take twenty seconds.
     assert beside < 2 * alone + 2
     assert grown < 50e6
 
@@ -298,7 +298,7 @@ async def test_a_log_that_empties_and_fills_again_and_again_stays_quick(database
         off = [f"ALTER TABLE {table} SET (autovacuum_enabled = off)" for table in ("events", "messages", "retries")]
         await asyncio.to_thread(on_postgres, database_url, *off)
     posts = TimedPosts()
-    # a signal that is lost would cost thirty seconds
+    # A lost wakeup would cost thirty seconds.
     async with running(database, starting_now("hook", posts), poll_seconds=30) as run, intake_of(database, run) as take:
         for round_ in range(100):
             await asyncio.gather(*(take(f"{round_}-{number}") for number in range(10)))
@@ -309,9 +309,9 @@ async def test_a_log_that_empties_and_fills_again_and_again_stays_quick(database
             async with database.writing_journal() as connection:
                 await connection.execute(text("DELETE FROM callbacks"))
     assert len(set(posts.arrived)) == 1000
-    told("the first ten times", posts.delays[:100])
-    last, _ = told("the last ten times", posts.delays[-100:])
-    p50, _ = told("100 times", posts.delays)
+    report("the first ten times", posts.delays[:100])
+    last, _ = report("the last ten times", posts.delays[-100:])
+    p50, _ = report("100 times", posts.delays)
     assert last < 2 * p50 + 0.5
     assert max(posts.delays) < 15
 
@@ -338,7 +338,7 @@ async def test_live_events_do_not_wait_for_a_replay(database: Database, database
                 await asyncio.sleep(PAUSE_SECONDS)
                 number += 1
             await eventually(lambda: all(len(sink.delays) == number for sink in timed.values()))
-            return {place: told(f"{place}, {name}", sink.delays) for place, sink in timed.items()}
+            return {key: report(f"{key}, {name}", sink.delays) for key, sink in timed.items()}
 
         async def for_a_while(number: int) -> bool:
             return number < 100
@@ -357,6 +357,6 @@ async def test_live_events_do_not_wait_for_a_replay(database: Database, database
     live = [entry for entry in await whole_log(database) if entry.position > count]
     for name, sink in timed.items():
         assert audit(live, sink.arrived) == 0
-        # what waits for the replay waits for half of it on average
+        # An event that waits for the replay waits for half of it on average.
         assert beside[name][0] < without[name][0] + took / 20
         assert beside[name][1] < without[name][1] + took / 5

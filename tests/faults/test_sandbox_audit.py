@@ -1,4 +1,4 @@
-"""Many messages of both generations with everything that can go wrong, then what receiver says beside what is true."""
+"""Many messages of both API versions with every fault, then the receiver's statuses against the expected ones."""
 
 import asyncio
 import itertools
@@ -39,53 +39,53 @@ RATES = {
     "batch": 0.2,
 }
 SINK = {"name": "file", "type": "jsonl", "path": "events.jsonl", "start": "beginning"}
-OURS = ("+19195550001", "+19195550002")
-AT_ONCE = 50
-# on the sandbox's clock: beyond the latest late receipt, before a callback is given up
+OWN_NUMBERS = ("+19195550001", "+19195550002")
+ARRAY_SIZE = 50
+# On the sandbox's clock: after the latest late receipt, before the end of the retries.
 PAST_LATE_RECEIPTS = 80.0
 
 Delivery = tuple[str, str, str]
-Standing = tuple[str, str, int | None, bool]
+StatusRow = tuple[str, str, int | None, bool]
 
 
-async def test_what_receiver_says_of_ten_thousand_messages_is_what_is_true(sqlite_url: str, tmp_path: Path) -> None:
+async def test_receiver_agrees_with_the_sandbox_on_10000_messages_sqlite(sqlite_url: str, tmp_path: Path) -> None:
     await audit(tmp_path, sqlite_url, messages=10_000)
 
 
-async def test_what_a_receiver_on_postgresql_says_is_what_is_true(postgres_url: str, tmp_path: Path) -> None:
+async def test_receiver_agrees_with_the_sandbox_on_2000_messages_postgresql(postgres_url: str, tmp_path: Path) -> None:
     await audit(tmp_path, postgres_url, messages=2_000)
 
 
 async def audit(folder: Path, database_url: str, messages: int) -> None:
-    """Sends so many messages through a sandbox and a receiver, and compares the two."""
+    """Sends messages with a sandbox to a receiver, and compares the two."""
     settings = {"DATABASE_URL": database_url, "SINKS": json.dumps([SINK])}
-    async with round_trip(folder, receiver=settings, rates=RATES, max_posts=20 * messages, connections=32) as there:
-        await send_everything(there, messages)
-        await there.sandbox.post("/sandbox/clock", json={"advance": PAST_LATE_RECEIPTS})
-        await there.settle(600)
+    async with round_trip(folder, receiver=settings, rates=RATES, max_posts=20 * messages, connections=32) as trip:
+        await send_everything(trip, messages)
+        await trip.sandbox.post("/sandbox/clock", json={"advance": PAST_LATE_RECEIPTS})
+        await trip.settle(600)
         await drained(database_url)
-        truth = (await there.sandbox.get("/sandbox/truth")).json()
-        posts = (await there.sandbox.get("/sandbox/posts")).json()
-        # 401 is the challenge, 404 the address where nobody is; of what is answered otherwise nothing can be said
+        expected = (await trip.sandbox.get("/sandbox/expected")).json()
+        posts = (await trip.sandbox.get("/sandbox/posts")).json()
+        # 401 is the challenge, 404 the path that does not exist. Any other status would leave a delivery uncertain.
         assert {post["status"] for post in posts} == {200, 401, 404}
-        told = read_posts(posts)
+        answered = parse_posts(posts)
 
-        assert len({one["messageId"] for one in truth}) == messages
-        await assert_statuses(there, truth)
-        log = await assert_log(there, told)
+        assert len({row["messageId"] for row in expected}) == messages
+        await assert_statuses(trip, expected)
+        log = await assert_log(trip, answered)
         await assert_file(folder / SINK["path"], log)
-        assert there.server.stop() == 0
-    await assert_journal(database_url, told)
-    assert_nothing_was_left_out(truth, told)
+        assert trip.server.stop() == 0
+    await assert_journal(database_url, answered)
+    assert_every_case_occurred(expected, answered)
 
 
-async def send_everything(there: RoundTrip, messages: int) -> None:
-    """Half of it in v1's arrays, by GET and POST and fallback; the rest v2, groups, MMS, inbound, magic numbers."""
-    numbers = [one["number"] for one in (await there.sandbox.get("/sandbox/numbers")).json()]
-    requests = iter_requests(there, messages, numbers)
+async def send_everything(trip: RoundTrip, messages: int) -> None:
+    """Sends half of the messages in v1 arrays, with GET, POST and fallback; the rest are v2 and inbound."""
+    numbers = [row["number"] for row in (await trip.sandbox.get("/sandbox/numbers")).json()]
+    requests = iter_requests(trip, messages, numbers)
     async with asyncio.TaskGroup() as group:
         for _ in range(8):
-            group.create_task(send(there.sandbox, requests))
+            group.create_task(send(trip.sandbox, requests))
 
 
 async def send(client: httpx2.AsyncClient, requests: Iterator[tuple[str, Any]]) -> None:
@@ -93,18 +93,18 @@ async def send(client: httpx2.AsyncClient, requests: Iterator[tuple[str, Any]]) 
         answer = await client.post(path, json=body)
         assert answer.status_code == 202, answer.text
         if isinstance(body, list):
-            assert all(one["result"] == "accepted" for one in answer.json()), answer.text
+            assert all(result["result"] == "accepted" for result in answer.json()), answer.text
 
 
-def iter_requests(there: RoundTrip, messages: int, numbers: list[str]) -> Iterator[tuple[str, Any]]:
-    """Paths and bodies that make so many messages."""
+def iter_requests(trip: RoundTrip, messages: int, numbers: list[str]) -> Iterator[tuple[str, Any]]:
+    """Yields paths and bodies of requests for `messages` messages."""
     of_v1 = messages // 2
-    for place in range(0, of_v1, AT_ONCE):
+    for place in range(0, of_v1, ARRAY_SIZE):
         yield (
             f"/v1/users/{USER}/messages",
-            [v1_message(there, number, numbers) for number in range(place, min(place + AT_ONCE, of_v1))],
+            [v1_message(trip, number, numbers) for number in range(place, min(place + ARRAY_SIZE, of_v1))],
         )
-    # the last kind makes two messages, one for each of our numbers
+    # The last kind makes two messages, one for each own number.
     kinds = itertools.cycle([v2_single] * 5 + [v2_group, v2_mms, v1_inbound, v2_inbound_group])
     number = 0
     while number < messages - of_v1:
@@ -114,22 +114,22 @@ def iter_requests(there: RoundTrip, messages: int, numbers: list[str]) -> Iterat
 
 
 def recipient(number: int, numbers: list[str], offset: int = 0) -> str:
-    """A magic number first, one after the other, then ordinary ones."""
+    """Each magic number once, then ordinary numbers."""
     place = number // 2 + offset
     return numbers[place] if place < len(numbers) else f"+1919{2_000_000 + number * 4 + offset}"
 
 
-def v1_message(there: RoundTrip, number: int, numbers: list[str]) -> dict[str, Any]:
+def v1_message(trip: RoundTrip, number: int, numbers: list[str]) -> dict[str, Any]:
     path, fallback = "/callbacks/bandwidth/v1", {}
     if number % 10 in (4, 9):
-        # nobody answers there but with 404
-        path, fallback = "/elsewhere", {"fallbackUrl": there.v1_callback_url("/callbacks/bandwidth/v1/fallback")}
+        # This path is answered 404.
+        path, fallback = "/elsewhere", {"fallbackUrl": trip.v1_callback_url("/callbacks/bandwidth/v1/fallback")}
     mms = number % 7 == 6
     return {
         "from": "+19195551212",
         "to": recipient(number, numbers),
         "text": f"number {number}",
-        "callbackUrl": there.v1_callback_url(path),
+        "callbackUrl": trip.v1_callback_url(path),
         "callbackHttpMethod": "get" if number % 2 else "post",
         **({"media": ["https://example.com/cat.png"]} if mms else {"receiptRequested": receipts(number)}),
         "tag": f"order-{number}",
@@ -165,65 +165,65 @@ def v2_mms(number: int, numbers: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 def v1_inbound(number: int, _: list[str]) -> tuple[str, dict[str, Any]]:
-    return "/sandbox/inbound", {"api": "v1", "from": f"+1919{2_000_000 + number}", "to": OURS[0], "text": "hi"}
+    return "/sandbox/inbound", {"api": "v1", "from": f"+1919{2_000_000 + number}", "to": OWN_NUMBERS[0], "text": "hi"}
 
 
 def v2_inbound_group(number: int, _: list[str]) -> tuple[str, dict[str, Any]]:
     return "/sandbox/inbound", {
         "from": f"+1919{2_000_000 + number}",
-        "to": OURS,
+        "to": OWN_NUMBERS,
         "others": ["+19195557777"],
         "text": "hi all",
     }
 
 
 @dataclass
-class Told:
-    """What the sandbox's own posts say was answered 2xx: `events` by message, each once, and what came beside."""
+class AnsweredEvents:
+    """What the receiver answered 2xx according to the sandbox: `events` by message, each once, and counts."""
 
     events: dict[str, set[tuple[Any, ...]]] = field(default_factory=dict)
     accepted: int = 0
-    unfamiliar: int = 0
+    unknown_type: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
 
 
-def read_posts(posts: Iterable[dict[str, Any]]) -> Told:
-    told = Told()
+def parse_posts(posts: Iterable[dict[str, Any]]) -> AnsweredEvents:
+    answered = AnsweredEvents()
     for post in posts:
         if post["status"] != 200:
             continue
-        elements = [element for element in read_elements(post) if not is_unfamiliar(element)]
-        told.accepted += 1
-        told.unfamiliar += len(elements) < len(read_elements(post))
-        told.kinds[f"{post['api']} {post['method']} {post['route']}"] += 1
-        told.kinds["several in one"] += len(elements) > 1
-        known = told.events.setdefault(post["messageId"], set())
+        elements = [element for element in parse_elements(post) if not is_unknown_type(element)]
+        answered.accepted += 1
+        answered.unknown_type += len(elements) < len(parse_elements(post))
+        answered.kinds[f"{post['api']} {post['method']} {post['route']}"] += 1
+        answered.kinds["several in one"] += len(elements) > 1
+        known = answered.events.setdefault(post["messageId"], set())
         for element in elements:
-            told.kinds["copies"] += identity(element) in known
+            answered.kinds["copies"] += identity(element) in known
             known.add(identity(element))
-    return told
+    return answered
 
 
-def read_elements(post: dict[str, Any]) -> list[dict[str, Any]]:
+def parse_elements(post: dict[str, Any]) -> list[dict[str, Any]]:
     if post["query"]:
         return [{name: values[0] for name, values in parse_qs(post["query"]).items()}]
     body = post["body"]
     return body if isinstance(body, list) else [body]
 
 
-def is_unfamiliar(element: dict[str, Any]) -> bool:
+def is_unknown_type(element: dict[str, Any]) -> bool:
     return element.get("type") == "message-pondered" or element.get("eventType") == "rcs"
 
 
 def identity(element: dict[str, Any]) -> tuple[Any, ...]:
-    """What makes an event another one: v2's type, recipient and time; v1's states and code."""
+    """The identity of an event: v2's type, recipient, time and code; v1's states and code."""
     names = ("type", "to", "time", "errorCode") if "type" in element else ("state", "deliveryState", "deliveryCode")
     return tuple(str(element.get(name)) for name in names)
 
 
-async def pages(client: httpx2.AsyncClient, path: str, **asked: Any) -> AsyncIterator[list[dict[str, Any]]]:
-    """The pages of a list, to the last that has something on it."""
-    answer = await client.get(path, params=asked)
+async def pages(client: httpx2.AsyncClient, path: str, **parameters: Any) -> AsyncIterator[list[dict[str, Any]]]:
+    """Yields the pages of a list that are not empty."""
+    answer = await client.get(path, params=parameters)
     while page := answer.raise_for_status().json():
         yield page
         if "next" not in answer.links:
@@ -231,44 +231,44 @@ async def pages(client: httpx2.AsyncClient, path: str, **asked: Any) -> AsyncIte
         answer = await client.get(answer.links["next"]["url"])
 
 
-async def assert_statuses(there: RoundTrip, truth: list[dict[str, Any]]) -> None:
-    """Every delivery stands where it must, and there are no others."""
-    assert all(one["certain"] for one in truth)
-    wanted: dict[Delivery, Standing] = {
-        (one["api"], one["messageId"], number_key(one["recipient"])): (
-            one["direction"],
-            one["status"],
-            one["code"],
-            one["contradicted"],
+async def assert_statuses(trip: RoundTrip, expected: list[dict[str, Any]]) -> None:
+    """Every delivery has its expected status, and there are no other deliveries."""
+    assert all(row["certain"] for row in expected)
+    wanted: dict[Delivery, StatusRow] = {
+        (row["api"], row["messageId"], number_key(row["recipient"])): (
+            row["direction"],
+            row["status"],
+            row["code"],
+            row["contradicted"],
         )
-        for one in truth
-        if one["status"] is not None
+        for row in expected
+        if row["status"] is not None
     }
-    found: dict[Delivery, Standing] = {}
-    async for page in pages(there.receiver, "/api/messages", size=1000, sortOrder="asc"):
+    found: dict[Delivery, StatusRow] = {}
+    async for page in pages(trip.receiver, "/api/messages", size=1000, sortOrder="asc"):
         for message in page:
-            for one in message["recipients"]:
-                key = (message["api"], message["id"], number_key(one["to"]))
+            for row in message["recipients"]:
+                key = (message["api"], message["id"], number_key(row["to"]))
                 assert key not in found
-                found[key] = (message["direction"], one["status"], one["deliveryCode"], one["contradicted"])
+                found[key] = (message["direction"], row["status"], row["deliveryCode"], row["contradicted"])
     differing = {key: (found.get(key), wanted.get(key)) for key in found.keys() | wanted.keys()}
-    differing = {key: (said, true) for key, (said, true) in differing.items() if said != true}
+    differing = {key: (actual, wanted) for key, (actual, wanted) in differing.items() if actual != wanted}
     assert not differing, (len(differing), dict(itertools.islice(differing.items(), 20)))
 
 
-async def assert_log(there: RoundTrip, told: Told) -> list[str]:
-    """The log holds every event that was answered 200, once; returns its event ids in their order."""
-    log = [event async for page in pages(there.receiver, "/api/events", after=0, limit=1000) for event in page]
+async def assert_log(trip: RoundTrip, answered: AnsweredEvents) -> list[str]:
+    """The event log has every event that was answered 200, once. Returns its event ids in order."""
+    log = [event async for page in pages(trip.receiver, "/api/events", after=0, limit=1000) for event in page]
     ids = [event["id"] for event in log]
     assert len(set(ids)) == len(ids)
     counted = Counter(event["subject"] for event in log)
-    assert counted == Counter({message_id: len(events) for message_id, events in told.events.items()})
+    assert counted == Counter({message_id: len(events) for message_id, events in answered.events.items()})
     assert_order(log)
     return ids
 
 
 async def assert_file(path: Path, log: list[str]) -> None:
-    """The sink has everything, once, each message's events in their order."""
+    """The sink has every event once, and the events of each message in order."""
     deadline = time.monotonic() + 300
     while line_count(path) < len(log):
         assert time.monotonic() < deadline
@@ -282,27 +282,27 @@ def line_count(path: Path) -> int:
     return path.read_bytes().count(b"\n")
 
 
-async def assert_journal(url: str, told: Told) -> None:
-    """Every callback is in the journal or was a repeat; the status table is what the events make it."""
+async def assert_journal(url: str, answered: AnsweredEvents) -> None:
+    """Every callback is in the journal or a repeat; a rebuild from the events changes no status."""
     database = Database(url)
     async with database.reading() as connection:
         in_journal = (await connection.execute(text("SELECT count(*) FROM callbacks"))).scalar_one()
         callbacks, repeats = (await connection.execute(text("SELECT callbacks, repeats FROM processor"))).one()
         quarantined = await connection.execute(text("SELECT DISTINCT callback_id, reason FROM quarantine"))
-        assert Counter(reason for _, reason in quarantined) == Counter({"unknown-type": told.unfamiliar})
+        assert Counter(reason for _, reason in quarantined) == Counter({"unknown-type": answered.unknown_type})
     rebuilt = await Rebuild(database, FinalConflict.FAILED_WINS, writes=False).run()
     await database.close()
-    assert callbacks == in_journal + repeats == told.accepted
+    assert callbacks == in_journal + repeats == answered.accepted
     assert rebuilt.differing == 0
 
 
-def assert_nothing_was_left_out(truth: list[dict[str, Any]], told: Told) -> None:
-    """Everything that can go wrong did."""
-    statuses = {one["status"] for one in truth}
+def assert_every_case_occurred(expected: list[dict[str, Any]], answered: AnsweredEvents) -> None:
+    """Every status, route and fault occurred."""
+    statuses = {row["status"] for row in expected}
     assert statuses >= {None, "unknown", "sending", "sent", "unconfirmed", "delivered", "failed", "read", "received"}
-    assert {one["contradicted"] for one in truth} == {True, False}
+    assert {row["contradicted"] for row in expected} == {True, False}
     for kind in ("v1 GET primary", "v1 POST primary", "v1 GET fallback", "v1 POST fallback", "v2 POST primary"):
-        assert told.kinds[kind]
-    assert told.kinds["copies"] > told.accepted / 100
-    assert told.kinds["several in one"]
-    assert told.unfamiliar
+        assert answered.kinds[kind]
+    assert answered.kinds["copies"] > answered.accepted / 100
+    assert answered.kinds["several in one"]
+    assert answered.unknown_type

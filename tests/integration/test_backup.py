@@ -102,7 +102,7 @@ def test_a_backup_holds_both_files_for_its_owner_alone(main_file: Path, target: 
 
 def test_a_backup_does_not_replace_another(main_file: Path, target: Path) -> None:
     target.mkdir()
-    with pytest.raises(UnusableBackup, match="is there already"):
+    with pytest.raises(UnusableBackup, match="exists already"):
         backup.back_up(main_file, target, now=TIME)
 
 
@@ -267,7 +267,7 @@ def test_an_interrupted_restore_is_refused_at_the_start_until_it_is_run_again(
     while restore_and_die(target, main_file, renames, monkeypatch):
         renames += 1
         if sqlite_file.staging(main_file).exists():
-            with pytest.raises(UnfitDatabase, match="run receiver restore once more"):
+            with pytest.raises(UnfitDatabase, match="run receiver restore again"):
                 sqlite_file.prepare(url)
         else:
             # Nothing was replaced yet.

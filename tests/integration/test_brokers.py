@@ -1,4 +1,4 @@
-"""The tests' own brokers and proxy do what the tests of sinks rely on."""
+"""Tests the brokers and the proxy that the sink tests rely on."""
 
 import asyncio
 import socket
@@ -28,49 +28,49 @@ pytestmark = pytest.mark.anyio
 
 async def _put_nats(url: str) -> None:
     client = await nats.connect(url)
-    await client.jetstream().add_stream(name="kept", subjects=["kept"])
-    await client.jetstream().publish("kept", b"kept")
+    await client.jetstream().add_stream(name="stored", subjects=["stored"])
+    await client.jetstream().publish("stored", b"stored")
     await client.close()
 
 
 async def _kept_by_nats(url: str) -> int:
     client = await nats.connect(url)
-    found = await client.jetstream().stream_info("kept")
+    found = await client.jetstream().stream_info("stored")
     await client.close()
     return found.state.messages
 
 
 async def _put_redis(url: str) -> None:
     with redis.Redis.from_url(url) as client:
-        client.xadd("kept", {"kept": "kept"})
+        client.xadd("stored", {"stored": "stored"})
 
 
 async def _kept_by_redis(url: str) -> int:
     with redis.Redis.from_url(url) as client:
-        return int(client.xlen("kept"))
+        return int(client.xlen("stored"))
 
 
 async def _put_rabbitmq(url: str) -> None:
     async with await aio_pika.connect(url) as connection, connection.channel() as channel:
-        await channel.declare_queue("kept", durable=True)
-        message = aio_pika.Message(b"kept", delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-        await channel.default_exchange.publish(message, "kept")
+        await channel.declare_queue("stored", durable=True)
+        message = aio_pika.Message(b"stored", delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+        await channel.default_exchange.publish(message, "stored")
 
 
 async def _kept_by_rabbitmq(url: str) -> int:
     async with await aio_pika.connect(url) as connection, connection.channel() as channel:
-        queue = await channel.declare_queue("kept", passive=True)
+        queue = await channel.declare_queue("stored", passive=True)
         return queue.declaration_result.message_count or 0
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of broker: what it answers to, and how it is given one message and asked for how many it has."""
+    """A kind of broker: how to publish one message to it, and how to count the messages it has."""
 
     own: Callable[[Path], OwnServer]
     hello: bytes
     put: Callable[[str], Awaitable[None]]
-    kept: Callable[[str], Awaitable[int]]
+    stored: Callable[[str], Awaitable[int]]
 
 
 KINDS = [
@@ -93,7 +93,7 @@ async def test_a_killed_server_starts_again_on_its_port_with_its_data(kind: Kind
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((server.host, server.port), timeout=2)
         server.start()
-        assert (server.url, await kind.kept(url)) == (url, 1)
+        assert (server.url, await kind.stored(url)) == (url, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,7 +122,7 @@ async def test_a_redis_that_appends_nothing_loses_its_data_when_killed(tmp_path:
         assert await _kept_by_redis(server.url) == 0
 
 
-async def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+async def test_failed_server_start_reports_why(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="nonsense"), OwnNats(tmp_path, config="nonsense: true"):
         pass
 
@@ -136,7 +136,7 @@ Shared = Callable[[], AbstractContextManager[str]]
 
 
 @pytest.mark.parametrize(("name", "shared"), SHARED)
-def test_where_no_server_is_there_one_is_started(name: str, shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_server_is_started(name: str, shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(f"RECEIVER_TEST_{name.upper()}_URL", raising=False)
     monkeypatch.setattr(f"tests.brokers.{name}._STANDARD", f"{name}://127.0.0.1:{lasting_port()}")
     with shared() as url:
@@ -204,33 +204,33 @@ async def test_a_cluster_answers_with_the_errors_it_is_given() -> None:
                 await given.send_and_wait("answers", b"refused")
             cluster.push_errors(PRODUCE, [KafkaError.NOT_ENOUGH_REPLICAS] * 1000)
             cluster.clear_errors(PRODUCE)
-            await given.send_and_wait("answers", b"kept")
+            await given.send_and_wait("answers", b"stored")
         cluster.set_topic_error("missing", KafkaError.UNKNOWN_TOPIC_OR_PART)
         async with producer(cluster.bootstrap, seconds=2) as given:
             with pytest.raises(UnknownTopicOrPartitionError):
                 await given.send_and_wait("missing", b"refused")
-        assert [record.value for record in cluster.records("answers")] == [b"kept"]
+        assert [record.value for record in cluster.records("answers")] == [b"stored"]
 
 
 async def test_a_cluster_that_was_down_or_frozen_takes_up_where_it_was() -> None:
     with KafkaCluster() as cluster:
         host, _, port = cluster.bootstrap.partition(":")
-        cluster.create_topic("kept")
+        cluster.create_topic("stored")
         async with producer(cluster.bootstrap) as given:
-            await given.send_and_wait("kept", b"before")
+            await given.send_and_wait("stored", b"before")
             cluster.down()
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection((host, int(port)), timeout=2)
-            sent = await given.send("kept", b"while down")
+            sent = await given.send("stored", b"while down")
             cluster.up()
             await sent
             cluster.freeze()
-            sent = await given.send("kept", b"while frozen")
+            sent = await given.send("stored", b"while frozen")
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(sent), 0.1)
             cluster.thaw()
             await sent
-        assert {record.value for record in cluster.records("kept")} == {b"before", b"while down", b"while frozen"}
+        assert {record.value for record in cluster.records("stored")} == {b"before", b"while down", b"while frozen"}
         cluster.kill()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((host, int(port)), timeout=2)
@@ -253,12 +253,12 @@ async def test_a_producer_reaches_a_cluster_through_the_proxy_it_advertises() ->
 
 @asynccontextmanager
 async def echo_behind_proxy() -> AsyncIterator[Proxy]:
-    """A proxy in front of a server that says again what it is told."""
+    """A proxy in front of an echo server."""
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
-            while said := await reader.read(1024):
-                writer.write(said)
+            while data := await reader.read(1024):
+                writer.write(data)
         writer.close()
 
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
@@ -279,16 +279,16 @@ async def connected(between: Proxy) -> AsyncIterator[tuple[asyncio.StreamReader,
 
 
 async def _echoed(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, said: bytes = b"said", seconds: float = 45
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes = b"data", seconds: float = 45
 ) -> bytes:
-    writer.write(said)
-    return await asyncio.wait_for(reader.readexactly(len(said)), seconds)
+    writer.write(data)
+    return await asyncio.wait_for(reader.readexactly(len(data)), seconds)
 
 
 async def test_a_proxy_forwards_all_and_the_end_of_it() -> None:
     async with echo_behind_proxy() as between, connected(between) as (reader, writer):
-        said = b"said" * 100_000
-        assert await _echoed(reader, writer, said) == said
+        data = b"data" * 100_000
+        assert await _echoed(reader, writer, data) == data
         writer.write_eof()
         assert await asyncio.wait_for(reader.read(), 45) == b""
 
@@ -304,7 +304,7 @@ async def test_a_proxy_that_refuses_resets_what_is_connected_and_takes_no_more()
             await asyncio.open_connection("127.0.0.1", between.port)
         await between.forward()
         async with connected(between) as (reader, writer):
-            assert await _echoed(reader, writer) == b"said"
+            assert await _echoed(reader, writer) == b"data"
 
 
 async def test_a_proxy_that_is_a_blackhole_never_answers_old_or_new_connections() -> None:
@@ -328,7 +328,7 @@ async def test_a_proxy_that_cuts_takes_new_connections_at_once() -> None:
         with pytest.raises(ConnectionResetError):
             await reader.read(1)
         async with connected(between) as (reader, writer):
-            assert await _echoed(reader, writer) == b"said"
+            assert await _echoed(reader, writer) == b"data"
 
 
 async def test_a_proxy_resets_connections_when_its_server_is_gone() -> None:

@@ -49,5 +49,5 @@ async def test_migrating_twice_changes_nothing_and_check_is_content(database_url
     database = Database(database_url)
     await schema.migrate(database)
     await schema.check(database)
-    assert await schema.current(database) == schema.newest()
+    assert await schema.current(database) == schema.NEWEST
     await database.close()

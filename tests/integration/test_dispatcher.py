@@ -1,4 +1,4 @@
-"""From the log to the sinks: order, retries, dead letters, leases, whatever the sink does."""
+"""Dispatchers: order, retries, dead letters and leases, whatever the sink does."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event as sqlalchemy_event
 
 from receiver.domain.events import Status
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry, SinkDown
@@ -31,7 +31,7 @@ from tests.event_log import append, eventually, life, memory_sink, now
 
 pytestmark = pytest.mark.anyio
 
-# what both databases do alike is tried on one
+# What both databases do alike is tested on one.
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
@@ -76,7 +76,7 @@ async def test_without_a_wakeup_the_log_is_polled(database: Database) -> None:
         await eventually(lambda: len(memory(sink).published) == 4)
 
 
-async def test_a_filter_leaves_out_and_the_cursor_passes(database: Database) -> None:
+async def test_filtered_events_are_skipped_and_the_cursor_passes(database: Database) -> None:
     sink = memory_sink(events=["message.sent"])
     entries = await append(database, messages(100))
     async with running(database, sink):
@@ -99,7 +99,7 @@ async def test_each_sink_has_its_own_cursor(database: Database) -> None:
     assert (await sink_row(database, "slow")).cursor == 0
 
 
-async def test_a_failure_is_tried_again_at_its_time_and_its_lane_waits(database: Database) -> None:
+async def test_retry_is_published_when_due_and_its_ordering_key_waits(database: Database) -> None:
     sink = memory_sink(schedule=["10m"])
     entries = await append(database, [*life("bad"), *life("good")])
     failing = entries[1].event.id
@@ -129,11 +129,11 @@ async def test_a_failure_is_tried_again_at_its_time_and_its_lane_waits(database:
     assert sorted(ids(memory(sink).published)) == sorted(entry.event.id for entry in entries)
 
 
-async def test_events_that_come_later_wait_behind_a_retry(database: Database) -> None:
+async def test_later_events_are_parked_behind_a_retry(database: Database) -> None:
     sink = memory_sink(schedule=["10m"])
     first, second = life("m", (Status.SENT, Status.DELIVERED))
     await append(database, [first])
-    memory(sink).tell(Retry(reason="status 500"))
+    memory(sink).return_next(Retry(reason="status 500"))
     async with running(database, sink) as run:
 
         async def waiting() -> int:
@@ -154,10 +154,10 @@ async def test_events_that_come_later_wait_behind_a_retry(database: Database) ->
     assert ids(memory(sink).published) == [first.id, second.id]
 
 
-async def test_a_lane_that_waited_drains_without_waiting_for_the_poll(database: Database) -> None:
+async def test_parked_ordering_key_drains_without_waiting_for_the_poll(database: Database) -> None:
     sink = memory_sink(schedule=["10m"])
     entries = await append(database, life("m"))
-    memory(sink).tell(Retry(reason="status 500"))
+    memory(sink).return_next(Retry(reason="status 500"))
     async with running(database, sink):
 
         async def parked() -> bool:
@@ -169,7 +169,7 @@ async def test_a_lane_that_waited_drains_without_waiting_for_the_poll(database: 
     assert ids(memory(sink).published) == [entry.event.id for entry in entries]
 
 
-async def test_a_refused_event_is_a_dead_letter_and_its_lane_goes_on(database: Database) -> None:
+async def test_refused_event_is_a_dead_letter_and_its_ordering_key_goes_on(database: Database) -> None:
     sink = memory_sink()
     entries = await append(database, [*life("bad"), *life("good")])
     poison = entries[1].event.id
@@ -181,10 +181,10 @@ async def test_a_refused_event_is_a_dead_letter_and_its_lane_goes_on(database: D
     assert in_order(memory(sink).published)
 
 
-async def test_an_event_too_old_to_try_again_is_a_dead_letter(database: Database) -> None:
+async def test_event_older_than_max_age_is_a_dead_letter(database: Database) -> None:
     sink = memory_sink(schedule=["10m"], max_age="10m")
     await append(database, life("m", (Status.SENT, Status.DELIVERED)))
-    memory(sink).tell(Retry(reason="status 500"), Retry(reason="status 503"))
+    memory(sink).return_next(Retry(reason="status 500"), Retry(reason="status 503"))
     async with running(database, sink) as run:
         await eventually(lambda: run.observed.outcomes["crm"] == ["retry"])
         run.clock.ahead = timedelta(minutes=11)
@@ -197,7 +197,7 @@ async def test_an_event_too_old_to_try_again_is_a_dead_letter(database: Database
 async def test_a_requeued_dead_letter_is_published_with_the_same_id(database: Database) -> None:
     sink = memory_sink()
     [entry] = await append(database, life("m", (Status.SENT,)))
-    memory(sink).tell(Refused(reason="status 422"))
+    memory(sink).return_next(Refused(reason="status 422"))
     async with running(database, sink):
 
         async def dead() -> bool:
@@ -210,7 +210,7 @@ async def test_a_requeued_dead_letter_is_published_with_the_same_id(database: Da
     assert await rows(database) == []
 
 
-async def test_a_sink_that_is_down_costs_no_attempts_and_keeps_everything(database: Database) -> None:
+async def test_sink_down_costs_no_attempts_and_loses_nothing(database: Database) -> None:
     sink = memory_sink()
     entries = await append(database, messages(3))
     memory(sink).answer = lambda _: SinkDown(reason="connection refused")
@@ -224,9 +224,9 @@ async def test_a_sink_that_is_down_costs_no_attempts_and_keeps_everything(databa
         assert (row.cursor, row.last_error) == (0, "connection refused")
         assert await rows(database) == []
         assert await rows(database, ATTEMPTS) == []
-        tried = len(memory(sink).attempted)
-        # one event at a time feels its way
-        await eventually(lambda: len(memory(sink).attempted) == tried + 1)
+        attempted = len(memory(sink).attempted)
+        # The sink is probed with one event at a time.
+        await eventually(lambda: len(memory(sink).attempted) == attempted + 1)
         memory(sink).answer = lambda _: Published()
         await eventually(lambda: len(memory(sink).published) == len(entries))
     assert in_order(memory(sink).published)
@@ -236,7 +236,7 @@ async def test_a_sink_that_is_down_costs_no_attempts_and_keeps_everything(databa
     assert (await sink_row(database)).down_since_at is None
 
 
-async def test_a_sink_that_was_down_is_still_down_for_the_next_process(database: Database) -> None:
+async def test_sink_down_outlives_the_lease_holder(database: Database) -> None:
     sink = memory_sink()
     await append(database, messages(3))
     memory(sink).answer = lambda _: SinkDown(reason="connection refused")
@@ -247,10 +247,10 @@ async def test_a_sink_that_was_down_is_still_down_for_the_next_process(database:
     async with running(database, sink):
         await until(known)
     since = (await sink_row(database)).down_since_at
-    tried = len(memory(sink).attempted)
+    attempted = len(memory(sink).attempted)
     async with running(database, sink) as run:
-        # one event feels its way at first, not as many as there are slots
-        await eventually(lambda: len(memory(sink).attempted) == tried + 1)
+        # The sink is probed with one event at first, not with as many as there are slots.
+        await eventually(lambda: len(memory(sink).attempted) == attempted + 1)
         assert run.observed.breaker[0] == "half-open"
         assert (await sink_row(database)).down_since_at == since
         memory(sink).answer = lambda _: Published()
@@ -258,22 +258,22 @@ async def test_a_sink_that_was_down_is_still_down_for_the_next_process(database:
     assert (await sink_row(database)).down_since_at is None
 
 
-async def test_ten_failures_in_a_row_open_the_breaker_and_spare_the_rest(database: Database) -> None:
+async def test_ten_failures_in_a_row_open_the_breaker(database: Database) -> None:
     sink = memory_sink(schedule=["10m"])
-    entries = await append(database, [told for number in range(200) for told in life(f"m{number}", (Status.SENT,))])
+    entries = await append(database, [event for number in range(200) for event in life(f"m{number}", (Status.SENT,))])
     memory(sink).answer = lambda _: Retry(reason="status 500")
     async with running(database, sink) as run:
         await eventually(lambda: "open" in run.observed.breaker)
         assert len(memory(sink).attempted) <= 10 + 8
         memory(sink).answer = lambda _: Published()
-        # what is still under way would be put off from a later time
+        # The retries of attempts under way would be due later than the clock is moved to below.
         await eventually(lambda: len(run.observed.outcomes["crm"]) == len(memory(sink).attempted))
         run.clock.ahead = timedelta(minutes=11)
         await eventually(lambda: len(memory(sink).published) == len(entries))
 
 
 class Hostile(Sink):
-    """A sink whose `publish` is whatever the test says."""
+    """A sink whose `publish` is a function of the test."""
 
     max_batch = 3
     max_event_bytes = 10_000
@@ -311,7 +311,7 @@ async def hanging(_: Any = None) -> Any:
     await asyncio.sleep(3600)
 
 
-MISBEHAVIOUR = {
+FAULTS = {
     "raises": (raising(ValueError("text of a message")), "ValueError"),
     "cancels itself": (raising(asyncio.CancelledError()), "CancelledError"),
     "hangs": (hanging, "timeout"),
@@ -323,24 +323,24 @@ MISBEHAVIOUR = {
 
 
 @on_sqlite
-@pytest.mark.parametrize("behaviour", MISBEHAVIOUR)
-async def test_a_hostile_sink_marks_nothing_as_done_and_harms_no_other(database: Database, behaviour: str) -> None:
-    behave, reason = MISBEHAVIOUR[behaviour]
+@pytest.mark.parametrize("behaviour", FAULTS)
+async def test_hostile_sink_publishes_nothing_and_harms_no_other_sink(database: Database, behaviour: str) -> None:
+    behave, reason = FAULTS[behaviour]
     sink, other = Hostile(behave), memory_sink("other")
-    entries = await append(database, [told for name in "abc" for told in life(name, (Status.SENT,))])
+    entries = await append(database, [event for name in "abc" for event in life(name, (Status.SENT,))])
     async with running(database, private(sink, timeout="0.1s", schedule=["10m"]), other):
         await eventually(lambda: len(memory(other).published) == 3)
 
-        async def kept() -> bool:
+        async def stored() -> bool:
             return [row.reason for row in await rows(database)] == [reason] * 3
 
-        await until(kept)
+        await until(stored)
         assert all(row.attempts == 1 for row in await rows(database))
     assert (await sink_row(database)).cursor == entries[-1].position
 
 
 @on_sqlite
-async def test_an_exception_while_the_check_finds_a_fault_means_that_the_sink_is_down(database: Database) -> None:
+async def test_exception_with_a_failing_check_means_sink_down(database: Database) -> None:
     sink = Hostile(raising(OSError("gone")), down="no route")
     await append(database, life("a"))
     async with running(database, private(sink)):
@@ -354,8 +354,8 @@ async def test_an_exception_while_the_check_finds_a_fault_means_that_the_sink_is
 
 
 @on_sqlite
-async def test_a_retry_goes_alone_so_that_a_poisonous_event_spoils_no_other(database: Database) -> None:
-    entries = await append(database, [told for name in "abc" for told in life(name, (Status.SENT,))])
+async def test_retry_is_published_alone_so_that_poison_fails_no_other_event(database: Database) -> None:
+    entries = await append(database, [event for name in "abc" for event in life(name, (Status.SENT,))])
     poison = entries[1].event.id
 
     def behave(batch: Sequence[Publication]) -> list[Result]:
@@ -371,7 +371,7 @@ async def test_a_retry_goes_alone_so_that_a_poisonous_event_spoils_no_other(data
 
 
 @on_sqlite
-async def test_an_event_too_large_for_the_sink_is_a_dead_letter_unasked(database: Database) -> None:
+async def test_event_above_max_event_bytes_is_a_dead_letter_without_a_publish(database: Database) -> None:
     sink = Hostile(lambda batch: [Published() for _ in batch])
     small, large = life("small", (Status.SENT,)), life("large", (Status.SENT,), description="x" * 20_000)
     await append(database, [*large, *small])
@@ -383,7 +383,7 @@ async def test_an_event_too_large_for_the_sink_is_a_dead_letter_unasked(database
 
 
 @on_sqlite
-async def test_a_sink_that_does_not_start_is_started_again(database: Database) -> None:
+async def test_failed_start_is_retried(database: Database) -> None:
 
     class Sleepy(Hostile):
         async def start(self) -> None:
@@ -405,13 +405,13 @@ async def test_a_sink_that_does_not_start_is_started_again(database: Database) -
 
 
 class Streaming(Hostile):
-    """A sink that takes whole batches in their order."""
+    """A sink that publishes whole batches in their order."""
 
     keeps_order = True
     max_batch = 100
 
 
-async def test_a_stream_gets_whole_batches_in_the_order_of_the_log(database: Database) -> None:
+async def test_keeps_order_sink_gets_whole_batches_in_log_order(database: Database) -> None:
     sink = Streaming(lambda batch: [Published() for _ in batch])
     entries = await append(database, messages(20))
     async with running(database, private(sink)):
@@ -420,7 +420,7 @@ async def test_a_stream_gets_whole_batches_in_the_order_of_the_log(database: Dat
     assert len(sink.seen) == 1
 
 
-async def test_in_a_batch_what_follows_a_failure_of_its_lane_does_not_count(database: Database) -> None:
+async def test_results_after_a_failure_of_the_same_ordering_key_do_not_count(database: Database) -> None:
     def behave(batch: Sequence[Publication]) -> list[Result]:
         return [Retry(reason="status 500") if one.id == bad else Published() for one in batch]
 
@@ -440,7 +440,7 @@ async def test_in_a_batch_what_follows_a_failure_of_its_lane_does_not_count(data
 
 
 @on_sqlite
-async def test_a_stream_that_hangs_is_down(database: Database) -> None:
+async def test_timeout_of_a_keeps_order_sink_means_sink_down(database: Database) -> None:
     await append(database, life("a"))
     async with running(database, private(Streaming(hanging), timeout="0.1s")):
 
@@ -452,7 +452,7 @@ async def test_a_stream_that_hangs_is_down(database: Database) -> None:
 
 
 class Gated(Sink):
-    """A sink that holds what it is given until it is let go; it notices two of a lane at once."""
+    """A sink whose `publish` waits for a gate. It records two events of an ordering key that are under way at once."""
 
     concurrency = 4
 
@@ -477,7 +477,7 @@ class Gated(Sink):
 
 
 @on_sqlite
-async def test_as_many_lanes_as_the_sink_allows_are_under_way_and_of_each_one_event(database: Database) -> None:
+async def test_concurrency_is_used_with_one_event_per_ordering_key(database: Database) -> None:
     sink = Gated()
     entries = await append(database, messages(10))
     async with running(database, private(sink)):
@@ -489,7 +489,7 @@ async def test_as_many_lanes_as_the_sink_allows_are_under_way_and_of_each_one_ev
 
 
 @on_sqlite
-async def test_a_slow_lane_holds_up_no_other(database: Database) -> None:
+async def test_slow_ordering_key_delays_no_other(database: Database) -> None:
     sink = Gated()
     slow = (await append(database, life("slow", (Status.SENT,))))[0].event.id
 
@@ -511,7 +511,7 @@ async def test_a_slow_lane_holds_up_no_other(database: Database) -> None:
     assert len(sink.taken) == len(entries) + 1
 
 
-async def test_stopping_finishes_and_settles_what_is_under_way(database: Database) -> None:
+async def test_stop_finishes_and_settles_publishes_under_way(database: Database) -> None:
     sink = Gated()
     entries = await append(database, messages(10))
     async with running(database, private(sink)) as run:
@@ -526,18 +526,18 @@ async def test_stopping_finishes_and_settles_what_is_under_way(database: Databas
         assert run.observed.left == ["crm"]
 
 
-async def test_attempts_are_recorded_as_the_sink_wants(database: Database) -> None:
+async def test_keep_attempts_decides_which_attempts_are_recorded(database: Database) -> None:
     some, every = memory_sink("some"), memory_sink("every")
     memory(every).keep_attempts = "all"
     [entry] = await append(database, life("m", (Status.SENT,)))
     for sink in (some, every):
-        memory(sink).tell(Retry(reason="status 500", response_code=500, response="oops"))
+        memory(sink).return_next(Retry(reason="status 500", response_code=500, response="oops"))
     async with running(database, some, every) as run:
         await eventually(lambda: len(run.observed.outcomes) == 2)
         run.clock.ahead = timedelta(minutes=1)
         await eventually(lambda: memory(some).published and memory(every).published)
-    told = [(row.sink, row.outcome, row.decision, row.response_code) for row in await rows(database, ATTEMPTS)]
-    assert sorted(told, key=str) == [
+    attempts = [(row.sink, row.outcome, row.decision, row.response_code) for row in await rows(database, ATTEMPTS)]
+    assert sorted(attempts, key=str) == [
         ("every", "published", "done", None),
         ("every", "retry", "retry", 500),
         ("some", "retry", "retry", 500),
@@ -547,7 +547,7 @@ async def test_attempts_are_recorded_as_the_sink_wants(database: Database) -> No
     assert failed.ended_at >= failed.started_at
 
 
-async def test_the_backlog_is_measured(database: Database) -> None:
+async def test_backlog_is_measured(database: Database) -> None:
     sink = memory_sink()
     await append(database, life("m", (Status.SENT,), received=0))
     memory(sink).answer = lambda _: SinkDown(reason="not now")
@@ -559,31 +559,29 @@ async def test_the_backlog_is_measured(database: Database) -> None:
 
 
 @on_sqlite
-async def test_failures_are_logged_without_what_was_said(
-    database: Database, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_failures_are_logged_without_message_text(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
     sink = memory_sink()
     [entry] = await append(database, life("m", (Status.SENT,), description="canary1"))
-    memory(sink).tell(Retry(reason="status 500", response="canary2"))
+    memory(sink).return_next(Retry(reason="status 500", response="canary2"))
     async with running(database, sink):
 
-        async def kept() -> bool:
+        async def stored() -> bool:
             return bool(await rows(database))
 
-        await until(kept)
-    told = capsys.readouterr().out
-    assert "canary" not in told
-    [line] = [line for line in told.splitlines() if "attempt failed" in line]
+        await until(stored)
+    output = capsys.readouterr().out
+    assert "canary" not in output
+    [line] = [line for line in output.splitlines() if "attempt failed" in line]
     for word in ("crm", entry.event.id, "status 500", "retry", "message_id"):
         assert word in line
 
 
 @on_sqlite
-async def test_a_sink_that_fails_again_and_again_is_an_error_in_the_log(
+async def test_five_failures_in_a_row_are_logged_as_an_error(
     database: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sink = memory_sink()
-    await append(database, [told for number in range(5) for told in life(f"m{number}", (Status.SENT,))])
+    await append(database, [event for number in range(5) for event in life(f"m{number}", (Status.SENT,))])
     memory(sink).answer = lambda _: Retry(reason="status 401")
     async with running(database, sink):
 
@@ -591,15 +589,15 @@ async def test_a_sink_that_fails_again_and_again_is_an_error_in_the_log(
             return len(await rows(database)) == 5
 
         await until(all_wait)
-    told = [line for line in capsys.readouterr().out.splitlines() if "again and again" in line]
-    assert len(told) == 1
-    assert "error" in told[0]
-    assert "status 401" in told[0]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "again and again" in line]
+    assert len(lines) == 1
+    assert "error" in lines[0]
+    assert "status 401" in lines[0]
 
 
 @pytest.fixture
 async def other_database(database_url: str) -> AsyncIterator[Database]:
-    """The same database, as another process sees it."""
+    """Another connection to the same database, as of another process."""
     database = Database(database_url)
     yield database
     await database.close()
@@ -609,10 +607,10 @@ async def other_database(database_url: str) -> AsyncIterator[Database]:
 async def test_two_processes_never_publish_at_the_same_time(database: Database, other_database: Database) -> None:
     sink = Gated()
     sink.gate.set()
-    one = private(sink)
-    async with running(database, one) as first, running(other_database, one) as second:
+    configured = private(sink)
+    async with running(database, configured) as first, running(other_database, configured) as second:
         for number in range(10):
-            await append(database, [told for place in range(5) for told in life(f"m{number}-{place}")])
+            await append(database, [event for index in range(5) for event in life(f"m{number}-{index}")])
             for run in (first, second):
                 run.wakeup.set()
             await eventually(lambda: len(sink.taken) == 20 * (number + 1))  # noqa: B023
@@ -622,7 +620,7 @@ async def test_two_processes_never_publish_at_the_same_time(database: Database, 
 
 
 @on_postgresql
-async def test_a_process_that_stops_hands_over_at_once(database: Database, other_database: Database) -> None:
+async def test_stop_releases_the_lease_at_once(database: Database, other_database: Database) -> None:
     here, there = Gated(), Gated()
     for sink in (here, there):
         sink.gate.set()
@@ -636,7 +634,7 @@ async def test_a_process_that_stops_hands_over_at_once(database: Database, other
     assert len(here.taken) == 4
 
 
-async def test_a_holder_that_lost_its_lease_settles_nothing(database: Database) -> None:
+async def test_lost_lease_settles_nothing(database: Database) -> None:
     sink = Gated()
     entries = await append(database, messages(2))
     async with running(database, private(sink)) as run:
@@ -653,7 +651,7 @@ async def test_a_holder_that_lost_its_lease_settles_nothing(database: Database) 
 
 
 @on_postgresql
-async def test_the_lease_is_renewed_while_there_is_nothing_to_do(database: Database) -> None:
+async def test_lease_is_renewed_while_idle(database: Database) -> None:
     sink = memory_sink(timeout="0.2s")
     async with running(database, sink, lease_seconds=6) as run:
         await eventually(lambda: run.observed.breaker)
@@ -667,7 +665,7 @@ async def test_the_lease_is_renewed_while_there_is_nothing_to_do(database: Datab
 
 
 @on_sqlite
-async def test_a_database_that_is_away_for_a_moment_loses_nothing(database: Database) -> None:
+async def test_database_outage_loses_nothing(database: Database) -> None:
     sink = memory_sink()
     entries = await append(database, messages(3))
     broken = 3
@@ -678,7 +676,7 @@ async def test_a_database_that_is_away_for_a_moment_loses_nothing(database: Data
             broken -= 1
             raise OSError("the disk is away")
 
-    event.listen(database.engine.sync_engine, "before_cursor_execute", fail)
+    sqlalchemy_event.listen(database.engine.sync_engine, "before_cursor_execute", fail)
     async with running(database, sink):
         await eventually(lambda: len(memory(sink).published) == len(entries) and not broken)
 

@@ -47,7 +47,9 @@ async def test_two_files_that_belong_together_are_fine(processed: str, tmp_path:
 
 async def test_a_missing_journal_stops_the_start_and_is_not_made(processed: str, tmp_path: Path) -> None:
     (tmp_path / "callbacks.db").unlink()
-    with pytest.raises(SchemaError, match=r"callbacks.db is missing: 3 .*restore.*receiver migrate --new-journal"):
+    with pytest.raises(
+        SchemaError, match=r"is missing beside .*receiver.db, which has processed 3 .*receiver migrate --new-journal"
+    ):
         await migrate(processed)
     assert not (tmp_path / "callbacks.db").exists()
 
@@ -64,7 +66,7 @@ async def test_an_older_journal_stops_the_start(processed: str, tmp_path: Path) 
     await process(database, callback([v2_event("m4")]))
     await database.close()
     (tmp_path / "old.db").replace(tmp_path / "callbacks.db")
-    with pytest.raises(SchemaError, match=r"callbacks.db is older than .*receiver.db: 4 "):
+    with pytest.raises(SchemaError, match=r"callbacks.db is older than .*receiver.db, which has processed 4 "):
         await migrate(processed)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text as sql
 
-from receiver.domain.delivery import NOTHING_SAID, Change, merge
+from receiver.domain.delivery import EMPTY_DELIVERY, Change, merge
 from receiver.domain.publication import Appended
 from receiver.domain.queries import CallbackQuery, QuarantinedElement, SortOrder
 from receiver.intake.endpoint import new_callback_id
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
 async def append_events(database: Database, *brought: tuple[str, str]) -> None:
     """Appends an event for each pair of a message's id and a callback's."""
     events = [make_event(message_id=message_id, callback_id=callback_id) for message_id, callback_id in brought]
-    entries = [Appended.of(event, Change(None, merge(NOTHING_SAID, event), True)) for event in events]
+    entries = [Appended.of(event, Change(None, merge(EMPTY_DELIVERY, event), True)) for event in events]
     async with database.appending() as transaction:
         await transaction.run([event_log.append(entries, transaction.spelling)])
 

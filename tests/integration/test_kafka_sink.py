@@ -42,7 +42,7 @@ def configured(cluster: KafkaCluster | str, topic: str = "events", **fields: Any
 
 @asynccontextmanager
 async def kafka_sink(cluster: KafkaCluster | str, topic: str = "events", **fields: Any) -> AsyncIterator[Any]:
-    """A started sink; nothing of it is left running in the end."""
+    """A started sink. Checks at the end that none of its tasks is still running."""
     sink = configured(cluster, topic, **fields).sink
     await sink.start()
     try:
@@ -53,12 +53,12 @@ async def kafka_sink(cluster: KafkaCluster | str, topic: str = "events", **field
 
 
 def of_the_client() -> list[asyncio.Task[Any]]:
-    """The tasks of Kafka's client that run."""
+    """The running tasks of the Kafka client."""
     return [task for task in asyncio.all_tasks() if "/aiokafka/" in repr(task)]
 
 
 async def recovers(sink: Any, batch: Sequence[Publication]) -> None:
-    """Publishes until all is taken: a cluster that has just come back may take its time."""
+    """Publishes until every result is Published: a cluster that has just come back may take its time."""
     for _ in range(20):
         if await sink.publish(batch) == [Published()] * len(batch):
             return
@@ -67,7 +67,7 @@ async def recovers(sink: Any, batch: Sequence[Publication]) -> None:
 
 @pytest.fixture
 def own() -> Iterator[KafkaCluster]:
-    """A cluster of this test's own, with a topic; for faults."""
+    """A cluster with a topic for this test only, for faults."""
     with KafkaCluster() as cluster:
         cluster.create_topic("events")
         yield cluster
@@ -114,10 +114,10 @@ def port_of(cluster: KafkaCluster) -> int:
         ({"security": {"password": "env:THERE_IS_NONE"}}, "security.password: there is no environment variable"),
     ],
 )
-def test_settings_that_cannot_be_are_told_in_one_line(fields: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(SettingsError) as told:
+def test_invalid_settings_are_reported_in_one_line(fields: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(SettingsError) as raised:
         configure([{"name": "lake", "type": "kafka", "bootstrap": ["k1:9092"], **fields}])
-    line = str(told.value)
+    line = str(raised.value)
     assert line.startswith(f"RECEIVER_SINKS: lake: {complaint}")
     assert "\n" not in line
     assert CANARY not in line
@@ -136,9 +136,9 @@ async def test_a_record_is_keyed_by_its_message_and_holds_the_event(kafka: Kafka
             assert await sink.publish([one]) == [Published()]
     records = kafka.records(topic)
     assert sorted(event_ids(records)) == sorted(one.id for one in batch)
-    told = {one.id: one for one in batch}
+    by_id = {event.id: event for event in batch}
     for record in records:
-        one = told[(record.headers["ce_id"] or b"").decode()]
+        one = by_id[(record.headers["ce_id"] or b"").decode()]
         assert (record.key, record.value) == (one.event["subject"].encode(), one.body)
         assert record.headers == {
             "content-type": b"application/cloudevents+json; charset=utf-8",
@@ -161,7 +161,7 @@ async def test_in_binary_mode_the_attributes_are_headers(kafka: KafkaCluster, to
 
 
 @pytest.mark.parametrize("binding", ["structured", "binary"])
-async def test_a_replayed_event_says_so(kafka: KafkaCluster, topic: str, binding: str) -> None:
+async def test_replayed_event_is_marked(kafka: KafkaCluster, topic: str, binding: str) -> None:
     [one] = publications()
     async with kafka_sink(kafka, topic, binding=binding) as sink:
         await sink.publish([replace(one, replayed=True)])
@@ -178,7 +178,7 @@ async def test_compressed_records_arrive(kafka: KafkaCluster, topic: str) -> Non
     assert {record.value for record in kafka.records(topic)} == {one.body for one in batch}
 
 
-async def test_what_a_stranger_wrote_cannot_choose_another_topic(kafka: KafkaCluster) -> None:
+async def test_text_from_outside_cannot_choose_another_topic(kafka: KafkaCluster) -> None:
     prefix = random_name()
     [one] = publications()
     event = {**one.event, "data": {**one.event["data"], "tag": "../x.*>\n"}}
@@ -197,7 +197,7 @@ async def test_an_event_whose_topic_would_be_too_long_is_refused(kafka: KafkaClu
         ]
 
 
-async def test_each_event_of_a_batch_has_a_result_of_its_own(kafka: KafkaCluster, topic: str) -> None:
+async def test_each_event_of_a_batch_has_its_own_result(kafka: KafkaCluster, topic: str) -> None:
     first, last = publications(2)
     large = publication_of_size(2 * 1024 * 1024)
     async with kafka_sink(kafka, topic) as sink:
@@ -212,14 +212,14 @@ async def test_the_largest_event_it_takes_fits_into_a_request(kafka: KafkaCluste
         assert await sink.publish([largest]) == [Published()]
 
 
-async def test_what_the_topic_finds_too_large_is_refused_once_it_is_known_which_it_is(own: KafkaCluster) -> None:
+async def test_record_too_large_for_the_topic_is_refused_when_sent_alone(own: KafkaCluster) -> None:
     batch = publications(2)
     async with kafka_sink(own) as sink:
         await sink.publish(publications())
         own.push_errors(PRODUCE, [KafkaError.MSG_SIZE_TOO_LARGE])
         assert await sink.publish(batch[:1]) == [Refused(reason="too large for the topic or for max_request_size")]
         own.push_errors(PRODUCE, [KafkaError.MSG_SIZE_TOO_LARGE])
-        # of one key, so that they are sent as one
+        # All with one key, so that they are sent as one record batch.
         together = [batch[0], replace(batch[1], event=batch[0].event)]
         assert await sink.publish(together) == [Retry(reason="too large together with others")] * 2
         assert await sink.publish(batch) == [Published()] * 2
@@ -248,7 +248,7 @@ async def test_too_few_replicas_are_waited_for(own: KafkaCluster) -> None:
 
 
 async def test_too_few_replicas_for_too_long_cost_an_attempt(own: KafkaCluster) -> None:
-    # of one key, and more than its partition is sent at once
+    # All with one key, and more than its partition is sent at once.
     batch = [replace(publication_of_size(40_000), event=event) for event in [publications()[0].event] * 3]
     async with kafka_sink(own, timeout="1s") as sink:
         await sink.publish(publications())
@@ -267,7 +267,7 @@ async def test_a_producer_that_failed_a_record_is_replaced(own: KafkaCluster, co
         own.push_errors(PRODUCE, [code])
         [result] = await sink.publish(publications())
         assert isinstance(result, Retry)
-        # only a new producer asks for an id
+        # Only a new producer requests an id.
         own.push_errors(INIT_PRODUCER_ID, [KafkaError.CLUSTER_AUTHORIZATION_FAILED])
         assert await sink.publish(publications()) == [SinkDown(reason="ClusterAuthorizationFailedError")]
         assert await sink.publish(publications()) == [Published()]
@@ -283,7 +283,7 @@ async def test_a_producer_that_failed_a_record_is_replaced(own: KafkaCluster, co
     ],
 )
 @pytest.mark.parametrize("topic", ["events", "even{type}"])
-async def test_without_the_topic_it_is_down(own: KafkaCluster, code: int, reason: str, topic: str) -> None:
+async def test_missing_topic_means_sink_down(own: KafkaCluster, code: int, reason: str, topic: str) -> None:
     [one] = publications()
     one = replace(one, type="ts")
     own.set_topic_error("events", code)
@@ -295,7 +295,7 @@ async def test_without_the_topic_it_is_down(own: KafkaCluster, code: int, reason
         await recovers(sink, [one])
 
 
-async def test_a_check_makes_no_topic(kafka: KafkaCluster) -> None:
+async def test_check_creates_no_topic(kafka: KafkaCluster) -> None:
     topic = random_name()
     async with kafka_sink(kafka, topic) as sink:
         for _ in range(2):
@@ -307,7 +307,7 @@ async def test_a_check_makes_no_topic(kafka: KafkaCluster) -> None:
     [(f"127.0.0.1:{lasting_port()}", "ConnectionRefusedError"), ("nowhere.invalid:9092", "gaierror")],
     ids=["a port where nobody listens", "a name that is none"],
 )
-async def test_where_nobody_is_it_is_down(address: str, reason: str) -> None:
+async def test_unreachable_broker_means_sink_down(address: str, reason: str) -> None:
     async with kafka_sink(address) as sink:
         results = await sink.publish(publications(3))
         down = await sink.check()
@@ -322,7 +322,7 @@ async def test_one_broker_that_answers_is_enough(own: KafkaCluster) -> None:
         assert await sink.publish(publications()) == [Published()]
 
 
-async def test_what_one_broker_does_not_take_is_no_reason_to_stop() -> None:
+async def test_check_goes_on_after_one_broker_fails() -> None:
     with KafkaCluster(brokers=2) as cluster:
         cluster.create_topic("events", partitions=8)
         bootstrap = cluster.bootstrap.split(",")
@@ -338,23 +338,23 @@ async def test_what_one_broker_does_not_take_is_no_reason_to_stop() -> None:
     assert all((one.id in arrived) == (result == Published()) for one, result in zip(batch, results, strict=True))
 
 
-async def test_what_timed_out_is_not_delivered_later(own: KafkaCluster) -> None:
+async def test_record_after_a_timeout_is_not_delivered_later(own: KafkaCluster) -> None:
     async with kafka_sink(own, timeout="1s") as sink:
         await sink.publish(publications(10))
         own.down()
         given_up = publications(10)
         results = await sink.publish(given_up)
         assert all(isinstance(result, SinkDown) for result in results)
-        # nobody is left who could
+        # The producer is closed, so nothing can deliver the record any more.
         assert of_the_client() == []
         own.up()
         await recovers(sink, publications())
     assert not {one.id for one in given_up} & set(event_ids(own.records("events")))
 
 
-async def test_a_publish_that_is_cancelled_leaves_nothing_behind(own: KafkaCluster) -> None:
+async def test_cancelled_publish_leaves_nothing_behind(own: KafkaCluster) -> None:
     own.create_topic("wide", partitions=32)
-    # one request with more than all buffers on the way hold
+    # One request that is larger than all buffers on the way.
     given_up = [publication_of_size(1_000_000) for _ in range(48)]
     async with kafka_sink(own, "wide") as sink:
         await sink.publish(publications())
@@ -370,7 +370,7 @@ async def test_a_publish_that_is_cancelled_leaves_nothing_behind(own: KafkaClust
     assert not {one.id for one in given_up} & set(event_ids(own.records("wide")))
 
 
-async def test_what_does_not_answer_is_down_in_time(own: KafkaCluster) -> None:
+async def test_broker_without_an_answer_means_sink_down_in_time(own: KafkaCluster) -> None:
     async with kafka_sink(own, timeout="0.5s") as sink:
         await sink.publish(publications())
         own.freeze()
@@ -382,7 +382,7 @@ async def test_what_does_not_answer_is_down_in_time(own: KafkaCluster) -> None:
         await recovers(sink, publications())
 
 
-async def test_a_cluster_that_gives_no_producer_id_is_down_in_time(own: KafkaCluster) -> None:
+async def test_cluster_without_a_producer_id_means_sink_down_in_time(own: KafkaCluster) -> None:
     async with kafka_sink(own, timeout="0.5s") as sink:
         own.push_errors(INIT_PRODUCER_ID, [KafkaError.COORDINATOR_LOAD_IN_PROGRESS] * 1000)
         results = await asyncio.wait_for(sink.publish(publications()), 0.5 + 10)
@@ -402,7 +402,7 @@ async def test_everything_arrives_in_the_order_of_each_message(
 
 
 async def it_fails(outcomes: Outcomes) -> None:
-    """Waits until an attempt has just failed: nothing is under way then, which a broker that returns could answer."""
+    """Waits until an attempt has just failed: then nothing is under way that a returning broker could still answer."""
     failed = outcomes.of["lake"]["sink_down"]
     await eventually(lambda: outcomes.of["lake"]["sink_down"] > failed)
 
@@ -437,12 +437,12 @@ async def test_a_cluster_that_leaves_under_load_costs_no_event_and_no_order(
         getattr(own, return_)()
         await eventually(lambda: outcomes.of["lake"]["published"] == len(log))
     assert set(outcomes.of["lake"]) == {"sink_down", "published"}
-    # what was on its way may come once more; nothing that was tried again since
+    # Events under way at the outage may arrive twice; events that were retried since must not.
     assert audit(log, event_ids(own.records("events"))) <= configured(own).sink.max_batch
 
 
 class Gate:
-    """What stands before a cluster: TLS, and a user's name and password by SASL PLAIN."""
+    """A proxy in front of a cluster that requires TLS and SASL PLAIN with a user and password."""
 
     def __init__(self, cluster: KafkaCluster, context: ssl.SSLContext) -> None:
         self._cluster, self._context = cluster, context
@@ -522,7 +522,7 @@ def security(authority: Authority, **fields: Any) -> dict[str, Any]:
     return {**sasl, "ca_file": str(authority.file), **fields}
 
 
-async def test_it_lets_itself_in_by_tls_and_password(own: KafkaCluster, authority: Authority) -> None:
+async def test_tls_and_password_authenticate(own: KafkaCluster, authority: Authority) -> None:
     async with (
         Gate(own, authority.server("localhost,IP:127.0.0.1")) as gate,
         kafka_sink(f"localhost:{gate.port}", security=security(authority)) as sink,
@@ -533,7 +533,7 @@ async def test_it_lets_itself_in_by_tls_and_password(own: KafkaCluster, authorit
     assert len(own.records("events")) == 1
 
 
-async def test_a_password_that_is_wrong_is_not_told(
+async def test_wrong_password_is_not_disclosed(
     own: KafkaCluster, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -548,9 +548,7 @@ async def test_a_password_that_is_wrong_is_not_told(
     assert CANARY not in caplog.text + repr(results)
 
 
-async def test_a_certificate_nobody_vouches_for_means_that_it_is_down(
-    own: KafkaCluster, authority: Authority, tmp_path: Path
-) -> None:
+async def test_unknown_certificate_means_sink_down(own: KafkaCluster, authority: Authority, tmp_path: Path) -> None:
     stranger = Authority(tmp_path, "stranger")
     async with (
         Gate(own, authority.server("localhost")) as gate,
@@ -561,9 +559,7 @@ async def test_a_certificate_nobody_vouches_for_means_that_it_is_down(
     assert "CERTIFICATE_VERIFY_FAILED" in result.reason
 
 
-async def test_what_a_message_says_is_not_logged(
-    kafka: KafkaCluster, topic: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_message_text_is_not_logged(kafka: KafkaCluster, topic: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with kafka_sink(kafka, topic) as sink:
         assert await sink.publish(publications(text=CANARY)) == [Published()]
@@ -571,6 +567,6 @@ async def test_what_a_message_says_is_not_logged(
 
 
 def messages(count: int, prefix: str = "m") -> list[Any]:
-    """The lives of several messages, interleaved."""
+    """The events of several messages, interleaved."""
     lives = [life(f"{prefix}{number}") for number in range(count)]
-    return [told for together in zip(*lives, strict=True) for told in together]
+    return [event for together in zip(*lives, strict=True) for event in together]

@@ -132,7 +132,7 @@ async def test_a_page_number_counts_from_zero(stocked: Database) -> None:
     assert await ids(stocked, MessageQuery(size=4, skip=8)) == ["plain"]
 
 
-async def test_more_is_told_only_where_there_is_more(stocked: Database) -> None:
+async def test_page_says_more_only_if_there_is_more(stocked: Database) -> None:
     assert (await messages.find(stocked, MessageQuery(size=8))).more
     assert not (await messages.find(stocked, MessageQuery(size=9))).more
 
@@ -154,7 +154,7 @@ async def test_a_message_without_known_recipient_has_one_row_without_number(data
     assert [one.number for one in nobody.recipients] == [None]
 
 
-async def test_one_id_of_two_generations_is_two_messages(database: Database) -> None:
+async def test_same_id_in_v1_and_v2_is_two_messages(database: Database) -> None:
     await insert(database, message("same", api="v2"), message("same", api="v1", to=("+15550009",)))
     found = await messages.with_id(database, "same")
     assert [(view.api, view.recipients[0].number) for view in found] == [("v1", "+15550009"), ("v2", "+19195550002")]

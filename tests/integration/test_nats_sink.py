@@ -1,4 +1,4 @@
-"""The NATS sink against real servers, with JetStream as it should be, as it should not, and gone."""
+"""The NATS sink against real servers: sound, misconfigured and unreachable."""
 
 import asyncio
 import base64
@@ -58,7 +58,7 @@ async def jetstream(url: str, **options: Any) -> AsyncIterator[JetStreamContext]
 
 @dataclass
 class Message:
-    """What is in a stream."""
+    """Reads the content of a stream."""
 
     subject: str
     headers: dict[str, str]
@@ -67,7 +67,7 @@ class Message:
 
 @dataclass
 class Stream:
-    """A stream of a test's own, that takes the subjects below its name."""
+    """A stream for one test, which takes the subjects below its name."""
 
     url: str
     name: str
@@ -90,7 +90,7 @@ class Stream:
         return [orjson.loads(one.body)["id"] for one in await self.messages()]
 
     def holds(self, count: int) -> Callable[[], Any]:
-        """Whether so many events, or more, are in the stream."""
+        """Whether the stream has at least `count` events."""
 
         async def arrived() -> bool:
             async with jetstream(self.url) as server:
@@ -116,8 +116,8 @@ async def stream(nats_url: str) -> AsyncIterator[Stream]:
 
 
 def configured(url: str, subject: str, **fields: Any) -> ConfiguredSink:
-    told = {"name": "bus", "type": "nats", "servers": [url], "subject": subject, "start": "beginning", "timeout": "5s"}
-    [one] = configure([{**told, **fields}])
+    table = {"name": "bus", "type": "nats", "servers": [url], "subject": subject, "start": "beginning", "timeout": "5s"}
+    [one] = configure([{**table, **fields}])
     return one
 
 
@@ -171,16 +171,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "line"), WRONG)
-def test_wrong_settings_are_told_in_one_line(fields: dict[str, Any], line: str) -> None:
+def test_invalid_settings_are_reported_in_one_line(fields: dict[str, Any], line: str) -> None:
     with pytest.raises(SettingsError) as raised:
         configure([{"name": "bus", "type": "nats", "servers": ["nats://127.0.0.1"], **fields}])
-    told = str(raised.value)
-    assert told.startswith(f"RECEIVER_SINKS: bus: {line}")
-    assert "\n" not in told
-    assert "canary" not in told.removeprefix("RECEIVER_SINKS: bus: credentials: cannot read")
+    message = str(raised.value)
+    assert message.startswith(f"RECEIVER_SINKS: bus: {line}")
+    assert "\n" not in message
+    assert "canary" not in message.removeprefix("RECEIVER_SINKS: bus: credentials: cannot read")
 
 
-def test_a_key_that_wants_a_passphrase_is_no_use(tmp_path: Path) -> None:
+def test_key_with_a_passphrase_is_rejected(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     key = tmp_path / "locked.key"
     lock = ["openssl", "ec", "-in", tmp_path / "authority.key", "-aes256", "-passout", "pass:secret", "-out", key]
@@ -283,7 +283,7 @@ async def test_what_the_stream_finds_too_large_is_refused(nats_url: str) -> None
 
 
 async def test_what_the_server_finds_too_large_is_refused_and_harms_no_other(tmp_path: Path) -> None:
-    # each a byte larger than the one before
+    # Each event is a byte larger than the one before.
     growing = [make_publication(number, text="x" * (1000 + number)) for number in range(400, 700)]
     with OwnNats(tmp_path, "max_payload: 2000") as server:
         stream = Stream(server.url, random_name())
@@ -297,7 +297,7 @@ async def test_what_the_server_finds_too_large_is_refused_and_harms_no_other(tmp
 
 
 @pytest.mark.parametrize(("answer", "reason"), [(b"{}", "not the answer of a stream"), (b"ok", "JSONDecodeError")])
-async def test_whoever_else_answers_does_not_count(nats_url: str, answer: bytes, reason: str) -> None:
+async def test_answer_that_is_not_from_a_stream_is_a_retry(nats_url: str, answer: bytes, reason: str) -> None:
     subject = random_name()
     async with connected(nats_url) as other:
 
@@ -337,13 +337,13 @@ async def test_a_stream_that_acknowledges_nothing_means_that_the_sink_is_down(na
         assert await bus.publish([make_publication()]) == [SinkDown(reason="the stream acknowledges nothing")]
 
 
-async def test_nobody_listening_means_that_the_sink_is_down() -> None:
+async def test_connection_refused_means_sink_down() -> None:
     async with sink(f"nats://127.0.0.1:{lasting_port()}", "a.{type}") as bus:
         assert await bus.publish([make_publication()]) == [SinkDown(reason="ConnectionRefusedError")]
         assert await bus.check() == "ConnectionRefusedError"
 
 
-async def test_a_host_that_does_not_exist_means_that_the_sink_is_down() -> None:
+async def test_unknown_host_means_sink_down() -> None:
     async with sink("nats://nowhere.invalid", "a.{type}") as bus:
         assert await bus.publish([make_publication()]) == [SinkDown(reason="gaierror")]
 
@@ -447,12 +447,12 @@ async def test_a_connection_that_is_cut_fails_at_once_what_was_under_way(stream:
         assert await bus.publish(batch(200)) == [Published()] * 200
 
 
-async def test_a_server_that_went_away_is_down(stream: Stream) -> None:
+async def test_lost_server_means_sink_down(stream: Stream) -> None:
     async with behind_a_proxy(stream) as (between, bus):
         await outages.refused(between, bus)
 
 
-async def test_a_server_that_never_answers_is_down_and_is_asked_on_a_new_connection(stream: Stream) -> None:
+async def test_server_without_an_answer_is_down_and_checked_on_a_new_connection(stream: Stream) -> None:
     async with behind_a_proxy(stream, timeout="0.3s") as (between, bus):
         await outages.unanswered(between, bus)
 
@@ -467,7 +467,7 @@ on_either_loop = pytest.mark.parametrize(
 
 
 @on_either_loop
-async def test_a_server_that_reads_nothing_is_let_go_of_at_once(tmp_path: Path) -> None:
+async def test_connection_to_a_server_that_reads_nothing_closes_at_once(tmp_path: Path) -> None:
     large = [make_publication(number, text="x" * 900_000) for number in range(20)]
     with OwnNats(tmp_path) as server:
         async with sink(server.url, "a.{type}", timeout="0.2s") as bus:
@@ -476,7 +476,7 @@ async def test_a_server_that_reads_nothing_is_let_go_of_at_once(tmp_path: Path) 
             before, open_before = asyncio.all_tasks(), open_files()
             await bus.check()
             server.freeze()
-            # more than the buffers between us hold
+            # More than the buffers of the connection hold.
             assert await bus.publish(large) == [SinkDown(reason="timeout")] * 20
             assert await bus.check() == "timeout"
             started = time.monotonic()
@@ -503,7 +503,7 @@ async def test_a_server_that_dies_while_it_reads_nothing_fails_all_at_once(tmp_p
         assert asyncio.all_tasks() == before
 
 
-# who may and who may not
+# authentication and permissions
 
 USERS = """
 authorization {
@@ -528,14 +528,14 @@ async def guarded(tmp_path: Path) -> AsyncIterator[str]:
         yield server.url
 
 
-async def test_a_user_with_a_password_is_let_in(guarded: str) -> None:
+async def test_user_and_password_authenticate(guarded: str) -> None:
     async with sink(guarded, "few.{direction}", **login("all")) as bus:
         assert await bus.publish([make_publication()]) == [Published()]
         assert await bus.check() is None
 
 
 @pytest.mark.parametrize("fields", [{}, {"user": "all", "password": "wrong-canary"}, {"token": "wrong-canary"}])
-async def test_who_is_not_let_in_is_told_so(guarded: str, fields: dict[str, str]) -> None:
+async def test_failed_authentication_means_sink_down(guarded: str, fields: dict[str, str]) -> None:
     async with sink(guarded, "few.{direction}", **fields) as bus:
         assert await bus.publish([make_publication()]) == [SinkDown(reason="authorization violation")]
         assert await bus.check() == "authorization violation"
@@ -547,7 +547,7 @@ async def test_a_user_who_may_do_no_more_than_publish_can(guarded: str) -> None:
         assert await bus.check() is None
 
 
-async def test_a_subject_that_is_forbidden_means_that_the_sink_is_down_at_once(guarded: str) -> None:
+async def test_forbidden_subject_means_sink_down_at_once(guarded: str) -> None:
     async with sink(guarded, "few.{direction}", **login("few"), timeout="15s") as bus:
         started = time.monotonic()
         results = await bus.publish([make_publication(1), make_publication(2, direction="IN"), make_publication(3)])
@@ -555,12 +555,12 @@ async def test_a_subject_that_is_forbidden_means_that_the_sink_is_down_at_once(g
     assert results == [Published(), SinkDown(reason="permissions violation"), Published()]
 
 
-async def test_a_user_who_cannot_hear_the_answers_is_down_at_once(guarded: str) -> None:
+async def test_user_without_subscribe_permission_means_sink_down_at_once(guarded: str) -> None:
     async with sink(guarded, "few.{direction}", **login("deaf"), timeout="15s") as bus:
         assert await bus.publish(batch(2)) == [SinkDown(reason="permissions violation")] * 2
 
 
-async def test_a_token_is_a_way_in(tmp_path: Path) -> None:
+async def test_token_authenticates(tmp_path: Path) -> None:
     with OwnNats(tmp_path, "authorization { token: canary }") as server:
         async with jetstream(server.url, token="canary") as admin:
             await admin.add_stream(name="a", subjects=["a.*"])
@@ -573,8 +573,8 @@ def _key(kind: int) -> nkeys.KeyPair:
 
 
 def _jwt(subject: nkeys.KeyPair, issuer: nkeys.KeyPair, **claims: Any) -> str:
-    def part(told: Any) -> str:
-        return base64.urlsafe_b64encode(json.dumps(told).encode()).decode().rstrip("=")
+    def part(content: Any) -> str:
+        return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
 
     body = {"iss": issuer.public_key.decode(), "sub": subject.public_key.decode(), "iat": 1, "name": "test"}
     body |= {"nats": {"version": 2, **claims}}
@@ -583,7 +583,7 @@ def _jwt(subject: nkeys.KeyPair, issuer: nkeys.KeyPair, **claims: Any) -> str:
     return f"{signed}.{base64.urlsafe_b64encode(issuer.sign(signed.encode())).decode().rstrip('=')}"
 
 
-async def test_the_content_of_a_creds_file_is_a_way_in(tmp_path: Path) -> None:
+async def test_creds_file_authenticates(tmp_path: Path) -> None:
     operator, user = _key(nkeys.PREFIX_BYTE_OPERATOR), _key(nkeys.PREFIX_BYTE_USER)
     account, system = _key(nkeys.PREFIX_BYTE_ACCOUNT), _key(nkeys.PREFIX_BYTE_ACCOUNT)
     unlimited = dict.fromkeys(("subs", "data", "payload"), -1)
@@ -611,7 +611,7 @@ async def test_the_content_of_a_creds_file_is_a_way_in(tmp_path: Path) -> None:
 
 
 @on_sqlite
-async def test_credentials_are_never_told(
+async def test_credentials_are_never_disclosed(
     database: Database, guarded: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
@@ -620,9 +620,9 @@ async def test_credentials_are_never_told(
     async with running(database, wrong):
         await until(outages.complains(database, wrong, "authorization violation"))
     assert "canary" not in repr(wrong) + wrong.settings.model_dump_json()
-    told = capfd.readouterr()
-    assert "canary" not in told.out + told.err + caplog.text
-    assert "sink is down" in told.out
+    output = capfd.readouterr()
+    assert "canary" not in output.out + output.err + caplog.text
+    assert "sink is down" in output.out
 
 
 # TLS
@@ -642,7 +642,7 @@ async def encrypted(tmp_path: Path, authority: Authority) -> AsyncIterator[OwnNa
         yield server
 
 
-async def test_a_server_with_a_known_certificate_is_talked_to(encrypted: OwnNats, authority: Authority) -> None:
+async def test_known_certificate_is_accepted(encrypted: OwnNats, authority: Authority) -> None:
     url = f"tls://localhost:{encrypted.port}"
     async with sink(url, "a.{type}", tls_ca=str(authority.file)) as bus:
         assert await bus.check() is None
@@ -650,13 +650,13 @@ async def test_a_server_with_a_known_certificate_is_talked_to(encrypted: OwnNats
 
 
 @pytest.mark.parametrize("scheme", ["tls", "nats"])
-async def test_a_certificate_nobody_trusts_means_that_the_sink_is_down(encrypted: OwnNats, scheme: str) -> None:
+async def test_unknown_certificate_means_sink_down(encrypted: OwnNats, scheme: str) -> None:
     async with sink(f"{scheme}://localhost:{encrypted.port}", "a.{type}") as bus:
         assert await bus.publish([make_publication()]) == [SinkDown(reason="SSLCertVerificationError")]
 
 
 @pytest.mark.parametrize("scheme", ["tls", "nats"])
-async def test_a_server_without_tls_is_told_nothing_where_tls_was_asked_for(scheme: str, authority: Authority) -> None:
+async def test_server_without_tls_gets_nothing_when_tls_is_required(scheme: str, authority: Authority) -> None:
     heard = bytearray()
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""What operators do to sinks, on both databases: pause, replay, requeue, drop; and what they can see of them."""
+"""Actions of operators on sinks, on both databases: pause, replay, requeue, drop; and the lists of them."""
 
 import asyncio
 import random
@@ -47,19 +47,19 @@ pytestmark = pytest.mark.anyio
 
 SINK = "crm"
 HEALTHY = Health()
-REFUSED = DeadLettered(death=DeadLetterReason.REFUSED, reason="status 422", response_code=422, response="no")
-EXPIRED = DeadLettered(death=DeadLetterReason.EXPIRED, reason="timeout")
-HOLDS = DeadLettered(death=DeadLetterReason.REFUSED, reason="status 422", holds=True)
+REFUSED = DeadLettered(cause=DeadLetterReason.REFUSED, reason="status 422", response_code=422, response="no")
+EXPIRED = DeadLettered(cause=DeadLetterReason.EXPIRED, reason="timeout")
+HOLDS = DeadLettered(cause=DeadLetterReason.REFUSED, reason="status 422", holds=True)
 
 
 class Worker:
-    """Whoever holds the lease of the sink, and what it writes."""
+    """The lease holder of a sink, and its settlements."""
 
     def __init__(self, database: Database, entries: list[LogEntry], lease: Lease) -> None:
         self.database, self.entries, self.lease = database, entries, lease
 
-    def first(self, place: int, decision: Decision) -> Decided:
-        return Decided(PendingPublication(publication=publication(self.entries[place])), decision)
+    def first(self, index: int, decision: Decision) -> Decided:
+        return Decided(PendingPublication(publication=publication(self.entries[index])), decision)
 
     def retry(self, position: int, decision: Decision) -> Decided:
         [entry] = [entry for entry in self.entries if entry.position == position]
@@ -73,7 +73,7 @@ class Worker:
         attempts: tuple[Attempt, ...] = (),
         health: Health = HEALTHY,
     ) -> None:
-        """Writes verdicts; the cursor goes as far as it was, or to the last of them."""
+        """Settles decisions; the cursor stays where it was or moves to the last of them."""
         reached = max((await sink_row(self.database)).cursor, *(one.candidate.position for one in firsts), 0)
         settlement = Settlement(cursor=reached, firsts=firsts, retries=retries, attempts=attempts)
         await settle(self.database, self.lease, settlement, health, now=at(seconds))
@@ -97,9 +97,9 @@ async def log(database: Database) -> Worker:
     """
     early = await append(database, life("early", (Status.QUEUED, Status.SENT)))
     entries = []
-    for place, status in enumerate((Status.QUEUED, Status.SENDING, Status.SENT)):
+    for index, status in enumerate((Status.QUEUED, Status.SENDING, Status.SENT)):
         for ordering_key, message in enumerate("ab"):
-            entries += await append(database, life(message, (status,), received=60 * (2 * place + ordering_key)))
+            entries += await append(database, life(message, (status,), received=60 * (2 * index + ordering_key)))
     await write(database, delete(EVENTS).where(EVENTS.c.position <= early[-1].position))
     return await worker(database, entries)
 
@@ -143,7 +143,7 @@ async def drop(database: Database, sink: str = SINK, seconds: float = 0, **chose
 # --- pause and resume
 
 
-async def test_a_pause_is_written_down_and_tells_the_holder(log: Worker) -> None:
+async def test_pause_is_stored_and_raises_the_revision(log: Worker) -> None:
     before = await sink_row(log.database)
     await sinks.pause(log.database, SINK, paused=True)
     paused = await sink_row(log.database)
@@ -152,7 +152,7 @@ async def test_a_pause_is_written_down_and_tells_the_holder(log: Worker) -> None
     assert (await sink_row(log.database)).paused is False
 
 
-async def test_what_nobody_knows_cannot_be_operated(database: Database) -> None:
+async def test_unknown_sinks_and_dead_letters_are_not_found(database: Database) -> None:
     with pytest.raises(UnknownSink, match="there is no sink nobody"):
         await sinks.pause(database, "nobody", paused=True)
     with pytest.raises(UnknownSink):
@@ -214,27 +214,27 @@ async def test_a_replay_from_the_beginning_covers_what_is_kept_up_to_the_cursor(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "place"), [(0, 0), (1, 1), (60, 1), (119, 2), (180, 3)], ids=lambda value: str(value)
+    ("seconds", "index"), [(0, 0), (1, 1), (60, 1), (119, 2), (180, 3)], ids=lambda value: str(value)
 )
 async def test_a_replay_since_a_time_begins_with_the_first_event_received_then(
-    log: Worker, seconds: float, place: int, monkeypatch: pytest.MonkeyPatch
+    log: Worker, seconds: float, index: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_log, "_SEARCHED_AT_ONCE", 2)
     await log.settle(log.first(3, Done()))
     log_range = await replays.log_range(log.database, SINK, at(seconds))
-    assert (log_range.first_at, log_range.events) == (at(60 * place), 4 - place)
-    assert (await begun(log.database, at(seconds))).after_position == log.entries[place].position - 1
+    assert (log_range.first_at, log_range.events) == (at(60 * index), 4 - index)
+    assert (await begun(log.database, at(seconds))).after_position == log.entries[index].position - 1
 
 
 async def test_events_that_came_late_into_the_log_do_not_hide_those_before_them(database: Database) -> None:
-    """What is imported, or read again, has a time of its own: the log is not in the order of times."""
+    """Imported and reprocessed callbacks have old times: the log is not in the order of time."""
     entries = await append(database, [*life("young", received=1000), *life("old", received=0)])
     await (await worker(database, entries)).done()
     assert (await replays.log_range(database, SINK, at(500))).events == 8
 
 
 @pytest.mark.parametrize("since", [at(181), at(10**8)], ids=["beyond the cursor", "beyond the log"])
-async def test_where_there_is_nothing_to_give_again_there_is_no_replay(log: Worker, since: Any) -> None:
+async def test_replay_of_an_empty_range_is_rejected(log: Worker, since: Any) -> None:
     await log.settle(log.first(3, Done()))
     replay, log_range = await replays.begin(log.database, SINK, since, now=at(1000))
     assert (replay, log_range.events, log_range.first_at) == (None, 0, None)
@@ -243,16 +243,16 @@ async def test_where_there_is_nothing_to_give_again_there_is_no_replay(log: Work
 
 
 @pytest.mark.parametrize("since", ["beginning", at(0)], ids=str)
-async def test_an_empty_log_has_nothing_to_give_again(database: Database, since: Any) -> None:
+async def test_replay_of_an_empty_log_is_rejected(database: Database, since: Any) -> None:
     await sinks.register(database, SINK, start="beginning", fingerprint="f")
     replay, log_range = await replays.begin(database, SINK, since, now=at(0))
     assert (replay, log_range.events) == (None, 0)
 
 
-async def test_a_time_of_which_events_were_forgotten_is_refused_rather_than_half_given(log: Worker) -> None:
+async def test_replay_from_a_pruned_time_is_rejected(log: Worker) -> None:
     await log.done()
     for ask in (replays.log_range(log.database, SINK, at(-1)), replays.begin(log.database, SINK, at(-1), now=at(0))):
-        with pytest.raises(Expired, match="received before 2026-01-01T00:00:00Z are no longer kept"):
+        with pytest.raises(Expired, match="has removed events received before 2026-01-01T00:00:00Z"):
             await ask
     assert (await begun(log.database, at(0))).after_position == log.entries[0].position - 1
 
@@ -277,8 +277,8 @@ async def test_one_replay_at_a_time(log: Worker) -> None:
 
 async def test_two_who_begin_a_replay_at_once_get_one(log: Worker) -> None:
     await log.done()
-    asked = (replays.begin(log.database, SINK, "beginning", now=at(0)) for _ in range(4))
-    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    begins = (replays.begin(log.database, SINK, "beginning", now=at(0)) for _ in range(4))
+    outcomes = await asyncio.gather(*begins, return_exceptions=True)
     assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 3
     assert len(await rows_of(log.database, REPLAYS)) == 1
 
@@ -345,18 +345,18 @@ async def test_a_replay_that_begins_while_events_are_forgotten_is_of_those_that_
     await log.done()
     async with log.database.writing() as connection:
         await log.database.lock_log(connection)
-        asked = asyncio.create_task(replays.begin(log.database, SINK, "beginning", now=at(0)))
+        begin = asyncio.create_task(replays.begin(log.database, SINK, "beginning", now=at(0)))
         since = asyncio.create_task(replays.begin(log.database, SINK, at(0), now=at(0)))
-        # both have had a good look at the log, and wait
+        # Both have read the log, and wait for the lock.
         await asyncio.sleep(0.3)
-        assert not asked.done()
+        assert not begin.done()
         assert not since.done()
         gone = EVENTS.c.position <= log.entries[2].position
         await connection.execute(delete(EVENTS).where(gone))
-    outcomes = await asyncio.gather(asked, since, return_exceptions=True)
+    outcomes = await asyncio.gather(begin, since, return_exceptions=True)
     begun_one = next(outcome for outcome in outcomes if isinstance(outcome, tuple))
     assert begun_one[1].events == 3
-    # whoever came second met the other's replay, or was told that the time has expired
+    # The second caller got the conflict with the other replay, or the error that the time is pruned.
     assert sum(isinstance(outcome, Expired | Conflict) for outcome in outcomes) == 1
 
 
@@ -366,9 +366,9 @@ async def test_replays_and_retention_at_once_never_leave_a_replay_without_its_ev
     task = PruneTask(kind=Kind.EVENTS, before=at(10**6), now=at(0), limit=3)
 
     async def forget() -> None:
-        place: int | None = 0
-        while place is not None:
-            place = (await retention.prune(database, task, place)).next
+        index: int | None = 0
+        while index is not None:
+            index = (await retention.prune(database, task, index)).next
 
     async def begin_late() -> LogRange:
         while not await gone(database, entries[20].position):
@@ -394,15 +394,15 @@ async def gone(database: Database, position: int) -> bool:
 @pytest.fixture
 async def dead(log: Worker) -> Worker:
     """Of the six events, in the order a1 b1 a2 b2 a3 b3: a1 b1 b2 refused, a2 too old, at a minute each."""
-    for place, decision in enumerate((REFUSED, REFUSED, EXPIRED, REFUSED)):
-        await log.settle(log.first(place, decision), seconds=1000 + 60 * place)
+    for index, decision in enumerate((REFUSED, REFUSED, EXPIRED, REFUSED)):
+        await log.settle(log.first(index, decision), seconds=1000 + 60 * index)
     await log.done()
     await sinks.register(log.database, "lake", start="end", fingerprint="f")
     return log
 
 
 @pytest.mark.parametrize(
-    ("chosen", "places"),
+    ("chosen", "indexes"),
     [
         pytest.param({}, [0, 1, 2, 3], id="all"),
         pytest.param({"sink": SINK}, [0, 1, 2, 3], id="of the sink"),
@@ -420,14 +420,14 @@ async def dead(log: Worker) -> Worker:
 )
 @pytest.mark.parametrize("act", [requeue, drop], ids=["requeue", "drop"])
 async def test_dead_letters_are_chosen_listed_counted_and_acted_on_alike(
-    dead: Worker, chosen: dict[str, Any], places: list[int], act: Any
+    dead: Worker, chosen: dict[str, Any], indexes: list[int], act: Any
 ) -> None:
     every = await letters(dead.database)
     if isinstance(chosen.get("event_id"), int):
         chosen = chosen | {"event_id": dead.entries[chosen["event_id"]].event.id}
     if "ids" in chosen:
-        chosen = chosen | {"ids": [every[place].id for place in chosen["ids"]]}
-    meant = [every[place] for place in places]
+        chosen = chosen | {"ids": [every[index].id for index in chosen["ids"]]}
+    meant = [every[index] for index in indexes]
     assert await letters(dead.database, **chosen) == meant
     assert await dead_letters.count(dead.database, DeadLetterChoice(**{"sink": SINK} | chosen)) == len(meant)
     assert await act(dead.database, **{"sink": SINK} | chosen) == len(meant)
@@ -436,7 +436,7 @@ async def test_dead_letters_are_chosen_listed_counted_and_acted_on_alike(
     assert [position for position, _ in await stored_retries(dead.database)] == requeued
 
 
-async def test_a_dead_letter_is_told_with_its_event(dead: Worker) -> None:
+async def test_dead_letter_is_shown_with_its_event(dead: Worker) -> None:
     [letter] = await letters(dead.database, reason="expired")
     assert (letter.event_id, letter.message_id, letter.recipient, letter.status) == (
         dead.entries[2].event.id,
@@ -450,8 +450,8 @@ async def test_a_dead_letter_is_told_with_its_event(dead: Worker) -> None:
 async def test_dead_letters_come_in_pages_from_either_end(dead: Worker) -> None:
     ids = [letter.id for letter in await letters(dead.database)]
 
-    async def page(**asked: Any) -> tuple[list[int], bool]:
-        found = await dead_letters.find(dead.database, DeadLetterQuery(size=2, **asked))
+    async def page(**parameters: Any) -> tuple[list[int], bool]:
+        found = await dead_letters.find(dead.database, DeadLetterQuery(size=2, **parameters))
         return [letter.id for letter in found.items], found.more
 
     assert await page() == (ids[:2], True)
@@ -461,11 +461,11 @@ async def test_dead_letters_come_in_pages_from_either_end(dead: Worker) -> None:
     assert await page(skip=3) == (ids[3:], False)
 
 
-async def test_what_is_dropped_is_gone_and_its_lane_goes_on(log: Worker) -> None:
+async def test_drop_removes_the_dead_letter_and_releases_its_ordering_key(log: Worker) -> None:
     await log.settle(log.first(0, HOLDS), log.first(2, Parked()), log.first(4, Parked()))
-    assert await stored_retries(log.database) == places(log, {0: "held", 2: "parked", 4: "parked"})
+    assert await stored_retries(log.database) == indexes(log, {0: "held", 2: "parked", 4: "parked"})
     assert await drop(log.database) == 1
-    assert await stored_retries(log.database) == places(log, {2: "due", 4: "parked"})
+    assert await stored_retries(log.database) == indexes(log, {2: "due", 4: "parked"})
     assert await letters(log.database) == []
 
 
@@ -478,7 +478,7 @@ async def test_dropping_what_holds_nothing_leaves_the_retries_alone(log: Worker)
     assert await rows_of(log.database, RETRIES) == before
 
 
-async def test_a_held_event_that_is_requeued_begins_anew(log: Worker) -> None:
+async def test_requeued_held_event_begins_with_no_attempts(log: Worker) -> None:
     await log.settle(log.first(0, HOLDS), log.first(2, Parked()))
     assert await requeue(log.database, seconds=500) == 1
     first, second = await rows_of(log.database, RETRIES)
@@ -486,30 +486,30 @@ async def test_a_held_event_that_is_requeued_begins_anew(log: Worker) -> None:
     assert second.state == "parked"
 
 
-async def test_an_earlier_event_that_comes_back_takes_the_place_of_one_that_holds_its_lane(log: Worker) -> None:
+async def test_requeued_earlier_event_replaces_the_held_head_of_its_ordering_key(log: Worker) -> None:
     await log.settle(log.first(0, REFUSED), log.first(2, HOLDS), log.first(4, Parked()))
     assert await requeue(log.database, event_id=log.entries[0].event.id) == 1
-    assert await stored_retries(log.database) == places(log, {0: "due", 2: "parked", 4: "parked"})
+    assert await stored_retries(log.database) == indexes(log, {0: "due", 2: "parked", 4: "parked"})
     await log.settle(retries=(log.retry(log.entries[0].position, Done()),))
-    assert await stored_retries(log.database) == places(log, {2: "held", 4: "parked"})
+    assert await stored_retries(log.database) == indexes(log, {2: "held", 4: "parked"})
 
 
-def places(log: Worker, states: dict[int, str]) -> list[tuple[int, str]]:
-    return [(log.entries[place].position, state) for place, state in states.items()]
+def indexes(log: Worker, states: dict[int, str]) -> list[tuple[int, str]]:
+    return [(log.entries[index].position, state) for index, state in states.items()]
 
 
 async def many(database: Database, number: int) -> Worker:
-    """A sink with so many dead letters, each of a message of its own."""
-    events = [event for place in range(number) for event in life(f"m{place}", (Status.SENT,))]
+    """A sink with `number` dead letters, each of another message."""
+    events = [event for index in range(number) for event in life(f"m{index}", (Status.SENT,))]
     at_work = await worker(database, await append(database, events))
-    await at_work.settle(*(at_work.first(place, REFUSED) for place in range(number)))
+    await at_work.settle(*(at_work.first(index, REFUSED) for index in range(number)))
     return at_work
 
 
-async def test_many_go_in_bites_and_what_was_done_stays_done(
+async def test_bulk_actions_run_in_batches_and_keep_finished_batches(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dead_letters, "_BITE", 2)
+    monkeypatch.setattr(dead_letters, "_BATCH", 2)
     at_work = await many(database, 7)
     bites = dead_letters.requeue(database, SINK, now=at(0))
     assert [await anext(bites), await anext(bites)] == [2, 2]
@@ -521,10 +521,10 @@ async def test_many_go_in_bites_and_what_was_done_stays_done(
     assert (await letters(database), len(await rows_of(database, RETRIES))) == ([], 4)
 
 
-async def test_what_dies_only_meanwhile_is_left_for_another_look(
+async def test_requeue_leaves_dead_letters_that_are_added_meanwhile(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dead_letters, "_BITE", 1)
+    monkeypatch.setattr(dead_letters, "_BATCH", 1)
     at_work = await many(database, 2)
     bites = dead_letters.drop(database, SINK, now=at(0))
     assert await anext(bites) == 1
@@ -535,8 +535,10 @@ async def test_what_dies_only_meanwhile_is_left_for_another_look(
     assert [letter.position for letter in await letters(database)] == [late[0].position]
 
 
-async def test_what_dies_again_meanwhile_is_not_met_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dead_letters, "_BITE", 1)
+async def test_requeue_does_not_repeat_a_second_dead_letter(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "_BATCH", 1)
     at_work = await many(database, 3)
     met = 0
     async for number in dead_letters.requeue(database, SINK, now=at(0)):
@@ -549,8 +551,8 @@ async def test_what_dies_again_meanwhile_is_not_met_again(database: Database, mo
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_whatever_happens_each_lane_has_one_head_its_first(database: Database, seed: int) -> None:
-    """Verdicts of the holder and actions of operators in any order: never two heads, never a lane nobody would wake."""
+async def test_each_ordering_key_always_has_one_head(database: Database, seed: int) -> None:
+    """Decisions of the holder and actions of operators in any order: an ordering key with rows has exactly one head."""
     random_fraction = random.Random(seed)
     events = [make_event(message_id=ordering_key, time=second) for second in range(20) for ordering_key in "abc"]
     at_work = await worker(database, await append(database, events))
@@ -560,11 +562,11 @@ async def test_whatever_happens_each_lane_has_one_head_its_first(database: Datab
         again = RetryAt(due_at=at(step), reason="timeout")
         match random_fraction.choice(("read", "read", "retry", "retry", "requeue", "drop")):
             case "read":
-                place = unread.pop(0)
+                index = unread.pop(0)
                 blocked = {row.ordering_key for row in await rows_of(database, RETRIES)}
-                ordering_key = publication(at_work.entries[place]).ordering_key
+                ordering_key = publication(at_work.entries[index]).ordering_key
                 decision = Parked() if ordering_key in blocked else random_fraction.choice((again, *deaths))
-                await at_work.settle(at_work.first(place, decision))
+                await at_work.settle(at_work.first(index, decision))
             case "retry":
                 due = [position for position, state in await stored_retries(database) if state == "due"]
                 for position in due[:1]:
@@ -575,13 +577,13 @@ async def test_whatever_happens_each_lane_has_one_head_its_first(database: Datab
                 chosen = random_fraction.sample(ids, random_fraction.randint(0, len(ids)))
                 act = drop if action == "drop" else requeue
                 assert await act(database, seconds=step, ids=chosen) == len(chosen)
-        await check_lanes(database)
+        await check_ordering_keys(database)
         held = {position for position, state in await stored_retries(database) if state == "held"}
         heads = {position for position, state in await stored_retries(database) if state != "parked"}
         assert held == heads & {letter.position for letter in await letters(database)}
 
 
-async def check_lanes(database: Database) -> None:
+async def check_ordering_keys(database: Database) -> None:
     ordering_keys: dict[str, list[Any]] = defaultdict(list)
     for row in await rows_of(database, RETRIES):
         ordering_keys[row.ordering_key].append(row)
@@ -596,7 +598,7 @@ async def check_lanes(database: Database) -> None:
 async def test_operators_lose_and_disorder_nothing_while_a_dispatcher_works(
     database: Database, database_url: str, on_refused: str
 ) -> None:
-    """A sink that refuses and fails at random, and an operator in another process who does all there is to be done."""
+    """A sink that refuses and fails at random, and an operator in another process who performs every action."""
     random_fraction = random.Random(7)
     sink = memory_sink(on_refused=on_refused, schedule=["1s"])
     memory(sink).answer = lambda _: random_fraction.choice(
@@ -616,7 +618,7 @@ async def test_operators_lose_and_disorder_nothing_while_a_dispatcher_works(
                 )
             if step < 20:
                 await append(operator, life(f"late{step}"))
-            await check_lanes(operator)
+            await check_ordering_keys(operator)
             await asyncio.sleep(0.02)  # as operators do; the dispatcher polls at such intervals too
         with suppress(Unknown):
             await replays.act(operator, SINK, "cancel", now=now())
@@ -633,11 +635,11 @@ async def test_operators_lose_and_disorder_nothing_while_a_dispatcher_works(
     log = await whole_log(database)
     live = [one for one in memory(sink).published if not one.replayed]
     assert {one.id for one in live} == {entry.event.id for entry in log}
-    # where nothing holds a message, what is requeued comes after its successors
+    # Where nothing holds an ordering key, a requeued event arrives after its successors.
     assert on_refused == "continue" or in_order(live)
 
 
-# --- what can be seen
+# --- lists and views
 
 
 async def seen(database: Database, seconds: float = 0, **types: str) -> SinkView:
@@ -702,27 +704,27 @@ async def test_sinks_are_listed_by_name_in_pages(log: Worker) -> None:
     assert await page(SortOrder.DESC, 0) == ([("lake", False), (SINK, True)], True)
 
 
-async def test_the_attempts_of_a_message_tell_what_each_sink_was_told_and_when(log: Worker) -> None:
-    def attempt(place: int, seconds: float, **more: Any) -> Attempt:
-        event_of = log.entries[place]
-        told = {"position": event_of.position, "event_id": event_of.event.id, "decision": "done"}
+async def test_attempts_of_a_message_are_listed_by_sink_and_time(log: Worker) -> None:
+    def attempt(index: int, seconds: float, **more: Any) -> Attempt:
+        event_of = log.entries[index]
+        fields = {"position": event_of.position, "event_id": event_of.event.id, "decision": "done"}
         times = {"started_at": at(seconds), "ended_at": at(seconds + 0.25)}
-        return Attempt(**{"outcome": Outcome.PUBLISHED, **told, **times, **more})
+        return Attempt(**{"outcome": Outcome.PUBLISHED, **fields, **times, **more})
 
     failed = attempt(0, 1, outcome=Outcome.RETRY, decision="again", reason="status 503", response_code=503)
     await log.settle(attempts=(failed, attempt(1, 2, response_code=200), attempt(0, 6, response_code=204)))
     lake = await worker(log.database, log.entries, "lake")
     await lake.settle(attempts=(attempt(2, 9),))
 
-    async def told(message: str, sink: str | None = None, api: Api = Api.V2) -> list[Any]:
+    async def attempts_of(message: str, sink: str | None = None, api: Api = Api.V2) -> list[Any]:
         async with log.database.reading() as connection:
             found = await retries.attempts_of_message(connection, (api, Direction.OUT, message), sink)
         return [(one.sink, one.started_at, one.seconds, one.response_code, one.decision) for one in found]
 
     crm = [(SINK, at(1), 0.25, 503, "again"), (SINK, at(6), 0.25, 204, "done")]
-    assert await told("a") == [*crm, ("lake", at(9), 0.25, None, "done")]
-    assert await told("a", SINK) == crm
-    assert await told("b", "lake") == await told("a", api=Api.V1) == await told("c") == []
+    assert await attempts_of("a") == [*crm, ("lake", at(9), 0.25, None, "done")]
+    assert await attempts_of("a", SINK) == crm
+    assert await attempts_of("b", "lake") == await attempts_of("a", api=Api.V1) == await attempts_of("c") == []
     async with log.database.reading() as connection:
         [first, *_] = await retries.attempts_of_message(connection, (Api.V2, Direction.OUT, "a"), None)
     assert (first.event_id, first.status, first.recipient) == (log.entries[0].event.id, "queued", "+15550001")
@@ -733,10 +735,10 @@ async def test_the_attempts_of_a_message_tell_what_each_sink_was_told_and_when(l
 
 
 async def test_dead_letters_and_attempts_are_found_by_an_index(database: Database) -> None:
-    """As many as an outage may leave: nothing that names a message, an event or a sink reads all of them."""
+    """As many rows as an outage may leave: a search by message, event or sink must not read all of them."""
     await fill(database, 5000)
     of_message_id = "sqlite_autoindex_events_1" if database.is_sqlite else "uq_events_message_id"
-    asked = {
+    searches = {
         "message": (DeadLetterChoice(message_id="m7"), of_message_id),
         "event": (DeadLetterChoice(event_id="e7"), "ix_dead_letters_event"),
         "sink": (DeadLetterChoice(sink="lake"), "ix_dead_letters_sink"),
@@ -744,9 +746,9 @@ async def test_dead_letters_and_attempts_are_found_by_an_index(database: Databas
     }
     plans = {
         name: await plan(database, dead_letters.find(database, DeadLetterQuery(choice=choice)))
-        for name, (choice, _) in asked.items()
+        for name, (choice, _) in searches.items()
     }
-    missed = {name: plans[name] for name, (_, index) in asked.items() if index not in plans[name]}
+    missed = {name: plans[name] for name, (_, index) in searches.items() if index not in plans[name]}
     assert not missed
     for name in ("message", "message and sink"):
         assert ("position=?" if database.is_sqlite else "_position on dead_letters") in plans[name], plans[name]
@@ -761,17 +763,17 @@ async def test_dead_letters_and_attempts_are_found_by_an_index(database: Databas
 
 
 async def fill(database: Database, number: int) -> None:
-    """Events with a dead letter and an attempt each; nine in ten are one sink's."""
+    """Events with a dead letter and an attempt each; nine in ten belong to one sink."""
     [template] = await append(database, life("template", (Status.SENT,)))
     for name in (SINK, "lake"):
         await sinks.register(database, name, start="end", fingerprint="f")
     [row] = [dict(row._mapping) for row in await rows_of(database, EVENTS)]
-    places = range(template.position + 1, template.position + 1 + number)
-    rows = [row | {"position": place, "id": f"e{place}", "message_id": f"m{place}"} for place in places]
+    indexes = range(template.position + 1, template.position + 1 + number)
+    rows = [row | {"position": index, "id": f"e{index}", "message_id": f"m{index}"} for index in indexes]
     letter = {"reason": "refused", "detail": "no", "attempts": 1, "first_at": at(0), "died_at": at(0)}
     attempt = {"started_at": at(0), "ended_at": at(0), "outcome": "refused", "decision": "dead"}
     of_event = [
-        {"sink": "lake" if place % 10 == 0 else SINK, "position": place, "event_id": f"e{place}"} for place in places
+        {"sink": "lake" if index % 10 == 0 else SINK, "position": index, "event_id": f"e{index}"} for index in indexes
     ]
     await write(database, insert(EVENTS), rows)
     await write(database, insert(DEAD_LETTERS), [one | letter | {"ordering_key": "l"} for one in of_event])
@@ -781,11 +783,11 @@ async def fill(database: Database, number: int) -> None:
 
 
 async def plan(database: Database, work: Any) -> str:
-    """How the database goes about the last statement of some work."""
-    asked: list[tuple[str, Any]] = []
+    """The query plan of the last statement of some work."""
+    statements: list[tuple[str, Any]] = []
 
     def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
-        asked.append((statement, parameters))
+        statements.append((statement, parameters))
 
     engine = database.engine.sync_engine
     event.listen(engine, "before_cursor_execute", note)
@@ -793,14 +795,14 @@ async def plan(database: Database, work: Any) -> str:
         await work
     finally:
         event.remove(engine, "before_cursor_execute", note)
-    statement, parameters = asked[-1]
+    statement, parameters = statements[-1]
     word = "EXPLAIN QUERY PLAN" if database.is_sqlite else "EXPLAIN"
     async with database.reading() as connection:
         return "\n".join(str(row) for row in await connection.exec_driver_sql(f"{word} {statement}", parameters))
 
 
-async def test_a_stretch_of_the_log_is_counted_piece_by_piece(log: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A statement over all of a large log would end at its time limit, and a replay be begun and not told."""
+async def test_log_range_is_counted_in_pieces(log: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One statement over a large log would exceed its timeout after the replay had begun."""
     monkeypatch.setattr(event_log, "_SEARCHED_AT_ONCE", 2)
     await log.settle(log.first(4, Done()))
     counted: list[str] = []

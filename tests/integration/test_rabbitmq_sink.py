@@ -1,4 +1,4 @@
-"""The RabbitMQ sink against real brokers: one that all tests share, and nodes of a test's own for faults."""
+"""The RabbitMQ sink against real brokers: a shared one, and nodes of one test for faults."""
 
 import asyncio
 import logging
@@ -48,7 +48,7 @@ def configured(url: str, exchange: str, **fields: Any) -> ConfiguredSink:
 
 @asynccontextmanager
 async def rabbitmq_sink(url: str, exchange: str, **fields: Any) -> AsyncIterator[Any]:
-    """A started sink; nothing of it is left running in the end."""
+    """A started sink. Checks at the end that none of its tasks is still running."""
     sink, before = configured(url, exchange, **fields).sink, of_the_client()
     await sink.start()
     try:
@@ -59,12 +59,12 @@ async def rabbitmq_sink(url: str, exchange: str, **fields: Any) -> AsyncIterator
 
 
 def of_the_client() -> set[asyncio.Task[Any]]:
-    """The tasks of RabbitMQ's client that run."""
+    """The running tasks of the RabbitMQ client."""
     return {task for task in asyncio.all_tasks() if "/aiormq/" in repr(task) or "/aio_pika/" in repr(task)}
 
 
 @dataclass
-class Place:
+class Exchange:
     """An exchange with a queue of the same name that is bound to all keys, and a channel to look at them."""
 
     url: str
@@ -82,7 +82,7 @@ async def a_channel(url: str) -> AsyncIterator[AbstractChannel]:
 
 
 async def laid_out(channel: AbstractChannel, name: str, arguments: dict[str, Any] | None = None) -> None:
-    """Declares a durable exchange and a durable queue for all that comes."""
+    """Declares a durable exchange and a durable queue bound to all routing keys."""
     exchange = await channel.declare_exchange(name, "topic", durable=True)
     queue = await channel.declare_queue(name, durable=True, arguments=arguments)
     await queue.bind(exchange, "#")
@@ -98,20 +98,20 @@ async def emptied(channel: AbstractChannel, name: str) -> list[AbstractIncomingM
 
 
 @asynccontextmanager
-async def a_place(url: str, arguments: dict[str, Any] | None = None) -> AsyncIterator[Place]:
+async def an_exchange(url: str, arguments: dict[str, Any] | None = None) -> AsyncIterator[Exchange]:
     name = random_name()
     async with a_channel(url) as channel:
         await laid_out(channel, name, arguments)
         try:
-            yield Place(url, name, channel)
+            yield Exchange(url, name, channel)
         finally:
             await channel.queue_delete(name)
             await channel.exchange_delete(name)
 
 
 @pytest.fixture
-async def place(rabbitmq_url: str) -> AsyncIterator[Place]:
-    async with a_place(rabbitmq_url) as made:
+async def exchange(rabbitmq_url: str) -> AsyncIterator[Exchange]:
+    async with an_exchange(rabbitmq_url) as made:
         yield made
 
 
@@ -120,7 +120,7 @@ def event_ids(messages: Sequence[AbstractIncomingMessage]) -> list[str]:
 
 
 async def recovers(sink: Any, batch: Sequence[Publication]) -> None:
-    """Publishes until all is taken: a broker that has just come back may take its time."""
+    """Publishes until every result is Published: a broker that has just come back may take its time."""
     for _ in range(20):
         if await sink.publish(batch) == [Published()] * len(batch):
             return
@@ -145,11 +145,11 @@ async def recovers(sink: Any, batch: Sequence[Publication]) -> None:
         ({"colour": "red"}, "colour is not a field of this sink"),
     ],
 )
-def test_settings_that_cannot_be_are_told_in_one_line(fields: dict[str, Any], complaint: str) -> None:
+def test_invalid_settings_are_reported_in_one_line(fields: dict[str, Any], complaint: str) -> None:
     table = {"name": "ops", "type": "rabbitmq", "url": f"amqp://user:{CANARY}@host/", "exchange": "sms"}
-    with pytest.raises(SettingsError) as told:
+    with pytest.raises(SettingsError) as raised:
         configure([{**table, **fields}])
-    line = str(told.value)
+    line = str(raised.value)
     assert line.startswith(f"RECEIVER_SINKS: ops: {complaint}")
     assert "\n" not in line
     assert CANARY not in line
@@ -160,11 +160,11 @@ def test_the_exchange_must_be_named() -> None:
         configure([{"name": "ops", "type": "rabbitmq", "url": "amqp://host/"}])
 
 
-async def test_a_message_holds_the_event_and_says_whose_it_is(place: Place) -> None:
+async def test_a_message_holds_the_event_and_says_whose_it_is(exchange: Exchange) -> None:
     [one] = publications()
-    async with rabbitmq_sink(place.url, place.name) as sink:
+    async with rabbitmq_sink(exchange.url, exchange.name) as sink:
         assert await sink.publish([one]) == [Published()]
-    [message] = await place.taken()
+    [message] = await exchange.taken()
     assert (message.message_id, message.body, message.routing_key) == (one.id, one.body, one.type)
     assert message.content_type == "application/cloudevents+json; charset=utf-8"
     assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
@@ -173,12 +173,12 @@ async def test_a_message_holds_the_event_and_says_whose_it_is(place: Place) -> N
     assert message.timestamp.astimezone(UTC) == one.received_at.replace(microsecond=0)
 
 
-async def test_in_binary_mode_the_attributes_are_headers(place: Place) -> None:
+async def test_in_binary_mode_the_attributes_are_headers(exchange: Exchange) -> None:
     [one] = publications()
     event = {**one.event, "subject": 'Ü "100 %"'}
-    async with rabbitmq_sink(place.url, place.name, binding="binary") as sink:
+    async with rabbitmq_sink(exchange.url, exchange.name, binding="binary") as sink:
         assert await sink.publish([replace(one, event=event)]) == [Published()]
-    [message] = await place.taken()
+    [message] = await exchange.taken()
     assert message.content_type == "application/json"
     assert orjson.loads(message.body) == event["data"]
     attributes = ("specversion", "id", "source", "type", "subject", "time")
@@ -189,105 +189,105 @@ async def test_in_binary_mode_the_attributes_are_headers(place: Place) -> None:
 
 
 @pytest.mark.parametrize("binding", ["structured", "binary"])
-async def test_a_replayed_event_says_so(place: Place, binding: str) -> None:
+async def test_replayed_event_is_marked(exchange: Exchange, binding: str) -> None:
     [one] = publications()
-    async with rabbitmq_sink(place.url, place.name, binding=binding) as sink:
+    async with rabbitmq_sink(exchange.url, exchange.name, binding=binding) as sink:
         await sink.publish([replace(one, replayed=True)])
         await sink.publish([one])
-    replayed, live = await place.taken()
+    replayed, live = await exchange.taken()
     assert replayed.headers["receiver-replayed"] == "true"
     assert "receiver-replayed" not in live.headers
 
 
-async def test_through_the_default_exchange_it_reaches_a_queue_by_name(place: Place) -> None:
+async def test_through_the_default_exchange_it_reaches_a_queue_by_name(exchange: Exchange) -> None:
     batch = publications(3)
-    async with rabbitmq_sink(place.url, "", routing_key=place.name) as sink:
+    async with rabbitmq_sink(exchange.url, "", routing_key=exchange.name) as sink:
         assert await sink.check() is None
         assert await sink.publish(batch) == [Published()] * 3
-    assert event_ids(await place.taken()) == [one.id for one in batch]
+    assert event_ids(await exchange.taken()) == [one.id for one in batch]
 
 
 async def test_a_quorum_queue_confirms_too(rabbitmq_url: str) -> None:
     batch = publications(50)
-    async with a_place(rabbitmq_url, QUORUM) as place, rabbitmq_sink(rabbitmq_url, place.name) as sink:
+    async with an_exchange(rabbitmq_url, QUORUM) as exchange, rabbitmq_sink(rabbitmq_url, exchange.name) as sink:
         assert await sink.publish(batch) == [Published()] * 50
-        assert sorted(event_ids(await place.taken())) == sorted(one.id for one in batch)
+        assert sorted(event_ids(await exchange.taken())) == sorted(one.id for one in batch)
 
 
-async def test_what_a_stranger_wrote_adds_no_word_to_a_routing_key(place: Place) -> None:
+async def test_text_from_outside_adds_no_word_to_a_routing_key(exchange: Exchange) -> None:
     [one] = publications()
     event = {**one.event, "data": {**one.event["data"], "tag": "a.#.*\n"}}
-    async with rabbitmq_sink(place.url, place.name, routing_key="sms.{type}.{tag}") as sink:
+    async with rabbitmq_sink(exchange.url, exchange.name, routing_key="sms.{type}.{tag}") as sink:
         assert await sink.publish([replace(one, event=event)]) == [Published()]
-    [message] = await place.taken()
+    [message] = await exchange.taken()
     assert message.routing_key == f"sms.{one.type}.a_____"
 
 
-async def test_an_event_whose_routing_key_would_be_too_long_is_refused(place: Place) -> None:
+async def test_an_event_whose_routing_key_would_be_too_long_is_refused(exchange: Exchange) -> None:
     [one] = publications()
     event = {**one.event, "data": {**one.event["data"], "tag": "t" * 64}}
-    async with rabbitmq_sink(place.url, place.name, routing_key="{tag}" * 4) as sink:
+    async with rabbitmq_sink(exchange.url, exchange.name, routing_key="{tag}" * 4) as sink:
         assert await sink.publish([replace(one, event=event)]) == [
             Refused(reason="its routing key is longer than 255 bytes")
         ]
 
 
-async def test_an_unroutable_event_is_a_failure(place: Place) -> None:
+async def test_an_unroutable_event_is_a_failure(exchange: Exchange) -> None:
     batch = publications(3)
     keyed = [replace(one, type=word) for one, word in zip(batch, ("a", "b", "a"), strict=True)]
-    exchange = random_name()
-    made = await place.channel.declare_exchange(exchange, "topic", auto_delete=True)
-    queue = await place.channel.get_queue(place.name)
+    name = random_name()
+    made = await exchange.channel.declare_exchange(name, "topic", auto_delete=True)
+    queue = await exchange.channel.get_queue(exchange.name)
     await queue.bind(made, "a")
-    async with rabbitmq_sink(place.url, exchange) as sink:
+    async with rabbitmq_sink(exchange.url, name) as sink:
         assert await sink.publish(keyed) == [Published(), Retry(reason="unroutable"), Published()]
-        # the same connection goes on
+        # The same connection is used on.
         assert await sink.publish(keyed[:1]) == [Published()]
-    assert event_ids(await place.taken()) == [batch[0].id, batch[2].id, batch[0].id]
+    assert event_ids(await exchange.taken()) == [batch[0].id, batch[2].id, batch[0].id]
     await queue.unbind(made, "a")
 
 
 async def test_an_event_for_a_queue_that_is_full_is_a_failure(rabbitmq_url: str) -> None:
     full = {"x-max-length": 1, "x-overflow": "reject-publish"}
-    async with a_place(rabbitmq_url, full) as place, rabbitmq_sink(rabbitmq_url, place.name) as sink:
+    async with an_exchange(rabbitmq_url, full) as exchange, rabbitmq_sink(rabbitmq_url, exchange.name) as sink:
         [first] = publications()
         assert await sink.publish([first]) == [Published()]
         assert await sink.publish(publications(2)) == [Retry(reason="not confirmed")] * 2
-        assert event_ids(await place.taken()) == [first.id]
+        assert event_ids(await exchange.taken()) == [first.id]
         assert await sink.publish(publications()) == [Published()]
 
 
-async def test_an_exchange_that_is_not_there_is_not_made(place: Place) -> None:
-    exchange = random_name()
-    down = f"there is no exchange {exchange}"
-    async with rabbitmq_sink(place.url, exchange) as sink:
+async def test_missing_exchange_is_not_declared(exchange: Exchange) -> None:
+    name = random_name()
+    down = f"there is no exchange {name}"
+    async with rabbitmq_sink(exchange.url, name) as sink:
         for _ in range(2):
             assert await sink.check() == down
             assert await sink.publish(publications(2)) == [SinkDown(reason=down)] * 2
-        made = await place.channel.declare_exchange(exchange, "fanout", auto_delete=True)
-        await (await place.channel.get_queue(place.name)).bind(made)
+        made = await exchange.channel.declare_exchange(name, "fanout", auto_delete=True)
+        await (await exchange.channel.get_queue(exchange.name)).bind(made)
         assert await sink.check() is None
         assert await sink.publish(publications(2)) == [Published()] * 2
 
 
-async def test_an_exchange_that_is_deleted_meanwhile_is_missed(place: Place) -> None:
-    async with rabbitmq_sink(place.url, place.name) as sink:
+async def test_deleted_exchange_means_sink_down(exchange: Exchange) -> None:
+    async with rabbitmq_sink(exchange.url, exchange.name) as sink:
         await sink.publish(publications())
-        await place.channel.exchange_delete(place.name)
-        down = [SinkDown(reason=f"there is no exchange {place.name}")]
+        await exchange.channel.exchange_delete(exchange.name)
+        down = [SinkDown(reason=f"there is no exchange {exchange.name}")]
         assert await sink.publish(publications(20)) == down * 20
-        exchange = await place.channel.declare_exchange(place.name, "topic", durable=True)
-        await (await place.channel.get_queue(place.name)).bind(exchange, "#")
+        made = await exchange.channel.declare_exchange(exchange.name, "topic", durable=True)
+        await (await exchange.channel.get_queue(exchange.name)).bind(made, "#")
         assert await sink.publish(publications(2)) == [Published()] * 2
 
 
-async def test_an_exchange_that_takes_nothing_from_it_means_that_it_is_down(place: Place) -> None:
-    exchange = random_name()
-    await place.channel.declare_exchange(exchange, "fanout", internal=True)
-    async with rabbitmq_sink(place.url, exchange) as sink:
-        down = [SinkDown(reason=f"not allowed to publish to exchange {exchange}")]
+async def test_forbidden_exchange_means_sink_down(exchange: Exchange) -> None:
+    name = random_name()
+    await exchange.channel.declare_exchange(name, "fanout", internal=True)
+    async with rabbitmq_sink(exchange.url, name) as sink:
+        down = [SinkDown(reason=f"not allowed to publish to exchange {name}")]
         assert await sink.publish(publications(20)) == down * 20
-    await place.channel.exchange_delete(exchange)
+    await exchange.channel.exchange_delete(name)
 
 
 @pytest.mark.parametrize(
@@ -301,13 +301,13 @@ async def test_an_exchange_that_takes_nothing_from_it_means_that_it_is_down(plac
     ],
     ids=["refused", "unknown host", "virtual host", "password", "TLS"],
 )
-async def test_where_it_is_not_let_in_it_is_down(
+async def test_failed_authentication_means_sink_down(
     rabbitmq_url: str, caplog: pytest.LogCaptureFixture, url: str, reason: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
     wrong = str(URL(rabbitmq_url).with_password(CANARY))
-    told = url.format(url=rabbitmq_url, wrong=wrong, tls=wrong.replace("amqp://", "amqps://"))
-    async with rabbitmq_sink(told, "sms") as sink:
+    address = url.format(url=rabbitmq_url, wrong=wrong, tls=wrong.replace("amqp://", "amqps://"))
+    async with rabbitmq_sink(address, "sms") as sink:
         results = await sink.publish(publications(3))
         down = await sink.check()
     assert down is not None
@@ -317,9 +317,9 @@ async def test_where_it_is_not_let_in_it_is_down(
 
 
 @asynccontextmanager
-async def behind_tls(place: Place, context: ssl.SSLContext) -> AsyncIterator[int]:
-    """A port that speaks TLS, and hands what it is told to the broker."""
-    url, serving = URL(place.url), set[asyncio.Task[None]]()
+async def behind_tls(exchange: Exchange, context: ssl.SSLContext) -> AsyncIterator[int]:
+    """A port that speaks TLS, and forwards to the broker."""
+    url, serving = URL(exchange.url), set[asyncio.Task[None]]()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, to_there = await asyncio.open_connection(url.host, url.port)
@@ -341,61 +341,61 @@ async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> No
     target.close()
 
 
-async def test_certificates_are_verified(place: Place, tmp_path: Path) -> None:
+async def test_certificates_are_verified(exchange: Exchange, tmp_path: Path) -> None:
     authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
-    async with behind_tls(place, authority.server("localhost")) as port:
-        url = str(URL(place.url).with_scheme("amqps").with_host("localhost").with_port(port))
-        async with rabbitmq_sink(f"{url}?cafile={authority.file}", place.name) as sink:
+    async with behind_tls(exchange, authority.server("localhost")) as port:
+        url = str(URL(exchange.url).with_scheme("amqps").with_host("localhost").with_port(port))
+        async with rabbitmq_sink(f"{url}?cafile={authority.file}", exchange.name) as sink:
             assert await sink.publish(publications(3)) == [Published()] * 3
-        async with rabbitmq_sink(f"{url}?cafile={stranger.file}", place.name) as sink:
+        async with rabbitmq_sink(f"{url}?cafile={stranger.file}", exchange.name) as sink:
             [result] = await sink.publish(publications())
     assert isinstance(result, SinkDown)
     assert "CERTIFICATE_VERIFY_FAILED" in result.reason
 
 
-async def test_what_a_message_says_is_not_logged(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+async def test_message_text_is_not_logged(exchange: Exchange, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    async with rabbitmq_sink(place.url, place.name) as sink:
+    async with rabbitmq_sink(exchange.url, exchange.name) as sink:
         assert await sink.publish(publications(text=CANARY)) == [Published()]
     assert CANARY not in caplog.text
 
 
-async def test_it_can_be_stopped_and_started_again(place: Place) -> None:
-    told = publications(2)
-    async with rabbitmq_sink(place.url, place.name) as sink:
-        for one in told:
+async def test_it_can_be_stopped_and_started_again(exchange: Exchange) -> None:
+    events = publications(2)
+    async with rabbitmq_sink(exchange.url, exchange.name) as sink:
+        for event in events:
             await sink.stop()
             await sink.stop()
             await sink.start()
-            assert await sink.publish([one]) == [Published()]
-    assert event_ids(await place.taken()) == [one.id for one in told]
+            assert await sink.publish([event]) == [Published()]
+    assert event_ids(await exchange.taken()) == [event.id for event in events]
 
 
 @asynccontextmanager
-async def behind_a_proxy(place: Place, **fields: Any) -> AsyncIterator[tuple[Any, Proxy]]:
-    url = URL(place.url)
+async def behind_a_proxy(exchange: Exchange, **fields: Any) -> AsyncIterator[tuple[Any, Proxy]]:
+    url = URL(exchange.url)
     async with (
         proxy(url.host or "", url.port or 5672) as between,
-        rabbitmq_sink(between_url(place, between), place.name, **fields) as sink,
+        rabbitmq_sink(between_url(exchange, between), exchange.name, **fields) as sink,
     ):
         yield sink, between
 
 
-def between_url(place: Place, between: Proxy) -> str:
-    return str(URL(place.url).with_host("127.0.0.1").with_port(between.port))
+def between_url(exchange: Exchange, between: Proxy) -> str:
+    return str(URL(exchange.url).with_host("127.0.0.1").with_port(between.port))
 
 
-async def test_a_connection_that_broke_is_made_anew(place: Place) -> None:
+async def test_broken_connection_is_reopened(exchange: Exchange) -> None:
     before = of_the_client()
-    async with behind_a_proxy(place) as (sink, between):
+    async with behind_a_proxy(exchange) as (sink, between):
         await sink.publish(publications())
         between.cut()
         await eventually(lambda: of_the_client() <= before)
         assert await sink.publish(publications(3)) == [Published()] * 3
 
 
-async def test_a_broker_that_left_is_found_again(place: Place) -> None:
-    async with behind_a_proxy(place) as (sink, between):
+async def test_a_broker_that_left_is_found_again(exchange: Exchange) -> None:
+    async with behind_a_proxy(exchange) as (sink, between):
         await sink.publish(publications())
         await between.refuse()
         [result] = await sink.publish(publications())
@@ -404,9 +404,9 @@ async def test_a_broker_that_left_is_found_again(place: Place) -> None:
         await recovers(sink, publications(3))
 
 
-async def test_what_does_not_answer_is_down_in_time(place: Place) -> None:
+async def test_broker_without_an_answer_means_sink_down_in_time(exchange: Exchange) -> None:
     before = of_the_client()
-    async with behind_a_proxy(place, timeout="0.5s") as (sink, between):
+    async with behind_a_proxy(exchange, timeout="0.5s") as (sink, between):
         await sink.publish(publications())
         await between.blackhole()
         for _ in range(2):
@@ -417,9 +417,9 @@ async def test_what_does_not_answer_is_down_in_time(place: Place) -> None:
         await recovers(sink, publications())
 
 
-async def test_a_publish_that_is_cancelled_leaves_nothing_behind(place: Place) -> None:
+async def test_cancelled_publish_leaves_nothing_behind(exchange: Exchange) -> None:
     before = of_the_client()
-    async with behind_a_proxy(place) as (sink, between):
+    async with behind_a_proxy(exchange) as (sink, between):
         await sink.publish(publications())
         await between.blackhole()
         given_up = [publication_of_size(1_000_000) for _ in range(40)]
@@ -434,43 +434,43 @@ async def test_a_publish_that_is_cancelled_leaves_nothing_behind(place: Place) -
 
 
 @on_sqlite
-async def test_everything_arrives_in_the_order_of_each_message(place: Place, database: Database) -> None:
+async def test_everything_arrives_in_the_order_of_each_message(exchange: Exchange, database: Database) -> None:
     log = await append(database, messages(100))
-    async with dispatching(database, configured(place.url, place.name)) as outcomes:
+    async with dispatching(database, configured(exchange.url, exchange.name)) as outcomes:
         await eventually(lambda: outcomes.of["ops"]["published"] == len(log))
-    assert audit(log, event_ids(await place.taken())) == 0
+    assert audit(log, event_ids(await exchange.taken())) == 0
 
 
 async def it_fails(outcomes: Outcomes) -> None:
-    """Waits until an attempt has just failed: nothing is under way then, which a broker that returns could answer."""
+    """Waits until an attempt has just failed: then nothing is under way that a returning broker could still answer."""
     failed = outcomes.of["ops"]["sink_down"]
     await eventually(lambda: outcomes.of["ops"]["sink_down"] > failed)
 
 
 @on_sqlite
-async def test_a_broker_that_is_down_at_the_start_is_waited_for(place: Place, database: Database) -> None:
+async def test_a_broker_that_is_down_at_the_start_is_waited_for(exchange: Exchange, database: Database) -> None:
     log = await append(database, messages(20))
-    async with behind_a_proxy(place) as (_, between):
+    async with behind_a_proxy(exchange) as (_, between):
         await between.refuse()
-        sink = configured(between_url(place, between), place.name)
+        sink = configured(between_url(exchange, between), exchange.name)
         async with dispatching(database, sink) as outcomes:
             await it_fails(outcomes)
             await between.forward()
             await eventually(lambda: outcomes.of["ops"]["published"] == len(log))
     assert set(outcomes.of["ops"]) == {"sink_down", "published"}
-    assert audit(log, event_ids(await place.taken())) == 0
+    assert audit(log, event_ids(await exchange.taken())) == 0
 
 
 @on_sqlite
 @pytest.mark.parametrize("leave", ["refuse", "blackhole"])
 async def test_a_broker_that_leaves_under_load_costs_no_event_and_no_order(
-    place: Place, database: Database, leave: str
+    exchange: Exchange, database: Database, leave: str
 ) -> None:
     neighbour = memory_sink("neighbour")
     taken: Any = neighbour.sink
     await append(database, messages(100))
-    async with behind_a_proxy(place) as (_, between):
-        sink = configured(between_url(place, between), place.name, timeout="3s")
+    async with behind_a_proxy(exchange) as (_, between):
+        sink = configured(between_url(exchange, between), exchange.name, timeout="3s")
         async with dispatching(database, sink, neighbour) as outcomes:
             await eventually(lambda: outcomes.of["ops"]["published"] > 100)
             await getattr(between, leave)()
@@ -481,23 +481,23 @@ async def test_a_broker_that_leaves_under_load_costs_no_event_and_no_order(
             await between.forward()
             await eventually(lambda: outcomes.of["ops"]["published"] == len(log))
     assert set(outcomes.of["ops"]) == {"sink_down", "published"}
-    # what was on its way may come once more; nothing that was tried again since
-    assert audit(log, event_ids(await place.taken())) <= sink.sink.max_batch
+    # Events under way at the outage may arrive twice; events that were retried since must not.
+    assert audit(log, event_ids(await exchange.taken())) <= sink.sink.max_batch
 
 
 @on_sqlite
 async def test_a_connection_that_breaks_again_and_again_costs_no_event_and_no_order(
-    place: Place, database: Database
+    exchange: Exchange, database: Database
 ) -> None:
     log = await append(database, messages(100))
-    async with behind_a_proxy(place) as (_, between):
-        sink = configured(between_url(place, between), place.name, schedule=["1s"])
+    async with behind_a_proxy(exchange) as (_, between):
+        sink = configured(between_url(exchange, between), exchange.name, schedule=["1s"])
         async with dispatching(database, sink) as outcomes:
             for part in (1, 2, 3):
                 await eventually(lambda: outcomes.of["ops"]["published"] >= part * len(log) // 4)  # noqa: B023
                 between.cut()
             await eventually(lambda: outcomes.of["ops"]["published"] == len(log))
-    audit(log, event_ids(await place.taken()))
+    audit(log, event_ids(await exchange.taken()))
 
 
 @pytest.mark.faults
@@ -510,7 +510,7 @@ async def test_a_node_that_dies_or_freezes_under_load_costs_no_event_and_no_orde
     with OwnRabbitmq(tmp_path) as server:
         async with a_channel(server.url) as channel:
             await laid_out(channel, "sms", QUORUM)
-        # a node writes a queue down some seconds after it was declared, or when it stops
+        # A node stores a queue some seconds after its declaration, or when it stops.
         server.stop()
         server.start()
         sink = configured(server.url, "sms", schedule=["1s"], timeout="5s")
@@ -529,7 +529,7 @@ async def test_a_node_that_dies_or_freezes_under_load_costs_no_event_and_no_orde
 @pytest.mark.faults
 async def test_what_was_written_but_not_sent_is_discarded(tmp_path: Path) -> None:
     before = of_the_client()
-    # more than all buffers on the way hold
+    # More than all buffers on the way hold.
     given_up = [publication_of_size(1_000_000) for _ in range(64)]
     with OwnRabbitmq(tmp_path) as server:
         async with a_channel(server.url) as channel:
@@ -553,20 +553,20 @@ async def test_what_is_too_large_for_the_broker_is_a_dead_letter_and_its_message
 ) -> None:
     [small], large = publications(), publication_of_size(30_000)
     with OwnRabbitmq(tmp_path, "max_message_size = 20000\n") as server:
-        async with a_place(server.url) as place:
-            async with rabbitmq_sink(server.url, place.name) as sink:
+        async with an_exchange(server.url) as exchange:
+            async with rabbitmq_sink(server.url, exchange.name) as sink:
                 results = await sink.publish([small, large])
                 assert results[1] == Retry(reason="ChannelPreconditionFailed")
                 assert await sink.publish([large]) == [Refused(reason="too large for the broker")]
                 assert await sink.publish([small]) == [Published()]
-            await place.taken()
+            await exchange.taken()
             events = [
                 structs.replace(one, description="x" * 30_000 * (number == 1)) for number, one in enumerate(life("m"))
             ]
             log = await append(database, events)
-            async with dispatching(database, configured(server.url, place.name)) as outcomes:
+            async with dispatching(database, configured(server.url, exchange.name)) as outcomes:
                 await eventually(lambda: outcomes.of["ops"]["published"] == len(log) - 1)
-            assert audit([log[0], *log[2:]], event_ids(await place.taken())) == 0
+            assert audit([log[0], *log[2:]], event_ids(await exchange.taken())) == 0
     [letter] = (await dead_letters.find(database)).items
     assert (letter.event_id, letter.reason) == (log[1].event.id, "refused")
     assert letter.detail == "too large for the broker"
@@ -576,22 +576,22 @@ async def test_what_is_too_large_for_the_broker_is_a_dead_letter_and_its_message
 async def test_a_broker_that_is_short_of_memory_is_down_until_it_is_not(tmp_path: Path) -> None:
     given_up = publications(3)
     with OwnRabbitmq(tmp_path) as server:
-        async with a_place(server.url) as place, rabbitmq_sink(server.url, place.name, timeout="10s") as sink:
+        async with an_exchange(server.url) as exchange, rabbitmq_sink(server.url, exchange.name, timeout="10s") as sink:
             await sink.publish(publications())
             await asyncio.to_thread(control, server, "set_vm_memory_high_watermark", "0.0000001")
             down = [SinkDown(reason="the broker blocks those who publish")]
             assert await sink.publish(given_up) == down * 3
-            # nothing more is written to it
+            # Nothing more is written to the connection.
             assert await asyncio.wait_for(sink.publish(publications()), 5) == down
             await asyncio.to_thread(control, server, "set_vm_memory_high_watermark", "0.4")
             await recovers(sink, given_up)
-            assert len(await place.taken()) <= 1 + 2 * len(given_up)
+            assert len(await exchange.taken()) <= 1 + 2 * len(given_up)
 
 
 @pytest.mark.faults
 async def test_it_can_be_stopped_while_it_is_blocked(tmp_path: Path) -> None:
     before = of_the_client()
-    # more than all buffers on the way hold
+    # More than all buffers on the way hold.
     given_up = [publication_of_size(1_000_000) for _ in range(64)]
     with OwnRabbitmq(tmp_path, "vm_memory_high_watermark.absolute = 1\n") as server:
         async with a_channel(server.url) as channel:
@@ -604,12 +604,12 @@ async def test_it_can_be_stopped_while_it_is_blocked(tmp_path: Path) -> None:
 
 
 def control(server: OwnRabbitmq, *words: str) -> None:
-    """Tells a node what to do, by the tool that comes with it."""
+    """Runs the command-line tool of the node."""
     environment = {name: value for name, value in (server._environment or {}).items() if name != "ERL_AFLAGS"}
     subprocess.run(["/usr/lib/rabbitmq/bin/rabbitmqctl", *words], env=environment, check=True, capture_output=True)
 
 
 def messages(count: int, prefix: str = "m") -> list[Any]:
-    """The lives of several messages, interleaved."""
+    """The events of several messages, interleaved."""
     lives = [life(f"{prefix}{number}") for number in range(count)]
-    return [told for together in zip(*lives, strict=True) for told in together]
+    return [event for together in zip(*lives, strict=True) for event in together]

@@ -1,4 +1,4 @@
-"""The Redis sink against real servers, as they should be, as they should not, and gone."""
+"""The Redis sink against real servers: sound, misconfigured and unreachable."""
 
 import asyncio
 import os
@@ -41,7 +41,7 @@ def client(url: str) -> Iterator[redis.Redis]:
 
 @dataclass
 class Stream:
-    """A stream of a test's own; other keys of the test begin with its name."""
+    """A stream for one test. Other keys of the test begin with its name."""
 
     url: str
     name: str
@@ -61,7 +61,7 @@ class Stream:
             return sorted(key.decode() for key in server.keys(f"{self.name}*"))
 
     def holds(self, count: int) -> Callable[[], Any]:
-        """Whether so many events, or more, are in the stream."""
+        """Whether the stream has at least `count` events."""
 
         async def arrived() -> bool:
             with client(self.url) as server:
@@ -79,8 +79,8 @@ def stream(redis_url: str) -> Iterator[Stream]:
 
 
 def configured(url: str, stream: str, **fields: Any) -> ConfiguredSink:
-    told = {"name": "cache", "type": "redis", "url": url, "stream": stream, "start": "beginning", "timeout": "5s"}
-    [one] = configure([{**told, **fields}])
+    table = {"name": "cache", "type": "redis", "url": url, "stream": stream, "start": "beginning", "timeout": "5s"}
+    [one] = configure([{**table, **fields}])
     return one
 
 
@@ -120,13 +120,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "line"), WRONG)
-def test_wrong_settings_are_told_in_one_line(fields: dict[str, Any], line: str) -> None:
+def test_invalid_settings_are_reported_in_one_line(fields: dict[str, Any], line: str) -> None:
     with pytest.raises(SettingsError) as raised:
         configure([{"name": "cache", "type": "redis", "url": "redis://127.0.0.1", **fields}])
-    told = str(raised.value)
-    assert told.startswith(f"RECEIVER_SINKS: cache: {line}")
-    assert "\n" not in told
-    assert "can" not in told.replace("cannot", "")
+    message = str(raised.value)
+    assert message.startswith(f"RECEIVER_SINKS: cache: {line}")
+    assert "\n" not in message
+    assert "can" not in message.replace("cannot", "")
 
 
 async def test_a_structured_event_is_an_entry_with_the_whole_of_it(stream: Stream) -> None:
@@ -148,7 +148,7 @@ async def test_a_binary_event_is_an_entry_with_a_field_for_each_attribute(stream
 
 
 @pytest.mark.parametrize("binding", ["structured", "binary"])
-async def test_a_replay_says_so(stream: Stream, binding: str) -> None:
+async def test_replayed_event_is_marked(stream: Stream, binding: str) -> None:
     async with sink(stream.url, stream.name, binding=binding) as cache:
         await cache.publish([make_publication(1), make_publication(1, replayed=True)])
     first, again = stream.entries()
@@ -165,9 +165,9 @@ async def test_a_batch_is_no_transaction(tmp_path: Path) -> None:
     with OwnRedis(tmp_path) as server, client(server.url) as admin:
         async with sink(server.url, "a") as cache:
             await cache.publish(batch(50))
-        told = admin.info("commandstats")
-    assert told["cmdstat_xadd"]["calls"] == 50
-    assert "cmdstat_multi" not in told
+        stats = admin.info("commandstats")
+    assert stats["cmdstat_xadd"]["calls"] == 50
+    assert "cmdstat_multi" not in stats
 
 
 async def test_each_event_of_a_batch_has_its_own_result_at_its_place(stream: Stream) -> None:
@@ -211,13 +211,13 @@ async def test_what_came_from_outside_cannot_break_the_name_of_the_stream(stream
     assert 0 < len(value) <= 64
 
 
-async def test_nobody_listening_means_that_the_sink_is_down() -> None:
+async def test_connection_refused_means_sink_down() -> None:
     async with sink(f"redis://127.0.0.1:{lasting_port()}", "a") as cache:
         assert await cache.publish(batch(2)) == [SinkDown(reason="ConnectionRefusedError")] * 2
         assert await cache.check() == "ConnectionRefusedError"
 
 
-async def test_a_host_that_does_not_exist_means_that_the_sink_is_down() -> None:
+async def test_unknown_host_means_sink_down() -> None:
     async with sink("redis://nowhere.invalid", "a") as cache:
         assert await cache.publish([make_publication()]) == [SinkDown(reason="gaierror")]
 
@@ -243,7 +243,7 @@ async def test_a_socket_in_the_file_system_will_do(tmp_path: Path) -> None:
             assert one.xlen("a") == 1
 
 
-# what a server may say
+# errors of the server
 
 
 async def test_a_replica_means_that_the_sink_is_down(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ async def test_a_stream_that_can_take_no_more_is_tried_again(stream: Stream) -> 
 
 
 async def test_a_server_that_loads_its_data_is_down_until_it_has(tmp_path: Path) -> None:
-    # a fifth of a second for each key, until that was seen; clients are heard after each kilobyte
+    # A fifth of a second per key until the test has seen the error; the server answers clients after each kilobyte.
     slow = ("--key-load-delay", "200000", "--loading-process-events-interval-bytes", "1024")
     with OwnRedis(tmp_path, *slow, appendonly=False) as server, client(server.url) as admin:
         admin.mset({f"key{number}": os.urandom(1024) for number in range(50)})
@@ -319,7 +319,7 @@ async def test_a_server_that_keeps_nothing_on_disk_is_down_where_it_should(tmp_p
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[str]:
-    """The address of a server where `few` may do no more than add to streams."""
+    """The URL of a server whose user `few` has no permission but XADD."""
     with OwnRedis(tmp_path, "--user", "few", "on", ">few-canary", "~few:*", "+xadd") as server:
         yield f"{server.host}:{server.port}"
 
@@ -342,7 +342,7 @@ async def test_a_wrong_password_means_that_the_sink_is_down(guarded: str) -> Non
 
 
 @on_sqlite
-async def test_credentials_are_never_told(
+async def test_credentials_are_never_disclosed(
     database: Database, guarded: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
@@ -351,9 +351,9 @@ async def test_credentials_are_never_told(
     async with running(database, wrong):
         await until(outages.complains(database, wrong, "WRONGPASS"))
     assert "canary" not in repr(wrong) + wrong.settings.model_dump_json()
-    told = capfd.readouterr()
-    assert "canary" not in told.out + told.err + caplog.text
-    assert "sink is down" in told.out
+    output = capfd.readouterr()
+    assert "canary" not in output.out + output.err + caplog.text
+    assert "sink is down" in output.out
 
 
 # TLS
@@ -361,7 +361,7 @@ async def test_credentials_are_never_told(
 
 @asynccontextmanager
 async def encrypted(url: str, authority: Authority) -> AsyncIterator[str]:
-    """The address where a server is reached by TLS."""
+    """The URL of a server behind TLS."""
     host, port = url.removeprefix("redis://").partition("/")[0].split(":")
 
     async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
@@ -379,7 +379,7 @@ async def encrypted(url: str, authority: Authority) -> AsyncIterator[str]:
         yield f"localhost:{server.sockets[0].getsockname()[1]}"
 
 
-async def test_a_server_with_a_known_certificate_is_talked_to(stream: Stream, tmp_path: Path) -> None:
+async def test_known_certificate_is_accepted(stream: Stream, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     async with (
         encrypted(stream.url, authority) as address,
@@ -388,7 +388,7 @@ async def test_a_server_with_a_known_certificate_is_talked_to(stream: Stream, tm
         assert await cache.publish([make_publication()]) == [Published()]
 
 
-async def test_a_certificate_nobody_trusts_means_that_the_sink_is_down(stream: Stream, tmp_path: Path) -> None:
+async def test_unknown_certificate_means_sink_down(stream: Stream, tmp_path: Path) -> None:
     async with encrypted(stream.url, Authority(tmp_path)) as address, sink(f"rediss://{address}", "a") as cache:
         assert await cache.publish([make_publication()]) == [SinkDown(reason="SSLCertVerificationError")]
 
@@ -468,11 +468,11 @@ async def test_a_connection_that_is_cut_costs_an_attempt_at_once_and_no_more(str
     assert len(await stream.ids()) == 201
 
 
-async def test_a_server_that_went_away_is_down(stream: Stream) -> None:
+async def test_lost_server_means_sink_down(stream: Stream) -> None:
     async with behind_a_proxy(stream) as (between, cache):
         await outages.refused(between, cache)
 
 
-async def test_a_server_that_never_answers_is_down_and_is_asked_on_a_new_connection(stream: Stream) -> None:
+async def test_server_without_an_answer_is_down_and_checked_on_a_new_connection(stream: Stream) -> None:
     async with behind_a_proxy(stream, timeout="0.3s") as (between, cache):
         await outages.unanswered(between, cache)

@@ -107,7 +107,7 @@ async def replay_states(database: Database) -> list[str]:
 async def forget(
     database: Database, kind: Kind, before: float, *, now: float = 1000, sinks: Collection[str] = (), limit: int = 500
 ) -> int:
-    """Forgets everything of a kind that is older than a day, and checks that counting had told the same number."""
+    """Prunes all rows of a kind that is older than a day, and checks that `count` returned the same number."""
     task = PruneTask(kind=kind, before=day(before), now=day(now), sinks=sinks, limit=limit)
     counted = await retention.count(database, task)
     forgotten, place = 0, 0
@@ -193,12 +193,12 @@ async def test_a_message_goes_when_both_its_time_and_its_last_change_are_old(dat
     await receive(
         database,
         (0, dated("old", 0)),
-        (0, dated("told late", 0, type="message-sending")),
-        (20, [v2_event("told late", time=day(1).isoformat(), message={"time": day(0).isoformat()})]),
+        (0, dated("reported late", 0, type="message-sending")),
+        (20, [v2_event("reported late", time=day(1).isoformat(), message={"time": day(0).isoformat()})]),
         (20, dated("young", 20)),
     )
     assert await forget(database, Kind.MESSAGES, 10) == 1
-    assert await values(database, MessageRow.id) == ["told late", "young"]
+    assert await values(database, MessageRow.id) == ["reported late", "young"]
 
 
 async def test_the_deliveries_of_a_forgotten_message_go_with_it(database: Database) -> None:
@@ -243,7 +243,7 @@ async def test_only_the_message_of_the_same_direction_is_marked(database: Databa
     assert {row.direction: row.events_forgotten for row in rows} == {"in": False, "out": True}
 
 
-async def test_only_the_message_of_the_same_generation_is_marked(database: Database) -> None:
+async def test_only_the_message_of_the_same_api_version_is_marked(database: Database) -> None:
     await receive(database, (0, dated("same-id", 0)))
     await process(database, received(20, [v1_event("same-id")], api=Api.V1))
     await forget(database, Kind.EVENTS, 10)
@@ -269,7 +269,7 @@ async def test_an_event_that_a_cursor_has_not_passed_stays(database: Database) -
         pytest.param(992, ("slow",), 0, id="not seen for eight days but in the settings"),
     ],
 )
-async def test_a_sink_that_is_gone_holds_nothing_back(
+async def test_lapsed_sink_holds_no_event_back(
     database: Database, seen: float, configured: tuple[str, ...], forgotten: int
 ) -> None:
     await receive(database, (0, dated("m1", 0)), (0, dated("m2", 0)))
@@ -295,7 +295,7 @@ async def test_an_event_with_a_dead_letter_stays_even_if_its_sink_is_gone(databa
     assert await values(database, DeadLetterRow.position) == [positions[0]]
 
 
-async def test_retries_of_a_sink_that_is_gone_go_with_their_events_and_the_next_of_the_lane_takes_their_place(
+async def test_retries_of_a_lapsed_sink_are_pruned_with_their_events_and_the_ordering_key_gets_a_new_head(
     database: Database,
 ) -> None:
     await receive(
@@ -316,7 +316,7 @@ async def test_retries_of_a_sink_that_is_gone_go_with_their_events_and_the_next_
     assert [tuple(row) for row in rows] == [(positions[1], "due")]
 
 
-async def test_what_a_sink_that_is_gone_holds_for_an_operator_stays(database: Database) -> None:
+async def test_held_retry_of_a_lapsed_sink_stays(database: Database) -> None:
     await receive(database, (0, dated("m", 0)))
     [position] = await values(database, EventRow.position)
     await add_sink(database, "gone", cursor=position, seen=0)
@@ -325,7 +325,7 @@ async def test_what_a_sink_that_is_gone_holds_for_an_operator_stays(database: Da
 
 
 @pytest.mark.parametrize("state", ["running", "paused"])
-async def test_what_a_replay_is_yet_to_give_stays(database: Database, state: str) -> None:
+async def test_events_of_an_open_replay_stay(database: Database, state: str) -> None:
     await receive(database, *((0, dated(f"m{number}", 0)) for number in range(4)))
     positions = await values(database, EventRow.position)
     await add_sink(database, "crm", cursor=positions[-1], seen=999)
@@ -440,7 +440,7 @@ async def test_a_late_batch_leaves_a_status_table_that_a_rebuild_agrees_with(dat
         assert await connection.scalar(select(MessageRow.status).where(MessageRow.id == "half gone")) == "delivered"
 
 
-async def test_processor_and_retention_do_not_wait_for_each_other_in_a_ring(database: Database) -> None:
+async def test_processor_and_retention_do_not_deadlock(database: Database) -> None:
     """On PostgreSQL two transactions that take the same rows in other orders would deadlock: one of them would fail."""
     await receive(database, *((0, received_text(f"m{number}", 0)) for number in range(30)))
     await append(database, *(received(20, [v2_event(f"m{29 - n}", time=day(1).isoformat())]) for n in range(30)))

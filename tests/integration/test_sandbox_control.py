@@ -1,4 +1,4 @@
-"""The sandbox's own routes."""
+"""The control API of the sandbox."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -8,7 +8,7 @@ import pytest
 
 from receiver.sandbox.app import application
 from receiver.sandbox.faults import Fault, Rates
-from receiver.sandbox.numbers import magic_numbers, of
+from receiver.sandbox.magic_numbers import fault_number, magic_numbers
 from receiver.sandbox.settings import SandboxSettings
 from tests.sandboxes import V1, V2, sandbox, v1_message, v2_message
 from tests.web import serving
@@ -18,55 +18,55 @@ pytestmark = pytest.mark.anyio
 INBOUND = {"from": "+19195551213", "to": "+19195551212", "text": "hi"}
 
 
-async def test_an_inbound_message_comes_to_the_v2_url() -> None:
+async def test_inbound_message_is_sent_to_the_outbound_url() -> None:
     async with sandbox() as box:
-        (told,) = (await box.send("/sandbox/inbound", INBOUND, 202)).json()["messages"]
-        await box.settle()
-        ((event,),) = [heard.json for heard in box.application.on("/v2")]
+        (created,) = (await box.send("/sandbox/inbound", INBOUND, 202)).json()["messages"]
+        await box.wait_until_idle()
+        ((event,),) = [request.json for request in box.application.on("/v2")]
         assert (event["type"], event["to"], event["message"]["text"]) == ("message-received", "+19195551212", "hi")
-        assert (event["message"]["id"], told["to"]) == (told["id"], "+19195551212")
-        assert [truth["status"] for truth in await box.truth(told["id"])] == ["received"]
+        assert (event["message"]["id"], created["to"]) == (created["id"], "+19195551212")
+        assert [expected["status"] for expected in await box.expected(created["id"])] == ["received"]
 
 
-async def test_an_inbound_message_has_a_url_of_its_own_if_wished() -> None:
+async def test_inbound_message_is_sent_to_inbound_url_if_set() -> None:
     async with sandbox(inbound_url=lambda url: f"{url}/inbound") as box:
         await box.send("/sandbox/inbound", INBOUND, 202)
         await box.send(V2, v2_message(), 202)
-        await box.settle()
-        assert sorted(heard.path for heard in box.application.heard) == ["/inbound", "/v2"]
+        await box.wait_until_idle()
+        assert sorted(request.path for request in box.application.requests) == ["/inbound", "/v2"]
 
 
-async def test_each_of_our_numbers_in_a_group_gets_a_message_of_its_own() -> None:
+async def test_inbound_group_has_a_message_for_each_own_number() -> None:
     async with sandbox() as box:
-        ours, others = ["+19195551212", "+19195551219"], [f"+1919555{number:04}" for number in range(12)]
-        told = (await box.send("/sandbox/inbound", {**INBOUND, "to": ours, "others": others}, 202)).json()
-        await box.settle()
+        own_numbers, others = ["+19195551212", "+19195551219"], [f"+1919555{number:04}" for number in range(12)]
+        created = (await box.send("/sandbox/inbound", {**INBOUND, "to": own_numbers, "others": others}, 202)).json()
+        await box.wait_until_idle()
         events = box.application.events()
         assert {(event["message"]["id"], event["to"]) for event in events} == {
-            (each["id"], each["to"]) for each in told["messages"]
+            (message["id"], message["to"]) for message in created["messages"]
         }
         assert len({event["message"]["id"] for event in events}) == 2
-        assert all(event["message"]["to"] == [*ours, *others] for event in events)
-        assert len(await box.truth(told["messages"][0]["id"])) == 14
+        assert all(event["message"]["to"] == [*own_numbers, *others] for event in events)
+        assert len(await box.expected(created["messages"][0]["id"])) == 14
 
 
 @pytest.mark.parametrize("method", ["get", "post"])
-async def test_an_inbound_v1_message_is_told_by_the_method_of_the_application(method: str) -> None:
+async def test_v1_inbound_method_is_used(method: str) -> None:
     async with sandbox(v1_inbound_method=method) as box:
-        (told,) = (await box.send("/sandbox/inbound", {**INBOUND, "api": "v1"}, 202)).json()["messages"]
-        await box.settle()
-        (heard,) = box.application.on("/v1")
-        assert heard.method == method.upper()
-        shown = (await box.client.get(f"/v1/users/sandbox/messages/{told['id']}")).json()
+        (created,) = (await box.send("/sandbox/inbound", {**INBOUND, "api": "v1"}, 202)).json()["messages"]
+        await box.wait_until_idle()
+        (request,) = box.application.on("/v1")
+        assert request.method == method.upper()
+        shown = (await box.client.get(f"/v1/users/sandbox/messages/{created['id']}")).json()
         assert (shown["direction"], shown["state"], shown["text"]) == ("in", "received", "hi")
 
 
-async def test_an_inbound_v1_message_falls_back() -> None:
+async def test_v1_inbound_fallback_url_is_used_after_a_timeout() -> None:
     async with sandbox(v1_inbound_fallback_url=lambda url: f"{url}/fallback", v1_inbound_timeout=1000) as box:
         box.application.answers["/v1"] = [asyncio.Event()]
         await box.send("/sandbox/inbound", {**INBOUND, "api": "v1"}, 202)
-        await box.settle()
-        assert [heard.path for heard in box.application.heard] == ["/v1", "/fallback"]
+        await box.wait_until_idle()
+        assert [request.path for request in box.application.requests] == ["/v1", "/fallback"]
 
 
 @pytest.mark.parametrize(
@@ -82,23 +82,23 @@ async def test_an_inbound_v1_message_falls_back() -> None:
     ],
     ids=str,
 )
-async def test_an_impossible_inbound_message_is_refused(wrong: dict[str, Any]) -> None:
+async def test_invalid_inbound_message_is_rejected(wrong: dict[str, Any]) -> None:
     async with sandbox() as box:
         assert (await box.send("/sandbox/inbound", {**INBOUND, **wrong}, 400)).json()["error"]
 
 
-async def test_numbers_are_listed() -> None:
+async def test_numbers_lists_the_magic_numbers() -> None:
     async with sandbox() as box:
         listed = (await box.client.get("/sandbox/numbers")).json()
         assert len(listed) == len(magic_numbers())
         by_number = {each["number"]: each for each in listed}
         assert by_number["+15552024720"]["code"] == 4720
         assert by_number["+15552010720"]["api"] == "v1"
-        assert by_number[of(Fault.LATE)]["misbehaviour"] == "late"
-        assert by_number[of(Fault.LATE)]["api"] is None
+        assert by_number[fault_number(Fault.LATE)]["fault"] == "late"
+        assert by_number[fault_number(Fault.LATE)]["api"] is None
 
 
-async def test_the_clock_goes_forward_only() -> None:
+async def test_clock_moves_only_forward() -> None:
     async with sandbox() as box:
         now = datetime.fromisoformat((await box.client.get("/sandbox/clock")).json()["now"])
         assert abs(now - datetime.now(UTC)) < timedelta(minutes=1)
@@ -116,26 +116,26 @@ async def test_the_clock_goes_forward_only() -> None:
         await box.send("/sandbox/clock", {"to": "9999-12-31T00:00:00Z"}, 400)
 
 
-async def test_what_falls_due_when_the_clock_is_moved_is_posted_at_once() -> None:
+async def test_moving_the_clock_sends_due_callbacks_at_once() -> None:
     async with sandbox(speed=1) as box:
-        sent = (await box.send(V2, v2_message(to=of(Fault.LATE)), 202)).json()["id"]
+        sent = (await box.send(V2, v2_message(to=fault_number(Fault.LATE)), 202)).json()["id"]
         idle = (await box.client.get("/sandbox/idle")).json()
         assert (idle["idle"], idle["waiting"]) == (False, 1)
         assert idle["nextTime"] > datetime.now(UTC).isoformat()
         await box.send("/sandbox/clock", {"advance": 21 * 3600}, 200)
         assert (await box.client.get("/sandbox/idle?wait=10")).json()["idle"] is True
-        assert [truth["status"] for truth in await box.truth(sent)] == ["delivered"]
+        assert [expected["status"] for expected in await box.expected(sent)] == ["delivered"]
 
 
-async def test_idle_waits_only_so_long() -> None:
+async def test_idle_wait_has_a_limit() -> None:
     async with sandbox(speed=1) as box:
-        await box.send(V2, v2_message(to=of(Fault.LATE)), 202)
+        await box.send(V2, v2_message(to=fault_number(Fault.LATE)), 202)
         assert (await box.client.get("/sandbox/idle?wait=0.1")).json()["idle"] is False
         for wrong in ("-1", "601", "long", "nan"):
             assert (await box.client.get(f"/sandbox/idle?wait={wrong}")).status_code == 400
 
 
-async def test_rates_change_one_by_one() -> None:
+async def test_rates_change_only_where_named() -> None:
     async with sandbox(rates=Rates(late=0.5)) as box:
         assert (await box.client.get("/sandbox/rates")).json()["late"] == 0.5
         changed = (await box.send("/sandbox/rates", {"unknownType": 0.25, "missing": 1}, 200)).json()
@@ -143,43 +143,43 @@ async def test_rates_change_one_by_one() -> None:
         for wrong in ({"late": 2}, {"lates": 0}, {"failed": 1, "unconfirmed": 1}, [1]):
             await box.send("/sandbox/rates", wrong, 400)
         await box.send(V2, v2_message(), 202)
-        await box.settle()
+        await box.wait_until_idle()
         assert not [event for event in box.application.events() if event["type"] == "message-delivered"]
 
 
-async def test_the_same_seed_misbehaves_the_same_way() -> None:
+async def test_same_seed_gives_the_same_faults() -> None:
     rates = Rates(failed=0.3, duplicate=0.5, reorder=0.3, unknown_type=0.3, batch=0.3, missing=0.2)
 
-    async def told(seed: int) -> list[list[tuple[str, str, int | None]]]:
+    async def events(seed: int) -> list[list[tuple[str, str, int | None]]]:
         async with sandbox(rates=rates, seed=seed) as box:
             for _ in range(20):
                 await box.send(V2, v2_message(to=["+19195551213", "+19195551214"]), 202)
-                await box.settle()
+                await box.wait_until_idle()
             return [
-                [(event["type"], event["to"], event.get("errorCode")) for event in heard.json]
-                for heard in box.application.heard
+                [(event["type"], event["to"], event.get("errorCode")) for event in request.json]
+                for request in box.application.requests
             ]
 
-    first = await told(7)
-    assert first == await told(7)
-    assert first != await told(8)
+    first = await events(7)
+    assert first == await events(7)
+    assert first != await events(8)
 
 
-async def test_after_a_reset_everything_begins_again() -> None:
+async def test_reset_restores_rates_clock_and_seed() -> None:
     async with sandbox(speed=1, rates=Rates(failed=0.5), seed=3) as box:
 
         async def codes() -> list[int]:
             for _ in range(10):
                 await box.send(V2, v2_message(), 202)
             await box.send("/sandbox/clock", {"advance": 60}, 200)
-            await box.settle()
-            return [truth["code"] for truth in (await box.client.get("/sandbox/truth")).json()]
+            await box.wait_until_idle()
+            return [expected["code"] for expected in (await box.client.get("/sandbox/expected")).json()]
 
         first = await codes()
         await box.send(V2, v2_message(), 202)
         await box.send("/sandbox/rates", {"late": 1}, 200)
         await box.send("/sandbox/reset", {}, 204)
-        for path in ("truth", "posts"):
+        for path in ("expected", "posts"):
             assert (await box.client.get(f"/sandbox/{path}")).json() == []
         assert (await box.client.get("/sandbox/idle")).json()["idle"] is True
         assert (await box.client.get("/sandbox/rates")).json()["late"] == 0
@@ -190,24 +190,24 @@ async def test_after_a_reset_everything_begins_again() -> None:
         assert await codes() != first
 
 
-async def test_a_reset_ends_what_is_under_way() -> None:
+async def test_reset_cancels_callbacks_in_flight() -> None:
     async with sandbox() as box:
         box.application.answers["/v2"] = [asyncio.Event()]
         await box.send(V2, v2_message(), 202)
-        while not box.application.heard:
+        while not box.application.requests:
             await box.client.get("/sandbox/idle?wait=0.02")
         assert (await box.client.post("/sandbox/reset")).status_code == 204
         assert (await box.client.get("/sandbox/idle")).json()["idle"] is True
         sent = (await box.send(V2, v2_message(), 202)).json()["id"]
-        await box.settle()
-        assert [truth["status"] for truth in await box.truth(sent)] == ["delivered"]
+        await box.wait_until_idle()
+        assert [expected["status"] for expected in await box.expected(sent)] == ["delivered"]
 
 
-async def test_posts_are_told_with_their_bodies() -> None:
+async def test_posts_lists_callbacks_with_their_bodies() -> None:
     async with sandbox(max_posts=3) as box:
         for number in range(4):
             await box.send(V2, v2_message(tag=str(number)), 202)
-            await box.settle()
+            await box.wait_until_idle()
         posts = (await box.client.get("/sandbox/posts")).json()
         assert [post["body"][0]["message"]["tag"] for post in posts] == ["1", "2", "3"]
         assert posts[-1]["url"] == f"{box.application.url}/v2"
@@ -216,7 +216,7 @@ async def test_posts_are_told_with_their_bodies() -> None:
         assert (await box.client.get("/sandbox/posts?limit=x")).status_code == 400
 
 
-async def test_a_page_of_another_origin_can_change_nothing() -> None:
+async def test_other_content_types_are_rejected_against_cross_origin_requests() -> None:
     async with sandbox() as box:
         for path in ("inbound", "clock", "rates", "reset"):
             answer = await box.client.post(
@@ -227,23 +227,23 @@ async def test_a_page_of_another_origin_can_change_nothing() -> None:
         assert (await box.client.get("/sandbox/reset")).status_code == 405
 
 
-async def test_a_public_url_is_what_addresses_begin_with() -> None:
+async def test_public_url_starts_message_urls() -> None:
     async with sandbox(public_url="https://sandbox.example.com") as box:
         (result,) = (await box.send(V1, [v1_message()], 202)).json()
         assert result["location"].startswith("https://sandbox.example.com/v1/users/u-1/messages/m-")
 
 
-async def test_a_sandbox_can_be_started_again() -> None:
+async def test_sandbox_can_be_restarted() -> None:
     async with sandbox() as other:
         other.application.answers["/v2"] = [asyncio.Event()]
         app = application(SandboxSettings(speed=1000, outbound_url=f"{other.application.url}/v2", credentials=()))
-        for heard in (1, 2):
+        for count in (1, 2):
             async with serving(app) as url:
                 await other.client.post(f"{url}{V2}", json=v2_message())
                 async with asyncio.timeout(45):
-                    while len(other.application.heard) < heard:
+                    while len(other.application.requests) < count:
                         await asyncio.sleep(0.01)
-        assert app.state.caller.state().idle
+        assert app.state.callback_sender.queue_state().is_idle
 
 
 @pytest.mark.parametrize(
@@ -258,6 +258,6 @@ async def test_a_sandbox_can_be_started_again() -> None:
     ],
     ids=str,
 )
-def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SandboxSettings(**wrong)

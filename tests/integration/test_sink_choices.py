@@ -1,4 +1,4 @@
-"""What the settings of a sink and its operators choose: park, latest, age limit, pause, replay."""
+"""What settings and operators choose for a sink: on_refused, coalesce, max_age, pause, replay."""
 
 import asyncio
 from collections.abc import Callable
@@ -45,10 +45,10 @@ async def ended(database: Database, replay: Any) -> Any:
     return await state_of(database, replay)
 
 
-# what is given up holds its message
+# on_refused = park
 
 
-async def test_where_it_shall_park_a_refused_event_holds_its_message_until_it_is_requeued(database: Database) -> None:
+async def test_on_refused_park_holds_the_ordering_key_until_requeue(database: Database) -> None:
     sink = memory_sink(on_refused="park")
     entries = await append(database, messages(2))
     memory(sink).answer = refusing(entries[0].event.id)
@@ -76,7 +76,7 @@ async def test_where_it_shall_park_a_refused_event_holds_its_message_until_it_is
     assert await rows(database) == []
 
 
-async def test_dropping_what_holds_a_message_lets_the_rest_go_on(database: Database) -> None:
+async def test_dropping_a_held_event_releases_its_ordering_key(database: Database) -> None:
     sink = memory_sink(on_refused="park")
     entries = await append(database, life("m0"))
     memory(sink).answer = refusing(entries[1].event.id)
@@ -94,9 +94,9 @@ async def test_dropping_what_holds_a_message_lets_the_rest_go_on(database: Datab
 # only the latest
 
 
-async def test_only_the_newest_of_what_waits_for_a_delivery_is_published(database: Database) -> None:
+async def test_coalesce_latest_publishes_only_the_newest_waiting_event(database: Database) -> None:
     sink = memory_sink(coalesce="latest")
-    both = [told for number in (1, 2) for told in life("m0", recipient=f"+1919555000{number}")]
+    both = [event for number in (1, 2) for event in life("m0", recipient=f"+1919555000{number}")]
     await append(database, [*both, *life("m1")])
     async with running(database, sink) as run:
         await eventually(lambda: len(memory(sink).published) == 3)
@@ -106,35 +106,35 @@ async def test_only_the_newest_of_what_waits_for_a_delivery_is_published(databas
 
         await until(passed)
         await eventually(lambda: run.observed.superseded == 9)
-        # what comes when nothing waits is published, whatever follows later
+        # An event that arrives while nothing waits is published, whatever follows later.
         await append(database, life("m2", (Status.SENT,)))
         run.wakeup.set()
         await eventually(lambda: len(memory(sink).published) == 4)
     assert [kind for _, kind in published(sink)] == ["delivered"] * 3 + ["sent"]
 
 
-async def test_what_is_newer_may_lie_beyond_what_was_read(database: Database) -> None:
+async def test_coalesce_latest_looks_beyond_the_window(database: Database) -> None:
     sink = memory_sink(coalesce="latest")
     first = life("early", (Status.SENT,))
-    others = [told for number in range(300) for told in life(f"m{number}", (Status.SENT,))]
+    others = [event for number in range(300) for event in life(f"m{number}", (Status.SENT,))]
     await append(database, [*first, *others, *life("early", (Status.DELIVERED,))])
     async with running(database, sink):
         await eventually(lambda: len(memory(sink).published) == 301)
     assert [kind for ordering_key, kind in published(sink) if ordering_key == "v2:early"] == ["delivered"]
 
 
-async def test_something_newer_that_the_filter_leaves_out_replaces_nothing(database: Database) -> None:
+async def test_coalesce_latest_ignores_filtered_events(database: Database) -> None:
     sink = memory_sink(coalesce="latest", events=["message.sent"])
-    others = [told for number in range(300) for told in life(f"m{number}", (Status.SENT,))]
+    others = [event for number in range(300) for event in life(f"m{number}", (Status.SENT,))]
     await append(database, [*life("early", (Status.SENT,)), *others, *life("early", (Status.DELIVERED,))])
     async with running(database, sink):
         await eventually(lambda: len(memory(sink).published) == 301)
 
 
-async def test_a_retry_gives_way_to_what_came_behind_it(database: Database) -> None:
+async def test_coalesce_latest_supersedes_a_retry(database: Database) -> None:
     sink = memory_sink(coalesce="latest", schedule=["10m"])
     await append(database, life("m0", (Status.SENT,)))
-    memory(sink).tell(Retry(reason="status 503"))
+    memory(sink).return_next(Retry(reason="status 503"))
     async with running(database, sink) as run:
 
         async def waits() -> bool:
@@ -161,7 +161,7 @@ async def test_a_retry_gives_way_to_what_came_behind_it(database: Database) -> N
 # age
 
 
-async def test_while_the_sink_is_down_nothing_ages(database: Database) -> None:
+async def test_on_expire_keep_dead_letters_nothing_while_the_sink_is_down(database: Database) -> None:
     sink = memory_sink(max_age="1h")
     await append(database, life("m0"))
     memory(sink).answer = lambda _: SinkDown(reason="connection refused")
@@ -172,13 +172,13 @@ async def test_while_the_sink_is_down_nothing_ages(database: Database) -> None:
 
         await until(noted)
         run.clock.ahead = timedelta(minutes=61)
-        told = len(memory(sink).attempted)
-        await eventually(lambda: len(memory(sink).attempted) > told)
+        attempted = len(memory(sink).attempted)
+        await eventually(lambda: len(memory(sink).attempted) > attempted)
     assert await letters(database) == []
     assert (await sink_row(database)).cursor == 0
 
 
-async def test_it_may_be_told_to_give_up_what_waits_for_too_long_while_it_is_down(database: Database) -> None:
+async def test_on_expire_dead_letter_while_the_sink_is_down(database: Database) -> None:
     sink = memory_sink(max_age="1h", on_expire="dead_letter")
     entries = await append(database, life("m0"))
     memory(sink).answer = lambda _: SinkDown(reason="connection refused")
@@ -217,9 +217,9 @@ async def test_a_paused_sink_gets_nothing_and_goes_on_where_it_was(database: Dat
         await eventually(lambda: len(memory(sink).published) == len(entries))
 
 
-async def test_a_sink_that_says_it_is_gone_is_paused_until_it_is_resumed(database: Database) -> None:
+async def test_gone_sink_is_paused_until_resume(database: Database) -> None:
     sink = memory_sink()
-    memory(sink).tell(Refused(reason="status 410", gone=True))
+    memory(sink).return_next(Refused(reason="status 410", gone=True))
     await append(database, messages(20))
     async with running(database, sink):
 
@@ -227,9 +227,9 @@ async def test_a_sink_that_says_it_is_gone_is_paused_until_it_is_resumed(databas
             return bool((await sink_row(database)).paused)
 
         await until(paused)
-        told = len(memory(sink).attempted)
+        attempted = len(memory(sink).attempted)
         await asyncio.sleep(0.2)  # several polls
-        assert len(memory(sink).attempted) == told < 80
+        assert len(memory(sink).attempted) == attempted < 80
         await sinks.pause(database, "crm", paused=False)
         await eventually(lambda: len(memory(sink).published) == 79)
     assert len(await letters(database)) == 1
@@ -238,8 +238,8 @@ async def test_a_sink_that_says_it_is_gone_is_paused_until_it_is_resumed(databas
 # replay
 
 
-async def replayed(database: Database, **asked: Any) -> Any:
-    replay, _ = await replays.begin(database, "crm", asked.get("since", "beginning"), now=now())
+async def replayed(database: Database, **parameters: Any) -> Any:
+    replay, _ = await replays.begin(database, "crm", parameters.get("since", "beginning"), now=now())
     assert replay is not None
     return replay
 
@@ -251,7 +251,7 @@ async def settled_at(database: Database, entries: list[LogEntry]) -> None:
     await until(passed)
 
 
-async def test_a_replay_gives_old_events_again_under_their_ids_and_marked(database: Database) -> None:
+async def test_replay_publishes_old_events_with_their_ids_and_a_mark(database: Database) -> None:
     sink = memory_sink()
     entries = await append(database, messages(100))
     async with running(database, sink):
@@ -265,7 +265,7 @@ async def test_a_replay_gives_old_events_again_under_their_ids_and_marked(databa
     assert await rows(database) == []
 
 
-async def test_what_fails_in_a_replay_is_tried_thrice_and_becomes_a_dead_letter_never_a_retry(
+async def test_replay_failure_is_a_dead_letter_after_three_attempts(
     database: Database,
 ) -> None:
     sink = memory_sink(schedule=SOON)
@@ -285,11 +285,11 @@ async def test_what_fails_in_a_replay_is_tried_thrice_and_becomes_a_dead_letter_
     assert sum(one.id == bad for one in memory(sink).attempted) == 4
 
 
-async def test_a_replay_leaves_out_what_the_sink_has_yet_to_be_given(database: Database) -> None:
+async def test_replay_skips_events_that_wait_as_retries(database: Database) -> None:
     sink = memory_sink(schedule=["10m"])
     entries = await append(database, messages(2))
     waiting = entries[0].event.id
-    memory(sink).tell(Retry(reason="status 503"))
+    memory(sink).return_next(Retry(reason="status 503"))
     async with running(database, sink):
         await settled_at(database, entries)
         assert len(await rows(database)) == 4
@@ -303,16 +303,16 @@ async def test_a_replay_waits_while_the_sink_is_down_and_loses_nothing(database:
     entries = await append(database, messages(3))
     async with running(database, sink):
         await settled_at(database, entries)
-        memory(sink).tell(*[SinkDown(reason="connection refused")] * 2)
+        memory(sink).return_next(*[SinkDown(reason="connection refused")] * 2)
         over = await ended(database, await replayed(database))
     assert (over.published, over.dead_letters) == (12, 0)
 
 
 async def at_rest(sink: Any) -> None:
-    """Waits until nothing is published any more: not within several polls, and the time of dozens."""
-    told = -1
-    while len(sink.attempted) != told:
-        told = len(sink.attempted)
+    """Waits until nothing was published for several polls."""
+    attempted = -1
+    while len(sink.attempted) != attempted:
+        attempted = len(sink.attempted)
         await asyncio.sleep(0.3)
 
 
@@ -339,7 +339,7 @@ async def test_a_paused_replay_goes_on_and_a_cancelled_one_ends(database: Databa
         await at_rest(slow)
         at = await state_of(database, replay)
         assert (at.state, at.position < entries[-1].position) == ("paused", True)
-        # what is new goes on meanwhile
+        # New events are published meanwhile.
         await append(database, life("new", (Status.SENT,)))
         run.wakeup.set()
         await eventually(lambda: slow.published[-1].ordering_key == "v2:new")
@@ -353,7 +353,7 @@ async def test_a_paused_replay_goes_on_and_a_cancelled_one_ends(database: Databa
         await at_rest(slow)
         assert len(slow.attempted) < 2 * len(entries)
         assert (await state_of(database, replay)).state == "cancelled"
-        # and the next one may come
+        # The next replay may begin.
         slow.publish = publish
         assert (await ended(database, await replayed(database))).published == len(entries) + 1
 
@@ -379,7 +379,7 @@ async def test_a_replay_goes_on_in_the_next_process(database: Database) -> None:
     assert over.published == len(again) == len(entries)
 
 
-async def test_new_events_are_not_held_up_by_a_replay(database: Database) -> None:
+async def test_replay_does_not_delay_new_events(database: Database) -> None:
     sink = memory_sink()
     entries = await append(database, messages(500))
     async with running(database, sink) as run:
@@ -395,11 +395,11 @@ async def test_new_events_are_not_held_up_by_a_replay(database: Database) -> Non
         await eventually(lambda: any(one.replayed for one in memory(sink).published))
         run.observed.waited.clear()
         for number in range(20):
-            told = life(f"new{number}", (Status.SENT,))
-            [entry] = await append(database, told)
+            events = life(f"new{number}", (Status.SENT,))
+            [entry] = await append(database, events)
             run.wakeup.set()
             await eventually(lambda entry=entry: entry.event.id in ids(memory(sink).published[-40:]))  # type: ignore[misc]
         sent = [one for one in memory(sink).published if one.ordering_key.startswith("v2:new")]
-    # of eight slots a replay has four at most: what is new is published in its next turn
+    # A replay gets at most four of eight slots, so a new event is published in the next turn.
     assert len(sent) == 20
     assert not any(one.replayed for one in sent)

@@ -1,4 +1,4 @@
-"""The bookkeeping of the sinks on either database: leases, settlements, retries, dead letters."""
+"""The tables of the sinks on both databases: leases, settlements, retries, dead letters."""
 
 import asyncio
 from dataclasses import replace
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.anyio
 
 SINK = "crm"
 HEALTHY = Health()
-REFUSED = DeadLettered(death=DeadLetterReason.REFUSED, reason="status 413", response_code=413, response="too big")
+REFUSED = DeadLettered(cause=DeadLetterReason.REFUSED, reason="status 413", response_code=413, response="too big")
 
 
 def again(seconds: float) -> RetryAt:
@@ -50,16 +50,16 @@ class Log:
         self.entries = entries
         self.lease = lease
 
-    def first(self, place: int, decision: Decision) -> Decided:
+    def first(self, index: int, decision: Decision) -> Decided:
         is_tried = not isinstance(decision, Parked)
-        return Decided(PendingPublication(publication=publication(self.entries[place])), decision, is_tried=is_tried)
+        return Decided(PendingPublication(publication=publication(self.entries[index])), decision, is_tried=is_tried)
 
-    def retry(self, place: int, decision: Decision, attempts: int = 1) -> Decided:
-        told = publication(self.entries[place])
-        return Decided(PendingPublication(publication=told, attempts=attempts, since=at(0)), decision)
+    def retry(self, index: int, decision: Decision, attempts: int = 1) -> Decided:
+        event = publication(self.entries[index])
+        return Decided(PendingPublication(publication=event, attempts=attempts, since=at(0)), decision)
 
-    def position(self, place: int) -> int:
-        return int(self.entries[place].position)
+    def position(self, index: int) -> int:
+        return int(self.entries[index].position)
 
     async def settle(
         self, *firsts: Decided, retries: tuple[Decided, ...] = (), cursor: int | None = None, **more: Any
@@ -69,12 +69,12 @@ class Log:
         await settle(self.database, self.lease, settlement, HEALTHY, now=at(0))
 
     async def rows(self) -> list[tuple[int, str, int, datetime | None]]:
-        """The sink's retries as (place in the log, state, attempts, due)."""
-        places = {entry.position: place for place, entry in enumerate(self.entries)}
+        """The sink's retries as (index in the log, state, attempts, due)."""
+        indexes = {entry.position: index for index, entry in enumerate(self.entries)}
         statement = select(RETRIES).order_by(RETRIES.c.position)
         async with self.database.reading() as connection:
             rows = await connection.execute(statement)
-            return [(places[row.position], row.state, row.attempts, row.due_at) for row in rows]
+            return [(indexes[row.position], row.state, row.attempts, row.due_at) for row in rows]
 
     async def due(self, seconds: float) -> list[int]:
         async with self.database.reading() as connection:
@@ -98,12 +98,12 @@ async def log(database: Database) -> Log:
 
 
 async def taken(database: Database, holder: str = "me", seconds: float = 60, **options: Any) -> Lease:
-    lease = await asked(database, holder, seconds, **options)
+    lease = await acquired(database, holder, seconds, **options)
     assert lease is not None
     return lease
 
 
-async def asked(database: Database, holder: str, seconds: float = 60, **options: Any) -> Lease | None:
+async def acquired(database: Database, holder: str, seconds: float = 60, **options: Any) -> Lease | None:
     return await sinks.acquire_lease(database, SINK, holder=holder, seconds=seconds, **{"fingerprint": "f", **options})
 
 
@@ -112,7 +112,7 @@ async def sink_row(database: Database, name: str = SINK) -> Any:
         return (await connection.execute(select(SINKS).where(SINKS.c.name == name))).one()
 
 
-async def test_a_new_sink_starts_where_it_was_told(database: Database) -> None:
+async def test_start_setting_decides_where_a_new_sink_begins(database: Database) -> None:
     early = await append(database, life("early", received=0))
     late = await append(database, life("late", received=60))
     starts: dict[str, sinks.Start] = {
@@ -143,7 +143,7 @@ async def test_a_known_sink_goes_on_where_it_was(log: Log) -> None:
 async def test_a_start_does_not_wait_for_a_holder_that_froze_while_settling(log: Log) -> None:
     async with log.database.writing() as connection:
         await connection.execute(update(SINKS).values(failures=1))
-        # who waits for a lock is told so after four seconds
+        # A statement that waits for a lock fails after four seconds.
         async with asyncio.timeout(3.5):
             await sinks.register(log.database, SINK, start="end", fingerprint="f")
 
@@ -154,7 +154,7 @@ async def test_the_holder_writes_down_which_settings_it_works_by(log: Log) -> No
 
 
 async def test_a_lease_keeps_others_away_until_it_ends(log: Log) -> None:
-    assert await asked(log.database, "other") is None
+    assert await acquired(log.database, "other") is None
     await sinks.release_lease(log.database, log.lease)
     other = await taken(log.database, "other")
     assert other.epoch > log.lease.epoch
@@ -163,13 +163,13 @@ async def test_a_lease_keeps_others_away_until_it_ends(log: Log) -> None:
 async def test_restarted_worker_takes_over_the_lease_of_the_one_before_by_its_name(log: Log) -> None:
     again = await taken(log.database, "me")
     assert again.epoch == log.lease.epoch + 1
-    assert await asked(log.database, "another") is None
+    assert await acquired(log.database, "another") is None
 
 
 async def test_a_lapsed_lease_is_taken_over(log: Log) -> None:
     await sinks.renew_lease(log.database, log.lease, seconds=0.05)
     deadline = asyncio.get_running_loop().time() + 10
-    while (other := await asked(log.database, "other")) is None:
+    while (other := await acquired(log.database, "other")) is None:
         assert asyncio.get_running_loop().time() < deadline
     assert other.epoch > log.lease.epoch
     with pytest.raises(LeaseLost):
@@ -186,9 +186,9 @@ async def test_the_embedded_database_takes_over_from_a_dead_process(log: Log) ->
     assert (await taken(log.database, "next", take_over=True)).epoch > log.lease.epoch
 
 
-async def test_two_who_ask_at_once_get_one_lease(log: Log) -> None:
+async def test_two_concurrent_acquires_get_one_lease(log: Log) -> None:
     await sinks.release_lease(log.database, log.lease)
-    found = await asyncio.gather(*(asked(log.database, str(number)) for number in range(4)))
+    found = await asyncio.gather(*(acquired(log.database, str(number)) for number in range(4)))
     assert sum(lease is not None for lease in found) == 1
 
 
@@ -225,7 +225,7 @@ async def test_a_stale_holder_releases_nobody_else_s_lease(log: Log) -> None:
     assert (await sink_row(log.database)).lease_holder == "other"
 
 
-async def test_a_failure_is_due_at_its_time_and_its_lane_is_parked_behind_it(log: Log) -> None:
+async def test_retry_is_due_and_its_ordering_key_is_parked(log: Log) -> None:
     await log.settle(log.first(0, again(5)), log.first(2, Parked()), log.first(3, Done()))
     assert await log.rows() == [(0, "due", 1, at(5)), (2, "parked", 0, None)]
     assert await log.due(4) == []
@@ -234,19 +234,19 @@ async def test_a_failure_is_due_at_its_time_and_its_lane_is_parked_behind_it(log
         assert await retries.blocked_keys(log.database, connection, SINK, ["v2:a", "v2:b"]) == {"v2:a"}
 
 
-async def test_a_success_makes_the_next_of_the_lane_due_at_once(log: Log) -> None:
+async def test_success_makes_the_next_of_the_ordering_key_due(log: Log) -> None:
     await log.settle(log.first(0, again(5)), log.first(2, Parked()), log.first(4, Parked()))
     await log.settle(retries=(log.retry(0, Done()),), cursor=log.position(5))
     assert await log.rows() == [(2, "due", 0, at(0)), (4, "parked", 0, None)]
 
 
-async def test_a_failure_again_keeps_the_lane_waiting(log: Log) -> None:
+async def test_second_failure_keeps_the_ordering_key_parked(log: Log) -> None:
     await log.settle(log.first(0, again(5)), log.first(2, Parked()))
     await log.settle(retries=(log.retry(0, again(35)),), cursor=log.position(5))
     assert await log.rows() == [(0, "due", 2, at(35)), (2, "parked", 0, None)]
 
 
-async def test_a_dead_letter_lets_its_lane_go_on(log: Log) -> None:
+async def test_dead_letter_releases_its_ordering_key(log: Log) -> None:
     await log.settle(log.first(0, again(5)), log.first(2, Parked()))
     await log.settle(retries=(log.retry(0, REFUSED, attempts=3),), cursor=log.position(5))
     assert await log.rows() == [(2, "due", 0, at(0))]
@@ -256,8 +256,8 @@ async def test_a_dead_letter_lets_its_lane_go_on(log: Log) -> None:
     assert (letter.response_code, letter.response) == (413, "too big")
 
 
-async def test_what_is_parked_as_its_lane_empties_becomes_due(log: Log) -> None:
-    """The retry ahead of it succeeded in the settlement before: nobody else would ever wake it."""
+async def test_event_parked_on_an_empty_ordering_key_becomes_due(log: Log) -> None:
+    """The retry before it succeeded in the settlement before, so nothing else would ever promote it."""
     await log.settle(log.first(0, again(5)))
     await log.settle(retries=(log.retry(0, Done()),), cursor=log.position(1))
     await log.settle(log.first(2, Parked()))
@@ -304,7 +304,7 @@ async def test_a_requeued_dead_letter_is_due_at_once_with_a_fresh_schedule(log: 
     assert await log.letters() == []
 
 
-async def test_a_requeued_event_goes_before_later_ones_of_its_lane(log: Log) -> None:
+async def test_requeued_event_goes_before_later_events_of_its_ordering_key(log: Log) -> None:
     await log.settle(log.first(0, REFUSED), log.first(2, again(5)), log.first(4, Parked()))
     await log.requeue(1)
     assert await log.rows() == [(0, "due", 0, at(1)), (2, "parked", 1, at(5)), (4, "parked", 0, None)]
@@ -320,39 +320,39 @@ async def test_only_the_chosen_are_requeued(log: Log) -> None:
     assert await log.requeue(ids=[]) == 0
 
 
-async def test_requeueing_tells_the_holder(log: Log) -> None:
+async def test_requeue_raises_the_revision(log: Log) -> None:
     await log.settle(log.first(0, REFUSED))
     async with log.database.reading() as connection:
-        before = await sinks.orders(connection, SINK)
+        before = await sinks.control(connection, SINK)
     await log.requeue()
     async with log.database.reading() as connection:
-        assert (await sinks.orders(connection, SINK)).revision > before.revision
+        assert (await sinks.control(connection, SINK)).revision > before.revision
 
 
-async def test_a_held_death_keeps_its_lane_until_it_is_requeued(log: Log) -> None:
+async def test_held_dead_letter_blocks_its_ordering_key_until_requeue(log: Log) -> None:
     held = replace(REFUSED, holds=True)
     await log.settle(log.first(0, held), log.first(2, Parked()), log.first(3, Done()))
     assert await log.rows() == [(0, "held", 1, at(0)), (2, "parked", 0, None)]
     assert await log.due(10**6) == []
     assert [letter.position for letter in await log.letters()] == [log.position(0)]
     assert await log.requeue(5) == 1
-    assert [(state, place) for place, state, _, _ in await log.rows()] == [("due", 0), ("parked", 2)]
+    assert [(state, index) for index, state, _, _ in await log.rows()] == [("due", 0), ("parked", 2)]
 
 
-async def test_a_retry_that_is_given_up_may_hold_its_lane_too(log: Log) -> None:
+async def test_expired_retry_may_hold_its_ordering_key(log: Log) -> None:
     await log.settle(log.first(0, again(5)), log.first(2, Parked()))
     await log.settle(retries=(log.retry(0, replace(REFUSED, holds=True), attempts=3),))
-    assert [(place, state, attempts) for place, state, attempts, _ in await log.rows()] == [
+    assert [(index, state, attempts) for index, state, attempts, _ in await log.rows()] == [
         (0, "held", 4),
         (2, "parked", 0),
     ]
-    # the row is one and the same for automatic and manual attempts
+    # Automatic and manual attempts share one row.
     await log.requeue(5)
     await log.settle(retries=(log.retry(0, Done()),))
-    assert [(place, state) for place, state, _, _ in await log.rows()] == [(2, "due")]
+    assert [(index, state) for index, state, _, _ in await log.rows()] == [(2, "due")]
 
 
-async def test_what_an_operator_requeued_does_not_die_in_a_replay_that_had_read_it_before(log: Log) -> None:
+async def test_requeued_event_is_not_dead_lettered_by_an_older_replay(log: Log) -> None:
     await log.settle(log.first(0, REFUSED), log.first(1, Done()))
     replay, _ = await replays.begin(log.database, SINK, "beginning", now=at(0))
     assert replay is not None
@@ -363,13 +363,13 @@ async def test_what_an_operator_requeued_does_not_die_in_a_replay_that_had_read_
     nothing = Settlement(cursor=log.position(1))
     await settle(log.database, log.lease, nothing, HEALTHY, now=at(6), progress=progress)
     assert [letter.position for letter in await log.letters()] == [log.position(1)]
-    assert [(place, state) for place, state, _, _ in await log.rows()] == [(0, "due")]
+    assert [(index, state) for index, state, _, _ in await log.rows()] == [(0, "due")]
 
 
-async def test_what_gave_way_to_something_newer_leaves_no_row(log: Log) -> None:
+async def test_superseded_event_leaves_no_row(log: Log) -> None:
     await log.settle(log.first(0, again(5)), log.first(2, Parked()))
     await log.settle(retries=(log.retry(0, Superseded()),))
-    assert [(place, state) for place, state, _, _ in await log.rows()] == [(2, "due")]
+    assert [(index, state) for index, state, _, _ in await log.rows()] == [(2, "due")]
 
 
 async def test_an_unknown_sink_has_nothing_to_requeue(log: Log) -> None:
@@ -378,16 +378,16 @@ async def test_an_unknown_sink_has_nothing_to_requeue(log: Log) -> None:
 
 
 async def test_dead_letters_are_listed_by_sink_reason_and_page(log: Log) -> None:
-    expired = DeadLettered(death=DeadLetterReason.EXPIRED, reason="timeout")
+    expired = DeadLettered(cause=DeadLetterReason.EXPIRED, reason="timeout")
     await log.settle(log.first(0, REFUSED), log.first(1, expired), log.first(2, REFUSED))
     first, second, third = await log.letters()
-    assert [letter.position for letter in (first, second, third)] == [log.position(place) for place in range(3)]
+    assert [letter.position for letter in (first, second, third)] == [log.position(index) for index in range(3)]
     assert await log.letters(choice=DeadLetterChoice(reason="expired")) == [second]
     assert await log.letters(choice=DeadLetterChoice(sink="other")) == []
     assert await log.letters(after=first.id, size=1) == [second]
 
 
-async def test_the_database_refuses_two_heads_of_a_lane(log: Log) -> None:
+async def test_database_rejects_two_heads_of_an_ordering_key(log: Log) -> None:
     await log.settle(log.first(0, again(5)))
     row = {"sink": SINK, "position": log.position(2), "ordering_key": "v2:a"}
     row |= {"state": "due", "first_at": at(0), "attempts": 0}
@@ -417,11 +417,13 @@ async def test_an_idle_sink_has_no_backlog(database: Database) -> None:
 
 async def test_sqlite_finds_due_retries_by_their_index(sqlite_url: str) -> None:
     database = Database(sqlite_url)
-    asked: list[str] = []
-    event.listen(database.engine.sync_engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
+    statements: list[str] = []
+    event.listen(
+        database.engine.sync_engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2])
+    )
     async with database.reading() as connection:
         await retries.due(connection, SINK, now=at(0), limit=10)
-        plan = (await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked[-1]}", (SINK, "", 10, 0))).all()
+        plan = (await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statements[-1]}", (SINK, "", 10, 0))).all()
     await database.close()
     assert "ix_retries_due" in str(plan)
 

@@ -1,4 +1,4 @@
-"""Sinks whose tables are read again while dispatchers work for them."""
+"""Reload of the sinks while their dispatchers run."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from tests.event_log import append, eventually, life, memory_sink
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
 
 
-async def test_where_the_database_is_away_all_sinks_go_on_as_they_were(database: Database) -> None:
+async def test_reload_keeps_old_sinks_when_the_database_is_unavailable(database: Database) -> None:
     sink, changed = memory_sink(), memory_sink(timeout="3s")
     is_away = False
 
@@ -34,8 +34,8 @@ async def test_where_the_database_is_away_all_sinks_go_on_as_they_were(database:
         await eventually(lambda: ids(memory(changed).published) == [entry.event.id for entry in entries])
 
 
-async def test_a_sink_that_stays_as_it_was_is_made_anew(database: Database) -> None:
-    """Certificates were renewed under the names that the settings have."""
+async def test_reload_restarts_an_unchanged_sink(database: Database) -> None:
+    """Files that the settings name, such as certificates, may have new content."""
     before, after = memory_sink(), memory_sink()
     async with running(database, before) as run:
         entries = await append(database, life("a"))

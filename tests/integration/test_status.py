@@ -35,8 +35,8 @@ async def status(database: Database, **more: Any) -> dict[str, Any]:
     async with client(application(database, **more), {"Authorization": f"Bearer {READER}"}) as reader:
         answer = await reader.get("/api/status")
     assert answer.status_code == 200, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    answer_body: dict[str, Any] = answer.json()
+    return answer_body
 
 
 async def lease(database: Database) -> processor.ProcessorLease:
@@ -53,21 +53,21 @@ async def run(database: Database, statement: str) -> None:
 async def test_a_read_token_sees_a_healthy_installation(database: Database) -> None:
     await process(database, callback([v2_event("m1")]), callback([v2_event("m1")]), callback(v1_event(), api=Api.V1))
     await lease(database)
-    told = await status(database)
-    assert (told["status"], told["problems"]) == ("ok", [])
-    assert told["journal"] == {"pending": 0, "oldestPendingSeconds": 0, "waiting": None}
-    assert told["processor"] == {
+    answer_body = await status(database)
+    assert (answer_body["status"], answer_body["problems"]) == ("ok", [])
+    assert answer_body["journal"] == {"pending": 0, "oldestPendingSeconds": 0, "waiting": None}
+    assert answer_body["processor"] == {
         "state": "working",
         "failingSince": None,
         "error": None,
         "callbacks": 3,
         "repeats": 1,
     }
-    assert set(told["lastCallbacks"]) == {"v1/primary", "v2/primary"}
-    assert told["worker"] is None
-    assert told["database"]["type"] == ("sqlite" if database.is_sqlite else "postgresql")
-    assert told["database"]["bytes"] > 0
-    assert told["database"]["journalBytes"] > 0
+    assert set(answer_body["lastCallbacks"]) == {"v1/primary", "v2/primary"}
+    assert answer_body["worker"] is None
+    assert answer_body["database"]["type"] == ("sqlite" if database.is_sqlite else "postgresql")
+    assert answer_body["database"]["bytes"] > 0
+    assert answer_body["database"]["journalBytes"] > 0
 
 
 async def test_no_token_no_status(database: Database) -> None:
@@ -80,34 +80,34 @@ async def test_pending_callbacks_and_the_age_of_the_oldest_are_shown(database: D
     received = (now() - timedelta(seconds=age) for age in (60, 1))
     old, young = (callback([v2_event("m1")], received_at=time) for time in received)
     await append(database, old, young)
-    told = await status(database)
-    assert told["journal"]["pending"] == 2
-    assert 60 <= told["journal"]["oldestPendingSeconds"] < 90
-    assert told["processor"]["state"] == "behind"
+    answer_body = await status(database)
+    assert answer_body["journal"]["pending"] == 2
+    assert 60 <= answer_body["journal"]["oldestPendingSeconds"] < 90
+    assert answer_body["processor"]["state"] == "behind"
 
 
 async def test_processor_without_a_lease_is_missing(database: Database) -> None:
-    told = await status(database)
-    assert told["processor"]["state"] == "missing"
-    assert told["status"] == "degraded"
+    answer_body = await status(database)
+    assert answer_body["processor"]["state"] == "missing"
+    assert answer_body["status"] == "degraded"
 
 
 async def test_processor_that_records_a_failure_is_stuck(database: Database) -> None:
     await processor.record_failure(database, await lease(database), NOON, "no such table: events")
-    told = await status(database)
-    assert told["processor"]["state"] == "stuck"
-    assert told["processor"]["failingSince"] == "2024-06-12T12:00:00Z"
-    assert told["processor"]["error"] == "no such table: events"
+    answer_body = await status(database)
+    assert answer_body["processor"]["state"] == "stuck"
+    assert answer_body["processor"]["failingSince"] == "2024-06-12T12:00:00Z"
+    assert answer_body["processor"]["error"] == "no such table: events"
 
 
 async def test_sinks_are_listed_with_lag_and_dead_letters(database: Database) -> None:
     await lease(database)
     await sinks.register(database, "crm", start="end", fingerprint="f")
     await process_as_holder(database)
-    told = await status(database, sinks={"crm": {"name": "crm", "type": "webhook"}})
-    [sink] = told["sinks"]
+    answer_body = await status(database, sinks={"crm": {"name": "crm", "type": "webhook"}})
+    [sink] = answer_body["sinks"]
     assert (sink["name"], sink["state"], sink["lag"], sink["deadLetters"]) == ("crm", "unattended", 1, 0)
-    assert told["problems"] == ["No worker publishes to sink crm."]
+    assert answer_body["problems"] == ["No worker publishes to sink crm."]
 
 
 async def process_as_holder(database: Database) -> None:
@@ -126,9 +126,9 @@ async def test_what_the_web_process_knows_is_shown(database: Database) -> None:
         worker = WorkerRecord(mode="process", state="down", restarts=2)
         return replace(await reader.findings({}, clock=now), worker=worker, waiting=5)
 
-    told = await status(database, findings=findings)
-    assert told["journal"]["waiting"] == 5
-    assert told["worker"] == {"mode": "process", "state": "down", "process": None, "restarts": 2, "since": None}
+    answer_body = await status(database, findings=findings)
+    assert answer_body["journal"]["waiting"] == 5
+    assert answer_body["worker"] == {"mode": "process", "state": "down", "process": None, "restarts": 2, "since": None}
 
 
 # --- broken databases ---
@@ -139,20 +139,20 @@ async def test_what_the_web_process_knows_is_shown(database: Database) -> None:
 )
 async def test_a_renamed_table_costs_its_part_alone(database: Database, table: str, lost: set[str]) -> None:
     await run(database, f"ALTER TABLE {table} RENAME TO {table}_away")
-    told = await status(database)
+    answer_body = await status(database)
     # SQLite's backlog is what is behind the processor's cursor
     lost = lost | ({"journal"} if table == "processor" and database.is_sqlite else set())
-    assert known(told) == set(PARTS) - lost
-    assert len([problem for problem in told["problems"] if "cannot be read" in problem]) == len(lost)
+    assert known(answer_body) == set(PARTS) - lost
+    assert len([problem for problem in answer_body["problems"] if "cannot be read" in problem]) == len(lost)
 
 
-def known(told: dict[str, Any]) -> set[str]:
+def known(answer_body: dict[str, Any]) -> set[str]:
     """The parts that could be read."""
     found = {
-        "journal": told["journal"]["pending"],
-        "processor": told["processor"]["callbacks"],
-        "sinks": told["sinks"],
-        "database": told["database"],
+        "journal": answer_body["journal"]["pending"],
+        "processor": answer_body["processor"]["callbacks"],
+        "sinks": answer_body["sinks"],
+        "database": answer_body["database"],
     }
     return {part for part, value in found.items() if value is not None}
 
@@ -161,11 +161,11 @@ async def test_a_journal_that_is_gone_costs_its_part_alone(sqlite_url: str, tmp_
     (tmp_path / "callbacks.db").unlink()
     database = Database(sqlite_url)
     try:
-        told = await status(database)
+        answer_body = await status(database)
     finally:
         await database.close()
-    assert known(told) == {"processor", "sinks", "database"}
-    assert told["database"]["journalBytes"] is None
+    assert known(answer_body) == {"processor", "sinks", "database"}
+    assert answer_body["database"]["journalBytes"] is None
 
 
 @pytest.mark.parametrize("file", ["receiver.db", "callbacks.db"])
@@ -177,22 +177,22 @@ async def test_a_damaged_file_is_a_problem_and_no_error(sqlite_url: str, tmp_pat
     (tmp_path / file).write_bytes(content)
     database = Database(sqlite_url)
     try:
-        told = await status(database)
+        answer_body = await status(database)
     finally:
         await database.close()
-    assert told["status"] == "degraded"
-    assert any("malformed" in problem for problem in told["problems"])
-    assert "database" in known(told)
+    assert answer_body["status"] == "degraded"
+    assert any("malformed" in problem for problem in answer_body["problems"])
+    assert "database" in known(answer_body)
 
 
 async def test_a_postgresql_that_is_away_is_a_problem_and_no_error() -> None:
     database = Database(f"postgresql://postgres@127.0.0.1:{free_port()}/nothing")
     try:
-        told = await status(database)
+        answer_body = await status(database)
     finally:
         await database.close()
-    assert known(told) == set()
-    assert len(told["problems"]) == len(PARTS)
+    assert known(answer_body) == set()
+    assert len(answer_body["problems"]) == len(PARTS)
 
 
 async def test_a_postgresql_that_does_not_answer_is_waited_for_no_longer_than_allowed() -> None:
@@ -210,8 +210,8 @@ async def test_a_postgresql_that_does_not_answer_is_waited_for_no_longer_than_al
 
     try:
         for _ in range(3):
-            told, seconds = await timed(lambda: status(database, findings=findings))
-            assert known(told) == set()
+            answer_body, seconds = await timed(lambda: status(database, findings=findings))
+            assert known(answer_body) == set()
             assert seconds < GATHER_SECONDS + 0.5
         assert await reader.backlog(seconds=0.01) is None
         # whoever looks again waits for the connections that are being made already

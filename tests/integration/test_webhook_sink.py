@@ -1,4 +1,4 @@
-"""The webhook against a real server that misbehaves in every way."""
+"""The webhook sink against a real server that misbehaves in every way."""
 
 import base64
 import time
@@ -18,11 +18,11 @@ from receiver.domain.events import Api
 from receiver.domain.publication import Published, Refused, Result, Retry, SinkDown
 from receiver.sinks.encoding import Binding, bind
 from receiver.sinks.registry import configure
-from receiver.sinks.webhook import WebhookSettings, WebhookSink, wish
+from receiver.sinks.webhook import WebhookSettings, WebhookSink, parse_retry_after
 from receiver.storage.database import Database
 from tests import callbacks, webhooks
 from tests.brokers.own import lasting_port
-from tests.callbacks import unread_of
+from tests.callbacks import rejected_of
 from tests.event_log import Nobody, append, eventually, life, now
 from tests.fault_server import BOMB, FaultServer, Request, fault_server
 from tests.webhooks import post, publication
@@ -81,28 +81,28 @@ async def server() -> AsyncIterator[FaultServer]:
         ("/slow-endless-body", Retry(reason="timeout", overloaded=True)),
     ],
 )
-async def test_each_answer_has_its_result(server: FaultServer, path: str, result: Result) -> None:
+async def test_status_code_decides_the_result(server: FaultServer, path: str, result: Result) -> None:
     timeout = "2s" if getattr(result, "reason", None) == "timeout" else "18s"
     assert await posted(server.url(path), timeout=timeout) == result
 
 
-async def test_of_a_huge_answer_only_the_beginning_is_read(server: FaultServer) -> None:
+async def test_huge_response_is_read_only_in_part(server: FaultServer) -> None:
     result = await posted(server.url("/huge-body"))
     assert isinstance(result, Published)
     assert result.response == "x" * 1000
 
 
-async def test_a_packed_answer_is_not_unpacked(server: FaultServer) -> None:
+async def test_compressed_response_is_not_decompressed(server: FaultServer) -> None:
     result = await posted(server.url("/packed"))
     assert result == Published(response_code=200, response=BOMB[:1000].decode("utf-8", "replace"))
 
 
 @pytest.mark.parametrize("path", ["/interim-answers", "/short-chunks"])
-async def test_an_answer_that_only_grows_is_given_up_before_the_deadline(server: FaultServer, path: str) -> None:
+async def test_endless_response_is_a_retry_before_the_timeout(server: FaultServer, path: str) -> None:
     assert await posted(server.url(path), timeout="18s") == Retry(reason="answer too long")
 
 
-async def test_each_answer_may_be_as_long_as_the_one_before(server: FaultServer) -> None:
+async def test_response_limit_counts_each_response(server: FaultServer) -> None:
     async with webhook(server.url("/long")) as sink:
         results = [await post(sink) for _ in range(5)]
     assert {type(result) for result in results} == {Published}
@@ -115,16 +115,16 @@ async def test_a_cookie_is_not_sent_back(server: FaultServer) -> None:
     assert not [request for request in server.requests if "cookie" in request.headers]
 
 
-async def test_nobody_listening_means_that_the_sink_is_down() -> None:
+async def test_connection_refused_means_sink_down() -> None:
     assert await posted(f"http://127.0.0.1:{lasting_port()}/") == SinkDown(reason="Connection refused")
 
 
-async def test_a_host_that_does_not_exist_means_that_the_sink_is_down() -> None:
+async def test_unknown_host_means_sink_down() -> None:
     result = await posted("http://nowhere.invalid/", timeout="15s")
     assert isinstance(result, SinkDown)
 
 
-async def test_what_is_posted_is_a_signed_cloud_event(server: FaultServer) -> None:
+async def test_post_is_a_signed_cloud_event(server: FaultServer) -> None:
     before = int(time.time())
     await posted(server.url("/200"), secrets=[SECRET, "an older secret"])
     [request] = server.requests
@@ -148,7 +148,7 @@ def verified(secret: str, request: Request) -> Any:
     return Webhook(secret if secret.startswith("whsec_") else secret.encode()).verify(request.body, request.headers)
 
 
-async def test_a_secret_is_changed_without_a_gap_and_counts_for_nothing_once_removed(server: FaultServer) -> None:
+async def test_secret_rotation_has_no_gap_and_a_removed_secret_is_invalid(server: FaultServer) -> None:
     old, new = "the old secret", SECRET
     for secrets in ([old], [new, old], [new]):
         assert isinstance(await posted(server.url("/200"), secrets=secrets), Published)
@@ -160,7 +160,7 @@ async def test_a_secret_is_changed_without_a_gap_and_counts_for_nothing_once_rem
             verified(secret, request)
 
 
-async def test_a_post_that_was_recorded_is_soon_of_no_use(server: FaultServer) -> None:
+async def test_recorded_post_fails_verification_later(server: FaultServer) -> None:
     fields = {"egress_allow": ["127.0.0.0/8"], "secrets": [SECRET]}
     settings = WebhookSettings.model_validate({"name": "crm", "type": "webhook", "url": server.url("/200"), **fields})
     sink = WebhookSink(settings, now=lambda: time.time() - 301)
@@ -203,13 +203,13 @@ async def test_in_binary_form_the_attributes_are_headers_that_nothing_can_break_
 
 @pytest.mark.parametrize("binding", ["structured", "binary"])
 @pytest.mark.parametrize("replayed", [True, False])
-async def test_a_replay_says_so(server: FaultServer, binding: str, replayed: bool) -> None:
+async def test_replayed_event_is_marked(server: FaultServer, binding: str, replayed: bool) -> None:
     async with webhook(server.url("/200"), binding=binding) as sink:
         await post(sink, event=EVENT, replayed=replayed)
     assert server.requests[0].headers.get("receiver-replayed") == ("true" if replayed else None)
 
 
-async def test_headers_of_ones_own_are_sent_along(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_custom_headers_are_sent(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRM_TOKEN", "Bearer t0ken")
     await posted(server.url("/200"), headers={"X-Env": "prod  1", "Authorization": "env:CRM_TOKEN"})
     [request] = server.requests
@@ -228,30 +228,30 @@ async def test_user_and_password_in_the_url_are_basic_credentials(server: FaultS
 def test_an_event_that_is_posted_to_our_own_callbacks_makes_no_other(binding: Binding) -> None:
     published = publication(event=EVENT, body=orjson.dumps(EVENT))
     for api in Api:
-        unread_of(callbacks.post(bind(published, binding, prefix="ce-").body, api))
+        rejected_of(callbacks.post(bind(published, binding, prefix="ce-").body, api))
 
 
-async def test_any_text_survives_the_way(server: FaultServer) -> None:
-    told = orjson.dumps({"data": {"text": 'Grüße \U0001f600 "\\ \x01'}})
+async def test_any_text_survives(server: FaultServer) -> None:
+    body = orjson.dumps({"data": {"text": 'Grüße \U0001f600 "\\ \x01'}})
     async with webhook(server.url("/200"), secrets=[SECRET]) as sink:
-        await post(sink, body=told)
+        await post(sink, body=body)
     [request] = server.requests
-    assert Webhook(SECRET).verify(request.body, request.headers) == orjson.loads(told)
+    assert Webhook(SECRET).verify(request.body, request.headers) == orjson.loads(body)
 
 
-async def test_connections_are_used_again(server: FaultServer) -> None:
+async def test_connections_are_reused(server: FaultServer) -> None:
     async with webhook(server.url("/200")) as sink:
         for number in range(5):
             await post(sink, id=f"e{number}")
     assert (len(server.requests), server.connections) == (5, 1)
 
 
-async def test_check_tells_whether_somebody_answers(server: FaultServer) -> None:
+async def test_check_returns_why_nothing_answers(server: FaultServer) -> None:
     async with webhook(server.url("/500")) as sink:
         assert await sink.check() is None
     async with webhook(f"http://127.0.0.1:{lasting_port()}/secret-path") as sink:
-        told = await sink.check()
-    assert told == "Connection refused"
+        error = await sink.check()
+    assert error == "Connection refused"
     async with webhook(server.url("/mute"), timeout="2s") as sink:
         assert await sink.check() == "timeout"
     async with webhook(server.url("/hang-up")) as sink:
@@ -259,7 +259,7 @@ async def test_check_tells_whether_somebody_answers(server: FaultServer) -> None
 
 
 async def test_from_the_log_to_a_webhook_several_messages_at_a_time(database: Database, server: FaultServer) -> None:
-    entries = await append(database, [told for number in range(20) for told in life(f"m{number}")])
+    entries = await append(database, [event for number in range(20) for event in life(f"m{number}")])
     table = {"name": "crm", "type": "webhook", "url": server.url("/hold"), "secrets": [SECRET], "start": "beginning"}
     table["egress_allow"] = ["127.0.0.0/8"]
     dispatchers = Dispatchers(database, configure([table]), clock=now, wakeup=Wakeup(), observer=Nobody())
@@ -269,10 +269,10 @@ async def test_from_the_log_to_a_webhook_several_messages_at_a_time(database: Da
     server.held.set()
     await eventually(lambda: len(server.requests) == len(entries))
     await dispatchers.stop()
-    told = [Webhook(SECRET).verify(request.body, request.headers) for request in server.requests]
-    assert {one["id"] for one in told} == {entry.event.id for entry in entries}
-    for subject in {one["subject"] for one in told}:
-        sequences = [one["data"]["sequence"] for one in told if one["subject"] == subject]
+    received = [Webhook(SECRET).verify(request.body, request.headers) for request in server.requests]
+    assert {one["id"] for one in received} == {entry.event.id for entry in entries}
+    for subject in {one["subject"] for one in received}:
+        sequences = [one["data"]["sequence"] for one in received if one["subject"] == subject]
         assert sequences == sorted(sequences)
 
 
@@ -280,7 +280,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("told", "pause"),
+    ("retry_after", "pause"),
     [
         (None, None),
         ("120", timedelta(seconds=120)),
@@ -296,10 +296,10 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
         ("٣", None),
     ],
 )
-def test_retry_after_is_seconds_or_a_date(told: str | None, pause: timedelta | None) -> None:
-    assert wish(told, NOON.timestamp()) == pause
+def test_retry_after_is_seconds_or_a_date(retry_after: str | None, pause: timedelta | None) -> None:
+    assert parse_retry_after(retry_after, NOON.timestamp()) == pause
 
 
 @pytest.mark.parametrize("time", ["{} 00:00:00 GMT", "2026 {}:00:00 GMT", "2026 00:00:00 +{}"])
-def test_a_date_of_which_a_part_is_too_large_asks_for_nothing(time: str) -> None:
-    assert wish(f"Thu, 01 Jan {time.format('9' * 30)}", NOON.timestamp()) is None
+def test_retry_after_with_an_invalid_date_is_ignored(time: str) -> None:
+    assert parse_retry_after(f"Thu, 01 Jan {time.format('9' * 30)}", NOON.timestamp()) is None

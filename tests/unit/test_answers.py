@@ -1,4 +1,4 @@
-"""What decides the form of an answer: the Accept header."""
+"""The Accept header decides between JSON and CSV."""
 
 import pytest
 
@@ -25,5 +25,5 @@ from receiver.api.answers import prefers_csv
         (",;,", False),
     ],
 )
-def test_csv_is_given_where_it_is_liked_better_than_json(accept: str, csv: bool) -> None:
+def test_accept_header_that_prefers_csv(accept: str, csv: bool) -> None:
     assert prefers_csv(accept) is csv

@@ -1,4 +1,4 @@
-"""Tokens: how they are written in the settings, how they are presented, what they are good for."""
+"""API tokens: their form in the settings and in a request, and what they permit."""
 
 import base64
 
@@ -23,11 +23,11 @@ from receiver.api.auth import Access, ApiToken, Tokens, basic_password, bearer
         ("x:read:", b"", None),
     ],
 )
-def test_a_token_is_good_for_what_its_entry_says(entry: str, presented: bytes, access: Access | None) -> None:
+def test_access_of_read_and_admin_tokens(entry: str, presented: bytes, access: Access | None) -> None:
     assert Tokens([entry]).access(presented) is access
 
 
-def test_every_token_is_accepted_for_what_it_is() -> None:
+def test_every_token_has_its_own_access() -> None:
     tokens = Tokens(["one:read:1", "2", "three:read:3"])
     assert [tokens.access(token) for token in (b"1", b"2", b"3", b"4")] == [
         Access.READ,
@@ -37,11 +37,11 @@ def test_every_token_is_accepted_for_what_it_is() -> None:
     ]
 
 
-def test_no_tokens_let_nobody_in() -> None:
+def test_without_tokens_no_token_is_accepted() -> None:
     assert Tokens([]).access(b"anything") is None
 
 
-def test_a_token_does_not_show_itself() -> None:
+def test_repr_of_a_token_does_not_contain_it() -> None:
     assert "secret" not in repr(ApiToken.parse("secret"))
 
 
@@ -56,7 +56,7 @@ def test_a_token_does_not_show_itself() -> None:
         (b"", None),
     ],
 )
-def test_a_bearer_token_is_found_in_its_header(header: bytes, token: bytes | None) -> None:
+def test_bearer_token_is_parsed_from_the_header(header: bytes, token: bytes | None) -> None:
     assert bearer(header) == token
 
 
@@ -71,5 +71,5 @@ def test_a_bearer_token_is_found_in_its_header(header: bytes, token: bytes | Non
         (b"Bearer abc", None),
     ],
 )
-def test_a_basic_password_is_a_token_whoever_presents_it(header: bytes, token: bytes | None) -> None:
+def test_basic_password_is_the_token_with_any_user_name(header: bytes, token: bytes | None) -> None:
     assert basic_password(header) == token

@@ -57,11 +57,11 @@ def unlisted_neighbour(listed: CodeEntry) -> int:
 
 
 @pytest.mark.parametrize("listed", cases(V2))
-def test_an_unlisted_number_is_judged_as_its_listed_neighbours_are(listed: CodeEntry) -> None:
-    judged = reason(V2, unlisted_neighbour(listed))
-    assert judged.category == listed.category
+def test_unlisted_code_has_the_category_of_its_listed_neighbours(listed: CodeEntry) -> None:
+    meaning_of_digits = reason(V2, unlisted_neighbour(listed))
+    assert meaning_of_digits.category == listed.category
     # 4785 alone says of itself that it may be retried
-    assert judged.retryable == listed.retryable or listed.code == 4785
+    assert meaning_of_digits.retryable == listed.retryable or listed.code == 4785
 
 
 def test_an_entry_cannot_be_changed() -> None:
@@ -69,7 +69,7 @@ def test_an_entry_cannot_be_changed() -> None:
         catalogue()[0].name = "other"  # type: ignore[misc]
 
 
-def test_one_number_means_different_things_in_the_two_generations() -> None:
+def test_one_code_has_different_meanings_in_v1_and_v2() -> None:
     assert entry(V1, 902) != entry(V2, 902)
     assert entry(V2, 902) is None
     assert entry(V1, 4432) is None
@@ -113,13 +113,17 @@ def test_the_reason_for_a_listed_code_is_its_entry() -> None:
         (V1, 60, "unknown", None, None),
     ],
 )
-def test_an_unlisted_number_is_judged_by_its_digits(
+def test_unlisted_code_is_classified_by_its_digits(
     api: Api, code: int, category: str, retryable: bool | None, billable: bool | None
 ) -> None:
-    judged = reason(api, code)
-    assert (judged.category, judged.retryable, judged.billable) == (category, retryable, billable)
-    assert judged.name == f"unlisted-{code}"
-    assert judged.description
+    meaning_of_digits = reason(api, code)
+    assert (meaning_of_digits.category, meaning_of_digits.retryable, meaning_of_digits.billable) == (
+        category,
+        retryable,
+        billable,
+    )
+    assert meaning_of_digits.name == f"unlisted-{code}"
+    assert meaning_of_digits.description
 
 
 @pytest.mark.parametrize(
@@ -169,7 +173,7 @@ def test_the_code_tells_the_side_of_a_failure(api: Api, code: int | None, side: 
         (V2, None, False),
     ],
 )
-def test_some_codes_prove_nothing(api: Api, code: int | None, expected: bool) -> None:
+def test_codes_that_are_unconfirmed(api: Api, code: int | None, expected: bool) -> None:
     assert proves_nothing(api, code) is expected
 
 
@@ -189,5 +193,5 @@ def test_every_number_has_a_reason_and_a_side(api: Api, code: int) -> None:
     ],
 )
 def test_only_a_code_that_says_something_has_a_meaning(api: Api, code: int | None, name: str | None) -> None:
-    told = meaning(api, code)
-    assert (told.name if told else None) == name
+    found = meaning(api, code)
+    assert (found.name if found else None) == name

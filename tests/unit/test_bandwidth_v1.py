@@ -4,7 +4,7 @@ from urllib.parse import urlencode
 import pytest
 
 from receiver.domain.events import Api, Direction, Event, Failure, Quarantine, Status
-from tests.callbacks import RECEIVED_AT, event_of, get, post, unread_of
+from tests.callbacks import RECEIVED_AT, event_of, get, post, rejected_of
 
 ABSENT = object()
 
@@ -61,7 +61,7 @@ def read(**changes: Any) -> Event:
     ],
 )
 @pytest.mark.parametrize("direction", ["out", None, "sideways"])
-def test_the_delivery_state_decides_and_the_state_where_it_says_nothing_yet(
+def test_delivery_state_decides_the_status_before_state(
     state: str | None, delivery_state: str | None, direction: str | None, status: Status
 ) -> None:
     event = read(state=state, deliveryState=delivery_state, direction=direction)
@@ -89,11 +89,11 @@ def test_the_delivery_state_decides_and_the_state_where_it_says_nothing_yet(
         (None, "", ""),
     ],
 )
-def test_words_that_fit_no_message_event_are_an_unknown_type(
+def test_state_that_no_message_event_has_is_rejected_as_unknown_type(
     direction: str | None, state: str | None, delivery_state: str | None
 ) -> None:
     sent = fields(direction=direction, state=state, deliveryState=delivery_state)
-    assert unread_of(post(sent, Api.V1)).reason is Quarantine.UNKNOWN_TYPE
+    assert rejected_of(post(sent, Api.V1)).reason is Quarantine.UNKNOWN_TYPE
 
 
 @pytest.mark.parametrize("direction", ["in", None, "sideways"])
@@ -134,7 +134,7 @@ def test_the_names_of_the_receipt_come_before_those_of_the_howto_page() -> None:
 def test_time_is_the_creation_of_the_message_and_never_that_of_the_event() -> None:
     event = read()
     assert event.occurred_at is None
-    assert event.facts.created_at is not None
+    assert event.fields.created_at is not None
 
 
 def test_an_event_knows_the_callback_it_came_in() -> None:
@@ -151,7 +151,7 @@ def test_the_id_of_an_event_stays_what_it_was() -> None:
 @pytest.mark.parametrize(("kind", "channel"), [("sms", "SMS"), ("mms", "MMS")])
 def test_the_channel_is_taken_from_the_event_type(kind: str, channel: str) -> None:
     event = read(eventType=kind)
-    assert (event.type, event.facts.channel) == (kind, channel)
+    assert (event.type, event.fields.channel) == (kind, channel)
 
 
 @pytest.mark.parametrize(
@@ -166,11 +166,11 @@ def test_the_channel_is_taken_from_the_event_type(kind: str, channel: str) -> No
         {"from": "54321"},
     ],
 )
-def test_an_event_told_in_other_words_is_the_same_event(changes: dict[str, Any]) -> None:
+def test_event_spelled_differently_has_the_same_id(changes: dict[str, Any]) -> None:
     assert event_of(post(receipt(**changes))).id == event_of(post(receipt())).id
 
 
-def test_every_difference_that_counts_makes_another_event() -> None:
+def test_every_significant_difference_gives_another_id() -> None:
     changes: list[dict[str, Any]] = [
         {},
         {"messageId": "m-2"},
@@ -198,7 +198,7 @@ def test_a_get_and_a_post_of_one_event_are_the_same_event(sent: dict[str, Any]) 
 
 
 def test_a_misfit_is_described_in_words() -> None:
-    unread = unread_of(post(fields(state="received" * 100)))
-    assert "'out'" in unread.detail
-    assert "receivedreceived" in unread.detail
-    assert len(unread.detail) < 200
+    rejected = rejected_of(post(fields(state="received" * 100)))
+    assert "'out'" in rejected.detail
+    assert "receivedreceived" in rejected.detail
+    assert len(rejected.detail) < 200

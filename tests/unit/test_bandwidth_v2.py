@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from receiver.domain.events import Api, Direction, Event, Failure, Quarantine, Status, TagVerdict
-from tests.callbacks import RECEIVED_AT, event_of, post, unread_of
+from tests.callbacks import RECEIVED_AT, event_of, post, rejected_of
 
 
 def status_event(**changes: Any) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def read(**changes: Any) -> Event:
         ("FAILED", Direction.OUT, Status.FAILED),
     ],
 )
-def test_the_type_alone_decides(kind: str, direction: Direction, status: Status) -> None:
+def test_type_alone_decides_the_status(kind: str, direction: Direction, status: Status) -> None:
     event = read(type=kind)
     assert (event.type, event.direction, event.status) == (kind, direction, status)
     assert (event.failure is not None) == (status is Status.FAILED)
@@ -90,7 +90,7 @@ def test_an_event_knows_the_callback_it_came_in() -> None:
         {"eventTime": "2024-06-12T13:50:00Z"},
     ],
 )
-def test_an_event_told_in_other_words_is_the_same_event(changes: dict[str, Any]) -> None:
+def test_event_spelled_differently_has_the_same_id(changes: dict[str, Any]) -> None:
     assert read(**changes).id == read().id
 
 
@@ -99,7 +99,7 @@ def test_the_id_of_an_event_stays_what_it_was() -> None:
     assert read().id == "654207f5c8b979f041072343bbe43428"
 
 
-def test_every_difference_that_counts_makes_another_event() -> None:
+def test_every_significant_difference_gives_another_id() -> None:
     changes: list[dict[str, Any]] = [
         {},
         {"message": {"id": "msg-2"}},
@@ -162,9 +162,9 @@ def test_the_recipient_is_the_one_number_named(to: object, recipients: object, r
     ],
 )
 def test_text_and_media_fall_back_to_content(message: dict[str, Any], text: str | None, media: tuple[str, ...]) -> None:
-    facts = read(message={"id": "msg-1", **message}).facts
-    assert (facts.text, facts.media) == (text, media)
-    assert (facts.has_text, facts.has_media) == (bool(text), bool(media))
+    fields = read(message={"id": "msg-1", **message}).fields
+    assert (fields.text, fields.media) == (text, media)
+    assert (fields.has_text, fields.has_media) == (bool(text), bool(media))
 
 
 def test_the_older_name_of_the_id_counts_where_the_newer_is_missing() -> None:
@@ -173,6 +173,6 @@ def test_the_older_name_of_the_id_counts_where_the_newer_is_missing() -> None:
 
 
 def test_an_event_without_message_id_says_of_what_type_it_is() -> None:
-    unread = unread_of(post([status_event(message={})]))
-    assert unread.reason is Quarantine.NO_MESSAGE_ID
-    assert "message-failed" in unread.detail
+    rejected = rejected_of(post([status_event(message={})]))
+    assert rejected.reason is Quarantine.NO_MESSAGE_ID
+    assert "message-failed" in rejected.detail

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from receiver.domain.callbacks import Callback
 from receiver.domain.events import MAX_RECIPIENTS, Quarantine
-from receiver.providers import read
+from receiver.providers import parse
 from receiver.providers.bandwidth_v2 import decode
-from receiver.providers.parser import read_leniently
-from tests.callbacks import event_of, post, request, unread_of
+from receiver.providers.parser import parse_leniently
+from tests.callbacks import event_of, post, rejected_of, request
 from tests.contract.test_event_ids import RECORDED, callback_from
 
 MESSAGE = {"id": "msg-1", "time": "2024-06-12T13:46:40Z", "to": ["+14155550142"], "from": "+19195550100", "tag": "t"}
@@ -28,7 +28,7 @@ FAILED = {
 
 
 def assert_both_ways_agree(callback: Callback) -> None:
-    assert list(read(callback)) == list(read_leniently(callback))
+    assert list(parse(callback)) == list(parse_leniently(callback))
 
 
 texts = st.sampled_from(["", "+1415", "1415", "msg-1", "Grüße 👋", "\x7f", 'a"b\\c/', "x" * 250, "x" * 251, "é" * 250])
@@ -47,7 +47,9 @@ kinds = st.sampled_from(["message-received", "message-delivered", "message-faile
 def some(fields: dict[str, st.SearchStrategy[Any]], values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     """Objects with some of the fields, of the documented types unless `values` puts something else into one."""
     typed = st.fixed_dictionaries({}, optional=fields)
-    spoiled = st.builds(lambda told, name, value: {**told, name: value}, typed, st.sampled_from([*fields, "x"]), values)
+    spoiled = st.builds(
+        lambda payload, name, value: {**payload, name: value}, typed, st.sampled_from([*fields, "x"]), values
+    )
     return typed | typed | spoiled
 
 
@@ -67,21 +69,24 @@ event_fields: dict[str, st.SearchStrategy[Any]] = {
     "carrierName": texts,
     "errorCode": numbers,
 }
-messages = st.builds(lambda told: {"id": "msg-1", **told}, some(message_fields, deep))
+messages = st.builds(lambda payload: {"id": "msg-1", **payload}, some(message_fields, deep))
 events = st.builds(
-    lambda kind, told, message: {"type": kind, "message": message, **told}, kinds, some(event_fields, deep), messages
+    lambda kind, payload, message: {"type": kind, "message": message, **payload},
+    kinds,
+    some(event_fields, deep),
+    messages,
 )
 arrays = st.lists(events | events | deep, max_size=3)
 
 
 @given(arrays, st.booleans())
-def test_any_array_is_read_alike_both_ways(array: list[Any], ascii_only: bool) -> None:
+def test_any_array_is_parsed_alike_both_ways(array: list[Any], ascii_only: bool) -> None:
     body = json.dumps(array, ensure_ascii=ascii_only).encode(errors="surrogatepass")
     assert_both_ways_agree(request(body=body))
 
 
 @given(arrays, st.data())
-def test_a_damaged_array_is_read_alike_both_ways(array: list[Any], data: st.DataObject) -> None:
+def test_a_damaged_array_is_parsed_alike_both_ways(array: list[Any], data: st.DataObject) -> None:
     body = json.dumps(array, ensure_ascii=False).encode(errors="surrogatepass")
     start = data.draw(st.integers(0, len(body)))
     piece = data.draw(st.binary(max_size=3) | st.sampled_from([b"\xff", b"1e999", b"-0", b",", b"NaN", b"\\", b"\x01"]))
@@ -102,7 +107,7 @@ def test_of_a_repeated_key_the_last_counts_both_ways(first: list[Any], more: lis
 
 
 @pytest.mark.parametrize("record", [pytest.param(one, id=one.get("fixture") or one["name"]) for one in RECORDED])
-def test_every_recorded_callback_is_read_alike_both_ways(record: dict[str, Any]) -> None:
+def test_every_recorded_callback_is_parsed_alike_both_ways(record: dict[str, Any]) -> None:
     assert_both_ways_agree(callback_from(record))
 
 
@@ -123,7 +128,7 @@ def test_every_recorded_callback_is_read_alike_both_ways(record: dict[str, Any])
         b"",
     ],
 )
-def test_a_malformed_body_is_read_alike_both_ways(body: bytes) -> None:
+def test_a_malformed_body_is_parsed_alike_both_ways(body: bytes) -> None:
     assert_both_ways_agree(request(body=body))
 
 
@@ -163,32 +168,32 @@ def test_documented_types_are_decoded_typed(member: dict[str, Any]) -> None:
         "[",
     ],
 )
-def test_everything_else_is_left_to_the_lenient_way(body: str) -> None:
+def test_everything_else_is_left_to_the_lenient_parser(body: str) -> None:
     assert decode(body.encode()) is None
 
 
 def test_an_event_with_as_many_recipients_as_allowed_is_read() -> None:
     numbers = [f"+1{number:010}" for number in range(MAX_RECIPIENTS)]
-    assert event_of(post([with_message(to=numbers)])).facts.recipients == tuple(numbers)
+    assert event_of(post([with_message(to=numbers)])).fields.recipients == tuple(numbers)
 
 
 @pytest.mark.parametrize("place", ["message.to", "to"])
 def test_an_event_with_too_many_recipients_is_too_large(place: str) -> None:
     numbers = ["+1"] * (MAX_RECIPIENTS + 1)
-    unread = unread_of(post([with_message(to=numbers) if place == "message.to" else {**FAILED, "to": numbers}]))
-    assert (unread.index, unread.reason) == (0, Quarantine.TOO_LARGE)
-    assert unread.detail == "1001 recipients, and 1000 are allowed"
+    rejected = rejected_of(post([with_message(to=numbers) if place == "message.to" else {**FAILED, "to": numbers}]))
+    assert (rejected.index, rejected.reason) == (0, Quarantine.TOO_LARGE)
+    assert rejected.detail == "1001 recipients, and 1000 are allowed"
 
 
 def test_a_v1_event_with_too_many_recipients_is_too_large() -> None:
-    told = {"eventType": "sms", "messageId": "m", "state": "sent", "to": ["+1"] * (MAX_RECIPIENTS + 1)}
-    assert unread_of(post(told)).reason is Quarantine.TOO_LARGE
+    payload = {"eventType": "sms", "messageId": "m", "state": "sent", "to": ["+1"] * (MAX_RECIPIENTS + 1)}
+    assert rejected_of(post(payload)).reason is Quarantine.TOO_LARGE
 
 
 def test_half_a_million_elements_that_are_no_events_take_little_time() -> None:
     callback = request(body=b"[" + b"1," * 523_999 + b"1]")
     begun = time.process_time()
-    assert sum(1 for _ in read(callback)) == 524_000
+    assert sum(1 for _ in parse(callback)) == 524_000
     assert time.process_time() - begun < 2
 
 
@@ -202,4 +207,4 @@ def test_half_a_million_elements_that_are_no_events_take_little_time() -> None:
     ],
 )
 def test_the_words_of_an_unreadable_element_have_a_bounded_length(member: dict[str, Any]) -> None:
-    assert len(unread_of(post([member])).detail) <= 200
+    assert len(rejected_of(post([member])).detail) <= 200

@@ -142,7 +142,7 @@ def v1(**more: Any) -> Event:
 
 
 INBOUND = [
-    make_event(Status.RECEIVED, time=0, facts={"tag": "EVIL"}, to=("+15550001", "+777")),
+    make_event(Status.RECEIVED, time=0, fields={"tag": "EVIL"}, to=("+15550001", "+777")),
     make_event(Status.RECEIVED, time=9, to=(), recipient=None),
 ]
 OUTBOUND = [SENT, DELIVERED, make_event(Status.FAILED, code=4720, recipient=None)]
@@ -159,7 +159,7 @@ def test_inbound_outbound_and_v1_messages_with_one_id_stay_apart(events: list[Ev
         (Api.V2, Direction.IN, SENT.message_id): [("+15550001", Status.RECEIVED), ("+777", Status.RECEIVED)],
         (Api.V1, Direction.OUT, SENT.message_id): [("+15550001", Status.FAILED)],
     }
-    assert taken.messages[KEY].facts().tag is None
+    assert taken.messages[KEY].fields().tag is None
 
 
 @given(st.permutations([*INBOUND, *OUTBOUND, *OF_V1]), st.integers(0, 7))
@@ -171,7 +171,7 @@ def test_an_inbound_event_never_changes_an_outbound_message_nor_the_reverse(even
         alone = fold(event for event in events if event.key == key)
         assert (message.api, message.direction, message.id) == key
         assert rows(message) == rows(alone)
-        assert (message.facts().tag, message.facts().sender) == (alone.facts().tag, alone.facts().sender)
+        assert (message.fields().tag, message.fields().sender) == (alone.fields().tag, alone.fields().sender)
     for entry in taken.appended:
         before = [event for event in events[: events.index(entry.event)] if event.key == entry.event.key]
         expected = batch(*before).take(entry.event, 0)
@@ -182,7 +182,7 @@ def cpu_seconds_to_fold(events: list[Event]) -> float:
     begun = time.process_time()
     message = fold(events)
     message.recipients()
-    message.facts()
+    message.fields()
     return time.process_time() - begun
 
 

@@ -35,7 +35,7 @@ def test_an_entry_becomes_exactly_this() -> None:
         message_id="m1",
         time=1.5,
         received=3,
-        facts={
+        fields={
             "owner": "+15559999",
             "application_id": "app",
             "tag": "order-1",
@@ -115,7 +115,7 @@ OF_THE_EVENT = {
 
 
 @pytest.mark.parametrize(
-    ("fact", "field"),
+    ("name", "field"),
     [
         ("sender", "from"),
         ("recipients", "to"),
@@ -126,12 +126,12 @@ OF_THE_EVENT = {
         ("carrier_name", "carrierName"),
     ],
 )
-def test_a_fact_is_the_event_s_own_else_its_message_s(fact: str, field: str) -> None:
+def test_field_is_the_event_s_own_else_its_message_s(name: str, field: str) -> None:
     event = make_event()
-    told = entry(event=replace(event, facts=MessageFields(**OF_THE_EVENT)), message=OF_THE_MESSAGE)  # type: ignore[arg-type]
-    silent = entry(event=replace(event, facts=MessageFields()), message=OF_THE_MESSAGE)
-    own, of_message = OF_THE_EVENT[fact], OF_THE_MESSAGE[fact]
-    assert cloud_event(told, None)["data"][field] == (list(own) if isinstance(own, tuple) else own)
+    logged = entry(event=replace(event, fields=MessageFields(**OF_THE_EVENT)), message=OF_THE_MESSAGE)  # type: ignore[arg-type]
+    silent = entry(event=replace(event, fields=MessageFields()), message=OF_THE_MESSAGE)
+    own, of_message = OF_THE_EVENT[name], OF_THE_MESSAGE[name]
+    assert cloud_event(logged, None)["data"][field] == (list(own) if isinstance(own, tuple) else own)
     assert cloud_event(silent, None)["data"][field] == of_message
 
 
@@ -141,7 +141,7 @@ def test_a_forgotten_message_leaves_gaps_and_breaks_nothing() -> None:
 
 
 def test_text_never_comes_from_the_event() -> None:
-    event = replace(make_event(), facts=MessageFields(text="stale", media=("https://stale.example",)))
+    event = replace(make_event(), fields=MessageFields(text="stale", media=("https://stale.example",)))
     data = cloud_event(entry(event=event), None)["data"]
     assert (data["text"], data["media"]) == (None, [])
 

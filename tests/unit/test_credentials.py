@@ -1,4 +1,4 @@
-"""Credentials of a first run: made once, kept for their owner alone, and never against what the settings say."""
+"""Generated credentials: created once, with mode 0600, and settings win over them."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def shown(secrets: list[SecretStr]) -> list[str]:
     return [secret.get_secret_value() for secret in secrets]
 
 
-def test_what_is_missing_is_made_and_kept_for_its_owner_alone(tmp_path: Path) -> None:
+def test_missing_credentials_are_generated_with_mode_0600(tmp_path: Path) -> None:
     secured = secure(settings_in(tmp_path))
     assert secured.file == tmp_path / FILE
     assert secured.file.stat().st_mode & 0o777 == 0o600
@@ -40,12 +40,12 @@ def test_what_is_missing_is_made_and_kept_for_its_owner_alone(tmp_path: Path) ->
     assert missing(secured.settings) == []
 
 
-def test_a_second_run_uses_the_same(tmp_path: Path) -> None:
+def test_second_start_uses_the_stored_credentials(tmp_path: Path) -> None:
     first, second = secure(settings_in(tmp_path)), secure(settings_in(tmp_path))
     assert first.settings == second.settings
 
 
-def test_no_two_machines_have_the_same(tmp_path: Path) -> None:
+def test_generated_credentials_are_random(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     a, b = (secure(settings_in(tmp_path / name)).settings for name in ("a", "b"))
@@ -53,14 +53,14 @@ def test_no_two_machines_have_the_same(tmp_path: Path) -> None:
     assert shown(a.api_tokens) != shown(b.api_tokens)
 
 
-def test_settings_win_over_what_was_made(tmp_path: Path) -> None:
+def test_settings_win_over_generated_credentials(tmp_path: Path) -> None:
     secure(settings_in(tmp_path))
     secured = secure(settings_in(tmp_path, api_tokens=["mine"]))
     assert shown(secured.settings.api_tokens) == ["mine"]
     assert shown(secured.settings.callback_credentials)[0].startswith("bandwidth:")
 
 
-def test_nothing_is_made_where_nothing_is_missing(tmp_path: Path) -> None:
+def test_no_credentials_are_generated_if_none_is_missing(tmp_path: Path) -> None:
     given = settings_in(tmp_path, callback_credentials=["u:p"], api_tokens=["t"])
     secured = secure(given)
     assert (secured.settings, secured.file) == (given, None)
@@ -78,11 +78,11 @@ def test_nothing_is_made_where_nothing_is_missing(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_is_switched_off_is_not_missing(tmp_path: Path, auth: dict[str, str], wanted: list[str]) -> None:
+def test_auth_none_needs_no_credentials(tmp_path: Path, auth: dict[str, str], wanted: list[str]) -> None:
     assert missing(settings_in(tmp_path, **auth)) == wanted
 
 
-def test_a_later_start_makes_what_an_earlier_one_did_not_need(tmp_path: Path) -> None:
+def test_later_start_generates_credentials_that_became_necessary(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(json.dumps({"api_tokens": ["kept"]}))
     secured = secure(settings_in(tmp_path))
     assert shown(secured.settings.api_tokens) == ["kept"]
@@ -93,7 +93,7 @@ def test_a_later_start_makes_what_an_earlier_one_did_not_need(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"api_tokens": 5}', '{"api_tokens": "text"}', "\udcff"], ids=repr)
-def test_a_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path, content: str) -> None:
+def test_damaged_credentials_file_is_refused_and_unchanged(tmp_path: Path, content: str) -> None:
     raw = content.encode("utf-8", "surrogateescape")
     (tmp_path / FILE).write_bytes(raw)
     with pytest.raises(SettingsError, match="is damaged"):
@@ -101,7 +101,7 @@ def test_a_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path, content: st
     assert (tmp_path / FILE).read_bytes() == raw
 
 
-def test_a_draft_that_a_crash_left_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_draft_of_a_crashed_start_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "credentials.new").write_text("half")
     secure(settings_in(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
@@ -115,7 +115,7 @@ def test_a_draft_that_a_crash_left_is_in_nobodys_way(tmp_path: Path) -> None:
     ],
     ids=["nothing", "no token"],
 )
-def test_with_postgresql_nothing_is_made(tmp_path: Path, given: dict[str, Any], line: str) -> None:
+def test_with_postgresql_no_credentials_are_generated(tmp_path: Path, given: dict[str, Any], line: str) -> None:
     with pytest.raises(SettingsError) as caught:
         secure(settings_in(tmp_path, database_url="postgresql://h/d", **given))
     assert str(caught.value) == line

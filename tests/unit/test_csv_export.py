@@ -1,4 +1,4 @@
-"""The CSV of messages: one row per recipient, one line per row, nothing in it that a spreadsheet would run."""
+"""The CSV of messages: one row per recipient, one line per row, and no formulas."""
 
 import csv
 import io
@@ -115,7 +115,7 @@ def test_a_cell_is_text_on_one_line(value: Any, expected: str) -> None:
 
 
 @given(st.text(), st.text())
-def test_whatever_strangers_write_stays_in_its_cell(text: str, tag: str) -> None:
+def test_formulas_and_line_breaks_stay_in_their_cell(text: str, tag: str) -> None:
     lines = csv_table([message(recipient(), text=text, tag=tag)]).split("\r\n")
     assert len(lines) == 3
     [row] = rows("\r\n".join(lines))

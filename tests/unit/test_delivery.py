@@ -26,7 +26,7 @@ outbound_events = st.builds(
     description=st.sampled_from([None, "", "ok", "rejected"]),
     failure=st.sampled_from([None, *Failure]),
     contradicted=st.booleans(),
-    facts=st.fixed_dictionaries(
+    fields=st.fixed_dictionaries(
         {
             "tag": st.sampled_from([None, "", "a", "b"]),
             "carrier_name": st.sampled_from([None, "AT&T", "Verizon"]),
@@ -70,27 +70,27 @@ class Rows:
     deliveries: dict[str, dict[str, Any]]
 
 
-FACTS = ("sender", "tag", "segment_count", "carrier_name", "text", "media", "created_at")
+FIELDS = ("sender", "tag", "segment_count", "carrier_name", "text", "media", "created_at")
 OF_A_MESSAGE = ("api", "direction", "id", "tag_verdict", "listed_at", "first_received_at", "updated_at")
 OF_A_DELIVERY = ("status", "contradicted", "sent_at", "delivered_at", "failed_at", "read_at", "updated_at")
 
 
 def rows_of(message: Message) -> Rows:
     recipients = message.recipients()
-    standing = roll_up([row.delivery for row in recipients], message.direction)
-    told = {
-        **{name: getattr(message.facts(), name) for name in FACTS},
+    summary = roll_up([row.delivery for row in recipients], message.direction)
+    values = {
+        **{name: getattr(message.fields(), name) for name in FIELDS},
         **{name: getattr(message, name) for name in OF_A_MESSAGE},
         "recipients": [row.number for row in recipients if row.number is not None],
-        "status": standing.status,
-        "state": standing.state,
-        "delivery_state": standing.delivery_state,
-        "delivery_code": standing.code,
-        "contradicted": standing.contradicted,
-        "awaiting_receipt": standing.awaiting_receipt,
+        "status": summary.status,
+        "state": summary.state,
+        "delivery_state": summary.delivery_state,
+        "delivery_code": summary.code,
+        "contradicted": summary.contradicted,
+        "awaiting_receipt": summary.awaiting_receipt,
     }
     deliveries = {number_key(row.number): delivery_row(row, place) for place, row in enumerate(recipients)}
-    return Rows(told, deliveries)
+    return Rows(values, deliveries)
 
 
 def delivery_row(row: Recipient, place: int) -> dict[str, Any]:
@@ -143,9 +143,7 @@ def statuses(message: Message) -> dict[str, Status]:
 
 
 @given(event_sets, st.sampled_from(FinalConflict))
-def test_the_log_tells_each_delivery_as_a_chain_from_status_to_status(
-    events: list[Event], conflict: FinalConflict
-) -> None:
+def test_log_entries_chain_previous_status_to_status(events: list[Event], conflict: FinalConflict) -> None:
     message = Message(*events[0].key, conflict)
     for event in events:
         before, change, after = statuses(message), message.add(event), statuses(message)
@@ -187,7 +185,7 @@ UNEXPLAINED = {"failure": Failure.OTHER, "code": 4001}
         (FinalConflict.FAILED_WINS, BY_CARRIER, Status.READ, "read"),
     ],
 )
-def test_of_two_final_events_one_wins_and_the_contradiction_shows(
+def test_delivered_wins_or_failed_wins_and_the_contradiction_shows(
     conflict: FinalConflict, failure: dict[str, Any], other: Status, status: str
 ) -> None:
     events = [make_event(Status.FAILED, time=1, **failure), make_event(other, time=2)]
@@ -279,7 +277,7 @@ def test_every_recipient_of_an_inbound_message_is_received() -> None:
         ((Status.READ, Status.READ), "read", "sent", "delivered"),
     ],
 )
-def test_a_message_says_what_its_recipients_agree_on(
+def test_roll_up_is_the_status_the_recipients_agree_on(
     statuses: tuple[Status, Status], status: str, state: str, delivery_state: str | None
 ) -> None:
     events = [make_event(one, recipient=number, to=GROUP) for one, number in zip(statuses, GROUP, strict=True)]
@@ -291,7 +289,7 @@ def test_a_message_says_what_its_recipients_agree_on(
     ("failure", "state"),
     [(Failure.REFUSED, "error"), (Failure.NETWORK, "sent"), (Failure.OTHER, "sent")],
 )
-def test_a_refusal_before_the_network_is_an_error_in_the_seed_s_words(failure: Failure, state: str) -> None:
+def test_refusal_before_the_network_is_v1_state_error(failure: Failure, state: str) -> None:
     made = rows([make_event(Status.FAILED, code=4432, failure=failure)])
     assert (made.message["state"], made.message["delivery_state"]) == (state, "not-delivered")
 
@@ -309,12 +307,12 @@ def test_v1_words_are_shown_as_they_came() -> None:
     )
 
 
-def test_v1_sent_awaits_a_receipt_only_where_one_was_asked_for() -> None:
-    unasked = v1(Status.SENT, state="sent")
-    asked = v1(Status.SENT, state="sent", delivery_state="waiting")
-    assert rows([unasked]).message["awaiting_receipt"] is False
-    assert rows([unasked]).message["delivery_state"] is None
-    both = rows([unasked, asked]).message
+def test_v1_sent_awaits_a_receipt_only_if_requested() -> None:
+    unrequested = v1(Status.SENT, state="sent")
+    requested = v1(Status.SENT, state="sent", delivery_state="waiting")
+    assert rows([unrequested]).message["awaiting_receipt"] is False
+    assert rows([unrequested]).message["delivery_state"] is None
+    both = rows([unrequested, requested]).message
     assert (both["awaiting_receipt"], both["delivery_state"]) == (True, "waiting")
 
 
@@ -323,29 +321,29 @@ def test_an_event_may_contradict_itself() -> None:
     assert (made.message["contradicted"], made.message["state"]) == (True, "error")
 
 
-def test_each_fact_is_the_first_that_is_not_empty_by_event_time() -> None:
+def test_each_field_is_the_first_non_empty_value_by_event_time() -> None:
     events = [
-        make_event(Status.DELIVERED, time=3, facts={"tag": "late", "carrier_name": "AT&T"}),
-        make_event(Status.SENDING, time=1, facts={"tag": ""}),
-        make_event(Status.SENT, time=2, facts={"tag": "early"}, tag_verdict=TagVerdict.VALID),
+        make_event(Status.DELIVERED, time=3, fields={"tag": "late", "carrier_name": "AT&T"}),
+        make_event(Status.SENDING, time=1, fields={"tag": ""}),
+        make_event(Status.SENT, time=2, fields={"tag": "early"}, tag_verdict=TagVerdict.VALID),
     ]
     message = rows(events).message
     assert (message["tag"], message["carrier_name"], message["tag_verdict"]) == ("early", "AT&T", "valid")
 
 
 def test_a_message_is_listed_by_bandwidth_s_time_else_by_our_first_receipt() -> None:
-    told = make_event(received=5, facts={"created_at": at(-3)})
-    assert rows([told]).message["listed_at"] == at(-3)
+    message = make_event(received=5, fields={"created_at": at(-3)})
+    assert rows([message]).message["listed_at"] == at(-3)
     untold = [make_event(received=7), make_event(Status.SENT, received=5)]
     assert rows(untold).message["listed_at"] == at(5)
 
 
-def test_text_already_kept_is_not_read_again_and_an_earlier_one_replaces_it() -> None:
-    kept = make_event(Status.SENT, time=2, facts={"has_text": True})
-    later = make_event(Status.DELIVERED, time=3, facts={"text": "later", "has_text": True})
-    earlier = make_event(Status.SENDING, time=1, facts={"text": "earlier", "has_text": True})
-    assert rows([kept, later]).message["text"] is None
-    assert rows([kept, later, earlier]).message["text"] == "earlier"
+def test_stored_text_stays_until_an_earlier_event_replaces_it() -> None:
+    stored = make_event(Status.SENT, time=2, fields={"has_text": True})
+    later = make_event(Status.DELIVERED, time=3, fields={"text": "later", "has_text": True})
+    earlier = make_event(Status.SENDING, time=1, fields={"text": "earlier", "has_text": True})
+    assert rows([stored, later]).message["text"] is None
+    assert rows([stored, later, earlier]).message["text"] == "earlier"
 
 
 def test_a_change_names_the_status_before_and_whether_it_moved() -> None:
@@ -353,11 +351,11 @@ def test_a_change_names_the_status_before_and_whether_it_moved() -> None:
     first = message.add(make_event(Status.SENDING, to=GROUP))
     second = message.add(make_event(Status.SENDING, time=1, to=GROUP))
     third = message.add(make_event(Status.DELIVERED, recipient=GROUP[1], to=GROUP))
-    told = [
+    changes = [
         (change.before and change.before.status, change.after.status, change.changed)
         for change in (first, second, third)
     ]
-    assert told == [(None, "sending", True), ("sending", "sending", False), ("unknown", "delivered", True)]
+    assert changes == [(None, "sending", True), ("sending", "sending", False), ("unknown", "delivered", True)]
 
 
 def test_an_event_for_all_finds_the_rows_that_earlier_ones_made() -> None:

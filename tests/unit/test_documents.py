@@ -9,7 +9,7 @@ import pytest
 from receiver import documents
 from receiver.api import docs
 from receiver.api.openapi_page import api_reference, type_words
-from receiver.api.routes import _description
+from receiver.api.routes import _document
 from receiver.cli import reference
 from receiver.documents import Anchors, Topic, find, marked, search, suggestions
 from receiver.errors import ReceiverError, SettingsError, StorageUnavailable, line
@@ -265,7 +265,7 @@ def test_a_link_to_a_file_that_is_not_installed_is_text() -> None:
 
 
 def test_api_reference_describes_every_operation_and_schema() -> None:
-    document = _description()
+    document = _document()
     topic = Topic("openapi", api_reference(document))
     headings = {section.heading for section in topic.sections}
     operations = {f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods}

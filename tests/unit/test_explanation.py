@@ -199,12 +199,12 @@ def test_delivered_needs_no_retry_and_says_what_it_means() -> None:
 
 
 def test_delivered_mms_may_have_reached_no_more_than_bandwidth() -> None:
-    [note] = explained(make_event(facts={"channel": "MMS"})).notes
+    [note] = explained(make_event(fields={"channel": "MMS"})).notes
     assert note.startswith("Delivered means at least that Bandwidth's own MMS centre has the message")
 
 
 def test_delivered_rcs_message_has_no_note_on_carriers() -> None:
-    assert explained(make_event(facts={"channel": "RBM"})).notes == ()
+    assert explained(make_event(fields={"channel": "RBM"})).notes == ()
 
 
 def test_v1_delivered_is_handed_to_the_carrier() -> None:
@@ -224,7 +224,7 @@ def test_read_message_gives_the_time_of_reading() -> None:
 
 
 def test_inbound_message_says_who_wrote_to_whom() -> None:
-    explanation = explained(make_event(Status.RECEIVED, time=5, to=(ONE, TWO), facts={"created_at": at(4)}))
+    explanation = explained(make_event(Status.RECEIVED, time=5, to=(ONE, TWO), fields={"created_at": at(4)}))
     assert explanation.headline == (
         "A message from +15559999 to +15550001, +15550002 was received on 2026-01-01 00:00:05 UTC."
     )
@@ -240,7 +240,7 @@ def test_v1_inbound_message() -> None:
 
 
 def test_origin_gives_creation_sender_and_tag() -> None:
-    explanation = explained(make_event(facts={"created_at": at(-1), "tag": "order 4711"}))
+    explanation = explained(make_event(fields={"created_at": at(-1), "tag": "order 4711"}))
     assert explanation.origin == 'Created on 2025-12-31 23:59:59 UTC, from +15559999, tag "order 4711".'
 
 
@@ -456,7 +456,7 @@ def test_forged_tag_of_one_event_among_valid_ones() -> None:
 
 def test_timeline_shows_both_clocks_and_how_far_they_are_apart() -> None:
     explanation = explained(
-        failed(4720, time=5, received=5.4, facts={"created_at": at(0)}),
+        failed(4720, time=5, received=5.4, fields={"created_at": at(0)}),
         make_event(Status.SENDING, time=1, received=3),
     )
     assert [(entry.occurred_at, entry.received_at, entry.sentence, entry.clocks) for entry in explanation.timeline] == [

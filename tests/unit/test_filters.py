@@ -31,7 +31,7 @@ def entry(status: Status, *, changed: bool = True) -> LogEntry:
         (Filter(types=frozenset({"message.sent"}), changes_only=True), Status.FAILED, True, False),
     ],
 )
-def test_a_filter_lets_through_what_it_names(chosen: Filter, status: Status, changed: bool, passes: bool) -> None:
+def test_filter_passes_the_events_it_names(chosen: Filter, status: Status, changed: bool, passes: bool) -> None:
     assert chosen.passes(entry(status, changed=changed)) is passes
 
 
@@ -51,27 +51,27 @@ def test_a_filter_lets_through_what_it_names(chosen: Filter, status: Status, cha
         (Filter(direction=Direction.OUT, tag_prefixes=("order-",), number_prefixes=("1503",)), False),
     ],
 )
-def test_a_filter_asks_the_event_and_else_its_message(chosen: Filter, passes: bool) -> None:
+def test_filter_compares_the_event_s_field_else_its_message_s(chosen: Filter, passes: bool) -> None:
     message = {"sender": "+19195551234", "recipients": ["+15035550001"], "tag": "order-4711", "application_id": "app-1"}
-    event = replace(make_event(Status.SENT, recipient="+14255550123"), facts=MessageFields())
-    told = LogEntry(position=1, event=event, previous_status=None, changed=True, delivery=SNAPSHOT, message=message)
-    assert chosen.passes(told) is passes
+    event = replace(make_event(Status.SENT, recipient="+14255550123"), fields=MessageFields())
+    logged = LogEntry(position=1, event=event, previous_status=None, changed=True, delivery=SNAPSHOT, message=message)
+    assert chosen.passes(logged) is passes
 
 
 @pytest.mark.parametrize(("recipient", "passes"), [(None, True), ("+14255550123", False)])
 def test_an_event_that_names_no_recipient_is_about_all_of_its_message(recipient: str | None, passes: bool) -> None:
-    event = replace(make_event(Status.SENT, recipient=recipient), facts=MessageFields())
+    event = replace(make_event(Status.SENT, recipient=recipient), fields=MessageFields())
     message = {"sender": None, "recipients": ["+14255550123", "15035550001"]}
-    told = LogEntry(position=1, event=event, previous_status=None, changed=True, delivery=SNAPSHOT, message=message)
-    assert Filter(number_prefixes=("1503",)).passes(told) is passes
+    logged = LogEntry(position=1, event=event, previous_status=None, changed=True, delivery=SNAPSHOT, message=message)
+    assert Filter(number_prefixes=("1503",)).passes(logged) is passes
 
 
-def test_what_has_no_tag_and_no_application_meets_no_filter_on_them() -> None:
-    event = replace(make_event(Status.SENT), facts=MessageFields())
-    told = LogEntry(position=1, event=event, previous_status=None, changed=True, delivery=SNAPSHOT, message={})
-    assert not Filter(tag_prefixes=("a",)).passes(told)
-    assert not Filter(applications=frozenset({"a"})).passes(told)
-    assert not Filter(number_prefixes=("1555999",)).passes(told)
+def test_event_without_tag_or_application_fails_filters_on_them() -> None:
+    event = replace(make_event(Status.SENT), fields=MessageFields())
+    logged = LogEntry(position=1, event=event, previous_status=None, changed=True, delivery=SNAPSHOT, message={})
+    assert not Filter(tag_prefixes=("a",)).passes(logged)
+    assert not Filter(applications=frozenset({"a"})).passes(logged)
+    assert not Filter(number_prefixes=("1555999",)).passes(logged)
 
 
 def test_the_event_types_are_those_of_the_interface() -> None:

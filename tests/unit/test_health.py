@@ -24,7 +24,7 @@ def asking(probe: Callable[[], Awaitable[None]]) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://receiver")
 
 
-async def test_a_probe_that_cannot_be_cut_short_holds_up_no_answer_and_no_second_one_starts() -> None:
+async def test_readyz_answers_in_time_and_starts_no_second_probe() -> None:
     unlocked = asyncio.Event()
     started: list[str] = []
 
@@ -43,7 +43,7 @@ async def test_a_probe_that_cannot_be_cut_short_holds_up_no_answer_and_no_second
             await asyncio.sleep(0)
 
 
-async def test_a_probe_that_fails_is_tried_again() -> None:
+async def test_readyz_repeats_a_failed_probe() -> None:
     answers = iter([ValueError("broken"), None])
 
     async def probe() -> None:

@@ -1,4 +1,4 @@
-"""What is wrong with an installation, by what was found out about it."""
+"""The problems of an installation, assessed from findings."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -124,7 +124,7 @@ def test_processor_is_missing_when_nobody_holds_its_lease(worker: WorkerRecord |
     assert any("No worker processes callbacks" in problem for problem in installation.problems) is (state == "missing")
 
 
-def test_a_missing_processor_is_said_once_and_not_again_for_each_sink() -> None:
+def test_missing_processor_is_one_problem_and_not_one_per_sink() -> None:
     unattended = [sink(name=name, is_attended=False) for name in ("crm", "bus")]
     record = replace(PROCESSOR, lease_is_held=False)
     assert len(assessed(processor=record, worker=None, sinks=unattended).problems) == 1

@@ -36,7 +36,7 @@ def test_json_is_read_in_every_unicode_encoding(encoding: str) -> None:
         pytest.param(b'{"a": [1, 2 ,\n], "b": ",]", "c": "\\",}",}', {"a": [1, 2], "b": ",]", "c": '",}'}, id="commas"),
     ],
 )
-def test_a_plain_meaning_is_read_leniently(body: bytes, expected: object) -> None:
+def test_malformed_json_with_a_clear_meaning_is_parsed_leniently(body: bytes, expected: object) -> None:
     assert parse(body) == expected
 
 
@@ -58,7 +58,7 @@ def test_a_plain_meaning_is_read_leniently(body: bytes, expected: object) -> Non
         pytest.param(b'{"a":' * 100_000, "nested too deeply", id="objects"),
     ],
 )
-def test_what_is_not_json_is_refused_with_a_reason(body: bytes, why: str) -> None:
+def test_invalid_json_raises_parse_error_with_a_reason(body: bytes, why: str) -> None:
     with pytest.raises(ParseError, match=why):
         parse(body)
 
@@ -82,7 +82,7 @@ def test_the_worst_body_takes_time_in_proportion_to_its_length(body: bytes) -> N
 
 
 @given(st.binary())
-def test_nothing_but_unreadable_is_raised(body: bytes) -> None:
+def test_only_parse_error_is_raised(body: bytes) -> None:
     with suppress(ParseError):
         parse(body)
 
@@ -103,6 +103,6 @@ def test_json_is_read_as_it_was_written(value: object) -> None:
 
 
 @given(values)
-def test_reading_leniently_changes_nothing_that_is_read_strictly(value: object) -> None:
+def test_lenient_parsing_equals_strict_parsing_of_valid_json(value: object) -> None:
     body = json.dumps(value).encode()
     assert parse(b"\xef\xbb\xbf" + body) == parse(body)

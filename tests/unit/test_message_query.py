@@ -1,4 +1,4 @@
-"""Queries for messages that no message can answer: what they rule out, the rules of providers and fold do not make."""
+"""Contradictory message queries, which no message can match by the rules of parser and merge."""
 
 import itertools
 from typing import Any
@@ -9,7 +9,7 @@ from receiver.api.parameters import MessageParameters
 from receiver.domain.delivery import FinalConflict, fold
 from receiver.domain.events import Direction, Event, TagVerdict
 from receiver.domain.queries import DELIVERY_STATES, MessageQuery
-from receiver.providers import read
+from receiver.providers import parse
 from receiver.storage.bulk import Spelling
 from receiver.storage.messages import MESSAGE_COLUMNS, rows_of
 from tests.posts import callback, v1_event, v2_event
@@ -22,12 +22,12 @@ AS_THEY_ARE = Spelling(time=lambda time: time, flag=lambda flag: flag)
 
 
 def v1_events() -> list[Event]:
-    """The events of every combination of what v1 says, to one recipient and to two."""
+    """The events of every combination of v1 fields, to one recipient and to two."""
     found = []
     words = itertools.product(("in", "out", None), STATES, RECEIPTS, CODES, ("+15550001", ["+15550001", "+15550002"]))
     for direction, state, receipt, code, to in words:
-        told = {"direction": direction, "state": state, "deliveryState": receipt, "deliveryCode": code, "to": to}
-        found += [element for element in read(callback(v1_event("m", **told))) if isinstance(element, Event)]
+        payload = {"direction": direction, "state": state, "deliveryState": receipt, "deliveryCode": code, "to": to}
+        found += [element for element in parse(callback(v1_event("m", **payload))) if isinstance(element, Event)]
     return found
 
 
@@ -39,11 +39,11 @@ def v2_events() -> list[Event]:
         for kind, code, to in itertools.product(types, codes, tos)
     ]
     inbound = v2_event("m", "message-received", message={"direction": "in"})
-    return [event for event in read(callback([*outbound, inbound])) if isinstance(event, Event)]
+    return [event for event in parse(callback([*outbound, inbound])) if isinstance(event, Event)]
 
 
 def values(event: Event, *more: Event, conflict: FinalConflict) -> dict[str, Any]:
-    """The row of the message that events make."""
+    """The message row after these events."""
     row = rows_of(fold([event, *more], conflict), AS_THEY_ARE).message
     return dict(zip(MESSAGE_COLUMNS, row, strict=True))
 

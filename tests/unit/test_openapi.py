@@ -1,4 +1,4 @@
-"""The description of the query API: complete, consistent, the same everywhere."""
+"""The OpenAPI document: complete and consistent."""
 
 import json
 from collections.abc import Iterator
@@ -8,23 +8,23 @@ import pytest
 from starlette.routing import Mount, Route
 
 from receiver.api import openapi
-from receiver.api.operations import Api, Operation
+from receiver.api.operations import ApiContext, Operation
 from receiver.api.parameters import Paged
 from receiver.api.routes import GROUPS, routes
 from receiver.storage.database import Database
 from tests.event_log import now
 
-DESCRIPTION = openapi.description(GROUPS, "1.2.3")
+DOCUMENT = openapi.document(GROUPS, "1.2.3")
 OPERATIONS = [operation for group in GROUPS for operation in group.operations]
 
 
 def described(operation: Operation) -> dict[str, Any]:
-    found: dict[str, Any] = DESCRIPTION["paths"][operation.path][operation.method.lower()]
+    found: dict[str, Any] = DOCUMENT["paths"][operation.path][operation.method.lower()]
     return found
 
 
 def schema(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = DESCRIPTION["components"]["schemas"][name]
+    found: dict[str, Any] = DOCUMENT["components"]["schemas"][name]
     return found
 
 
@@ -42,7 +42,7 @@ def within(value: Any) -> Iterator[dict[str, Any]]:
 def test_every_route_is_described_and_nothing_else_is() -> None:
     async def reprocess(ids: object) -> None: ...
 
-    api = Api(database=Database("sqlite:///unused.db"), reprocess=reprocess, tokens=None, clock=now)
+    api = ApiContext(database=Database("sqlite:///unused.db"), reprocess=reprocess, tokens=None, clock=now)
     served: set[tuple[str, str]] = set()
     for mount in routes(api):
         if isinstance(mount, Mount):
@@ -50,12 +50,12 @@ def test_every_route_is_described_and_nothing_else_is() -> None:
             for route in inner.app.routes:
                 assert isinstance(route, Route)
                 served |= {(mount.path + route.path, method) for method in (route.methods or set()) - {"HEAD"}}
-    documented = {(path, method.upper()) for path, methods in DESCRIPTION["paths"].items() for method in methods}
+    documented = {(path, method.upper()) for path, methods in DOCUMENT["paths"].items() for method in methods}
     assert served == documented
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
-def test_an_operation_tells_what_it_takes_and_may_answer(operation: Operation) -> None:
+def test_operation_has_parameters_body_and_responses(operation: Operation) -> None:
     told = described(operation)
     assert told["operationId"] == operation.name
     assert told["summary"]
@@ -82,24 +82,24 @@ def test_every_list_is_paged_in_the_same_way() -> None:
 
 
 def test_every_reference_leads_to_a_schema_and_every_schema_is_used() -> None:
-    names = {one["$ref"].removeprefix("#/components/schemas/") for one in within(DESCRIPTION) if "$ref" in one}
-    assert names == set(DESCRIPTION["components"]["schemas"])
+    names = {one["$ref"].removeprefix("#/components/schemas/") for one in within(DOCUMENT) if "$ref" in one}
+    assert names == set(DOCUMENT["components"]["schemas"])
 
 
-def test_no_parameter_claims_that_it_may_be_null() -> None:
+def test_no_parameter_is_nullable() -> None:
     for operation in OPERATIONS:
         for parameter in described(operation)["parameters"]:
             assert "null" not in json.dumps(parameter)
             assert "anyOf" not in parameter["schema"]
 
 
-def test_a_number_tells_its_bounds() -> None:
+def test_numbers_have_minimum_and_maximum() -> None:
     operation = next(one for one in OPERATIONS if one.name == "listMessages")
     size = next(one for one in described(operation)["parameters"] if one["name"] == "size")
     assert size["schema"] == {"type": "integer", "minimum": 1, "maximum": 1000, "default": 25}
 
 
-def test_a_message_is_described_with_the_names_people_rely_on() -> None:
+def test_message_schema_has_the_documented_fields() -> None:
     assert set(schema("Message")["required"]) == {
         *("id", "api", "direction", "from", "to", "owner", "applicationId", "text", "media", "tag", "tagVerdict"),
         *("segmentCount", "channel", "carrierName", "priority", "time", "status", "state", "deliveryState"),
@@ -116,13 +116,13 @@ def test_a_message_is_described_with_the_names_people_rely_on() -> None:
     }
 
 
-def test_errors_are_problems_and_the_seeds_where_its_clients_ask() -> None:
+def test_errors_are_problem_details_and_catapult_errors_under_v1() -> None:
     for operation in OPERATIONS:
         content = described(operation)["responses"]["401"]["content"]
-        seeds = operation.path.startswith("/v1/")
-        assert list(content) == ["application/json" if seeds else "application/problem+json"]
-        assert described(operation)["security"] == [{"tokenAsPassword" if seeds else "token": []}]
+        is_catapult = operation.path.startswith("/v1/")
+        assert list(content) == ["application/json" if is_catapult else "application/problem+json"]
+        assert described(operation)["security"] == [{"tokenAsPassword" if is_catapult else "token": []}]
 
 
-def test_the_description_is_json_and_names_its_version() -> None:
-    assert json.loads(json.dumps(DESCRIPTION))["info"]["version"] == "1.2.3"
+def test_the_openapi_document_is_json_and_has_its_version() -> None:
+    assert json.loads(json.dumps(DOCUMENT))["info"]["version"] == "1.2.3"

@@ -1,4 +1,4 @@
-"""Query parameters: what is read as what, and what is refused by name."""
+"""Query parameters: how they are parsed, and which are refused by name."""
 
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from receiver.api.parameters import (
     MessageStatus,
     PullParameters,
     ReprocessParameters,
-    read,
+    parse_parameters,
 )
 from receiver.api.problems import ProblemError
 from receiver.domain.delivery import PARTIAL, PENDING
@@ -23,13 +23,13 @@ from receiver.domain.events import Api, Direction, Status, TagVerdict
 from receiver.domain.queries import MessagePlace, MessageQuery, SortOrder
 
 
-def asked(query: str) -> MessageQuery:
-    return read(MessageParameters, query.encode()).query()
+def query_of(query: str) -> MessageQuery:
+    return parse_parameters(MessageParameters, query.encode()).query()
 
 
-def blamed(query: str | bytes, model: type = MessageParameters) -> list[str]:
+def invalid(query: str | bytes, model: type = MessageParameters) -> list[str]:
     with pytest.raises(ProblemError) as raised:
-        read(model, query if isinstance(query, bytes) else query.encode())
+        parse_parameters(model, query if isinstance(query, bytes) else query.encode())
     assert raised.value.status == 400
     return [one.parameter for one in raised.value.errors]
 
@@ -55,7 +55,7 @@ def utc(*parts: int) -> datetime:
         ("2014-05-25T12:30:15-07:00", utc(2014, 5, 25, 19, 30, 15)),
     ],
 )
-def test_times_are_read_in_the_seeds_form_and_in_rfc_3339(text: str, expected: datetime) -> None:
+def test_times_of_the_catapult_api_and_of_rfc_3339_are_parsed(text: str, expected: datetime) -> None:
     assert moment(text) == expected
 
 
@@ -77,13 +77,13 @@ def test_times_are_read_in_the_seeds_form_and_in_rfc_3339(text: str, expected: d
         "1400000000",
     ],
 )
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_invalid_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be a time"):
         moment(text)
 
 
 @given(st.text())
-def test_any_text_is_a_time_or_refused_as_none(text: str) -> None:
+def test_any_text_is_a_time_or_refused(text: str) -> None:
     with suppress(ValueError):
         assert moment(text).tzinfo is UTC
 
@@ -99,15 +99,15 @@ def test_any_text_is_a_time_or_refused_as_none(text: str) -> None:
     ],
 )
 def test_a_number_matches_with_plus_without_and_with_a_space_for_it(query: str, expected: str) -> None:
-    assert asked(query).sender == expected
+    assert query_of(query).sender == expected
 
 
-def test_a_nul_is_looked_for_as_it_was_stored() -> None:
-    assert asked("tag=a%00b").tag == "a\ufffdb"
+def test_nul_in_a_filter_is_replaced_as_in_storage() -> None:
+    assert query_of("tag=a%00b").tag == "a\ufffdb"
 
 
 def test_every_filter_reaches_the_query() -> None:
-    query = asked(
+    query = query_of(
         "from=1&to=2&fromDateTime=2014&toDateTime=2015&direction=out&state=sent&deliveryState=delivered&page=2&size=10"
         "&sortOrder=asc&status=partial&deliveryCode=4720&tag=a+b&tagVerdict=forged&applicationId=a-1"
         "&contradicted=true&awaitingReceipt=false"
@@ -133,22 +133,22 @@ def test_every_filter_reaches_the_query() -> None:
     )
 
 
-def test_nothing_asked_is_the_first_25_newest() -> None:
-    assert asked("") == MessageQuery(order=SortOrder.DESC, size=25, skip=0)
+def test_default_is_the_newest_25_messages() -> None:
+    assert query_of("") == MessageQuery(order=SortOrder.DESC, size=25, skip=0)
 
 
-def test_the_seeds_list_begins_with_the_oldest() -> None:
-    assert read(CatapultMessageParameters, b"").query().order is SortOrder.ASC
+def test_catapult_list_is_oldest_first() -> None:
+    assert parse_parameters(CatapultMessageParameters, b"").query().order is SortOrder.ASC
 
 
-def test_every_status_of_a_message_can_be_asked_for() -> None:
+def test_every_status_of_a_message_is_a_filter() -> None:
     assert set(MessageStatus.__args__) == {*Status, PENDING, PARTIAL}
 
 
-def test_reading_again_is_about_the_quarantined_and_the_oldest_unless_asked_otherwise() -> None:
-    query = read(ReprocessParameters, b"").query()
+def test_reprocess_defaults_to_quarantined_callbacks_oldest_first() -> None:
+    query = parse_parameters(ReprocessParameters, b"").query()
     assert (query.outcome, query.order) == ("quarantined", SortOrder.ASC)
-    assert read(ReprocessParameters, b"outcome=accepted").query().outcome == "accepted"
+    assert parse_parameters(ReprocessParameters, b"outcome=accepted").query().outcome == "accepted"
 
 
 @pytest.mark.parametrize(
@@ -187,24 +187,25 @@ def test_reading_again_is_about_the_quarantined_and_the_oldest_unless_asked_othe
         ("cursor=garbage!", ["cursor"]),
     ],
 )
-def test_what_is_wrong_is_refused_by_name(query: str, names: list[str]) -> None:
-    assert blamed(query) == names
+def test_invalid_parameters_are_refused_by_name(query: str, names: list[str]) -> None:
+    assert invalid(query) == names
 
 
 @pytest.mark.parametrize("query", [b"tag=%ff", b"tag=\xff", b"&".join(b"a%d=1" % n for n in range(101))])
-def test_a_query_string_that_is_no_text_or_endless_is_refused(query: bytes) -> None:
-    assert blamed(query) == []
+def test_query_string_not_utf_8_or_with_too_many_parameters_is_refused(query: bytes) -> None:
+    assert invalid(query) == []
 
 
-def test_a_refusal_does_not_repeat_the_value() -> None:
+def test_problem_does_not_contain_the_invalid_value() -> None:
+    query = "size=hunter2&state=hunter2&fromDateTime=hunter2&cursor=hunter2&contradicted=hunter2"
     with pytest.raises(ProblemError) as raised:
-        read(MessageParameters, b"size=hunter2&state=hunter2&fromDateTime=hunter2&cursor=hunter2&contradicted=hunter2")
+        parse_parameters(MessageParameters, query.encode())
     assert len(raised.value.errors) == 5
     assert "hunter2" not in f"{raised.value.detail} {raised.value.errors}"
 
 
-def test_a_long_name_is_cut() -> None:
-    assert [len(name) for name in blamed("x" * 5000 + "=1")] == [60]
+def test_long_parameter_name_is_truncated() -> None:
+    assert [len(name) for name in invalid("x" * 5000 + "=1")] == [60]
 
 
 @given(
@@ -213,9 +214,9 @@ def test_a_long_name_is_cut() -> None:
     st.sampled_from(Direction),
     st.text(st.characters(codec="utf-8")),
 )
-def test_a_cursor_leads_back_to_its_place(listed_at: datetime, api: Api, direction: Direction, message_id: str) -> None:
+def test_cursor_round_trip(listed_at: datetime, api: Api, direction: Direction, message_id: str) -> None:
     place = MessagePlace(listed_at, api, direction, message_id.replace("\0", ""))
-    assert asked(f"cursor={message_cursor(place)}").after == place
+    assert query_of(f"cursor={message_cursor(place)}").after == place
 
 
 @pytest.mark.parametrize(
@@ -229,16 +230,16 @@ def test_a_cursor_leads_back_to_its_place(listed_at: datetime, api: Api, directi
         ["2024-01-01T00:00:00+00:00", "v1", 5],
     ],
 )
-def test_a_cursor_of_ones_own_making_is_refused(parts: list[str]) -> None:
-    assert blamed(f"cursor={encode_cursor(parts)}") == ["cursor"]
+def test_forged_cursor_is_refused(parts: list[str]) -> None:
+    assert invalid(f"cursor={encode_cursor(parts)}") == ["cursor"]
 
 
 @given(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1))
-def test_garbage_is_no_cursor(text: str) -> None:
-    assert blamed(f"cursor={text}") == ["cursor"]
-    assert blamed(f"cursor={text}", CallbackParameters) == ["cursor"]
+def test_garbage_cursor_is_refused(text: str) -> None:
+    assert invalid(f"cursor={text}") == ["cursor"]
+    assert invalid(f"cursor={text}", CallbackParameters) == ["cursor"]
 
 
-def test_the_log_is_pulled_from_its_beginning_unless_asked() -> None:
-    assert read(PullParameters, b"").after == 0
-    assert blamed("after=-1&limit=0", PullParameters) == ["after", "limit"]
+def test_pull_starts_at_the_oldest_event_by_default() -> None:
+    assert parse_parameters(PullParameters, b"").after == 0
+    assert invalid("after=-1&limit=0", PullParameters) == ["after", "limit"]

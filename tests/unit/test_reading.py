@@ -6,8 +6,8 @@ import pytest
 
 from receiver.domain.callbacks import Callback, Rejected
 from receiver.domain.events import Api, Quarantine
-from receiver.providers import read
-from tests.callbacks import event_of, get, post, request, unread_of
+from receiver.providers import parse
+from tests.callbacks import event_of, get, post, rejected_of, request
 
 DELIVERED = {"type": "message-delivered", "time": "2024-06-12T13:46:41Z", "to": "+1415", "message": {"id": "msg-1"}}
 SENT = {"eventType": "sms", "direction": "out", "messageId": "m-1", "to": "+1415", "state": "sent"}
@@ -20,16 +20,16 @@ bridgeComplete disconnect initiate redirect transferAnswer transferComplete tran
 
 
 def outcomes(callback: Callback) -> list[str]:
-    return [element.reason if isinstance(element, Rejected) else element.status for element in read(callback)]
+    return [element.reason if isinstance(element, Rejected) else element.status for element in parse(callback)]
 
 
 @pytest.mark.parametrize("api", list(Api))
-def test_the_event_decides_its_generation_not_the_url(api: Api) -> None:
+def test_api_version_is_that_of_the_event_not_of_the_url(api: Api) -> None:
     assert event_of(post(DELIVERED, api)).api is Api.V2
     assert event_of(post(SENT, api)).api is Api.V1
 
 
-def test_every_member_of_an_array_is_read_whatever_its_neighbours_are() -> None:
+def test_every_member_of_an_array_is_parsed_whatever_its_neighbours_are() -> None:
     body = [7, DELIVERED, None, SENT, {}, [DELIVERED], {"msgId": "1"}, DELIVERED]
     assert outcomes(post(body)) == [
         "unreadable",
@@ -41,21 +41,21 @@ def test_every_member_of_an_array_is_read_whatever_its_neighbours_are() -> None:
         "foreign-product",
         "delivered",
     ]
-    assert [element.index for element in read(post(body)) if isinstance(element, Rejected)] == [0, 2, 4, 5, 6]
+    assert [element.index for element in parse(post(body)) if isinstance(element, Rejected)] == [0, 2, 4, 5, 6]
 
 
 def test_an_empty_array_gives_nothing() -> None:
-    assert list(read(post([]))) == []
+    assert list(parse(post([]))) == []
 
 
 def test_elements_are_made_one_by_one() -> None:
-    elements = read(post([DELIVERED] * 10_000))
+    elements = parse(post([DELIVERED] * 10_000))
     assert len(list(islice(elements, 3))) == 3
     assert len(list(elements)) == 9_997
 
 
-def test_nothing_is_read_before_it_is_asked_for() -> None:
-    assert iter(read(request(body=b"junk"))) is not None
+def test_elements_are_parsed_lazily() -> None:
+    assert iter(parse(request(body=b"junk"))) is not None
 
 
 @pytest.mark.parametrize(
@@ -80,15 +80,15 @@ def test_nothing_is_read_before_it_is_asked_for() -> None:
         ({"internalTicketNumber": "t", "phoneNumber": "+1800", "status": "VERIFIED"}, Quarantine.FOREIGN_PRODUCT),
     ],
 )
-def test_what_is_no_message_event_has_a_reason(fields: dict[str, Any], reason: Quarantine) -> None:
-    unread = unread_of(post(fields))
-    assert unread.reason is reason
-    assert unread.detail
+def test_rejected_element_has_a_reason(fields: dict[str, Any], reason: Quarantine) -> None:
+    rejected = rejected_of(post(fields))
+    assert rejected.reason is reason
+    assert rejected.detail
 
 
 @pytest.mark.parametrize("name", VOICE_EVENTS.split())
 def test_an_event_named_as_voice_names_its_own_is_foreign(name: str) -> None:
-    assert unread_of(post({"eventType": name})).reason is Quarantine.FOREIGN_PRODUCT
+    assert rejected_of(post({"eventType": name})).reason is Quarantine.FOREIGN_PRODUCT
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_an_event_named_as_voice_names_its_own_is_foreign(name: str) -> None:
         ("internalTicketNumber", "toll-free verification"),
     ],
 )
-def test_another_product_gives_itself_away_by_a_key(key: str, product: str) -> None:
-    unread = unread_of(post({"eventType": "somethingNew", key: "1"}))
-    assert unread.reason is Quarantine.FOREIGN_PRODUCT
-    assert product in unread.detail
+def test_foreign_product_is_recognised_by_a_key(key: str, product: str) -> None:
+    rejected = rejected_of(post({"eventType": "somethingNew", key: "1"}))
+    assert rejected.reason is Quarantine.FOREIGN_PRODUCT
+    assert product in rejected.detail
 
 
 @pytest.mark.parametrize(
@@ -127,12 +127,12 @@ def test_another_product_gives_itself_away_by_a_key(key: str, product: str) -> N
         ({"type": "message-sent"}, "message-sent without a message id"),
     ],
 )
-def test_a_reason_is_told_in_words(member: object, words: str) -> None:
-    assert unread_of(post([member])).detail == words
+def test_rejection_has_a_detail_for_people(member: object, words: str) -> None:
+    assert rejected_of(post([member])).detail == words
 
 
 def test_a_reason_quotes_an_unfamiliar_type_briefly_and_harmlessly() -> None:
-    detail = unread_of(post({"type": "x\x00\x1b[31m\ud800" + "y" * 10_000})).detail
+    detail = rejected_of(post({"type": "x\x00\x1b[31m\ud800" + "y" * 10_000})).detail
     assert len(detail) < 200
     assert detail.isprintable()
 
@@ -165,9 +165,9 @@ def test_a_get_is_its_query_and_a_post_its_body(callback: Callback, expected: li
 
 @pytest.mark.parametrize("body", [b"", b"junk", b"[" * 100_000, b"null", b'"text"', b"7", b"\xff\xfe"])
 def test_a_body_without_elements_is_one_unreadable_element(body: bytes) -> None:
-    unread = unread_of(request(body=body))
-    assert (unread.index, unread.reason) == (0, Quarantine.UNREADABLE)
-    assert unread.detail
+    rejected = rejected_of(request(body=body))
+    assert (rejected.index, rejected.reason) == (0, Quarantine.UNREADABLE)
+    assert rejected.detail
 
 
 def test_a_deep_member_that_json_can_hold_does_not_spoil_its_neighbours() -> None:
@@ -191,7 +191,7 @@ def test_a_deep_member_that_json_can_hold_does_not_spoil_its_neighbours() -> Non
         {**SENT, "messageId": "m" * 251},
     ],
 )
-def test_what_no_index_can_hold_is_unreadable_and_harms_no_neighbour(member: dict[str, Any]) -> None:
+def test_too_long_id_is_rejected_as_unreadable_and_harms_no_neighbour(member: dict[str, Any]) -> None:
     assert outcomes(post([member, DELIVERED])) == ["unreadable", "delivered"]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from receiver.domain.callbacks import Callback, Element, Rejected
 from receiver.domain.delivery import fold
 from receiver.domain.events import Api, Direction, Event, Status, TagVerdict
-from receiver.providers import read
+from receiver.providers import parse
 from tests.callbacks import get, post, request
 
 
@@ -57,10 +57,10 @@ def assert_sound(element: Element) -> None:
 
 
 def check(callback: Callback) -> None:
-    elements = list(read(callback))
+    elements = list(parse(callback))
     for element in elements:
         assert_sound(element)
-    assert elements == list(read(callback))
+    assert elements == list(parse(callback))
 
 
 SAMPLES = sorted((Path(__file__).parents[1] / "fixtures" / "callbacks").glob("*.json"))

@@ -55,48 +55,48 @@ def candidate(attempts: int = 0, since: datetime | None = None) -> PendingPublic
         (1000, 12 * HOUR),
     ],
 )
-def test_the_pauses_grow_and_the_last_repeats(attempts: int, pause: timedelta) -> None:
+def test_retry_pauses_grow_and_the_last_repeats(attempts: int, pause: timedelta) -> None:
     assert POLICY.pause(attempts, 0.0) == pause
 
 
 @given(attempts=st.integers(1, 50), fraction=st.floats(0, 1))
-def test_jitter_is_only_added(attempts: int, fraction: float) -> None:
+def test_jitter_only_lengthens_a_pause(attempts: int, fraction: float) -> None:
     scheduled = POLICY.pause(attempts, 0.0)
     assert scheduled <= POLICY.pause(attempts, fraction) <= scheduled * 1.2 + seconds(1e-3)
 
 
-def test_even_a_short_pause_is_spread_over_a_second() -> None:
+def test_jitter_of_a_short_pause_is_a_second() -> None:
     assert RetryPolicy(schedule=(seconds(1),)).pause(1, 1.0) == seconds(2)
 
 
 @pytest.mark.parametrize(
-    ("attempts", "asked", "pause"),
+    ("attempts", "retry_after", "pause"),
     [
         (1, seconds(0), seconds(5)),
         (1, seconds(90), seconds(90)),
-        # an hour may always be asked for, of a long pause its double
+        # an hour is always honoured, and twice a longer pause
         (1, seconds(86400), HOUR),
         (8, 10 * HOUR, 10 * HOUR),
         (8, 20 * HOUR, 12 * HOUR),
     ],
 )
-def test_a_wish_is_granted_within_bounds(attempts: int, asked: timedelta, pause: timedelta) -> None:
-    assert POLICY.pause(attempts, 0.0, asked=asked) == pause
+def test_retry_after_is_honoured_within_bounds(attempts: int, retry_after: timedelta, pause: timedelta) -> None:
+    assert POLICY.pause(attempts, 0.0, retry_after=retry_after) == pause
 
 
-def test_the_overloaded_get_a_minute() -> None:
+def test_overloaded_sink_gets_a_pause_of_a_minute() -> None:
     assert POLICY.pause(1, 0.0, overloaded=True) == seconds(60)
     assert POLICY.pause(4, 0.0, overloaded=True) == seconds(600)
-    assert POLICY.pause(1, 0.0, asked=seconds(7), overloaded=True) == seconds(60)
+    assert POLICY.pause(1, 0.0, retry_after=seconds(7), overloaded=True) == seconds(60)
 
 
-def test_the_last_attempt_is_at_the_age_limit() -> None:
+def test_last_retry_is_at_max_age() -> None:
     since = NOW - timedelta(hours=71)
     assert POLICY.due(NOW, since, 12 * HOUR) == NOW + HOUR
     assert POLICY.due(NOW + HOUR, since, 12 * HOUR) is None
 
 
-def test_the_schedule_ends_after_three_days() -> None:
+def test_retry_schedule_ends_after_three_days() -> None:
     now, attempts = NOW, 1
     while (due := POLICY.due(now, NOW, POLICY.pause(attempts, 0.0))) is not None:
         now, attempts = due, attempts + 1
@@ -111,7 +111,7 @@ def test_the_schedule_ends_after_three_days() -> None:
         (SinkDown(reason="refused"), None),
         (
             Refused(reason="status 413", response_code=413, response="big"),
-            DeadLettered(death=DeadLetterReason.REFUSED, reason="status 413", response_code=413, response="big"),
+            DeadLettered(cause=DeadLetterReason.REFUSED, reason="status 413", response_code=413, response="big"),
         ),
         (Retry(reason="status 500"), RetryAt(due_at=NOW + seconds(5), reason="status 500")),
         (Retry(reason="timeout", overloaded=True), RetryAt(due_at=NOW + seconds(60), reason="timeout")),
@@ -127,11 +127,11 @@ def test_the_pause_counts_the_attempts_before() -> None:
     assert decision == RetryAt(due_at=NOW + seconds(120), reason="x")
 
 
-def test_an_event_past_its_age_is_given_up_at_the_next_failure() -> None:
+def test_event_past_max_age_is_dead_lettered_at_the_next_failure() -> None:
     old = candidate(attempts=12, since=NOW - timedelta(hours=72))
     failure = Retry(reason="status 500", response_code=500, response="oops")
     assert decide(old, failure, POLICY, now=NOW, fraction=0.0) == DeadLettered(
-        death=DeadLetterReason.EXPIRED, reason="status 500", response_code=500, response="oops"
+        cause=DeadLetterReason.EXPIRED, reason="status 500", response_code=500, response="oops"
     )
     assert decide(old, Published(), POLICY, now=NOW, fraction=0.0) == Done()
 
@@ -145,13 +145,13 @@ def test_ten_failures_in_a_row_open_the_breaker() -> None:
     assert breaker.published(0.0).failed(0.0).state(0.0) is BreakerState.CLOSED
 
 
-def test_a_sink_that_is_down_opens_the_breaker_at_once_and_is_probed_ever_more_rarely() -> None:
+def test_sink_down_opens_the_breaker_at_once_and_backoff_doubles() -> None:
     breaker, now, pauses = Breaker(), 100.0, []
     for _ in range(9):
         breaker = breaker.down(now)
         assert breaker.state(now) is BreakerState.OPEN
-        pauses.append(breaker.closed_until - now)
-        now = breaker.closed_until
+        pauses.append(breaker.open_until - now)
+        now = breaker.open_until
         assert breaker.state(now) is BreakerState.HALF_OPEN
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     assert breaker.published(now) == Breaker()
@@ -160,7 +160,7 @@ def test_a_sink_that_is_down_opens_the_breaker_at_once_and_is_probed_ever_more_r
 def test_what_ends_while_the_breaker_is_open_neither_closes_it_nor_prolongs_the_pause() -> None:
     opened = Breaker().down(0.0)
     assert opened.published(0.5).state(0.5) is BreakerState.OPEN
-    assert opened.failed(0.5).closed_until == opened.down(0.5).closed_until == opened.closed_until
+    assert opened.failed(0.5).open_until == opened.down(0.5).open_until == opened.open_until
 
 
 def test_a_probe_that_fails_opens_the_breaker_again() -> None:

@@ -21,22 +21,22 @@ BASIC = "".join(chr(int(point, 16)) for point in _BASIC.split())
 EXTENSION = "\f^{}\\[~]|€"
 
 
-def test_every_character_of_the_alphabet_is_gsm() -> None:
+def test_gsm_alphabet_is_complete() -> None:
     assert len(BASIC) == 127
     assert is_gsm(BASIC + EXTENSION)
 
 
 @pytest.mark.parametrize("character", ["`", "ç", "’", "“", "…", "–", "\t", "\x1b", "\u0301", "😀", "\u2126", "я"])
-def test_what_is_not_in_the_alphabet_is_not_gsm(character: str) -> None:
+def test_other_characters_are_not_gsm(character: str) -> None:
     assert not is_gsm(f"hello {character}")
 
 
-def test_of_all_characters_of_the_basic_plane_only_those_of_the_tables_are_gsm() -> None:
+def test_only_the_characters_of_the_tables_are_gsm() -> None:
     found = {chr(point) for point in range(0x10000) if is_gsm(chr(point))}
     assert found == set(BASIC + EXTENSION)
 
 
-def test_foreign_characters_are_named_once() -> None:
+def test_not_gsm_names_each_character_once() -> None:
     assert not_gsm("`a`😀\x07") == ["GRAVE ACCENT", "GRINNING FACE", "U+0007"]
 
 
@@ -63,7 +63,7 @@ def test_foreign_characters_are_named_once() -> None:
         ("a" * 2048, 14),
     ],
 )
-def test_gsm_texts_take_160_or_153_septets_a_segment(text: str, count: int) -> None:
+def test_gsm_segments_have_160_or_153_septets(text: str, count: int) -> None:
     assert segment_count(text) == count
 
 
@@ -86,12 +86,12 @@ def test_gsm_texts_take_160_or_153_septets_a_segment(text: str, count: int) -> N
         ("я" * 2048, 31),
     ],
 )
-def test_other_texts_take_70_or_67_units_a_segment(text: str, count: int) -> None:
+def test_ucs2_segments_have_70_or_67_units(text: str, count: int) -> None:
     assert segment_count(text) == count
 
 
 @given(st.text(alphabet=st.sampled_from(BASIC + EXTENSION + "я😀"), max_size=330))
-def test_more_text_never_takes_fewer_segments(text: str) -> None:
+def test_segment_count_never_falls_with_more_text(text: str) -> None:
     counts = [segment_count(text[:end]) for end in range(len(text) + 1)]
     gsm = [count for end, count in enumerate(counts) if is_gsm(text[:end])]
     other = [count for end, count in enumerate(counts) if not is_gsm(text[:end])]

@@ -1,4 +1,4 @@
-"""Version 1: what is refused and in which words, what is shown, listed and posted."""
+"""Version 1: what is refused and in which error, what is shown, listed and posted."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,33 +11,33 @@ from receiver.domain.events import Api, Direction
 from receiver.providers.fields import urls
 from receiver.providers.query_string import parse
 from receiver.sandbox import v1
-from receiver.sandbox.messages import Destination, Message
-from receiver.sandbox.numbers import of_code
-from receiver.sandbox.timeline import Kind, Post, Receipts, Script, Sending, Step
+from receiver.sandbox.magic_numbers import code_number
+from receiver.sandbox.messages import CallbackTarget, SandboxMessage
+from receiver.sandbox.scenario import Kind, PlannedCallback, Receipts, Scenario, Sending, Step
 from receiver.sandbox.v1_requests import (
-    Refusal,
+    V1Error,
+    multi_message_limit,
     not_found,
-    not_yours,
-    read,
-    read_list,
-    too_fast,
-    too_many,
+    number_access_denied,
+    parse_list_parameters,
+    parse_message,
+    rate_limited,
 )
 from tests.sandboxes import v1_message
-from tests.unit.test_sandbox_truth import MADE, URI, message
+from tests.unit.test_sandbox_expected import CREATED_AT, URI, message
 
 SPEED = 1.0
-LATER = MADE + timedelta(hours=1)
+LATER = CREATED_AT + timedelta(hours=1)
 
 
-def refusal(given: object) -> Refusal:
-    with pytest.raises(Refusal) as caught:
-        read(given)
+def error_of(body: object) -> V1Error:
+    with pytest.raises(V1Error) as caught:
+        parse_message(body)
     return caught.value
 
 
-def test_a_message_with_everything_is_taken() -> None:
-    taken = read(
+def test_message_with_every_property_is_accepted() -> None:
+    taken = parse_message(
         v1_message(
             media="http://example.com/a.jpg",
             callbackUrl="http://user:pass@127.0.0.1:8080/here?x=1",
@@ -51,16 +51,16 @@ def test_a_message_with_everything_is_taken() -> None:
     )
     assert taken.media == ("http://example.com/a.jpg",)
     assert taken.tag == "any\nstring"
-    assert taken.destination == Destination(
+    assert taken.target == CallbackTarget(
         url="http://user:pass@127.0.0.1:8080/here?x=1",
-        fallback="https://example.com/there",
+        fallback_url="https://example.com/there",
         method="get",
-        seconds=2.0,
+        timeout=2.0,
     )
 
 
-def test_what_is_left_out_has_the_documented_defaults() -> None:
-    taken = read(v1_message(media=None, tag=None, callbackUrl=None))
+def test_missing_properties_have_the_documented_defaults() -> None:
+    taken = parse_message(v1_message(media=None, tag=None, callbackUrl=None))
     assert (taken.receipt_requested, taken.callback_http_method, taken.callback_timeout) == ("none", "post", 10_000)
     assert (taken.media, taken.callback_url, taken.fallback_url, taken.tag) == ((), None, None, None)
 
@@ -72,7 +72,7 @@ _NOT_URL = "The URL '{}' is not a valid callbackUrl/fallbackUrl"
 
 
 @pytest.mark.parametrize(
-    ("given", "category", "code", "words"),
+    ("body", "category", "code", "error"),
     [
         *(({name: None}, "bad-request", "missing-property", _MISSING.format(name)) for name in ("from", "to", "text")),
         *(({name: ""}, "bad-request", "blank-property", _BLANK.format(name)) for name in ("from", "to", "text")),
@@ -142,24 +142,24 @@ _NOT_URL = "The URL '{}' is not a valid callbackUrl/fallbackUrl"
         ),
     ],
 )
-def test_what_is_wrong_is_told_in_the_documented_shape(
-    given: dict[str, Any], category: str, code: str, words: str
+def test_errors_have_the_documented_format_and_wording(
+    body: dict[str, Any], category: str, code: str, error: str
 ) -> None:
-    assert refusal(v1_message(**given)).body() == {
+    assert error_of(v1_message(**body)).body() == {
         "category": category,
         "code": code,
-        "message": words,
+        "message": error,
         "details": [],
     }
 
 
-def test_of_several_mistakes_the_first_is_told() -> None:
-    assert refusal({"to": "", "callbackTimeout": "x"}).message == _MISSING.format("from")
+def test_first_of_several_errors_is_reported() -> None:
+    assert error_of({"to": "", "callbackTimeout": "x"}).message == _MISSING.format("from")
 
 
-@pytest.mark.parametrize("given", ["hello", 5, None, ["+1"]])
-def test_a_message_must_be_an_object(given: object) -> None:
-    assert refusal(given).code == "validation-error"
+@pytest.mark.parametrize("body", ["hello", 5, None, ["+1"]])
+def test_message_must_be_a_json_object(body: object) -> None:
+    assert error_of(body).code == "validation-error"
 
 
 @pytest.mark.parametrize(
@@ -179,23 +179,23 @@ def test_a_message_must_be_an_object(given: object) -> None:
     ],
     ids=str,
 )
-def test_what_the_documents_allow_is_taken(good: dict[str, Any]) -> None:
-    read(v1_message(**good))
+def test_documented_values_are_accepted(good: dict[str, Any]) -> None:
+    parse_message(v1_message(**good))
 
 
 @pytest.mark.parametrize(
-    ("refusal", "status", "category", "code", "words"),
+    ("refusal", "status", "category", "code", "error"),
     [
         (not_found("m-1"), 404, "not-found", "message-not-found", "The message 'm-1' could not be found"),
         (
-            not_yours("u-1", "+1"),
+            number_access_denied("u-1", "+1"),
             401,
             "authorization",
             "number-access-denied",
             "User u-1 does not have permission to use number +1",
         ),
         (
-            too_many(51),
+            multi_message_limit(51),
             403,
             "limit",
             "multi-message-limit",
@@ -203,74 +203,76 @@ def test_what_the_documents_allow_is_taken(good: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_refusals_have_the_documented_words(
-    refusal: Refusal, status: int, category: str, code: str, words: str
+def test_errors_outside_validation_have_the_documented_wording(
+    refusal: V1Error, status: int, category: str, code: str, error: str
 ) -> None:
-    assert refusal.answer_status == status
-    assert (refusal.category, refusal.code, refusal.message) == (category, code, words)
+    assert refusal.http_status == status
+    assert (refusal.category, refusal.code, refusal.message) == (category, code, error)
 
 
-def test_a_number_that_is_not_yours_is_in_the_details() -> None:
-    assert not_yours("u-1", "+1").body()["details"] == [
+def test_number_access_denied_has_the_number_in_its_details() -> None:
+    assert number_access_denied("u-1", "+1").body()["details"] == [
         {"name": "userId", "value": "u-1"},
         {"name": "number", "value": "+1"},
     ]
 
 
-def test_too_fast_tells_when_the_limit_is_cleared() -> None:
-    refusal = too_fast("+1", 1, datetime(2026, 1, 1, 0, 0, 0, 1, UTC))
-    assert refusal.answer_status == 429
+def test_rate_limit_error_has_x_ratelimit_reset() -> None:
+    refusal = rate_limited("+1", 1, datetime(2026, 1, 1, 0, 0, 0, 1, UTC))
+    assert refusal.http_status == 429
     # the next whole second
     assert refusal.headers == (("X-RateLimit-Reset", "1767225601"),)
 
 
-# shown
+# --- representations
 
 
-def sent(to: str = "+19195551213", **more: Any) -> Message:
+def sent(to: str = "+19195551213", **more: Any) -> SandboxMessage:
     sending = {name: more.pop(name) for name in ("is_mms", "receipts") if name in more}
     return message(Sending(api=Api.V1, recipients=(to,), **sending), **more)
 
 
-def test_a_message_is_queued_then_sending_then_sent() -> None:
-    one = sent()
-    (step,) = one.script.steps
-    states = [v1.standing(one, MADE + timedelta(seconds=step.after * part), SPEED).state for part in (0, 0.7, 1)]
+def test_state_is_queued_then_sending_then_sent() -> None:
+    outbound = sent()
+    (step,) = outbound.scenario.steps
+    states = [
+        v1.status_at(outbound, CREATED_AT + timedelta(seconds=step.after * part), SPEED).state for part in (0, 0.7, 1)
+    ]
     assert states == ["queued", "sending", "sent"]
 
 
-def test_a_fast_sandbox_sends_sooner() -> None:
-    assert v1.standing(sent(), MADE + timedelta(seconds=0.001), 1000.0).state == "sent"
+def test_speed_shortens_the_time_until_sent() -> None:
+    assert v1.status_at(sent(), CREATED_AT + timedelta(seconds=0.001), 1000.0).state == "sent"
 
 
 @pytest.mark.parametrize(
     ("to", "more", "standing"),
     [
-        ("+19195551213", {}, v1.Standing("sent")),
-        ("+19195551213", {"receipts": Receipts.ALL}, v1.Standing("sent", "delivered", 0)),
-        ("+19195551213", {"receipts": Receipts.ERROR}, v1.Standing("sent")),
-        ("+19195551213", {"is_mms": True}, v1.Standing("sent")),
-        (of_code(Api.V1, 720), {}, v1.Standing("sent")),
-        (of_code(Api.V1, 720), {"receipts": Receipts.ALL}, v1.Standing("sent", "not-delivered", 720)),
-        (of_code(Api.V1, 902), {"receipts": Receipts.ERROR}, v1.Standing("sent", "not-delivered", 902)),
-        (of_code(Api.V1, 187), {}, v1.Standing("error")),
-        (of_code(Api.V1, 187), {"receipts": Receipts.ERROR}, v1.Standing("error", "not-delivered", 187)),
-        (of_code(Api.V1, 751), {"is_mms": True}, v1.Standing("error", "not-delivered", 751)),
+        ("+19195551213", {}, v1.V1Status("sent")),
+        ("+19195551213", {"receipts": Receipts.ALL}, v1.V1Status("sent", "delivered", 0)),
+        ("+19195551213", {"receipts": Receipts.ERROR}, v1.V1Status("sent")),
+        ("+19195551213", {"is_mms": True}, v1.V1Status("sent")),
+        (code_number(Api.V1, 720), {}, v1.V1Status("sent")),
+        (code_number(Api.V1, 720), {"receipts": Receipts.ALL}, v1.V1Status("sent", "not-delivered", 720)),
+        (code_number(Api.V1, 902), {"receipts": Receipts.ERROR}, v1.V1Status("sent", "not-delivered", 902)),
+        (code_number(Api.V1, 187), {}, v1.V1Status("error")),
+        (code_number(Api.V1, 187), {"receipts": Receipts.ERROR}, v1.V1Status("error", "not-delivered", 187)),
+        (code_number(Api.V1, 751), {"is_mms": True}, v1.V1Status("error", "not-delivered", 751)),
     ],
     ids=str,
 )
-def test_how_it_ends(to: str, more: dict[str, Any], standing: v1.Standing) -> None:
-    assert v1.standing(sent(to, **more), LATER, SPEED) == standing
+def test_final_state_and_delivery_state(to: str, more: dict[str, Any], standing: v1.V1Status) -> None:
+    assert v1.status_at(sent(to, **more), LATER, SPEED) == standing
 
 
-def test_a_message_is_shown_as_bandwidth_does() -> None:
-    one = sent(
-        of_code(Api.V1, 720),
+def test_representation_has_the_documented_fields() -> None:
+    outbound = sent(
+        code_number(Api.V1, 720),
         receipts=Receipts.ALL,
         tag="mine",
-        destination=Destination(url="http://x/y", fallback="http://x/z", seconds=2.5),
+        target=CallbackTarget(url="http://x/y", fallback_url="http://x/z", timeout=2.5),
     )
-    assert v1.representation(one, LATER, SPEED) == {
+    assert v1.representation(outbound, LATER, SPEED) == {
         "id": "m-1",
         "messageId": "m-1",
         "from": "+19195551212",
@@ -290,18 +292,18 @@ def test_a_message_is_shown_as_bandwidth_does() -> None:
     }
 
 
-def test_text_is_forgotten_after_30_days() -> None:
-    one = sent()
-    assert v1.representation(one, MADE + timedelta(days=29, hours=23), SPEED)["text"] == "hello"
-    assert "text" not in v1.representation(one, MADE + timedelta(days=30), SPEED)
+def test_text_is_absent_after_30_days() -> None:
+    outbound = sent()
+    assert v1.representation(outbound, CREATED_AT + timedelta(days=29, hours=23), SPEED)["text"] == "hello"
+    assert "text" not in v1.representation(outbound, CREATED_AT + timedelta(days=30), SPEED)
 
 
-# posted
+# --- events
 
 
-def test_an_event_has_the_documented_fields() -> None:
-    one = sent(receipts=Receipts.ALL, tag="mine")
-    waiting, delivered = (v1.event(one, step, URI) for step in one.script.steps)
+def test_event_has_the_documented_fields() -> None:
+    outbound = sent(receipts=Receipts.ALL, tag="mine")
+    waiting, delivered = (v1.event(outbound, step, URI) for step in outbound.scenario.steps)
     assert waiting == {
         "eventType": "sms",
         "direction": "out",
@@ -324,39 +326,41 @@ def test_an_event_has_the_documented_fields() -> None:
     }
 
 
-def test_an_inbound_event_is_received() -> None:
+def test_inbound_event_is_received() -> None:
     step = Step(0, Kind.RECEIVED, "+19195551213")
-    one = sent(direction=Direction.IN, application_id="a-1", script=Script((step,), (Post(0, (step,)),)))
-    told = v1.event(one, step, URI)
-    assert (told["direction"], told["state"], told["applicationId"]) == ("in", "received", "a-1")
-    assert "deliveryState" not in told
+    outbound = sent(
+        direction=Direction.IN, application_id="a-1", scenario=Scenario((step,), (PlannedCallback(0, (step,)),))
+    )
+    event = v1.event(outbound, step, URI)
+    assert (event["direction"], event["state"], event["applicationId"]) == ("in", "received", "a-1")
+    assert "deliveryState" not in event
 
 
-def test_an_mms_event_has_its_media() -> None:
-    one = sent(is_mms=True)
-    told = v1.event(one, one.script.steps[0], URI)
-    assert (told["eventType"], told["media"]) == ("mms", ["http://example.com/a.jpg"])
+def test_mms_event_has_media() -> None:
+    outbound = sent(is_mms=True)
+    event = v1.event(outbound, outbound.scenario.steps[0], URI)
+    assert (event["eventType"], event["media"]) == ("mms", ["http://example.com/a.jpg"])
 
 
-def test_a_query_has_media_in_brackets_and_a_time_with_bare_colons() -> None:
-    told = {"time": "2026-01-01T00:00:00Z", "from": "+1", "media": ["http://x/a", "http://x/b"], "segmentCount": 1}
-    assert v1.query(told) == (
+def test_get_query_has_media_in_brackets_and_unescaped_colons_in_time() -> None:
+    event = {"time": "2026-01-01T00:00:00Z", "from": "+1", "media": ["http://x/a", "http://x/b"], "segmentCount": 1}
+    assert v1.query(event) == (
         "time=2026-01-01T00:00:00Z&from=%2B1&media=%5Bhttp%3A%2F%2Fx%2Fa%2C%20http%3A%2F%2Fx%2Fb%5D&segmentCount=1"
     )
 
 
 @given(st.text(st.characters(codec="utf-8")), st.lists(st.just("http://x/a.jpg"), min_size=1))
-def test_a_query_reads_back_as_the_event(text: str, media: list[str]) -> None:
+def test_get_query_can_be_parsed_by_the_receiver(text: str, media: list[str]) -> None:
     fields = parse(v1.query({"text": text, "media": media}))
     assert fields.get("text") == text
     assert list(urls(fields["media"])) == media
 
 
-# listed
+# --- lists
 
 
 @pytest.mark.parametrize(
-    ("given", "moment"),
+    ("body", "moment"),
     [
         ("2014", datetime(2014, 1, 1, tzinfo=UTC)),
         ("2014-05", datetime(2014, 5, 1, tzinfo=UTC)),
@@ -367,15 +371,15 @@ def test_a_query_reads_back_as_the_event(text: str, media: list[str]) -> None:
         ("2014-05-25T12:30:07.123Z", datetime(2014, 5, 25, 12, 30, 7, tzinfo=UTC)),
     ],
 )
-def test_missing_parts_of_a_date_are_zero(given: str, moment: datetime) -> None:
-    assert read_list({"fromDateTime": given}).from_date_time == moment
+def test_missing_parts_of_a_date_are_zero(body: str, moment: datetime) -> None:
+    assert parse_list_parameters({"fromDateTime": body}).from_date_time == moment
 
 
 _ONE_OF = "The 'message' resource property '{}' must be one of the following values: {}"
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("body", "error"),
     [
         ({"size": "1001"}, "The 'message' resource property 'size' exceeds the limit of 1000"),
         ({"size": "0"}, "The 'message' resource property 'size' must be greater than 0"),
@@ -396,32 +400,32 @@ _ONE_OF = "The 'message' resource property '{}' must be one of the following val
     ],
     ids=str,
 )
-def test_what_is_wrong_with_a_list_is_told(given: dict[str, str], words: str) -> None:
-    with pytest.raises(Refusal) as caught:
-        read_list(given)
+def test_invalid_list_parameters_are_rejected(body: dict[str, str], error: str) -> None:
+    with pytest.raises(V1Error) as caught:
+        parse_list_parameters(body)
     assert (caught.value.category, caught.value.code, caught.value.message) == (
         "bad-request",
         "validation-error",
-        words,
+        error,
     )
 
 
-def listed(messages: list[Message], **asked: str) -> list[int]:
-    page = v1.page(read_list(asked), messages, LATER, SPEED)
+def listed(messages: list[SandboxMessage], **parameters: str) -> list[int]:
+    page = v1.page(parse_list_parameters(parameters), messages, LATER, SPEED)
     return [message.ordinal for message in page.messages]
 
 
 MESSAGES = [
-    sent(created_at=MADE, ordinal=1),
-    sent(created_at=MADE + timedelta(milliseconds=1), ordinal=2, receipts=Receipts.ALL),
-    sent("+19195559999", created_at=MADE + timedelta(milliseconds=1), ordinal=3, receipts=Receipts.ALL),
-    sent(of_code(Api.V1, 187), created_at=MADE + timedelta(seconds=1), ordinal=4, receipts=Receipts.ALL),
-    sent(created_at=MADE + timedelta(days=1), ordinal=5, direction=Direction.IN, sender="+19195550000"),
+    sent(created_at=CREATED_AT, ordinal=1),
+    sent(created_at=CREATED_AT + timedelta(milliseconds=1), ordinal=2, receipts=Receipts.ALL),
+    sent("+19195559999", created_at=CREATED_AT + timedelta(milliseconds=1), ordinal=3, receipts=Receipts.ALL),
+    sent(code_number(Api.V1, 187), created_at=CREATED_AT + timedelta(seconds=1), ordinal=4, receipts=Receipts.ALL),
+    sent(created_at=CREATED_AT + timedelta(days=1), ordinal=5, direction=Direction.IN, sender="+19195550000"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("asked", "found"),
+    ("parameters", "found"),
     [
         ({}, [1, 2, 3, 4, 5]),
         ({"sortOrder": "desc"}, [5, 4, 3, 2, 1]),
@@ -448,22 +452,22 @@ MESSAGES = [
     ],
     ids=str,
 )
-def test_a_list_is_what_was_asked_for(asked: dict[str, str], found: list[int]) -> None:
-    assert listed(MESSAGES, **asked) == found
+def test_list_filters_sorts_and_pages(parameters: dict[str, str], found: list[int]) -> None:
+    assert listed(MESSAGES, **parameters) == found
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_pages_follow_each_other_without_a_gap(order: str) -> None:
-    asked = {"size": "2", "sortOrder": order}
+def test_sort_keys_page_without_gaps(order: str) -> None:
+    parameters = {"size": "2", "sortOrder": order}
     seen: list[int] = []
     while True:
-        page = v1.page(read_list(asked), MESSAGES, LATER, SPEED)
+        page = v1.page(parse_list_parameters(parameters), MESSAGES, LATER, SPEED)
         seen += [message.ordinal for message in page.messages]
         if page.next is None:
             break
-        asked[page.next[0]] = str(page.next[1])
+        parameters[page.next[0]] = str(page.next[1])
     assert seen == ([1, 2, 3, 4, 5] if order == "asc" else [5, 4, 3, 2, 1])
 
 
-def test_a_last_page_that_is_full_has_none_after_it() -> None:
-    assert v1.page(read_list({"size": "5"}), MESSAGES, LATER, SPEED).next is None
+def test_full_last_page_has_no_next_page() -> None:
+    assert v1.page(parse_list_parameters({"size": "5"}), MESSAGES, LATER, SPEED).next is None

@@ -1,4 +1,4 @@
-"""Version 2: what is refused and in which words, what is shown, listed and posted."""
+"""Version 2: what is refused and in which error, what is shown, listed and posted."""
 
 from datetime import timedelta
 from typing import Any
@@ -7,26 +7,26 @@ import pytest
 
 from receiver.domain.events import Api, Direction
 from receiver.sandbox import v2
-from receiver.sandbox.messages import Message, Reply
-from receiver.sandbox.numbers import of_code
-from receiver.sandbox.timeline import Kind, Post, Script, Sending, Step
-from receiver.sandbox.v2_requests import Refusal, read, read_list
+from receiver.sandbox.magic_numbers import code_number
+from receiver.sandbox.messages import RcsReply, SandboxMessage
+from receiver.sandbox.scenario import Kind, PlannedCallback, Scenario, Sending, Step
+from receiver.sandbox.v2_requests import V2Error, parse_list_parameters, parse_message
 from tests.sandboxes import v2_message
-from tests.unit.test_sandbox_truth import MADE, message
+from tests.unit.test_sandbox_expected import CREATED_AT, message
 
-LATER = MADE + timedelta(hours=1)
+LATER = CREATED_AT + timedelta(hours=1)
 SPEED = 1.0
 
 
-def refusal(given: object) -> dict[str, Any]:
-    with pytest.raises(Refusal) as caught:
-        read(given)
+def error_of(body: object) -> dict[str, Any]:
+    with pytest.raises(V2Error) as caught:
+        parse_message(body)
     assert caught.value.status == 400
     return caught.value.body()
 
 
 @pytest.mark.parametrize(
-    ("given", "field", "words"),
+    ("body", "field", "error"),
     [
         ({"from": None}, "from", "'from' must contain exactly one telephone number"),
         ({"from": ""}, "from", "'from' must contain exactly one telephone number"),
@@ -66,22 +66,22 @@ def refusal(given: object) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_what_is_wrong_is_told_in_the_documented_shape(given: dict[str, Any], field: str, words: str) -> None:
-    assert refusal(v2_message(**given)) == {
+def test_field_errors_have_the_documented_format_and_wording(body: dict[str, Any], field: str, error: str) -> None:
+    assert error_of(v2_message(**body)) == {
         "type": "request-validation",
         "description": "Your request could not be accepted",
-        "fieldErrors": [{"fieldName": field, "description": words}],
+        "fieldErrors": [{"fieldName": field, "description": error}],
     }
 
 
-def test_everything_that_is_wrong_is_told() -> None:
-    told = refusal({})["fieldErrors"]
-    assert [each["fieldName"] for each in told] == ["from", "to", "applicationId", "text"]
+def test_every_field_error_is_reported() -> None:
+    event = error_of({})["fieldErrors"]
+    assert [each["fieldName"] for each in event] == ["from", "to", "applicationId", "text"]
 
 
-@pytest.mark.parametrize("given", [[], "x", None, 5])
-def test_a_message_must_be_an_object(given: object) -> None:
-    assert refusal(given) == {"type": "request-validation", "description": "Your request could not be accepted"}
+@pytest.mark.parametrize("body", [[], "x", None, 5])
+def test_message_must_be_a_json_object(body: object) -> None:
+    assert error_of(body) == {"type": "request-validation", "description": "Your request could not be accepted"}
 
 
 @pytest.mark.parametrize(
@@ -101,17 +101,17 @@ def test_a_message_must_be_an_object(given: object) -> None:
     ],
     ids=str,
 )
-def test_what_the_documents_allow_is_taken(good: dict[str, Any]) -> None:
-    read(v2_message(**good))
+def test_documented_values_are_accepted(good: dict[str, Any]) -> None:
+    parse_message(v2_message(**good))
 
 
-def sent(*to: str, **more: Any) -> Message:
+def sent(*to: str, **more: Any) -> SandboxMessage:
     sending = {name: more.pop(name) for name in ("is_mms", "sent_events") if name in more}
-    facts = {"id": "1767225600000abcdefghijklmnop", "application_id": "app-1", **more}
-    return message(Sending(api=Api.V2, recipients=to or ("+19195551213",), **sending), **facts)
+    fields = {"id": "1767225600000abcdefghijklmnop", "application_id": "app-1", **more}
+    return message(Sending(api=Api.V2, recipients=to or ("+19195551213",), **sending), **fields)
 
 
-def test_a_message_is_answered_as_bandwidth_does() -> None:
+def test_representation_has_the_documented_fields() -> None:
     assert v2.representation(sent(tag="mine", is_mms=True, priority="high")) == {
         "id": "1767225600000abcdefghijklmnop",
         "owner": "+19195551212",
@@ -128,12 +128,12 @@ def test_a_message_is_answered_as_bandwidth_does() -> None:
     }
 
 
-def test_a_status_has_the_documented_fields_and_no_text() -> None:
-    one = sent(of_code(Api.V2, 4432), tag="mine")
-    (step,) = one.script.steps
-    told = v2.event(one, step, SPEED)
-    assert told["message"] == {**v2.representation(one), "text": ""}
-    assert {name: told[name] for name in told if name not in ("message", "time")} == {
+def test_status_event_has_the_documented_fields_and_no_text() -> None:
+    outbound = sent(code_number(Api.V2, 4432), tag="mine")
+    (step,) = outbound.scenario.steps
+    event = v2.event(outbound, step, SPEED)
+    assert event["message"] == {**v2.representation(outbound), "text": ""}
+    assert {name: event[name] for name in event if name not in ("message", "time")} == {
         "type": "message-failed",
         "to": "+15552024432",
         "description": "rejected-forbidden-country",
@@ -142,53 +142,54 @@ def test_a_status_has_the_documented_fields_and_no_text() -> None:
 
 
 @pytest.mark.parametrize("speed", [1.0, 1000.0])
-def test_the_time_of_an_event_is_when_it_happened(speed: float) -> None:
-    one = sent()
-    (step,) = one.script.steps
-    time = one.created_at + timedelta(seconds=step.after / speed)
-    assert v2.event(one, step, speed)["time"] == f"{time:%Y-%m-%dT%H:%M:%S.%fZ}"
+def test_event_time_is_the_time_of_its_step(speed: float) -> None:
+    outbound = sent()
+    (step,) = outbound.scenario.steps
+    time = outbound.created_at + timedelta(seconds=step.after / speed)
+    assert v2.event(outbound, step, speed)["time"] == f"{time:%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
-def test_only_read_has_an_event_time() -> None:
-    one = sent("+15552090100", sent_events=True)
-    told = [v2.event(one, step, SPEED) for step in one.script.steps]
-    assert [event["type"] for event in told] == ["message-sent", "message-delivered", "message-read"]
-    assert ["eventTime" in event for event in told] == [False, False, True]
+def test_only_message_read_has_event_time() -> None:
+    outbound = sent("+15552090100", sent_events=True)
+    event = [v2.event(outbound, step, SPEED) for step in outbound.scenario.steps]
+    assert [event["type"] for event in event] == ["message-sent", "message-delivered", "message-read"]
+    assert ["eventTime" in event for event in event] == [False, False, True]
 
 
-def test_a_delivered_event_has_no_code() -> None:
-    one = sent()
-    assert "errorCode" not in v2.event(one, one.script.steps[0], SPEED)
+def test_delivered_event_has_no_error_code() -> None:
+    outbound = sent()
+    assert "errorCode" not in v2.event(outbound, outbound.scenario.steps[0], SPEED)
 
 
-def came_in(**more: Any) -> dict[str, Any]:
+def inbound_event(**more: Any) -> dict[str, Any]:
     step = Step(0, Kind.RECEIVED, "+19195551213")
-    one = sent(direction=Direction.IN, sender="+1", owner="+2", script=Script((step,), (Post(0, (step,)),)), **more)
-    return v2.event(one, step, SPEED)
+    scenario = Scenario((step,), (PlannedCallback(0, (step,)),))
+    inbound = sent(direction=Direction.IN, sender="+1", owner="+2", scenario=scenario, **more)
+    return v2.event(inbound, step, SPEED)
 
 
-def test_an_inbound_message_has_its_text() -> None:
-    told = came_in(carrier_name="AT&T")
-    assert (told["type"], told["description"], told["carrierName"]) == (
+def test_inbound_message_has_text() -> None:
+    event = inbound_event(carrier_name="AT&T")
+    assert (event["type"], event["description"], event["carrierName"]) == (
         "message-received",
         "Incoming message received",
         "AT&T",
     )
-    assert (told["message"]["text"], told["message"]["direction"], told["message"]["owner"]) == ("hello", "in", "+2")
+    assert (event["message"]["text"], event["message"]["direction"], event["message"]["owner"]) == ("hello", "in", "+2")
 
 
-def test_inbound_rcs_has_text_and_media_in_its_content() -> None:
-    told = came_in(channel="RBM", media=("http://x/y",))["message"]
-    assert told["content"] == {"text": "hello", "media": {"fileUrl": "http://x/y"}}
-    assert "text" not in told
-    assert "media" not in told
+def test_inbound_rcs_has_text_and_media_in_content() -> None:
+    event = inbound_event(channel="RBM", media=("http://x/y",))["message"]
+    assert event["content"] == {"text": "hello", "media": {"fileUrl": "http://x/y"}}
+    assert "text" not in event
+    assert "media" not in event
 
 
-def test_a_tapped_suggestion_is_a_response() -> None:
-    reply = Reply(text="Yes", postback_data="eA==", paired_message_id="m-0")
-    told = came_in(event="suggestion-response", channel="RBM", reply=reply)
-    assert told["type"] == "suggestion-response"
-    assert told["message"]["suggestionResponse"] == {
+def test_rcs_suggestion_response() -> None:
+    reply = RcsReply(text="Yes", postback_data="eA==", paired_message_id="m-0")
+    event = inbound_event(event="suggestion-response", channel="RBM", reply=reply)
+    assert event["type"] == "suggestion-response"
+    assert event["message"]["suggestionResponse"] == {
         "text": "Yes",
         "postbackData": "eA==",
         "pairedMessageId": "m-0",
@@ -196,33 +197,39 @@ def test_a_tapped_suggestion_is_a_response() -> None:
 
 
 @pytest.mark.parametrize(
-    "event", ["requested-location-response", "request-location-response", "location-request-response"]
+    "event_type", ["requested-location-response", "request-location-response", "location-request-response"]
 )
-def test_a_location_comes_in_three_spellings(event: str) -> None:
-    told = came_in(event=event, channel="RBM", reply=Reply(latitude="1.5", longitude="-2"))
-    assert told["type"] == event
-    assert told["message"]["locationResponse"] == {"latitude": "1.5", "longitude": "-2"}
+def test_rcs_location_response_has_three_spellings(event_type: str) -> None:
+    event = inbound_event(event=event_type, channel="RBM", reply=RcsReply(latitude="1.5", longitude="-2"))
+    assert event["type"] == event_type
+    assert event["message"]["locationResponse"] == {"latitude": "1.5", "longitude": "-2"}
 
 
-# listed
+# --- lists
 
 
-INVALID = of_code(Api.V2, 4720)
+INVALID = code_number(Api.V2, 4720)
 MESSAGES = [
-    sent(id="a", created_at=MADE, ordinal=1),
-    sent(of_code(Api.V2, 4432), id="b", created_at=MADE + timedelta(seconds=1), ordinal=2, sender="+19195550000"),
-    sent("+19195551213", INVALID, id="c", created_at=MADE + timedelta(seconds=2), ordinal=3),
-    sent(of_code(Api.V2, 9902), id="d", created_at=MADE + timedelta(seconds=3), ordinal=4),
+    sent(id="a", created_at=CREATED_AT, ordinal=1),
+    sent(
+        code_number(Api.V2, 4432),
+        id="b",
+        created_at=CREATED_AT + timedelta(seconds=1),
+        ordinal=2,
+        sender="+19195550000",
+    ),
+    sent("+19195551213", INVALID, id="c", created_at=CREATED_AT + timedelta(seconds=2), ordinal=3),
+    sent(code_number(Api.V2, 9902), id="d", created_at=CREATED_AT + timedelta(seconds=3), ordinal=4),
 ]
 
 
-def listed(**asked: str) -> list[tuple[str, str]]:
-    found = v2.items(read_list({"sort": "receiveTime:asc", **asked}), MESSAGES, LATER, SPEED)
+def listed(**parameters: str) -> list[tuple[str, str]]:
+    found = v2.list_items(parse_list_parameters({"sort": "receiveTime:asc", **parameters}), MESSAGES, LATER, SPEED)
     return [(item["messageId"], item["messageStatus"]) for item in found]
 
 
 @pytest.mark.parametrize(
-    ("asked", "found"),
+    ("parameters", "found"),
     [
         ({"messageId": "a"}, [("a", "DELIVERED")]),
         ({"sourceTn": "+19195550000"}, [("b", "FAILED")]),
@@ -240,25 +247,25 @@ def listed(**asked: str) -> list[tuple[str, str]]:
     ],
     ids=str,
 )
-def test_a_list_has_an_item_for_each_delivery_asked_for(asked: dict[str, str], found: list[tuple[str, str]]) -> None:
-    assert listed(**asked) == found
+def test_list_has_an_item_for_each_matching_delivery(parameters: dict[str, str], found: list[tuple[str, str]]) -> None:
+    assert listed(**parameters) == found
 
 
-def test_a_message_is_accepted_until_something_happens() -> None:
-    (item,) = v2.items(read_list({"messageId": "a"}), MESSAGES, MADE, SPEED)
+def test_list_status_is_accepted_before_the_first_step() -> None:
+    (item,) = v2.list_items(parse_list_parameters({"messageId": "a"}), MESSAGES, CREATED_AT, SPEED)
     assert item["messageStatus"] == "ACCEPTED"
 
 
 @pytest.mark.parametrize(
     "wrong", [{}, {"limit": "many"}, {"limit": "10001"}, {"sort": "sourceTn"}, {"fromDateTime": "x"}], ids=str
 )
-def test_a_list_needs_good_parameters(wrong: dict[str, str]) -> None:
-    with pytest.raises(Refusal) as caught:
-        read_list(wrong)
+def test_invalid_list_parameters_are_rejected(wrong: dict[str, str]) -> None:
+    with pytest.raises(V2Error) as caught:
+        parse_list_parameters(wrong)
     assert caught.value.type == "request-validation"
 
 
-def test_a_status_does_not_tell_when_the_message_would_have_expired() -> None:
-    one = sent(expiration="2026-01-02T00:00:00.000Z")
-    assert "expiration" in v2.representation(one)
-    assert "expiration" not in v2.event(one, one.script.steps[0], SPEED)["message"]
+def test_status_event_has_no_expiration() -> None:
+    outbound = sent(expiration="2026-01-02T00:00:00.000Z")
+    assert "expiration" in v2.representation(outbound)
+    assert "expiration" not in v2.event(outbound, outbound.scenario.steps[0], SPEED)["message"]

@@ -1,4 +1,4 @@
-"""Settings: from where they come, which wins, and that a wrong one is named in one line."""
+"""Settings: their sources, precedence, and the error line of a wrong setting."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_the_defaults_are_those_of_the_interface() -> None:
 
 # --- sources
 
-# every setting with a value from the environment, the same value in TOML, and what it then is
+# every setting: a value in the environment, the same value in TOML, and the parsed value
 VALUES: list[tuple[str, str, Any, Any]] = [
     ("data_dir", "/var/lib/receiver", "/var/lib/receiver", Path("/var/lib/receiver")),
     ("database_url", "postgresql://u:p@h/d", "postgresql://u:p@h/d", "postgresql://u:p@h/d"),
@@ -95,7 +95,7 @@ VALUES: list[tuple[str, str, Any, Any]] = [
 NAMES = [name for name, *_ in VALUES]
 
 
-def test_every_setting_is_tried_here() -> None:
+def test_every_setting_is_covered_by_these_tests() -> None:
     assert set(NAMES) == set(Settings.model_fields)
 
 
@@ -154,7 +154,7 @@ def test_a_nested_setting_is_reached_with_two_underscores(set_env: Set) -> None:
     }
 
 
-def test_a_nested_setting_of_the_environment_and_one_of_the_file_are_joined(tmp_path: Path, set_env: Set) -> None:
+def test_nested_settings_of_environment_and_file_are_merged(tmp_path: Path, set_env: Set) -> None:
     (tmp_path / "receiver.toml").write_text("[retention]\ntext = 1\nevents = 2\n")
     set_env(RETENTION__TEXT="7")
     assert (load().retention.text, load().retention.events) == (7, 2)
@@ -163,7 +163,7 @@ def test_a_nested_setting_of_the_environment_and_one_of_the_file_are_joined(tmp_
 # --- precedence
 
 
-def test_the_option_beats_the_environment_beats_the_file_beats_the_secrets(tmp_path: Path, set_env: Set) -> None:
+def test_precedence_option_environment_file_secrets(tmp_path: Path, set_env: Set) -> None:
     (tmp_path / "secrets").mkdir()
     for name, value in {"host": "secret", "port": "1", "data_dir": "secret", "log_level": "error"}.items():
         (tmp_path / "secrets" / f"receiver_{name}").write_text(value)
@@ -173,9 +173,7 @@ def test_the_option_beats_the_environment_beats_the_file_beats_the_secrets(tmp_p
     assert (settings.port, settings.host, settings.data_dir, settings.log_level) == (4, "env", Path("toml"), "error")
 
 
-def test_the_file_is_the_one_of_the_option_else_of_the_environment_else_of_the_folder(
-    tmp_path: Path, set_env: Set
-) -> None:
+def test_config_file_of_option_else_environment_else_current_folder(tmp_path: Path, set_env: Set) -> None:
     for number, name in enumerate(("receiver.toml", "env.toml", "option.toml"), start=1):
         (tmp_path / name).write_text(f"port = {number}")
     assert load().port == 1
@@ -184,7 +182,7 @@ def test_the_file_is_the_one_of_the_option_else_of_the_environment_else_of_the_f
     assert load(Path("option.toml")).port == 3
 
 
-def test_test_servers_addresses_are_no_settings(set_env: Set) -> None:
+def test_receiver_test_variables_are_ignored(set_env: Set) -> None:
     set_env(TEST_POSTGRES_URL="postgresql://x")
     load()
 
@@ -216,7 +214,7 @@ WRONG: list[tuple[dict[str, str], str]] = [
     ({"TRUSTED_PROXIES": '["10.0.0.1/8"]'}, "RECEIVER_TRUSTED_PROXIES: entry 1: "),
     ({"CALLBACK_NETWORKS": '["everywhere"]'}, "RECEIVER_CALLBACK_NETWORKS: entry 1: "),
     ({"TAG_KEYS": '["hunter2"]'}, 'RECEIVER_TAG_KEYS: tag key 1 is not "kid:secret"'),
-    ({"TAG_KEYS": '["k1:a", "k1:hunter2"]'}, "RECEIVER_TAG_KEYS: tag key 2 has the kid of an earlier one"),
+    ({"TAG_KEYS": '["k1:a", "k1:hunter2"]'}, "RECEIVER_TAG_KEYS: tag key 2 has the kid of an earlier key"),
     ({"TAG_POLICY": "maybe"}, "RECEIVER_TAG_POLICY: "),
     ({"TAG_POLICY": "require"}, "RECEIVER_TAG_POLICY: require needs a key in RECEIVER_TAG_KEYS"),
     ({"FINAL_CONFLICT": "first-wins"}, "RECEIVER_FINAL_CONFLICT: "),
@@ -240,7 +238,7 @@ def test_a_wrong_setting_is_named_in_one_line_without_its_value(set_env: Set, en
 
 
 @pytest.mark.parametrize("name", ["receiver_colour", "RECEIVER_COLOUR", "receiver_retention__text"])
-def test_a_secret_that_is_no_setting_is_named_in_one_line(tmp_path: Path, set_env: Set, name: str) -> None:
+def test_unknown_secret_file_is_named_in_one_line(tmp_path: Path, set_env: Set, name: str) -> None:
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / "another-program").write_text("hunter2")
     set_env(SECRETS_DIR="secrets")
@@ -250,7 +248,7 @@ def test_a_secret_that_is_no_setting_is_named_in_one_line(tmp_path: Path, set_en
         load()
 
 
-def test_a_directory_in_the_place_of_the_file_is_not_passed_over(tmp_path: Path) -> None:
+def test_config_that_is_a_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "receiver.toml").mkdir()
     with pytest.raises(SettingsError, match=r"^RECEIVER_CONFIG: there is no file receiver\.toml$"):
         load()
@@ -264,10 +262,10 @@ def test_a_directory_in_the_place_of_the_file_is_not_passed_over(tmp_path: Path)
         ("[retention]\ntxt = 1", "RECEIVER_RETENTION__TXT is not a setting of receiver"),
         ("port =", "receiver.toml: "),
         ("callback_credentials = ['hunter2']", "RECEIVER_CALLBACK_CREDENTIALS: "),
-        ("host = '\udcff'", "receiver.toml: is not UTF-8"),
+        ("host = '\udcff'", "receiver.toml is not UTF-8"),
     ],
 )
-def test_what_is_wrong_in_the_file_is_named_in_one_line(tmp_path: Path, toml: str, line: str) -> None:
+def test_error_in_the_toml_file_is_one_line(tmp_path: Path, toml: str, line: str) -> None:
     (tmp_path / "receiver.toml").write_bytes(toml.encode("utf-8", "surrogateescape"))
     with pytest.raises(SettingsError) as caught:
         load()
@@ -276,7 +274,7 @@ def test_what_is_wrong_in_the_file_is_named_in_one_line(tmp_path: Path, toml: st
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_secret_is_not_in_what_settings_look_like(set_env: Set) -> None:
+def test_repr_of_settings_has_no_secrets(set_env: Set) -> None:
     set_env(
         DATABASE_URL="postgresql://u:hunter2@h/d",
         CALLBACK_CREDENTIALS='["u:hunter2"]',
@@ -307,7 +305,9 @@ NO_AUTH = [
     ],
     ids=str,
 )
-def test_a_public_address_is_not_left_open(set_env: Set, switched_off: dict[str, str], address: dict[str, str]) -> None:
+def test_public_address_needs_authentication(
+    set_env: Set, switched_off: dict[str, str], address: dict[str, str]
+) -> None:
     set_env(**switched_off, **address)
     [name] = switched_off
     with pytest.raises(SettingsError, match=f"^RECEIVER_{name}: authentication is off"):
@@ -318,19 +318,19 @@ def test_a_public_address_is_not_left_open(set_env: Set, switched_off: dict[str,
 
 @pytest.mark.parametrize("switched_off", NO_AUTH)
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.5.5.5", "::1", "localhost"])
-def test_this_machine_alone_may_go_without_authentication(
+def test_loopback_address_without_authentication_is_allowed(
     set_env: Set, switched_off: dict[str, str], host: str
 ) -> None:
     set_env(**switched_off, HOST=host)
     assert load().is_loopback
 
 
-def test_metrics_alone_may_be_open(set_env: Set) -> None:
+def test_metrics_auth_none_is_allowed_on_a_public_address(set_env: Set) -> None:
     set_env(METRICS_AUTH="none", HOST="0.0.0.0")
     load()
 
 
-def test_require_is_accepted_with_a_key(set_env: Set) -> None:
+def test_tag_policy_require_with_a_key(set_env: Set) -> None:
     set_env(TAG_POLICY="require", TAG_KEYS='["k1:secret"]')
     assert load().tag_policy is TagPolicy.REQUIRE
 
@@ -344,12 +344,12 @@ def test_require_is_accepted_with_a_key(set_env: Set) -> None:
     ],
     ids=str,
 )
-def test_the_base_url_is_what_addresses_start_with(set_env: Set, env: dict[str, str], base_url: str) -> None:
+def test_base_url(set_env: Set, env: dict[str, str], base_url: str) -> None:
     set_env(**env)
     assert load().base_url == base_url
 
 
-def test_settings_cross_to_another_process_with_their_secrets() -> None:
+def test_dump_and_restore_keep_secrets() -> None:
     given = GivenSettings(
         data_dir=Path("/var/lib/receiver"),
         database_url=SecretStr("postgresql://user:p%C3%A4ss@host/name"),

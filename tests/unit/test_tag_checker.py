@@ -21,7 +21,7 @@ def signed(key: str = "secret", kid: str = "k1", **bound: Any) -> str:
 
 
 def tagged(tag: str | None, status: Status = Status.DELIVERED, **more: Any) -> Event:
-    return make_event(status, facts={"tag": tag}, **more)
+    return make_event(status, fields={"tag": tag}, **more)
 
 
 def verdict(event: Event) -> TagVerdict:
@@ -44,7 +44,7 @@ def verdict(event: Event) -> TagVerdict:
         (None, TagVerdict.MISSING, Quarantine.TAG_MISSING),
     ],
 )
-def test_a_tag_is_refused_only_where_the_policy_requires_a_valid_one(
+def test_tag_is_rejected_only_if_the_policy_requires_a_valid_one(
     tag: str | None, expected: TagVerdict, reason: Quarantine | None
 ) -> None:
     event = tagged(tag)
@@ -60,7 +60,7 @@ def test_a_tag_is_refused_only_where_the_policy_requires_a_valid_one(
 def test_the_tag_of_a_message_is_the_value_without_its_signature() -> None:
     checked = RECORD.check(tagged(signed()), 0)
     assert isinstance(checked, Event)
-    assert checked.facts.tag == "order 7"
+    assert checked.fields.tag == "order 7"
 
 
 @pytest.mark.parametrize(
@@ -136,10 +136,10 @@ def test_without_keys_or_with_the_policy_off_an_event_stays_as_it_is(checker: Ta
         assert checker.check(event, 0) is event
     checked = checker.check(tagged(signed()), 0)
     assert isinstance(checked, Event)
-    assert (checked.tag_verdict, checked.facts.tag) == (TagVerdict.UNCHECKED, "order 7")
+    assert (checked.tag_verdict, checked.fields.tag) == (TagVerdict.UNCHECKED, "order 7")
 
 
-def test_requiring_tags_without_keys_refuses_every_outbound_event() -> None:
+def test_policy_require_without_keys_rejects_every_outbound_event() -> None:
     checker = TagChecker(policy=TagPolicy.REQUIRE)
     event = tagged("order 7")
     assert checker.check(event, 1) == Rejected(1, Quarantine.TAG_FORGED, "tag unchecked", event.message_id)

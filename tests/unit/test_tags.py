@@ -1,4 +1,4 @@
-"""Signed tags: what `sign` makes, and everything that `verify` must not take for it."""
+"""Signed tags: the bytes that `sign` makes, and the forgeries that `verify` must refuse."""
 
 import base64
 import hmac
@@ -22,7 +22,7 @@ BOUND = "order-4711~r1.k1.sr.N5Yk9QM5tDvuC_YuqYTTPSBht8j0P1gYruvv6wLLYJI"
 UNBOUND = "order-4711~r1.k1.-.JY26pMU5MCdNlfwC2pA6EF3tsaFZKCJNgr013SWssSw"
 SIGNATURE_LENGTH = len("~r1.k1.sr.") + 43
 
-# made with openssl, not with the code under test
+# computed with openssl, not with the code under test
 VECTORS = [
     pytest.param("order-4711", "k1", None, None, UNBOUND, id="nothing bound"),
     pytest.param(
@@ -67,7 +67,7 @@ def verdict(tag: str | None, sender: str | None = SENDER, recipients: Sequence[s
 
 
 def sign_carelessly(value: str) -> str:
-    """A tag with a right code over a value that `sign` refuses."""
+    """A tag with a valid HMAC over a value that `sign` refuses."""
     signed = f"receiver-tag-1\nk1\n-\n\n\n{value}".encode()
     code = hmac.digest(SECRET.encode(), signed, "sha256")
     return f"{value}~r1.k1.-.{base64.urlsafe_b64encode(code).decode().rstrip('=')}"
@@ -78,7 +78,7 @@ def without_plus(number: str) -> str:
 
 
 @pytest.mark.parametrize(("value", "kid", "sender", "recipients", "tag"), VECTORS)
-def test_signing_gives_the_documented_bytes(
+def test_sign_gives_the_documented_bytes(
     value: str, kid: str, sender: str | None, recipients: Sequence[str] | None, tag: str
 ) -> None:
     assert sign(value, SECRET, kid=kid, sender=sender, recipients=recipients) == tag
@@ -89,7 +89,7 @@ def test_signing_gives_the_documented_bytes(
 @given(values, secrets, kids, st.none() | numbers, st.none() | number_lists)
 @example("~r1", SECRET, "k1", None, None)
 @example("~", SECRET, "r1", SENDER, None)
-def test_what_was_signed_is_valid_and_gives_the_value_back(
+def test_signed_tag_is_valid_and_has_its_value(
     value: str, secret: str | bytes, kid: str, sender: str | None, recipients: list[str] | None
 ) -> None:
     tag = sign(value, secret, kid=kid, sender=sender, recipients=recipients)
@@ -187,12 +187,12 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("tag", MALFORMED)
-def test_what_carries_the_marker_and_is_not_exactly_ours_is_forged(tag: str) -> None:
+def test_malformed_signature_is_forged(tag: str) -> None:
     assert verdict(tag) is TagVerdict.FORGED
 
 
 @pytest.mark.parametrize("value", ["x" * (MAX_LENGTH - 51), "order~r1.4711"], ids=["too long", "with a marker"])
-def test_a_right_code_does_not_help_a_tag_that_no_one_may_sign(value: str) -> None:
+def test_valid_hmac_of_a_tag_that_sign_refuses_is_forged(value: str) -> None:
     assert verdict(sign_carelessly("order-4711")) is TagVerdict.VALID
     assert verdict(sign_carelessly(value)) is TagVerdict.FORGED
 
@@ -226,7 +226,7 @@ WITHOUT_KEYS = [
 
 
 @pytest.mark.parametrize(("tag", "value", "kid"), WITHOUT_KEYS)
-def test_without_keys_nothing_is_checked_but_the_value_is_still_read(tag: str, value: str, kid: str | None) -> None:
+def test_without_keys_a_tag_is_unchecked_and_has_its_value(tag: str, value: str, kid: str | None) -> None:
     assert verify(tag, {}) == TagCheck(verdict=TagVerdict.UNCHECKED, value=value, kid=kid)
 
 
@@ -248,14 +248,14 @@ def test_a_forged_tag_still_shows_the_value_and_the_kid_it_claims() -> None:
     assert check == TagCheck(verdict=TagVerdict.FORGED, value="order-4711", kid="k1")
 
 
-def test_line_feeds_in_numbers_cannot_move_the_borders_of_what_is_signed() -> None:
+def test_line_feeds_in_numbers_are_refused() -> None:
     tag = sign("14255550123\nvalue", SECRET, kid="k1", sender="1", recipients=["2"])
     moved = tag.replace("14255550123\nvalue", "value")
     assert verdict(moved, "1\n2", ["14255550123"]) is TagVerdict.FORGED
     assert verdict(moved, "1", ["2\n14255550123"]) is TagVerdict.FORGED
 
 
-def test_keys_of_a_rotation_verify_side_by_side_and_each_only_its_own() -> None:
+def test_rotated_keys_verify_their_own_tags() -> None:
     rotated = {"k2": "new", "k1": SECRET}
     assert verify(UNBOUND, rotated).verdict is TagVerdict.VALID
     assert verify(sign("order-4711", "new", kid="k2"), rotated).verdict is TagVerdict.VALID
@@ -294,7 +294,7 @@ UNSIGNABLE = [
 
 
 @pytest.mark.parametrize(("wrong", "word"), UNSIGNABLE)
-def test_what_could_not_be_verified_is_not_signed(wrong: dict[str, object], word: str) -> None:
+def test_sign_refuses_a_tag_that_could_not_be_verified(wrong: dict[str, object], word: str) -> None:
     arguments = {"value": "v", "key": SECRET, "kid": "k1"} | wrong
     with pytest.raises(TagError, match=word) as refused:
         sign(arguments.pop("value"), arguments.pop("key"), **arguments)  # type: ignore[arg-type]
@@ -327,7 +327,7 @@ WRONG_KEYS = [
 
 
 @pytest.mark.parametrize("entry", WRONG_KEYS)
-def test_a_wrong_key_is_named_by_its_place_and_never_shown(entry: str) -> None:
+def test_wrong_tag_key_is_named_by_its_number_without_its_secret(entry: str) -> None:
     with pytest.raises(TagError, match="tag key 3 ") as refused:
         parse_keys(["k1:" + SECRET, "k2:x", entry])
     shown = f"{refused.value!r} {refused.value.__cause__!r}"
@@ -335,7 +335,7 @@ def test_a_wrong_key_is_named_by_its_place_and_never_shown(entry: str) -> None:
     assert SECRET not in shown
 
 
-def test_tags_can_be_used_by_a_sender_who_installed_no_database() -> None:
+def test_receiver_tags_imports_only_the_standard_library() -> None:
     """Only the standard library comes with it, so that a program that sends can import it cheaply."""
     script = "import sys, receiver.tags; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)

@@ -25,8 +25,8 @@ from receiver.domain.window import Window
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 AGAIN = RetryAt(due_at=NOW, reason="status 500")
-DEAD = DeadLettered(death=DeadLetterReason.REFUSED, reason="status 413")
-HELD = DeadLettered(death=DeadLetterReason.REFUSED, reason="status 413", holds=True)
+DEAD = DeadLettered(cause=DeadLetterReason.REFUSED, reason="status 413")
+HELD = DeadLettered(cause=DeadLetterReason.REFUSED, reason="status 413", holds=True)
 
 
 def candidate(
@@ -57,24 +57,24 @@ def positions(candidates: Sequence[PendingPublication]) -> list[int]:
     return [one.position for one in candidates]
 
 
-def test_of_a_lane_one_is_under_way() -> None:
+def test_one_event_of_an_ordering_key_is_in_flight() -> None:
     window = filled("aab")
     assert positions(window.take(9)) == [1, 3]
     assert window.take(9) == []
 
 
-def test_a_sink_that_keeps_order_gets_several_of_a_lane() -> None:
+def test_sink_that_keeps_order_gets_several_events_of_an_ordering_key() -> None:
     assert positions(filled("aab", keeps_order=True).take(9)) == [1, 2, 3]
 
 
-def test_the_next_of_a_lane_follows_when_the_first_is_done() -> None:
+def test_next_event_of_an_ordering_key_follows_when_the_first_is_done() -> None:
     window = filled("aa")
     [first] = window.take(9)
     window.decide(first, Done())
     assert positions(window.take(9)) == [2]
 
 
-def test_the_cursor_goes_to_the_end_of_what_is_decided_without_a_gap() -> None:
+def test_cursor_stops_before_the_first_undecided_event() -> None:
     window = filled("abc")
     first, second, third = window.take(9)
     window.decide(first, Done())
@@ -86,7 +86,7 @@ def test_the_cursor_goes_to_the_end_of_what_is_decided_without_a_gap() -> None:
     assert positions([verdict.candidate for verdict in window.settlement().firsts]) == [2, 3]
 
 
-def test_what_the_filter_leaves_out_moves_the_cursor_too() -> None:
+def test_filtered_events_move_the_cursor() -> None:
     window = Window(4)
     window.pass_over(5)
     window.pass_over(9)
@@ -94,7 +94,7 @@ def test_what_the_filter_leaves_out_moves_the_cursor_too() -> None:
     assert window.settlement().cursor == 9
 
 
-def test_behind_a_failure_a_lane_is_parked_and_the_others_go_on() -> None:
+def test_ordering_key_is_parked_behind_a_retry_and_others_go_on() -> None:
     window = filled("aab")
     first, other = window.take(9)
     window.decide(first, AGAIN)
@@ -112,7 +112,7 @@ def test_behind_a_failure_a_lane_is_parked_and_the_others_go_on() -> None:
     assert settlement.touches_retries
 
 
-def test_behind_a_dead_letter_a_lane_goes_on() -> None:
+def test_ordering_key_goes_on_after_a_dead_letter() -> None:
     window = filled("aa")
     [first] = window.take(9)
     window.decide(first, DEAD)
@@ -122,7 +122,7 @@ def test_behind_a_dead_letter_a_lane_goes_on() -> None:
     assert positions(window.take(9)) == [2]
 
 
-def test_a_death_may_hold_its_lane() -> None:
+def test_dead_letter_may_hold_its_ordering_key() -> None:
     window = filled("aab")
     first, other = window.take(9)
     window.decide(first, HELD)
@@ -136,7 +136,7 @@ def test_a_death_may_hold_its_lane() -> None:
     assert [verdict.attempts for verdict in settlement.firsts] == [1, 0, 1]
 
 
-def test_where_only_the_latest_counts_an_older_one_gives_way() -> None:
+def test_coalesce_supersedes_the_older_event() -> None:
     window = filled("aaba", latest_only=True)
     assert positions(window.take(9)) == [3, 4]
     settlement = window.settlement()
@@ -150,7 +150,7 @@ def test_another_recipient_is_another_delivery() -> None:
     assert positions(window.take(9)) == [2, 3, 4]
 
 
-def test_what_is_put_back_gives_way_to_what_came_meanwhile() -> None:
+def test_coalesce_supersedes_an_event_that_is_put_back() -> None:
     window = filled("a", latest_only=True)
     [first] = window.take(9)
     window.queue(candidate(2, "a"))
@@ -159,13 +159,13 @@ def test_what_is_put_back_gives_way_to_what_came_meanwhile() -> None:
     assert window.settlement().superseded == 1
 
 
-def test_lanes_that_are_busy_elsewhere_wait() -> None:
+def test_busy_ordering_keys_wait() -> None:
     window = filled("ab")
     assert positions(window.take(9, busy={"a"})) == [2]
     assert positions(window.take(9)) == [1]
 
 
-def test_what_waits_for_too_long_is_found_and_given_up_without_an_attempt() -> None:
+def test_expired_event_is_dead_lettered_without_an_attempt() -> None:
     window = filled("ab")
     window.queue_retry(candidate(9, "c", attempts=2, since=NOW))
     window.take(1)
@@ -178,7 +178,7 @@ def test_what_waits_for_too_long_is_found_and_given_up_without_an_attempt() -> N
     assert retry.attempts == 2
 
 
-def test_retries_that_somebody_else_moved_are_read_again() -> None:
+def test_retries_that_an_operator_changed_are_read_again() -> None:
     window = Window(0, slots=4)
     for position, ordering_key in enumerate("ab", 1):
         window.queue_retry(candidate(position, ordering_key, since=NOW))
@@ -222,14 +222,14 @@ def test_retries_hold_no_more_than_half_of_the_slots() -> None:
     assert positions(window.take(1)) == [2]
 
 
-def test_a_retry_waits_while_its_lane_is_under_way() -> None:
+def test_retry_waits_while_its_ordering_key_is_in_flight() -> None:
     window = filled("a", slots=4)
     window.take(1)
     window.queue_retry(candidate(-1, "a", since=NOW))
     assert window.take(1) == []
 
 
-def test_a_retry_that_is_here_is_not_taken_in_twice() -> None:
+def test_known_retry_is_not_queued_twice() -> None:
     window = Window(9)
     retry = candidate(1, "a", since=NOW)
     window.queue_retry(retry)
@@ -422,7 +422,7 @@ def test_an_empty_window_has_nothing_to_do(slots: int) -> None:
     assert (window.take(9), window.moved, window.settlement().cursor, len(window)) == ([], False, 3, 0)
 
 
-def test_what_is_not_yet_too_old_is_not_overtaken_by_what_is_given_up_behind_it() -> None:
+def test_expired_event_does_not_overtake_a_younger_one_before_it() -> None:
     """Clocks differ, and what is imported is old: positions need not rise with the time of receipt."""
     window = Window(0)
     young = candidate(1, "a")
@@ -434,7 +434,7 @@ def test_what_is_not_yet_too_old_is_not_overtaken_by_what_is_given_up_behind_it(
     assert positions(window.take(9)) == [1]
 
 
-def test_behind_what_is_under_way_nothing_is_given_up() -> None:
+def test_no_event_expires_behind_one_in_flight() -> None:
     window = filled("aab")
     [first] = window.take(1)
     assert positions(window.waiting_since(NOW)) == [3]

@@ -1,4 +1,4 @@
-"""The commands, their options and their help. What each does is imported when it is called: `--help` must be quick."""
+"""The commands, their options and their help. A command imports its code when it runs, so that `--help` is fast."""
 
 from receiver.cli.commands import callbacks, dead_letters, messages, sinks, tags
 from receiver.cli.commands.program import app

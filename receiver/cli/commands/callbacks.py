@@ -1,4 +1,4 @@
-"""Looking at the journal of callbacks, reprocessing and copying it."""
+"""The commands `receiver callbacks …`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,11 +8,16 @@ import typer
 from receiver.cli.commands.options import Config, Json, OldestFirst, Page, Since, Size, Until, group
 from receiver.domain.events import Quarantine
 
-app = group("Look at the journal of callbacks, reprocess it, copy it.")
+app = group("List, show, reprocess, export and import the callbacks of the journal.")
 
-Outcome = Annotated[str | None, typer.Option(metavar="OUTCOME", help="pending, accepted or quarantined.")]
-Reason = Annotated[Quarantine | None, typer.Option(help="Why an element of it was quarantined.")]
-Message = Annotated[str | None, typer.Option("--message", metavar="ID", help="Callbacks that speak of this message.")]
+Outcome = Annotated[
+    str | None,
+    typer.Option(metavar="OUTCOME", help="Only callbacks with this outcome: pending, accepted or quarantined."),
+]
+Reason = Annotated[
+    Quarantine | None, typer.Option(help="Only callbacks with an element that was quarantined for this reason.")
+]
+Message = Annotated[str | None, typer.Option("--message", metavar="ID", help="Only callbacks about this message.")]
 
 
 @app.command("list")
@@ -30,8 +35,8 @@ def callbacks_list(
     from receiver.cli.callbacks import list_callbacks
 
     order = "asc" if oldest_first else "desc"
-    asked = {**_selection(outcome, reason, message), "sortOrder": order, "size": size, "page": page}
-    return list_callbacks(config, asked, json=json)
+    parameters = {**_selection(outcome, reason, message), "sortOrder": order, "size": size, "page": page}
+    return list_callbacks(config, parameters, json=json)
 
 
 def _selection(outcome: str | None, reason: Quarantine | None, message: str | None) -> dict[str, str | None]:
@@ -41,11 +46,11 @@ def _selection(outcome: str | None, reason: Quarantine | None, message: str | No
 
 @app.command("show")
 def callbacks_show(
-    id: Annotated[str, typer.Argument(help="The callback's id.")],  # noqa: A002
+    id: Annotated[str, typer.Argument(help="The id of the callback.")],  # noqa: A002
     config: Config = None,
     json: Json = False,
 ) -> int:
-    """Show one callback as it came, without secrets."""
+    """Show one callback as it was received, without secrets."""
     from receiver.cli.callbacks import show_callback
 
     return show_callback(config, id, json=json)
@@ -53,16 +58,16 @@ def callbacks_show(
 
 @app.command("reprocess")
 def callbacks_reprocess(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="The callbacks' ids.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="The ids of callbacks.")] = None,
     outcome: Outcome = None,
     reason: Reason = None,
     message: Message = None,
     config: Config = None,
     json: Json = False,
 ) -> int:
-    """Process callbacks of the journal again.
+    """Process callbacks of the journal again with today's code and keys.
 
-    With today's code and keys: those with these ids, or all with an outcome, a reason or a message.
+    Choose them by their ids, or by outcome, reason or message.
     """
     from receiver.cli.callbacks import reprocess_callbacks
 
@@ -76,13 +81,15 @@ def callbacks_export(
     outcome: Outcome = None,
     reason: Reason = None,
     message: Message = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Else standard output.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write; default: standard output.")
+    ] = None,
     config: Config = None,
     json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
 ) -> int:
-    """Write callbacks of the journal as lines of JSON.
+    """Write callbacks of the journal as lines of JSON, oldest first, for `callbacks import`.
 
-    Oldest first, for `callbacks import`. They hold what the messages said.
+    The lines contain the texts of the messages.
     """
     from receiver.cli.callbacks import export_callbacks
 
@@ -92,13 +99,15 @@ def callbacks_export(
 
 @app.command("import")
 def callbacks_import(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="What `callbacks export` wrote; -: standard input.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="The file that `callbacks export` wrote; - for standard input.")
+    ],
     config: Config = None,
     json: Json = False,
 ) -> int:
-    """Append callbacks that `callbacks export` wrote, with their ids and times, and process them.
+    """Append the callbacks of an export to the journal, with their ids and times, and process them.
 
-    An id that is in the journal already is left alone: an import that was interrupted is simply run again.
+    A callback whose id is in the journal already is skipped, so an interrupted import can be run again.
     """
     from receiver.cli.callbacks import import_callbacks
 

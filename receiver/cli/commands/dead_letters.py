@@ -1,4 +1,4 @@
-"""Operating the dead letters."""
+"""The commands `receiver dead-letters …`."""
 
 from typing import Annotated
 
@@ -7,38 +7,43 @@ import typer
 from receiver.cli.commands.options import Config, DryRun, Json, Page, SinkName, Size, group
 from receiver.domain.publication import DeadLetterReason
 
-app = group("Look at events that a sink did not take; make them due again, or drop them.")
+app = group("List, requeue and drop dead letters: events that a sink refused, or that expired.")
 
-MessageId = Annotated[str | None, typer.Option("--message", metavar="ID", help="Of this message alone.")]
-EventId = Annotated[str | None, typer.Option("--event", metavar="ID", help="Of this event alone.")]
-DeathReason = Annotated[
-    DeadLetterReason | None, typer.Option("--reason", help="Refused by the sink, or tried for too long.")
+MessageId = Annotated[str | None, typer.Option("--message", metavar="ID", help="Only dead letters of this message.")]
+EventId = Annotated[str | None, typer.Option("--event", metavar="ID", help="Only dead letters of this event.")]
+Reason = Annotated[
+    DeadLetterReason | None,
+    typer.Option(
+        "--reason", help="Only dead letters with this reason: refused by the sink, or older than its max_age."
+    ),
 ]
-DiedSince = Annotated[str | None, typer.Option("--since", metavar="TIME", help="Those that died from this time on.")]
-DiedUntil = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Those that died before this time.")]
-LetterIds = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="Which ones.")]
-Every = Annotated[bool, typer.Option("--all", help="All of this sink.")]
+Since = Annotated[
+    str | None, typer.Option("--since", metavar="TIME", help="Became a dead letter at this time or later.")
+]
+Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Became a dead letter before this time.")]
+LetterIds = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="The ids of dead letters.")]
+Every = Annotated[bool, typer.Option("--all", help="All dead letters of this sink.")]
 
 
 @app.command("list")
 def dead_letters_list(
-    sink: Annotated[str | None, typer.Option(help="Of this sink alone.")] = None,
-    reason: DeathReason = None,
+    sink: Annotated[str | None, typer.Option(help="Only dead letters of this sink.")] = None,
+    reason: Reason = None,
     message: MessageId = None,
     event: EventId = None,
-    since: DiedSince = None,
-    until: DiedUntil = None,
-    after: Annotated[int, typer.Option(min=0, metavar="ID", help="Those that died after this one.")] = 0,
+    since: Since = None,
+    until: Until = None,
+    after: Annotated[int, typer.Option(min=0, metavar="ID", help="Only dead letters after this one.")] = 0,
     size: Size = 25,
     page: Page = 0,
     config: Config = None,
     json: Json = False,
 ) -> int:
-    """List dead letters in the order in which they died."""
+    """List dead letters, oldest first."""
     from receiver.cli.dead_letters import list_dead_letters
 
-    narrowed = _narrowed(sink, reason, message, event, since, until)
-    return list_dead_letters(config, {**narrowed, "cursor": after, "size": size, "page": page}, json=json)
+    filters = _filters(sink, reason, message, event, since, until)
+    return list_dead_letters(config, {**filters, "cursor": after, "size": size, "page": page}, json=json)
 
 
 @app.command("requeue")
@@ -46,23 +51,20 @@ def dead_letters_requeue(
     sink: SinkName,
     ids: LetterIds = None,
     every: Every = False,
-    reason: DeathReason = None,
+    reason: Reason = None,
     message: MessageId = None,
     event: EventId = None,
-    since: DiedSince = None,
-    until: DiedUntil = None,
+    since: Since = None,
+    until: Until = None,
     dry_run: DryRun = False,
     config: Config = None,
     json: Json = False,
 ) -> int:
-    """Make dead letters of a sink due again.
-
-    With a fresh schedule and the same event ids.
-    """
+    """Publish dead letters of a sink again, with the same event ids and a new retry schedule."""
     from receiver.cli.dead_letters import requeue_dead_letters
 
-    narrowed = _narrowed(sink, reason, message, event, since, until)
-    return requeue_dead_letters(config, narrowed, ids or [], every=every, dry_run=dry_run, json=json)
+    filters = _filters(sink, reason, message, event, since, until)
+    return requeue_dead_letters(config, filters, ids or [], every=every, dry_run=dry_run, json=json)
 
 
 @app.command("drop")
@@ -70,26 +72,26 @@ def dead_letters_drop(
     sink: SinkName,
     ids: LetterIds = None,
     every: Every = False,
-    reason: DeathReason = None,
+    reason: Reason = None,
     message: MessageId = None,
     event: EventId = None,
-    since: DiedSince = None,
-    until: DiedUntil = None,
+    since: Since = None,
+    until: Until = None,
     dry_run: DryRun = False,
     config: Config = None,
     json: Json = False,
 ) -> int:
-    """Give dead letters of a sink up for good.
+    """Remove dead letters of a sink for good.
 
-    The sink is never given them; later events of a message that one of them held up go on.
+    They are never published to the sink. Events that were parked behind them are published.
     """
     from receiver.cli.dead_letters import drop_dead_letters
 
-    narrowed = _narrowed(sink, reason, message, event, since, until)
-    return drop_dead_letters(config, narrowed, ids or [], every=every, dry_run=dry_run, json=json)
+    filters = _filters(sink, reason, message, event, since, until)
+    return drop_dead_letters(config, filters, ids or [], every=every, dry_run=dry_run, json=json)
 
 
-def _narrowed(
+def _filters(
     sink: str | None,
     reason: DeadLetterReason | None,
     message: str | None,

@@ -1,4 +1,4 @@
-"""The program itself: serving, trying it out, and upkeep."""
+"""The commands of the program itself: serving, sandbox and demo, maintenance."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,11 +7,11 @@ import typer
 
 from receiver.cli.commands.options import ApiVersion, Config, Json, group
 
-app = group("Receives Bandwidth's message callbacks and tells what became of each message.")
+app = group("Receives Bandwidth's message callbacks and shows the status of every message.")
 
 
-def _tell_version(asked: bool) -> None:
-    if asked:
+def _echo_version(is_set: bool) -> None:
+    if is_set:
         from importlib.metadata import version
 
         typer.echo(f"receiver {version('bandwidth-receiver')}")
@@ -21,10 +21,10 @@ def _tell_version(asked: bool) -> None:
 @app.callback()
 def receiver(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="Tell the version.")
+        bool, typer.Option("--version", is_eager=True, callback=_echo_version, help="Print the version.")
     ] = False,
 ) -> None:
-    # what belongs to no command; without a docstring, which would take the place of the program's help
+    # The options of the program itself. A docstring here would replace the help of the program.
     return
 
 
@@ -32,9 +32,11 @@ def receiver(
 def serve(
     config: Config = None,
     host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="The port to listen on; 0: any.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free port.")
+    ] = None,
 ) -> int:
-    """Take callbacks in, until told to stop. Without any settings: on 127.0.0.1:8080, with SQLite."""
+    """Accept and process callbacks until SIGTERM or Ctrl-C. Without settings on 127.0.0.1:8080 with SQLite."""
     from receiver.cli.serve import serve
 
     return serve(config, host=host, port=port)
@@ -44,13 +46,13 @@ def serve(
 def work(
     config: Config = None,
     metrics: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Serve /metrics and /healthz of the worker there.")
+        str | None, typer.Option(metavar="HOST:PORT", help="The address for /metrics and /healthz of this worker.")
     ] = None,
 ) -> int:
-    """Run a worker by itself: process callbacks, publish, prune.
+    """Run a separate worker until SIGTERM or Ctrl-C: process callbacks, publish events, remove old data.
 
-    Until told to stop, beside web processes that have RECEIVER_WORKER=none; on as many machines as you like with
-    PostgreSQL, on one with SQLite. SIGHUP has it read its settings again.
+    Its web processes have RECEIVER_WORKER=none. With PostgreSQL workers run on any number of machines, with SQLite on
+    one. On SIGHUP it reads its settings again.
     """
     from receiver.cli.work import work
 
@@ -59,9 +61,9 @@ def work(
 
 @app.command()
 def status(config: Config = None, json: Json = False) -> int:
-    """Show how the installation is doing, by its database.
+    """Show the state of the installation: journal, processor, sinks, database, problems.
 
-    Journal, processor, sinks, database, a line each, then what is wrong. Exit code 1 if something is.
+    It reads the database and needs no server. Exit code 1 if there is a problem.
     """
     from receiver.cli.status import status
 
@@ -70,11 +72,11 @@ def status(config: Config = None, json: Json = False) -> int:
 
 @app.command()
 def backup(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The directory to make; it must not be there yet.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The directory to create; it must not exist yet.")],
     config: Config = None,
     json: Json = False,
 ) -> int:
-    """Back up both files of SQLite, beside a running server."""
+    """Back up both SQLite files, also while a server runs."""
     from receiver.cli.maintenance import backup
 
     return backup(config, folder, json=json)
@@ -82,13 +84,13 @@ def backup(
 
 @app.command()
 def restore(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that `receiver backup` made.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that `receiver backup` created.")],
     config: Config = None,
     json: Json = False,
 ) -> int:
-    """Put a backup in the place of the database, while no server runs.
+    """Restore both SQLite files from a backup, while no server runs.
 
-    The files that it replaces are kept beside it under another name.
+    The replaced files stay beside them under another name.
     """
     from receiver.cli.maintenance import restore
 
@@ -98,52 +100,51 @@ def restore(
 @app.command()
 def sandbox(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: any.")] = 8090,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free port.")] = 8090,
     outbound_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where the statuses of v2 messages are posted.")
+        str | None, typer.Option(metavar="URL", help="The callback URL for outbound v2 messages.")
     ] = None,
     inbound_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where inbound v2 messages are posted; else the outbound URL.")
+        str | None,
+        typer.Option(metavar="URL", help="The callback URL for inbound v2 messages; default: the outbound URL."),
     ] = None,
     v1_inbound_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where inbound v1 messages are told; may hold user and password.")
+        str | None,
+        typer.Option(metavar="URL", help="The callback URL for inbound v1 messages; may contain user and password."),
     ] = None,
     callback_credentials: Annotated[
         str | None,
         typer.Option(
             metavar="USER:PASSWORD",
             envvar="SANDBOX_CALLBACK_CREDENTIALS",
-            help="For a v2 URL that asks for them.",
+            help="Credentials for the v2 callback URLs.",
         ),
     ] = None,
     credentials: Annotated[
         list[str] | None,
-        typer.Option(metavar="TOKEN:SECRET", help="Who may send; may be repeated; else token:secret."),
+        typer.Option(metavar="TOKEN:SECRET", help="Credentials of a client; may be repeated; default: token:secret."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="What every choice follows from; else 1.")] = None,
-    speed: Annotated[float | None, typer.Option(help="What every delay is divided by; else 1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The random seed; default: 1.")] = None,
+    speed: Annotated[float | None, typer.Option(help="The divisor of every delay; default: 1.")] = None,
     rate: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=SHARE",
-            help="How often something goes wrong, 0 to 1; may be repeated. Names: failed, unconfirmed, duplicate, "
+            help="The probability of a fault, 0 to 1; may be repeated. Names: failed, unconfirmed, duplicate, "
             "reorder, delay, late, missing, silent, contradict, unknownType, batch.",
         ),
     ] = None,
     no_rate_limit: Annotated[
-        bool, typer.Option("--no-rate-limit", help="More than one v1 message a second from a number.")
+        bool, typer.Option("--no-rate-limit", help="Accept more than one v1 message per second from one number.")
     ] = False,
     remote_callbacks: Annotated[
-        bool, typer.Option("--remote-callbacks", help="Call back to other machines too, not to this one alone.")
+        bool, typer.Option("--remote-callbacks", help="Post callbacks to other machines too, not only to this one.")
     ] = False,
 ) -> int:
-    """Play Bandwidth: take messages, call back, send nothing.
-
-    It takes them by both generations of Bandwidth's API and calls back as Bandwidth does.
-    """
+    """Simulate Bandwidth: accept messages through v1 and v2 of its API, post callbacks, send nothing."""
     from receiver.cli.sandbox import sandbox
 
-    asked = {
+    parameters = {
         "outbound_url": outbound_url,
         "inbound_url": inbound_url,
         "v1_inbound_url": v1_inbound_url,
@@ -154,23 +155,23 @@ def sandbox(
         "messages_per_second": 0 if no_rate_limit else None,
         "remote_callbacks": remote_callbacks,
     }
-    return sandbox(asked, rates=rate or [], host=host, port=port)
+    return sandbox(parameters, rates=rate or [], host=host, port=port)
 
 
 @app.command()
 def demo(
     data_dir: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where to keep the data; else a folder that goes at the end.")
+        Path | None, typer.Option(metavar="FOLDER", help="The folder for the data; default: a temporary folder.")
     ] = None,
-    per_second: Annotated[float, typer.Option(min=0.01, max=200, help="Messages a second.")] = 2,
-    messages: Annotated[int | None, typer.Option(min=1, help="End after so many messages.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0, help="End after so many seconds.")] = None,
-    seed: Annotated[int, typer.Option(help="What every choice follows from.")] = 1,
-    speed: Annotated[float, typer.Option(min=0.01, max=1e6, help="What the delays of callbacks are divided by.")] = 1,
+    per_second: Annotated[float, typer.Option(min=0.01, max=200, help="Messages per second.")] = 2,
+    messages: Annotated[int | None, typer.Option(min=1, help="Stop after this number of messages.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0, help="Stop after this number of seconds.")] = None,
+    seed: Annotated[int, typer.Option(help="The random seed.")] = 1,
+    speed: Annotated[float, typer.Option(min=0.01, max=1e6, help="The divisor of the delays of callbacks.")] = 1,
 ) -> int:
-    """See it work: a receiver, a sandbox, and a stream of messages.
+    """Run a demo: a receiver, a sandbox and a stream of messages, until Ctrl-C.
 
-    On free ports of this machine, in a folder of its own, until Ctrl-C; the settings of a real receiver play no part.
+    It uses free ports of this machine and a folder of its own, and ignores the settings of a real receiver.
     """
     from receiver.cli.demo import demo
 
@@ -180,13 +181,19 @@ def demo(
 @app.command()
 def migrate(
     config: Config = None,
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if there is something to do.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit code 1 if the schema is not up to date.")
+    ] = False,
     new_journal: Annotated[
-        bool, typer.Option("--new-journal", help="SQLite: go on without the callbacks.db that was lost or is too old.")
+        bool,
+        typer.Option(
+            "--new-journal",
+            help="SQLite: continue with an empty journal after callbacks.db was lost, or is older than receiver.db.",
+        ),
     ] = False,
     json: Json = False,
 ) -> int:
-    """Bring the database's schema up to date. `serve` does it by itself with SQLite, never with PostgreSQL."""
+    """Upgrade the schema of the database. With SQLite `serve` does it at its start, with PostgreSQL never."""
     from receiver.cli.maintenance import migrate
 
     if check and new_journal:
@@ -196,10 +203,7 @@ def migrate(
 
 @app.command()
 def check(config: Config = None, json: Json = False) -> int:
-    """Tell whether `serve` would start.
-
-    Settings, sinks, credentials, database and schema, a line each.
-    """
+    """Check whether `serve` would start: settings, sinks, credentials, database and schema."""
     from receiver.cli.check import check
 
     return check(config, json=json)
@@ -208,12 +212,14 @@ def check(config: Config = None, json: Json = False) -> int:
 @app.command()
 def rebuild(
     config: Config = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing, tell what differs.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Change nothing, only count the rows that differ.")
+    ] = False,
     json: Json = False,
 ) -> int:
-    """Make the status of all messages anew from their events.
+    """Compute the status of all messages again from their events, with today's settings.
 
-    By today's settings; `serve` may go on beside it.
+    `serve` may run meanwhile.
     """
     from receiver.cli.maintenance import rebuild
 
@@ -223,13 +229,10 @@ def rebuild(
 @app.command()
 def prune(
     config: Config = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing, count.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing, only count.")] = False,
     json: Json = False,
 ) -> int:
-    """Forget now what is older than the settings keep.
-
-    `serve` does it once an hour.
-    """
+    """Remove data that is older than the retention settings. A worker does it once an hour."""
     from receiver.cli.maintenance import prune
 
     return prune(config, dry_run=dry_run, json=json)
@@ -237,12 +240,12 @@ def prune(
 
 @app.command()
 def codes(
-    code: Annotated[int | None, typer.Argument(metavar="[CODE]", help="One code; else all.")] = None,
+    code: Annotated[int | None, typer.Argument(metavar="[CODE]", help="A delivery code; default: all codes.")] = None,
     api: ApiVersion = None,
     config: Annotated[Path | None, typer.Option(hidden=True)] = None,
     json: Json = False,
 ) -> int:
-    """Tell what Bandwidth's delivery codes mean."""
+    """Show the meaning of Bandwidth's delivery codes."""
     from receiver.cli.codes import codes
 
     return codes(code, api=api, json=json)
@@ -251,10 +254,13 @@ def codes(
 @app.command("help")
 def help_(
     topic: Annotated[
-        list[str] | None, typer.Argument(metavar="[TOPIC]", help="A topic, its section, or a command; else all topics.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[TOPIC]", help="A topic, a topic and its section, or a command; default: the list of topics."
+        ),
     ] = None,
     search: Annotated[
-        str | None, typer.Option(metavar="WORDS", help="List the sections with these words, the best first.")
+        str | None, typer.Option(metavar="WORDS", help="List the sections that contain these words, best match first.")
     ] = None,
 ) -> int:
     """Print the documentation: the list of topics, one topic, or one section of it."""

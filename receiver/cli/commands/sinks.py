@@ -1,4 +1,4 @@
-"""Operating the sinks."""
+"""The commands `receiver sinks …`."""
 
 from typing import Annotated
 
@@ -7,12 +7,12 @@ import typer
 from receiver.cli.commands.options import Config, DryRun, Json, OldestFirst, Page, SinkName, Size, group
 from receiver.domain.queries import ReplayAction
 
-app = group("See how the sinks are doing, try them, pause them, give them old events again.")
+app = group("List, test, pause and resume sinks; replay old events to them.")
 
 
 @app.command("list")
 def sinks_list(size: Size = 25, page: Page = 0, config: Config = None, json: Json = False) -> int:
-    """List the sinks, with what each still has before it."""
+    """List the sinks with their state, lag, retries and dead letters."""
     from receiver.cli.sinks import list_sinks
 
     return list_sinks(config, {"size": size, "page": page}, json=json)
@@ -20,7 +20,7 @@ def sinks_list(size: Size = 25, page: Page = 0, config: Config = None, json: Jso
 
 @app.command("show")
 def sinks_show(name: SinkName, config: Config = None, json: Json = False) -> int:
-    """Show how one sink is doing."""
+    """Show the state of one sink."""
     from receiver.cli.sinks import show_sink
 
     return show_sink(config, name, json=json)
@@ -28,10 +28,7 @@ def sinks_show(name: SinkName, config: Config = None, json: Json = False) -> int
 
 @app.command("test")
 def sinks_test(name: SinkName, config: Config = None, json: Json = False) -> int:
-    """Tell whether a sink can be reached from here.
-
-    By the settings; it is given nothing. Exit code 1 if not.
-    """
+    """Test whether a sink of the settings can be reached, without publishing to it. Exit code 1 if not."""
     from receiver.cli.sinks import test_sink
 
     return test_sink(config, name, json=json)
@@ -39,10 +36,7 @@ def sinks_test(name: SinkName, config: Config = None, json: Json = False) -> int
 
 @app.command("pause")
 def sinks_pause(name: SinkName, config: Config = None, json: Json = False) -> int:
-    """Have nothing more published to a sink.
-
-    Within a second or so; what comes meanwhile waits.
-    """
+    """Stop publishing to a sink within about a second. Its events wait."""
     from receiver.cli.sinks import pause_sink
 
     return pause_sink(config, name, paused=True, json=json)
@@ -50,7 +44,7 @@ def sinks_pause(name: SinkName, config: Config = None, json: Json = False) -> in
 
 @app.command("resume")
 def sinks_resume(name: SinkName, config: Config = None, json: Json = False) -> int:
-    """Have events published to a sink again, from where it was."""
+    """Publish to a paused sink again, from its cursor on."""
     from receiver.cli.sinks import pause_sink
 
     return pause_sink(config, name, paused=False, json=json)
@@ -60,24 +54,27 @@ def sinks_resume(name: SinkName, config: Config = None, json: Json = False) -> i
 def sinks_replay(
     name: SinkName,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Events received from this time on, up to where the sink is.")
+        str | None,
+        typer.Option(metavar="TIME", help="Replay events received from this time on, up to the cursor of the sink."),
     ] = None,
-    beginning: Annotated[bool, typer.Option("--beginning", help="All events that are kept.")] = False,
-    pause: Annotated[bool, typer.Option("--pause", help="Have the replay that is open wait.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Have it go on.")] = False,
-    cancel: Annotated[bool, typer.Option("--cancel", help="End it for good.")] = False,
+    beginning: Annotated[
+        bool, typer.Option("--beginning", help="Replay all stored events, up to the cursor of the sink.")
+    ] = False,
+    pause: Annotated[bool, typer.Option("--pause", help="Pause the open replay.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the paused replay.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the open replay for good.")] = False,
     dry_run: DryRun = False,
     config: Config = None,
     json: Json = False,
 ) -> int:
-    """Give a sink old events again.
+    """Publish old events to a sink again, with the same ids, beside new events.
 
-    With the same ids, beside those that are new; or pause, resume or cancel that.
+    Or pause, resume or cancel such a replay.
     """
     from receiver.cli.sinks import act_on_replay, begin_replay
 
-    asked: dict[ReplayAction, bool] = {"pause": pause, "resume": resume, "cancel": cancel}
-    actions = [action for action in asked if asked[action]]
+    flags: dict[ReplayAction, bool] = {"pause": pause, "resume": resume, "cancel": cancel}
+    actions = [action for action, is_set in flags.items() if is_set]
     if len(actions) + beginning + (since is not None) != 1:
         raise typer.BadParameter("give one of --since, --beginning, --pause, --resume and --cancel")
     if not actions:
@@ -96,8 +93,8 @@ def sinks_replays(
     config: Config = None,
     json: Json = False,
 ) -> int:
-    """List the replays to a sink, and how far each has got."""
+    """List the replays to a sink and the progress of each."""
     from receiver.cli.sinks import list_replays
 
-    asked = {"sortOrder": "asc" if oldest_first else "desc", "size": size, "page": page}
-    return list_replays(config, name, asked, json=json)
+    parameters = {"sortOrder": "asc" if oldest_first else "desc", "size": size, "page": page}
+    return list_replays(config, name, parameters, json=json)

@@ -1,4 +1,4 @@
-"""Signing and checking tags."""
+"""The commands `receiver tag …`."""
 
 from typing import Annotated
 
@@ -6,19 +6,19 @@ import typer
 
 from receiver.cli.commands.options import Config, Json, Recipients, Sender, group
 
-app = group("Sign and check the tags of messages.")
+app = group("Sign and verify the tags of messages.")
 
 
 @app.command("sign")
 def tag_sign(
-    value: Annotated[str, typer.Argument(help="What the tag shall say.")],
+    value: Annotated[str, typer.Argument(help="The value of the tag.")],
     sender: Sender = None,
     to: Recipients = None,
-    kid: Annotated[str | None, typer.Option(help="The id of the key; else the first one.")] = None,
+    kid: Annotated[str | None, typer.Option(help="The id of the key; default: the first key.")] = None,
     config: Config = None,
     json: Json = False,
 ) -> int:
-    """Sign a tag. With --from or --to it is worthless for a message with other numbers."""
+    """Sign a tag. With --from or --to the tag is valid only for a message with these numbers."""
     from receiver.cli.tag import sign
 
     return sign(config, value, sender=sender, recipients=to, kid=kid, json=json)
@@ -26,17 +26,14 @@ def tag_sign(
 
 @app.command("verify")
 def tag_verify(
-    tag: Annotated[str, typer.Argument(help="The whole tag, signature included.")],
+    tag: Annotated[str, typer.Argument(help="The whole tag, with its signature.")],
     sender: Sender = None,
     to: Recipients = None,
-    kid: Annotated[str | None, typer.Option(help="The id of the only key to accept; else all are.")] = None,
+    kid: Annotated[str | None, typer.Option(help="The id of the only key to accept; default: all keys.")] = None,
     config: Config = None,
     json: Json = False,
 ) -> int:
-    """Check a tag.
-
-    As an event with these numbers is checked; exit code 1 if it is not valid.
-    """
+    """Verify a tag as in an event with these numbers. Exit code 1 if it is not valid."""
     from receiver.cli.tag import verify
 
     return verify(config, tag, sender=sender, recipients=to, kid=kid, json=json)

@@ -1,4 +1,4 @@
-"""An application of somebody else: writes to customers and takes Bandwidth's callbacks. It knows nothing of ours."""
+"""An application of somebody else: it sends messages to customers and accepts Bandwidth's callbacks."""
 
 import base64
 import json
@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Shop:
-    """Reminds customers, and files what becomes of it."""
+    """Sends reminders to customers, and records their delivery and the replies."""
 
     def __init__(self, user, password):
         self.expected = _basic(user, password)

@@ -1,4 +1,4 @@
-"""A place in memory, a sink that is sound, and sinks that are broken, each in a way of its own."""
+"""A target in memory, two sound sinks, and broken sinks, each of which breaks one rule."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ MOST_BYTES = 100_000
 
 @dataclass
 class Shelf:
-    """Where events are put; nobody can reach it while it is down, and while it is frozen it does not answer."""
+    """Stores the ids of events. It cannot be reached while it is down, and does not answer while it is frozen."""
 
     ids: list[str] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)
@@ -32,7 +32,7 @@ class Shelf:
         self.is_down = False
 
     async def put(self, publication: Publication) -> bool:
-        """Returns whether it is taken."""
+        """Returns whether the event was stored."""
         await asyncio.sleep(0)
         if self.is_down:
             raise ConnectionRefusedError
@@ -70,7 +70,7 @@ class Sound(Sink):
 
 
 class Streaming(Sound):
-    """Sound, too: takes several events of a message at once."""
+    """A sound sink that publishes several events of a message in one batch."""
 
     max_batch = 50
     concurrency = 1
@@ -138,7 +138,7 @@ class Shuffles(Streaming):
 
 
 class Overtakes(Sound):
-    """Says published first and publishes then, the first event of a message after the others."""
+    """Returns Published before it publishes, and publishes the first event of a message after the others."""
 
     async def put(self, publication: Publication) -> Result:
         async def put() -> None:
@@ -224,14 +224,14 @@ class LeavesFiles(Sound):
 
 
 class Buffers(Sound):
-    """Says published before it publishes; a stop throws away what it has not."""
+    """Returns Published before it publishes; a stop discards what is not published yet."""
 
     async def put(self, publication: Publication) -> Result:
         async def put() -> None:
-            await asyncio.sleep(place / 100)
+            await asyncio.sleep(index / 100)
             await shelf.put(publication)
 
-        place = len(self.tasks)
+        index = len(self.tasks)
         self.later(put())
         return Published()
 
@@ -289,7 +289,7 @@ class NeverRecovers(Sound):
 
 
 class Persists(Sound):
-    """Cannot be cancelled."""
+    """Ignores its cancellation."""
 
     async def put(self, publication: Publication) -> Result:
         while not shelf.answers.is_set():
@@ -299,7 +299,7 @@ class Persists(Sound):
 
 
 class Blocks(Sound):
-    """Waits for its answer and lets nobody else do anything."""
+    """Waits for its answer and blocks the event loop."""
 
     async def put(self, publication: Publication) -> Result:
         if not shelf.answers.is_set():
@@ -328,7 +328,7 @@ class IsDownForPoison(Sound):
 
 
 class GoesOnWithoutPoison(Streaming):
-    """Fails an event, and takes the later ones of its message in the same batch."""
+    """Fails an event, and publishes later events of its message in the same batch."""
 
     async def publish(self, batch: Sequence[Publication]) -> list[Result]:
         return [Published() if await shelf.put(one) else Retry(reason="not wanted") for one in batch]

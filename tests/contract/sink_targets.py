@@ -1,4 +1,4 @@
-"""Where our own sinks publish to when they are on trial: real servers, taken down and frozen by a proxy."""
+"""The targets of the built-in sinks in the conformance tests: real servers behind a proxy that cuts or freezes them."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from receiver.domain.publication import Publication, Published, Refused
 from receiver.sinks.base import SinkSettings
 from receiver.sinks.memory import MemorySink
-from receiver.testing import Place
+from receiver.testing import SinkTarget
 from tests.brokers.kafka import KafkaCluster
 from tests.fault_server import fault_server
 from tests.proxy import Proxy, proxy
@@ -29,58 +29,58 @@ from tests.servers import random_name
 STANDARD_PORTS = {"amqp": 5672, "nats": 4222, "redis": 6379}
 
 
-class Kept(MemorySink):
-    """Memory that outlives the sink."""
+class SharedMemorySink(MemorySink):
+    """A memory sink whose events outlive the object."""
 
-    kept: ClassVar[list[Publication]] = []
+    stored: ClassVar[list[Publication]] = []
     refused: ClassVar[set[str]] = set()
 
     def __init__(self, settings: SinkSettings) -> None:
         super().__init__(settings)
-        self.published = self.kept
-        self.answer = lambda one: Refused(reason="as told") if one.id in self.refused else Published()
+        self.published = self.stored
+        self.answer = lambda event: Refused(reason="refused by the test") if event.id in self.refused else Published()
 
 
 @contextmanager
-def memory() -> Iterator[Place]:
-    yield Place(
-        settings={"type": f"{__name__}:Kept"},
-        arrived=lambda: [one.id for one in Kept.kept],
-        refuse=lambda one: Kept.refused.add(one.id),
+def memory() -> Iterator[SinkTarget]:
+    yield SinkTarget(
+        settings={"type": f"{__name__}:SharedMemorySink"},
+        arrived=lambda: [event.id for event in SharedMemorySink.stored],
+        refuse=lambda event: SharedMemorySink.refused.add(event.id),
     )
-    Kept.kept.clear()
-    Kept.refused.clear()
+    SharedMemorySink.stored.clear()
+    SharedMemorySink.refused.clear()
 
 
 @contextmanager
-def jsonl(directory: Path) -> Iterator[Place]:
-    """A file in a directory that comes and goes."""
-    here, away = directory / "here", directory / "away"
-    here.mkdir()
-    path = here / "events.jsonl"
-    yield Place(
+def jsonl(directory: Path) -> Iterator[SinkTarget]:
+    """A file in a directory that is renamed to take the target down."""
+    current, away = directory / "current", directory / "away"
+    current.mkdir()
+    path = current / "events.jsonl"
+    yield SinkTarget(
         settings={"type": "jsonl", "path": str(path)},
         arrived=lambda: ids(path.read_bytes()) if path.exists() else [],
-        down=lambda: here.rename(away),
-        up=lambda: away.rename(here),
+        down=lambda: current.rename(away),
+        up=lambda: away.rename(current),
     )
 
 
 class Output:
-    """Standard output for a sink, read by a pipe; pytest keeps the real one for itself."""
+    """Standard output for a sink, read through a pipe; pytest captures the real one."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.read = bytearray()
         self._patch = patch
         self._loop = asyncio.get_running_loop()
         self._reader, self._writer = pipe()
-        nobody, self._broken = pipe()
-        os.close(nobody)
+        unread, self._broken = pipe()
+        os.close(unread)
         self.mend()
         self.thaw()
 
     def cut(self) -> None:
-        """What is printed from now on meets a pipe that nobody reads; what was printed before is read."""
+        """From now on, prints go to a pipe without a reader; what was printed before is still read."""
         self._print_to(self._broken)
 
     def mend(self) -> None:
@@ -111,9 +111,9 @@ def pipe() -> tuple[int, TextIO]:
 
 
 @asynccontextmanager
-async def stdout(patch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+async def stdout(patch: pytest.MonkeyPatch) -> AsyncIterator[SinkTarget]:
     output = Output(patch)
-    yield Place(
+    yield SinkTarget(
         settings={"type": "stdout"},
         arrived=lambda: ids(output.read),
         down=output.cut,
@@ -125,9 +125,9 @@ async def stdout(patch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
 
 
 @asynccontextmanager
-async def webhook() -> AsyncIterator[Place]:
+async def webhook() -> AsyncIterator[SinkTarget]:
     async with fault_server() as server, proxy("127.0.0.1", server.port) as between:
-        yield Place(
+        yield SinkTarget(
             settings={
                 "type": "webhook",
                 "url": f"http://127.0.0.1:{between.port}/200",
@@ -139,13 +139,13 @@ async def webhook() -> AsyncIterator[Place]:
                 if (id_ := request.headers.get("webhook-id")) and id_ not in server.refused
             ],
             **faults(between),
-            refuse=lambda one: server.refused.add(one.id),
+            refuse=lambda event: server.refused.add(event.id),
         )
 
 
 @asynccontextmanager
-async def nats(url: str) -> AsyncIterator[Place]:
-    """A stream of its own on a server that tests share."""
+async def nats(url: str) -> AsyncIterator[SinkTarget]:
+    """A stream of this test on the shared server."""
     name, arrived = random_name(), []
 
     async def take(message: Msg) -> None:
@@ -157,7 +157,7 @@ async def nats(url: str) -> AsyncIterator[Place]:
         await streams.add_stream(name=name, subjects=[f"{name}.>"])
         await streams.subscribe(f"{name}.>", ordered_consumer=True, cb=take)
         async with in_front_of(url) as between:
-            yield Place(
+            yield SinkTarget(
                 settings={
                     "type": "nats",
                     "servers": [by_way_of(between, url)],
@@ -172,8 +172,8 @@ async def nats(url: str) -> AsyncIterator[Place]:
 
 
 @asynccontextmanager
-async def redis(url: str) -> AsyncIterator[Place]:
-    """A stream of its own on a server that tests share."""
+async def redis(url: str) -> AsyncIterator[SinkTarget]:
+    """A stream of this test on the shared server."""
     name, client = random_name(), Redis.from_url(url)
 
     async def arrived() -> list[str]:
@@ -181,7 +181,7 @@ async def redis(url: str) -> AsyncIterator[Place]:
 
     try:
         async with in_front_of(url) as between:
-            yield Place(
+            yield SinkTarget(
                 settings={"type": "redis", "url": by_way_of(between, url), "stream": name},
                 arrived=arrived,
                 **faults(between),
@@ -192,8 +192,8 @@ async def redis(url: str) -> AsyncIterator[Place]:
 
 
 @asynccontextmanager
-async def rabbitmq(url: str) -> AsyncIterator[Place]:
-    """An exchange and a queue of its own on a server that tests share."""
+async def rabbitmq(url: str) -> AsyncIterator[SinkTarget]:
+    """An exchange and a queue of this test on the shared server."""
     name, arrived = random_name(), []
 
     async def take(message: AbstractIncomingMessage) -> None:
@@ -207,7 +207,7 @@ async def rabbitmq(url: str) -> AsyncIterator[Place]:
         await queue.bind(exchange, "#")
         await queue.consume(take, no_ack=True)
         async with in_front_of(url) as between:
-            yield Place(
+            yield SinkTarget(
                 settings={"type": "rabbitmq", "url": by_way_of(between, url), "exchange": name},
                 arrived=lambda: arrived,
                 **faults(between),
@@ -217,8 +217,8 @@ async def rabbitmq(url: str) -> AsyncIterator[Place]:
 
 
 @asynccontextmanager
-async def kafka() -> AsyncIterator[Place]:
-    """A cluster of its own: its clients go where it tells them, and not by a proxy."""
+async def kafka() -> AsyncIterator[SinkTarget]:
+    """A cluster of this test: clients connect to the addresses it advertises, so a proxy would be bypassed."""
     with KafkaCluster() as cluster:
         cluster.create_topic("events")
 
@@ -226,7 +226,7 @@ async def kafka() -> AsyncIterator[Place]:
             records = await asyncio.to_thread(cluster.records, "events")
             return [(record.headers["ce_id"] or b"").decode() for record in records]
 
-        yield Place(
+        yield SinkTarget(
             settings={"type": "kafka", "bootstrap": [cluster.bootstrap], "topic": "events"},
             arrived=arrived,
             down=cluster.down,
@@ -243,17 +243,17 @@ def in_front_of(url: str) -> AbstractAsyncContextManager[Proxy]:
 
 
 def by_way_of(between: Proxy, url: str) -> str:
-    """The URL of the same server, reached by a proxy."""
+    """The URL of the same server, reached through a proxy."""
     parts = urlsplit(url)
     user, at, _ = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{user}{at}127.0.0.1:{between.port}"))
 
 
 def faults(between: Proxy) -> dict[str, Any]:
-    """What a proxy can do to a place."""
+    """The faults that a proxy can cause for a target."""
     return {"down": between.refuse, "up": between.forward, "freeze": between.blackhole, "thaw": between.forward}
 
 
 def ids(lines: bytes | bytearray) -> list[str]:
-    """The ids in lines of JSON, a torn last one left out."""
+    """The ids in lines of JSON, without an incomplete last line."""
     return [orjson.loads(line)["id"] for line in bytes(lines).splitlines(keepends=True) if line.endswith(b"\n")]

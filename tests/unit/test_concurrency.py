@@ -1,4 +1,4 @@
-"""Publishing a batch all at once: every event has a deadline and a result of its own."""
+"""Tests publish_each: every event has its own timeout and its own result."""
 
 import asyncio
 
@@ -36,7 +36,7 @@ async def publish_one(publication: Publication) -> Result:
     return Refused(reason="too large")
 
 
-async def test_where_the_sink_is_in_order_a_failure_is_that_events_own() -> None:
+async def test_exception_with_a_passing_check_is_a_retry() -> None:
     assert await publish_each(BATCH, publish_one, seconds=0.05, check=fine) == [
         Published(),
         Retry(reason="ValueError"),
@@ -46,17 +46,17 @@ async def test_where_the_sink_is_in_order_a_failure_is_that_events_own() -> None
 
 
 @pytest.mark.parametrize(("check", "reason"), [(broken, "connection refused"), (failing, "OSError")])
-async def test_where_it_is_not_the_sink_is_down(check: object, reason: str) -> None:
+async def test_exception_with_a_failing_check_means_sink_down(check: object, reason: str) -> None:
     down = SinkDown(reason=reason)
     results = await publish_each(BATCH, publish_one, seconds=0.05, check=check)  # type: ignore[arg-type]
     assert results == [Published(), down, down, Refused(reason="too large")]
 
 
-async def test_nobody_asks_whether_the_sink_is_in_order_while_it_takes_everything() -> None:
+async def test_check_is_not_called_without_an_exception() -> None:
     assert await publish_each(BATCH[:1], publish_one, seconds=1, check=failing) == [Published()]
 
 
-async def test_being_stopped_is_no_result() -> None:
+async def test_cancellation_is_not_a_result() -> None:
     task = asyncio.create_task(publish_each(BATCH, publish_one, seconds=60, check=fine))
     await asyncio.sleep(0)
     task.cancel()
