@@ -5,21 +5,20 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from receiver import credentials, logs
 from receiver.cli.output import echo_error
 from receiver.clock import now
 from receiver.errors import SchemaError
-from receiver.intake.processor import Processor
-from receiver.intake.reprocessing import Reprocessing
-from receiver.metrics import WorkerMetrics
 from receiver.settings import Settings, load
 from receiver.storage import journal, schema, sqlite_file
 from receiver.storage.database import Database, is_sqlite
 from receiver.storage.processor import backlog, settle
 from receiver.storage.sqlite_file import UnfitDatabase
-from receiver.worker import tag_checker, worker_lock
+
+if TYPE_CHECKING:
+    from receiver.intake.reprocessing import Reprocessing
 
 STALLED_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.05
@@ -108,6 +107,11 @@ async def _process_here(settings: Settings, database: Database, stack: AsyncExit
 
     On PostgreSQL the processor stands by while a worker holds the lease.
     """
+    # Commands that only read start without the worker and all that it imports.
+    from receiver.intake.processor import Processor
+    from receiver.metrics import WorkerMetrics
+    from receiver.worker import tag_checker, worker_lock
+
     try:
         stack.enter_context(worker_lock(settings))
     except UnfitDatabase:
@@ -124,5 +128,8 @@ async def _process_here(settings: Settings, database: Database, stack: AsyncExit
     return True
 
 
-def reprocessing(settings: Settings, database: Database) -> Reprocessing:
+def reprocessing(settings: Settings, database: Database) -> "Reprocessing":
+    from receiver.intake.reprocessing import Reprocessing
+    from receiver.worker import tag_checker
+
     return Reprocessing(database=database, checker=tag_checker(settings), conflict=settings.final_conflict, clock=now)
