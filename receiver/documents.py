@@ -185,9 +185,12 @@ def _stem(word: str) -> str:
     return word
 
 
+_TABLE_LINES: Final = re.compile(r"^[|:\- ]+$|(?<!\\)\|", re.MULTILINE)
+
+
 def _snippet(text: str, words: Sequence[re.Pattern[str]]) -> str:
-    """The text around its first match, on one line."""
-    line = " ".join(plain(text).split())
+    """The text around its first match, on one line, without the lines of tables."""
+    line = " ".join(_TABLE_LINES.sub(" ", plain(text)).replace("\\|", "|").split())
     first = min((found.start() for word in words if (found := word.search(line))), default=0)
     start = line.rfind(" ", 0, max(first - _SNIPPET_CHARACTERS // 4, 0)) + 1
     cut = line[start : start + _SNIPPET_CHARACTERS]

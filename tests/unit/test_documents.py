@@ -137,6 +137,12 @@ def test_search_takes_any_query(query: str) -> None:
     assert search(query, (WEBHOOK,)) == []
 
 
+def test_snippet_has_the_cells_of_a_table_without_its_lines() -> None:
+    table = "# Table\n\nFor tests.\n\n| option | meaning |\n|---|:---:|\n| `--sink` | one of `a\\|b`, a retry |\n"
+    [found] = search("retry", [Topic("table", table)])
+    assert found.snippet.endswith("option meaning --sink one of a|b, a retry")
+
+
 def test_snippet_is_one_line_of_plain_text_around_the_match() -> None:
     long = Topic("long", f"# Long\n\n{'word ' * 200}**needle** [link](x.md)\n{'word ' * 200}\n")
     [hit] = search("needle", [long])
