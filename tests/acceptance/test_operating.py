@@ -503,7 +503,7 @@ def test_pause_resume_and_replay_beside_a_running_server(site: Site) -> None:
     assert site.run("sinks", "pause", "file") == "file is paused: its events wait\n"
     until(site.holds_back)
     assert site.sink()["state"] == "paused"
-    assert site.run("sinks", "resume", "file") == "file is given events again\n"
+    assert site.run("sinks", "resume", "file") == "file is resumed: its events are published again\n"
     until(lambda: site.published() == site.received and site.sink()["lag"] == 0)
     [heading, row] = site.run("sinks", "list").splitlines()
     assert heading.split()[:4] == ["NAME", "TYPE", "STATE", "LAG"]

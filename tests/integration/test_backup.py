@@ -17,7 +17,7 @@ import pytest
 
 from receiver.domain.delivery import FinalConflict
 from receiver.errors import ReceiverError
-from receiver.storage import backup, sqlite_file
+from receiver.storage import backup, schema, sqlite_file
 from receiver.storage.backup import UnusableBackup
 from receiver.storage.database import Database
 from receiver.storage.rebuild import Rebuild
@@ -94,7 +94,7 @@ def test_a_backup_holds_both_files_for_its_owner_alone(main_file: Path, target: 
     assert sorted(contents(target)) == ["callbacks.db", "manifest.json", "receiver.db"]
     assert stat.S_IMODE(target.stat().st_mode) == 0o700
     assert {stat.S_IMODE(file.stat().st_mode) for file in target.iterdir()} == {0o600}
-    assert (manifest.cursor, manifest.journal_end, manifest.revision) == (2, 3, "0003")
+    assert (manifest.cursor, manifest.journal_end, manifest.revision) == (2, 3, schema.NEWEST)
     told = json.loads((target / "manifest.json").read_text())
     assert (told["time"], told["journalEnd"]) == ("2026-01-02T03:04:05Z", 3)
     assert backup.check(target) == manifest
@@ -219,7 +219,7 @@ def change_manifest(folder: Path, **values: object) -> None:
         (lambda folder: (folder / "callbacks.db").unlink(), "has no callbacks.db"),
         (lambda folder: (folder / "manifest.json").unlink(), "is not a backup"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json is damaged"),
-        (lambda folder: change_manifest(folder, format=2), "not of a kind"),
+        (lambda folder: change_manifest(folder, format=2), "has a format that this version does not know"),
         (lambda folder: change_manifest(folder, cursor=4), "older than its main file"),
         (lambda folder: change_manifest(folder, revision="9999"), "a newer receiver made"),
     ],
