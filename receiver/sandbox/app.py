@@ -6,7 +6,7 @@ from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from receiver.sandbox import control_routes, v1_routes, v2_routes
@@ -35,7 +35,7 @@ def application(settings: SandboxSettings | None = None) -> Starlette:
 
     app = Starlette(
         routes=[*v1_routes.ROUTES, *v2_routes.ROUTES, *control_routes.ROUTES],
-        exception_handlers={HTTPException: _error_response},
+        exception_handlers={HTTPException: _error_response, ClientDisconnect: _nobody_to_answer},
         lifespan=lifespan,
         max_body_size=MAX_BODY_BYTES,
     )
@@ -54,3 +54,8 @@ async def _error_response(request: Request, error: Exception) -> Response:
     if path.startswith(v2_routes.PREFIXES):
         return v2_routes.error_response(request, error)
     return control_routes.error_response(request, error)
+
+
+async def _nobody_to_answer(_: Request, __: Exception) -> Response:
+    """The client closed its connection within the body: no fault of the sandbox, and nobody reads the response."""
+    return Response(status_code=400)

@@ -83,6 +83,18 @@ def test_signal_stops_the_sandbox(tmp_path: Path, number: signal.Signals) -> Non
         assert not is_open(url)
 
 
+def test_client_that_disconnects_within_its_body_is_no_error(tmp_path: Path) -> None:
+    with foreground(tmp_path, "sandbox", "--port", "0") as running:
+        url = httpx2.URL(running.address("sandbox"))
+        head = "POST /sandbox/inbound HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"
+        with socket.create_connection((url.host, url.port or 0)) as connection:
+            connection.sendall(head.encode())
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(1)
+        assert running.stop() == 0
+        assert running.errors.read_text("utf-8") == ""
+
+
 def test_idle_wait_does_not_delay_the_stop(tmp_path: Path) -> None:
     with foreground(tmp_path, "sandbox", "--port", "0", "--outbound-url", "http://127.0.0.1:1/") as running:
         url = running.address("sandbox")
