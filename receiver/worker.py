@@ -38,7 +38,7 @@ from receiver.storage.database import Database, is_sqlite
 from receiver.storage.pruner import Pruner
 
 # Garbage collection took a tenth of the time under load, most of it for objects that live as long as the process.
-GC_THRESHOLDS: Final = (50_000, 20, 50)
+_GC_THRESHOLDS: Final = (50_000, 20, 50)
 REPORT_SECONDS: Final = 1.0
 _STARTING_SECONDS: Final = 0.05
 # Accepting has priority: where both compete for a CPU, the web process gets nine tenths of it.
@@ -53,6 +53,16 @@ _PARENT_SECONDS: Final = 0.5
 _EXIT_SECONDS: Final = 2.0
 
 log = structlog.get_logger("receiver.worker")
+
+
+def freeze_garbage_collection() -> None:
+    """Collects once, exempts what is there now, and collects rarely from then on.
+
+    Called when a process has started: what the start made lives as long as the process.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def tag_checker(settings: Settings) -> TagChecker:
@@ -205,9 +215,7 @@ class _Child:
 
     async def _work(self) -> None:
         worker = await self._start()
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
+        freeze_garbage_collection()
         while not self._ending.is_set():
             self._send(report=worker.report())
             is_starting = worker.processor.health.status is ProcessorStatus.STARTING

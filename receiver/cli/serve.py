@@ -1,7 +1,6 @@
 """`receiver serve`: the start of the server, the reload on SIGHUP, and the orderly stop."""
 
 import asyncio
-import gc
 import logging
 import signal
 import socket
@@ -27,7 +26,7 @@ from receiver.intake.server import server
 from receiver.settings import Settings, load
 from receiver.storage.database import is_sqlite
 from receiver.supervisor import Supervisor
-from receiver.worker import GC_THRESHOLDS
+from receiver.worker import freeze_garbage_collection
 
 # The banner waits at most this long for the worker, because callbacks are accepted already.
 _WORKER_SECONDS: Final = 10.0
@@ -110,9 +109,7 @@ async def _serve(
         # Here and not in uvicorn's lifespan, so that an error of the start has a line of its own.
         async with receiver.running():
             # Before the first answer: under load a collection takes a fifth of a second.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(*GC_THRESHOLDS)
+            freeze_garbage_collection()
             started = asyncio.create_task(_when_started(running, receiver.worker, echo_banner))
             await running.serve(sockets=list(listeners))
             await started

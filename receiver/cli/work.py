@@ -1,7 +1,6 @@
 """`receiver work`: a separate worker, for web processes without one (`RECEIVER_WORKER=none`)."""
 
 import asyncio
-import gc
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,7 +26,7 @@ from receiver.metrics import WorkerMetrics
 from receiver.settings import PREFIX, Settings, load
 from receiver.storage import schema, sqlite_file
 from receiver.storage.database import Database, is_sqlite
-from receiver.worker import GC_THRESHOLDS, Worker, run, worker_lock
+from receiver.worker import Worker, freeze_garbage_collection, run, worker_lock
 
 # As long as `receiver serve` waits for its worker.
 STOP_SECONDS: Final = 20.0
@@ -64,9 +63,7 @@ async def _work(settings: Settings, read: Callable[[], Settings], listeners: Seq
         if listeners:
             await stack.enter_async_context(serving(_application(settings, worker), listeners))
         await stack.enter_async_context(_reloading(worker, read, reload))
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
+        freeze_garbage_collection()
         log.info("working", **_metrics_address(listeners))
         await ending.wait()
 

@@ -320,7 +320,7 @@ class Publishing(RuleBasedStateMachine):
     def take(self, limit: int) -> None:
         batch = self.window.take(limit)
         ordering_keys = [one.ordering_key for other in self.under_way for one in other]
-        assert not {one.ordering_key for one in batch} & set(ordering_keys), "two of a lane under way"
+        assert not {one.ordering_key for one in batch} & set(ordering_keys), "two of one ordering key under way"
         assert self.keeps_order or len({one.ordering_key for one in batch}) == len(batch)
         if batch:
             self.under_way.append(batch)
