@@ -1,6 +1,7 @@
 """Fixtures for all tests: a database of one's own on either engine, migrated."""
 
 import asyncio
+import logging
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -8,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from receiver.storage import schema
@@ -121,3 +123,13 @@ def kafka() -> Iterator[KafkaCluster]:
     """A Kafka cluster that all tests share: topics by random names, and no faults."""
     with KafkaCluster() as cluster:
         yield cluster
+
+
+@pytest.fixture
+def own_log() -> Iterator[None]:
+    """Restores the log of the process, which a command that runs within it configures."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers, root.level = handlers, level
+    structlog.reset_defaults()

@@ -1,7 +1,6 @@
 """The commands: their output, their exit codes, and that their output cannot control a terminal."""
 
 import json
-import logging
 import os
 import re
 import resource
@@ -10,14 +9,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import structlog
 from sqlalchemy import create_engine, text
 
 from receiver import cli
@@ -33,6 +31,8 @@ from tests.processing import now
 from tests.running import COMMAND, environment, receiver
 from tests.servers import named_database, on_postgres, random_name
 
+pytestmark = pytest.mark.usefixtures("own_log")
+
 EVIL = "\x1b[31mred\x07\u202e\x9b2J\r\n\u2028end"
 
 
@@ -47,16 +47,6 @@ class Result(NamedTuple):
 
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture(autouse=True)
-def _own_log() -> Iterator[None]:
-    """Restores the log of the process, which a command configures."""
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    yield
-    root.handlers, root.level = handlers, level
-    structlog.reset_defaults()
 
 
 @pytest.fixture

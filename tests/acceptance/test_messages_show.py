@@ -2,16 +2,14 @@
 
 import asyncio
 import json
-import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import structlog
 
 from receiver import cli
 from receiver.domain.callbacks import Callback
@@ -25,6 +23,8 @@ from tests.event_log import memory_sink
 from tests.posts import callback, v1_event, v2_event
 from tests.processing import process, select
 from tests.running import environment
+
+pytestmark = pytest.mark.usefixtures("own_log")
 
 ONE, TWO, THREE = "+15550001", "+15550002", "+15550003"
 
@@ -49,16 +49,6 @@ class Shown(NamedTuple):
 
 
 Show = Callable[..., Shown]
-
-
-@pytest.fixture(autouse=True)
-def _own_log() -> Iterator[None]:
-    """The command sets up the log of the process; the next test must not notice."""
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    yield
-    root.handlers, root.level = handlers, level
-    structlog.reset_defaults()
 
 
 @pytest.fixture
