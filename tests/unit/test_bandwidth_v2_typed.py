@@ -1,7 +1,6 @@
 """The typed and the lenient way of reading v2 arrays give the same elements, whatever the body."""
 
 import json
-import time
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from receiver.providers.bandwidth_v2 import decode
 from receiver.providers.parser import parse_leniently
 from tests.callbacks import event_of, post, rejected_of, request
 from tests.contract.test_event_ids import RECORDED, callback_from
+from tests.cpu import cpu_at_most
 
 MESSAGE = {"id": "msg-1", "time": "2024-06-12T13:46:40Z", "to": ["+14155550142"], "from": "+19195550100", "tag": "t"}
 FAILED = {
@@ -192,9 +192,8 @@ def test_a_v1_event_with_too_many_recipients_is_too_large() -> None:
 
 def test_half_a_million_elements_that_are_no_events_take_little_time() -> None:
     callback = request(body=b"[" + b"1," * 523_999 + b"1]")
-    begun = time.process_time()
-    assert sum(1 for _ in parse(callback)) == 524_000
-    assert time.process_time() - begun < 2
+    with cpu_at_most(30):
+        assert sum(1 for _ in parse(callback)) == 524_000
 
 
 @pytest.mark.parametrize(
