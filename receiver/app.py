@@ -21,7 +21,7 @@ from receiver.api.auth import TokenAuth, Tokens
 from receiver.api.health import Health
 from receiver.api.operations import ApiContext
 from receiver.clock import now
-from receiver.domain.installation import Findings, WorkerRecord
+from receiver.explanation.installation import Findings, WorkerRecord
 from receiver.intake.endpoint import Admission, CallbackEndpoints, Credentials
 from receiver.intake.journal import Journal
 from receiver.intake.reprocessing import Reprocessing

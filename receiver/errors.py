@@ -7,8 +7,11 @@ ReceiverError
 ├── JournalFull         too many callbacks wait for their commit
 ├── Unknown             nothing has this name or id
 ├── Conflict            the present state does not allow the action
+│   └── Ambiguous       several things have this id
 └── Expired             the requested data is no longer stored
 """
+
+from collections.abc import Mapping, Sequence
 
 
 class ReceiverError(Exception):
@@ -47,6 +50,14 @@ class Unknown(ReceiverError):
 
 class Conflict(ReceiverError):
     """The present state does not allow the action."""
+
+
+class Ambiguous(Conflict):
+    """Several things have this id. `choices` are the parameters that choose one of them, and their values."""
+
+    def __init__(self, message: str, *, choices: Mapping[str, Sequence[str]]) -> None:
+        super().__init__(message)
+        self.choices = choices
 
 
 class Expired(ReceiverError):

@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import func, select, update
 
 from receiver.domain.events import number_key
+from receiver.models.callbacks import CALLBACKS, PENDING, PROCESSOR, QUARANTINE
+from receiver.models.messages import DELIVERIES, MESSAGES
 from receiver.storage.database import Database
-from receiver.storage.journal import CALLBACKS, PENDING, PROCESSOR, QUARANTINE
-from receiver.storage.messages import DELIVERIES, MESSAGES
 
 NOON = datetime(2024, 6, 12, 12, tzinfo=UTC)
 

@@ -13,12 +13,12 @@ from sqlalchemy import select
 from receiver.dispatch.dispatcher import Dispatchers
 from receiver.dispatch.reader import Wakeup
 from receiver.domain.publication import LogEntry, Publication
-from receiver.domain.queries import DeadLetterView
+from receiver.models.sinks import DeadLetter
+from receiver.models.sinks import RETRIES, SINKS
 from receiver.sinks.base import Sink, SinkSettings
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import dead_letters, event_log
 from receiver.storage.database import Database
-from receiver.storage.tables import RETRIES, SINKS
 from tests.event_log import Nobody, life, now
 
 
@@ -128,7 +128,7 @@ async def sink_row(database: Database, name: str = "crm") -> Any:
         return (await connection.execute(select(SINKS).where(SINKS.c.name == name))).one()
 
 
-async def letters(database: Database) -> list[DeadLetterView]:
+async def letters(database: Database) -> list[DeadLetter]:
     return (await dead_letters.find(database)).items
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import ClauseElement, Executable
 from sqlalchemy.ext.compiler import compiles
 
-from receiver.domain.queries import MessageQuery
+from receiver.models.queries import MessageQuery
 from receiver.storage import messages
 from receiver.storage.database import Database
 

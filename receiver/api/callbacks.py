@@ -2,63 +2,46 @@
 
 from typing import Final
 
-from starlette.requests import Request
-from starlette.responses import Response
-
-from receiver.api.answers import json_answer, next_page
-from receiver.api.operations import ApiContext, Operation, path_value
-from receiver.api.parameter_kinds import encode_cursor
-from receiver.api.parameters import CallbackParameters, Parameters, ReprocessParameters
-from receiver.api.problems import ProblemError
-from receiver.api.representations import Callback, CallbackSummary
-from receiver.domain.queries import CallbackView, Page
+from receiver.api.operations import Call, Listed, Operation, by_cursor
+from receiver.errors import Unknown
+from receiver.models.callbacks import Callback, CallbackSummary
+from receiver.models.parameters import encode_cursor
+from receiver.models.queries import CallbackQuery, ReprocessQuery
 from receiver.storage import journal
 
-# Why the journal may not have a callback that was answered 200.
-NOT_STORED: Final = "repeats are not stored, old ones are removed"
+
+async def list_callbacks(call: Call) -> Listed[CallbackSummary]:
+    return by_cursor(await journal.find(call.database, call.query), lambda callback: encode_cursor([callback.id]))
 
 
-async def list_callbacks(context: ApiContext, request: Request, parameters: CallbackParameters) -> Response:
-    page = await journal.find(context.database, parameters.query())
-    return json_answer(_summaries(page.items), link=_link(context, request, page))
-
-
-async def get_callback(context: ApiContext, request: Request, _: Parameters) -> Response:
-    callback = await journal.one(context.database, path_value(request, "id"))
+async def get_callback(call: Call) -> Callback:
+    callback = await journal.with_id(call.database, call.path["id"])
     if callback is None:
-        raise _not_found()
-    return json_answer(Callback.model_validate(callback))
+        raise _unknown(call.path["id"])
+    return callback
 
 
-async def reprocess_callback(context: ApiContext, request: Request, _: Parameters) -> Response:
-    callback_id = path_value(request, "id")
-    if not await journal.by_ids(context.database, [callback_id]):
-        raise _not_found()
-    await context.reprocess([callback_id])
-    reprocessed = await journal.by_ids(context.database, [callback_id])
+async def reprocess_callback(call: Call) -> CallbackSummary:
+    callback_id = call.path["id"]
+    if not await journal.by_ids(call.database, [callback_id]):
+        raise _unknown(callback_id)
+    await call.context.reprocess([callback_id])
+    reprocessed = await journal.by_ids(call.database, [callback_id])
     if not reprocessed:
-        raise _not_found()
-    return json_answer(CallbackSummary.model_validate(reprocessed[0]))
+        raise _unknown(callback_id)
+    return reprocessed[0]
 
 
-async def reprocess_callbacks(context: ApiContext, request: Request, parameters: ReprocessParameters) -> Response:
-    page = await journal.find(context.database, parameters.query())
+async def reprocess_callbacks(call: Call) -> Listed[CallbackSummary]:
+    page = by_cursor(await journal.find(call.database, call.query), lambda callback: encode_cursor([callback.id]))
     ids = [callback.id for callback in page.items]
-    await context.reprocess(ids)
-    reprocessed = await journal.by_ids(context.database, ids)
-    return json_answer(_summaries(reprocessed), link=_link(context, request, page))
+    await call.context.reprocess(ids)
+    return Listed(items=await journal.by_ids(call.database, ids), next_page=page.next_page)
 
 
-def _summaries(callbacks: list[CallbackView]) -> list[CallbackSummary]:
-    return [CallbackSummary.model_validate(callback) for callback in callbacks]
-
-
-def _link(context: ApiContext, request: Request, page: Page[CallbackView]) -> dict[str, str]:
-    return next_page(request, context.public_url, cursor=encode_cursor([page.items[-1].id])) if page.more else {}
-
-
-def _not_found() -> ProblemError:
-    return ProblemError(404, f"The journal has no callback with this id; {NOT_STORED}.")
+def _unknown(callback_id: str) -> Unknown:
+    # A callback that was answered 200 may still be missing.
+    return Unknown(f"the journal has no callback {callback_id}; repeats are not stored, old ones are removed")
 
 
 _ID: Final = {"id": "the id of the callback"}
@@ -69,7 +52,7 @@ OPERATIONS: Final = (
         path="/api/callbacks",
         summary="List the callbacks of the journal, newest first",
         handle=list_callbacks,
-        parameters=CallbackParameters,
+        query=CallbackQuery,
         answer=list[CallbackSummary],
         has_next=True,
         reads_processed=True,
@@ -81,7 +64,7 @@ OPERATIONS: Final = (
         summary="Process a page of callbacks again with today's code and keys",
         description="By default quarantined callbacks, oldest first. `POST` to the address in `Link` for more.",
         handle=reprocess_callbacks,
-        parameters=ReprocessParameters,
+        query=ReprocessQuery,
         answer=list[CallbackSummary],
         has_next=True,
         problems=(403,),

@@ -9,13 +9,14 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from receiver.api.answers import JSON, json_answer, next_page
+from receiver.api.answers import JSON
 from receiver.api.auth import BASIC
-from receiver.api.operations import ApiContext, Group, Operation, path_value
-from receiver.api.parameter_kinds import message_cursor
-from receiver.api.parameters import CatapultMessageParameters, Parameters
+from receiver.api.operations import Call, Group, Listed, Operation, by_cursor
+from receiver.models.parameters import message_cursor
+from receiver.models.queries import CatapultMessageQuery, Query
 from receiver.api.problems import ProblemError, as_problem
-from receiver.api.representations import Media, Representation
+from receiver.models.messages import Media
+from receiver.models.columns import Read
 from receiver.domain.events import Direction
 from receiver.storage import messages
 
@@ -32,7 +33,7 @@ CatapultTime = Annotated[
 ]
 
 
-class CatapultMessage(Representation):
+class CatapultMessage(Read):
     """A message as in the Catapult API. Unknown values are left out.
 
     `to` is a string. A group message, which the Catapult API does not have, has all its numbers in it, separated by
@@ -93,19 +94,18 @@ async def answer_error(_: Request, error: Exception) -> Response:
     return Response(to_json(body), problem.status, headers, JSON)
 
 
-async def list_messages(context: ApiContext, request: Request, parameters: CatapultMessageParameters) -> Response:
-    page = await messages.find(context.database, parameters.query())
-    link = next_page(request, context.public_url, cursor=message_cursor(page.items[-1].place)) if page.more else {}
-    return json_answer([CatapultMessage.model_validate(view) for view in page.items], link=link, leave_out_null=True)
+async def list_messages(call: Call) -> Listed[CatapultMessage]:
+    page = await messages.find(call.database, call.query.as_message_query())
+    listed = by_cursor(page, lambda message: message_cursor(message.place))
+    return Listed(items=[CatapultMessage.model_validate(message) for message in page.items], next_page=listed.next_page)
 
 
-async def get_message(context: ApiContext, request: Request, _: Parameters) -> Response:
-    found = await messages.with_id(context.database, path_value(request, "messageId"))
+async def get_message(call: Call) -> CatapultMessage:
+    found = await messages.with_id(call.database, call.path["messageId"])
     if not found:
         raise ProblemError(404, "The message could not be found")
     # The order of preference of a v1 client: outbound before inbound, then v1 before v2.
-    found.sort(key=lambda view: (view.direction is not Direction.OUT, view.api))
-    return json_answer(CatapultMessage.model_validate(found[0]), leave_out_null=True)
+    return CatapultMessage.model_validate(min(found, key=lambda found: (found.direction is not Direction.OUT, found.api)))
 
 
 _USER: Final = {"userId": "any value; it is ignored"}
@@ -122,11 +122,12 @@ GROUP: Final = Group(
             path="/v1/users/{userId}/messages",
             summary="List messages as in the Catapult API, oldest first",
             handle=list_messages,
-            parameters=CatapultMessageParameters,
+            query=CatapultMessageQuery,
             answer=list[CatapultMessage],
             has_next=True,
             path_words=_USER,
             reads_processed=True,
+            leaves_out_null=True,
         ),
         Operation(
             name="getCatapultMessage",
@@ -137,6 +138,7 @@ GROUP: Final = Group(
             problems=(404,),
             path_words={**_USER, "messageId": "the id of the message, percent-encoded"},
             reads_processed=True,
+            leaves_out_null=True,
         ),
     ),
 )

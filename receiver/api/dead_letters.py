@@ -3,45 +3,43 @@
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
-from starlette.requests import Request
-from starlette.responses import Response
-
-from receiver.api.answers import json_answer, next_page
-from receiver.api.auth import is_admin
-from receiver.api.operations import ApiContext, Operation
-from receiver.api.parameter_kinds import encode_cursor
-from receiver.api.parameters import DeadLetterActionParameters, DeadLetterParameters
-from receiver.api.representations import DeadLetter, DeadLetterActionResult, without_responses
+from receiver.api.operations import Call, Listed, Operation, by_cursor
+from receiver.models.columns import Read
+from receiver.models.parameters import encode_cursor
+from receiver.models.queries import DeadLetterChoice, DeadLetterQuery
+from receiver.models.sinks import DeadLetter, without_responses
 from receiver.storage import dead_letters
 
 # Shorter than the timeout of the usual proxies.
 _SECONDS_PER_REQUEST: Final = 10.0
 
 
-async def list_dead_letters(context: ApiContext, request: Request, parameters: DeadLetterParameters) -> Response:
-    page = await dead_letters.find(context.database, parameters.query())
-    link = next_page(request, context.public_url, cursor=encode_cursor([str(page.items[-1].id)])) if page.more else None
-    letters = [DeadLetter.model_validate(view) for view in page.items]
-    return json_answer(letters if is_admin(request) else without_responses(letters), link=link)
+class DeadLetterActionResult(Read):
+    """The number of dead letters that were requeued or dropped, or would be after a dry run.
+
+    `left` counts the chosen dead letters that remain because the request ran out of time: send it again.
+    """
+
+    dead_letters: int
+    left: int
+    dry_run: bool
 
 
-async def requeue_dead_letters(context: ApiContext, _: Request, parameters: DeadLetterActionParameters) -> Response:
-    return await _act(context, parameters, dead_letters.requeue)
+async def list_dead_letters(call: Call) -> Listed[DeadLetter]:
+    page = by_cursor(await dead_letters.find(call.database, call.query), lambda letter: encode_cursor([str(letter.id)]))
+    return page if call.is_admin else Listed(items=without_responses(page.items), next_page=page.next_page)
 
 
-async def drop_dead_letters(context: ApiContext, _: Request, parameters: DeadLetterActionParameters) -> Response:
-    return await _act(context, parameters, dead_letters.drop)
-
-
-async def _act(context: ApiContext, parameters: DeadLetterActionParameters, action: dead_letters.Action) -> Response:
-    choice = parameters.choice()
-    number, left = await dead_letters.count(context.database, choice), 0
-    if not parameters.dry_run:
-        done = await _within_time(action(context.database, parameters.sink, choice, now=context.clock()))
+async def act_on_dead_letters(call: Call, *, action: dead_letters.Action) -> DeadLetterActionResult:
+    choice: DeadLetterChoice = call.query
+    number, left = await dead_letters.count(call.database, choice), 0
+    if not choice.dry_run:
+        done = await _within_time(action(call.database, choice.sink, choice, now=call.context.clock()))
         number, left = done, max(0, number - done)
-    return json_answer(DeadLetterActionResult(dead_letters=number, left=left, dry_run=parameters.dry_run))
+    return DeadLetterActionResult(dead_letters=number, left=left, dry_run=choice.dry_run)
 
 
 async def _within_time(batches: AsyncGenerator[int, None]) -> int:
@@ -66,7 +64,7 @@ OPERATIONS: Final = (
         path="/api/dead-letters",
         summary="List dead letters, oldest first",
         handle=list_dead_letters,
-        parameters=DeadLetterParameters,
+        query=DeadLetterQuery,
         answer=list[DeadLetter],
         has_next=True,
     ),
@@ -76,8 +74,8 @@ OPERATIONS: Final = (
         path="/api/dead-letters/requeue",
         summary="Publish dead letters of a sink again, with the same event ids and a new retry schedule",
         description=_ACTION_WORDS,
-        handle=requeue_dead_letters,
-        parameters=DeadLetterActionParameters,
+        handle=partial(act_on_dead_letters, action=dead_letters.requeue),
+        query=DeadLetterChoice,
         answer=DeadLetterActionResult,
         problems=(403, 404),
     ),
@@ -87,8 +85,8 @@ OPERATIONS: Final = (
         path="/api/dead-letters/drop",
         summary="Remove dead letters of a sink for good",
         description=_ACTION_WORDS,
-        handle=drop_dead_letters,
-        parameters=DeadLetterActionParameters,
+        handle=partial(act_on_dead_letters, action=dead_letters.drop),
+        query=DeadLetterChoice,
         answer=DeadLetterActionResult,
         problems=(403, 404),
     ),

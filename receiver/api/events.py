@@ -2,16 +2,12 @@
 
 from typing import Any, Final
 
-from starlette.requests import Request
-from starlette.responses import Response
-
-from receiver.api.answers import json_answer, next_page
-from receiver.api.operations import ApiContext, Operation, pending_header
-from receiver.api.parameters import PullParameters
-from receiver.api.problems import ProblemError
-from receiver.api.representations import reason_of
+from receiver.api.operations import Call, Listed, Operation
+from receiver.models.queries import PullQuery
+from receiver.models.codes import reason_of
 from receiver.domain.cloudevents import cloud_event
 from receiver.domain.publication import LogEntry
+from receiver.errors import Conflict, Expired
 from receiver.storage import event_log
 from receiver.storage.event_log import LogBounds
 
@@ -19,19 +15,16 @@ from receiver.storage.event_log import LogBounds
 MEDIA_TYPE: Final = "application/cloudevents-batch+json"
 
 
-async def pull_events(context: ApiContext, request: Request, parameters: PullParameters) -> Response:
-    entries, log = await event_log.pull(context.database, parameters.after, parameters.limit)
-    pending = 0
-    if len(entries) < parameters.limit:
+async def pull_events(call: Call) -> Listed[dict[str, Any]]:
+    query: PullQuery = call.query
+    entries, log = await event_log.pull(call.database, query.after, query.limit)
+    if len(entries) < query.limit:
         # A full page needs no wait: callbacks accepted just now are on a later page.
-        pending = await context.settle()
-        entries, log = await event_log.pull(context.database, parameters.after, parameters.limit)
-    refuse_gap(parameters.after, log)
-    position = entries[-1].position if entries else parameters.after
-    link = next_page(request, context.public_url, after=str(position))
-    response = json_answer([_published(entry) for entry in entries], link=link, media_type=MEDIA_TYPE)
-    response.headers.update(pending_header(pending))
-    return response
+        call.pending = await call.context.settle()
+        entries, log = await event_log.pull(call.database, query.after, query.limit)
+    refuse_gap(query.after, log)
+    position = entries[-1].position if entries else query.after
+    return Listed(items=[_published(entry) for entry in entries], next_page={"after": str(position)})
 
 
 def refuse_gap(after: int, log: LogBounds) -> None:
@@ -40,12 +33,12 @@ def refuse_gap(after: int, log: LogBounds) -> None:
     0, the cursor of a new consumer, reads from the oldest stored event.
     """
     if after > log.last:
-        raise ProblemError(
-            409, f"The event log ends at {log.last}: this position is of another database, or from before a restore."
+        raise Conflict(
+            f"the event log ends at {log.last}: this position is of another database, or from before a restore"
         )
     if after and log.oldest is not None and after + 1 < log.oldest:
-        raise ProblemError(
-            410, f"Events after this position are no longer stored; the oldest stored event has position {log.oldest}."
+        raise Expired(
+            f"events after this position are no longer stored; the oldest stored event has position {log.oldest}"
         )
 
 
@@ -61,7 +54,7 @@ OPERATIONS: Final = (
         summary="Pull the next events of the event log, in the order of their positions, as CloudEvents",
         description="`Link` has the address of the next request, also at the end of the log.",
         handle=pull_events,
-        parameters=PullParameters,
+        query=PullQuery,
         answer=list[dict[str, Any]],
         media_type=MEDIA_TYPE,
         has_next=True,

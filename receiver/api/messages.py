@@ -6,53 +6,21 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from starlette.requests import Request
-from starlette.responses import Response
-
-from receiver.api.answers import csv_answer, json_answer, next_page, prefers_csv
-from receiver.api.auth import is_admin
-from receiver.api.operations import ApiContext, Operation, path_value
-from receiver.api.parameter_kinds import message_cursor
-from receiver.api.parameters import AttemptParameters, MessageParameters, OneMessageParameters
-from receiver.api.problems import ProblemError
-from receiver.api.representations import Attempt, Message, MessageEvent, without_responses
-from receiver.domain.queries import MessageView
+from receiver.api.operations import Call, Listed, Operation, by_cursor
+from receiver.errors import Ambiguous, Unknown
+from receiver.models.codes import ReasonRead
+from receiver.models.columns import shown_names
+from receiver.models.events import MessageEvent
+from receiver.models.messages import Message, Recipient
+from receiver.models.parameters import message_cursor
+from receiver.models.queries import AttemptQuery, MessageQuery, OneMessageQuery
+from receiver.models.sinks import Attempt, without_responses
 from receiver.storage import messages, retries
 
-_OF_MESSAGE: Final = (
-    "id",
-    "api",
-    "direction",
-    "from",
-    "owner",
-    "applicationId",
-    "text",
-    "media",
-    "tag",
-    "tagVerdict",
-    "segmentCount",
-    "channel",
-    "carrierName",
-    "priority",
-    "time",
-    "firstReceivedTime",
-    "awaitingReceipt",
-)
-_OF_RECIPIENT: Final = (
-    "to",
-    "status",
-    "state",
-    "deliveryState",
-    "deliveryCode",
-    "deliveryDescription",
-    "sentTime",
-    "deliveredTime",
-    "failedTime",
-    "readTime",
-    "contradicted",
-    "updatedTime",
-)
-_OF_REASON: Final = ("name", "description", "category", "retryable", "billable")
+_OF_RECIPIENT: Final = tuple(name for name in shown_names(Recipient) if name != "reason")
+# The values of a single recipient are in the columns of the recipient, the list of numbers is its rows.
+_OF_MESSAGE: Final = tuple(name for name in shown_names(Message) if name not in (*_OF_RECIPIENT, "recipients"))
+_OF_REASON: Final = shown_names(ReasonRead)
 
 COLUMNS: Final = (
     *_OF_MESSAGE,
@@ -101,51 +69,36 @@ def _rows(message: Message) -> Iterator[dict[str, Any]]:
         yield of_message | of_recipient | {f"reason{name.capitalize()}": reason.get(name) for name in _OF_REASON}
 
 
-async def list_messages(context: ApiContext, request: Request, parameters: MessageParameters) -> Response:
-    page = await messages.find(context.database, parameters.query())
-    link = next_page(request, context.public_url, cursor=message_cursor(page.items[-1].place)) if page.more else {}
-    listed = [Message.model_validate(view) for view in page.items]
-    if prefers_csv(request.headers.get("accept", "")):
-        return csv_answer(csv_table(listed), name="messages", link=link)
-    return json_answer(listed, link=link)
+async def list_messages(call: Call) -> Listed[Message]:
+    page = await messages.find(call.database, call.query)
+    return by_cursor(page, lambda message: message_cursor(message.place))
 
 
-async def get_message(context: ApiContext, request: Request, parameters: OneMessageParameters) -> Response:
-    return json_answer(Message.model_validate(await _find_one(context, request, parameters)))
-
-
-async def list_message_events(context: ApiContext, request: Request, parameters: OneMessageParameters) -> Response:
-    view = await _find_one(context, request, parameters)
-    events = await messages.events(context.database, view.key)
-    return json_answer([MessageEvent.model_validate(event) for event in events])
-
-
-async def list_message_attempts(context: ApiContext, request: Request, parameters: AttemptParameters) -> Response:
-    view = await _find_one(context, request, parameters)
-    async with context.database.reading() as connection:
-        found = await retries.attempts_of_message(connection, view.key, parameters.sink)
-    attempts = [Attempt.model_validate(attempt) for attempt in found]
-    return json_answer(attempts if is_admin(request) else without_responses(attempts))
-
-
-async def _find_one(context: ApiContext, request: Request, parameters: OneMessageParameters) -> MessageView:
-    """The message with the id in the path; raises a problem where there is none, or more than one."""
-    found = await messages.with_id(context.database, path_value(request, "id"), parameters.api, parameters.direction)
+async def get_message(call: Call) -> Message:
+    found = await messages.with_id(call.database, call.path["id"], call.query.api, call.query.direction)
     if not found:
-        raise ProblemError(404, "There is no message with this id.")
+        raise Unknown(f"there is no message {call.path['id']}")
     if len(found) > 1:
-        raise ProblemError(409, f"{len(found)} messages have this id: add {_parameters_to_add(found)}.")
+        raise Ambiguous(f"{len(found)} messages have this id", choices=_choices(found))
     return found[0]
 
 
-def _parameters_to_add(found: Sequence[MessageView]) -> str:
-    """The parameters that choose one of the messages with the same id."""
-    hints = []
-    if len({view.api for view in found}) > 1:
-        hints.append("?api=v1 or ?api=v2")
-    if len({view.direction for view in found}) > 1:
-        hints.append("?direction=in or ?direction=out")
-    return ", and ".join(hints)
+def _choices(found: Sequence[Message]) -> dict[str, list[str]]:
+    """The parameters that choose one of the messages with the same id, and their values."""
+    values = {"api": {message.api for message in found}, "direction": {message.direction for message in found}}
+    return {name: sorted(different) for name, different in values.items() if len(different) > 1}
+
+
+async def list_message_events(call: Call) -> list[MessageEvent]:
+    message = await get_message(call)
+    return [MessageEvent.model_validate(event) for event in await messages.events(call.database, message.key)]
+
+
+async def list_message_attempts(call: Call) -> list[Attempt]:
+    message = await get_message(call)
+    async with call.database.reading() as connection:
+        attempts = await retries.attempts_of_message(connection, message.key, call.query.sink)
+    return attempts if call.is_admin else without_responses(attempts)
 
 
 _ID: Final = {"id": "the id of the message, percent-encoded"}
@@ -157,9 +110,9 @@ OPERATIONS: Final = (
         summary="List messages, newest first",
         description="`Accept: text/csv` gives a table with one row per recipient.",
         handle=list_messages,
-        parameters=MessageParameters,
+        query=MessageQuery,
         answer=list[Message],
-        has_csv=True,
+        csv=csv_table,
         has_next=True,
         reads_processed=True,
     ),
@@ -168,7 +121,7 @@ OPERATIONS: Final = (
         path="/api/messages/{id}",
         summary="Get one message",
         handle=get_message,
-        parameters=OneMessageParameters,
+        query=OneMessageQuery,
         answer=Message,
         problems=(404, 409),
         path_words=_ID,
@@ -179,7 +132,7 @@ OPERATIONS: Final = (
         path="/api/messages/{id}/events",
         summary="List the events of one message in order of arrival",
         handle=list_message_events,
-        parameters=OneMessageParameters,
+        query=OneMessageQuery,
         answer=list[MessageEvent],
         problems=(404, 409),
         path_words=_ID,
@@ -191,7 +144,7 @@ OPERATIONS: Final = (
         summary="List the delivery attempts for one message to the sinks, oldest first",
         description="Successful attempts are stored only for sinks that record them, such as webhooks.",
         handle=list_message_attempts,
-        parameters=AttemptParameters,
+        query=AttemptQuery,
         answer=list[Attempt],
         problems=(404, 409),
         path_words=_ID,

@@ -52,7 +52,7 @@ def document(groups: Sequence[Group], version: str) -> Json:
     schemas, components = _schemas(groups)
     paths: Json = {}
     for group, operation in _operations(groups):
-        parameters = components[operation.parameters.__name__]
+        parameters = components[operation.query.__name__]
         described = {
             **_summary(operation, group),
             "parameters": [*_path_parameters(operation), *_query_parameters(parameters)],
@@ -61,7 +61,7 @@ def document(groups: Sequence[Group], version: str) -> Json:
         }
         paths.setdefault(operation.path, {})[operation.method.lower()] = described
     # The models of query parameters are in the document as parameters, not as schemas.
-    for name in {operation.parameters.__name__ for _, operation in _operations(groups)}:
+    for name in {operation.query.__name__ for _, operation in _operations(groups)}:
         del components[name]
     return {
         "openapi": "3.1.0",
@@ -92,7 +92,7 @@ def _schemas(groups: Sequence[Group]) -> tuple[dict[Part, Json], Json]:
 
 def _types(groups: Sequence[Group]) -> Iterator[tuple[Part, Literal["validation", "serialization"], TypeAdapter[Any]]]:
     for group, operation in _operations(groups):
-        yield (operation.name, "parameters"), "validation", TypeAdapter(operation.parameters)
+        yield (operation.name, "parameters"), "validation", TypeAdapter(operation.query)
         yield (operation.name, "answer"), "serialization", TypeAdapter(operation.answer)
         yield (operation.name, "error"), "serialization", TypeAdapter(group.error)
         if operation.body is not None:
@@ -139,7 +139,7 @@ def _body(operation: Operation, schemas: dict[Part, Json]) -> Json:
 
 def _responses(operation: Operation, group: Group, schemas: dict[Part, Json]) -> Json:
     content = {operation.media_type: {"schema": schemas[operation.name, "answer"]}}
-    if operation.has_csv:
+    if operation.csv is not None:
         content[CSV] = {"schema": {"type": "string"}}
     pending = _PENDING if operation.reads_processed or operation.settles_itself else None
     headers = _headers(_LINK if operation.has_next else None, pending)

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from receiver.errors import Conflict, Expired, JournalFull, StorageUnavailable, Unknown
+from receiver.errors import Ambiguous, Conflict, Expired, JournalFull, StorageUnavailable, Unknown
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 2
@@ -69,6 +69,9 @@ def as_problem(error: Exception) -> ProblemError:
             return ProblemError(503, _UNAVAILABLE, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
         case Unknown():
             return ProblemError(404, _sentence(error))
+        case Ambiguous():
+            values = (" or ".join(f"?{name}={value}" for value in values) for name, values in error.choices.items())
+            return ProblemError(409, f"{_sentence(error).rstrip('.')}: add {', and '.join(values)}.")
         case Conflict():
             return ProblemError(409, _sentence(error))
         case Expired():

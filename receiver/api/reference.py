@@ -1,50 +1,56 @@
 """Operations on delivery codes, and the operation that signs a tag."""
 
-from typing import Final
+from typing import Annotated, Final
 
-from starlette.requests import Request
-from starlette.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
 
 from receiver import tags
-from receiver.api.answers import json_answer, next_page, read_body
-from receiver.api.operations import ApiContext, Operation, path_value
-from receiver.api.parameters import CodeParameters, OneCodeParameters, Parameters
+from receiver.api.operations import Call, Listed, Operation, by_number
+from receiver.errors import Ambiguous, Conflict, Unknown
 from receiver.api.problems import ProblemError
-from receiver.api.representations import DeliveryCode, SignedTag, TagRequest
 from receiver.domain.events import Api
-from receiver.domain.queries import SortOrder
+from receiver.models.codes import DeliveryCodeRead
+from receiver.models.columns import Read
+from receiver.models.queries import CodeQuery, OneCodeQuery, Page, SortOrder
 from receiver.providers import bandwidth_codes
-from receiver.providers.bandwidth_codes import CodeEntry
 from receiver.tags import TagError
 
 
-async def list_codes(context: ApiContext, request: Request, parameters: CodeParameters) -> Response:
-    entries = _sorted(parameters)
-    listed = [
-        DeliveryCode.model_validate(entry) for entry in entries[parameters.skip : parameters.skip + parameters.size]
-    ]
-    more = parameters.skip + parameters.size < len(entries)
-    return json_answer(
-        listed, link=next_page(request, context.public_url, page=str(parameters.page + 1)) if more else None
-    )
+class TagRequest(BaseModel):
+    """The value of a tag to sign. With `from` or `to` the tag is valid only for a message with these numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    value: str = Field(max_length=1024)
+    from_: str | None = Field(None, alias="from", min_length=1)
+    to: str | Annotated[list[str], Field(min_length=1)] | None = None
 
 
-async def get_code(context: ApiContext, request: Request, parameters: OneCodeParameters) -> Response:
-    found = _entries(path_value(request, "code"), parameters.api)
+class SignedTag(Read):
+    """A signed tag, to be sent to Bandwidth with the message."""
+
+    tag: str
+
+
+async def list_codes(call: Call) -> Listed[DeliveryCodeRead]:
+    query: CodeQuery = call.query
+    codes = _codes(query.api)[:: 1 if query.order is SortOrder.ASC else -1]
+    end = query.skip + query.size
+    return by_number(Page(items=codes[query.skip : end], more=end < len(codes)), query)
+
+
+async def get_code(call: Call) -> DeliveryCodeRead:
+    found = [entry for entry in _codes(call.query.api) if str(entry.code) == call.path["code"]]
     if not found:
-        raise ProblemError(404, "Bandwidth's documents do not list this code.")
+        raise Unknown(f"Bandwidth's documents list no code {call.path['code']}")
     if len(found) > 1:
-        raise ProblemError(409, "v1 and v2 both have this code: add ?api=v1 or ?api=v2.")
-    return json_answer(DeliveryCode.model_validate(found[0]))
+        raise Ambiguous("v1 and v2 both have this code", choices={"api": sorted(entry.api for entry in found)})
+    return found[0]
 
 
-def _sorted(parameters: CodeParameters) -> list[CodeEntry]:
-    entries = [entry for entry in bandwidth_codes.catalogue() if parameters.api in (None, entry.api)]
-    return entries if parameters.sort_order is SortOrder.ASC else entries[::-1]
-
-
-def _entries(code: str, api: Api | None) -> list[CodeEntry]:
-    return [entry for entry in bandwidth_codes.catalogue() if str(entry.code) == code and api in (None, entry.api)]
+def _codes(api: Api | None) -> list[DeliveryCodeRead]:
+    entries = bandwidth_codes.catalogue()
+    return [DeliveryCodeRead.model_validate(entry) for entry in entries if api in (None, entry.api)]
 
 
 CODE_OPERATIONS: Final = (
@@ -53,8 +59,8 @@ CODE_OPERATIONS: Final = (
         path="/api/codes",
         summary="List the delivery codes that Bandwidth documents",
         handle=list_codes,
-        parameters=CodeParameters,
-        answer=list[DeliveryCode],
+        query=CodeQuery,
+        answer=list[DeliveryCodeRead],
         has_next=True,
     ),
     Operation(
@@ -62,24 +68,23 @@ CODE_OPERATIONS: Final = (
         path="/api/codes/{code}",
         summary="Get one delivery code",
         handle=get_code,
-        parameters=OneCodeParameters,
-        answer=DeliveryCode,
+        query=OneCodeQuery,
+        answer=DeliveryCodeRead,
         problems=(404, 409),
         path_words={"code": "the delivery code, a number"},
     ),
 )
 
 
-async def sign_tag(context: ApiContext, request: Request, _: Parameters) -> Response:
-    body = await read_body(request, TagRequest)
-    if context.tag_key is None:
-        raise ProblemError(409, "There is no key that signs tags: set RECEIVER_TAG_KEYS.")
-    kid, secret = context.tag_key
+async def sign_tag(call: Call) -> SignedTag:
+    if call.context.tag_key is None:
+        raise Conflict("there is no key that signs tags: set RECEIVER_TAG_KEYS")
+    kid, secret = call.context.tag_key
+    body: TagRequest = call.body
     try:
-        tag = tags.sign(body.value, secret, kid=kid, sender=body.from_, recipients=body.to)
+        return SignedTag(tag=tags.sign(body.value, secret, kid=kid, sender=body.from_, recipients=body.to))
     except TagError as error:
         raise ProblemError(400, str(error)) from None
-    return json_answer(SignedTag(tag=tag))
 
 
 SIGNING_OPERATIONS: Final = (

@@ -1,124 +1,147 @@
 """Operations on sinks: their state, test, pause, resume and replay, while a worker publishes to them."""
 
-from typing import Final
+from datetime import datetime
+from functools import partial
+from typing import Annotated, Any, Final, Literal
 
-from starlette.requests import Request
-from starlette.responses import Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from receiver.api.answers import json_answer, next_page, read_body
-from receiver.api.operations import ApiContext, Handle, Operation, path_value
-from receiver.api.parameter_kinds import encode_cursor
-from receiver.api.parameters import DryRunParameters, Parameters, ReplayParameters, SinkParameters
-from receiver.api.representations import Replay, ReplayRequest, ReplayResponse, Sink, SinkTest
-from receiver.domain.queries import ReplayAction
+from receiver.api.operations import Call, Handle, Listed, Operation, by_cursor, by_number
 from receiver.errors import Unknown
+from receiver.models.columns import Read, Time
+from receiver.models.parameters import encode_cursor, moment
+from receiver.models.queries import DryRunQuery, ReplayQuery, SinkQuery
+from receiver.models.sinks import Replay, ReplayAction, Sink
 from receiver.sinks.probe import probe_sink
 from receiver.storage import replays, sinks
 
 
-async def list_sinks(context: ApiContext, request: Request, parameters: SinkParameters) -> Response:
-    page = await sinks.find(
-        context.database,
-        _types(context),
-        now=context.clock(),
-        order=parameters.sort_order,
-        skip=parameters.skip,
-        size=parameters.size,
-    )
-    link = next_page(request, context.public_url, page=str(parameters.page + 1)) if page.more else None
-    return json_answer([Sink.model_validate(view) for view in page.items], link=link)
+class SinkTest(Read):
+    """Whether a sink can be reached, and the error if not. Nothing is published to it."""
+
+    ok: bool
+    error: str | None
+    seconds: float
 
 
-async def get_sink(context: ApiContext, request: Request, _: Parameters) -> Response:
-    return await _sink(context, path_value(request, "name"))
+def _since(value: Any) -> Any:
+    if value == "beginning":
+        return value
+    if not isinstance(value, str):
+        raise ValueError('must be "beginning" or a time')
+    return moment(value)
 
 
-async def check_sink(context: ApiContext, request: Request, _: Parameters) -> Response:
-    name = path_value(request, "name")
-    if name not in context.sinks:
-        raise Unknown("the settings have no sink with this name")
-    return json_answer(SinkTest.model_validate(await probe_sink(context.sinks[name])))
+Since = Annotated[
+    Literal["beginning"] | datetime,
+    BeforeValidator(_since),
+    WithJsonSchema({"anyOf": [{"const": "beginning"}, {"type": "string", "format": "date-time-prefix"}]}),
+]
 
 
-async def pause_sink(context: ApiContext, request: Request, _: Parameters) -> Response:
-    return await _pause(context, request, paused=True)
+class ReplayRequest(BaseModel):
+    """A replay of the events that were received from a time on."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-async def resume_sink(context: ApiContext, request: Request, _: Parameters) -> Response:
-    return await _pause(context, request, paused=False)
-
-
-async def _pause(context: ApiContext, request: Request, *, paused: bool) -> Response:
-    name = path_value(request, "name")
-    await sinks.pause(context.database, name, paused=paused)
-    return await _sink(context, name)
-
-
-async def _sink(context: ApiContext, name: str) -> Response:
-    return json_answer(
-        Sink.model_validate(await sinks.one(context.database, name, _types(context), now=context.clock()))
+    from_: Since = Field(
+        alias="from", description="`beginning` (the oldest stored event), or a time: events received from then on"
     )
 
 
-def _types(context: ApiContext) -> dict[str, str]:
-    return {name: str(table.get("type")) for name, table in context.sinks.items()}
+class ReplayResponse(Read):
+    """The events of a replay that was started, or of a dry run; those that the sink's filter accepts are published.
+
+    `id` is null where no replay was started: after a dry run, or because there is no event.
+    """
+
+    id: int | None
+    sink: str
+    events: int
+    after_position: int
+    to_position: int
+    first_time: Time | None
+    dry_run: bool
 
 
-async def replay_sink(context: ApiContext, request: Request, parameters: DryRunParameters) -> Response:
-    name = path_value(request, "name")
-    since = (await read_body(request, ReplayRequest)).from_
-    if parameters.dry_run:
-        begun, log_range = None, await replays.log_range(context.database, name, since)
+async def list_sinks(call: Call) -> Listed[Sink]:
+    page = await sinks.find(call.database, call.query, call.context.sink_types, now=call.context.clock())
+    return by_number(page, call.query)
+
+
+async def get_sink(call: Call) -> Sink:
+    return await sinks.with_name(call.database, call.path["name"], call.context.sink_types, now=call.context.clock())
+
+
+async def check_sink(call: Call) -> SinkTest:
+    name = call.path["name"]
+    if name not in call.context.sinks:
+        raise Unknown(f"the settings have no sink {name}")
+    return SinkTest.model_validate(await probe_sink(call.context.sinks[name]))
+
+
+async def pause_sink(call: Call, *, paused: bool) -> Sink:
+    await sinks.pause(call.database, call.path["name"], paused=paused)
+    return await get_sink(call)
+
+
+async def replay_sink(call: Call) -> ReplayResponse:
+    name, since, dry_run = call.path["name"], call.body.from_, call.query.dry_run
+    if dry_run:
+        started, log_range = None, await replays.log_range(call.database, name, since)
     else:
-        begun, log_range = await replays.begin(context.database, name, since, now=context.clock())
-    return json_answer(ReplayResponse.of(name, begun, log_range, dry_run=parameters.dry_run))
+        started, log_range = await replays.begin(call.database, name, since, now=call.context.clock())
+    return ReplayResponse(
+        id=started.id if started is not None else None,
+        sink=name,
+        events=log_range.events,
+        after_position=log_range.after_position,
+        to_position=log_range.to_position,
+        first_time=log_range.first_at,
+        dry_run=dry_run,
+    )
 
 
-async def list_replays(context: ApiContext, request: Request, parameters: ReplayParameters) -> Response:
-    name = path_value(request, "name")
-    async with context.database.reading() as connection:
-        await sinks.row_of(connection, name)
-        page = await replays.find(
-            connection,
-            name,
-            order=parameters.sort_order,
-            after=parameters.cursor,
-            skip=parameters.skip,
-            size=parameters.size,
-        )
-    cursor = encode_cursor([str(page.items[-1].id)]) if page.more else ""
-    link = next_page(request, context.public_url, cursor=cursor) if page.more else None
-    return json_answer([Replay.model_validate(view) for view in page.items], link=link)
+async def list_replays(call: Call) -> Listed[Replay]:
+    async with call.database.reading() as connection:
+        await sinks.row_of(connection, call.path["name"])
+        page = await replays.find(connection, call.path["name"], call.query)
+    return by_cursor(page, lambda replay: encode_cursor([str(replay.id)]))
 
 
-def _replay_handler(action: ReplayAction) -> Handle:
-    async def act(context: ApiContext, request: Request, _: Parameters) -> Response:
-        name, number = path_value(request, "name"), path_value(request, "id")
-        if not (number.isascii() and number.isdecimal() and len(number) < _DIGITS):
-            raise Unknown("there is no replay with this id")
-        replay = await replays.act(context.database, name, action, now=context.clock(), replay_id=int(number))
-        return json_answer(Replay.model_validate(replay))
-
-    return act
+async def act_on_replay(call: Call, *, action: ReplayAction) -> Replay:
+    """Acts on the replay with the id in the path; a command has none, and acts on the open replay."""
+    name, number = call.path["name"], call.path.get("id")
+    if number is not None and not (number.isascii() and number.isdecimal() and len(number) < _DIGITS):
+        raise Unknown(f"there is no such replay to {name}")
+    replay_id = int(number) if number is not None else None
+    return await replays.act(call.database, name, action, now=call.context.clock(), replay_id=replay_id)
 
 
 # The largest number of the database has 19 digits.
 _DIGITS: Final = 19
 _NAME: Final = {"name": "the name of the sink"}
-_ID: Final = {**_NAME, "id": "the id of the replay"}
+
+
+def _operation(name: str, path: str, summary: str, handle: Handle, answer: Any, *problems: int, **more: Any) -> Operation:
+    """An operation on one sink or one of its replays; a POST changes something, so it needs an admin's token."""
+    is_post = more.get("method") == "POST"
+    path_words = {**_NAME, **({"id": "the id of the replay"} if "{id}" in path else {})}
+    return Operation(
+        name=name,
+        path=f"/api/sinks/{{name}}{path}",
+        summary=summary,
+        handle=handle,
+        answer=answer,
+        problems=(*((403,) if is_post else ()), 404, *problems),
+        path_words=path_words,
+        **more,
+    )
 
 
 def _replay_operation(action: ReplayAction, summary: str) -> Operation:
-    return Operation(
-        name=f"{action}Replay",
-        method="POST",
-        path=f"/api/sinks/{{name}}/replays/{{id}}/{action}",
-        summary=summary,
-        handle=_replay_handler(action),
-        answer=Replay,
-        problems=(403, 404, 409),
-        path_words=_ID,
-    )
+    handle = partial(act_on_replay, action=action)
+    return _operation(f"{action}Replay", f"/replays/{{id}}/{action}", summary, handle, Replay, 409, method="POST")
 
 
 OPERATIONS: Final = (
@@ -127,72 +150,58 @@ OPERATIONS: Final = (
         path="/api/sinks",
         summary="List the sinks with their state, lag, retries and dead letters",
         handle=list_sinks,
-        parameters=SinkParameters,
+        query=SinkQuery,
         answer=list[Sink],
         has_next=True,
     ),
-    Operation(
-        name="getSink",
-        path="/api/sinks/{name}",
-        summary="Get one sink",
-        handle=get_sink,
-        answer=Sink,
-        problems=(404,),
-        path_words=_NAME,
-    ),
-    Operation(
-        name="testSink",
+    _operation("getSink", "", "Get one sink", get_sink, Sink),
+    _operation(
+        "testSink",
+        "/test",
+        "Test whether a sink can be reached, without publishing to it",
+        check_sink,
+        SinkTest,
         method="POST",
-        path="/api/sinks/{name}/test",
-        summary="Test whether a sink can be reached, without publishing to it",
-        handle=check_sink,
-        answer=SinkTest,
-        problems=(403, 404),
-        path_words=_NAME,
     ),
-    Operation(
-        name="pauseSink",
+    _operation(
+        "pauseSink",
+        "/pause",
+        "Stop publishing to a sink; its events wait",
+        partial(pause_sink, paused=True),
+        Sink,
         method="POST",
-        path="/api/sinks/{name}/pause",
-        summary="Stop publishing to a sink; its events wait",
-        handle=pause_sink,
-        answer=Sink,
-        problems=(403, 404),
-        path_words=_NAME,
     ),
-    Operation(
-        name="resumeSink",
+    _operation(
+        "resumeSink",
+        "/resume",
+        "Publish to a paused sink again, from its cursor on",
+        partial(pause_sink, paused=False),
+        Sink,
         method="POST",
-        path="/api/sinks/{name}/resume",
-        summary="Publish to a paused sink again, from its cursor on",
-        handle=resume_sink,
-        answer=Sink,
-        problems=(403, 404),
-        path_words=_NAME,
     ),
-    Operation(
-        name="replaySink",
+    _operation(
+        "replaySink",
+        "/replay",
+        "Publish old events to a sink again, with the same ids, beside new events",
+        replay_sink,
+        ReplayResponse,
+        409,
+        410,
+        413,
+        415,
         method="POST",
-        path="/api/sinks/{name}/replay",
-        summary="Publish old events to a sink again, with the same ids, beside new events",
         description="From a time on, or from the oldest stored event, up to the sink's cursor; one replay at a time.",
-        handle=replay_sink,
-        parameters=DryRunParameters,
+        query=DryRunQuery,
         body=ReplayRequest,
-        answer=ReplayResponse,
-        problems=(403, 404, 409, 410, 413, 415),
-        path_words=_NAME,
     ),
-    Operation(
-        name="listReplays",
-        path="/api/sinks/{name}/replays",
-        summary="List the replays to a sink, newest first",
-        handle=list_replays,
-        parameters=ReplayParameters,
-        answer=list[Replay],
+    _operation(
+        "listReplays",
+        "/replays",
+        "List the replays to a sink, newest first",
+        list_replays,
+        list[Replay],
+        query=ReplayQuery,
         has_next=True,
-        problems=(404,),
-        path_words=_NAME,
     ),
     _replay_operation("pause", "Pause a replay; retention does not remove its events"),
     _replay_operation("resume", "Resume a paused replay from its position on"),

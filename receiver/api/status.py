@@ -5,19 +5,16 @@ from importlib.metadata import version
 from typing import Final, Literal
 
 from pydantic import Field
-from starlette.requests import Request
-from starlette.responses import Response
 
-from receiver.api.answers import json_answer
-from receiver.api.operations import ApiContext, Operation
-from receiver.api.parameters import Parameters
-from receiver.api.representations import Representation, Time
-from receiver.domain.installation import Installation, ProcessorState, assess
-from receiver.domain.queries import SinkState, SinkView
+from receiver.api.operations import Call, Operation
+from receiver.models.queries import Query
+from receiver.models.columns import Read, Time
+from receiver.explanation.installation import Installation, ProcessorState, assess
+from receiver.models.sinks import Sink, SinkState
 from receiver.storage.status import StatusReader
 
 
-class JournalStatus(Representation):
+class JournalStatus(Read):
     """The backlog of the journal. `waiting` counts callbacks that are neither committed nor answered yet."""
 
     pending: int | None = Field(description="callbacks that are accepted and not yet processed; counted up to 100,000")
@@ -25,7 +22,7 @@ class JournalStatus(Representation):
     waiting: int | None
 
 
-class ProcessorStatus(Representation):
+class ProcessorStatus(Read):
     """The state of the processor; `failingSince` and `error` where it is stuck.
 
     `behind`: the oldest pending callback is older than 10 s. `missing`: no worker processes this database. `callbacks`
@@ -39,7 +36,7 @@ class ProcessorStatus(Representation):
     repeats: int | None
 
 
-class WorkerStatus(Representation):
+class WorkerStatus(Read):
     """The worker of the web process that answers; `elsewhere`: `receiver work` runs it."""
 
     mode: str
@@ -49,7 +46,7 @@ class WorkerStatus(Representation):
     since: Time | None
 
 
-class SinkStatus(Representation):
+class SinkStatus(Read):
     """The state and the backlog of one sink."""
 
     name: str
@@ -60,7 +57,7 @@ class SinkStatus(Representation):
     last_error: str | None
 
 
-class DatabaseStatus(Representation):
+class DatabaseStatus(Read):
     """The size of the database; null where its server does not report it."""
 
     type: Literal["sqlite", "postgresql"]
@@ -70,7 +67,7 @@ class DatabaseStatus(Representation):
     disk_free_bytes: int | None
 
 
-class InstallationStatus(Representation):
+class InstallationStatus(Read):
     """The state of this installation. A part that cannot be read is null, and `problems` has the reason."""
 
     version: str
@@ -101,7 +98,7 @@ def status_of(installation: Installation) -> InstallationStatus:
     )
 
 
-def _sink(view: SinkView) -> SinkStatus:
+def _sink(view: Sink) -> SinkStatus:
     return SinkStatus(
         name=view.name,
         state=view.state,
@@ -112,13 +109,13 @@ def _sink(view: SinkView) -> SinkStatus:
     )
 
 
-async def get_status(context: ApiContext, _: Request, __: Parameters) -> Response:
+async def get_status(call: Call) -> InstallationStatus:
+    context = call.context
     if context.findings is not None:
         found = await context.findings()
     else:
-        types = {name: str(table.get("type")) for name, table in context.sinks.items()}
-        found = await StatusReader(context.database).findings(types, clock=context.clock)
-    return json_answer(status_of(assess(found, context.clock())))
+        found = await StatusReader(context.database).findings(context.sink_types, clock=context.clock)
+    return status_of(assess(found, context.clock()))
 
 
 OPERATIONS: Final = (

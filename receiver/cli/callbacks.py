@@ -12,14 +12,14 @@ from typing import Any, BinaryIO, Final
 import typer
 
 from receiver.api.callbacks import NOT_STORED
-from receiver.api.parameters import CallbackParameters
-from receiver.api.representations import Callback, CallbackSummary
+from receiver.models.queries import CallbackQuery
+from receiver.models.callbacks import Callback, CallbackSummary
 from receiver.cli import options
 from receiver.cli.context import STALLED_SECONDS, process_pending, reprocessing, with_database
 from receiver.cli.output import echo, echo_error, echo_fields, echo_json, echo_page, write
 from receiver.clock import now
 from receiver.domain.cloudevents import rfc3339
-from receiver.domain.queries import CallbackView
+from receiver.models.callbacks import CallbackSummary
 from receiver.errors import ReceiverError
 from receiver.intake.transfer import Imported, Importing, ImportStopped, exported, import_lines
 from receiver.settings import Settings
@@ -30,7 +30,7 @@ _PROGRESS_SECONDS: Final = 2.0
 
 
 def list_callbacks(config: Path | None, parameters: Mapping[str, Any], *, json: bool) -> int:
-    query = options.parse(CallbackParameters, parameters).query()
+    query = options.parse(CallbackQuery, parameters).query()
 
     async def work(_: Settings, database: Database) -> int:
         page = await journal.find(database, query)
@@ -43,7 +43,7 @@ def list_callbacks(config: Path | None, parameters: Mapping[str, Any], *, json: 
 _HEADINGS = ("ID", "RECEIVED", "API", "ROUTE", "OUTCOME", "REASON")
 
 
-def _row(view: CallbackView) -> tuple[object, ...]:
+def _row(view: CallbackSummary) -> tuple[object, ...]:
     return view.id, rfc3339(view.received_at), view.api, view.route, view.outcome, view.reason
 
 
@@ -75,7 +75,7 @@ def _echo_callback(callback: Callback) -> None:
 
 
 def reprocess_callbacks(config: Path | None, ids: Sequence[str], selection: Mapping[str, Any], *, json: bool) -> int:
-    query = options.parse(CallbackParameters, selection).query()
+    query = options.parse(CallbackQuery, selection).query()
     if bool(ids) == any(selection.values()):
         raise typer.BadParameter("give either ids, or --outcome, --reason or --message, not both")
 
@@ -99,7 +99,7 @@ def export_callbacks(
     config: Path | None, selection: Mapping[str, Any], *, since: str | None, until: str | None, output: Path | None
 ) -> int:
     query = replace(
-        options.parse(CallbackParameters, selection).query(),
+        options.parse(CallbackQuery, selection).query(),
         since=options.time(since, "--since"),
         until=options.time(until, "--until"),
     )

@@ -1,6 +1,6 @@
 """`receiver codes`."""
 
-from receiver.api.representations import DeliveryCode
+from receiver.models.codes import DeliveryCodeRead
 from receiver.cli.output import echo_fields, echo_json, echo_table
 from receiver.domain.events import Api
 from receiver.errors import ReceiverError
@@ -13,7 +13,7 @@ def codes(code: int | None, *, api: Api | None, json: bool) -> int:
     if not found:
         raise ReceiverError(f"Bandwidth's documents list no code {code}")
     if json:
-        echo_json([DeliveryCode.model_validate(entry) for entry in found])
+        echo_json([DeliveryCodeRead.model_validate(entry) for entry in found])
     elif code is None:
         echo_table(_HEADINGS, [_row(entry) for entry in found])
     else:

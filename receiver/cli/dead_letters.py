@@ -7,14 +7,15 @@ from typing import Any
 
 import typer
 
-from receiver.api.parameters import DeadLetterActionParameters, DeadLetterParameters
-from receiver.api.representations import DeadLetter, DeadLetterActionResult
+from receiver.models.queries import DeadLetterChoice, DeadLetterQuery
+from receiver.api.representations import DeadLetterActionResult
+from receiver.models.sinks import DeadLetter
 from receiver.cli import options
 from receiver.cli.context import with_database
 from receiver.cli.output import echo, echo_json, echo_page
 from receiver.clock import now
 from receiver.domain.cloudevents import rfc3339
-from receiver.domain.queries import DeadLetterView
+from receiver.models.sinks import DeadLetter
 from receiver.errors import Unknown
 from receiver.settings import Settings
 from receiver.storage import dead_letters
@@ -23,7 +24,7 @@ from receiver.storage.dead_letters import Action
 
 
 def list_dead_letters(config: Path | None, parameters: Mapping[str, Any], *, json: bool) -> int:
-    query = options.parse(DeadLetterParameters, parameters).query()
+    query = options.parse(DeadLetterQuery, parameters).query()
 
     async def work(_: Settings, database: Database) -> int:
         page = await dead_letters.find(database, query)
@@ -36,7 +37,7 @@ def list_dead_letters(config: Path | None, parameters: Mapping[str, Any], *, jso
 _HEADINGS = ("ID", "SINK", "DIED", "MESSAGE", "STATUS", "REASON", "ATTEMPTS", "DETAIL")
 
 
-def _row(letter: DeadLetterView) -> tuple[object, ...]:
+def _row(letter: DeadLetter) -> tuple[object, ...]:
     died = rfc3339(letter.died_at.replace(microsecond=0))
     return (
         letter.id,
@@ -71,7 +72,7 @@ def _act(
     dry_run: bool,
     json: bool,
 ) -> int:
-    query = options.parse(DeadLetterActionParameters, parameters)
+    query = options.parse(DeadLetterChoice, parameters)
     is_narrowed = any(value is not None for name, value in parameters.items() if name != "sink")
     if [bool(ids), every, is_narrowed].count(True) != 1:
         raise typer.BadParameter("give one of: ids; --all; or --reason, --message, --event, --since or --until")

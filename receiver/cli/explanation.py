@@ -4,13 +4,13 @@ from collections.abc import Collection, Sequence
 
 from pydantic import Field
 
-from receiver.api.representations import Representation, Time
+from receiver.models.columns import Read, Time
 from receiver.cli.output import echo, echo_table
 from receiver.domain.explanation import Charged, Explanation, TimelineEntry, explain_publication, time_text
 from receiver.domain.queries import PublicationView
 
 
-class RecipientFields(Representation):
+class RecipientFields(Read):
     """The status of a message to one number, in words."""
 
     to: str | None = Field(validation_alias="recipient")
@@ -22,7 +22,7 @@ class RecipientFields(Representation):
     charge: str
 
 
-class TimelineFields(Representation):
+class TimelineFields(Read):
     """One event in words, with the times of both clocks. The creation of the message has no `eventId`."""
 
     event_id: str | None
@@ -33,7 +33,7 @@ class TimelineFields(Representation):
     clocks: str
 
 
-class ExplanationFields(Representation):
+class ExplanationFields(Read):
     """A message in words. A field is null where its recipients differ."""
 
     headline: str

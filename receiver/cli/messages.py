@@ -6,8 +6,10 @@ from typing import Any
 
 import typer
 
-from receiver.api.parameters import MessageParameters
-from receiver.api.representations import Attempt, Message, MessageEvent, Recipient
+from receiver.models.queries import MessageQuery
+from receiver.models.sinks import Attempt
+from receiver.models.messages import Message, Recipient
+from receiver.models.events import MessageEvent
 from receiver.cli import options
 from receiver.cli.context import with_database
 from receiver.cli.explanation import ExplanationFields, echo_explanation
@@ -16,7 +18,8 @@ from receiver.clock import now
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.events import Api, Direction, Event
 from receiver.domain.explanation import explain
-from receiver.domain.queries import AttemptView, MessageView
+from receiver.models.sinks import Attempt
+from receiver.models.messages import Message
 from receiver.errors import ReceiverError
 from receiver.providers import bandwidth_codes
 from receiver.settings import Settings
@@ -26,7 +29,7 @@ from receiver.storage.publications import publications_of_message
 
 
 def list_messages(config: Path | None, parameters: Mapping[str, Any], *, json: bool) -> int:
-    query = options.parse(MessageParameters, parameters).query()
+    query = options.parse(MessageQuery, parameters).query()
 
     async def work(_: Settings, database: Database) -> int:
         page = await messages.find(database, query)
@@ -39,7 +42,7 @@ def list_messages(config: Path | None, parameters: Mapping[str, Any], *, json: b
 _HEADINGS = ("TIME", "API", "ID", "DIRECTION", "FROM", "TO", "STATUS", "CODE", "TAG")
 
 
-def _row(view: MessageView) -> tuple[object, ...]:
+def _row(view: Message) -> tuple[object, ...]:
     time = rfc3339(view.listed_at.replace(microsecond=0))
     return (
         time,
@@ -120,7 +123,7 @@ def list_attempts(
 _ATTEMPT_HEADINGS = ("STARTED", "SECONDS", "SINK", "STATUS", "OUTCOME", "CODE", "DECISION", "REASON", "RESPONSE")
 
 
-def _attempt_row(view: AttemptView) -> tuple[object, ...]:
+def _attempt_row(view: Attempt) -> tuple[object, ...]:
     return (
         rfc3339(view.started_at),
         f"{view.seconds:.3f}",
@@ -134,7 +137,7 @@ def _attempt_row(view: AttemptView) -> tuple[object, ...]:
     )
 
 
-def _only(message_id: str, found: Sequence[MessageView]) -> MessageView:
+def _only(message_id: str, found: Sequence[Message]) -> Message:
     if not found:
         raise ReceiverError(f"there is no message {message_id}")
     if len(found) > 1:

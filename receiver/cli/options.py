@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import typer
 from pydantic import ValidationError
 
-from receiver.api.parameter_kinds import moment
-from receiver.api.parameters import Parameters
+from receiver.models.parameters import moment
+from receiver.models.queries import Query
 
-Model = TypeVar("Model", bound=Parameters)
+Model = TypeVar("Model", bound=Query)
 
 # The parameters whose option has another name.
 _OPTIONS = {

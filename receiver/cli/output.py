@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
 
-from receiver.domain.queries import Page
+from receiver.models.queries import Page
 
 View = TypeVar("View")
 

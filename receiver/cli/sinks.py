@@ -6,14 +6,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from receiver.api.parameters import ReplayParameters, SinkParameters
-from receiver.api.representations import Replay, ReplayResponse, Sink, SinkTest
+from receiver.models.queries import ReplayQuery, SinkQuery
+from receiver.api.representations import ReplayResponse, SinkTest
+from receiver.models.sinks import Replay, Sink
 from receiver.cli import options
 from receiver.cli.context import read_settings, with_database
 from receiver.cli.output import echo, echo_error, echo_fields, echo_json, echo_page
 from receiver.clock import now
 from receiver.domain.cloudevents import rfc3339
-from receiver.domain.queries import ReplayAction, ReplayView, SinkView
+from receiver.models.sinks import Replay, ReplayAction, Sink
 from receiver.errors import Unknown
 from receiver.settings import Settings
 from receiver.sinks.probe import probe_sink
@@ -23,7 +24,7 @@ from receiver.storage.replays import Since
 
 
 def list_sinks(config: Path | None, parameters: Mapping[str, Any], *, json: bool) -> int:
-    query = options.parse(SinkParameters, parameters)
+    query = options.parse(SinkQuery, parameters)
 
     async def work(settings: Settings, database: Database) -> int:
         page = await sinks.find(
@@ -38,7 +39,7 @@ def list_sinks(config: Path | None, parameters: Mapping[str, Any], *, json: bool
 _HEADINGS = ("NAME", "TYPE", "STATE", "LAG", "OLDEST", "RETRIES", "DEAD LETTERS", "LAST SUCCESS", "LAST ERROR")
 
 
-def _row(view: SinkView) -> tuple[object, ...]:
+def _row(view: Sink) -> tuple[object, ...]:
     waiting, dead = sum(view.retries.values()), sum(view.dead_letters.values())
     oldest, success = _age(view.oldest_seconds), _time(view.last_success_at)
     return view.name, view.type, view.state, view.lag, oldest, waiting, dead, success, view.last_error
@@ -56,7 +57,7 @@ def show_sink(config: Path | None, name: str, *, json: bool) -> int:
     return with_database(config, work)
 
 
-def _fields(view: SinkView) -> list[tuple[str, object]]:
+def _fields(view: Sink) -> list[tuple[str, object]]:
     replay = view.replay
     return [
         ("name", view.name),
@@ -142,7 +143,7 @@ def act_on_replay(config: Path | None, name: str, action: ReplayAction, *, json:
 
 
 def list_replays(config: Path | None, name: str, parameters: Mapping[str, Any], *, json: bool) -> int:
-    query = options.parse(ReplayParameters, parameters)
+    query = options.parse(ReplayQuery, parameters)
 
     async def work(_: Settings, database: Database) -> int:
         async with database.reading() as connection:
@@ -159,7 +160,7 @@ def list_replays(config: Path | None, name: str, parameters: Mapping[str, Any], 
 _REPLAY_HEADINGS = ("ID", "REQUESTED", "STATE", "DONE", "PUBLISHED", "DEAD LETTERS", "ENDED")
 
 
-def _replay_row(view: ReplayView) -> tuple[object, ...]:
+def _replay_row(view: Replay) -> tuple[object, ...]:
     done = f"{view.progress:.0%}"
     return view.id, _time(view.requested_at), view.state, done, view.published, view.dead_letters, _time(view.ended_at)
 

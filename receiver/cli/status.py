@@ -17,7 +17,7 @@ from receiver.cli.context import read_settings, refuse_absent
 from receiver.cli.output import echo, echo_fields, echo_json
 from receiver.clock import now
 from receiver.domain.cloudevents import rfc3339
-from receiver.domain.installation import Findings, assess
+from receiver.explanation.installation import Findings, assess
 from receiver.settings import Settings
 from receiver.storage.database import Database
 from receiver.storage.status import StatusReader

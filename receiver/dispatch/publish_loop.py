@@ -25,7 +25,7 @@ from receiver.domain.publication import (
     Retry,
     decide,
 )
-from receiver.domain.queries import ReplayView
+from receiver.models.sinks import Replay
 from receiver.domain.retry import BreakerState
 from receiver.domain.window import Window
 from receiver.errors import ReceiverError, StorageUnavailable
@@ -211,7 +211,7 @@ class PublishLoop:
             self._revision = control.revision
             self._window.forget_retries()
 
-    def _apply_replay(self, view: ReplayView | None) -> None:
+    def _apply_replay(self, view: Replay | None) -> None:
         """Starts the running replay, or leaves one that is paused, cancelled or finished.
 
         A replay is left only when none of its events is under way or unsettled.

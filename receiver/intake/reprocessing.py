@@ -6,7 +6,7 @@ from datetime import datetime
 
 from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
-from receiver.domain.queries import CallbackQuery
+from receiver.models.queries import CallbackQuery
 from receiver.intake import processor
 from receiver.intake.processor import Reprocessed
 from receiver.intake.tag_checker import TagChecker

@@ -18,7 +18,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from receiver.domain.callbacks import Callback
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.events import Api
-from receiver.domain.queries import CallbackQuery
+from receiver.models.queries import CallbackQuery
 from receiver.errors import StorageUnavailable
 from receiver.storage import journal
 from receiver.storage.database import Database

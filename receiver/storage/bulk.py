@@ -26,7 +26,7 @@ import orjson
 from sqlalchemy import BigInteger, Boolean, Integer, LargeBinary, Table
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from receiver.storage.columns import Json, UTCDateTime, json_text, sqlite_time
+from receiver.models.columns import Json, UTCDateTime, json_text, sqlite_time
 
 Decoder = Callable[[Any], Any]
 Rows = Sequence[tuple[Any, ...]]

@@ -32,8 +32,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from receiver.errors import SettingsError, StorageUnavailable
+from receiver.models.columns import json_text
 from receiver.storage.bulk import PostgresqlAppender, SqliteAppender, Transaction
-from receiver.storage.columns import json_text
 
 Result = TypeVar("Result")
 

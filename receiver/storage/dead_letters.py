@@ -8,27 +8,28 @@ from typing import Any, Final, Protocol
 from sqlalchemy import ColumnElement, Row, and_, delete, func, literal, null, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.domain.queries import DeadLetterChoice, DeadLetterQuery, DeadLetterView, Page, SortOrder
+from receiver.models.queries import DeadLetterFilter, DeadLetterQuery, Page, SortOrder
+from receiver.models.sinks import DeadLetter
+from receiver.models.columns import UTCDateTime
+from receiver.models.events import EVENTS
+from receiver.models.sinks import DEAD_LETTERS, RETRIES
 from receiver.storage import sinks
-from receiver.storage.columns import UTCDateTime
 from receiver.storage.database import Database
-from receiver.storage.event_log import EVENTS
 from receiver.storage.retries import promote
-from receiver.storage.tables import DEAD_LETTERS, RETRIES
 
 _BATCH: Final = 500
 # About as long as a batch takes, which leaves at least half of the database's time to the intake.
 _PAUSE_SECONDS: Final = 0.02
 
-_EVERY: Final = DeadLetterChoice()
+_EVERY: Final = DeadLetterFilter()
 _FIRST_PAGE: Final = DeadLetterQuery()
 
 
-async def find(database: Database, query: DeadLetterQuery = _FIRST_PAGE) -> Page[DeadLetterView]:
+async def find(database: Database, query: DeadLetterQuery = _FIRST_PAGE) -> Page[DeadLetter]:
     """A page of dead letters, ordered by id; ids rise with `died_at`."""
     async with database.reading() as connection:
         rows = (await connection.execute(statement(query))).all()
-    return Page(items=[DeadLetterView(**row._mapping) for row in rows[: query.size]], more=len(rows) > query.size)
+    return Page(items=[DeadLetter(**row._mapping) for row in rows[: query.size]], more=len(rows) > query.size)
 
 
 def statement(query: DeadLetterQuery) -> Any:
@@ -58,7 +59,7 @@ _SHOWN: Final = (
 )
 
 
-async def count(database: Database, choice: DeadLetterChoice = _EVERY) -> int:
+async def count(database: Database, choice: DeadLetterFilter = _EVERY) -> int:
     """How many dead letters match; raises UnknownSink if `choice` names a sink that does not exist."""
     async with database.reading() as connection:
         if choice.sink is not None:
@@ -68,7 +69,7 @@ async def count(database: Database, choice: DeadLetterChoice = _EVERY) -> int:
 
 
 async def requeue(
-    database: Database, sink: str, choice: DeadLetterChoice = _EVERY, *, now: datetime
+    database: Database, sink: str, choice: DeadLetterFilter = _EVERY, *, now: datetime
 ) -> AsyncGenerator[int, None]:
     """Makes dead letters of a sink due again, with a new retry schedule, and yields the number of each batch.
 
@@ -85,7 +86,7 @@ async def requeue(
 
 
 async def drop(
-    database: Database, sink: str, choice: DeadLetterChoice = _EVERY, *, now: datetime
+    database: Database, sink: str, choice: DeadLetterFilter = _EVERY, *, now: datetime
 ) -> AsyncGenerator[int, None]:
     """Removes dead letters of a sink for good, in batches as `requeue`, and releases the ordering keys they hold."""
 
@@ -101,7 +102,7 @@ class Action(Protocol):
     """`requeue` or `drop`."""
 
     def __call__(
-        self, database: Database, sink: str, choice: DeadLetterChoice = ..., *, now: datetime
+        self, database: Database, sink: str, choice: DeadLetterFilter = ..., *, now: datetime
     ) -> AsyncGenerator[int, None]: ...
 
 
@@ -109,7 +110,7 @@ _Act = Callable[[AsyncConnection, Sequence[int]], Awaitable[None]]
 
 
 async def _batches(
-    database: Database, sink: str, choice: DeadLetterChoice, act: _Act, now: datetime
+    database: Database, sink: str, choice: DeadLetterFilter, act: _Act, now: datetime
 ) -> AsyncGenerator[int, None]:
     """Acts on the dead letters that exist at the start, in the order of the log; not on those that are added later."""
     async with database.reading() as connection:
@@ -143,7 +144,7 @@ async def _batch(
     return rows
 
 
-def _conditions(choice: DeadLetterChoice) -> list[ColumnElement[bool]]:
+def _conditions(choice: DeadLetterFilter) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     if choice.sink is not None:
         conditions.append(DEAD_LETTERS.c.sink == choice.sink)

@@ -23,12 +23,10 @@ from receiver.domain.events import (
     TagVerdict,
 )
 from receiver.domain.publication import Appended, LogEntry, Snapshot
+from receiver.models.events import EVENTS
+from receiver.models.messages import MESSAGES
 from receiver.storage.bulk import InsertMany, Spelling, Transaction
 from receiver.storage.database import Database
-from receiver.storage.tables import EventRow, MessageRow
-
-EVENTS: Final[Any] = EventRow.__table__  # type: ignore[attr-defined]
-MESSAGES: Final[Any] = MessageRow.__table__  # type: ignore[attr-defined]
 
 # No index has the time of receipt, so the log is searched in parts, each of which is quick.
 _SEARCHED_AT_ONCE: Final = 50_000

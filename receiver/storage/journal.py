@@ -34,24 +34,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.callbacks import Callback
 from receiver.domain.events import Api
-from receiver.domain.queries import (
-    CallbackQuery,
-    CallbackView,
-    Page,
-    QuarantinedElement,
-    SortOrder,
-    WholeCallback,
-)
+from receiver.models.queries import CallbackQuery, Page, SortOrder
+from receiver.models.callbacks import Callback, CallbackSummary, ElementProblem
 from receiver.errors import StorageUnavailable
+from receiver.models.callbacks import CALLBACKS, PENDING, PROCESSOR, QUARANTINE
+from receiver.models.columns import json_text, sqlite_time
+from receiver.models.events import EVENTS
 from receiver.storage.bulk import FileReplaced, OpenFile, insert_arrays, prepared
-from receiver.storage.columns import json_text, sqlite_time
 from receiver.storage.database import SQLITE_PRAGMAS, Database, unavailable
-from receiver.storage.tables import CallbackRow, EventRow, PendingCallbackRow, ProcessorRow, QuarantineRow
-
-CALLBACKS: Final[Any] = CallbackRow.__table__  # type: ignore[attr-defined]
-PENDING: Final[Any] = PendingCallbackRow.__table__  # type: ignore[attr-defined]
-PROCESSOR: Final[Any] = ProcessorRow.__table__  # type: ignore[attr-defined]
-QUARANTINE: Final[Any] = QuarantineRow.__table__  # type: ignore[attr-defined]
 
 _COLUMNS: Final = ("id", "received_at", "api", "route", "method", "remote", "query", "headers", "body")
 _MAX_REMOTE: Final = 100
@@ -393,19 +383,18 @@ def is_pending(database: Database) -> ColumnElement[bool]:
 _PAGE_CALLBACKS: Final = 100
 _PAGE_BYTES: Final = 4 * 1024 * 1024
 _LISTED: Final = ("id", "received_at", "api", "route", "method", "remote")
-_EVENTS: Final[Any] = EventRow.__table__  # type: ignore[attr-defined]
 # An alias for look-ups by id: the statement of a page may select from `callbacks` itself.
 _ROW: Final[Any] = CALLBACKS.alias("journal_row")
 
 
-async def find(database: Database, query: CallbackQuery) -> Page[CallbackView]:
+async def find(database: Database, query: CallbackQuery) -> Page[CallbackSummary]:
     """A page of the callbacks that match a query, ordered by id; ids rise with the time of receipt."""
     async with database.reading() as connection:
         rows = list(await connection.execute(page_statement(database, query)))
-    return Page(items=[CallbackView(**_listed(row)) for row in rows[: query.size]], more=len(rows) > query.size)
+    return Page(items=[CallbackSummary(**_listed(row)) for row in rows[: query.size]], more=len(rows) > query.size)
 
 
-async def one(database: Database, callback_id: str) -> WholeCallback | None:
+async def one(database: Database, callback_id: str) -> Callback | None:
     """A callback in full, with its quarantined elements; None if the journal does not have it."""
     columns = [*_listed_columns(database), *(CALLBACKS.c[name] for name in ("query", "headers", "body"))]
     elements = select(QUARANTINE).where(QUARANTINE.c.callback_id == callback_id).order_by(QUARANTINE.c.element)
@@ -414,15 +403,15 @@ async def one(database: Database, callback_id: str) -> WholeCallback | None:
         if row is None:
             return None
         problems = [_element(element) for element in await connection.execute(elements)]
-    return WholeCallback(**_listed(row), query=row.query, headers=row.headers, body=bytes(row.body), problems=problems)
+    return Callback(**_listed(row), query=row.query, headers=row.headers, body=bytes(row.body), problems=problems)
 
 
-async def by_ids(database: Database, ids: Sequence[str]) -> list[CallbackView]:
+async def by_ids(database: Database, ids: Sequence[str]) -> list[CallbackSummary]:
     """The callbacks with these ids, in the order of the ids; unknown ids are skipped."""
     statement = select(*_listed_columns(database)).where(database.among(CALLBACKS.c.id, "ids"))
     async with database.reading() as connection:
         rows = {row.id: row for row in await connection.execute(statement, {"ids": database.texts(ids)})}
-    return [CallbackView(**_listed(rows[id_])) for id_ in ids if id_ in rows]
+    return [CallbackSummary(**_listed(rows[id_])) for id_ in ids if id_ in rows]
 
 
 async def with_ids(database: Database, ids: Sequence[str]) -> list[Callback]:
@@ -529,7 +518,7 @@ def _ids(database: Database, query: CallbackQuery) -> Select[Any]:
 
 
 def _ids_of_message(database: Database, query: CallbackQuery) -> Select[Any]:
-    brought = select(_EVENTS.c.callback_id.label("id")).where(_EVENTS.c.message_id == query.message_id)
+    brought = select(EVENTS.c.callback_id.label("id")).where(EVENTS.c.message_id == query.message_id)
     quarantined = select(QUARANTINE.c.callback_id).where(QUARANTINE.c.message_id == query.message_id)
     found = union(brought, quarantined).subquery("found")
     conditions = [*_of_place(query, found.c.id), *_of_outcome(database, query, found.c.id)]
@@ -633,8 +622,8 @@ def _listed(row: SqlRow[Any]) -> dict[str, Any]:
     return {**listed, "outcome": "accepted" if row.reason is None else "quarantined"}
 
 
-def _element(row: SqlRow[Any]) -> QuarantinedElement:
-    return QuarantinedElement(index=row.element, reason=row.reason, detail=row.detail, message_id=row.message_id)
+def _element(row: SqlRow[Any]) -> ElementProblem:
+    return ElementProblem(index=row.element, reason=row.reason, detail=row.detail, message_id=row.message_id)
 
 
 def _callback(row: SqlRow[Any]) -> Callback:

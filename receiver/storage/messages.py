@@ -13,15 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.delivery import Message, Recipient, roll_up
 from receiver.domain.events import Api, Direction, Event, MessageFields, MessageKey, number_key
-from receiver.domain.queries import MessageQuery, MessageView, Page, RecipientView, SortOrder
+from receiver.models.queries import MessageQuery, Page, SortOrder
+from receiver.models.messages import Message, Recipient
+from receiver.models.columns import json_text
+from receiver.models.messages import DELIVERIES, MESSAGES, TAG_START_CHARACTERS
 from receiver.storage import event_log
 from receiver.storage.bulk import ExecuteMany, InsertMany, Spelling, Step, Transaction, upsert
-from receiver.storage.columns import json_text
 from receiver.storage.database import Database
-from receiver.storage.tables import TAG_START_CHARACTERS, DeliveryRow, MessageRow
-
-MESSAGES: Final[Any] = MessageRow.__table__  # type: ignore[attr-defined]
-DELIVERIES: Final[Any] = DeliveryRow.__table__  # type: ignore[attr-defined]
 
 # The log does not hold these, so they are null in a message folded from stored events; the stored values then stay.
 _NOT_IN_THE_LOG: Final = ("text", "media")
@@ -240,7 +238,7 @@ _TAG_START: Final[ColumnElement[str]] = literal_column(f"substr(messages.tag, 1,
 _FLAGS: Final = {"contradicted": "messages.contradicted", "awaiting_receipt": "messages.awaiting_receipt"}
 
 
-async def find(database: Database, query: MessageQuery) -> Page[MessageView]:
+async def find(database: Database, query: MessageQuery) -> Page[Message]:
     """A page of the messages that match a query, with their recipients."""
     if query.is_contradictory:
         return Page(items=[], more=False)
@@ -253,7 +251,7 @@ async def find(database: Database, query: MessageQuery) -> Page[MessageView]:
 
 async def with_id(
     database: Database, message_id: str, api: Api | None = None, direction: Direction | None = None
-) -> list[MessageView]:
+) -> list[Message]:
     """The messages with an id, optionally of one version or direction; ordered v1 first, then inbound first."""
     found = select(*_MESSAGE).where(MESSAGES.c.id == message_id).order_by(MESSAGES.c.api, MESSAGES.c.direction)
     if api is not None:
@@ -380,14 +378,14 @@ def _of_place(query: MessageQuery, place: Place) -> list[ColumnElement[bool]]:
 
 async def _recipients(
     database: Database, connection: AsyncConnection, messages: Sequence[Row[Any]]
-) -> dict[tuple[str, str, str], list[RecipientView]]:
+) -> dict[tuple[str, str, str], list[Recipient]]:
     """The recipients of messages, by the message's key, in their order."""
-    found: dict[tuple[str, str, str], list[RecipientView]] = defaultdict(list)
+    found: dict[tuple[str, str, str], list[Recipient]] = defaultdict(list)
     if messages:
         ids = {"ids": database.texts({row.id for row in messages})}
         for row in (await connection.execute(_recipients_statement(database), ids)).all():
             api, direction, message_id, _, *more = row
-            found[api, direction, message_id].append(RecipientView(_API[api], *more))
+            found[api, direction, message_id].append(Recipient(_API[api], *more))
     return found
 
 
@@ -399,18 +397,18 @@ def _recipients_statement(database: Database) -> Select[Any]:
 
 # The columns of the views, in the order of their fields; the last field of a message, its recipients, has none.
 _NAMES: Final = {"numbers": "recipients", "number": "recipient"}
-_MESSAGE: Final = [MESSAGES.c[_NAMES.get(name, name)] for name in MessageView.__struct_fields__[:-1]]
-_RECIPIENT: Final = [DELIVERIES.c[_NAMES.get(name, name)] for name in RecipientView.__struct_fields__]
+_MESSAGE: Final = [MESSAGES.c[_NAMES.get(name, name)] for name in Message.__struct_fields__[:-1]]
+_RECIPIENT: Final = [DELIVERIES.c[_NAMES.get(name, name)] for name in Recipient.__struct_fields__]
 _API: Final = {str(api): api for api in Api}
 _DIRECTION: Final = {str(direction): direction for direction in Direction}
 
 
-_MAKE: Final[Callable[..., MessageView]] = MessageView
+_MAKE: Final[Callable[..., Message]] = Message
 
 
 def _views(
-    rows: Sequence[Sequence[Any]], recipients: Mapping[tuple[str, str, str], list[RecipientView]]
-) -> list[MessageView]:
+    rows: Sequence[Sequence[Any]], recipients: Mapping[tuple[str, str, str], list[Recipient]]
+) -> list[Message]:
     return [
         _MAKE(_API[api], _DIRECTION[direction], id_, *more, recipients[api, direction, id_])
         for api, direction, id_, *more in rows

@@ -16,11 +16,11 @@ from sqlalchemy import text as sql
 
 from receiver.domain.callbacks import Rejected
 from receiver.errors import ReceiverError
+from receiver.models.callbacks import CALLBACKS, PENDING, PROCESSOR, QUARANTINE
+from receiver.models.columns import json_text
 from receiver.storage import journal
 from receiver.storage.bulk import ExecuteMany, InsertMany, Step, Transaction
-from receiver.storage.columns import json_text
 from receiver.storage.database import Database
-from receiver.storage.journal import CALLBACKS, PENDING, PROCESSOR, QUARANTINE
 
 # The quarantine lists at most this many rejected elements of a callback; the last one then says how many follow.
 MAX_LISTED: Final = 100

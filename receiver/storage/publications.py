@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from receiver.domain.events import MessageKey
 from receiver.domain.publication import Outcome
 from receiver.domain.queries import PublicationView
-from receiver.storage.event_log import EVENTS
-from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
+from receiver.models.events import EVENTS
+from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
 
 _Place = tuple[str, int]
 

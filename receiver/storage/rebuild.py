@@ -10,12 +10,13 @@ from sqlalchemy import func, select
 
 from receiver.domain.delivery import FinalConflict, fold
 from receiver.domain.events import Api, Direction, MessageKey
+from receiver.models.columns import Json, UTCDateTime, json_text
+from receiver.models.events import EVENTS
+from receiver.models.messages import DELIVERIES, MESSAGES
 from receiver.storage import event_log, messages
 from receiver.storage.bulk import Transaction
-from receiver.storage.columns import Json, UTCDateTime, json_text
 from receiver.storage.database import Database
-from receiver.storage.event_log import EVENTS
-from receiver.storage.messages import DELIVERIES, DELIVERY_COLUMNS, MESSAGE_COLUMNS, MESSAGES, Rows, _RowValues, rows_of
+from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, Rows, _RowValues, rows_of
 
 # A batch holds the lock of the event log. It has at most this many message ids, and events unless one id has more.
 _BATCH_IDS: Final = 100

@@ -29,14 +29,15 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from receiver.models.callbacks import CALLBACKS, QUARANTINE
+from receiver.models.events import EVENTS
+from receiver.models.messages import DELIVERIES, MESSAGES
+from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS
 from receiver.storage import event_log, journal
 from receiver.storage.database import Database
-from receiver.storage.event_log import EVENTS, MESSAGES
-from receiver.storage.journal import CALLBACKS, QUARANTINE, first_id
-from receiver.storage.messages import DELIVERIES
+from receiver.storage.journal import first_id
 from receiver.storage.replays import IS_OPEN
 from receiver.storage.retries import promote
-from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS
 
 # A sink that is not in the settings no longer holds back retention once it was not seen for this long.
 SINK_LAPSES: Final = timedelta(days=7)

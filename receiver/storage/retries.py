@@ -11,14 +11,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.events import MessageKey
 from receiver.domain.publication import DeadLettered, RetryAt
-from receiver.domain.queries import AttemptView
+from receiver.models.sinks import Attempt
 from receiver.domain.window import Attempt, Decided, Settlement
+from receiver.models.columns import UTCDateTime
+from receiver.models.events import EVENTS
+from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES
 from receiver.providers.fields import storable
-from receiver.storage.columns import UTCDateTime
 from receiver.storage.database import Database
-from receiver.storage.event_log import EVENTS
 from receiver.storage.sinks import Health, Lease, hold_lease
-from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES
 
 # Spelled as in the partial indexes; SQLite would not use the indexes otherwise.
 _IS_DUE: Final = sql("retries.state = 'due'")
@@ -330,7 +330,7 @@ def _short(text: str | None) -> str | None:
 _COLUMNS: Final = (*ATTEMPTS.c, EVENTS.c.recipient, EVENTS.c.status)
 
 
-async def attempts_of_message(connection: AsyncConnection, key: MessageKey, sink: str | None) -> list[AttemptView]:
+async def attempts_of_message(connection: AsyncConnection, key: MessageKey, sink: str | None) -> list[Attempt]:
     """All attempts to publish a message's events, to one sink or to all (None), in the order in which they ended."""
     api, direction, message_id = key
     statement = (
@@ -340,4 +340,4 @@ async def attempts_of_message(connection: AsyncConnection, key: MessageKey, sink
         .where(ATTEMPTS.c.sink == sink if sink is not None else true())
         .order_by(ATTEMPTS.c.id)
     )
-    return [AttemptView(**row._mapping) for row in await connection.execute(statement)]
+    return [Attempt(**row._mapping) for row in await connection.execute(statement)]

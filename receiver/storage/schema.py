@@ -13,11 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import SQLModel
 
 from receiver.errors import SchemaError
+from receiver.models.callbacks import CALLBACKS, PROCESSOR
+from receiver.models.codes import DELIVERY_CODES
 from receiver.providers import bandwidth_codes
 from receiver.storage import sqlite_file
 from receiver.storage.database import Database
-from receiver.storage.journal import CALLBACKS, PROCESSOR
-from receiver.storage.tables import DeliveryCodeRow
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -220,7 +220,7 @@ def refuse_unknown(revision: str | None) -> None:
 
 
 async def _write_codes(database: Database, connection: AsyncConnection) -> None:
-    table: Any = DeliveryCodeRow.__table__  # type: ignore[attr-defined]
+    table: Any = DELIVERY_CODES.__table__  # type: ignore[attr-defined]
     insert = database.insert(table)
     values = {column.name: insert.excluded[column.name] for column in table.columns if not column.primary_key}
     rows = [

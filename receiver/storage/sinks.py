@@ -8,12 +8,13 @@ from typing import Any, Literal
 from sqlalchemy import Row, and_, func, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.domain.queries import Page, SinkView, SortOrder
+from receiver.models.queries import Page, SortOrder
+from receiver.models.sinks import Sink
 from receiver.errors import ReceiverError, Unknown
+from receiver.models.events import EVENTS
+from receiver.models.sinks import DEAD_LETTERS, RETRIES, SINKS
 from receiver.storage import event_log, replays
 from receiver.storage.database import Database
-from receiver.storage.event_log import EVENTS
-from receiver.storage.tables import DEAD_LETTERS, RETRIES, SINKS
 
 
 class LeaseLost(ReceiverError):
@@ -188,7 +189,7 @@ async def _counts(connection: AsyncConnection, table: Any, column: Any, sink: st
 
 async def find(
     database: Database, types: Mapping[str, str], *, now: datetime, order: SortOrder, skip: int, size: int
-) -> Page[SinkView]:
+) -> Page[Sink]:
     """A page of all sinks that were ever registered, by name; `types` are the types of the configured ones, by name."""
     by_name = SINKS.c.name.asc() if order is SortOrder.ASC else SINKS.c.name.desc()
     async with database.reading() as connection:
@@ -196,15 +197,15 @@ async def find(
         return Page(items=[await _view(connection, row, types, now) for row in rows[:size]], more=len(rows) > size)
 
 
-async def one(database: Database, sink: str, types: Mapping[str, str], *, now: datetime) -> SinkView:
+async def one(database: Database, sink: str, types: Mapping[str, str], *, now: datetime) -> Sink:
     """A single sink; raises UnknownSink."""
     async with database.reading() as connection:
         return await _view(connection, await row_of(connection, sink), types, now)
 
 
-async def _view(connection: AsyncConnection, row: Row[Any], types: Mapping[str, str], now: datetime) -> SinkView:
+async def _view(connection: AsyncConnection, row: Row[Any], types: Mapping[str, str], now: datetime) -> Sink:
     waiting = await backlog(connection, row.name)
-    return SinkView(
+    return Sink(
         name=row.name,
         type=types.get(row.name),
         paused=row.paused,

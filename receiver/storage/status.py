@@ -13,12 +13,13 @@ from typing import Any, Final
 from sqlalchemy import select
 from sqlalchemy import text as sql
 
-from receiver.domain.installation import Backlog, DatabaseSize, Findings, Part, ProcessorRecord
-from receiver.domain.queries import SinkView, SortOrder
+from receiver.explanation.installation import Backlog, DatabaseSize, Findings, Part, ProcessorRecord
+from receiver.models.sinks import Sink
+from receiver.models.queries import SortOrder
 from receiver.errors import StorageUnavailable
+from receiver.models.callbacks import CALLBACKS, PENDING
 from receiver.storage import journal, processor, sinks
 from receiver.storage.database import Database
-from receiver.storage.journal import CALLBACKS, PENDING
 
 # /api/status answers within 2 s.
 GATHER_SECONDS: Final = 1.5
@@ -44,7 +45,7 @@ class StatusReader:
     ) -> Findings:
         """The parts that can be read within `seconds`; `types` are the types of the configured sinks, by name."""
 
-        async def listed_sinks() -> Sequence[SinkView]:
+        async def listed_sinks() -> Sequence[Sink]:
             page = await sinks.find(self._database, types, now=clock(), order=SortOrder.ASC, skip=0, size=_MAX_SINKS)
             return page.items
 

@@ -13,8 +13,8 @@ from httpx2 import AsyncClient
 
 from receiver import tags
 from receiver.domain.events import Status, TagVerdict
+from receiver.models.events import EVENTS
 from receiver.storage.database import Database
-from receiver.storage.event_log import EVENTS
 from receiver.storage.processor import Settling
 from tests.builders import MessageRows, callback, inbound, insert, insert_callbacks, message, minutes, problem
 from tests.event_log import append

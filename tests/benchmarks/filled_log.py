@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from receiver.storage.columns import sqlite_time
+from receiver.models.columns import sqlite_time
 
 # of one message
 STATUSES: Final = ("queued", "sending", "sent", "delivered")

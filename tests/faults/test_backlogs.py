@@ -13,10 +13,10 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.publication import Publication, Published, Result, SinkDown
+from receiver.models.sinks import RETRIES, SINKS
 from receiver.sinks.base import Sink
 from receiver.storage import event_log, retries, sinks
 from receiver.storage.database import Database
-from receiver.storage.tables import RETRIES, SINKS
 from tests.benchmarks.filled_log import event_rows, message_rows, retry_rows, write
 from tests.dispatching import private, running
 from tests.event_log import eventually, now

@@ -15,8 +15,8 @@ import orjson
 import pytest
 import redis
 
+from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS
 from receiver.storage.database import Database
-from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS
 from tests import dispatching
 from tests.brokers.nats import OwnNats
 from tests.brokers.redis import OwnRedis

@@ -18,8 +18,8 @@ from sqlalchemy import select
 from receiver.dispatch.reader import WINDOW
 from receiver.domain.events import Event, Status
 from receiver.domain.publication import LogEntry
+from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
 from receiver.storage.database import Database
-from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
 from tests.brokers import own
 from tests.dispatching import audit, until
 from tests.event_log import append, life

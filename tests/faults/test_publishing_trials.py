@@ -19,13 +19,13 @@ from receiver.intake.journal import Journal
 from receiver.intake.processor import Processor
 from receiver.intake.tag_checker import TagChecker
 from receiver.metrics import WebMetrics, WorkerMetrics
+from receiver.models.sinks import REPLAYS, SINKS
 from receiver.sinks.base import Sink, SinkSettings
 from receiver.sinks.file import JsonlSettings, JsonlSink
 from receiver.sinks.registry import ConfiguredSink, configure
 from receiver.storage import event_log, replays
 from receiver.storage.database import Database
 from receiver.storage.journal import journal_writer
-from receiver.storage.tables import REPLAYS, SINKS
 from tests.benchmarks.filled_log import event_rows, message_rows, write
 from tests.dispatching import (
     Running,

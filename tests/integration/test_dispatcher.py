@@ -10,10 +10,10 @@ from sqlalchemy import event as sqlalchemy_event
 
 from receiver.domain.events import Status
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry, SinkDown
+from receiver.models.sinks import ATTEMPTS
 from receiver.sinks.base import Sink
 from receiver.storage import sinks
 from receiver.storage.database import Database
-from receiver.storage.tables import ATTEMPTS
 from tests.dispatching import (
     ids,
     in_order,

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api
-from receiver.domain.queries import CallbackQuery
+from receiver.models.queries import CallbackQuery
 from receiver.errors import StorageUnavailable
 from receiver.intake import transfer
 from receiver.intake.endpoint import new_callback_id
@@ -31,9 +31,11 @@ from receiver.intake.transfer import (
     import_lines,
     to_line,
 )
+from receiver.models.callbacks import CallbackRow, QuarantineRow
+from receiver.models.events import EventRow
+from receiver.models.messages import MessageRow
 from receiver.storage import journal, schema
 from receiver.storage.database import Database
-from receiver.storage.tables import CallbackRow, EventRow, MessageRow, QuarantineRow
 from receiver.tags import TagPolicy, sign
 from tests.events import at
 from tests.posts import callback, v1_event, v2_event

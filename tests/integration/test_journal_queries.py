@@ -9,7 +9,8 @@ from sqlalchemy import text as sql
 
 from receiver.domain.delivery import EMPTY_DELIVERY, Change, merge
 from receiver.domain.publication import Appended
-from receiver.domain.queries import CallbackQuery, QuarantinedElement, SortOrder
+from receiver.models.queries import CallbackQuery, SortOrder
+from receiver.models.callbacks import ElementProblem
 from receiver.intake.endpoint import new_callback_id
 from receiver.intake.tag_checker import TagChecker
 from receiver.storage import event_log, journal
@@ -122,7 +123,7 @@ async def test_one_callback_comes_whole(stocked: Database) -> None:
     found = await journal.one(stocked, "03")
     assert found is not None
     assert (found.body, found.query, found.headers) == (b"\xff\x00{", "a=%2B1", {"user-agent": "BandwidthAPI/v2"})
-    assert found.problems == [QuarantinedElement(index=0, reason="tag-missing", detail="", message_id="m1")]
+    assert found.problems == [ElementProblem(index=0, reason="tag-missing", detail="", message_id="m1")]
     assert await journal.one(stocked, "09") is None
 
 

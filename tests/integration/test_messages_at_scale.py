@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from receiver.domain.events import Api, Direction, TagVerdict
-from receiver.domain.queries import MessagePlace, MessageQuery
+from receiver.models.parameters import MessagePlace
+from receiver.models.queries import MessageQuery
 from receiver.storage import messages
 from receiver.storage.database import Database
 from tests.plans import plan

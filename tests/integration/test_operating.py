@@ -28,17 +28,18 @@ from receiver.domain.publication import (
     Retry,
     RetryAt,
 )
-from receiver.domain.queries import DeadLetterChoice, DeadLetterQuery, DeadLetterView, ReplayView, SinkView, SortOrder
+from receiver.models.queries import DeadLetterFilter, DeadLetterQuery, SortOrder
+from receiver.models.sinks import DeadLetter, Replay, Sink
 from receiver.domain.window import Attempt, Decided, Settlement
 from receiver.errors import Conflict, Expired, Unknown
+from receiver.models.events import EVENTS
+from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS
 from receiver.storage import dead_letters, event_log, replays, retention, retries, sinks
 from receiver.storage.database import Database
-from receiver.storage.event_log import EVENTS
 from receiver.storage.replays import LogRange
 from receiver.storage.retention import Kind, PruneTask
 from receiver.storage.retries import settle
 from receiver.storage.sinks import Health, Lease, UnknownSink
-from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS
 from tests.dispatching import in_order, memory, messages, running, until, whole_log
 from tests.event_log import append, life, memory_sink, now
 from tests.events import at, make_event
@@ -123,8 +124,8 @@ async def stored_retries(database: Database) -> list[tuple[int, str]]:
     return [(row.position, row.state) for row in await rows_of(database, RETRIES)]
 
 
-async def letters(database: Database, **chosen: Any) -> list[DeadLetterView]:
-    query = DeadLetterQuery(choice=DeadLetterChoice(**chosen))
+async def letters(database: Database, **chosen: Any) -> list[DeadLetter]:
+    query = DeadLetterQuery(choice=DeadLetterFilter(**chosen))
     return (await dead_letters.find(database, query)).items
 
 
@@ -133,11 +134,11 @@ async def total(bites: AsyncGenerator[int, None]) -> int:
 
 
 async def requeue(database: Database, sink: str = SINK, seconds: float = 0, **chosen: Any) -> int:
-    return await total(dead_letters.requeue(database, sink, DeadLetterChoice(**chosen), now=at(seconds)))
+    return await total(dead_letters.requeue(database, sink, DeadLetterFilter(**chosen), now=at(seconds)))
 
 
 async def drop(database: Database, sink: str = SINK, seconds: float = 0, **chosen: Any) -> int:
-    return await total(dead_letters.drop(database, sink, DeadLetterChoice(**chosen), now=at(seconds)))
+    return await total(dead_letters.drop(database, sink, DeadLetterFilter(**chosen), now=at(seconds)))
 
 
 # --- pause and resume
@@ -166,7 +167,7 @@ async def test_unknown_sinks_and_dead_letters_are_not_found(database: Database) 
     with pytest.raises(UnknownSink):
         await drop(database, "nobody")
     with pytest.raises(UnknownSink):
-        await dead_letters.count(database, DeadLetterChoice(sink="nobody"))
+        await dead_letters.count(database, DeadLetterFilter(sink="nobody"))
     with pytest.raises(UnknownSink):
         await sinks.one(database, "nobody", {}, now=at(0))
 
@@ -193,7 +194,7 @@ async def test_an_operator_waits_for_the_holder_that_is_settling(log: Worker, ac
 # --- replays
 
 
-async def begun(database: Database, since: replays.Since = "beginning", sink: str = SINK) -> ReplayView:
+async def begun(database: Database, since: replays.Since = "beginning", sink: str = SINK) -> Replay:
     replay, _ = await replays.begin(database, sink, since, now=at(1000))
     assert replay is not None
     return replay
@@ -429,7 +430,7 @@ async def test_dead_letters_are_chosen_listed_counted_and_acted_on_alike(
         chosen = chosen | {"ids": [every[index].id for index in chosen["ids"]]}
     meant = [every[index] for index in indexes]
     assert await letters(dead.database, **chosen) == meant
-    assert await dead_letters.count(dead.database, DeadLetterChoice(**{"sink": SINK} | chosen)) == len(meant)
+    assert await dead_letters.count(dead.database, DeadLetterFilter(**{"sink": SINK} | chosen)) == len(meant)
     assert await act(dead.database, **{"sink": SINK} | chosen) == len(meant)
     assert await letters(dead.database) == [letter for letter in every if letter not in meant]
     requeued = [letter.position for letter in meant] if act is requeue else []
@@ -642,7 +643,7 @@ async def test_operators_lose_and_disorder_nothing_while_a_dispatcher_works(
 # --- lists and views
 
 
-async def seen(database: Database, seconds: float = 0, **types: str) -> SinkView:
+async def seen(database: Database, seconds: float = 0, **types: str) -> Sink:
     return await sinks.one(database, SINK, {SINK: "webhook"} | types, now=at(seconds))
 
 
@@ -739,10 +740,10 @@ async def test_dead_letters_and_attempts_are_found_by_an_index(database: Databas
     await fill(database, 5000)
     of_message_id = "sqlite_autoindex_events_1" if database.is_sqlite else "uq_events_message_id"
     searches = {
-        "message": (DeadLetterChoice(message_id="m7"), of_message_id),
-        "event": (DeadLetterChoice(event_id="e7"), "ix_dead_letters_event"),
-        "sink": (DeadLetterChoice(sink="lake"), "ix_dead_letters_sink"),
-        "message and sink": (DeadLetterChoice(sink=SINK, message_id="m7"), of_message_id),
+        "message": (DeadLetterFilter(message_id="m7"), of_message_id),
+        "event": (DeadLetterFilter(event_id="e7"), "ix_dead_letters_event"),
+        "sink": (DeadLetterFilter(sink="lake"), "ix_dead_letters_sink"),
+        "message and sink": (DeadLetterFilter(sink=SINK, message_id="m7"), of_message_id),
     }
     plans = {
         name: await plan(database, dead_letters.find(database, DeadLetterQuery(choice=choice)))

@@ -25,10 +25,11 @@ from receiver.intake import processor as processor_module
 from receiver.intake.journal import Journal
 from receiver.intake.processor import Processed, Processor, ProcessorStatus
 from receiver.intake.tag_checker import TagChecker
+from receiver.models.callbacks import CALLBACKS
 from receiver.storage import processor as processor_table
 from receiver.storage.bulk import Transaction
 from receiver.storage.database import Database
-from receiver.storage.journal import CALLBACKS, journal_writer
+from receiver.storage.journal import journal_writer
 from receiver.storage.processor import ProcessorLease, ProcessorLeaseLost
 from receiver.tags import TagPolicy, sign
 from tests.posts import callback, v1_event, v2_event

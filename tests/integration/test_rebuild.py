@@ -9,10 +9,10 @@ from sqlalchemy import delete, insert, select, update
 from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api
+from receiver.models.messages import DeliveryRow, MessageRow
 from receiver.storage import rebuild
 from receiver.storage.database import Database
 from receiver.storage.rebuild import Rebuild, Rebuilt
-from receiver.storage.tables import DeliveryRow, MessageRow
 from tests.posts import callback, v1_event, v2_event
 from tests.processing import append, drain, process
 

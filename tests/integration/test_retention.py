@@ -14,6 +14,10 @@ from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api
 from receiver.errors import StorageUnavailable
 from receiver.intake.endpoint import new_callback_id
+from receiver.models.callbacks import CallbackRow, QuarantineRow
+from receiver.models.events import EventRow
+from receiver.models.messages import MessageRow
+from receiver.models.sinks import AttemptRow, DeadLetterRow, ReplayRow, RetryRow, SinkRow
 from receiver.settings import Retention
 from receiver.storage import journal, retention
 from receiver.storage.database import Database
@@ -21,17 +25,6 @@ from receiver.storage.journal import first_id
 from receiver.storage.pruner import Pruner
 from receiver.storage.rebuild import Rebuild
 from receiver.storage.retention import Batch, Kind, PruneTask
-from receiver.storage.tables import (
-    AttemptRow,
-    CallbackRow,
-    DeadLetterRow,
-    EventRow,
-    MessageRow,
-    QuarantineRow,
-    ReplayRow,
-    RetryRow,
-    SinkRow,
-)
 from tests import event_log
 from tests.events import EPOCH, make_event
 from tests.posts import callback, v1_event, v2_event

@@ -9,9 +9,9 @@ import pytest
 
 from receiver.domain.events import Status
 from receiver.domain.publication import LogEntry, Publication, Published, Refused, Result, Retry, SinkDown
+from receiver.models.sinks import ATTEMPTS, REPLAYS
 from receiver.storage import dead_letters, replays, sinks
 from receiver.storage.database import Database
-from receiver.storage.tables import ATTEMPTS, REPLAYS
 from tests.dispatching import ids, in_order, letters, memory, messages, requeue, rows, running, sink_row, until
 from tests.event_log import append, eventually, life, memory_sink, now
 

@@ -21,13 +21,14 @@ from receiver.domain.publication import (
     RetryAt,
     Superseded,
 )
-from receiver.domain.queries import DeadLetterChoice, DeadLetterQuery, DeadLetterView
+from receiver.models.queries import DeadLetterFilter, DeadLetterQuery
+from receiver.models.sinks import DeadLetter
 from receiver.domain.window import Attempt, Decided, Settlement
+from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
 from receiver.storage import dead_letters, replays, retries, sinks
 from receiver.storage.database import Database
 from receiver.storage.retries import Progress, settle
 from receiver.storage.sinks import Health, Lease, LeaseLost, UnknownSink
-from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
 from tests.event_log import append, life
 from tests.events import at
 
@@ -81,11 +82,11 @@ class Log:
             found = await retries.due(connection, SINK, now=at(seconds), limit=10)
         return [retry.position for retry in found]
 
-    async def letters(self, **chosen: Any) -> list[DeadLetterView]:
+    async def letters(self, **chosen: Any) -> list[DeadLetter]:
         return (await dead_letters.find(self.database, DeadLetterQuery(**chosen))).items
 
     async def requeue(self, seconds: float = 0, sink: str = SINK, **chosen: Any) -> int:
-        choice = DeadLetterChoice(**chosen)
+        choice = DeadLetterFilter(**chosen)
         return sum([number async for number in dead_letters.requeue(self.database, sink, choice, now=at(seconds))])
 
 
@@ -382,8 +383,8 @@ async def test_dead_letters_are_listed_by_sink_reason_and_page(log: Log) -> None
     await log.settle(log.first(0, REFUSED), log.first(1, expired), log.first(2, REFUSED))
     first, second, third = await log.letters()
     assert [letter.position for letter in (first, second, third)] == [log.position(index) for index in range(3)]
-    assert await log.letters(choice=DeadLetterChoice(reason="expired")) == [second]
-    assert await log.letters(choice=DeadLetterChoice(sink="other")) == []
+    assert await log.letters(choice=DeadLetterFilter(reason="expired")) == [second]
+    assert await log.letters(choice=DeadLetterFilter(sink="other")) == []
     assert await log.letters(after=first.id, size=1) == [second]
 
 
@@ -429,5 +430,5 @@ async def test_sqlite_finds_due_retries_by_their_index(sqlite_url: str) -> None:
 
 
 def test_the_columns_of_a_dead_letter_are_those_of_its_table() -> None:
-    named = {"ordering_key"} | set(DeadLetterView.__dataclass_fields__) - {"message_id", "recipient", "status"}
+    named = {"ordering_key"} | set(DeadLetter.__dataclass_fields__) - {"message_id", "recipient", "status"}
     assert named == {column.name for column in DEAD_LETTERS.c}

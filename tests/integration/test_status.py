@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import text, update
 
 from receiver.domain.events import Api
-from receiver.domain.installation import Findings, WorkerRecord
+from receiver.explanation.installation import Findings, WorkerRecord
+from receiver.models.callbacks import PROCESSOR
 from receiver.storage import processor, sinks
 from receiver.storage.database import Database
-from receiver.storage.journal import PROCESSOR
 from receiver.storage.status import GATHER_SECONDS, StatusReader
 from tests.builders import NOON
 from tests.event_log import now

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.api.messages import COLUMNS, cell, csv_table
-from receiver.api.representations import Message, Recipient
+from receiver.models.messages import Message, Recipient
 from receiver.domain.events import Api, Direction, TagVerdict
 from tests.builders import NOON
 

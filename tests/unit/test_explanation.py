@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from receiver.domain.delivery import FinalConflict, fold
 from receiver.domain.events import Api, Direction, Event, Failure, Status, TagVerdict
 from receiver.domain.explanation import Charged, Explanation, duration_text, explain, explain_publication, time_text
-from receiver.domain.queries import MessageView, PublicationView, RecipientView
+from receiver.domain.queries import PublicationView
+from receiver.models.messages import Message, Recipient
 from receiver.providers import bandwidth_codes
 from receiver.storage.bulk import Spelling
 from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, rows_of
@@ -23,7 +24,7 @@ AS_THEY_ARE = Spelling(time=lambda time: time, flag=lambda flag: flag)
 NOW = at(180)
 
 
-def view_of(*events: Event, conflict: FinalConflict = FinalConflict.FAILED_WINS) -> MessageView:
+def view_of(*events: Event, conflict: FinalConflict = FinalConflict.FAILED_WINS) -> Message:
     """The message that events make, as the status table shows it."""
     rows = rows_of(fold(events, conflict), AS_THEY_ARE)
     message = dict(zip(MESSAGE_COLUMNS, rows.message, strict=True))
@@ -36,12 +37,12 @@ def view_of(*events: Event, conflict: FinalConflict = FinalConflict.FAILED_WINS)
             recipient_view(dict(zip(DELIVERY_COLUMNS, row, strict=True))) for row in rows.deliveries.values()
         ],
     }
-    return MessageView(**{name: message[name] for name in MessageView.__struct_fields__})
+    return Message(**{name: message[name] for name in Message.__struct_fields__})
 
 
-def recipient_view(row: dict[str, Any]) -> RecipientView:
+def recipient_view(row: dict[str, Any]) -> Recipient:
     row |= {"api": Api(row["api"]), "number": row["recipient"]}
-    return RecipientView(**{name: row[name] for name in RecipientView.__struct_fields__})
+    return Recipient(**{name: row[name] for name in Recipient.__struct_fields__})
 
 
 def explained(*events: Event, now: datetime = NOW, conflict: FinalConflict = FinalConflict.FAILED_WINS) -> Explanation:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from receiver.domain.installation import (
+from receiver.explanation.installation import (
     LOW_DISK_BYTES,
     Backlog,
     DatabaseSize,
@@ -16,7 +16,7 @@ from receiver.domain.installation import (
     WorkerRecord,
     assess,
 )
-from receiver.domain.queries import SinkView
+from receiver.models.sinks import Sink
 from tests.builders import NOON
 
 PROCESSOR = ProcessorRecord(
@@ -31,8 +31,8 @@ SIZE = DatabaseSize(type="sqlite", bytes=4096, journal_bytes=4096, wal_bytes=0, 
 WORKER = WorkerRecord(mode="process", state="running", process=7, since=NOON, processor="working")
 
 
-def sink(**more: Any) -> SinkView:
-    return SinkView(
+def sink(**more: Any) -> Sink:
+    return Sink(
         **{
             "name": "crm",
             "type": "webhook",

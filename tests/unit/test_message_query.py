@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from receiver.api.parameters import MessageParameters
+from receiver.models.queries import MessageQuery
 from receiver.domain.delivery import FinalConflict, fold
 from receiver.domain.events import Direction, Event, TagVerdict
-from receiver.domain.queries import DELIVERY_STATES, MessageQuery
+from receiver.domain.queries import DELIVERY_STATES
+from receiver.models.queries import MessageQuery
 from receiver.providers import parse
 from receiver.storage.bulk import Spelling
 from receiver.storage.messages import MESSAGE_COLUMNS, rows_of
@@ -68,7 +69,7 @@ def test_no_message_that_events_make_contradicts_a_query_for_its_own_values(conf
 
 
 def test_every_status_of_a_message_is_known() -> None:
-    schema = MessageParameters.model_json_schema()["properties"]["status"]["anyOf"][0]
+    schema = MessageQuery.model_json_schema()["properties"]["status"]["anyOf"][0]
     assert set(schema["enum"]) == set(DELIVERY_STATES)
 
 

@@ -7,27 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.api.parameter_kinds import encode_cursor, message_cursor, moment
-from receiver.api.parameters import (
-    CallbackParameters,
-    CatapultMessageParameters,
-    MessageParameters,
-    MessageStatus,
-    PullParameters,
-    ReprocessParameters,
-    parse_parameters,
-)
+from receiver.models.parameters import encode_cursor, message_cursor, moment
+from receiver.api.parameters import parse_parameters
+from receiver.models.queries import CallbackQuery, CatapultMessageQuery, MessageQuery, MessageStatus, PullQuery, ReprocessQuery
 from receiver.api.problems import ProblemError
 from receiver.domain.delivery import PARTIAL, PENDING
 from receiver.domain.events import Api, Direction, Status, TagVerdict
-from receiver.domain.queries import MessagePlace, MessageQuery, SortOrder
+from receiver.models.parameters import MessagePlace
+from receiver.models.queries import MessageQuery, SortOrder
 
 
 def query_of(query: str) -> MessageQuery:
-    return parse_parameters(MessageParameters, query.encode()).query()
+    return parse_parameters(MessageQuery, query.encode()).query()
 
 
-def invalid(query: str | bytes, model: type = MessageParameters) -> list[str]:
+def invalid(query: str | bytes, model: type = MessageQuery) -> list[str]:
     with pytest.raises(ProblemError) as raised:
         parse_parameters(model, query if isinstance(query, bytes) else query.encode())
     assert raised.value.status == 400
@@ -138,7 +132,7 @@ def test_default_is_the_newest_25_messages() -> None:
 
 
 def test_catapult_list_is_oldest_first() -> None:
-    assert parse_parameters(CatapultMessageParameters, b"").query().order is SortOrder.ASC
+    assert parse_parameters(CatapultMessageQuery, b"").query().order is SortOrder.ASC
 
 
 def test_every_status_of_a_message_is_a_filter() -> None:
@@ -146,9 +140,9 @@ def test_every_status_of_a_message_is_a_filter() -> None:
 
 
 def test_reprocess_defaults_to_quarantined_callbacks_oldest_first() -> None:
-    query = parse_parameters(ReprocessParameters, b"").query()
+    query = parse_parameters(ReprocessQuery, b"").query()
     assert (query.outcome, query.order) == ("quarantined", SortOrder.ASC)
-    assert parse_parameters(ReprocessParameters, b"outcome=accepted").query().outcome == "accepted"
+    assert parse_parameters(ReprocessQuery, b"outcome=accepted").query().outcome == "accepted"
 
 
 @pytest.mark.parametrize(
@@ -199,7 +193,7 @@ def test_query_string_not_utf_8_or_with_too_many_parameters_is_refused(query: by
 def test_problem_does_not_contain_the_invalid_value() -> None:
     query = "size=hunter2&state=hunter2&fromDateTime=hunter2&cursor=hunter2&contradicted=hunter2"
     with pytest.raises(ProblemError) as raised:
-        parse_parameters(MessageParameters, query.encode())
+        parse_parameters(MessageQuery, query.encode())
     assert len(raised.value.errors) == 5
     assert "hunter2" not in f"{raised.value.detail} {raised.value.errors}"
 
@@ -237,9 +231,9 @@ def test_forged_cursor_is_refused(parts: list[str]) -> None:
 @given(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1))
 def test_garbage_cursor_is_refused(text: str) -> None:
     assert invalid(f"cursor={text}") == ["cursor"]
-    assert invalid(f"cursor={text}", CallbackParameters) == ["cursor"]
+    assert invalid(f"cursor={text}", CallbackQuery) == ["cursor"]
 
 
 def test_pull_starts_at_the_oldest_event_by_default() -> None:
-    assert parse_parameters(PullParameters, b"").after == 0
-    assert invalid("after=-1&limit=0", PullParameters) == ["after", "limit"]
+    assert parse_parameters(PullQuery, b"").after == 0
+    assert invalid("after=-1&limit=0", PullQuery) == ["after", "limit"]

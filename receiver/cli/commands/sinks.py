@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from receiver.cli.commands.options import Config, DryRun, Json, OldestFirst, Page, SinkName, Size, group
-from receiver.domain.queries import ReplayAction
+from receiver.models.sinks import ReplayAction
 
 app = group("List, test, pause and resume sinks; replay old events to them.")
 

@@ -1,8 +1,9 @@
-"""The types of query parameters: numbers, times, cursors."""
+"""The types of query parameters: numbers, times, cursors, and the name of an option that differs from the field."""
 
 import base64
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
@@ -10,7 +11,23 @@ import orjson
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from receiver.domain.events import Api, Direction, number_key
-from receiver.domain.queries import MessagePlace
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """The name of the command's option for a parameter, where it is not the parameter's own."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessagePlace:
+    """A message's place in the list of messages: the next page begins after it."""
+
+    listed_at: datetime
+    api: Api
+    direction: Direction
+    id: str
 
 
 def _digits(value: Any) -> Any:

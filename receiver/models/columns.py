@@ -1,9 +1,11 @@
-"""Column types with the same meaning on SQLite and PostgreSQL."""
+"""Column types with the same meaning on SQLite and PostgreSQL, and the base of what is shown."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
+from pydantic import AliasGenerator, BaseModel, WithJsonSchema
+from pydantic.alias_generators import to_camel
 from sqlalchemy import BigInteger, Column, DateTime, Dialect, Integer, String, Text, TypeDecorator
 from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import JSONB
@@ -88,18 +90,66 @@ class Json(TypeDecorator[Any]):
 Position = BigInteger().with_variant(Integer, "sqlite")
 
 
-def text_column(*, primary_key: bool = False, nullable: bool = False) -> Any:
-    return Field(sa_column=Column(Text, primary_key=primary_key, nullable=nullable))
+def text_column(*, primary_key: bool = False, nullable: bool = False, **field: Any) -> Any:
+    """A text; `field` are the arguments of a field of pydantic, such as `serialization_alias`."""
+    return Field(sa_column=Column(Text, primary_key=primary_key, nullable=nullable), **field)
 
 
-def time_column(*, nullable: bool = True) -> Any:
-    return Field(sa_column=Column(UTCDateTime, nullable=nullable))
+def time_column(*, nullable: bool = True, **field: Any) -> Any:
+    return Field(sa_column=Column(UTCDateTime, nullable=nullable), **field)
 
 
-def json_column(*, nullable: bool = True) -> Any:
-    return Field(sa_column=Column(Json, nullable=nullable))
+def json_column(name: str | None = None, *, nullable: bool = True, **field: Any) -> Any:
+    """A JSON value; `name` is the name of the column where the field has another one."""
+    return Field(sa_column=Column(name, Json, nullable=nullable) if name else Column(Json, nullable=nullable), **field)
+
+
+def integer_column(*, nullable: bool = False, **field: Any) -> Any:
+    """A number of up to 19 digits, which Bandwidth or a count can reach."""
+    return Field(sa_column=Column(BigInteger, nullable=nullable), **field)
+
+
+def position_column(*, primary_key: bool = False, nullable: bool = False) -> Any:
+    """A position of the event log, or a number of the same range; not numbered by the database."""
+    return Field(sa_column=Column(Position, primary_key=primary_key, autoincrement=False, nullable=nullable))
+
+
+def serial_column() -> Any:
+    """A primary key that the database numbers."""
+    return Field(default=None, sa_column=Column(Position, primary_key=True, autoincrement=True))
 
 
 def only_where(condition: str) -> dict[str, Any]:
     """The options of a partial index, which has only the rows that meet a condition."""
     return {"sqlite_where": sql(condition), "postgresql_where": sql(condition)}
+
+
+def table_of(row: type[SQLModel]) -> Any:
+    """The table of a row class, for SQLAlchemy's Core: the processor and the lists read and write rows without ORM."""
+    return SQLModel.metadata.tables[str(row.__tablename__)]
+
+
+def json_name(field: str) -> str:
+    """The name of a field in JSON: camelCase, and times end in `Time`."""
+    return to_camel(f"{field.removesuffix('_at')}_time" if field.endswith("_at") else field)
+
+
+class Read(SQLModel):
+    """The base of what the API, the CSV and the commands show: made from rows or from attributes."""
+
+    model_config = {
+        "frozen": True,
+        "from_attributes": True,
+        "alias_generator": AliasGenerator(serialization_alias=json_name),
+    }
+
+
+# All times are UTC. pydantic writes them as `rfc3339` does, without a call of Python for each.
+Time = Annotated[datetime, WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization")]
+
+
+def shown_names(model: type[BaseModel]) -> tuple[str, ...]:
+    """The names of a model's values in JSON, in their order."""
+    fields = ((field.serialization_alias or name) for name, field in model.model_fields.items() if not field.exclude)
+    computed = (field.alias or name for name, field in model.model_computed_fields.items())
+    return (*fields, *computed)

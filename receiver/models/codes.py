@@ -1,0 +1,55 @@
+"""Delivery codes: the table for joins, and what is shown of a code."""
+
+from sqlalchemy import Integer
+from sqlmodel import Field, SQLModel
+
+from receiver.domain.events import Api
+from receiver.models.columns import Read, table_of, text_column
+from receiver.providers import bandwidth_codes
+
+
+class ReasonBase(SQLModel):
+    """The meaning of a delivery code; null where no source documents it."""
+
+    name: str = text_column()
+    description: str = text_column()
+    category: str = text_column()
+    retryable: bool | None
+    billable: bool | None
+
+
+class ReasonRead(ReasonBase, Read):
+    """The meaning of a delivery code; null where no source documents it."""
+
+
+class DeliveryCodeBase(ReasonBase):
+    """A code with its meaning for the delivery (`delivered`, `failed`, `unconfirmed`)."""
+
+    api: Api = text_column(primary_key=True)
+    code: int = Field(primary_key=True, sa_type=Integer, sa_column_kwargs={"autoincrement": False})
+    outcome: str = text_column()
+
+
+class DeliveryCodeRow(DeliveryCodeBase, table=True):
+    """The code catalogue as a table, for joins; `receiver migrate` writes it from `receiver.providers`."""
+
+    __tablename__ = "delivery_codes"
+
+
+class DeliveryCodeRead(DeliveryCodeBase, Read):
+    """A delivery code that Bandwidth documents."""
+
+    retry_limit: int | None
+    status: str
+    v2_analogue: int | None
+    first_documented: str | None
+    notes: str | None
+
+
+DELIVERY_CODES = table_of(DeliveryCodeRow)
+
+
+def reason_of(api: Api, code: int | None) -> ReasonRead | None:
+    """What is shown of the meaning of a code."""
+    meaning = bandwidth_codes.meaning(api, code)
+    return ReasonRead.model_validate(meaning) if meaning else None

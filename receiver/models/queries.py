@@ -1,0 +1,265 @@
+"""Queries: one model per list or choice.
+
+The fields of a query are the parameters of the API's operation, the options of the command, and what storage filters
+by. Only storage has to be told what a new field means. Python names a field by its name, a request by its alias.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from receiver.domain.events import Api, Direction, Quarantine, TagVerdict
+from receiver.domain.publication import DeadLetterReason
+from receiver.domain.queries import DELIVERY_STATES
+from receiver.models.parameters import (
+    Boolean,
+    CallbackCursor,
+    Large,
+    MessageCursor,
+    Moment,
+    Number,
+    NumberCursor,
+    Option,
+    PageNumber,
+    Size,
+    Text,
+)
+
+Item = TypeVar("Item")
+
+MessageStatus = Literal[
+    "unknown",
+    "queued",
+    "sending",
+    "sent",
+    "unconfirmed",
+    "delivered",
+    "failed",
+    "read",
+    "received",
+    "pending",
+    "partial",
+]
+CallbackOutcome = Literal["pending", "accepted", "quarantined"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page(Generic[Item]):
+    """A page of a list, and whether the list has more items after it."""
+
+    items: list[Item]
+    more: bool
+
+
+class SortOrder(StrEnum):
+    ASC = "asc"
+    DESC = "desc"
+
+
+class Query(BaseModel):
+    """The parameters of an operation; this base class has none. Those in `repeatable` may be repeated."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
+    )
+    repeatable: ClassVar[frozenset[str]] = frozenset()
+
+
+class PagedQuery(Query):
+    """The parameters of every list."""
+
+    page: PageNumber = Field(
+        0, description="the number of the page, from 0 (counted from the cursor, if there is one); the `Link` is faster"
+    )
+    size: Size = Field(25, description="the number of items on a page")
+
+    @property
+    def skip(self) -> int:
+        return self.page * self.size
+
+
+_CURSOR = "where the page begins; only from a `Link`"
+
+
+class CatapultMessageQuery(PagedQuery):
+    """The parameters of the Catapult API's list of messages, oldest first by default.
+
+    `since` is inclusive, `until` exclusive; both compare the creation of the message, else its first receipt.
+    """
+
+    sender: Number | None = Field(None, alias="from", description="the number of the sender, with or without plus")
+    recipient: Number | None = Field(None, alias="to", description="the number of a recipient, with or without plus")
+    since: Moment | None = Field(
+        None,
+        alias="fromDateTime",
+        description="messages created at this time or later; without a creation time, first received",
+    )
+    until: Moment | None = Field(
+        None,
+        alias="toDateTime",
+        description="messages created before this time; without a creation time, first received",
+    )
+    direction: Direction | None = Field(None, description="`in` (received) or `out` (sent)")
+    state: Literal["received", "queued", "sending", "sent", "error"] | None = Field(
+        None, description="the `state` of the message, as in v1"
+    )
+    delivery_state: Literal["waiting", "delivered", "not-delivered"] | None = Field(
+        None, description="the `deliveryState` of the message, as in v1"
+    )
+    order: SortOrder = Field(SortOrder.ASC, alias="sortOrder", description="`asc`: oldest first")
+    after: MessageCursor | None = Field(None, alias="cursor", description=_CURSOR)
+
+    def as_message_query(self) -> "MessageQuery":
+        return MessageQuery(**dict(self))
+
+
+class MessageQuery(CatapultMessageQuery):
+    """The parameters of the list of messages, newest first by default."""
+
+    order: SortOrder = Field(SortOrder.DESC, alias="sortOrder", description="`desc`: newest first")
+    status: MessageStatus | None = Field(None, description="the status of the message as a whole")
+    delivery_code: Annotated[Large | None, Option("--code")] = Field(
+        None, description="the delivery code of any recipient; together with `to`, of that recipient"
+    )
+    tag: Text | None = Field(None, description="the whole tag, without signature")
+    tag_verdict: TagVerdict | None = Field(None, description="the result of the tag check")
+    application_id: Annotated[Text | None, Option("--application")] = Field(
+        None, description="the id of the application at Bandwidth"
+    )
+    contradicted: Boolean | None = Field(None, description="whether both delivered and failed were reported")
+    awaiting_receipt: Annotated[Boolean | None, Option("--awaiting")] = Field(
+        None, description="whether a final event is still to be expected"
+    )
+
+    @property
+    def is_contradictory(self) -> bool:
+        """Whether no message can have all of these values; the database would search very many rows to find none."""
+        filters = ((self.direction, "in"), (self.status, "received"), (self.state, "received"))
+        is_inbound = {value == inbound for value, inbound in filters if value is not None}
+        if self.tag_verdict is not None:
+            is_inbound.add(self.tag_verdict is TagVerdict.NOT_APPLICABLE)
+        if len(is_inbound) > 1:
+            return True
+        if self.status is None or self.delivery_state is None:
+            return False
+        return self.delivery_state not in DELIVERY_STATES.get(self.status, (self.delivery_state,))
+
+
+class OneMessageQuery(Query):
+    """The parameters that choose one of several messages with the same id."""
+
+    api: Api | None = Field(None, description="required where a v1 message and a v2 message have this id")
+    direction: Direction | None = Field(
+        None, description="required where an inbound and an outbound message have this id"
+    )
+
+
+class AttemptQuery(OneMessageQuery):
+    """The parameters of the delivery attempts for one message."""
+
+    sink: Text | None = Field(None, description="attempts at this sink; default: all sinks")
+
+
+class CallbackFilter(Query):
+    """The filters of callbacks. `since` is inclusive, `until` exclusive; both compare the time of receipt."""
+
+    outcome: CallbackOutcome | None = Field(
+        None, description="`pending` (accepted, not processed yet), `accepted` or `quarantined`"
+    )
+    reason: Quarantine | None = Field(
+        None, description="callbacks with an element that was quarantined for this reason"
+    )
+    message_id: Text | None = Field(
+        None, description="callbacks with an event of this message, or with a quarantined element that names it"
+    )
+    since: Moment | None = Field(None, alias="fromDateTime", description="callbacks received at this time or later")
+    until: Moment | None = Field(None, alias="toDateTime", description="callbacks received before this time")
+
+
+class CallbackQuery(PagedQuery, CallbackFilter):
+    """The parameters of the list of callbacks, newest first by default."""
+
+    order: SortOrder = Field(SortOrder.DESC, alias="sortOrder", description="`desc`: newest first")
+    after: CallbackCursor | None = Field(None, alias="cursor", description=_CURSOR)
+
+
+class ReprocessQuery(CallbackQuery):
+    """The parameters that choose the callbacks to reprocess: by default quarantined callbacks, oldest first."""
+
+    outcome: CallbackOutcome | None = Field("quarantined", description="the outcome of the callbacks")
+    order: SortOrder = Field(SortOrder.ASC, alias="sortOrder", description="`asc`: oldest first")
+
+
+class OneCodeQuery(Query):
+    """The parameter that chooses one of several codes with the same number."""
+
+    api: Api | None = Field(None, description="required where v1 and v2 both have this code")
+
+
+class CodeQuery(PagedQuery):
+    """The parameters of the list of delivery codes."""
+
+    api: Api | None = Field(None, description="codes of this API version")
+    order: SortOrder = Field(SortOrder.ASC, alias="sortOrder", description="`asc`: v1 first, smallest code first")
+
+
+class SinkQuery(PagedQuery):
+    """The parameters of the list of sinks."""
+
+    order: SortOrder = Field(SortOrder.ASC, alias="sortOrder", description="`asc`: by name")
+
+
+class ReplayQuery(PagedQuery):
+    """The parameters of the list of the replays to a sink, newest first by default."""
+
+    order: SortOrder = Field(SortOrder.DESC, alias="sortOrder", description="`desc`: newest first")
+    after: NumberCursor | None = Field(None, alias="cursor", description=_CURSOR)
+
+
+class DryRunQuery(Query):
+    """The parameter of actions that can be tried without a change."""
+
+    dry_run: Boolean = Field(False, description="`true`: changes nothing and counts")
+
+
+class DeadLetterFilter(Query):
+    """The filters of dead letters. `since` is inclusive, `until` exclusive."""
+
+    sink: Text | None = Field(None, description="dead letters of this sink")
+    reason: DeadLetterReason | None = Field(
+        None, description="`refused` by the sink, or `expired`: older than the sink's `max_age`"
+    )
+    message_id: Text | None = Field(None, description="dead letters of this message")
+    event_id: Text | None = Field(None, description="dead letters of this event")
+    since: Moment | None = Field(
+        None, alias="fromDateTime", description="became a dead letter at this time or later"
+    )
+    until: Moment | None = Field(None, alias="toDateTime", description="became a dead letter before this time")
+
+
+class DeadLetterQuery(PagedQuery, DeadLetterFilter):
+    """The parameters of the list of dead letters, oldest first by default; their ids rise with `diedTime`."""
+
+    order: SortOrder = Field(SortOrder.ASC, alias="sortOrder", description="`asc`: oldest first")
+    after: NumberCursor | None = Field(None, alias="cursor", description=_CURSOR)
+
+
+class DeadLetterChoice(DryRunQuery, DeadLetterFilter):
+    """The parameters that choose dead letters of one sink: all of them, unless narrowed down."""
+
+    repeatable = frozenset({"id"})
+
+    sink: Text = Field(description="the name of the sink")
+    ids: tuple[Large, ...] = Field(
+        (), alias="id", max_length=50, description="the id of a dead letter; may be repeated; default: all"
+    )
+
+
+class PullQuery(Query):
+    """The parameters of a pull from the event log."""
+
+    after: Large = Field(0, description="the position of the last event that was read; 0: from the oldest stored event")
+    limit: Size = Field(100, description="the largest number of events in the response")
