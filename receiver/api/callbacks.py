@@ -12,19 +12,19 @@ from receiver.api.parameters import CallbackParameters, Parameters, ReprocessPar
 from receiver.api.problems import ProblemError
 from receiver.api.representations import Callback, CallbackSummary
 from receiver.domain.queries import CallbackView, Page
-from receiver.storage import journal
+from receiver.storage import callbacks
 
 # Why the journal may not have a callback that was answered 200.
 NOT_STORED: Final = "repeats are not stored, old ones are removed"
 
 
 async def list_callbacks(context: ApiContext, request: Request, parameters: CallbackParameters) -> Response:
-    page = await journal.find(context.database, parameters.query())
+    page = await callbacks.find(context.database, parameters.query())
     return json_answer(_summaries(page.items), link=_link(context, request, page))
 
 
 async def get_callback(context: ApiContext, request: Request, _: Parameters) -> Response:
-    callback = await journal.one(context.database, path_value(request, "id"))
+    callback = await callbacks.one(context.database, path_value(request, "id"))
     if callback is None:
         raise _not_found()
     return json_answer(Callback.model_validate(callback))
@@ -32,20 +32,20 @@ async def get_callback(context: ApiContext, request: Request, _: Parameters) -> 
 
 async def reprocess_callback(context: ApiContext, request: Request, _: Parameters) -> Response:
     callback_id = path_value(request, "id")
-    if not await journal.by_ids(context.database, [callback_id]):
+    if not await callbacks.by_ids(context.database, [callback_id]):
         raise _not_found()
     await context.reprocess([callback_id])
-    reprocessed = await journal.by_ids(context.database, [callback_id])
+    reprocessed = await callbacks.by_ids(context.database, [callback_id])
     if not reprocessed:
         raise _not_found()
     return json_answer(CallbackSummary.model_validate(reprocessed[0]))
 
 
 async def reprocess_callbacks(context: ApiContext, request: Request, parameters: ReprocessParameters) -> Response:
-    page = await journal.find(context.database, parameters.query())
+    page = await callbacks.find(context.database, parameters.query())
     ids = [callback.id for callback in page.items]
     await context.reprocess(ids)
-    reprocessed = await journal.by_ids(context.database, ids)
+    reprocessed = await callbacks.by_ids(context.database, ids)
     return json_answer(_summaries(reprocessed), link=_link(context, request, page))
 
 

@@ -23,7 +23,7 @@ from receiver.domain.queries import CallbackView
 from receiver.errors import ReceiverError
 from receiver.intake.transfer import Imported, Importing, ImportStopped, exported, import_lines
 from receiver.settings import Settings
-from receiver.storage import journal
+from receiver.storage import callbacks, journal
 from receiver.storage.database import Database
 
 _PROGRESS_SECONDS: Final = 2.0
@@ -33,7 +33,7 @@ def list_callbacks(config: Path | None, parameters: Mapping[str, Any], *, json: 
     query = options.parse(CallbackParameters, parameters).query()
 
     async def work(_: Settings, database: Database) -> int:
-        page = await journal.find(database, query)
+        page = await callbacks.find(database, query)
         echo_page(page, _HEADINGS, _row, model=CallbackSummary, json=json, number=parameters["page"])
         return 0
 
@@ -49,7 +49,7 @@ def _row(view: CallbackView) -> tuple[object, ...]:
 
 def show_callback(config: Path | None, callback_id: str, *, json: bool) -> int:
     async def work(_: Settings, database: Database) -> int:
-        whole = await journal.one(database, callback_id)
+        whole = await callbacks.one(database, callback_id)
         if whole is None:
             raise ReceiverError(f"the journal has no callback {callback_id}; {NOT_STORED}")
         callback = Callback.model_validate(whole)

@@ -31,7 +31,7 @@ from receiver.intake.transfer import (
     import_lines,
     to_line,
 )
-from receiver.storage import journal, schema
+from receiver.storage import callbacks, journal, schema
 from receiver.storage.database import Database
 from receiver.storage.tables import CallbackRow, EventRow, MessageRow, QuarantineRow
 from receiver.tags import TagPolicy, sign
@@ -333,7 +333,7 @@ async def test_reprocessing_what_is_quarantined_takes_in_what_can_be_parsed_now(
     assert [row[0] for row in await columns(database, MessageRow.tag)] == ["order"] * 3
     once_more = await again.query(CallbackQuery(outcome="quarantined"))
     assert once_more == Reprocessed(callbacks=1, quarantined=1)
-    view = (await journal.find(database, CallbackQuery(outcome="quarantined"))).items[0]
+    view = (await callbacks.find(database, CallbackQuery(outcome="quarantined"))).items[0]
     assert (view.id, view.reprocessed_at) == (ids[3], datetime(2026, 1, 2, tzinfo=UTC))
 
 
