@@ -34,8 +34,8 @@ from receiver.errors import Conflict, Expired, Unknown
 from receiver.storage import dead_letters, event_log, replays, retention, retries, sinks
 from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS
+from receiver.storage.event_retention import Kind, PruneTask
 from receiver.storage.replays import LogRange
-from receiver.storage.retention import Kind, PruneTask
 from receiver.storage.retries import settle
 from receiver.storage.sinks import Health, Lease, UnknownSink
 from receiver.storage.tables import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS
