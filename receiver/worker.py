@@ -35,7 +35,7 @@ from receiver.sinks import registry
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import sqlite_file
 from receiver.storage.database import Database, is_sqlite
-from receiver.storage.pruner import Pruner
+from receiver.storage.retention import Pruner
 
 # Garbage collection took a tenth of the time under load, most of it for objects that live as long as the process.
 _GC_THRESHOLDS: Final = (50_000, 20, 50)

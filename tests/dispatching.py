@@ -13,8 +13,7 @@ from sqlalchemy import select
 from receiver.dispatch.dispatcher import Dispatchers
 from receiver.dispatch.reader import Wakeup
 from receiver.domain.publication import LogEntry, Publication
-from receiver.models.sinks import DeadLetter
-from receiver.models.sinks import RETRIES, SINKS
+from receiver.models.sinks import RETRIES, SINKS, DeadLetterRead
 from receiver.sinks.base import Sink, SinkSettings
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import dead_letters, event_log
@@ -128,7 +127,7 @@ async def sink_row(database: Database, name: str = "crm") -> Any:
         return (await connection.execute(select(SINKS).where(SINKS.c.name == name))).one()
 
 
-async def letters(database: Database) -> list[DeadLetter]:
+async def letters(database: Database) -> list[DeadLetterRead]:
     return (await dead_letters.find(database)).items
 
 

@@ -9,10 +9,10 @@ from pydantic_core import to_json
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from receiver.api.operations import JSON
 from receiver.api.parameters import invalid_values
 from receiver.api.problems import ProblemError, invalid_values_problem
 
-JSON: Final = "application/json"
 CSV: Final = "text/csv"
 _HEADERS: Final = {
     # Responses hold message texts and numbers, which no cache may store.

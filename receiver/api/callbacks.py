@@ -4,39 +4,39 @@ from typing import Final
 
 from receiver.api.operations import Call, Listed, Operation, by_cursor
 from receiver.errors import Unknown
-from receiver.models.callbacks import Callback, CallbackSummary
+from receiver.models.callbacks import CallbackRead, CallbackSummaryRead
 from receiver.models.parameters import encode_cursor
 from receiver.models.queries import CallbackQuery, ReprocessQuery
-from receiver.storage import journal
+from receiver.storage import callbacks
 
 
-async def list_callbacks(call: Call) -> Listed[CallbackSummary]:
-    return by_cursor(await journal.find(call.database, call.query), lambda callback: encode_cursor([callback.id]))
+async def list_callbacks(call: Call) -> Listed[CallbackSummaryRead]:
+    return by_cursor(await callbacks.find(call.database, call.query), lambda callback: encode_cursor([callback.id]))
 
 
-async def get_callback(call: Call) -> Callback:
-    callback = await journal.with_id(call.database, call.path["id"])
+async def get_callback(call: Call) -> CallbackRead:
+    callback = await callbacks.with_id(call.database, call.path["id"])
     if callback is None:
         raise _unknown(call.path["id"])
     return callback
 
 
-async def reprocess_callback(call: Call) -> CallbackSummary:
+async def reprocess_callback(call: Call) -> CallbackSummaryRead:
     callback_id = call.path["id"]
-    if not await journal.by_ids(call.database, [callback_id]):
+    if not await callbacks.by_ids(call.database, [callback_id]):
         raise _unknown(callback_id)
     await call.context.reprocess([callback_id])
-    reprocessed = await journal.by_ids(call.database, [callback_id])
+    reprocessed = await callbacks.by_ids(call.database, [callback_id])
     if not reprocessed:
         raise _unknown(callback_id)
     return reprocessed[0]
 
 
-async def reprocess_callbacks(call: Call) -> Listed[CallbackSummary]:
-    page = by_cursor(await journal.find(call.database, call.query), lambda callback: encode_cursor([callback.id]))
+async def reprocess_callbacks(call: Call) -> Listed[CallbackSummaryRead]:
+    page = by_cursor(await callbacks.find(call.database, call.query), lambda callback: encode_cursor([callback.id]))
     ids = [callback.id for callback in page.items]
     await call.context.reprocess(ids)
-    return Listed(items=await journal.by_ids(call.database, ids), next_page=page.next_page)
+    return Listed(items=await callbacks.by_ids(call.database, ids), next_page=page.next_page)
 
 
 def _unknown(callback_id: str) -> Unknown:
@@ -53,7 +53,7 @@ OPERATIONS: Final = (
         summary="List the callbacks of the journal, newest first",
         handle=list_callbacks,
         query=CallbackQuery,
-        answer=list[CallbackSummary],
+        answer=list[CallbackSummaryRead],
         has_next=True,
         reads_processed=True,
     ),
@@ -65,7 +65,7 @@ OPERATIONS: Final = (
         description="By default quarantined callbacks, oldest first. `POST` to the address in `Link` for more.",
         handle=reprocess_callbacks,
         query=ReprocessQuery,
-        answer=list[CallbackSummary],
+        answer=list[CallbackSummaryRead],
         has_next=True,
         problems=(403,),
     ),
@@ -74,7 +74,7 @@ OPERATIONS: Final = (
         path="/api/callbacks/{id}",
         summary="Get one callback as it was received, byte for byte, without secrets",
         handle=get_callback,
-        answer=Callback,
+        answer=CallbackRead,
         problems=(404,),
         path_words=_ID,
         reads_processed=True,
@@ -85,7 +85,7 @@ OPERATIONS: Final = (
         path="/api/callbacks/{id}/reprocess",
         summary="Process one callback again, all of its elements, with today's code and keys",
         handle=reprocess_callback,
-        answer=CallbackSummary,
+        answer=CallbackSummaryRead,
         problems=(403, 404),
         path_words=_ID,
     ),

@@ -9,15 +9,15 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from receiver.api.answers import JSON
 from receiver.api.auth import BASIC
-from receiver.api.operations import Call, Group, Listed, Operation, by_cursor
-from receiver.models.parameters import message_cursor
-from receiver.models.queries import CatapultMessageQuery, Query
+from receiver.api.operations import JSON, Call, Listed, Operation, by_cursor
 from receiver.api.problems import ProblemError, as_problem
-from receiver.models.messages import Media
-from receiver.models.columns import Read
+from receiver.api.routing import Group
 from receiver.domain.events import Direction
+from receiver.models.columns import Read
+from receiver.models.messages import Media
+from receiver.models.parameters import message_cursor
+from receiver.models.queries import CatapultMessageQuery
 from receiver.storage import messages
 
 
@@ -105,7 +105,9 @@ async def get_message(call: Call) -> CatapultMessage:
     if not found:
         raise ProblemError(404, "The message could not be found")
     # The order of preference of a v1 client: outbound before inbound, then v1 before v2.
-    return CatapultMessage.model_validate(min(found, key=lambda found: (found.direction is not Direction.OUT, found.api)))
+    return CatapultMessage.model_validate(
+        min(found, key=lambda found: (found.direction is not Direction.OUT, found.api))
+    )
 
 
 _USER: Final = {"userId": "any value; it is ignored"}

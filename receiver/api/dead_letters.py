@@ -10,7 +10,7 @@ from receiver.api.operations import Call, Listed, Operation, by_cursor
 from receiver.models.columns import Read
 from receiver.models.parameters import encode_cursor
 from receiver.models.queries import DeadLetterChoice, DeadLetterQuery
-from receiver.models.sinks import DeadLetter, without_responses
+from receiver.models.sinks import DeadLetterRead, without_responses
 from receiver.storage import dead_letters
 
 # Shorter than the timeout of the usual proxies.
@@ -28,7 +28,7 @@ class DeadLetterActionResult(Read):
     dry_run: bool
 
 
-async def list_dead_letters(call: Call) -> Listed[DeadLetter]:
+async def list_dead_letters(call: Call) -> Listed[DeadLetterRead]:
     page = by_cursor(await dead_letters.find(call.database, call.query), lambda letter: encode_cursor([str(letter.id)]))
     return page if call.is_admin else Listed(items=without_responses(page.items), next_page=page.next_page)
 
@@ -37,7 +37,7 @@ async def act_on_dead_letters(call: Call, *, action: dead_letters.Action) -> Dea
     choice: DeadLetterChoice = call.query
     number, left = await dead_letters.count(call.database, choice), 0
     if not choice.dry_run:
-        done = await _within_time(action(call.database, choice.sink, choice, now=call.context.clock()))
+        done = await _within_time(action(call.database, choice, now=call.context.clock()))
         number, left = done, max(0, number - done)
     return DeadLetterActionResult(dead_letters=number, left=left, dry_run=choice.dry_run)
 
@@ -65,7 +65,7 @@ OPERATIONS: Final = (
         summary="List dead letters, oldest first",
         handle=list_dead_letters,
         query=DeadLetterQuery,
-        answer=list[DeadLetter],
+        answer=list[DeadLetterRead],
         has_next=True,
     ),
     Operation(

@@ -3,11 +3,11 @@
 from typing import Any, Final
 
 from receiver.api.operations import Call, Listed, Operation
-from receiver.models.queries import PullQuery
-from receiver.models.codes import reason_of
 from receiver.domain.cloudevents import cloud_event
 from receiver.domain.publication import LogEntry
 from receiver.errors import Conflict, Expired
+from receiver.models.codes import reason_of
+from receiver.models.queries import PullQuery
 from receiver.storage import event_log
 from receiver.storage.event_log import LogBounds
 

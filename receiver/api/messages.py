@@ -10,16 +10,16 @@ from receiver.api.operations import Call, Listed, Operation, by_cursor
 from receiver.errors import Ambiguous, Unknown
 from receiver.models.codes import ReasonRead
 from receiver.models.columns import shown_names
-from receiver.models.events import MessageEvent
-from receiver.models.messages import Message, Recipient
+from receiver.models.events import MessageEventRead
+from receiver.models.messages import MessageRead, RecipientRead
 from receiver.models.parameters import message_cursor
 from receiver.models.queries import AttemptQuery, MessageQuery, OneMessageQuery
-from receiver.models.sinks import Attempt, without_responses
+from receiver.models.sinks import AttemptRead, without_responses
 from receiver.storage import messages, retries
 
-_OF_RECIPIENT: Final = tuple(name for name in shown_names(Recipient) if name != "reason")
+_OF_RECIPIENT: Final = tuple(name for name in shown_names(RecipientRead) if name != "reason")
 # The values of a single recipient are in the columns of the recipient, the list of numbers is its rows.
-_OF_MESSAGE: Final = tuple(name for name in shown_names(Message) if name not in (*_OF_RECIPIENT, "recipients"))
+_OF_MESSAGE: Final = tuple(name for name in shown_names(MessageRead) if name not in (*_OF_RECIPIENT, "recipients"))
 _OF_REASON: Final = shown_names(ReasonRead)
 
 COLUMNS: Final = (
@@ -37,7 +37,7 @@ _FORMULA: Final = re.compile(r"[\s\u200b-\u200f\u2060\ufeff]*[=+\-@\uff1d\uff0b\
 _PHONE_NUMBER: Final = re.compile(r"\+[0-9]{1,15}", re.ASCII)
 
 
-def csv_table(messages: Iterable[Message]) -> str:
+def csv_table(messages: Iterable[MessageRead]) -> str:
     """The messages as CSV (RFC 4180, with a header line, every cell in quotes)."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
@@ -60,7 +60,7 @@ def cell(value: Any) -> str:
     return f"'{text}" if _FORMULA.match(text) and not _PHONE_NUMBER.fullmatch(text) else text
 
 
-def _rows(message: Message) -> Iterator[dict[str, Any]]:
+def _rows(message: MessageRead) -> Iterator[dict[str, Any]]:
     fields = message.model_dump(mode="json", by_alias=True)
     of_message = {name: fields[name] for name in _OF_MESSAGE} | {"messageStatus": fields["status"]}
     for recipient in fields["recipients"]:
@@ -69,12 +69,12 @@ def _rows(message: Message) -> Iterator[dict[str, Any]]:
         yield of_message | of_recipient | {f"reason{name.capitalize()}": reason.get(name) for name in _OF_REASON}
 
 
-async def list_messages(call: Call) -> Listed[Message]:
+async def list_messages(call: Call) -> Listed[MessageRead]:
     page = await messages.find(call.database, call.query)
     return by_cursor(page, lambda message: message_cursor(message.place))
 
 
-async def get_message(call: Call) -> Message:
+async def get_message(call: Call) -> MessageRead:
     found = await messages.with_id(call.database, call.path["id"], call.query.api, call.query.direction)
     if not found:
         raise Unknown(f"there is no message {call.path['id']}")
@@ -83,18 +83,21 @@ async def get_message(call: Call) -> Message:
     return found[0]
 
 
-def _choices(found: Sequence[Message]) -> dict[str, list[str]]:
+def _choices(found: Sequence[MessageRead]) -> dict[str, list[str]]:
     """The parameters that choose one of the messages with the same id, and their values."""
-    values = {"api": {message.api for message in found}, "direction": {message.direction for message in found}}
+    values: dict[str, set[str]] = {
+        "api": {message.api for message in found},
+        "direction": {message.direction for message in found},
+    }
     return {name: sorted(different) for name, different in values.items() if len(different) > 1}
 
 
-async def list_message_events(call: Call) -> list[MessageEvent]:
+async def list_message_events(call: Call) -> list[MessageEventRead]:
     message = await get_message(call)
-    return [MessageEvent.model_validate(event) for event in await messages.events(call.database, message.key)]
+    return [MessageEventRead.model_validate(event) for event in await messages.events(call.database, message.key)]
 
 
-async def list_message_attempts(call: Call) -> list[Attempt]:
+async def list_message_attempts(call: Call) -> list[AttemptRead]:
     message = await get_message(call)
     async with call.database.reading() as connection:
         attempts = await retries.attempts_of_message(connection, message.key, call.query.sink)
@@ -111,7 +114,7 @@ OPERATIONS: Final = (
         description="`Accept: text/csv` gives a table with one row per recipient.",
         handle=list_messages,
         query=MessageQuery,
-        answer=list[Message],
+        answer=list[MessageRead],
         csv=csv_table,
         has_next=True,
         reads_processed=True,
@@ -122,7 +125,7 @@ OPERATIONS: Final = (
         summary="Get one message",
         handle=get_message,
         query=OneMessageQuery,
-        answer=Message,
+        answer=MessageRead,
         problems=(404, 409),
         path_words=_ID,
         reads_processed=True,
@@ -133,7 +136,7 @@ OPERATIONS: Final = (
         summary="List the events of one message in order of arrival",
         handle=list_message_events,
         query=OneMessageQuery,
-        answer=list[MessageEvent],
+        answer=list[MessageEventRead],
         problems=(404, 409),
         path_words=_ID,
         reads_processed=True,
@@ -145,7 +148,7 @@ OPERATIONS: Final = (
         description="Successful attempts are stored only for sinks that record them, such as webhooks.",
         handle=list_message_attempts,
         query=AttemptQuery,
-        answer=list[Attempt],
+        answer=list[AttemptRead],
         problems=(404, 409),
         path_words=_ID,
         reads_processed=True,

@@ -8,9 +8,10 @@ from typing import Any, Final, Literal
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from receiver.api.answers import CSV, JSON
+from receiver.api.answers import CSV
 from receiver.api.auth import BASIC, BEARER
-from receiver.api.operations import PENDING_HEADER, Group, Operation
+from receiver.api.operations import JSON, Operation
+from receiver.api.routing import PENDING_HEADER, Group
 
 Json = dict[str, Any]
 Part = tuple[str, str]
@@ -40,8 +41,11 @@ _PENDING_DESCRIPTION: Final = (
 _PENDING: Final = (PENDING_HEADER, _PENDING_DESCRIPTION)
 
 
-class _WithoutTitles(GenerateJsonSchema):
-    """JSON Schema without titles, which repeat the names."""
+class _Schemas(GenerateJsonSchema):
+    """JSON Schema without titles, which repeat the names; a noun is called by its name."""
+
+    def normalize_name(self, name: str) -> str:
+        return super().normalize_name(name).removesuffix("Read")
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -85,7 +89,7 @@ def _operations(groups: Iterable[Group]) -> Iterator[tuple[Group, Operation]]:
 def _schemas(groups: Sequence[Group]) -> tuple[dict[Part, Json], Json]:
     """The schema of every body by operation and part, and the named schemas."""
     schemas, named = TypeAdapter.json_schemas(
-        _types(groups), ref_template=f"{_COMPONENT}{{model}}", schema_generator=_WithoutTitles
+        _types(groups), ref_template=f"{_COMPONENT}{{model}}", schema_generator=_Schemas
     )
     return {part: schema for (part, _), schema in schemas.items()}, named["$defs"]
 

@@ -1,34 +1,25 @@
-"""The operations of the query API as a table.
+"""What an operation of the query API is.
 
-The routes, the OpenAPI document and the commands that show or change the same things are made from its rows. A handler
-knows no request and no response: a request and a command call it in the same way.
+The routes, the OpenAPI document and the commands that show or change the same things are made from operations. A
+handler knows no request and no response: a request and a command call it in the same way.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Generic, TypeVar
-from urllib.parse import quote, unquote_to_bytes
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel
-from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Match, Mount, Route, Router
-from starlette.types import ASGIApp, Scope
 
-from receiver.api import problems
-from receiver.api.answers import JSON, MOUNTED_AT, csv_answer, json_answer, next_page, prefers_csv, read_body
-from receiver.api.auth import Scheme, TokenAuth, Tokens, is_admin
-from receiver.api.parameters import parse_query
-from receiver.api.problems import Problem, ProblemError, as_problem
-from receiver.errors import ReceiverError
 from receiver.explanation.installation import Findings
 from receiver.models.queries import Page, PagedQuery, Query
-from receiver.providers.fields import storable
 from receiver.storage.database import Database
 
-PENDING_HEADER: Final = "Receiver-Pending"
+if TYPE_CHECKING:
+    # Commands run operations too, and need no token and no web framework.
+    from receiver.api.auth import Tokens
+
+JSON: Final = "application/json"
 
 Item = TypeVar("Item")
 
@@ -51,7 +42,7 @@ class ApiContext:
 
     database: Database
     reprocess: Callable[[Sequence[str]], Awaitable[object]]
-    tokens: Tokens | None
+    tokens: "Tokens | None"
     clock: Callable[[], datetime]
     sinks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     tag_key: tuple[str, str] | None = field(default=None, repr=False)
@@ -139,82 +130,3 @@ class Operation:
         if self.reads_processed:
             call.pending = await call.context.settle()
         return await self.handle(call)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """Operations under one prefix, with the same authentication and the same form of errors."""
-
-    prefix: str
-    operations: Sequence[Operation]
-    scheme: Scheme
-    error_handler: problems.Handler = problems.answer
-    error: type[BaseModel] = Problem
-    error_media_type: str = problems.MEDIA_TYPE
-
-
-def mount(group: Group, context: ApiContext) -> Mount:
-    """The routes of a group, behind its token check."""
-    app: ASGIApp = Router(
-        [_route(operation, context, group.prefix) for operation in group.operations], redirect_slashes=False
-    )
-    if context.tokens is not None:
-        app = TokenAuth(app, context.tokens, group.scheme)
-    return EncodedMount(group.prefix, ExceptionMiddleware(app, problems.handlers(group.error_handler)))
-
-
-class EncodedMount(Mount):
-    """Routes by the undecoded path, so that `%2F` is part of an id and not a separator."""
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        raw = scope.get("raw_path")
-        path = raw.decode("latin-1") if raw else quote(scope["path"])
-        match, child = super().matches({**scope, "path": path})
-        # The path under which this application is mounted; `Mount` adds its own prefix to `root_path`.
-        return match, {**child, "path": path, MOUNTED_AT: scope.get("root_path", "")}
-
-
-def _route(operation: Operation, context: ApiContext, prefix: str) -> Route:
-    async def endpoint(request: Request) -> Response:
-        call = Call(
-            context=context,
-            query=parse_query(operation.query, request.scope["query_string"]),
-            path={name: _decoded(value) for name, value in request.path_params.items()},
-            body=await read_body(request, operation.body) if operation.body is not None else None,
-            is_admin=is_admin(request),
-        )
-        try:
-            response = _response(operation, request, context, await operation(call))
-        except (ProblemError, ReceiverError) as error:
-            problem = as_problem(error)
-            problem.headers = {**(problem.headers or {}), **_pending_header(call)}
-            raise problem from error
-        response.headers.update(_pending_header(call))
-        return response
-
-    path = operation.path.removeprefix(prefix)
-    return Route(path, endpoint, methods=[operation.method], name=operation.name)
-
-
-def _response(operation: Operation, request: Request, context: ApiContext, result: Any) -> Response:
-    link: Mapping[str, str] = {}
-    if isinstance(result, Listed):
-        if result.next_page is not None:
-            link = next_page(request, context.public_url, **result.next_page)
-        result = result.items
-    if operation.csv is not None and prefers_csv(request.headers.get("accept", "")):
-        return csv_answer(operation.csv(result), name=operation.path.rpartition("/")[2], link=link)
-    return json_answer(result, link=link, media_type=operation.media_type, leave_out_null=operation.leaves_out_null)
-
-
-def _pending_header(call: Call) -> dict[str, str]:
-    """The header with the number of callbacks that are not in the response yet; no header if there are none."""
-    return {PENDING_HEADER: str(call.pending)} if call.pending else {}
-
-
-def _decoded(value: str) -> str:
-    """A decoded value of the path. One that is not UTF-8 cannot be an id, so the answer is 404."""
-    try:
-        return storable(unquote_to_bytes(value).decode("utf-8"))
-    except UnicodeDecodeError:
-        raise ProblemError(404) from None

@@ -6,9 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from receiver import tags
 from receiver.api.operations import Call, Listed, Operation, by_number
-from receiver.errors import Ambiguous, Conflict, Unknown
 from receiver.api.problems import ProblemError
 from receiver.domain.events import Api
+from receiver.errors import Ambiguous, Conflict, Unknown
 from receiver.models.codes import DeliveryCodeRead
 from receiver.models.columns import Read
 from receiver.models.queries import CodeQuery, OneCodeQuery, Page, SortOrder
@@ -53,7 +53,18 @@ def _codes(api: Api | None) -> list[DeliveryCodeRead]:
     return [DeliveryCodeRead.model_validate(entry) for entry in entries if api in (None, entry.api)]
 
 
-CODE_OPERATIONS: Final = (
+async def sign_tag(call: Call) -> SignedTag:
+    if call.context.tag_key is None:
+        raise Conflict("there is no key that signs tags: set RECEIVER_TAG_KEYS")
+    kid, secret = call.context.tag_key
+    body: TagRequest = call.body
+    try:
+        return SignedTag(tag=tags.sign(body.value, secret, kid=kid, sender=body.from_, recipients=body.to))
+    except TagError as error:
+        raise ProblemError(400, str(error)) from None
+
+
+OPERATIONS: Final = (
     Operation(
         name="listCodes",
         path="/api/codes",
@@ -73,21 +84,6 @@ CODE_OPERATIONS: Final = (
         problems=(404, 409),
         path_words={"code": "the delivery code, a number"},
     ),
-)
-
-
-async def sign_tag(call: Call) -> SignedTag:
-    if call.context.tag_key is None:
-        raise Conflict("there is no key that signs tags: set RECEIVER_TAG_KEYS")
-    kid, secret = call.context.tag_key
-    body: TagRequest = call.body
-    try:
-        return SignedTag(tag=tags.sign(body.value, secret, kid=kid, sender=body.from_, recipients=body.to))
-    except TagError as error:
-        raise ProblemError(400, str(error)) from None
-
-
-SIGNING_OPERATIONS: Final = (
     Operation(
         name="signTag",
         method="POST",

@@ -11,7 +11,8 @@ from starlette.routing import BaseRoute, Route
 from receiver.api import callbacks, catapult, dead_letters, docs, events, messages, openapi, reference, sinks, status
 from receiver.api.answers import json_answer
 from receiver.api.auth import BEARER
-from receiver.api.operations import ApiContext, Group, mount
+from receiver.api.operations import ApiContext
+from receiver.api.routing import Group, mount
 
 OWN: Final = Group(
     prefix="/api",
@@ -19,8 +20,7 @@ OWN: Final = Group(
     operations=(
         *messages.OPERATIONS,
         *callbacks.OPERATIONS,
-        *reference.CODE_OPERATIONS,
-        *reference.SIGNING_OPERATIONS,
+        *reference.OPERATIONS,
         *events.OPERATIONS,
         *sinks.OPERATIONS,
         *dead_letters.OPERATIONS,

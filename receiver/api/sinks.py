@@ -11,7 +11,7 @@ from receiver.errors import Unknown
 from receiver.models.columns import Read, Time
 from receiver.models.parameters import encode_cursor, moment
 from receiver.models.queries import DryRunQuery, ReplayQuery, SinkQuery
-from receiver.models.sinks import Replay, ReplayAction, Sink
+from receiver.models.sinks import ReplayAction, ReplayRead, SinkRead
 from receiver.sinks.probe import probe_sink
 from receiver.storage import replays, sinks
 
@@ -64,12 +64,12 @@ class ReplayResponse(Read):
     dry_run: bool
 
 
-async def list_sinks(call: Call) -> Listed[Sink]:
+async def list_sinks(call: Call) -> Listed[SinkRead]:
     page = await sinks.find(call.database, call.query, call.context.sink_types, now=call.context.clock())
     return by_number(page, call.query)
 
 
-async def get_sink(call: Call) -> Sink:
+async def get_sink(call: Call) -> SinkRead:
     return await sinks.with_name(call.database, call.path["name"], call.context.sink_types, now=call.context.clock())
 
 
@@ -80,7 +80,7 @@ async def check_sink(call: Call) -> SinkTest:
     return SinkTest.model_validate(await probe_sink(call.context.sinks[name]))
 
 
-async def pause_sink(call: Call, *, paused: bool) -> Sink:
+async def pause_sink(call: Call, *, paused: bool) -> SinkRead:
     await sinks.pause(call.database, call.path["name"], paused=paused)
     return await get_sink(call)
 
@@ -102,14 +102,14 @@ async def replay_sink(call: Call) -> ReplayResponse:
     )
 
 
-async def list_replays(call: Call) -> Listed[Replay]:
+async def list_replays(call: Call) -> Listed[ReplayRead]:
     async with call.database.reading() as connection:
         await sinks.row_of(connection, call.path["name"])
         page = await replays.find(connection, call.path["name"], call.query)
     return by_cursor(page, lambda replay: encode_cursor([str(replay.id)]))
 
 
-async def act_on_replay(call: Call, *, action: ReplayAction) -> Replay:
+async def act_on_replay(call: Call, *, action: ReplayAction) -> ReplayRead:
     """Acts on the replay with the id in the path; a command has none, and acts on the open replay."""
     name, number = call.path["name"], call.path.get("id")
     if number is not None and not (number.isascii() and number.isdecimal() and len(number) < _DIGITS):
@@ -123,7 +123,9 @@ _DIGITS: Final = 19
 _NAME: Final = {"name": "the name of the sink"}
 
 
-def _operation(name: str, path: str, summary: str, handle: Handle, answer: Any, *problems: int, **more: Any) -> Operation:
+def _operation(
+    name: str, path: str, summary: str, handle: Handle, answer: Any, *problems: int, **more: Any
+) -> Operation:
     """An operation on one sink or one of its replays; a POST changes something, so it needs an admin's token."""
     is_post = more.get("method") == "POST"
     path_words = {**_NAME, **({"id": "the id of the replay"} if "{id}" in path else {})}
@@ -141,7 +143,7 @@ def _operation(name: str, path: str, summary: str, handle: Handle, answer: Any, 
 
 def _replay_operation(action: ReplayAction, summary: str) -> Operation:
     handle = partial(act_on_replay, action=action)
-    return _operation(f"{action}Replay", f"/replays/{{id}}/{action}", summary, handle, Replay, 409, method="POST")
+    return _operation(f"{action}Replay", f"/replays/{{id}}/{action}", summary, handle, ReplayRead, 409, method="POST")
 
 
 OPERATIONS: Final = (
@@ -151,10 +153,10 @@ OPERATIONS: Final = (
         summary="List the sinks with their state, lag, retries and dead letters",
         handle=list_sinks,
         query=SinkQuery,
-        answer=list[Sink],
+        answer=list[SinkRead],
         has_next=True,
     ),
-    _operation("getSink", "", "Get one sink", get_sink, Sink),
+    _operation("getSink", "", "Get one sink", get_sink, SinkRead),
     _operation(
         "testSink",
         "/test",
@@ -168,7 +170,7 @@ OPERATIONS: Final = (
         "/pause",
         "Stop publishing to a sink; its events wait",
         partial(pause_sink, paused=True),
-        Sink,
+        SinkRead,
         method="POST",
     ),
     _operation(
@@ -176,7 +178,7 @@ OPERATIONS: Final = (
         "/resume",
         "Publish to a paused sink again, from its cursor on",
         partial(pause_sink, paused=False),
-        Sink,
+        SinkRead,
         method="POST",
     ),
     _operation(
@@ -199,7 +201,7 @@ OPERATIONS: Final = (
         "/replays",
         "List the replays to a sink, newest first",
         list_replays,
-        list[Replay],
+        list[ReplayRead],
         query=ReplayQuery,
         has_next=True,
     ),

@@ -7,10 +7,9 @@ from typing import Final, Literal
 from pydantic import Field
 
 from receiver.api.operations import Call, Operation
-from receiver.models.queries import Query
-from receiver.models.columns import Read, Time
 from receiver.explanation.installation import Installation, ProcessorState, assess
-from receiver.models.sinks import Sink, SinkState
+from receiver.models.columns import Read, Time
+from receiver.models.sinks import SinkRead, SinkState
 from receiver.storage.status import StatusReader
 
 
@@ -98,7 +97,7 @@ def status_of(installation: Installation) -> InstallationStatus:
     )
 
 
-def _sink(view: Sink) -> SinkStatus:
+def _sink(view: SinkRead) -> SinkStatus:
     return SinkStatus(
         name=view.name,
         state=view.state,

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import typer
 
-from receiver.cli.commands import app
 from receiver.cli.output import OutputClosed, echo_error
+from receiver.cli.program import app
 from receiver.errors import ReceiverError, SettingsError, StorageUnavailable, line
 
 

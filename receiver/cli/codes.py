@@ -1,44 +1,34 @@
-"""`receiver codes`."""
+"""`receiver codes`: all delivery codes as a table, or what is known of one code."""
 
-from receiver.models.codes import DeliveryCodeRead
-from receiver.cli.output import echo_fields, echo_json, echo_table
-from receiver.domain.events import Api
-from receiver.errors import ReceiverError
-from receiver.providers import bandwidth_codes
-from receiver.providers.bandwidth_codes import CodeEntry
+from pathlib import Path
 
-
-def codes(code: int | None, *, api: Api | None, json: bool) -> int:
-    found = [entry for entry in bandwidth_codes.catalogue() if code in (None, entry.code) and api in (None, entry.api)]
-    if not found:
-        raise ReceiverError(f"Bandwidth's documents list no code {code}")
-    if json:
-        echo_json([DeliveryCodeRead.model_validate(entry) for entry in found])
-    elif code is None:
-        echo_table(_HEADINGS, [_row(entry) for entry in found])
-    else:
-        for entry in found:
-            echo_fields(_fields(entry))
-    return 0
+from receiver.cli.calls import Operations, named, with_operations, write_list
+from receiver.cli.output import echo_fields, echo_json
+from receiver.cli.tables import code_fields
+from receiver.errors import Unknown
+from receiver.models.queries import CodeQuery
 
 
-_HEADINGS = ("API", "CODE", "NAME", "CATEGORY", "OUTCOME", "RETRYABLE", "BILLABLE")
+def codes(config: Path | None, query: CodeQuery, *, code: str | None, json: bool) -> int:
+    operation = named("reference.listCodes")
+
+    async def work(perform: Operations) -> int:
+        found = await perform(operation, query=query.model_copy(update={"size": _ALL}))
+        if code is None:
+            write_list(operation, found, json=json)
+            return 0
+        entries = [entry for entry in found.items if str(entry.code) == code]
+        if not entries:
+            raise Unknown(f"Bandwidth's documents list no code {code}")
+        if json:
+            echo_json(entries)
+        else:
+            for entry in entries:
+                echo_fields(code_fields(entry))
+        return 0
+
+    return with_operations(config, work, needs_database=False)
 
 
-def _row(entry: CodeEntry) -> tuple[object, ...]:
-    return entry.api, entry.code, entry.name, entry.category, entry.outcome, entry.retryable, entry.billable
-
-
-def _fields(entry: CodeEntry) -> list[tuple[str, object]]:
-    return [
-        ("code", f"{entry.code} ({entry.api})"),
-        ("name", entry.name),
-        ("meaning", entry.description),
-        ("category", entry.category),
-        ("outcome", entry.outcome),
-        ("retryable", entry.retryable),
-        ("retry limit", entry.retry_limit),
-        ("billable", entry.billable),
-        ("in v2", entry.v2_analogue),
-        ("notes", entry.notes),
-    ]
+# More than the documents list.
+_ALL = 1000

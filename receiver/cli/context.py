@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from receiver import credentials, logs
-from receiver.cli.output import echo_error
 from receiver.clock import now
 from receiver.errors import SchemaError
 from receiver.settings import Settings, load
 from receiver.storage import journal, schema, sqlite_file
 from receiver.storage.database import Database, is_sqlite
-from receiver.storage.processor import backlog, settle
+from receiver.storage.processor import backlog
 from receiver.storage.sqlite_file import UnfitDatabase
 
 if TYPE_CHECKING:
@@ -34,22 +33,18 @@ def read_settings(config: Path | None) -> Settings:
 
 
 def with_database(
-    config: Path | None, work: Callable[[Settings, Database], Awaitable[int]], *, reads_processed: bool = False
+    config: Path | None, work: Callable[[Settings, Database], Awaitable[int]], *, must_exist: bool = True
 ) -> int:
-    """Runs `work` with the database, which must exist and have this version's schema.
-
-    `reads_processed`: the output shows what the processor writes, so the command waits up to a second for the
-    processor, and a line on standard error has the number of callbacks that are still pending.
-    """
+    """Runs `work` with the database, which must exist and have this version's schema, unless `must_exist` is false."""
 
     async def run() -> int:
         settings = read_settings(config)
-        refuse_absent(settings)
+        if must_exist:
+            refuse_absent(settings)
         database = Database(settings.database)
         try:
-            await schema.check(database)
-            if reads_processed and (left := await settle(database)):
-                echo_error(f"{left:,} callbacks are still pending and not shown yet")
+            if must_exist:
+                await schema.check(database)
             return await work(settings, database)
         finally:
             await database.close()

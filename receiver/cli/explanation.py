@@ -1,13 +1,23 @@
 """The explanation of a message: sentences, timeline and sinks on the terminal, a field in JSON."""
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from pydantic import Field
 
-from receiver.models.columns import Read, Time
-from receiver.cli.output import echo, echo_table
-from receiver.domain.explanation import Charged, Explanation, TimelineEntry, explain_publication, time_text
+from receiver.cli.calls import Operations, named, with_operations
+from receiver.cli.output import echo, echo_fields, echo_json, echo_table
+from receiver.cli.tables import TABLES, set_fields
+from receiver.clock import now
+from receiver.domain.explanation import Charged, Explanation, TimelineEntry, explain, explain_publication, time_text
 from receiver.domain.queries import PublicationView
+from receiver.models.columns import Read, Time
+from receiver.models.events import MessageEventRead
+from receiver.models.messages import MessageRead
+from receiver.models.queries import OneMessageQuery
+from receiver.providers import bandwidth_codes
+from receiver.storage import messages
+from receiver.storage.publications import publications_of_message
 
 
 class RecipientFields(Read):
@@ -45,6 +55,42 @@ class ExplanationFields(Read):
     recipients: list[RecipientFields]
     timeline: list[TimelineFields]
     notes: list[str]
+
+
+def explain_message(config: Path | None, message_id: str, query: OneMessageQuery, *, all_: bool, json: bool) -> int:
+    """Shows one message in words; with `all_` also every column."""
+
+    async def work(perform: Operations) -> int:
+        message: MessageRead = await perform(named("messages.getMessage"), {"id": message_id}, query=query)
+        events = await messages.events(perform.database, message.key)
+        explanation = explain(message, events, bandwidth_codes, now())
+        listed = [MessageEventRead.model_validate(event) for event in events]
+        if json:
+            fields = message.model_dump(mode="json", by_alias=True)
+            echo_json({**fields, "events": listed, "explanation": ExplanationFields.model_validate(explanation)})
+            return 0
+        async with perform.database.reading() as connection:
+            publications = await publications_of_message(connection, message.key)
+        echo_explanation(explanation, publications, {str(sink.get("name")) for sink in perform.settings.sinks})
+        if all_:
+            echo("")
+            _echo_columns(message, listed)
+        return 0
+
+    return with_operations(config, work)
+
+
+def _echo_columns(message: MessageRead, events: Sequence[MessageEventRead]) -> None:
+    echo_fields(set_fields(message.model_dump(mode="json", by_alias=True, exclude={"recipients"})))
+    for recipient in message.recipients:
+        echo("", f"to {recipient.recipient or 'an unknown number'}")
+        values = recipient.model_dump(mode="json", by_alias=True, exclude={"recipient"})
+        reason = values.pop("reason")
+        meaning = f"{reason['name']}: {reason['description']}" if reason else None
+        echo_fields([*set_fields(values), ("meaning", meaning)], indent="  ")
+    echo("", "events, in order of arrival")
+    table = TABLES["MessageEventRead"]
+    echo_table(table.headings, [table.row(event) for event in events])
 
 
 def echo_explanation(

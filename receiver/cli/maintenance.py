@@ -13,8 +13,8 @@ from receiver.settings import Settings
 from receiver.storage import backup as backups
 from receiver.storage import schema, sqlite_file
 from receiver.storage.database import Database, is_sqlite
-from receiver.storage.pruner import Pruner
 from receiver.storage.rebuild import Rebuild
+from receiver.storage.retention import Pruner
 
 
 def migrate(config: Path | None, *, check: bool, new_journal: bool, json: bool) -> int:

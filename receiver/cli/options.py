@@ -1,44 +1,173 @@
-"""Options validated by the models of the query API, so that commands and API accept the same values."""
+"""Options and arguments of several commands, and the parameters of a query as options."""
 
-from collections.abc import Mapping
-from datetime import datetime
-from typing import Any, TypeVar
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
-from receiver.models.parameters import moment
-from receiver.models.queries import Query
+from receiver.domain.events import Api
+from receiver.models.parameters import Option
+from receiver.models.queries import Query, SortOrder
+
+
+def group(help: str) -> typer.Typer:  # noqa: A002
+    # Importing rich takes longer than importing everything else.
+    return typer.Typer(
+        help=help,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The TOML file with settings; default: RECEIVER_CONFIG, else ./receiver.toml."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing, only count.")]
+SinkName = Annotated[str, typer.Argument(metavar="SINK", help="The name of the sink.")]
+ApiVersion = Annotated[Api | None, typer.Option("--api", help="The version of Bandwidth's API: v1 (Catapult) or v2.")]
+
+Command = TypeVar("Command", bound=Callable[..., int])
+
+
+def with_query(model: type[Query], *, leave_out: frozenset[str] = frozenset()) -> Callable[[Command], Command]:
+    """Gives a command the parameters of a query as options; the command gets the query, without those left out.
+
+    An invalid value is a usage error that names its option.
+    """
+
+    def decorate(command: Command) -> Command:
+        own = [value for value in inspect.signature(command).parameters.values() if value.name != "query"]
+        options = {name: field for name, field in model.model_fields.items() if name not in {*leave_out, "after"}}
+
+        def with_options(**values: Any) -> int:
+            chosen = {name: values.pop(name) for name in options}
+            return command(query=_parse(model, chosen), **values)
+
+        required = [value for value in own if value.default is inspect.Parameter.empty]
+        optional = [value for value in own if value.default is not inspect.Parameter.empty]
+        described = [_option(name, field) for name, field in options.items()]
+        with_options.__signature__ = inspect.Signature([*required, *described, *optional])  # type: ignore[attr-defined]
+        with_options.__doc__, with_options.__name__ = command.__doc__, command.__name__
+        return with_options  # type: ignore[return-value]
+
+    return decorate
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """One parameter of a query as an option, of text that the query validates, or a flag."""
+    if name == "order":
+        return _parameter(name, bool, False, typer.Option(_order_flag(field), help=_order_help(field)))
+    types = set(_types(field.annotation))
+    help_ = _help(field)
+    if bool in types:
+        option = option_name(name, field)
+        declared = option if field.default is False else f"{option}/--no-{option.removeprefix('--')}"
+        kind = bool if field.default is False else bool | None
+        return _parameter(name, kind, field.default, typer.Option(declared, help=help_))
+    default = str(field.default) if field.default is not None and not field.is_required() else None
+    metavar = _metavar(name, field, types)
+    return _parameter(name, str | None, default, typer.Option(option_name(name, field), metavar=metavar, help=help_))
+
+
+def _parameter(name: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:
+    kind_of_parameter = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Parameter(name, kind_of_parameter, default=default, annotation=Annotated[kind, option])
+
+
+def option_name(name: str, field: FieldInfo) -> str:
+    """The option of a parameter: its own, or the parameter's name in the address, with hyphens."""
+    own = _metadata(field)
+    return own.name if own is not None and own.name else f"--{_kebab(field.alias or name)}"
+
+
+def _metadata(field: FieldInfo) -> Option | None:
+    return next((value for value in field.metadata if isinstance(value, Option)), None)
+
+
+def _help(field: FieldInfo) -> str:
+    own = _metadata(field)
+    text = ((own.help if own is not None else None) or field.description or "").replace("`", "")
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+_METAVARS: Final = {"sender": "NUMBER", "recipient": "NUMBER", "since": "TIME", "until": "TIME"}
+
+
+def _metavar(name: str, field: FieldInfo, types: set[Any]) -> str:
+    choices = _choices(field.annotation)
+    if choices:
+        return "|".join(choices)
+    if int in types:
+        return "INTEGER"
+    return _METAVARS.get(name, "ID" if name.endswith("_id") else "TEXT")
+
+
+def _order_flag(field: FieldInfo) -> str:
+    return "--oldest-first" if field.default is SortOrder.DESC else "--newest-first"
+
+
+def _order_help(field: FieldInfo) -> str:
+    oldest, newest = "Oldest first", "Newest first"
+    flag, default = (oldest, newest) if field.default is SortOrder.DESC else (newest, oldest)
+    return f"{flag}; default: {default.lower()}."
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """The types of an annotation, without None and without what pydantic knows about them."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _types(get_args(annotation)[0])
+    elif origin in (Union, UnionType):
+        for part in get_args(annotation):
+            yield from _types(part)
+    elif annotation is not type(None):
+        yield annotation
+
+
+def _choices(annotation: Any) -> list[str]:
+    for kind in _types(annotation):
+        if get_origin(kind) is Literal:
+            return [str(value) for value in get_args(kind)]
+        if isinstance(kind, type) and issubclass(kind, Enum):
+            return [str(value) for value in kind]
+    return []
+
+
+def _kebab(alias: str) -> str:
+    return "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in alias)
+
 
 Model = TypeVar("Model", bound=Query)
 
-# The parameters whose option has another name.
-_OPTIONS = {
-    "fromDateTime": "--since",
-    "toDateTime": "--until",
-    "deliveryState": "--delivery-state",
-    "deliveryCode": "--code",
-    "tagVerdict": "--tag-verdict",
-    "applicationId": "--application",
-    "messageId": "--message",
-    "eventId": "--event",
-}
+
+def _parse(model: type[Model], values: Mapping[str, Any]) -> Model:
+    present = {name: value for name, value in values.items() if value is not None}
+    if "order" in present:
+        turned = present.pop("order")
+        default = model.model_fields["order"].default
+        present["order"] = (
+            {SortOrder.ASC: SortOrder.DESC, SortOrder.DESC: SortOrder.ASC}[default] if turned else default
+        )
+    return parse_query(model, present)
 
 
-def parse(model: type[Model], parameters: Mapping[str, Any]) -> Model:
-    """The parameters from the values of options; raises a usage error that names the invalid option."""
+def parse_query(model: type[Model], values: Mapping[str, Any]) -> Model:
+    """The query with these values, by the names of its fields; raises a usage error that names the option."""
     try:
-        return model.model_validate({name: value for name, value in parameters.items() if value is not None})
+        return model.model_validate(values, by_alias=False, by_name=True)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = str(problem["loc"][0])
         message = problem["msg"].removeprefix("Value error, ")
-        raise typer.BadParameter(message, param_hint=_OPTIONS.get(name, f"--{name}")) from None
-
-
-def time(value: str | None, option: str) -> datetime | None:
-    """The time from the value of an option; raises a usage error that names the option."""
-    try:
-        return moment(value) if value is not None else None
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
+        hint = option_name(name, model.model_fields[name]) if name in model.model_fields else name
+        raise typer.BadParameter(message, param_hint=hint) from None

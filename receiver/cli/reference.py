@@ -15,7 +15,7 @@ from typer.main import get_command
 from receiver import documents
 from receiver.api.openapi_page import table, type_words
 from receiver.app import RELOADED
-from receiver.cli.commands import app
+from receiver.cli.program import app
 from receiver.domain.events import Api
 from receiver.providers import bandwidth_codes
 from receiver.providers.bandwidth_codes import CodeEntry

@@ -1,185 +1,258 @@
-"""`receiver sinks list`, `show`, `test`, `pause`, `resume`, `replay` and `replays`."""
+"""The commands `receiver sinks …` and `receiver dead-letters …`."""
 
-import asyncio
-from collections.abc import Mapping
-from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from receiver.models.queries import ReplayQuery, SinkQuery
-from receiver.api.representations import ReplayResponse, SinkTest
-from receiver.models.sinks import Replay, Sink
-from receiver.cli import options
-from receiver.cli.context import read_settings, with_database
-from receiver.cli.output import echo, echo_error, echo_fields, echo_json, echo_page
-from receiver.clock import now
-from receiver.domain.cloudevents import rfc3339
-from receiver.models.sinks import Replay, ReplayAction, Sink
-from receiver.errors import Unknown
-from receiver.settings import Settings
-from receiver.sinks.probe import probe_sink
-from receiver.storage import replays, sinks
-from receiver.storage.database import Database
-from receiver.storage.replays import Since
+import typer
+
+from receiver.cli.options import Config, DryRun, Json, SinkName, group, parse_query, with_query
+from receiver.models.queries import (
+    DeadLetterChoice,
+    DeadLetterFilter,
+    DeadLetterQuery,
+    DryRunQuery,
+    ReplayQuery,
+    SinkQuery,
+)
+
+app = group("List, test, pause and resume sinks; replay old events to them.")
 
 
-def list_sinks(config: Path | None, parameters: Mapping[str, Any], *, json: bool) -> int:
-    query = options.parse(SinkQuery, parameters)
+@app.command("list")
+@with_query(SinkQuery)
+def list_sinks(query: SinkQuery, config: Config = None, json: Json = False) -> int:
+    """List the sinks with their state, lag, retries and dead letters."""
+    from receiver.cli.calls import show_list
 
-    async def work(settings: Settings, database: Database) -> int:
-        page = await sinks.find(
-            database, _types(settings), now=now(), order=query.sort_order, skip=query.skip, size=query.size
-        )
-        echo_page(page, _HEADINGS, _row, model=Sink, json=json, number=query.page)
+    return show_list("sinks.listSinks", config, query=query, json=json)
+
+
+@app.command("show")
+def show_sink(name: SinkName, config: Config = None, json: Json = False) -> int:
+    """Show the state of one sink."""
+    from receiver.cli.calls import Operations, named, with_operations
+    from receiver.cli.output import echo_fields, echo_json
+    from receiver.cli.tables import sink_fields
+
+    async def work(perform: Operations) -> int:
+        sink = await perform(named("sinks.getSink"), {"name": name})
+        if json:
+            echo_json(sink)
+        else:
+            echo_fields(sink_fields(sink))
         return 0
 
-    return with_database(config, work)
+    return with_operations(config, work)
 
 
-_HEADINGS = ("NAME", "TYPE", "STATE", "LAG", "OLDEST", "RETRIES", "DEAD LETTERS", "LAST SUCCESS", "LAST ERROR")
+@app.command("test")
+def test_sink(name: SinkName, config: Config = None, json: Json = False) -> int:
+    """Test whether a sink of the settings can be reached, without publishing to it. Exit code 1 if not."""
+    from receiver.cli.calls import Operations, named, with_operations
+    from receiver.cli.output import echo, echo_error, echo_json
 
-
-def _row(view: Sink) -> tuple[object, ...]:
-    waiting, dead = sum(view.retries.values()), sum(view.dead_letters.values())
-    oldest, success = _age(view.oldest_seconds), _time(view.last_success_at)
-    return view.name, view.type, view.state, view.lag, oldest, waiting, dead, success, view.last_error
-
-
-def show_sink(config: Path | None, name: str, *, json: bool) -> int:
-    async def work(settings: Settings, database: Database) -> int:
-        view = await sinks.one(database, name, _types(settings), now=now())
+    async def work(perform: Operations) -> int:
+        result = await perform(named("sinks.testSink"), {"name": name})
         if json:
-            echo_json(Sink.model_validate(view))
+            echo_json(result)
+        elif result.error is None:
+            echo(f"{name} can be reached ({result.seconds:.2f} s)")
         else:
-            echo_fields(_fields(view))
+            echo_error(f"{name} cannot be reached: {result.error}")
+        return 0 if result.ok else 1
+
+    return with_operations(config, work, needs_database=False)
+
+
+@app.command("pause")
+def pause_sink(name: SinkName, config: Config = None, json: Json = False) -> int:
+    """Stop publishing to a sink within about a second. Its events wait."""
+    return _act(config, "sinks.pauseSink", name, f"{name} is paused: its events wait", json=json)
+
+
+@app.command("resume")
+def resume_sink(name: SinkName, config: Config = None, json: Json = False) -> int:
+    """Publish to a paused sink again, from its cursor on."""
+    return _act(config, "sinks.resumeSink", name, f"{name} is resumed: its events are published again", json=json)
+
+
+def _act(config: Path | None, operation: str, name: str, done: str, *, json: bool) -> int:
+    from receiver.cli.calls import Operations, named, with_operations
+    from receiver.cli.output import echo, echo_json
+
+    async def work(perform: Operations) -> int:
+        sink = await perform(named(operation), {"name": name})
+        if json:
+            echo_json(sink)
+        else:
+            echo(done)
         return 0
 
-    return with_database(config, work)
+    return with_operations(config, work)
 
 
-def _fields(view: Sink) -> list[tuple[str, object]]:
-    replay = view.replay
-    return [
-        ("name", view.name),
-        ("type", view.type),
-        ("state", view.state),
-        ("cursor", view.cursor),
-        ("lag", f"{view.lag} events"),
-        ("oldest", _age(view.oldest_seconds)),
-        ("retries", _counts(view.retries)),
-        ("dead letters", _counts(view.dead_letters)),
-        ("failures in a row", view.failures),
-        ("down since", _time(view.down_since_at)),
-        ("last success", _time(view.last_success_at)),
-        ("last error", view.last_error),
-        ("lease until", _time(view.lease_until)),
-        ("replay", f"{replay.id}, {replay.state}, {replay.progress:.0%} done" if replay is not None else None),
-    ]
+@app.command("replay")
+def replay_sink(
+    name: SinkName,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Replay events received from this time on, up to the cursor of the sink."),
+    ] = None,
+    beginning: Annotated[
+        bool, typer.Option("--beginning", help="Replay all stored events, up to the cursor of the sink.")
+    ] = False,
+    pause: Annotated[bool, typer.Option("--pause", help="Pause the open replay.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the paused replay.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the open replay for good.")] = False,
+    dry_run: DryRun = False,
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Publish old events to a sink again, with the same ids, beside new events.
+
+    Or pause, resume or cancel such a replay.
+    """
+    flags = {"pause": pause, "resume": resume, "cancel": cancel}
+    actions = [action for action, is_set in flags.items() if is_set]
+    if len(actions) + beginning + (since is not None) != 1:
+        raise typer.BadParameter("give one of --since, --beginning, --pause, --resume and --cancel")
+    if not actions:
+        return _begin_replay(config, name, since or "beginning", dry_run=dry_run, json=json)
+    if dry_run:
+        raise typer.BadParameter("--dry-run is for --since and --beginning")
+    return _act_on_replay(config, name, actions[0], json=json)
 
 
-def test_sink(config: Path | None, name: str, *, json: bool) -> int:
-    tables = _tables(read_settings(config))
-    if name not in tables:
-        raise Unknown(f"the settings have no sink {name}")
-    result = asyncio.run(probe_sink(tables[name]))
-    if json:
-        echo_json(SinkTest.model_validate(result))
-    elif result.error is None:
-        echo(f"{name} can be reached ({result.seconds:.2f} s)")
-    else:
-        echo_error(f"{name} cannot be reached: {result.error}")
-    return 0 if result.ok else 1
+def _begin_replay(config: Path | None, name: str, since: str, *, dry_run: bool, json: bool) -> int:
+    from receiver.cli.calls import Operations, named, with_operations
+    from receiver.cli.output import echo, echo_json
+    from receiver.cli.tables import time_text
+    from receiver.models.parameters import moment
 
+    try:
+        start = since if since == "beginning" else moment(since)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--since") from None
 
-def pause_sink(config: Path | None, name: str, *, paused: bool, json: bool) -> int:
-    async def work(settings: Settings, database: Database) -> int:
-        await sinks.pause(database, name, paused=paused)
+    async def work(perform: Operations) -> int:
+        query = DryRunQuery(dry_run=dry_run)
+        replay = await perform(named("sinks.replaySink"), {"name": name}, query=query, body={"from": start})
         if json:
-            echo_json(Sink.model_validate(await sinks.one(database, name, _types(settings), now=now())))
-        else:
-            echo(
-                f"{name} is paused: its events wait" if paused else f"{name} is resumed: its events are published again"
-            )
-        return 0
-
-    return with_database(config, work)
-
-
-def begin_replay(config: Path | None, name: str, *, since: str | None, dry_run: bool, json: bool) -> int:
-    start: Since = options.time(since, "--since") or "beginning"
-
-    async def work(_: Settings, database: Database) -> int:
-        if dry_run:
-            started, log_range = None, await replays.log_range(database, name, start)
-        else:
-            started, log_range = await replays.begin(database, name, start, now=now())
-        if json:
-            echo_json(ReplayResponse.of(name, started, log_range, dry_run=dry_run))
+            echo_json(replay)
             return 0
-        events = f"{log_range.events} events, received from {_time(log_range.first_at)} on,"
-        if started is not None:
-            echo(f"replay {started.id}: {events} are published to {name} again")
+        events = f"{replay.events} events, received from {time_text(replay.first_time)} on,"
+        if replay.id is not None:
+            echo(f"replay {replay.id}: {events} are published to {name} again")
+        elif replay.events:
+            echo(f"{events} would be published to {name} again")
         else:
-            echo(
-                f"{events} would be published to {name} again"
-                if log_range.events
-                else f"there is no event to replay to {name}"
-            )
+            echo(f"there is no event to replay to {name}")
         return 0
 
-    return with_database(config, work)
+    return with_operations(config, work)
 
 
-def act_on_replay(config: Path | None, name: str, action: ReplayAction, *, json: bool) -> int:
-    async def work(_: Settings, database: Database) -> int:
-        replay = await replays.act(database, name, action, now=now())
+def _act_on_replay(config: Path | None, name: str, action: str, *, json: bool) -> int:
+    from receiver.cli.calls import Operations, named, with_operations
+    from receiver.cli.output import echo, echo_json
+
+    async def work(perform: Operations) -> int:
+        replay = await perform(named(f"sinks.{action}Replay"), {"name": name})
         if json:
-            echo_json(Replay.model_validate(replay))
+            echo_json(replay)
         else:
             echo(f"replay {replay.id} to {name} is {replay.state}, {replay.progress:.0%} done")
         return 0
 
-    return with_database(config, work)
+    return with_operations(config, work)
 
 
-def list_replays(config: Path | None, name: str, parameters: Mapping[str, Any], *, json: bool) -> int:
-    query = options.parse(ReplayQuery, parameters)
+@app.command("replays")
+@with_query(ReplayQuery)
+def list_replays(name: SinkName, query: ReplayQuery, config: Config = None, json: Json = False) -> int:
+    """List the replays to a sink and the progress of each."""
+    from receiver.cli.calls import show_list
 
-    async def work(_: Settings, database: Database) -> int:
-        async with database.reading() as connection:
-            await sinks.row_of(connection, name)
-            page = await replays.find(
-                connection, name, order=query.sort_order, after=None, skip=query.skip, size=query.size
-            )
-        echo_page(page, _REPLAY_HEADINGS, _replay_row, model=Replay, json=json, number=query.page)
+    return show_list("sinks.listReplays", config, query=query, json=json, path={"name": name})
+
+
+dead_letters = group("List, requeue and drop dead letters: events that a sink refused, or that expired.")
+
+LetterIds = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="The ids of dead letters.")]
+Every = Annotated[bool, typer.Option("--all", help="All dead letters of this sink.")]
+
+
+@dead_letters.command("list")
+@with_query(DeadLetterQuery)
+def list_dead_letters(query: DeadLetterQuery, config: Config = None, json: Json = False) -> int:
+    """List dead letters, oldest first."""
+    from receiver.cli.calls import show_list
+
+    return show_list("dead_letters.listDeadLetters", config, query=query, json=json)
+
+
+@dead_letters.command("requeue")
+@with_query(DeadLetterFilter, leave_out=frozenset({"sink"}))
+def requeue_dead_letters(
+    sink: SinkName,
+    query: DeadLetterFilter,
+    ids: LetterIds = None,
+    every: Every = False,
+    dry_run: DryRun = False,
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Publish dead letters of a sink again, with the same event ids and a new retry schedule."""
+    choice = _choice(sink, query, ids or [], every=every, dry_run=dry_run)
+    return _act_on_dead_letters(config, "dead_letters.requeueDeadLetters", choice, "due again", json=json)
+
+
+@dead_letters.command("drop")
+@with_query(DeadLetterFilter, leave_out=frozenset({"sink"}))
+def drop_dead_letters(
+    sink: SinkName,
+    query: DeadLetterFilter,
+    ids: LetterIds = None,
+    every: Every = False,
+    dry_run: DryRun = False,
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Remove dead letters of a sink for good.
+
+    They are never published to the sink. Events that were parked behind them are published.
+    """
+    choice = _choice(sink, query, ids or [], every=every, dry_run=dry_run)
+    return _act_on_dead_letters(config, "dead_letters.dropDeadLetters", choice, "dropped", json=json)
+
+
+def _choice(sink: str, query: DeadLetterFilter, ids: list[int], *, every: bool, dry_run: bool) -> DeadLetterChoice:
+    """The dead letters that the arguments choose: all of a sink only if that is said."""
+    filters: dict[str, Any] = query.model_dump(exclude_none=True)
+    if [bool(ids), every, bool(filters)].count(True) != 1:
+        raise typer.BadParameter("give one of: ids; --all; or --reason, --message, --event, --since or --until")
+    return parse_query(DeadLetterChoice, {**filters, "sink": sink, "ids": sorted(set(ids)), "dry_run": dry_run})
+
+
+def _act_on_dead_letters(
+    config: Path | None, operation: str, choice: DeadLetterChoice, result: str, *, json: bool
+) -> int:
+    from receiver.cli.calls import Operations, named, with_operations
+    from receiver.cli.output import echo, echo_json
+    from receiver.errors import Unknown
+
+    async def work(perform: Operations) -> int:
+        done = await perform(named(operation), query=choice)
+        number = done.dead_letters
+        while done.left:
+            done = await perform(named(operation), query=choice)
+            number += done.dead_letters
+        if json:
+            echo_json(done.model_copy(update={"dead_letters": number}))
+        else:
+            echo(f"{number} dead letters of {choice.sink} {'would be' if choice.dry_run else 'are'} {result}")
+        if number < len(choice.ids):
+            raise Unknown(f"{len(choice.ids) - number} of these ids are not dead letters of {choice.sink}")
         return 0
 
-    return with_database(config, work)
-
-
-_REPLAY_HEADINGS = ("ID", "REQUESTED", "STATE", "DONE", "PUBLISHED", "DEAD LETTERS", "ENDED")
-
-
-def _replay_row(view: Replay) -> tuple[object, ...]:
-    done = f"{view.progress:.0%}"
-    return view.id, _time(view.requested_at), view.state, done, view.published, view.dead_letters, _time(view.ended_at)
-
-
-def _tables(settings: Settings) -> dict[str, dict[str, Any]]:
-    return {str(table.get("name")): table for table in settings.sinks}
-
-
-def _types(settings: Settings) -> dict[str, str]:
-    return {name: str(table.get("type")) for name, table in _tables(settings).items()}
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{number} {name}" for name, number in sorted(counts.items())) or "none"
-
-
-def _age(seconds: float | None) -> str | None:
-    return str(timedelta(seconds=round(seconds))) if seconds is not None else None
-
-
-def _time(moment: datetime | None) -> str | None:
-    return rfc3339(moment.replace(microsecond=0)) if moment is not None else None
+    return with_operations(config, work)

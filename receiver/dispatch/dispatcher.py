@@ -240,7 +240,7 @@ class Dispatcher:
 
     async def _measure(self) -> None:
         """Reports the backlog of a sink whose publish loop has not begun."""
-        view = await sinks.one(self._resources.database, self._name, {}, now=self._resources.clock())
+        view = await sinks.with_name(self._resources.database, self._name, {}, now=self._resources.clock())
         self._resources.observer.backlog_measured(
             self._name, view.lag, view.oldest_seconds or 0.0, view.retries, view.dead_letters
         )

@@ -25,10 +25,10 @@ from receiver.domain.publication import (
     Retry,
     decide,
 )
-from receiver.models.sinks import Replay
 from receiver.domain.retry import BreakerState
 from receiver.domain.window import Window
 from receiver.errors import ReceiverError, StorageUnavailable
+from receiver.models.sinks import ReplayRead
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import replays, retries, sinks
 from receiver.storage.sinks import Lease, LeaseLost, SinkControl
@@ -211,7 +211,7 @@ class PublishLoop:
             self._revision = control.revision
             self._window.forget_retries()
 
-    def _apply_replay(self, view: Replay | None) -> None:
+    def _apply_replay(self, view: ReplayRead | None) -> None:
         """Starts the running replay, or leaves one that is paused, cancelled or finished.
 
         A replay is left only when none of its events is under way or unsettled.

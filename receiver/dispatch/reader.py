@@ -18,8 +18,8 @@ from receiver.domain.publication import (
     Superseded,
     decide_replayed,
 )
-from receiver.models.sinks import Replay
 from receiver.domain.window import Window
+from receiver.models.sinks import ReplayRead
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import event_log, retries
 from receiver.storage.database import Database
@@ -184,7 +184,7 @@ _MAX_ATTEMPTS: Final = 3
 class ReplayReader:
     """Reads the events of a replay and counts them. Events that the sink has yet to get as retries are left out."""
 
-    def __init__(self, database: Database, configured: ConfiguredSink, replay: Replay, *, slots: int) -> None:
+    def __init__(self, database: Database, configured: ConfiguredSink, replay: ReplayRead, *, slots: int) -> None:
         self.id = replay.id
         self.window = Window(replay.position, slots=slots, keeps_order=configured.sink.keeps_order)
         self._database = database

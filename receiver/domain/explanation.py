@@ -13,7 +13,7 @@ from typing import Final, Protocol, TypeVar
 
 from receiver.domain.events import Api, Direction, Event, Status, TagVerdict, number_key
 from receiver.domain.queries import PublicationView
-from receiver.models.messages import Message, Recipient
+from receiver.models.messages import MessageRead, RecipientRead
 
 Value = TypeVar("Value")
 
@@ -133,7 +133,7 @@ class Explanation:
         return tuple(line for line in lines if line)
 
 
-def explain(message: Message, events: Sequence[Event], codes: Codes, now: datetime) -> Explanation:
+def explain(message: MessageRead, events: Sequence[Event], codes: Codes, now: datetime) -> Explanation:
     """Explains a message by its rows and by those of its events that are still stored."""
     return _Explainer(message, events, codes, now).explanation()
 
@@ -298,7 +298,7 @@ class _Code:
 class _Explainer:
     """Explains one message; a class only because every sentence needs the same four arguments."""
 
-    def __init__(self, message: Message, events: Sequence[Event], codes: Codes, now: datetime) -> None:
+    def __init__(self, message: MessageRead, events: Sequence[Event], codes: Codes, now: datetime) -> None:
         self._message = message
         self._events = sorted(events, key=lambda event: event.order)
         self._codes = codes
@@ -335,7 +335,7 @@ class _Explainer:
 
     def _headline(self, recipients: Sequence[RecipientExplanation]) -> str:
         if self._is_inbound:
-            return self._inbound(_listed([row.number for row in self._message.recipients]))
+            return self._inbound(_listed([row.recipient for row in self._message.recipients]))
         if not recipients:
             return f"The message has the status {self._message.status}."
         return recipients[0].headline if len(recipients) == 1 else self._headline_of_group()
@@ -353,12 +353,12 @@ class _Explainer:
         parts += [f"{words} {len(those)}: {_listed(map(self._number_and_code, those))}" for words, those in others]
         return "; ".join(parts) + "."
 
-    def _when_of_group(self, rows: Sequence[Recipient]) -> str:
+    def _when_of_group(self, rows: Sequence[RecipientRead]) -> str:
         """When the last of recipients that agree got there."""
         moments = [self._moment(row) for row in rows]
         return max(moments, key=lambda moment: moment.at).on
 
-    def _number_and_code(self, row: Recipient) -> str:
+    def _number_and_code(self, row: RecipientRead) -> str:
         code = self._code(row)
         return f"{_number(row)} (code {code.number})" if code else _number(row)
 
@@ -405,11 +405,11 @@ class _Explainer:
 
     # --- what became of it for one recipient
 
-    def _recipient(self, row: Recipient) -> RecipientExplanation:
+    def _recipient(self, row: RecipientRead) -> RecipientExplanation:
         code = self._code(row)
         charged, charge = self._charge(row, code)
         return RecipientExplanation(
-            recipient=row.number,
+            recipient=row.recipient,
             status=row.status,
             headline=self._headline_of(row, code),
             why=self._why(row, code),
@@ -418,7 +418,7 @@ class _Explainer:
             charge=charge,
         )
 
-    def _headline_of(self, row: Recipient, code: _Code | None) -> str:
+    def _headline_of(self, row: RecipientRead, code: _Code | None) -> str:
         to, moment = _recipient_text(row), self._moment(row)
         match row.status:
             case Status.QUEUED:
@@ -446,7 +446,7 @@ class _Explainer:
         when = self._moment(rows[0]).on if rows else ""
         return f"A message from {self._message.sender or 'an unknown sender'} to {to} was received{when}."
 
-    def _why(self, row: Recipient, code: _Code | None) -> str | None:
+    def _why(self, row: RecipientRead, code: _Code | None) -> str | None:
         if row.status not in _CODED:
             return None
         why = code.why if code else "Bandwidth gave no code for it."
@@ -455,7 +455,7 @@ class _Explainer:
             return why
         return f"{why} Bandwidth's own text: {_quoted(description)}."
 
-    def _advice(self, row: Recipient, code: _Code | None) -> str | None:
+    def _advice(self, row: RecipientRead, code: _Code | None) -> str | None:
         match row.status:
             case Status.FAILED:
                 return code.advice if code else "It is not known whether sending it again helps."
@@ -466,14 +466,14 @@ class _Explainer:
             case _:
                 return None
 
-    def _charge(self, row: Recipient, code: _Code | None) -> tuple[Charged, str]:
+    def _charge(self, row: RecipientRead, code: _Code | None) -> tuple[Charged, str]:
         if row.status in _OPEN:
             return Charged.UNKNOWN, "Whether Bandwidth charges for it is not known yet."
         if row.status not in _CODED:
             return _NOT_CODED
         return code.charge if code else (Charged.UNKNOWN, "Without a code it is not known whether Bandwidth charges.")
 
-    def _code(self, row: Recipient) -> _Code | None:
+    def _code(self, row: RecipientRead) -> _Code | None:
         """The code of a failed or unconfirmed delivery. V2 lists no code for success: its 0 is none."""
         number, api = row.delivery_code, self._message.api
         if number is None or row.status not in _CODED:
@@ -483,7 +483,7 @@ class _Explainer:
             return None
         return _Code(number, listed or self._codes.reason(api, number), listed)
 
-    def _moment(self, row: Recipient) -> "_Moment":
+    def _moment(self, row: RecipientRead) -> "_Moment":
         """When the status of a delivery came about, by Bandwidth's clock where it gave a time."""
         event = next((event for event in self._events_of(row) if event.status == row.status), None)
         by_row = {
@@ -498,12 +498,12 @@ class _Explainer:
         ours = event.received_at if event else row.updated_at or self._message.updated_at
         return _Moment(ours, is_ours=True)
 
-    def _events_of(self, row: Recipient) -> list[Event]:
+    def _events_of(self, row: RecipientRead) -> list[Event]:
         """The events that count for a recipient: those that name it, else those that name nobody.
 
         Every event of an inbound message counts for all of its recipients.
         """
-        return self._by_recipient.get(number_key(row.number)) or self._by_recipient.get(None, [])
+        return self._by_recipient.get(number_key(row.recipient)) or self._by_recipient.get(None, [])
 
     # --- the timeline
 
@@ -554,7 +554,7 @@ class _Explainer:
         yield from self._time_notes()
         yield from self._retention_notes()
 
-    def _contradiction(self, row: Recipient) -> str:
+    def _contradiction(self, row: RecipientRead) -> str:
         to, events = _recipient_text(row), self._events_of(row)
         statuses = {event.status for event in events}
         was_failed = row.failed_at is not None or Status.FAILED in statuses
@@ -569,7 +569,7 @@ class _Explainer:
         both = f"Bandwidth reported the message to {to} both as {proof} and as failed{_on(row.failed_at)}."
         return f"{both} {self._winner(row)}"
 
-    def _winner(self, row: Recipient) -> str:
+    def _winner(self, row: RecipientRead) -> str:
         if row.status == Status.READ:
             return "It was read, so the failure does not count."
         if row.status == Status.DELIVERED:
@@ -726,12 +726,12 @@ def _listed(numbers: Iterable[str | None]) -> str:
     return f"{', '.join(known[:_LISTED_NUMBERS])} and {more} more" if more > 0 else ", ".join(known)
 
 
-def _number(row: Recipient) -> str:
-    return row.number or "an unknown number"
+def _number(row: RecipientRead) -> str:
+    return row.recipient or "an unknown number"
 
 
-def _recipient_text(row: Recipient) -> str:
-    return row.number or "a recipient whose number is not known"
+def _recipient_text(row: RecipientRead) -> str:
+    return row.recipient or "a recipient whose number is not known"
 
 
 def _events_text(count: int, total: int) -> str:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Final, Literal
 
 from receiver.domain.cloudevents import rfc3339
-from receiver.models.sinks import Sink
+from receiver.models.sinks import SinkRead
 
 BEHIND_SECONDS: Final = 10.0
 # Below this, the write-ahead logs alone can fill the disk within minutes.
@@ -73,7 +73,7 @@ class Findings:
 
     backlog: Backlog | None = None
     processor: ProcessorRecord | None = None
-    sinks: Sequence[Sink] | None = None
+    sinks: Sequence[SinkRead] | None = None
     database: DatabaseSize | None = None
     worker: WorkerRecord | None = None
     waiting: int | None = None
@@ -110,7 +110,7 @@ class Installation:
     journal: JournalHealth
     processor: ProcessorHealth
     worker: WorkerRecord | None
-    sinks: Sequence[Sink] | None
+    sinks: Sequence[SinkRead] | None
     database: DatabaseSize | None
     last_callbacks: Mapping[str, str] | None
     problems: Sequence[str]
@@ -227,7 +227,7 @@ def _worker_problems(worker: WorkerRecord | None) -> Iterator[str]:
         yield f"The worker (process {worker.process}) does not report."
 
 
-def _sink_problems(sinks: Sequence[Sink], *, is_processed: bool) -> Iterator[str]:
+def _sink_problems(sinks: Sequence[SinkRead], *, is_processed: bool) -> Iterator[str]:
     for sink in sinks:
         if sink.state == "down":
             since = f" since {rfc3339(sink.down_since_at)}" if sink.down_since_at is not None else ""

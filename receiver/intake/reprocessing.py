@@ -6,11 +6,11 @@ from datetime import datetime
 
 from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
-from receiver.models.queries import CallbackQuery
 from receiver.intake import processor
 from receiver.intake.processor import Reprocessed
 from receiver.intake.tag_checker import TagChecker
-from receiver.storage import journal
+from receiver.models.queries import CallbackQuery
+from receiver.storage import callbacks
 from receiver.storage.database import Database
 
 
@@ -25,11 +25,11 @@ class Reprocessing:
 
     async def ids(self, ids: Sequence[str]) -> Reprocessed:
         """Reprocesses the callbacks with these ids, oldest first; an id that the journal does not have is skipped."""
-        return await self._all(journal.pages_with_ids(self.database, ids))
+        return await self._all(callbacks.pages_with_ids(self.database, ids))
 
     async def query(self, query: CallbackQuery) -> Reprocessed:
         """Reprocesses all callbacks that match a query, oldest first."""
-        return await self._all(journal.pages(self.database, query))
+        return await self._all(callbacks.pages(self.database, query))
 
     async def _all(self, pages: AsyncIterator[list[Callback]]) -> Reprocessed:
         total = Reprocessed()

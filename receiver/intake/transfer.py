@@ -18,9 +18,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from receiver.domain.callbacks import Callback
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.events import Api
-from receiver.models.queries import CallbackQuery
 from receiver.errors import StorageUnavailable
-from receiver.storage import journal
+from receiver.models.queries import CallbackQuery
+from receiver.storage import callbacks
 from receiver.storage.database import Database
 from receiver.storage.journal import JournalWriter, first_id
 
@@ -145,7 +145,7 @@ def _first_problem(error: ValidationError) -> str:
 
 async def exported(database: Database, query: CallbackQuery) -> AsyncIterator[bytes]:
     """The callbacks that match a query as lines of JSON, oldest first, one page at a time."""
-    async for page in journal.pages(database, query):
+    async for page in callbacks.pages(database, query):
         yield b"".join(map(to_line, page))
 
 

@@ -21,7 +21,6 @@ from receiver.models.columns import (
     text_column,
     time_column,
 )
-
 from receiver.models.queries import CallbackOutcome
 
 
@@ -93,9 +92,7 @@ class ProcessorRow(SQLModel, table=True):
 class QuarantineBase(SQLModel):
     """An element of a callback that did not become an event, and why."""
 
-    element: int = Field(
-        sa_column=Column(Integer, primary_key=True, autoincrement=False), serialization_alias="index"
-    )
+    element: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False), serialization_alias="index")
     reason: Quarantine = text_column()
     detail: str = text_column()
     message_id: str | None = text_column(nullable=True)
@@ -120,7 +117,7 @@ PROCESSOR = table_of(ProcessorRow)
 QUARANTINE = table_of(QuarantineRow)
 
 
-class CallbackSummary(CallbackBase, Read):
+class CallbackSummaryRead(CallbackBase, Read):
     """A callback of the journal, without headers and body.
 
     `reason` is the reason of its first quarantined element, `reprocessedTime` the time of its latest reprocessing; both
@@ -132,17 +129,17 @@ class CallbackSummary(CallbackBase, Read):
     reprocessed_at: Time | None
 
 
-class ElementProblem(QuarantineBase, Read):
+class ElementProblemRead(QuarantineBase, Read):
     """Why one element of a callback did not become an event; `messageId` is null where the element names none."""
 
 
-class Callback(CallbackSummary):
+class CallbackRead(CallbackSummaryRead):
     """A callback of the journal as it was received; `body` is text, or base64 where the bytes are not UTF-8."""
 
     query: str
     headers: dict[str, str]
     raw: bytes = Field(validation_alias="body", exclude=True)
-    problems: list[ElementProblem]
+    problems: list[ElementProblemRead]
 
     @computed_field
     def body(self) -> str:

@@ -63,5 +63,5 @@ class EventRow(EventBase, table=True):
 EVENTS = table_of(EventRow)
 
 
-class MessageEvent(EventBase, Read):
+class MessageEventRead(EventBase, Read):
     """One event of a message; `status` is the status in this event alone, `type` is Bandwidth's name for it."""

@@ -24,10 +24,13 @@ from receiver.models.columns import (
     text_column,
     time_column,
 )
+from receiver.models.parameters import MessagePlace
+from receiver.models.queries import MessageStatus
 
 # An index entry of PostgreSQL has room for some 2700 bytes; a tag may be longer.
 TAG_START_CHARACTERS: Final = 200
 _TAG_START: Final = f"substr(tag, 1, {TAG_START_CHARACTERS})"
+
 
 def _empty_for_null(value: Any) -> Any:
     return [] if value is None else value
@@ -148,7 +151,7 @@ MESSAGES = table_of(MessageRow)
 DELIVERIES = table_of(DeliveryRow)
 
 
-class Recipient(DeliveryBase, Read):
+class RecipientRead(DeliveryBase, Read):
     """The delivery of a message to one number; `to` is null where no number is known."""
 
     api: Api = Field(exclude=True)
@@ -158,12 +161,12 @@ class Recipient(DeliveryBase, Read):
         return reason_of(self.api, self.delivery_code)
 
 
-class Message(MessageBase, Read):
+class MessageRead(MessageBase, Read):
     """A message: its fields, its status, its recipients."""
 
     media: Media
     listed_at: datetime = Field(exclude=True)
-    recipients: list[Recipient]
+    recipients: list[RecipientRead]
 
     @property
     def place(self) -> MessagePlace:

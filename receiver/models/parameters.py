@@ -15,9 +15,10 @@ from receiver.domain.events import Api, Direction, number_key
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """The name of the command's option for a parameter, where it is not the parameter's own."""
+    """The name and the help of the command's option for a parameter, where they are not the parameter's own."""
 
-    name: str
+    name: str = ""
+    help: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ class Query(BaseModel):
 class PagedQuery(Query):
     """The parameters of every list."""
 
-    page: PageNumber = Field(
+    page: Annotated[PageNumber, Option(help="the number of the page, from 0")] = Field(
         0, description="the number of the page, from 0 (counted from the cursor, if there is one); the `Link` is faster"
     )
     size: Size = Field(25, description="the number of items on a page")
@@ -92,12 +92,12 @@ class CatapultMessageQuery(PagedQuery):
 
     sender: Number | None = Field(None, alias="from", description="the number of the sender, with or without plus")
     recipient: Number | None = Field(None, alias="to", description="the number of a recipient, with or without plus")
-    since: Moment | None = Field(
+    since: Annotated[Moment | None, Option("--since")] = Field(
         None,
         alias="fromDateTime",
         description="messages created at this time or later; without a creation time, first received",
     )
-    until: Moment | None = Field(
+    until: Annotated[Moment | None, Option("--until")] = Field(
         None,
         alias="toDateTime",
         description="messages created before this time; without a creation time, first received",
@@ -172,11 +172,15 @@ class CallbackFilter(Query):
     reason: Quarantine | None = Field(
         None, description="callbacks with an element that was quarantined for this reason"
     )
-    message_id: Text | None = Field(
+    message_id: Annotated[Text | None, Option("--message")] = Field(
         None, description="callbacks with an event of this message, or with a quarantined element that names it"
     )
-    since: Moment | None = Field(None, alias="fromDateTime", description="callbacks received at this time or later")
-    until: Moment | None = Field(None, alias="toDateTime", description="callbacks received before this time")
+    since: Annotated[Moment | None, Option("--since")] = Field(
+        None, alias="fromDateTime", description="callbacks received at this time or later"
+    )
+    until: Annotated[Moment | None, Option("--until")] = Field(
+        None, alias="toDateTime", description="callbacks received before this time"
+    )
 
 
 class CallbackQuery(PagedQuery, CallbackFilter):
@@ -232,12 +236,14 @@ class DeadLetterFilter(Query):
     reason: DeadLetterReason | None = Field(
         None, description="`refused` by the sink, or `expired`: older than the sink's `max_age`"
     )
-    message_id: Text | None = Field(None, description="dead letters of this message")
-    event_id: Text | None = Field(None, description="dead letters of this event")
-    since: Moment | None = Field(
+    message_id: Annotated[Text | None, Option("--message")] = Field(None, description="dead letters of this message")
+    event_id: Annotated[Text | None, Option("--event")] = Field(None, description="dead letters of this event")
+    since: Annotated[Moment | None, Option("--since")] = Field(
         None, alias="fromDateTime", description="became a dead letter at this time or later"
     )
-    until: Moment | None = Field(None, alias="toDateTime", description="became a dead letter before this time")
+    until: Annotated[Moment | None, Option("--until")] = Field(
+        None, alias="toDateTime", description="became a dead letter before this time"
+    )
 
 
 class DeadLetterQuery(PagedQuery, DeadLetterFilter):
@@ -254,7 +260,7 @@ class DeadLetterChoice(DryRunQuery, DeadLetterFilter):
 
     sink: Text = Field(description="the name of the sink")
     ids: tuple[Large, ...] = Field(
-        (), alias="id", max_length=50, description="the id of a dead letter; may be repeated; default: all"
+        (), alias="id", max_length=90, description="the id of a dead letter; may be repeated; default: all"
     )
 
 

@@ -185,7 +185,7 @@ DEAD_LETTERS = table_of(DeadLetterRow)
 REPLAYS = table_of(ReplayRow)
 
 
-class Attempt(AttemptBase, Read):
+class AttemptRead(AttemptBase, Read):
     """One attempt to publish an event to a sink: its outcome, the response, and the decision that followed.
 
     `recipient` and `status` are the event's.
@@ -195,12 +195,13 @@ class Attempt(AttemptBase, Read):
     recipient: str | None
     status: Status
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def seconds(self) -> float:
         return (self.ended_at - self.started_at).total_seconds()
 
 
-class DeadLetter(DeadLetterBase, Read):
+class DeadLetterRead(DeadLetterBase, Read):
     """An event that is not published to a sink again unless it is requeued; `detail` is the last error."""
 
     id: int
@@ -209,7 +210,7 @@ class DeadLetter(DeadLetterBase, Read):
     status: str
 
 
-WithResponse = TypeVar("WithResponse", Attempt, DeadLetter)
+WithResponse = TypeVar("WithResponse", AttemptRead, DeadLetterRead)
 
 
 def without_responses(items: Iterable[WithResponse]) -> list[WithResponse]:
@@ -217,7 +218,7 @@ def without_responses(items: Iterable[WithResponse]) -> list[WithResponse]:
     return [item.model_copy(update={"response": None}) for item in items]
 
 
-class Replay(ReplayBase, Read):
+class ReplayRead(ReplayBase, Read):
     """A range of the event log that is published to a sink again; `progress` is the finished share, from 0 to 1.
 
     A replay expires if no worker publishes to its sink any more and retention removes its events.
@@ -225,12 +226,13 @@ class Replay(ReplayBase, Read):
 
     id: int
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def progress(self) -> float:
         return round((self.position - self.after_position) / max(1, self.to_position - self.after_position), 4)
 
 
-class Sink(SinkBase, Read):
+class SinkRead(SinkBase, Read):
     """A sink: its state and its backlog.
 
     `type` is null if the settings have no such sink. `lag` counts the events after its cursor, `oldestTime` is when the
@@ -244,13 +246,15 @@ class Sink(SinkBase, Read):
     retries: dict[str, int]
     dead_letters: dict[str, int]
     is_attended: bool = Field(exclude=True, description="whether a worker holds the lease")
-    replay: Replay | None
+    replay: ReplayRead | None
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def configured(self) -> bool:
         return self.type is not None
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def state(self) -> SinkState:
         """The first of these that holds: removed, paused, unattended, down; else working."""
         if not self.configured:

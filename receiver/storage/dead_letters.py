@@ -5,14 +5,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, Final, Protocol
 
+from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, Row, and_, delete, func, literal, null, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.models.queries import DeadLetterFilter, DeadLetterQuery, Page, SortOrder
-from receiver.models.sinks import DeadLetter
 from receiver.models.columns import UTCDateTime
 from receiver.models.events import EVENTS
-from receiver.models.sinks import DEAD_LETTERS, RETRIES
+from receiver.models.queries import DeadLetterChoice, DeadLetterFilter, DeadLetterQuery, Page, SortOrder
+from receiver.models.sinks import DEAD_LETTERS, RETRIES, DeadLetterBase, DeadLetterRead
 from receiver.storage import sinks
 from receiver.storage.database import Database
 from receiver.storage.retries import promote
@@ -21,24 +21,24 @@ _BATCH: Final = 500
 # About as long as a batch takes, which leaves at least half of the database's time to the intake.
 _PAUSE_SECONDS: Final = 0.02
 
-_EVERY: Final = DeadLetterFilter()
+_READ: Final = TypeAdapter(list[DeadLetterRead])
 _FIRST_PAGE: Final = DeadLetterQuery()
 
 
-async def find(database: Database, query: DeadLetterQuery = _FIRST_PAGE) -> Page[DeadLetter]:
+async def find(database: Database, query: DeadLetterQuery = _FIRST_PAGE) -> Page[DeadLetterRead]:
     """A page of dead letters, ordered by id; ids rise with `died_at`."""
     async with database.reading() as connection:
         rows = (await connection.execute(statement(query))).all()
-    return Page(items=[DeadLetter(**row._mapping) for row in rows[: query.size]], more=len(rows) > query.size)
+    return Page(items=_READ.validate_python(rows[: query.size]), more=len(rows) > query.size)
 
 
 def statement(query: DeadLetterQuery) -> Any:
     """The SELECT for a page of dead letters and one row more, which tells whether the list goes on."""
     ascending = query.order is SortOrder.ASC
-    conditions = _conditions(query.choice)
+    conditions = _conditions(query)
     if query.after is not None:
         conditions.append(DEAD_LETTERS.c.id > query.after if ascending else DEAD_LETTERS.c.id < query.after)
-    is_about_few = query.choice.message_id is not None or query.choice.event_id is not None
+    is_about_few = query.message_id is not None or query.event_id is not None
     # The few of a message or event are sorted quickly; `+ 0` stops the planner from scanning all of the sink in order.
     place = DEAD_LETTERS.c.id + 0 if is_about_few else DEAD_LETTERS.c.id
     return (
@@ -52,73 +52,64 @@ def statement(query: DeadLetterQuery) -> Any:
 
 
 _SHOWN: Final = (
-    *(column for column in DEAD_LETTERS.c if column.name != "ordering_key"),
+    *(DEAD_LETTERS.c[name] for name in ("id", *DeadLetterBase.model_fields)),
     EVENTS.c.message_id,
     EVENTS.c.recipient,
     EVENTS.c.status,
 )
 
 
-async def count(database: Database, choice: DeadLetterFilter = _EVERY) -> int:
+async def count(database: Database, choice: DeadLetterChoice) -> int:
     """How many dead letters match; raises UnknownSink if `choice` names a sink that does not exist."""
     async with database.reading() as connection:
-        if choice.sink is not None:
-            await sinks.row_of(connection, choice.sink)
-        number = select(func.count()).select_from(DEAD_LETTERS).where(*_conditions(choice))
+        await sinks.row_of(connection, choice.sink)
+        number = select(func.count()).select_from(DEAD_LETTERS).where(*_chosen(choice))
         return await connection.scalar(number) or 0
 
 
-async def requeue(
-    database: Database, sink: str, choice: DeadLetterFilter = _EVERY, *, now: datetime
-) -> AsyncGenerator[int, None]:
+async def requeue(database: Database, choice: DeadLetterChoice, *, now: datetime) -> AsyncGenerator[int, None]:
     """Makes dead letters of a sink due again, with a new retry schedule, and yields the number of each batch.
 
     Each batch is committed; a caller stops by not asking for the next one. Raises UnknownSink.
     """
 
     async def act(connection: AsyncConnection, positions: Sequence[int]) -> None:
-        chosen = _at(DEAD_LETTERS, sink, positions)
+        chosen = _at(DEAD_LETTERS, choice.sink, positions)
         await connection.execute(_as_retries(database, chosen, now))
         await connection.execute(delete(DEAD_LETTERS).where(chosen))
 
-    async for number in _batches(database, sink, choice, act, now):
+    async for number in _batches(database, choice, act, now):
         yield number
 
 
-async def drop(
-    database: Database, sink: str, choice: DeadLetterFilter = _EVERY, *, now: datetime
-) -> AsyncGenerator[int, None]:
+async def drop(database: Database, choice: DeadLetterChoice, *, now: datetime) -> AsyncGenerator[int, None]:
     """Removes dead letters of a sink for good, in batches as `requeue`, and releases the ordering keys they hold."""
 
     async def act(connection: AsyncConnection, positions: Sequence[int]) -> None:
-        await connection.execute(delete(RETRIES).where(_at(RETRIES, sink, positions)))
-        await connection.execute(delete(DEAD_LETTERS).where(_at(DEAD_LETTERS, sink, positions)))
+        await connection.execute(delete(RETRIES).where(_at(RETRIES, choice.sink, positions)))
+        await connection.execute(delete(DEAD_LETTERS).where(_at(DEAD_LETTERS, choice.sink, positions)))
 
-    async for number in _batches(database, sink, choice, act, now):
+    async for number in _batches(database, choice, act, now):
         yield number
 
 
 class Action(Protocol):
     """`requeue` or `drop`."""
 
-    def __call__(
-        self, database: Database, sink: str, choice: DeadLetterFilter = ..., *, now: datetime
-    ) -> AsyncGenerator[int, None]: ...
+    def __call__(self, database: Database, choice: DeadLetterChoice, *, now: datetime) -> AsyncGenerator[int, None]: ...
 
 
 _Act = Callable[[AsyncConnection, Sequence[int]], Awaitable[None]]
 
 
-async def _batches(
-    database: Database, sink: str, choice: DeadLetterFilter, act: _Act, now: datetime
-) -> AsyncGenerator[int, None]:
+async def _batches(database: Database, choice: DeadLetterChoice, act: _Act, now: datetime) -> AsyncGenerator[int, None]:
     """Acts on the dead letters that exist at the start, in the order of the log; not on those that are added later."""
     async with database.reading() as connection:
         newest = await connection.scalar(select(func.max(DEAD_LETTERS.c.id))) or 0
-    chosen = [DEAD_LETTERS.c.sink == sink, DEAD_LETTERS.c.id <= newest, *_conditions(choice)]
+    chosen = [DEAD_LETTERS.c.id <= newest, *_chosen(choice)]
     place = 0
     while True:
-        rows = await _batch(database, sink, [*chosen, DEAD_LETTERS.c.position > place], act, now)
+        rows = await _batch(database, choice.sink, [*chosen, DEAD_LETTERS.c.position > place], act, now)
         if rows:
             yield len(rows)
         if len(rows) < _BATCH:
@@ -144,12 +135,15 @@ async def _batch(
     return rows
 
 
+def _chosen(choice: DeadLetterChoice) -> list[ColumnElement[bool]]:
+    of_ids = [DEAD_LETTERS.c.id.in_(choice.ids)] if choice.ids else []
+    return [*_conditions(choice), *of_ids]
+
+
 def _conditions(choice: DeadLetterFilter) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     if choice.sink is not None:
         conditions.append(DEAD_LETTERS.c.sink == choice.sink)
-    if choice.ids is not None:
-        conditions.append(DEAD_LETTERS.c.id.in_(choice.ids))
     if choice.reason is not None:
         conditions.append(DEAD_LETTERS.c.reason == choice.reason)
     if choice.message_id is not None:

@@ -1,4 +1,4 @@
-"""The journal: appended to by the web process, processed and pruned by the worker, and listed for people.
+"""The journal: appended to by the web process, processed and pruned by the worker; `callbacks` lists it.
 
 On SQLite it is a file of its own, on PostgreSQL a table, with a narrow table beside it for the pending callbacks.
 """
@@ -7,43 +7,32 @@ import asyncio
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from sqlalchemy import (
     ColumnElement,
-    Select,
-    Subquery,
-    Text,
-    UnaryExpression,
     and_,
     delete,
-    false,
     func,
     literal_column,
-    not_,
     select,
     true,
-    union,
 )
-from sqlalchemy.engine import Row as SqlRow
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.callbacks import Callback
 from receiver.domain.events import Api
-from receiver.models.queries import CallbackQuery, Page, SortOrder
-from receiver.models.callbacks import Callback, CallbackSummary, ElementProblem
 from receiver.errors import StorageUnavailable
-from receiver.models.callbacks import CALLBACKS, PENDING, PROCESSOR, QUARANTINE
+from receiver.models.callbacks import CALLBACKS, PENDING, PROCESSOR
 from receiver.models.columns import json_text, sqlite_time
-from receiver.models.events import EVENTS
 from receiver.storage.bulk import FileReplaced, OpenFile, insert_arrays, prepared
 from receiver.storage.database import SQLITE_PRAGMAS, Database, unavailable
 
-_COLUMNS: Final = ("id", "received_at", "api", "route", "method", "remote", "query", "headers", "body")
+COLUMNS: Final = ("id", "received_at", "api", "route", "method", "remote", "query", "headers", "body")
 _MAX_REMOTE: Final = 100
 # A probe is inserted and removed in one transaction, so readers never see it.
 _PROBE_ID: Final = "probe"
@@ -172,7 +161,7 @@ class _SqliteWriter:
 
 
 _INSERT: Final = (
-    f"INSERT INTO callbacks ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "  # noqa: S608
+    f"INSERT INTO callbacks ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "  # noqa: S608
     "ON CONFLICT (id) DO NOTHING"
 )
 _REMOVE_PROBE: Final = "DELETE FROM callbacks WHERE id = ?"
@@ -211,7 +200,7 @@ class _PostgresqlWriter:
 
 
 _APPEND: Final = (
-    f"WITH added AS ({insert_arrays(CALLBACKS, _COLUMNS, 'ON CONFLICT (id) DO NOTHING')} RETURNING sequence), "  # noqa: S608
+    f"WITH added AS ({insert_arrays(CALLBACKS, COLUMNS, 'ON CONFLICT (id) DO NOTHING')} RETURNING sequence), "  # noqa: S608
     "noted AS (INSERT INTO pending_callbacks (sequence) SELECT sequence FROM added) "
     "SELECT count(*) FROM added"
 )
@@ -378,259 +367,12 @@ def is_pending(database: Database) -> ColumnElement[bool]:
     return behind
 
 
-# --- listing ---
-
-_PAGE_CALLBACKS: Final = 100
-_PAGE_BYTES: Final = 4 * 1024 * 1024
-_LISTED: Final = ("id", "received_at", "api", "route", "method", "remote")
-# An alias for look-ups by id: the statement of a page may select from `callbacks` itself.
-_ROW: Final[Any] = CALLBACKS.alias("journal_row")
-
-
-async def find(database: Database, query: CallbackQuery) -> Page[CallbackSummary]:
-    """A page of the callbacks that match a query, ordered by id; ids rise with the time of receipt."""
-    async with database.reading() as connection:
-        rows = list(await connection.execute(page_statement(database, query)))
-    return Page(items=[CallbackSummary(**_listed(row)) for row in rows[: query.size]], more=len(rows) > query.size)
-
-
-async def one(database: Database, callback_id: str) -> Callback | None:
-    """A callback in full, with its quarantined elements; None if the journal does not have it."""
-    columns = [*_listed_columns(database), *(CALLBACKS.c[name] for name in ("query", "headers", "body"))]
-    elements = select(QUARANTINE).where(QUARANTINE.c.callback_id == callback_id).order_by(QUARANTINE.c.element)
-    async with database.reading() as connection:
-        row = (await connection.execute(select(*columns).where(CALLBACKS.c.id == callback_id))).one_or_none()
-        if row is None:
-            return None
-        problems = [_element(element) for element in await connection.execute(elements)]
-    return Callback(**_listed(row), query=row.query, headers=row.headers, body=bytes(row.body), problems=problems)
-
-
-async def by_ids(database: Database, ids: Sequence[str]) -> list[CallbackSummary]:
-    """The callbacks with these ids, in the order of the ids; unknown ids are skipped."""
-    statement = select(*_listed_columns(database)).where(database.among(CALLBACKS.c.id, "ids"))
-    async with database.reading() as connection:
-        rows = {row.id: row for row in await connection.execute(statement, {"ids": database.texts(ids)})}
-    return [CallbackSummary(**_listed(rows[id_])) for id_ in ids if id_ in rows]
-
-
-async def with_ids(database: Database, ids: Sequence[str]) -> list[Callback]:
-    """The callbacks with these ids in full, oldest first; unknown ids are skipped."""
-    async with database.reading() as connection:
-        return await _whole(database, connection, ids)
-
-
-async def pages_with_ids(database: Database, ids: Sequence[str]) -> AsyncIterator[list[Callback]]:
-    """As `with_ids`, one page at a time; the bodies of a page have about 4 MiB at most, or are a single one."""
-    listed = sorted(set(ids))
-    while listed:
-        async with database.reading() as connection:
-            sized = await connection.execute(
-                _sized(database).where(database.among(CALLBACKS.c.id, "ids")),
-                {"ids": database.texts(listed[:_PAGE_CALLBACKS])},
-            )
-            chosen = _that_fit(sized)
-            page = await _whole(database, connection, chosen)
-        yield page
-        # Ids that the journal does not have are skipped.
-        listed = [id_ for id_ in listed if id_ > chosen[-1]] if chosen else listed[_PAGE_CALLBACKS:]
-
-
-async def pages(database: Database, query: CallbackQuery) -> AsyncIterator[list[Callback]]:
-    """All callbacks that match a query, in full, oldest first, one page at a time.
-
-    No transaction stays open between two pages. The order, place and size of the query are ignored.
-    """
-    place = replace(query, order=SortOrder.ASC, after=None, skip=0, size=_PAGE_CALLBACKS)
-    while page := await _page(database, place):
-        yield page
-        place = replace(place, after=page[-1].id)
-
-
-async def _page(database: Database, query: CallbackQuery) -> list[Callback]:
-    ids = _ids(database, query).limit(query.size).subquery()
-    async with database.reading() as connection:
-        sized = await connection.execute(_sized(database).where(_is_one_of(database, ids)))
-        return await _whole(database, connection, _that_fit(sized))
-
-
-def _sized(database: Database) -> Select[Any]:
-    # octet_length does not read bodies that PostgreSQL stores outside of the row.
-    length = func.length if database.is_sqlite else func.octet_length
-    return select(CALLBACKS.c.id, length(CALLBACKS.c.body)).order_by(CALLBACKS.c.id)
-
-
-def _that_fit(sized: Iterable[Any]) -> list[str]:
-    """The first ids whose bodies fit into a page of `_PAGE_BYTES` (about); at least one."""
-    ids: list[str] = []
-    room = _PAGE_BYTES
-    for id_, size in sized:
-        ids.append(id_)
-        room -= size
-        if room <= 0:
-            break
-    return ids
-
-
-async def _whole(database: Database, connection: AsyncConnection, ids: Sequence[str]) -> list[Callback]:
-    columns = [CALLBACKS.c[name] for name in _COLUMNS]
-    statement = select(*columns).where(database.among(CALLBACKS.c.id, "ids")).order_by(CALLBACKS.c.id)
-    return [_callback(row) for row in await connection.execute(statement, {"ids": database.texts(ids)})]
-
-
-def page_statement(database: Database, query: CallbackQuery) -> Select[Any]:
-    """The SELECT for a page of callbacks and one row more, which tells whether the list goes on."""
-    ids = _ids(database, query).limit(query.size + 1).offset(query.skip).subquery()
-    page = select(*_listed_columns(database)).where(_is_one_of(database, ids))
-    return page.order_by(_in_order(query, CALLBACKS.c.id))
-
-
-def _is_one_of(database: Database, ids: Subquery) -> ColumnElement[bool]:
-    """Whether a callback is one of those on a page."""
-    found = select(ids.c.id)
-    if database.is_sqlite:
-        return CALLBACKS.c.id.in_(found)  # type: ignore[no-any-return]
-    # With an array each id is looked up; with a join, PostgreSQL was seen to hash the ids and scan the whole journal.
-    return CALLBACKS.c.id == func.any(func.array(found.scalar_subquery()))  # type: ignore[no-any-return]
+# --- pruning ---
 
 
 def first_id(moment: datetime) -> str:
     """The smallest possible id of a callback received at a time: ids begin with microseconds since 1970."""
     return f"{max(0, round(moment.timestamp() * 1_000_000)):014x}"
-
-
-def _ids(database: Database, query: CallbackQuery) -> Select[Any]:
-    """The ids of the callbacks that match a query, in its order, as the column `id`.
-
-    The most selective filter decides which table is searched. The other conditions are scalar subqueries, which no
-    planner turns into a scan of the whole journal.
-    """
-    if query.message_id is not None:
-        return _ids_of_message(database, query)
-    if query.outcome == "quarantined" or query.reason is not None:
-        return _quarantined_ids(database, query)
-    if query.outcome == "pending":
-        return _pending_ids(database, query)
-    conditions = _of_place(query, CALLBACKS.c.id)
-    if query.outcome == "accepted":
-        conditions += [not_(_is_waiting(database, CALLBACKS.c.sequence)), not_(_is_quarantined(CALLBACKS.c.id))]
-    return select(CALLBACKS.c.id).where(*conditions).order_by(_in_order(query, CALLBACKS.c.id))
-
-
-def _ids_of_message(database: Database, query: CallbackQuery) -> Select[Any]:
-    brought = select(EVENTS.c.callback_id.label("id")).where(EVENTS.c.message_id == query.message_id)
-    quarantined = select(QUARANTINE.c.callback_id).where(QUARANTINE.c.message_id == query.message_id)
-    found = union(brought, quarantined).subquery("found")
-    conditions = [*_of_place(query, found.c.id), *_of_outcome(database, query, found.c.id)]
-    return select(found.c.id).where(*conditions).order_by(_in_order(query, found.c.id))
-
-
-def _of_outcome(database: Database, query: CallbackQuery, callback_id: ColumnElement[str]) -> list[ColumnElement[bool]]:
-    """The conditions for a callback of the journal with the outcome and the reason of a query."""
-    if query.outcome == "pending":
-        return [_is_in_journal(database, callback_id, waiting=True), *([false()] if query.reason else [])]
-    if query.outcome == "accepted":
-        settled = _is_in_journal(database, callback_id, waiting=False)
-        return [settled, not_(_is_quarantined(callback_id)), *([false()] if query.reason else [])]
-    if query.outcome == "quarantined" or query.reason is not None:
-        return [_is_in_journal(database, callback_id, waiting=False), _is_quarantined(callback_id, query.reason)]
-    return [_is_in_journal(database, callback_id)]
-
-
-def _quarantined_ids(database: Database, query: CallbackQuery) -> Select[Any]:
-    callback_id = QUARANTINE.c.callback_id
-    conditions = [*_of_place(query, callback_id), _is_in_journal(database, callback_id, waiting=False)]
-    if query.reason is not None:
-        conditions.append(QUARANTINE.c.reason == query.reason)
-    if query.outcome in ("pending", "accepted"):
-        conditions.append(false())
-    return select(callback_id.label("id")).distinct().where(*conditions).order_by(_in_order(query, callback_id))
-
-
-def _pending_ids(database: Database, query: CallbackQuery) -> Select[Any]:
-    if database.is_sqlite:
-        # The plus prevents SQLite from scanning the whole journal by id for the few pending callbacks.
-        callback_id = literal_column("+callbacks.id", Text)
-        conditions = [_is_waiting(database, CALLBACKS.c.sequence), *_of_place(query, callback_id)]
-        return select(CALLBACKS.c.id).where(*conditions).order_by(_in_order(query, callback_id))
-    row = select(CALLBACKS.c.id).where(CALLBACKS.c.sequence == PENDING.c.sequence, *_of_place(query, CALLBACKS.c.id))
-    # OFFSET prevents the planner from scanning the journal for the pending callbacks.
-    each = row.correlate(PENDING).offset(0).lateral("each_row")
-    return select(each.c.id).join_from(PENDING, each, true()).order_by(_in_order(query, each.c.id))
-
-
-def _is_waiting(database: Database, sequence: ColumnElement[int]) -> ColumnElement[bool]:
-    """Whether the row of the journal with this sequence is pending."""
-    if database.is_sqlite:
-        return sequence > select(PROCESSOR.c.cursor).scalar_subquery()
-    found = select(PENDING.c.sequence).where(PENDING.c.sequence == sequence).limit(1)
-    return found.scalar_subquery().is_not(None)
-
-
-def _is_in_journal(
-    database: Database, callback_id: ColumnElement[str], *, waiting: bool | None = None
-) -> ColumnElement[bool]:
-    """Whether the journal has this callback, pending or processed (None: either)."""
-    found = select(_ROW.c.id).where(_ROW.c.id == callback_id).limit(1)
-    if waiting is not None:
-        is_waiting = _is_waiting(database, _ROW.c.sequence)
-        found = found.where(is_waiting if waiting else not_(is_waiting))
-    return found.scalar_subquery().is_not(None)
-
-
-def _is_quarantined(callback_id: ColumnElement[str], reason: str | None = None) -> ColumnElement[bool]:
-    """Whether an element of this callback is quarantined for this reason (None: for any reason)."""
-    found = select(QUARANTINE.c.element).where(QUARANTINE.c.callback_id == callback_id).limit(1)
-    if reason is not None:
-        found = found.where(QUARANTINE.c.reason == reason)
-    return found.scalar_subquery().is_not(None)
-
-
-def _of_place(query: CallbackQuery, callback_id: ColumnElement[str]) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
-    if query.since is not None:
-        conditions.append(callback_id >= first_id(query.since))
-    if query.until is not None:
-        conditions.append(callback_id < first_id(query.until))
-    if query.after is not None:
-        ascending = query.order is SortOrder.ASC
-        conditions.append(callback_id > query.after if ascending else callback_id < query.after)
-    return conditions
-
-
-def _in_order(query: CallbackQuery, column: ColumnElement[Any]) -> UnaryExpression[Any]:
-    return column.asc() if query.order is SortOrder.ASC else column.desc()
-
-
-def _listed_columns(database: Database) -> list[ColumnElement[Any]]:
-    """The columns of a list: the callback's own, whether it is pending, and reason and time of its first element."""
-    first = select(QUARANTINE).where(QUARANTINE.c.callback_id == CALLBACKS.c.id).order_by(QUARANTINE.c.element).limit(1)
-    return [
-        *(CALLBACKS.c[name] for name in _LISTED),
-        _is_waiting(database, CALLBACKS.c.sequence).label("is_pending"),
-        first.with_only_columns(QUARANTINE.c.reason).scalar_subquery().label("reason"),
-        first.with_only_columns(QUARANTINE.c.reprocessed_at).scalar_subquery().label("reprocessed_at"),
-    ]
-
-
-def _listed(row: SqlRow[Any]) -> dict[str, Any]:
-    columns = row._mapping
-    listed = {name: columns[name] for name in (*_LISTED, "reason", "reprocessed_at")}
-    listed["api"] = Api(row.api)
-    if row.is_pending:
-        return {**listed, "outcome": "pending", "reason": None, "reprocessed_at": None}
-    return {**listed, "outcome": "accepted" if row.reason is None else "quarantined"}
-
-
-def _element(row: SqlRow[Any]) -> ElementProblem:
-    return ElementProblem(index=row.element, reason=row.reason, detail=row.detail, message_id=row.message_id)
-
-
-def _callback(row: SqlRow[Any]) -> Callback:
-    return Callback(**{**row._mapping, "api": Api(row.api), "body": bytes(row.body)})
-
-
-# --- removing ---
 
 
 async def remove(database: Database, ids: Sequence[str]) -> None:

@@ -4,19 +4,19 @@ A page takes two statements, and an index serves every filter.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, Row, Select, and_, exists, literal_column, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.delivery import Message, Recipient, roll_up
 from receiver.domain.events import Api, Direction, Event, MessageFields, MessageKey, number_key
-from receiver.models.queries import MessageQuery, Page, SortOrder
-from receiver.models.messages import Message, Recipient
 from receiver.models.columns import json_text
-from receiver.models.messages import DELIVERIES, MESSAGES, TAG_START_CHARACTERS
+from receiver.models.messages import DELIVERIES, MESSAGES, TAG_START_CHARACTERS, MessageRead, RecipientRead
+from receiver.models.queries import MessageQuery, Page, SortOrder
 from receiver.storage import event_log
 from receiver.storage.bulk import ExecuteMany, InsertMany, Spelling, Step, Transaction, upsert
 from receiver.storage.database import Database
@@ -238,20 +238,19 @@ _TAG_START: Final[ColumnElement[str]] = literal_column(f"substr(messages.tag, 1,
 _FLAGS: Final = {"contradicted": "messages.contradicted", "awaiting_receipt": "messages.awaiting_receipt"}
 
 
-async def find(database: Database, query: MessageQuery) -> Page[Message]:
+async def find(database: Database, query: MessageQuery) -> Page[MessageRead]:
     """A page of the messages that match a query, with their recipients."""
     if query.is_contradictory:
         return Page(items=[], more=False)
     async with database.reading() as connection:
         rows = (await connection.execute(statement(query))).all()
-        shown = rows[: query.size]
-        recipients = await _recipients(database, connection, shown)
-    return Page(items=_views(shown, recipients), more=len(rows) > query.size)
+        found = await _with_recipients(database, connection, rows[: query.size])
+    return Page(items=found, more=len(rows) > query.size)
 
 
 async def with_id(
     database: Database, message_id: str, api: Api | None = None, direction: Direction | None = None
-) -> list[Message]:
+) -> list[MessageRead]:
     """The messages with an id, optionally of one version or direction; ordered v1 first, then inbound first."""
     found = select(*_MESSAGE).where(MESSAGES.c.id == message_id).order_by(MESSAGES.c.api, MESSAGES.c.direction)
     if api is not None:
@@ -259,9 +258,7 @@ async def with_id(
     if direction is not None:
         found = found.where(MESSAGES.c.direction == direction)
     async with database.reading() as connection:
-        rows = (await connection.execute(found)).all()
-        recipients = await _recipients(database, connection, rows)
-    return _views(rows, recipients)
+        return await _with_recipients(database, connection, (await connection.execute(found)).all())
 
 
 async def events(database: Database, key: MessageKey) -> list[Event]:
@@ -376,40 +373,29 @@ def _of_place(query: MessageQuery, place: Place) -> list[ColumnElement[bool]]:
     return conditions
 
 
-async def _recipients(
-    database: Database, connection: AsyncConnection, messages: Sequence[Row[Any]]
-) -> dict[tuple[str, str, str], list[Recipient]]:
-    """The recipients of messages, by the message's key, in their order."""
-    found: dict[tuple[str, str, str], list[Recipient]] = defaultdict(list)
-    if messages:
-        ids = {"ids": database.texts({row.id for row in messages})}
-        for row in (await connection.execute(_recipients_statement(database), ids)).all():
-            api, direction, message_id, _, *more = row
-            found[api, direction, message_id].append(Recipient(_API[api], *more))
-    return found
+# The columns of what is read; `recipients` of a message are the rows of its deliveries.
+_MESSAGE: Final = [
+    MESSAGES.c["recipients" if name == "numbers" else name].label(name)
+    for name in MessageRead.model_fields
+    if name != "recipients"
+]
+_KEY: Final = (DELIVERIES.c.api, DELIVERIES.c.direction, DELIVERIES.c.message_id)
+_RECIPIENT: Final = [DELIVERIES.c[name] for name in RecipientRead.model_fields]
+_MESSAGES_READ: Final = TypeAdapter(list[MessageRead])
 
 
-def _recipients_statement(database: Database) -> Select[Any]:
+async def _with_recipients(
+    database: Database, connection: AsyncConnection, rows: Sequence[Row[Any]]
+) -> list[MessageRead]:
+    """The messages of these rows, with their recipients in their order."""
+    if not rows:
+        return []
+    recipients: dict[tuple[str, str, str], list[Mapping[str, Any]]] = defaultdict(list)
     of_page = database.among(DELIVERIES.c.message_id, "ids")
-    key = (DELIVERIES.c.api, DELIVERIES.c.direction, DELIVERIES.c.message_id)
-    return select(*key, *_RECIPIENT).where(of_page).order_by(DELIVERIES.c.place)
-
-
-# The columns of the views, in the order of their fields; the last field of a message, its recipients, has none.
-_NAMES: Final = {"numbers": "recipients", "number": "recipient"}
-_MESSAGE: Final = [MESSAGES.c[_NAMES.get(name, name)] for name in Message.__struct_fields__[:-1]]
-_RECIPIENT: Final = [DELIVERIES.c[_NAMES.get(name, name)] for name in Recipient.__struct_fields__]
-_API: Final = {str(api): api for api in Api}
-_DIRECTION: Final = {str(direction): direction for direction in Direction}
-
-
-_MAKE: Final[Callable[..., Message]] = Message
-
-
-def _views(
-    rows: Sequence[Sequence[Any]], recipients: Mapping[tuple[str, str, str], list[Recipient]]
-) -> list[Message]:
-    return [
-        _MAKE(_API[api], _DIRECTION[direction], id_, *more, recipients[api, direction, id_])
-        for api, direction, id_, *more in rows
-    ]
+    statement = select(*_KEY, *_RECIPIENT).where(of_page).order_by(DELIVERIES.c.place)
+    ids = {"ids": database.texts({row.id for row in rows})}
+    for api, direction, message_id, *values in await connection.execute(statement, ids):
+        recipients[api, direction, message_id].append(dict(zip(RecipientRead.model_fields, values, strict=True)))
+    return _MESSAGES_READ.validate_python(
+        [{**row._mapping, "recipients": recipients[row.api, row.direction, row.id]} for row in rows]
+    )

@@ -9,11 +9,10 @@ from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.cloudevents import rfc3339
-from receiver.models.queries import Page, SortOrder
-from receiver.models.sinks import Replay, ReplayAction, ReplayState
 from receiver.errors import Conflict, Expired, Unknown
 from receiver.models.events import EVENTS
-from receiver.models.sinks import REPLAYS
+from receiver.models.queries import Page, ReplayQuery, SortOrder
+from receiver.models.sinks import REPLAYS, ReplayAction, ReplayRead, ReplayState
 from receiver.storage import event_log, sinks
 from receiver.storage.database import Database
 
@@ -33,24 +32,22 @@ class LogRange:
     first_at: datetime | None
 
 
-async def open_of(connection: AsyncConnection, sink: str) -> Replay | None:
+async def open_of(connection: AsyncConnection, sink: str) -> ReplayRead | None:
     """The oldest replay of a sink that has not ended."""
     found = select(REPLAYS).where(REPLAYS.c.sink == sink, IS_OPEN).order_by(REPLAYS.c.id).limit(1)
     row = (await connection.execute(found)).one_or_none()
     return _replay(row) if row is not None else None
 
 
-async def find(
-    connection: AsyncConnection, sink: str, *, order: SortOrder, after: int | None, skip: int, size: int
-) -> Page[Replay]:
-    """A page of the replays to a sink, by id; `after` is the last id of the page before."""
+async def find(connection: AsyncConnection, sink: str, query: ReplayQuery) -> Page[ReplayRead]:
+    """A page of the replays to a sink, by id."""
     of_sink: list[ColumnElement[bool]] = [REPLAYS.c.sink == sink]
-    ascending = order is SortOrder.ASC
-    if after is not None:
-        of_sink.append(REPLAYS.c.id > after if ascending else REPLAYS.c.id < after)
+    ascending = query.order is SortOrder.ASC
+    if query.after is not None:
+        of_sink.append(REPLAYS.c.id > query.after if ascending else REPLAYS.c.id < query.after)
     statement = select(REPLAYS).where(*of_sink).order_by(REPLAYS.c.id.asc() if ascending else REPLAYS.c.id.desc())
-    rows = (await connection.execute(statement.limit(size + 1).offset(skip))).all()
-    return Page(items=[_replay(row) for row in rows[:size]], more=len(rows) > size)
+    rows = (await connection.execute(statement.limit(query.size + 1).offset(query.skip))).all()
+    return Page(items=[_replay(row) for row in rows[: query.size]], more=len(rows) > query.size)
 
 
 async def log_range(database: Database, sink: str, since: Since) -> LogRange:
@@ -62,7 +59,7 @@ async def log_range(database: Database, sink: str, since: Since) -> LogRange:
     return await _log_range(database, after, row.cursor)
 
 
-async def begin(database: Database, sink: str, since: Since, *, now: datetime) -> tuple[Replay | None, LogRange]:
+async def begin(database: Database, sink: str, since: Since, *, now: datetime) -> tuple[ReplayRead | None, LogRange]:
     """Begins a replay to a sink: the events before its cursor, from a time on or from the oldest stored event.
 
     Events after the cursor are published anyway. Without any event there is no replay. Raises UnknownSink, Conflict if
@@ -81,7 +78,7 @@ async def begin(database: Database, sink: str, since: Since, *, now: datetime) -
 
 async def act(
     database: Database, sink: str, action: ReplayAction, *, now: datetime, replay_id: int | None = None
-) -> Replay:
+) -> ReplayRead:
     """Pauses, resumes or cancels a replay: the one with an id, else the one that has not ended. It is idempotent.
 
     Raises Unknown if there is no such sink or replay, and Conflict if the replay has ended.
@@ -103,13 +100,13 @@ async def act(
 _STATES: Final[dict[ReplayAction, ReplayState]] = {"pause": "paused", "resume": "running", "cancel": "cancelled"}
 
 
-async def _with_id(connection: AsyncConnection, sink: str, replay_id: int) -> Replay | None:
+async def _with_id(connection: AsyncConnection, sink: str, replay_id: int) -> ReplayRead | None:
     found = select(REPLAYS).where(REPLAYS.c.sink == sink, REPLAYS.c.id == replay_id)
     row = (await connection.execute(found)).one_or_none()
     return _replay(row) if row is not None else None
 
 
-async def _insert(connection: AsyncConnection, sink: str, after: int, to: int, now: datetime) -> Replay:
+async def _insert(connection: AsyncConnection, sink: str, after: int, to: int, now: datetime) -> ReplayRead:
     row = {"sink": sink, "state": "running", "after_position": after, "to_position": to, "position": after}
     counted = {"published": 0, "dead_letters": 0, "requested_at": now}
     insert = REPLAYS.insert().values(**row, **counted).returning(*REPLAYS.c)
@@ -142,5 +139,5 @@ async def _log_range(database: Database, after: int, to: int) -> LogRange:
     )
 
 
-def _replay(row: Row[Any]) -> Replay:
-    return Replay(**row._mapping)
+def _replay(row: Row[Any]) -> ReplayRead:
+    return ReplayRead.model_validate(row)

@@ -1,21 +1,18 @@
-"""Removes old rows in batches, each a short transaction, so that the processor hardly waits.
+"""The pruner: once an hour it removes old rows in batches, each a short transaction, with a pause after each.
 
-Every batch except those of the journal holds the lock of the event log: it changes rows that the processor may be about
-to write, and without the lock the two could deadlock.
+The processor therefore hardly waits. Every batch except those of the journal holds the lock of the event log: it
+changes rows that the processor may be about to write, and without the lock the two could deadlock.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any, Final
 
+import structlog
 from sqlalchemy import (
     ColumnElement,
-    Row,
     and_,
-    bindparam,
     delete,
     exists,
     func,
@@ -24,72 +21,120 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
-    union_all,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.models.callbacks import CALLBACKS, QUARANTINE
-from receiver.models.events import EVENTS
+from receiver.errors import StorageUnavailable
+from receiver.models.callbacks import CALLBACKS, PENDING, QUARANTINE
 from receiver.models.messages import DELIVERIES, MESSAGES
-from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS
-from receiver.storage import event_log, journal
+from receiver.models.sinks import ATTEMPTS
+from receiver.storage import journal
 from receiver.storage.database import Database
+from receiver.storage.event_retention import (
+    MESSAGE_KEY,
+    Batch,
+    Kind,
+    LogAges,
+    PruneTask,
+    bound,
+    count_events,
+    holding_log,
+    is_bound,
+    prune_events,
+)
 from receiver.storage.journal import first_id
-from receiver.storage.replays import IS_OPEN
-from receiver.storage.retries import promote
 
-# A sink that is not in the settings no longer holds back retention once it was not seen for this long.
-SINK_LAPSES: Final = timedelta(days=7)
+_EVERY_SECONDS: Final = 3600.0
+# About as long as a batch takes, which leaves at least half of the database's time to the processor.
+_PAUSE_SECONDS: Final = 0.02
 
-
-class Kind(StrEnum):
-    """The kinds of rows with an age of their own, by the names of the settings, in the order of pruning."""
-
-    TEXT = "text"
-    ATTEMPTS = "attempts"
-    CALLBACKS = "callbacks"
-    EVENTS = "events"
-    MESSAGES = "messages"
+log = structlog.get_logger("receiver.pruner")
 
 
-class LogAges:
-    """The receipt of the oldest event of each complete block of the event log, in which it cannot change any more.
+class Pruner:
+    """Removes rows that are older than the age of their kind; a kind without an age stays.
 
-    Imported events may be older than those before them, and no index has the time of receipt, so the whole log is
-    scanned. With this cache a pruner that runs every hour reads a block again only when an event in it is old.
+    `sinks` are the names of the configured sinks.
     """
 
-    def __init__(self) -> None:
-        self.oldest: dict[int, datetime | None] = {}
+    def __init__(
+        self,
+        database: Database,
+        ages: Mapping[str, timedelta],
+        *,
+        clock: Callable[[], datetime],
+        sinks: Collection[str] = (),
+        every: float = _EVERY_SECONDS,
+        limit: int = 500,
+    ) -> None:
+        self._database = database
+        self._ages = ages
+        self._clock = clock
+        self.sinks = frozenset(sinks)
+        self._every = every
+        self._limit = limit
+        self._log_ages = LogAges()
+        self._task: asyncio.Task[None] | None = None
 
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._work())
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PruneTask:
-    """The rows to prune: of one kind, older than `before`, at most `limit` rows in a batch.
+    async def stop(self) -> None:
+        """Stops; a running batch is committed as a whole or not at all."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
-    `now` decides which sinks have lapsed; the configured ones, in `sinks`, never lapse. `ages` caches the ages of the
-    blocks of the event log.
-    """
+    async def prune(self) -> dict[Kind, int]:
+        """Removes all old rows, and returns how many of each kind were removed."""
+        return {task.kind: await self._prune(task) for task in self._tasks()}
 
-    kind: Kind
-    before: datetime
-    now: datetime
-    sinks: Collection[str] = ()
-    limit: int = 500
-    ages: LogAges = field(default_factory=LogAges)
+    async def count(self) -> dict[Kind, int]:
+        """How many rows of each kind `prune` would remove."""
+        return {task.kind: await count(self._database, task) for task in self._tasks()}
 
+    def _tasks(self) -> list[PruneTask]:
+        now = self._clock()
+        return [
+            PruneTask(
+                kind=kind,
+                before=now - self._ages[kind],
+                now=now,
+                sinks=self.sinks,
+                limit=self._limit,
+                ages=self._log_ages,
+            )
+            for kind in Kind
+            if kind in self._ages
+        ]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """How many rows one batch removed, and where the next one begins; None: nothing is left.
+    async def _prune(self, task: PruneTask) -> int:
+        removed, place = 0, 0
+        while True:
+            batch = await prune(self._database, task, place)
+            removed += batch.removed
+            if batch.retries:
+                log.warning("removed retries of sinks that are no longer configured", retries=batch.retries)
+            if batch.next is None:
+                return removed
+            place = batch.next
+            await asyncio.sleep(_PAUSE_SECONDS)
 
-    `retries` counts the retries of lapsed sinks that were removed with their events.
-    """
+    async def _work(self) -> None:
+        while True:
+            await self._prune_and_log()
+            await asyncio.sleep(self._every)
 
-    removed: int
-    next: int | None
-    retries: int = 0
+    async def _prune_and_log(self) -> None:
+        try:
+            removed = await self.prune()
+        except StorageUnavailable as error:
+            log.warning("old rows could not be removed, will try again", error=str(error))
+        except Exception:  # the run of the next hour may succeed
+            log.exception("old rows could not be removed")
+        else:
+            if any(removed.values()):
+                log.info("removed old rows", **removed)
 
 
 async def prune(database: Database, task: PruneTask, place: int = 0) -> Batch:
@@ -97,35 +142,16 @@ async def prune(database: Database, task: PruneTask, place: int = 0) -> Batch:
     return await _BATCHES[task.kind](database, task, place)
 
 
-@asynccontextmanager
-async def _holding_log(database: Database) -> AsyncIterator[AsyncConnection]:
-    async with database.writing() as connection:
-        await database.lock_log(connection)
-        yield connection
-
-
 async def count(database: Database, task: PruneTask) -> int:
     """How many rows are to be removed."""
     if task.kind is Kind.EVENTS:
-        return await _count_events(database, task)
+        return await count_events(database, task)
     table, condition = _PRUNABLE[task.kind]
     wanted = select(func.count()).select_from(table).where(condition(task))
     if task.kind is Kind.CALLBACKS:
         wanted = wanted.where(_is_processed(database))
     async with database.reading() as connection:
         return await connection.scalar(wanted) or 0
-
-
-async def _count_events(database: Database, task: PruneTask) -> int:
-    """How many events are to be removed, counted block by block so that no statement takes long."""
-    number, place = 0, 0
-    while (block := await _next_old_block(database, task, place)) is not None:
-        place = block.end
-        if block.has_old:
-            wanted = select(func.count()).select_from(EVENTS).where(event_log.within(block.after, block.end))
-            async with database.reading() as connection:
-                number += await connection.scalar(wanted.where(_old_event(task))) or 0
-    return number
 
 
 def _old_text(task: PruneTask) -> ColumnElement[bool]:
@@ -148,36 +174,6 @@ def _old_attempt(task: PruneTask) -> ColumnElement[bool]:
     return old
 
 
-def _old_event(task: PruneTask) -> ColumnElement[bool]:
-    """Whether an event is old, passed by every sink and replay, and without a retry or dead letter."""
-    return and_(
-        EVENTS.c.received_at < task.before,
-        EVENTS.c.position <= _passed_by_all(task),
-        ~exists().where(RETRIES.c.position == EVENTS.c.position, _holds(task)),
-        ~exists().where(DEAD_LETTERS.c.position == EVENTS.c.position),
-    )
-
-
-def _lapsed(task: PruneTask) -> ColumnElement[bool]:
-    return and_(SINKS.c.seen_at < task.now - SINK_LAPSES, SINKS.c.name.not_in(list(task.sinks)))
-
-
-def _passed_by_all(task: PruneTask) -> ColumnElement[int]:
-    cursors = select(SINKS.c.cursor.label("place")).where(~_lapsed(task))
-    replays = select(REPLAYS.c.position).join(SINKS, SINKS.c.name == REPLAYS.c.sink).where(IS_OPEN, ~_lapsed(task))
-    places = union_all(cursors, replays).subquery()
-    return func.coalesce(select(func.min(places.c.place)).scalar_subquery(), _NO_SINK)
-
-
-_NO_SINK: Final = 2**63 - 1
-
-
-def _holds(task: PruneTask) -> ColumnElement[bool]:
-    """Whether a retry holds back its event: always, unless it is due or parked at a lapsed sink."""
-    lapsed = select(SINKS.c.name).where(_lapsed(task))
-    return or_(RETRIES.c.state == "held", RETRIES.c.sink.not_in(lapsed))
-
-
 _PRUNABLE: Final[Mapping[Kind, tuple[Any, Callable[[PruneTask], ColumnElement[bool]]]]] = {
     Kind.TEXT: (MESSAGES, _old_text),
     Kind.ATTEMPTS: (ATTEMPTS, _old_attempt),
@@ -189,38 +185,27 @@ _PRUNABLE: Final[Mapping[Kind, tuple[Any, Callable[[PruneTask], ColumnElement[bo
 # --- messages ---
 
 
-_KEY: Final = (MESSAGES.c.api, MESSAGES.c.direction, MESSAGES.c.id)
-
-
 async def _prune_text(database: Database, task: PruneTask, _: int) -> Batch:
-    found = select(*_KEY).where(_old_text(task)).limit(task.limit)
-    forget = update(MESSAGES).where(tuple_(*_KEY).in_(found)).values(text=null(), media=null())
-    async with _holding_log(database) as connection:
+    found = select(*MESSAGE_KEY).where(_old_text(task)).limit(task.limit)
+    forget = update(MESSAGES).where(tuple_(*MESSAGE_KEY).in_(found)).values(text=null(), media=null())
+    async with holding_log(database) as connection:
         return _all_of(task, (await connection.execute(forget)).rowcount)
 
 
 async def _prune_messages(database: Database, task: PruneTask, _: int) -> Batch:
-    found = select(*_KEY).where(_old_message(task)).limit(task.limit)
-    async with _holding_log(database) as connection:
-        keys = [_bound(row.api, row.direction, row.id) for row in await connection.execute(found)]
+    found = select(*MESSAGE_KEY).where(_old_message(task)).limit(task.limit)
+    async with holding_log(database) as connection:
+        keys = [bound(row.api, row.direction, row.id) for row in await connection.execute(found)]
         if keys:
             await connection.execute(_DROP_DELIVERIES, keys)
             await connection.execute(_DROP_MESSAGE, keys)
     return _all_of(task, len(keys))
 
 
-def _bound(api: str, direction: str, id_: str) -> dict[str, str]:
-    return {"of_api": api, "of_direction": direction, "of_id": id_}
-
-
-def _is_bound(api: Any, direction: Any, id_: Any) -> ColumnElement[bool]:
-    return and_(api == bindparam("of_api"), direction == bindparam("of_direction"), id_ == bindparam("of_id"))
-
-
 _DROP_DELIVERIES: Final = delete(DELIVERIES).where(
-    _is_bound(DELIVERIES.c.api, DELIVERIES.c.direction, DELIVERIES.c.message_id)
+    is_bound(DELIVERIES.c.api, DELIVERIES.c.direction, DELIVERIES.c.message_id)
 )
-_DROP_MESSAGE: Final = delete(MESSAGES).where(_is_bound(*_KEY))
+_DROP_MESSAGE: Final = delete(MESSAGES).where(is_bound(*MESSAGE_KEY))
 
 
 def _all_of(task: PruneTask, removed: int) -> Batch:
@@ -264,7 +249,7 @@ async def _prune_callbacks(database: Database, task: PruneTask, _: int) -> Batch
 def _is_processed(database: Database) -> ColumnElement[bool]:
     if database.is_sqlite:
         return not_(journal.is_pending(database))
-    pending = journal.PENDING.c.sequence == CALLBACKS.c.sequence
+    pending = PENDING.c.sequence == CALLBACKS.c.sequence
     return ~exists().where(pending, journal.is_pending(database))
 
 
@@ -277,7 +262,7 @@ async def _prune_quarantine(database: Database, task: PruneTask) -> int:
     async with database.reading() as connection:
         rows = [tuple(row) for row in await connection.execute(found)]
     if rows:
-        async with _holding_log(database) as connection:
+        async with holding_log(database) as connection:
             await connection.execute(delete(QUARANTINE).where(tuple_(*key).in_(rows), ~has_callback))
     return len(rows)
 
@@ -288,7 +273,7 @@ async def _prune_quarantine(database: Database, task: PruneTask) -> int:
 async def _prune_attempts(database: Database, task: PruneTask, place: int) -> Batch:
     """Removes old attempts. Ids rise with time, so the first batch without an old attempt is the last one."""
     window = select(ATTEMPTS.c.id, ATTEMPTS.c.ended_at).where(ATTEMPTS.c.id > place)
-    async with _holding_log(database) as connection:
+    async with holding_log(database) as connection:
         rows = (await connection.execute(window.order_by(ATTEMPTS.c.id).limit(task.limit))).all()
         old = [row.id for row in rows if row.ended_at < task.before]
         if old:
@@ -296,161 +281,12 @@ async def _prune_attempts(database: Database, task: PruneTask, place: int) -> Ba
     return Batch(removed=len(old), next=rows[-1].id if old and len(rows) == task.limit else None)
 
 
-# --- events ---
-
-# A batch reads at most one whole block of the log, which takes some tens of milliseconds.
-_BLOCK: Final = 50_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Block:
-    """The part of the log after one position, up to and including another, and whether an event in it is old."""
-
-    after: int
-    end: int
-    has_old: bool
-
-
-async def _next_old_block(database: Database, task: PruneTask, place: int) -> _Block | None:
-    """The rest of the block at a place, or the next block that is not known to be young; None at the end of the log.
-
-    A complete block that was never read is read and returned whatever its age, so that one call reads one block.
-    """
-    async with database.reading() as connection:
-        oldest, newest = await event_log.bounds(connection)
-        place = max(place, oldest - 1)
-        while place < newest:
-            number = place // _BLOCK
-            block = _Block(after=place, end=(number + 1) * _BLOCK, has_old=True)
-            if block.end > newest:
-                return block
-            if number not in task.ages.oldest:
-                task.ages.oldest[number] = await _oldest_of(connection, number)
-                return replace(block, has_old=_is_old(task.ages.oldest[number], task))
-            if _is_old(task.ages.oldest[number], task):
-                return block
-            place = block.end
-    return None
-
-
-def _is_old(oldest: datetime | None, task: PruneTask) -> bool:
-    return oldest is not None and oldest < task.before
-
-
-async def _oldest_of(connection: AsyncConnection, number: int) -> datetime | None:
-    """When the oldest event of a complete block was received; no event is added to a block that the log has passed."""
-    whole = event_log.within(number * _BLOCK, (number + 1) * _BLOCK)
-    oldest: datetime | None = await connection.scalar(select(func.min(EVENTS.c.received_at)).where(whole))
-    return oldest
-
-
-async def _prune_events(database: Database, task: PruneTask, place: int) -> Batch:
-    """Removes old events of one block, except those that a sink, replay, retry or dead letter needs."""
-    block = await _next_old_block(database, task, place)
-    if block is None:
-        return Batch(removed=0, next=None)
-    if not block.has_old:
-        return Batch(removed=0, next=block.end)
-    window = (
-        select(EVENTS.c.position, EVENTS.c.api, EVENTS.c.direction, EVENTS.c.message_id)
-        .where(event_log.within(block.after, block.end), EVENTS.c.position <= _passed_by_all(task))
-        .where(EVENTS.c.received_at < task.before)
-        .order_by(EVENTS.c.position)
-        .limit(task.limit)
-    )
-    # Read before taking the lock: the query may scan a whole block of young events.
-    async with database.reading() as connection:
-        old = (await connection.execute(window)).all()
-    removed, retries = await _remove_events(database, task, old) if old else (0, 0)
-    if len(old) == task.limit:
-        return Batch(removed=removed, next=old[-1].position, retries=retries)
-    # The block has become younger; old events that are left are held back by a sink.
-    task.ages.oldest.pop(block.after // _BLOCK, None)
-    return Batch(removed=removed, next=block.end, retries=retries)
-
-
-async def _remove_events(database: Database, task: PruneTask, old: Sequence[Row[Any]]) -> tuple[int, int]:
-    """Removes the old events that are not needed; returns how many, and how many retries of lapsed sinks with them."""
-    async with _holding_log(database) as connection:
-        passed = await connection.scalar(select(_passed_by_all(task)))
-        old = [row for row in old if row.position <= passed]
-        needed = await _needed(connection, task, [row.position for row in old])
-        retries, still_needed = await _drop_lapsed_retries(database, connection, task, old, needed)
-        removable = [row for row in old if row.position not in needed | still_needed]
-        end = await _end_lapsed_replays(connection, task, removable)
-        removable = [row for row in removable if row.position <= end]
-        await _delete_events(connection, removable)
-    return len(removable), retries
-
-
-async def _needed(connection: AsyncConnection, task: PruneTask, positions: Sequence[int]) -> set[int]:
-    """The events with a retry or a dead letter. A single statement, because a requeue moves rows between the two."""
-    if not positions:
-        return set()
-    retries = select(RETRIES.c.position).where(RETRIES.c.position.in_(positions), _holds(task))
-    dead_letters = select(DEAD_LETTERS.c.position).where(DEAD_LETTERS.c.position.in_(positions))
-    return set(await connection.scalars(retries.union(dead_letters)))
-
-
-async def _drop_lapsed_retries(
-    database: Database, connection: AsyncConnection, task: PruneTask, old: Sequence[Row[Any]], needed: Collection[int]
-) -> tuple[int, set[int]]:
-    """Removes the retries of lapsed sinks for these events.
-
-    Returns how many were removed, and the positions of those that stay because their sink has just come back.
-    """
-    positions = [row.position for row in old if row.position not in needed]
-    found = select(RETRIES.c.sink, RETRIES.c.ordering_key, RETRIES.c.position).where(RETRIES.c.position.in_(positions))
-    retries = (await connection.execute(found)).all() if positions else []
-    ordering_keys: dict[str, set[str]] = {}
-    for retry in retries:
-        ordering_keys.setdefault(retry.sink, set()).add(retry.ordering_key)
-    locked = {sink for sink in sorted(ordering_keys) if await _lock_lapsed(connection, task, sink)}
-    for sink in locked:
-        await connection.execute(delete(RETRIES).where(RETRIES.c.sink == sink, RETRIES.c.position.in_(positions)))
-        await promote(database, connection, sink, ordering_keys[sink], task.now)
-    dropped = sum(retry.sink in locked for retry in retries)
-    return dropped, {retry.position for retry in retries if retry.sink not in locked}
-
-
-async def _end_lapsed_replays(connection: AsyncConnection, task: PruneTask, forgotten: Sequence[Row[Any]]) -> int:
-    """Expires the replays to lapsed sinks that still need these events; other replays hold their events back.
-
-    Returns the position up to which events may be removed: a sink that has just come back keeps those of its replay.
-    """
-    end = max((row.position for row in forgotten), default=0)
-    found = select(REPLAYS.c.id, REPLAYS.c.sink, REPLAYS.c.position).where(IS_OPEN, REPLAYS.c.position < end)
-    for replay in (await connection.execute(found.order_by(REPLAYS.c.position))).all():
-        if replay.position >= end:
-            break
-        if await _lock_lapsed(connection, task, replay.sink):
-            ended = {"state": "expired", "ended_at": task.now}
-            await connection.execute(update(REPLAYS).where(REPLAYS.c.id == replay.id, IS_OPEN).values(**ended))
-        else:
-            end = replay.position
-    return end
-
-
-async def _lock_lapsed(connection: AsyncConnection, task: PruneTask, sink: str) -> bool:
-    """Locks a sink's row, as every writer of its retries or replays does; False if it is no longer lapsed."""
-    raised = update(SINKS).where(SINKS.c.name == sink, _lapsed(task)).values(revision=SINKS.c.revision + 1)
-    return bool((await connection.execute(raised)).rowcount)
-
-
-async def _delete_events(connection: AsyncConnection, events: Sequence[Row[Any]]) -> None:
-    if events:
-        keys = sorted({(row.api, row.direction, row.message_id) for row in events})
-        await connection.execute(_MARK, [_bound(*key) for key in keys])
-        positions = [row.position for row in events]
-        await connection.execute(delete(EVENTS).where(EVENTS.c.position.in_(positions)))
-
-
-_MARK: Final = update(MESSAGES).where(_is_bound(*_KEY)).values(events_forgotten=True)
+# --- all kinds ---
 
 _BATCHES: Final[Mapping[Kind, Callable[[Database, PruneTask, int], Awaitable[Batch]]]] = {
     Kind.TEXT: _prune_text,
     Kind.ATTEMPTS: _prune_attempts,
     Kind.CALLBACKS: _prune_callbacks,
-    Kind.EVENTS: _prune_events,
+    Kind.EVENTS: prune_events,
     Kind.MESSAGES: _prune_messages,
 }

@@ -11,11 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.events import MessageKey
 from receiver.domain.publication import DeadLettered, RetryAt
-from receiver.models.sinks import Attempt
 from receiver.domain.window import Attempt, Decided, Settlement
 from receiver.models.columns import UTCDateTime
 from receiver.models.events import EVENTS
-from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES
+from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, AttemptRead
 from receiver.providers.fields import storable
 from receiver.storage.database import Database
 from receiver.storage.sinks import Health, Lease, hold_lease
@@ -330,7 +329,7 @@ def _short(text: str | None) -> str | None:
 _COLUMNS: Final = (*ATTEMPTS.c, EVENTS.c.recipient, EVENTS.c.status)
 
 
-async def attempts_of_message(connection: AsyncConnection, key: MessageKey, sink: str | None) -> list[Attempt]:
+async def attempts_of_message(connection: AsyncConnection, key: MessageKey, sink: str | None) -> list[AttemptRead]:
     """All attempts to publish a message's events, to one sink or to all (None), in the order in which they ended."""
     api, direction, message_id = key
     statement = (
@@ -340,4 +339,4 @@ async def attempts_of_message(connection: AsyncConnection, key: MessageKey, sink
         .where(ATTEMPTS.c.sink == sink if sink is not None else true())
         .order_by(ATTEMPTS.c.id)
     )
-    return [Attempt(**row._mapping) for row in await connection.execute(statement)]
+    return [AttemptRead.model_validate(row) for row in await connection.execute(statement)]

@@ -5,7 +5,7 @@ import os
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, create_engine, inspect, select, update
 from sqlalchemy import text as sql
@@ -220,10 +220,10 @@ def refuse_unknown(revision: str | None) -> None:
 
 
 async def _write_codes(database: Database, connection: AsyncConnection) -> None:
-    table: Any = DELIVERY_CODES.__table__  # type: ignore[attr-defined]
-    insert = database.insert(table)
-    values = {column.name: insert.excluded[column.name] for column in table.columns if not column.primary_key}
+    insert = database.insert(DELIVERY_CODES)
+    values = {column.name: insert.excluded[column.name] for column in DELIVERY_CODES.columns if not column.primary_key}
     rows = [
-        {column.name: getattr(entry, column.name) for column in table.columns} for entry in bandwidth_codes.catalogue()
+        {column.name: getattr(entry, column.name) for column in DELIVERY_CODES.columns}
+        for entry in bandwidth_codes.catalogue()
     ]
     await connection.execute(insert.on_conflict_do_update(index_elements=["api", "code"], set_=values), rows)

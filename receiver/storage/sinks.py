@@ -8,11 +8,10 @@ from typing import Any, Literal
 from sqlalchemy import Row, and_, func, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.models.queries import Page, SortOrder
-from receiver.models.sinks import Sink
 from receiver.errors import ReceiverError, Unknown
 from receiver.models.events import EVENTS
-from receiver.models.sinks import DEAD_LETTERS, RETRIES, SINKS
+from receiver.models.queries import Page, SinkQuery, SortOrder
+from receiver.models.sinks import DEAD_LETTERS, RETRIES, SINKS, SinkBase, SinkRead
 from receiver.storage import event_log, replays
 from receiver.storage.database import Database
 
@@ -187,39 +186,33 @@ async def _counts(connection: AsyncConnection, table: Any, column: Any, sink: st
     return {row[0]: row[1] for row in rows}
 
 
-async def find(
-    database: Database, types: Mapping[str, str], *, now: datetime, order: SortOrder, skip: int, size: int
-) -> Page[Sink]:
+async def find(database: Database, query: SinkQuery, types: Mapping[str, str], *, now: datetime) -> Page[SinkRead]:
     """A page of all sinks that were ever registered, by name; `types` are the types of the configured ones, by name."""
-    by_name = SINKS.c.name.asc() if order is SortOrder.ASC else SINKS.c.name.desc()
+    by_name = SINKS.c.name.asc() if query.order is SortOrder.ASC else SINKS.c.name.desc()
     async with database.reading() as connection:
-        rows = (await connection.execute(select(SINKS).order_by(by_name).limit(size + 1).offset(skip))).all()
-        return Page(items=[await _view(connection, row, types, now) for row in rows[:size]], more=len(rows) > size)
+        rows = (
+            await connection.execute(select(SINKS).order_by(by_name).limit(query.size + 1).offset(query.skip))
+        ).all()
+        sinks = [await _read(connection, row, types, now) for row in rows[: query.size]]
+    return Page(items=sinks, more=len(rows) > query.size)
 
 
-async def one(database: Database, sink: str, types: Mapping[str, str], *, now: datetime) -> Sink:
+async def with_name(database: Database, sink: str, types: Mapping[str, str], *, now: datetime) -> SinkRead:
     """A single sink; raises UnknownSink."""
     async with database.reading() as connection:
-        return await _view(connection, await row_of(connection, sink), types, now)
+        return await _read(connection, await row_of(connection, sink), types, now)
 
 
-async def _view(connection: AsyncConnection, row: Row[Any], types: Mapping[str, str], now: datetime) -> Sink:
+async def _read(connection: AsyncConnection, row: Row[Any], types: Mapping[str, str], now: datetime) -> SinkRead:
     waiting = await backlog(connection, row.name)
-    return Sink(
-        name=row.name,
+    return SinkRead(
+        **{name: row._mapping[name] for name in SinkBase.model_fields},
         type=types.get(row.name),
-        paused=row.paused,
-        cursor=row.cursor,
         lag=waiting.events,
         oldest_at=waiting.oldest_at,
         oldest_seconds=max(0.0, (now - waiting.oldest_at).total_seconds()) if waiting.oldest_at else None,
         retries=waiting.retries,
         dead_letters=waiting.dead_letters,
-        failures=row.failures,
-        down_since_at=row.down_since_at,
-        last_success_at=row.last_success_at,
-        last_error=row.last_error,
-        lease_until=row.lease_until,
         is_attended=row.lease_until is not None and row.lease_until > now,
         replay=await replays.open_of(connection, row.name),
     )

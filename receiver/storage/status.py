@@ -13,11 +13,11 @@ from typing import Any, Final
 from sqlalchemy import select
 from sqlalchemy import text as sql
 
-from receiver.explanation.installation import Backlog, DatabaseSize, Findings, Part, ProcessorRecord
-from receiver.models.sinks import Sink
-from receiver.models.queries import SortOrder
 from receiver.errors import StorageUnavailable
+from receiver.explanation.installation import Backlog, DatabaseSize, Findings, Part, ProcessorRecord
 from receiver.models.callbacks import CALLBACKS, PENDING
+from receiver.models.queries import SinkQuery
+from receiver.models.sinks import SinkRead
 from receiver.storage import journal, processor, sinks
 from receiver.storage.database import Database
 
@@ -45,8 +45,8 @@ class StatusReader:
     ) -> Findings:
         """The parts that can be read within `seconds`; `types` are the types of the configured sinks, by name."""
 
-        async def listed_sinks() -> Sequence[Sink]:
-            page = await sinks.find(self._database, types, now=clock(), order=SortOrder.ASC, skip=0, size=_MAX_SINKS)
+        async def listed_sinks() -> Sequence[SinkRead]:
+            page = await sinks.find(self._database, SinkQuery(size=_MAX_SINKS), types, now=clock())
             return page.items
 
         parts: dict[Part, Read] = {

@@ -17,7 +17,7 @@ from receiver.dispatch.publish import publication
 from receiver.dispatch.reader import Wakeup
 from receiver.domain.events import Event
 from receiver.domain.publication import Publication
-from receiver.models.sinks import DeadLetter
+from receiver.models.sinks import DeadLetterRead
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import dead_letters, event_log, schema, sinks
 from receiver.storage.database import Database
@@ -136,7 +136,7 @@ class DispatchHarness:
         async with self._database.reading() as connection:
             return await sinks.backlog(connection, sink)
 
-    async def dead_letters(self, sink: str) -> list[DeadLetter]:
+    async def dead_letters(self, sink: str) -> list[DeadLetterRead]:
         return [letter for letter in (await dead_letters.find(self._database)).items if letter.sink == sink]
 
     def _now(self) -> datetime:

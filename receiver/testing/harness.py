@@ -11,8 +11,8 @@ import pytest
 
 from receiver.domain.events import Event
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry, SinkDown
-from receiver.models.sinks import DeadLetter
 from receiver.domain.retry import BreakerState
+from receiver.models.sinks import DeadLetterRead
 from receiver.sinks.registry import ConfiguredSink, configure
 from receiver.testing.dispatch import DispatchHarness, Dispatching
 from receiver.testing.events import TEXT, events
@@ -207,7 +207,7 @@ class SinkHarness:
         await eventually(is_done, seconds=self.timeout, what="the sink had no backlog and no retries")
         assert len(await self.dead_letters()) == dead_letters, "an event became a dead letter"  # noqa: S101
 
-    async def dead_letters(self) -> list[DeadLetter]:
+    async def dead_letters(self) -> list[DeadLetterRead]:
         return await self._dispatch.dead_letters(_NAME)
 
     # what has arrived at the target

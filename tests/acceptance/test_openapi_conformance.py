@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from receiver.api import openapi
-from receiver.models.parameters import encode_cursor, message_cursor
 from receiver.api.routes import GROUPS
 from receiver.dispatch.publish import publication
 from receiver.domain.events import Api, Direction
 from receiver.domain.publication import DeadLettered, DeadLetterReason, Outcome, PendingPublication, RetryAt
-from receiver.models.parameters import MessagePlace
 from receiver.domain.window import Attempt, Decided, Settlement
+from receiver.models.parameters import MessagePlace, encode_cursor, message_cursor
 from receiver.storage import replays, sinks
 from receiver.storage import schema as database_schema
 from receiver.storage.database import Database

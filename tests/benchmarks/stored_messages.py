@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 from sqlmodel import SQLModel
 
-import receiver.storage.tables  # noqa: F401  (declares the tables)
+from receiver.models import events, messages  # noqa: F401  (declare the tables)
 from tests.benchmarks.bodies import DESCRIPTION, application, message_id, recipient, sender
 
 _BATCH: Final = 20_000

@@ -14,7 +14,6 @@ from sqlalchemy import select
 from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api
-from receiver.models.queries import CallbackQuery
 from receiver.errors import StorageUnavailable
 from receiver.intake import transfer
 from receiver.intake.endpoint import new_callback_id
@@ -34,7 +33,8 @@ from receiver.intake.transfer import (
 from receiver.models.callbacks import CallbackRow, QuarantineRow
 from receiver.models.events import EventRow
 from receiver.models.messages import MessageRow
-from receiver.storage import journal, schema
+from receiver.models.queries import CallbackQuery
+from receiver.storage import callbacks, journal, schema
 from receiver.storage.database import Database
 from receiver.tags import TagPolicy, sign
 from tests.events import at
@@ -335,7 +335,7 @@ async def test_reprocessing_what_is_quarantined_takes_in_what_can_be_parsed_now(
     assert [row[0] for row in await columns(database, MessageRow.tag)] == ["order"] * 3
     once_more = await again.query(CallbackQuery(outcome="quarantined"))
     assert once_more == Reprocessed(callbacks=1, quarantined=1)
-    view = (await journal.find(database, CallbackQuery(outcome="quarantined"))).items[0]
+    view = (await callbacks.find(database, CallbackQuery(outcome="quarantined"))).items[0]
     assert (view.id, view.reprocessed_at) == (ids[3], datetime(2026, 1, 2, tzinfo=UTC))
 
 

@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import text as sql
 
 from receiver.domain.events import Api, Direction, TagVerdict
+from receiver.models.messages import MessageRead
 from receiver.models.parameters import MessagePlace
 from receiver.models.queries import MessageQuery, SortOrder
-from receiver.models.messages import Message
 from receiver.storage import messages
 from receiver.storage.database import Database
 from tests.builders import inbound, insert, message, minutes
@@ -209,7 +209,7 @@ async def test_an_inbound_event_never_changes_an_outbound_message_nor_the_revers
 async def test_times_come_back_aware_and_to_the_microsecond(database: Database) -> None:
     at = minutes(0).replace(microsecond=48_001)
     await insert(database, message("exact", at=at, deliveries=({"delivered_at": at},)))
-    view: Message = (await messages.find(database, MessageQuery())).items[0]
+    view: MessageRead = (await messages.find(database, MessageQuery())).items[0]
     assert view.created_at == at
     assert view.recipients[0].delivered_at == at
     assert view.listed_at.utcoffset() is not None

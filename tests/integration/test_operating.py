@@ -28,16 +28,15 @@ from receiver.domain.publication import (
     Retry,
     RetryAt,
 )
-from receiver.models.queries import DeadLetterFilter, DeadLetterQuery, SortOrder
-from receiver.models.sinks import DeadLetter, Replay, Sink
 from receiver.domain.window import Attempt, Decided, Settlement
 from receiver.errors import Conflict, Expired, Unknown
 from receiver.models.events import EVENTS
-from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS
+from receiver.models.queries import DeadLetterFilter, DeadLetterQuery, SortOrder
+from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS, DeadLetterRead, ReplayRead, SinkRead
 from receiver.storage import dead_letters, event_log, replays, retention, retries, sinks
 from receiver.storage.database import Database
+from receiver.storage.event_retention import Kind, PruneTask
 from receiver.storage.replays import LogRange
-from receiver.storage.retention import Kind, PruneTask
 from receiver.storage.retries import settle
 from receiver.storage.sinks import Health, Lease, UnknownSink
 from tests.dispatching import in_order, memory, messages, running, until, whole_log
@@ -124,7 +123,7 @@ async def stored_retries(database: Database) -> list[tuple[int, str]]:
     return [(row.position, row.state) for row in await rows_of(database, RETRIES)]
 
 
-async def letters(database: Database, **chosen: Any) -> list[DeadLetter]:
+async def letters(database: Database, **chosen: Any) -> list[DeadLetterRead]:
     query = DeadLetterQuery(choice=DeadLetterFilter(**chosen))
     return (await dead_letters.find(database, query)).items
 
@@ -194,7 +193,7 @@ async def test_an_operator_waits_for_the_holder_that_is_settling(log: Worker, ac
 # --- replays
 
 
-async def begun(database: Database, since: replays.Since = "beginning", sink: str = SINK) -> Replay:
+async def begun(database: Database, since: replays.Since = "beginning", sink: str = SINK) -> ReplayRead:
     replay, _ = await replays.begin(database, sink, since, now=at(1000))
     assert replay is not None
     return replay
@@ -643,7 +642,7 @@ async def test_operators_lose_and_disorder_nothing_while_a_dispatcher_works(
 # --- lists and views
 
 
-async def seen(database: Database, seconds: float = 0, **types: str) -> Sink:
+async def seen(database: Database, seconds: float = 0, **types: str) -> SinkRead:
     return await sinks.one(database, SINK, {SINK: "webhook"} | types, now=at(seconds))
 
 

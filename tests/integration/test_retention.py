@@ -19,12 +19,12 @@ from receiver.models.events import EventRow
 from receiver.models.messages import MessageRow
 from receiver.models.sinks import AttemptRow, DeadLetterRow, ReplayRow, RetryRow, SinkRow
 from receiver.settings import Retention
-from receiver.storage import journal, retention
+from receiver.storage import event_retention, journal, retention
 from receiver.storage.database import Database
+from receiver.storage.event_retention import Batch, Kind, PruneTask
 from receiver.storage.journal import first_id
-from receiver.storage.pruner import Pruner
 from receiver.storage.rebuild import Rebuild
-from receiver.storage.retention import Batch, Kind, PruneTask
+from receiver.storage.retention import Pruner
 from tests import event_log
 from tests.events import EPOCH, make_event
 from tests.posts import callback, v1_event, v2_event
@@ -358,12 +358,12 @@ async def test_a_sink_that_comes_back_this_moment_keeps_what_its_replay_is_yet_t
     for name, place in (("gone", 0), ("back", 1), ("gone too", 2)):
         await add_sink(database, name, cursor=positions[-1], seen=0)
         await add_replay(database, name, positions[place])
-    lock = retention._lock_lapsed
+    lock = event_retention._lock_lapsed
 
     async def is_back(connection: Any, task: PruneTask, sink: str) -> bool:
         return sink != "back" and await lock(connection, task, sink)
 
-    monkeypatch.setattr(retention, "_lock_lapsed", is_back)
+    monkeypatch.setattr(event_retention, "_lock_lapsed", is_back)
     batch = await retention.prune(database, PruneTask(kind=Kind.EVENTS, before=day(10), now=day(1000)))
     assert batch.removed == 2
     assert await values(database, EventRow.position) == positions[2:]
@@ -386,22 +386,22 @@ async def add_events(database: Database, days: Iterable[float]) -> None:
 async def test_old_imported_events_behind_young_ones_are_pruned(
     database: Database, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr(retention, "_BLOCK", 20)
+    monkeypatch.setattr(event_retention, "_BLOCK", 20)
     await add_events(database, [20] * 75 + [0] * 4 + [21] * 50 + [1] * 2)
     assert await forget(database, Kind.EVENTS, 10, limit=limit) == 6
     assert await forget(database, Kind.EVENTS, 10, limit=limit) == 0
 
 
 async def test_pruning_reads_young_blocks_of_the_log_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "_BLOCK", 20)
+    monkeypatch.setattr(event_retention, "_BLOCK", 20)
     read: list[int] = []
-    oldest_of = retention._oldest_of
+    oldest_of = event_retention._oldest_of
 
     async def noting(connection: Any, number: int) -> datetime | None:
         read.append(number)
         return await oldest_of(connection, number)
 
-    monkeypatch.setattr(retention, "_oldest_of", noting)
+    monkeypatch.setattr(event_retention, "_oldest_of", noting)
     await add_events(database, [20] * 70 + [0] * 5 + [20] * 35)
     work = pruner(database, now=30, events=20)
     assert await work.prune() == {"events": 5}

@@ -21,10 +21,9 @@ from receiver.domain.publication import (
     RetryAt,
     Superseded,
 )
-from receiver.models.queries import DeadLetterFilter, DeadLetterQuery
-from receiver.models.sinks import DeadLetter
 from receiver.domain.window import Attempt, Decided, Settlement
-from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
+from receiver.models.queries import DeadLetterFilter, DeadLetterQuery
+from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS, DeadLetterRead
 from receiver.storage import dead_letters, replays, retries, sinks
 from receiver.storage.database import Database
 from receiver.storage.retries import Progress, settle
@@ -82,7 +81,7 @@ class Log:
             found = await retries.due(connection, SINK, now=at(seconds), limit=10)
         return [retry.position for retry in found]
 
-    async def letters(self, **chosen: Any) -> list[DeadLetter]:
+    async def letters(self, **chosen: Any) -> list[DeadLetterRead]:
         return (await dead_letters.find(self.database, DeadLetterQuery(**chosen))).items
 
     async def requeue(self, seconds: float = 0, sink: str = SINK, **chosen: Any) -> int:
@@ -430,5 +429,5 @@ async def test_sqlite_finds_due_retries_by_their_index(sqlite_url: str) -> None:
 
 
 def test_the_columns_of_a_dead_letter_are_those_of_its_table() -> None:
-    named = {"ordering_key"} | set(DeadLetter.__dataclass_fields__) - {"message_id", "recipient", "status"}
+    named = {"ordering_key"} | set(DeadLetterRead.__dataclass_fields__) - {"message_id", "recipient", "status"}
     assert named == {column.name for column in DEAD_LETTERS.c}

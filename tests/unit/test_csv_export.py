@@ -9,20 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.api.messages import COLUMNS, cell, csv_table
-from receiver.models.messages import Message, Recipient
 from receiver.domain.events import Api, Direction, TagVerdict
+from receiver.models.messages import MessageRead, RecipientRead
 from tests.builders import NOON
 
 
-def recipient(**fields: Any) -> Recipient:
+def recipient(**fields: Any) -> RecipientRead:
     times = dict.fromkeys(("sent_at", "delivered_at", "failed_at", "read_at", "updated_at"))
     told = {"state": None, "delivery_state": None, "delivery_code": None, "delivery_description": None}
-    return Recipient.model_validate(
+    return RecipientRead.model_validate(
         {"api": Api.V2, "number": "+15550001", "status": "delivered", "contradicted": False, **told, **times, **fields}
     )
 
 
-def message(*recipients: Recipient, **fields: Any) -> Message:
+def message(*recipients: RecipientRead, **fields: Any) -> MessageRead:
     absent = (
         "owner",
         "application_id",
@@ -36,7 +36,7 @@ def message(*recipients: Recipient, **fields: Any) -> Message:
         "delivery_code",
         "delivery_description",
     )
-    return Message.model_validate(
+    return MessageRead.model_validate(
         {
             **dict.fromkeys(absent),
             "id": "m-1",

@@ -12,7 +12,7 @@ from receiver.domain.delivery import FinalConflict, fold
 from receiver.domain.events import Api, Direction, Event, Failure, Status, TagVerdict
 from receiver.domain.explanation import Charged, Explanation, duration_text, explain, explain_publication, time_text
 from receiver.domain.queries import PublicationView
-from receiver.models.messages import Message, Recipient
+from receiver.models.messages import MessageRead, RecipientRead
 from receiver.providers import bandwidth_codes
 from receiver.storage.bulk import Spelling
 from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, rows_of
@@ -24,7 +24,7 @@ AS_THEY_ARE = Spelling(time=lambda time: time, flag=lambda flag: flag)
 NOW = at(180)
 
 
-def view_of(*events: Event, conflict: FinalConflict = FinalConflict.FAILED_WINS) -> Message:
+def view_of(*events: Event, conflict: FinalConflict = FinalConflict.FAILED_WINS) -> MessageRead:
     """The message that events make, as the status table shows it."""
     rows = rows_of(fold(events, conflict), AS_THEY_ARE)
     message = dict(zip(MESSAGE_COLUMNS, rows.message, strict=True))
@@ -37,12 +37,12 @@ def view_of(*events: Event, conflict: FinalConflict = FinalConflict.FAILED_WINS)
             recipient_view(dict(zip(DELIVERY_COLUMNS, row, strict=True))) for row in rows.deliveries.values()
         ],
     }
-    return Message(**{name: message[name] for name in Message.__struct_fields__})
+    return MessageRead(**{name: message[name] for name in MessageRead.__struct_fields__})
 
 
-def recipient_view(row: dict[str, Any]) -> Recipient:
+def recipient_view(row: dict[str, Any]) -> RecipientRead:
     row |= {"api": Api(row["api"]), "number": row["recipient"]}
-    return Recipient(**{name: row[name] for name in Recipient.__struct_fields__})
+    return RecipientRead(**{name: row[name] for name in RecipientRead.__struct_fields__})
 
 
 def explained(*events: Event, now: datetime = NOW, conflict: FinalConflict = FinalConflict.FAILED_WINS) -> Explanation:
@@ -179,7 +179,7 @@ def test_unconfirmed_is_no_failure_and_a_retry_may_reach_the_recipient_twice() -
 
 def test_v1_unconfirmed() -> None:
     explanation = explained(v1(Status.UNCONFIRMED, code=902, state="sent", delivery_state="not-delivered"))
-    assert explanation.why == "Code 902 (Message Expired): The message expired before a result was known."
+    assert explanation.why == "Code 902 (MessageRead Expired): The message expired before a result was known."
     assert explanation.charged is Charged.UNKNOWN
 
 

@@ -16,7 +16,7 @@ from receiver.explanation.installation import (
     WorkerRecord,
     assess,
 )
-from receiver.models.sinks import Sink
+from receiver.models.sinks import SinkRead
 from tests.builders import NOON
 
 PROCESSOR = ProcessorRecord(
@@ -31,8 +31,8 @@ SIZE = DatabaseSize(type="sqlite", bytes=4096, journal_bytes=4096, wal_bytes=0, 
 WORKER = WorkerRecord(mode="process", state="running", process=7, since=NOON, processor="working")
 
 
-def sink(**more: Any) -> Sink:
-    return Sink(
+def sink(**more: Any) -> SinkRead:
+    return SinkRead(
         **{
             "name": "crm",
             "type": "webhook",

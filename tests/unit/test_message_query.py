@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from receiver.models.queries import MessageQuery
 from receiver.domain.delivery import FinalConflict, fold
 from receiver.domain.events import Direction, Event, TagVerdict
 from receiver.domain.queries import DELIVERY_STATES

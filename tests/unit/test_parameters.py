@@ -7,14 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.models.parameters import encode_cursor, message_cursor, moment
 from receiver.api.parameters import parse_parameters
-from receiver.models.queries import CallbackQuery, CatapultMessageQuery, MessageQuery, MessageStatus, PullQuery, ReprocessQuery
 from receiver.api.problems import ProblemError
 from receiver.domain.delivery import PARTIAL, PENDING
 from receiver.domain.events import Api, Direction, Status, TagVerdict
-from receiver.models.parameters import MessagePlace
-from receiver.models.queries import MessageQuery, SortOrder
+from receiver.models.parameters import MessagePlace, encode_cursor, message_cursor, moment
+from receiver.models.queries import (
+    CallbackQuery,
+    CatapultMessageQuery,
+    MessageQuery,
+    MessageStatus,
+    PullQuery,
+    ReprocessQuery,
+    SortOrder,
+)
 
 
 def query_of(query: str) -> MessageQuery:

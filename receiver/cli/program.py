@@ -1,11 +1,16 @@
-"""The commands of the program itself: serving, sandbox and demo, maintenance."""
+"""The program: its own commands, and the groups of commands.
+
+A command imports its code when it runs, so that `--help` is fast.
+"""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from receiver.cli.commands.options import ApiVersion, Config, Json, group
+from receiver.cli import callbacks, messages, sinks, tags
+from receiver.cli.options import Config, Json, group, with_query
+from receiver.models.queries import CodeQuery
 
 app = group("Receives Bandwidth's message callbacks and shows the status of every message.")
 
@@ -239,16 +244,17 @@ def prune(
 
 
 @app.command()
+@with_query(CodeQuery, leave_out=frozenset({"code", "page", "size"}))
 def codes(
-    code: Annotated[int | None, typer.Argument(metavar="[CODE]", help="A delivery code; default: all codes.")] = None,
-    api: ApiVersion = None,
+    query: CodeQuery,
+    code: Annotated[str | None, typer.Argument(metavar="[CODE]", help="A delivery code; default: all codes.")] = None,
     config: Annotated[Path | None, typer.Option(hidden=True)] = None,
     json: Json = False,
 ) -> int:
     """Show the meaning of Bandwidth's delivery codes."""
     from receiver.cli.codes import codes
 
-    return codes(code, api=api, json=json)
+    return codes(config, query, code=code, json=json)
 
 
 @app.command("help")
@@ -267,3 +273,10 @@ def help_(
     from receiver.cli.help import help_
 
     return help_(topic or [], search=search)
+
+
+app.add_typer(tags.app, name="tag")
+app.add_typer(messages.app, name="messages")
+app.add_typer(callbacks.app, name="callbacks")
+app.add_typer(sinks.app, name="sinks")
+app.add_typer(sinks.dead_letters, name="dead-letters")

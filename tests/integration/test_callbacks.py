@@ -9,11 +9,11 @@ from sqlalchemy import text as sql
 
 from receiver.domain.delivery import EMPTY_DELIVERY, Change, merge
 from receiver.domain.publication import Appended
-from receiver.models.queries import CallbackQuery, SortOrder
-from receiver.models.callbacks import ElementProblem
 from receiver.intake.endpoint import new_callback_id
 from receiver.intake.tag_checker import TagChecker
-from receiver.storage import event_log, journal
+from receiver.models.callbacks import ElementProblemRead
+from receiver.models.queries import CallbackQuery, SortOrder
+from receiver.storage import callbacks, event_log, journal
 from receiver.storage.database import Database
 from receiver.tags import TagPolicy
 from tests.builders import NOON, callback, insert_callbacks, problem
@@ -80,7 +80,7 @@ FILTERS: dict[str, tuple[dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize(("fields", "expected"), FILTERS.values(), ids=FILTERS)
 async def test_a_filter_finds_what_it_says(stocked: Database, fields: dict[str, Any], expected: list[str]) -> None:
     async def ids(query: CallbackQuery) -> list[str]:
-        return [one.id for one in (await journal.find(stocked, query)).items]
+        return [one.id for one in (await callbacks.find(stocked, query)).items]
 
     assert await ids(CallbackQuery(**fields)) == expected
     assert await ids(CallbackQuery(**fields, order=SortOrder.ASC)) == expected[::-1]
@@ -94,7 +94,7 @@ async def test_pages_by_cursor_show_every_callback_once(
     query = CallbackQuery(**fields, order=order, size=1)
     seen: list[str] = []
     for _ in range(7):
-        page = await journal.find(stocked, query)
+        page = await callbacks.find(stocked, query)
         seen += [one.id for one in page.items]
         if not page.more:
             break
@@ -103,12 +103,12 @@ async def test_pages_by_cursor_show_every_callback_once(
 
 
 async def test_a_page_by_number_begins_after_the_pages_before(stocked: Database) -> None:
-    page = await journal.find(stocked, CallbackQuery(size=2, skip=2))
+    page = await callbacks.find(stocked, CallbackQuery(size=2, skip=2))
     assert ([one.id for one in page.items], page.more) == (["04", "03"], True)
 
 
 async def test_outcome_and_reason_are_derived_from_processor_and_quarantine(stocked: Database) -> None:
-    views = (await journal.find(stocked, CallbackQuery())).items
+    views = (await callbacks.find(stocked, CallbackQuery())).items
     assert [(one.id, one.outcome, one.reason, one.reprocessed_at) for one in views] == [
         ("06", "pending", None, None),
         ("05", "pending", None, None),
@@ -120,52 +120,52 @@ async def test_outcome_and_reason_are_derived_from_processor_and_quarantine(stoc
 
 
 async def test_one_callback_comes_whole(stocked: Database) -> None:
-    found = await journal.one(stocked, "03")
+    found = await callbacks.one(stocked, "03")
     assert found is not None
     assert (found.body, found.query, found.headers) == (b"\xff\x00{", "a=%2B1", {"user-agent": "BandwidthAPI/v2"})
-    assert found.problems == [ElementProblem(index=0, reason="tag-missing", detail="", message_id="m1")]
-    assert await journal.one(stocked, "09") is None
+    assert found.problems == [ElementProblemRead(index=0, reason="tag-missing", detail="", message_id="m1")]
+    assert await callbacks.one(stocked, "09") is None
 
 
 async def test_callbacks_by_id_come_in_the_order_of_the_ids(stocked: Database) -> None:
-    assert [one.id for one in await journal.by_ids(stocked, ["04", "09", "01"])] == ["04", "01"]
-    assert await journal.by_ids(stocked, []) == []
-    assert [one.id for one in await journal.with_ids(stocked, ["04", "09", "01"])] == ["01", "04"]
+    assert [one.id for one in await callbacks.by_ids(stocked, ["04", "09", "01"])] == ["04", "01"]
+    assert await callbacks.by_ids(stocked, []) == []
+    assert [one.id for one in await callbacks.with_ids(stocked, ["04", "09", "01"])] == ["01", "04"]
 
 
 async def test_a_callback_that_the_journal_no_longer_has_is_left_out(stocked: Database) -> None:
     await journal.remove(stocked, ["01", "03"])
     for query in (CallbackQuery(message_id="m1"), CallbackQuery(outcome="quarantined", size=1)):
-        assert [one.id for one in (await journal.find(stocked, query)).items] == (["02"] if query.outcome else [])
+        assert [one.id for one in (await callbacks.find(stocked, query)).items] == (["02"] if query.outcome else [])
 
 
 @pytest.mark.parametrize(("fields", "expected"), FILTERS.values(), ids=FILTERS)
 async def test_pages_of_whole_callbacks_come_oldest_first(
     stocked: Database, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], expected: list[str]
 ) -> None:
-    monkeypatch.setattr(journal, "_PAGE_BYTES", 5)
-    pages = [[one.id for one in page] async for page in journal.pages(stocked, CallbackQuery(**fields))]
+    monkeypatch.setattr(callbacks, "_PAGE_BYTES", 5)
+    pages = [[one.id for one in page] async for page in callbacks.pages(stocked, CallbackQuery(**fields))]
     assert [id_ for page in pages for id_ in page] == expected[::-1]
-    by_id = [[one.id for one in page] async for page in journal.pages_with_ids(stocked, [*expected, "09"])]
+    by_id = [[one.id for one in page] async for page in callbacks.pages_with_ids(stocked, [*expected, "09"])]
     assert [id_ for page in by_id for id_ in page] == expected[::-1]
 
 
 async def test_pages_are_bounded_by_the_bytes_of_their_bodies(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "_PAGE_BYTES", 1000)
+    monkeypatch.setattr(callbacks, "_PAGE_BYTES", 1000)
     sizes = {"01": 10, "02": 2000, "03": 600, "04": 600, "05": 1}
     await insert_callbacks(database, *(callback(id_, body=b"x" * size) for id_, size in sizes.items()))
     expected = [["01", "02"], ["03", "04"], ["05"]]
-    assert [[one.id for one in page] async for page in journal.pages(database, CallbackQuery())] == expected
-    assert [[one.id for one in page] async for page in journal.pages_with_ids(database, list(sizes))] == expected
+    assert [[one.id for one in page] async for page in callbacks.pages(database, CallbackQuery())] == expected
+    assert [[one.id for one in page] async for page in callbacks.pages_with_ids(database, list(sizes))] == expected
 
 
 async def test_a_time_range_is_one_of_the_times_of_receipt(database: Database) -> None:
     times = [NOON + timedelta(seconds=second) for second in range(3)]
     rows = [callback(new_callback_id(time), received_at=time) for time in times]
     await insert_callbacks(database, *rows)
-    page = await journal.find(database, CallbackQuery(since=times[1], until=times[2]))
+    page = await callbacks.find(database, CallbackQuery(since=times[1], until=times[2]))
     assert [one.received_at for one in page.items] == [times[1]]
 
 
@@ -174,7 +174,7 @@ async def test_a_time_range_is_one_of_the_times_of_receipt(database: Database) -
 
 async def plan(database: Database, query: CallbackQuery) -> str:
     async with database.reading() as connection:
-        rows = await connection.execute(Explained(journal.page_statement(database, query)))
+        rows = await connection.execute(Explained(callbacks.page_statement(database, query)))
         return "\n".join(" ".join(str(value) for value in row) for row in rows)
 
 
@@ -240,16 +240,16 @@ async def test_a_quarantined_element_is_found_by_the_message_it_names(
 ) -> None:
     one = posted([element])
     await process(database, one)
-    found = await journal.one(database, one.id)
+    found = await callbacks.one(database, one.id)
     assert found is not None
     assert [problem.message_id for problem in found.problems] == [message_id]
     if message_id is not None:
-        page = await journal.find(database, CallbackQuery(message_id=message_id))
+        page = await callbacks.find(database, CallbackQuery(message_id=message_id))
         assert [view.id for view in page.items] == [one.id]
 
 
 async def test_an_event_whose_tag_is_refused_is_found_by_its_message(database: Database) -> None:
     one = posted([v2_event("m1")])
     await process(database, one, checker=TagChecker(policy=TagPolicy.REQUIRE))
-    page = await journal.find(database, CallbackQuery(message_id="m1", outcome="quarantined"))
+    page = await callbacks.find(database, CallbackQuery(message_id="m1", outcome="quarantined"))
     assert [view.id for view in page.items] == [one.id]

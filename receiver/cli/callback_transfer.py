@@ -1,0 +1,138 @@
+"""Reprocessing, export and import of the callbacks of the journal."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import typer
+
+from receiver.cli.context import STALLED_SECONDS, process_pending, reprocessing, with_database
+from receiver.cli.output import echo, echo_error, echo_fields, echo_json, write
+from receiver.clock import now
+from receiver.intake.transfer import Imported, Importing, ImportStopped, exported, import_lines
+from receiver.models.queries import CallbackFilter, CallbackQuery
+from receiver.settings import Settings
+from receiver.storage import journal
+from receiver.storage.database import Database
+
+_PROGRESS_SECONDS: Final = 2.0
+
+
+def reprocess_callbacks(config: Path | None, ids: Sequence[str], query: CallbackFilter, *, json: bool) -> int:
+    filters = query.model_dump(exclude_none=True)
+    if bool(ids) == bool(filters):
+        raise typer.BadParameter("give either ids, or --outcome, --reason, --message, --since or --until, not both")
+
+    async def work(settings: Settings, database: Database) -> int:
+        reprocess = reprocessing(settings, database)
+        done = await (reprocess.ids(ids) if ids else reprocess.query(CallbackQuery(**filters)))
+        if json:
+            echo_json(done)
+        else:
+            echo(
+                f"{done.callbacks:,} callbacks reprocessed, {done.events:,} new events, "
+                f"{done.quarantined:,} callbacks still quarantined"
+            )
+        # A named id that the journal does not have is a failure.
+        return 1 if done.callbacks < len(set(ids)) else 0
+
+    return with_database(config, work)
+
+
+def export_callbacks(config: Path | None, query: CallbackFilter, *, output: Path | None) -> int:
+    async def work(_: Settings, database: Database) -> int:
+        with _written(output) as write_part:
+            async for part in exported(database, CallbackQuery(**dict(query))):
+                write_part(part)
+        return 0
+
+    return with_database(config, work)
+
+
+@contextmanager
+def _written(output: Path | None) -> Iterator[Callable[[bytes], object]]:
+    """Writes an export to a file with mode 0600, all of it or nothing, or to standard output."""
+    if output is None:
+        yield write
+        return
+    draft = output.with_name(f"{output.name}.new")
+    draft.unlink(missing_ok=True)
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+            yield stream.write
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(output)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def import_callbacks(config: Path | None, file: str, *, json: bool) -> int:
+    async def work(settings: Settings, database: Database) -> int:
+        try:
+            done = await _append(database, file)
+        except ImportStopped as error:
+            echo_error(str(error))
+            _echo_imported(error.done, pending=None, json=json)
+            return 1
+        progress = _Progress("processed")
+        pending = await process_pending(settings, database, on_progress=progress.show, stalled_seconds=STALLED_SECONDS)
+        if pending:
+            echo_error(
+                f"{pending:,} callbacks are in the journal and not processed yet; `receiver status` has the reason"
+            )
+        _echo_imported(done, pending=pending, json=json)
+        return 1 if done.broken or pending else 0
+
+    return with_database(config, work)
+
+
+async def _append(database: Database, file: str) -> Imported:
+    progress = _Progress("lines read")
+    how = Importing(
+        clock=now,
+        on_broken=lambda number, detail: echo_error(f"line {number}: {detail}"),
+        on_progress=lambda done: progress.show(done.lines),
+    )
+    writer = journal.journal_writer(database)
+    try:
+        with _opened(file) as lines:
+            return await import_lines(writer, lines, how)
+    finally:
+        await writer.close()
+
+
+class _Progress:
+    """Reports progress on standard error every few seconds."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._shown_at = time.monotonic()
+
+    def show(self, number: int) -> None:
+        if time.monotonic() - self._shown_at >= _PROGRESS_SECONDS:
+            self._shown_at = time.monotonic()
+            echo_error(f"{number:,} {self._label}")
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[BinaryIO]:
+    if file == "-":
+        yield sys.stdin.buffer
+        return
+    with Path(file).open("rb") as stream:
+        yield stream
+
+
+def _echo_imported(done: Imported, *, pending: int | None, json: bool) -> None:
+    counts = {"callbacks": done.callbacks, "known": done.known, "broken": done.broken}
+    if pending is not None:
+        counts["pending"] = pending
+    if json:
+        echo_json(counts)
+    else:
+        echo_fields(counts.items())
