@@ -27,9 +27,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from receiver.domain.callbacks import Callback
 from receiver.domain.events import Api
 from receiver.errors import StorageUnavailable
-from receiver.storage.bulk import FileReplaced, OpenFile, insert_arrays, prepared
+from receiver.storage.bulk import FileReplaced, OpenFile, prepared
 from receiver.storage.columns import json_text, sqlite_time
 from receiver.storage.database import SQLITE_PRAGMAS, Database, unavailable
+from receiver.storage.postgresql import insert_arrays
 from receiver.storage.tables import CallbackRow, PendingCallbackRow, ProcessorRow, QuarantineRow
 
 CALLBACKS: Final[Any] = CallbackRow.__table__  # type: ignore[attr-defined]

@@ -24,7 +24,7 @@ from receiver.intake import processor as processor_module
 from receiver.intake.journal import Journal
 from receiver.intake.processor import Processed, Processor, ProcessorStatus
 from receiver.intake.tag_checker import TagChecker
-from receiver.storage import bulk
+from receiver.storage import bulk, postgresql
 from receiver.storage import processor as processor_table
 from receiver.storage.bulk import Step
 from receiver.storage.database import Database, is_data_error, journal_file
@@ -381,7 +381,7 @@ async def test_lost_connection_is_unavailable_whatever_it_looks_like(postgres: s
 
 def refuse_data_of(monkeypatch: pytest.MonkeyPatch, message_id: str, error: Exception) -> None:
     """Has the driver refuse every row that names a message."""
-    for transaction in (bulk._SqliteTransaction, bulk._PostgresqlTransaction):
+    for transaction in (bulk._SqliteTransaction, postgresql._PostgresqlTransaction):
         run = transaction.run
 
         async def refusing(self: Any, steps: Iterable[Step], run: Any = run) -> None:
