@@ -12,20 +12,20 @@ from receiver.api.problems import ProblemError
 from receiver.api.representations import reason_of
 from receiver.domain.cloudevents import cloud_event
 from receiver.domain.publication import LogEntry
-from receiver.storage import event_log
-from receiver.storage.event_log import LogBounds
+from receiver.storage import log_positions
+from receiver.storage.log_positions import LogBounds
 
 # The batch format of CloudEvents: an array of events.
 MEDIA_TYPE: Final = "application/cloudevents-batch+json"
 
 
 async def pull_events(context: ApiContext, request: Request, parameters: PullParameters) -> Response:
-    entries, log = await event_log.pull(context.database, parameters.after, parameters.limit)
+    entries, log = await log_positions.pull(context.database, parameters.after, parameters.limit)
     pending = 0
     if len(entries) < parameters.limit:
         # A full page needs no wait: callbacks accepted just now are on a later page.
         pending = await context.settle()
-        entries, log = await event_log.pull(context.database, parameters.after, parameters.limit)
+        entries, log = await log_positions.pull(context.database, parameters.after, parameters.limit)
     refuse_gap(parameters.after, log)
     position = entries[-1].position if entries else parameters.after
     link = next_page(request, context.public_url, after=str(position))

@@ -2,7 +2,8 @@
 
 It uses the database drivers directly, with SQL text made from the tables: SQLAlchemy's work for each value and
 aiosqlite's thread switches for each statement were measured at more than half of the path. SQLite runs in a thread of
-its own; PostgreSQL (`postgresql`) takes the rows of each table as arrays in one statement, or by COPY if no row can conflict.
+its own; PostgreSQL, in a module of its own, takes the rows of each table as arrays in one statement, or by COPY if no
+row can conflict.
 
 Rows are tuples in the order of their columns: JSON as text, enumerations as plain `str`, and times and flags in the
 form that `Transaction.spelling` gives them. SQLite's driver looks up an adapter for every value that is not exactly a

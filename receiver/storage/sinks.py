@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.queries import Page, SinkView, SortOrder
 from receiver.errors import ReceiverError, Unknown
-from receiver.storage import event_log, replays
+from receiver.storage import event_log, log_positions, replays
 from receiver.storage.database import Database
 from receiver.storage.event_log import EVENTS
 from receiver.storage.tables import DEAD_LETTERS, RETRIES, SINKS
@@ -168,7 +168,7 @@ async def _cursor_at(database: Database, start: Start) -> int:
     if start == "beginning":
         return 0
     if start != "end":
-        return await event_log.position_before(database, start)
+        return await log_positions.position_before(database, start)
     async with database.reading() as connection:
         _, end = await event_log.bounds(connection)
         return end
