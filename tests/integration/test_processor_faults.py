@@ -23,6 +23,7 @@ from receiver.intake import fold
 from receiver.intake import processor as processor_module
 from receiver.intake.journal import Journal
 from receiver.intake.processor import Processed, Processor, ProcessorStatus
+from receiver.intake.reprocessing import Reprocessing
 from receiver.intake.tag_checker import TagChecker
 from receiver.storage import bulk, postgresql
 from receiver.storage import processor as processor_table
@@ -440,9 +441,8 @@ async def test_quarantined_callback_is_processed_once_the_database_takes_it(post
     async with opened(postgres_url) as database:
         await process(database, poison)
         await asyncio.to_thread(on_postgres, postgres_url, "ALTER TABLE messages DROP CONSTRAINT no_poison")
-        await processor_module.reprocess(
-            database, [poison], checker=TagChecker(), conflict=FinalConflict.FAILED_WINS, clock=now
-        )
+        again = Reprocessing(database=database, checker=TagChecker(), conflict=FinalConflict.FAILED_WINS, clock=now)
+        await again.ids([poison.id])
         await drain(database)
     assert await select(postgres_url, "SELECT count(*) FROM quarantine") == [(0,)]
     assert await select(postgres_url, "SELECT message_id FROM events") == [("poison",)]
