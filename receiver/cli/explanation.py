@@ -6,8 +6,11 @@ from pydantic import Field
 
 from receiver.api.representations import Representation, Time
 from receiver.cli.output import echo, echo_table
-from receiver.domain.explanation import Charged, Explanation, TimelineEntry, explain_publication, time_text
 from receiver.domain.queries import PublicationView
+from receiver.explanation.message import Explanation
+from receiver.explanation.recipient import Charged
+from receiver.explanation.timeline import TimelineEntry, explain_publication
+from receiver.explanation.words import time_text
 
 
 class RecipientFields(Representation):
