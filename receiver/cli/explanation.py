@@ -9,13 +9,15 @@ from receiver.cli.calls import Operations, named, with_operations
 from receiver.cli.output import echo, echo_fields, echo_json, echo_table
 from receiver.cli.tables import TABLES, set_fields
 from receiver.clock import now
-from receiver.domain.explanation import Charged, Explanation, TimelineEntry, explain, explain_publication, time_text
 from receiver.domain.queries import PublicationView
+from receiver.explanation.message import Explanation, explain
+from receiver.explanation.recipient import Charged
+from receiver.explanation.timeline import TimelineEntry, explain_publication
+from receiver.explanation.words import time_text
 from receiver.models.columns import Read, Time
 from receiver.models.events import MessageEventRead
 from receiver.models.messages import MessageRead
 from receiver.models.queries import OneMessageQuery
-from receiver.providers import bandwidth_codes
 from receiver.storage import messages
 from receiver.storage.publications import publications_of_message
 
@@ -63,7 +65,7 @@ def explain_message(config: Path | None, message_id: str, query: OneMessageQuery
     async def work(perform: Operations) -> int:
         message: MessageRead = await perform(named("messages.getMessage"), {"id": message_id}, query=query)
         events = await messages.events(perform.database, message.key)
-        explanation = explain(message, events, bandwidth_codes, now())
+        explanation = explain(message, events, now())
         listed = [MessageEventRead.model_validate(event) for event in events]
         if json:
             fields = message.model_dump(mode="json", by_alias=True)

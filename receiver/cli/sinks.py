@@ -46,7 +46,7 @@ def show_sink(name: SinkName, config: Config = None, json: Json = False) -> int:
 
 
 @app.command("test")
-def test_sink(name: SinkName, config: Config = None, json: Json = False) -> int:
+def check_sink(name: SinkName, config: Config = None, json: Json = False) -> int:
     """Test whether a sink of the settings can be reached, without publishing to it. Exit code 1 if not."""
     from receiver.cli.calls import Operations, named, with_operations
     from receiver.cli.output import echo, echo_error, echo_json

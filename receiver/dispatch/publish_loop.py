@@ -1,16 +1,14 @@
 """The publish loop of one sink, while this process holds its lease: read the log, publish, settle."""
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import replace
 from typing import Final
 
 import structlog
 
 from receiver.dispatch.publish import log_failure, longest_publish, publish, record
-from receiver.dispatch.reader import WINDOW, LogReader, ReplayReader, Resources
+from receiver.dispatch.reader import WINDOW, Batch, BatchResult, LogReader, ReplayReader, Resources, ordering_keys
 from receiver.dispatch.sink_health import SinkHealth
 from receiver.domain.publication import (
     DeadLettered,
@@ -33,7 +31,6 @@ from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import replays, retries, sinks
 from receiver.storage.sinks import Lease, LeaseLost, SinkControl
 
-_MEASURE_SECONDS: Final = 10.0
 _CANCEL_SECONDS: Final = 1.0
 # Settling later repeats more events after a crash; settling at once costs a transaction per event.
 _SETTLE_SECONDS: Final = 0.1
@@ -43,25 +40,6 @@ log = structlog.get_logger("receiver.dispatcher")
 
 class PublishStuck(ReceiverError):
     """A call of `publish` did not end although it was cancelled."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """The events of one call of `publish`: new events, one retry, or a part of a replay."""
-
-    pending: Sequence[PendingPublication]
-    replay: ReplayReader | None = None
-    begun: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _BatchResult:
-    """A batch and the results that the sink returned for it."""
-
-    batch: _Batch
-    results: Sequence[Result]
-    started_at: datetime
-    seconds: float
 
 
 class PublishLoop:
@@ -88,7 +66,7 @@ class PublishLoop:
             self._name, lease.health, observer=resources.observer, clock=resources.clock, monotonic=resources.monotonic
         )
         self._settled_health = lease.health
-        self._tasks: dict[asyncio.Task[_BatchResult], _Batch] = {}
+        self._tasks: dict[asyncio.Task[BatchResult], Batch] = {}
         self._replay: ReplayReader | None = None
         self._replays_turn = False
         # Unknown until the first poll.
@@ -97,7 +75,7 @@ class PublishLoop:
         self._is_gone = False
         self._signal = asyncio.Event()
         self._lease_timer: asyncio.TimerHandle | None = None
-        self._polled_at = self._settled_at = self._measured_at = float("-inf")
+        self._polled_at = self._settled_at = float("-inf")
 
     def wake(self) -> None:
         """Reports that the log has grown."""
@@ -145,7 +123,7 @@ class PublishLoop:
             self._collect()
             if self._should_settle:
                 await self._settle()
-            await self._measure()
+            await self._health.measure(self._resources.database, self._settings.max_age)
         except StorageUnavailable as error:
             log.warning("the database is unavailable", sink=self._name, error=str(error))
             await asyncio.sleep(self._resources.poll_seconds)
@@ -274,25 +252,25 @@ class PublishLoop:
         self._tasks[task] = replace(batch, begun=self._monotonic())
         return True
 
-    def _take_new(self, limit: int) -> _Batch:
+    def _take_new(self, limit: int) -> Batch:
         replayed = [batch for batch in self._tasks.values() if batch.replay is not None]
-        return _Batch(self._window.take(limit, _ordering_keys(replayed)))
+        return Batch(self._window.take(limit, ordering_keys(replayed)))
 
-    def _take_replayed(self, limit: int) -> _Batch:
+    def _take_replayed(self, limit: int) -> Batch:
         """The next batch of the replay, which never gets more than half of the slots, nor more than half of a batch."""
         replay, batches = self._replay, self._tasks.values()
         if replay is None or replay.is_stopped or replay.is_backing_off(self._monotonic()):
-            return _Batch(())
+            return Batch(())
         if sum(batch.replay is not None for batch in batches) >= max(1, self._slots // 2):
-            return _Batch(())
+            return Batch(())
         new = [batch for batch in batches if batch.replay is None]
-        return _Batch(replay.window.take(max(1, limit // 2), _ordering_keys(new)), replay)
+        return Batch(replay.window.take(max(1, limit // 2), ordering_keys(new)), replay)
 
-    async def _publish(self, batch: _Batch) -> _BatchResult:
+    async def _publish(self, batch: Batch) -> BatchResult:
         started, started_at = self._monotonic(), self._resources.clock()
         publications = [pending.publication for pending in batch.pending]
         results = await publish(self._sink, publications, self._settings.timeout.total_seconds())
-        return _BatchResult(batch, results, started_at, self._monotonic() - started)
+        return BatchResult(batch, results, started_at, self._monotonic() - started)
 
     async def _wait(self) -> None:
         """Waits until a publish has ended, the log has grown, or the next poll, renewal, settlement or probe is due."""
@@ -328,7 +306,7 @@ class PublishLoop:
             self._decide_all(task.result())
         self._health.report()
 
-    def _decide_all(self, ended: _BatchResult) -> None:
+    def _decide_all(self, ended: BatchResult) -> None:
         """Decides about every event of a batch.
 
         After a failed event, the results of later events of its ordering key do not count: they must come after it.
@@ -356,7 +334,7 @@ class PublishLoop:
             if not isinstance(decision, Done | DeadLettered) or (isinstance(decision, DeadLettered) and decision.holds):
                 stopped.add(pending.ordering_key)
 
-    def _decide(self, pending: PendingPublication, result: Result, ended: _BatchResult) -> Decision | None:
+    def _decide(self, pending: PendingPublication, result: Result, ended: BatchResult) -> Decision | None:
         """Decides what follows from one attempt and reports it to health, metrics and log.
 
         None: the attempt does not count.
@@ -413,20 +391,3 @@ class PublishLoop:
         self._reader.retries_moved = self._reader.retries_moved or settlement.touches_retries
         if settlement.superseded:
             self._resources.observer.events_superseded(self._name, settlement.superseded)
-
-    async def _measure(self) -> None:
-        if self._monotonic() - self._measured_at < _MEASURE_SECONDS:
-            return
-        self._measured_at = self._monotonic()
-        async with self._resources.database.reading() as connection:
-            backlog = await sinks.backlog(connection, self._name)
-        age = self._resources.clock() - backlog.oldest_at if backlog.oldest_at else timedelta(0)
-        if age > self._settings.max_age and self._health.health.down_since_at is not None:
-            log.error("sink is down, events wait for longer than max_age", sink=self._name, oldest=str(age))
-        self._resources.observer.backlog_measured(
-            self._name, backlog.events, max(0.0, age.total_seconds()), backlog.retries, backlog.dead_letters
-        )
-
-
-def _ordering_keys(batches: Sequence[_Batch]) -> frozenset[str]:
-    return frozenset(pending.ordering_key for batch in batches for pending in batch.pending)

@@ -1,7 +1,7 @@
 """Reads the event log, the due retries and replays into the window of a sink."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -252,3 +252,26 @@ class ReplayReader:
             attempts, fraction, retry_after=result.after, overloaded=result.overloaded
         )
         self._backoff_until = max(self._backoff_until, now + pause.total_seconds())
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The events of one call of `publish`: new events, one retry, or a part of a replay."""
+
+    pending: Sequence[PendingPublication]
+    replay: ReplayReader | None = None
+    begun: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """A batch and the results that the sink returned for it."""
+
+    batch: Batch
+    results: Sequence[Result]
+    started_at: datetime
+    seconds: float
+
+
+def ordering_keys(batches: Sequence[Batch]) -> frozenset[str]:
+    return frozenset(pending.ordering_key for batch in batches for pending in batch.pending)

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, Protocol
 
 import structlog
 
 from receiver.domain.publication import Published, Refused, Result, Retry, SinkDown
 from receiver.domain.retry import Breaker, BreakerState
+from receiver.storage import sinks
+from receiver.storage.database import Database
 from receiver.storage.sinks import Health
 
 
@@ -49,6 +51,7 @@ class DispatchObserver(Protocol):
 
 # After five failures in a row the cause is hardly chance, rather a wrong address or password.
 _LOG_AFTER_FAILURES: Final = 5
+_MEASURE_SECONDS: Final = 10.0
 
 log = structlog.get_logger("receiver.dispatcher")
 
@@ -76,6 +79,7 @@ class SinkHealth:
         self._observer = observer
         self._clock = clock
         self._monotonic = monotonic
+        self._measured_at = float("-inf")
         self._reported = self.state
         self._observer.breaker_moved(sink, self._reported)
 
@@ -119,6 +123,20 @@ class SinkHealth:
         elif self._reported is BreakerState.CLOSED:
             log.warning("sink is down", sink=self._sink, reason=self.health.last_error)
         self._reported = state
+
+    async def measure(self, database: Database, max_age: timedelta) -> None:
+        """Reports the backlog of the sink, at most every ten seconds."""
+        if self._monotonic() - self._measured_at < _MEASURE_SECONDS:
+            return
+        self._measured_at = self._monotonic()
+        async with database.reading() as connection:
+            backlog = await sinks.backlog(connection, self._sink)
+        age = self._clock() - backlog.oldest_at if backlog.oldest_at else timedelta(0)
+        if age > max_age and self.health.down_since_at is not None:
+            log.error("sink is down, events wait for longer than max_age", sink=self._sink, oldest=str(age))
+        self._observer.backlog_measured(
+            self._sink, backlog.events, max(0.0, age.total_seconds()), backlog.retries, backlog.dead_letters
+        )
 
     def _down_since(self, state: BreakerState) -> datetime | None:
         if state is BreakerState.CLOSED:

@@ -1,1 +1,1 @@
-"""What is stored, in words for people."""
+"""A message explained to people in words, as a pure function of its rows and events."""

@@ -19,7 +19,6 @@ from uuid import uuid4
 import structlog
 
 from receiver import failpoints
-from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
 from receiver.errors import StorageUnavailable
 from receiver.intake.fold import YIELD_EVERY, Folder, Parsed, parse
@@ -255,10 +254,11 @@ class Processor:
         async def finish(transaction: Transaction, folded: Sequence[Parsed]) -> None:
             rows = [row for parsed in folded for row in parsed.quarantine_rows()]
             await transaction.run([processor.add_to_quarantine(rows)])
+            callbacks = [parsed.callback for parsed in folded]
             progress = Progress(
                 sequences=sequences[: len(folded)],
                 repeats=sum(parsed.is_repeat for parsed in folded),
-                last_callbacks=_last_by_route(folded),
+                last_callbacks={f"{one.api}/{one.route}": moment_text(one.received_at) for one in callbacks},
             )
             await processor.advance(self._database, transaction, lease, progress)
 
@@ -370,14 +370,6 @@ class _Failures:
         self._number, self.since, self.error, self._logged_at = 0, None, None, float("-inf")
 
 
-def _last_by_route(batch: Sequence[Parsed]) -> dict[str, str]:
-    """The time of the latest callback of each version and route."""
-    last: dict[str, str] = {}
-    for parsed in batch:
-        last[f"{parsed.callback.api}/{parsed.callback.route}"] = moment_text(parsed.callback.received_at)
-    return last
-
-
 def _counted(batch: Sequence[Parsed], seconds: float, now: datetime) -> Processed:
     results: Counter[str] = Counter()
     events: Counter[str] = Counter()
@@ -402,51 +394,3 @@ def _counted(batch: Sequence[Parsed], seconds: float, now: datetime) -> Processe
         seconds=seconds,
         lag_seconds=[(now - parsed.callback.received_at).total_seconds() for parsed in batch],
     )
-
-
-# --- reprocessing ---
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reprocessed:
-    """The result of reprocessing: callbacks processed, new events, and callbacks that stay in quarantine."""
-
-    callbacks: int = 0
-    events: int = 0
-    quarantined: int = 0
-
-    def __add__(self, other: "Reprocessed") -> "Reprocessed":
-        return Reprocessed(
-            callbacks=self.callbacks + other.callbacks,
-            events=self.events + other.events,
-            quarantined=self.quarantined + other.quarantined,
-        )
-
-
-async def reprocess(
-    database: Database,
-    callbacks: Sequence[Callback],
-    *,
-    checker: TagChecker,
-    conflict: FinalConflict,
-    clock: Callable[[], datetime],
-) -> Reprocessed:
-    """Processes callbacks of the journal again with today's code and keys; a processor may run at the same time."""
-    folder, total = Folder(database, conflict), Reprocessed()
-    batch = [await parse(callback, checker) for callback in callbacks]
-
-    async def finish(transaction: Transaction, folded: Sequence[Parsed]) -> None:
-        now = transaction.spelling.time(clock())
-        rows = [row for parsed in folded for row in parsed.quarantine_rows(now)]
-        ids = [parsed.callback.id for parsed in folded]
-        await transaction.run([processor.take_from_quarantine(ids), processor.add_to_quarantine(rows)])
-
-    while batch:
-        folded = await folder.fold(batch, finish)
-        total += Reprocessed(
-            callbacks=len(folded),
-            events=sum(len(parsed.new) for parsed in folded),
-            quarantined=sum(parsed.is_quarantined for parsed in folded),
-        )
-        batch = batch[len(folded) :]
-    return total

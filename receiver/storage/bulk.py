@@ -2,7 +2,8 @@
 
 It uses the database drivers directly, with SQL text made from the tables: SQLAlchemy's work for each value and
 aiosqlite's thread switches for each statement were measured at more than half of the path. SQLite runs in a thread of
-its own; PostgreSQL takes the rows of each table as arrays in one statement, or by COPY if no row can conflict.
+its own; PostgreSQL, in a module of its own, takes the rows of each table as arrays in one statement, or by COPY if no
+row can conflict.
 
 Rows are tuples in the order of their columns: JSON as text, enumerations as plain `str`, and times and flags in the
 form that `Transaction.spelling` gives them. SQLite's driver looks up an adapter for every value that is not exactly a
@@ -20,11 +21,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import orjson
-from sqlalchemy import BigInteger, Boolean, Integer, LargeBinary, Table
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Table
 
 from receiver.models.columns import Json, UTCDateTime, json_text, sqlite_time
 
@@ -136,7 +136,7 @@ class _Reader:
 
 
 @lru_cache(maxsize=64)
-def _reader(columns: tuple[Any, ...], *, sqlite: bool) -> _Reader:
+def row_reader(columns: tuple[Any, ...], *, sqlite: bool) -> _Reader:
     return _Reader(columns, sqlite=sqlite)
 
 
@@ -275,9 +275,9 @@ class _SqliteTransaction:
         self, columns: Sequence[Any], where: str, values: Iterable[str], *parameters: Any, limit: int = -1
     ) -> list[Any]:
         among = "IN (SELECT value FROM json_each(?))"
-        statement = f"{_select(columns, where.format(among=among))} LIMIT {limit}"
+        statement = f"{select_text(columns, where.format(among=among))} LIMIT {limit}"
         found = await self.fetch(statement, (json_text(list(values)), *parameters))
-        return _reader(tuple(columns), sqlite=True)(found)
+        return row_reader(tuple(columns), sqlite=True)(found)
 
     async def fetch(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         return await self._in_thread(lambda: self._connection().execute(statement, parameters).fetchall())  # type: ignore[no-any-return]
@@ -296,7 +296,7 @@ class _SqliteTransaction:
         await self._in_thread(run)
 
 
-def _select(columns: Sequence[Any], where: str) -> str:
+def select_text(columns: Sequence[Any], where: str) -> str:
     # PostgreSQL's jsonb as text, whatever decoder the connection has.
     names = ", ".join(
         f"CAST({column.name} AS text) AS {column.name}" if isinstance(column.type, Json) else column.name
@@ -313,128 +313,3 @@ def _sqlite_statement(step: Step) -> str:
 
 
 # --- PostgreSQL ---
-
-
-class PostgresqlAppender:
-    """Appends with asyncpg directly, over an engine of its own: readers must not use up the intake's connection."""
-
-    def __init__(self, engine: AsyncEngine, lock: int) -> None:
-        self._engine = engine
-        # Set explicitly, whatever the server's default: reads after the lock must see what its last holder wrote.
-        self._begin = f"BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({lock})"
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
-        async with self._engine.connect() as pooled:
-            driver = await self._begun(pooled)
-            try:
-                yield _PostgresqlTransaction(driver)
-                await driver.execute("COMMIT")
-            except BaseException as error:
-                await _abandon(driver)
-                if not driver.is_closed():
-                    raise
-                await pooled.invalidate()
-                if not isinstance(error, Exception):
-                    raise
-                # Whatever the error was, the lost connection is the cause, and not the data.
-                raise ConnectionError(f"the connection to the database was lost ({type(error).__name__})") from error
-
-    async def _begun(self, pooled: AsyncConnection) -> Any:
-        """The driver's connection, in a transaction that holds the lock.
-
-        A connection that was lost while idle is replaced: v1 does not send its callbacks a second time.
-        """
-        driver: Any = (await pooled.get_raw_connection()).driver_connection
-        try:
-            await driver.execute(self._begin)
-        except BaseException as error:
-            if isinstance(error, Exception) and driver.is_closed():
-                await pooled.invalidate()
-                driver = (await pooled.get_raw_connection()).driver_connection
-                await driver.execute(self._begin)
-            else:
-                await _abandon(driver)
-                raise
-        return driver
-
-    async def close(self) -> None:
-        await self._engine.dispose()
-
-
-async def _abandon(driver: Any) -> None:
-    """Rolls back a failed transaction; closes the connection if that fails too."""
-    try:
-        await asyncio.shield(driver.execute("ROLLBACK"))
-    except Exception:  # whatever the error is, the connection is unusable
-        driver.terminate()
-
-
-class _PostgresqlTransaction:
-    def __init__(self, driver: Any) -> None:
-        self._driver = driver
-
-    spelling = Spelling(time=lambda moment: moment, flag=lambda flag: flag)
-
-    async def select(
-        self, columns: Sequence[Any], where: str, values: Iterable[str], *parameters: Any, limit: int = -1
-    ) -> list[Any]:
-        # One index search for each value: without statistics, as for a new table, the planner scans the whole table.
-        each = _select(columns, where.format(among="= wanted.value"))
-        statement = numbered(
-            f"SELECT found.* FROM unnest(?::text[]) AS wanted (value) CROSS JOIN LATERAL ({each} OFFSET 0) AS found"  # noqa: S608
-        )
-        bounded = f"{statement} LIMIT {limit}" if limit >= 0 else statement
-        return _reader(tuple(columns), sqlite=False)(await self._driver.fetch(bounded, list(values), *parameters))
-
-    async def fetch(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        return [tuple(record) for record in await self._driver.fetch(numbered(statement), *parameters)]
-
-    async def execute(self, statement: str, parameters: Sequence[Any] = ()) -> int:
-        # The command tag, for example "UPDATE 1".
-        tag: str = await self._driver.execute(numbered(statement), *parameters)
-        return int(tag.rpartition(" ")[2])
-
-    async def run(self, steps: Iterable[Step]) -> None:
-        for step in steps:
-            if not step.rows:
-                continue
-            if isinstance(step, ExecuteMany):
-                await self._driver.executemany(numbered(step.statement), step.rows)
-            elif step.conflict:
-                await self._driver.execute(
-                    insert_arrays(step.table, step.columns, step.conflict), *zip(*step.rows, strict=True)
-                )
-            else:
-                await self._driver.copy_records_to_table(step.table.name, records=step.rows, columns=step.columns)
-
-
-@lru_cache(maxsize=64)
-def numbered(statement: str) -> str:
-    """A statement with `$1`, `$2` … in place of each `?`."""
-    parts = statement.split("?")
-    return parts[0] + "".join(f"${place}{part}" for place, part in enumerate(parts[1:], 1))
-
-
-_ARRAYS: Final[tuple[tuple[type, str], ...]] = (
-    (UTCDateTime, "timestamptz[]"),
-    (BigInteger, "bigint[]"),
-    (Integer, "integer[]"),
-    (Boolean, "boolean[]"),
-    (LargeBinary, "bytea[]"),
-)
-
-
-@lru_cache(maxsize=64)
-def insert_arrays(table: Table, names: tuple[str, ...], conflict: str) -> str:
-    """An INSERT for PostgreSQL whose parameters are one array for each column."""
-    columns = [table.columns[name] for name in names]
-    listed = ", ".join(names)
-    # jsonb comes as an array of text.
-    given = ", ".join(f"{column.name}::jsonb" if isinstance(column.type, Json) else column.name for column in columns)
-    arrays = ", ".join(f"${place}::{_array(column)}" for place, column in enumerate(columns, 1))
-    return f"INSERT INTO {table.name} ({listed}) SELECT {given} FROM unnest({arrays}) AS given ({listed}) {conflict}"  # noqa: S608
-
-
-def _array(column: Any) -> str:
-    return next((array for kind, array in _ARRAYS if isinstance(column.type, kind)), "text[]")

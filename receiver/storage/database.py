@@ -1,14 +1,13 @@
 """Connections to the database, embedded SQLite or PostgreSQL, with the same SQLAlchemy Core statements for both."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import asyncpg
-import orjson
 from sqlalchemy import (
     URL,
     ColumnElement,
@@ -33,24 +32,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from receiver.errors import SettingsError, StorageUnavailable
 from receiver.models.columns import json_text
-from receiver.storage.bulk import PostgresqlAppender, SqliteAppender, Transaction
+from receiver.storage.bulk import SqliteAppender, Transaction
+from receiver.storage.postgresql import STATEMENT_SECONDS, DriverConnection, PostgresqlAppender, postgresql_engine
 
-Result = TypeVar("Result")
-
-# No statement waits longer for the database: a callback must be answered well within Bandwidth's ten seconds.
-STATEMENT_SECONDS: Final = 4.0
-
-_POSTGRESQL_SESSION: Final = {
-    "application_name": "receiver",
-    "timezone": "UTC",
-    # Generic plans made while the tables were empty stay in use; they were seen to cost more than half of the rate.
-    "plan_cache_mode": "force_custom_plan",
-    "lock_timeout": f"{STATEMENT_SECONDS:.0f}s",
-    "idle_in_transaction_session_timeout": "10s",
-    "tcp_user_timeout": "5s",
-    "synchronous_commit": "on",
-    "jit": "off",
-}
 SQLITE_PRAGMAS: Final = (
     "PRAGMA journal_mode = WAL",
     # NORMAL can lose acknowledged callbacks in a power failure.
@@ -125,7 +109,7 @@ class Database:
             self.engine = _sqlite_engine(self.url, attached=self.journal_file)
             self._journal_engine = _sqlite_engine(self.url.set(database=str(self.journal_file)))
         else:
-            self.engine = self._journal_engine = _postgresql_engine(self.url, pool_size)
+            self.engine = self._journal_engine = postgresql_engine(self.url, pool_size)
         self._appender: SqliteAppender | PostgresqlAppender
         self._turn: AbstractAsyncContextManager[None]
         if self.is_sqlite:
@@ -133,7 +117,7 @@ class Database:
             self._turn = appender.turn
         else:
             self._appender, self._turn = (
-                PostgresqlAppender(_postgresql_engine(self.url, 1), _LOG_LOCK),
+                PostgresqlAppender(postgresql_engine(self.url, 1), _LOG_LOCK),
                 nullcontext(),
             )
 
@@ -186,7 +170,7 @@ class Database:
         engine = (
             _sqlite_engine(self.url, foreign_keys=False)
             if self.is_sqlite
-            else _postgresql_engine(self.url, 1, bounded=False)
+            else postgresql_engine(self.url, 1, bounded=False)
         )
         try:
             with unavailable():
@@ -199,7 +183,7 @@ class Database:
 
     def driver_connection(self) -> "DriverConnection":
         """A connection of PostgreSQL's driver, outside of the pool, so that readers do not use it up for callbacks."""
-        return DriverConnection(_postgresql_engine(self.url, 1))
+        return DriverConnection(postgresql_engine(self.url, 1))
 
     async def lock_log(self, connection: AsyncConnection) -> None:
         """Locks the event log against appends until this transaction ends; SQLite's write lock already does that."""
@@ -244,43 +228,6 @@ class Database:
             # strftime gives milliseconds; the column's text has microseconds.
             return func.strftime("%Y-%m-%dT%H:%M:%f", "now", f"{plus:+.3f} seconds").concat("000Z")
         return func.clock_timestamp() + literal(timedelta(seconds=plus), Interval)
-
-
-class DriverConnection:
-    """One connection of PostgreSQL's driver, opened at its first use and reopened after it was lost."""
-
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
-        self._pooled: AsyncConnection | None = None
-
-    async def use(self, work: Callable[[Any], Awaitable[Result]]) -> Result:
-        """Calls `work` with the driver's connection; if that turns out to be closed, once more with a new one."""
-        was_open = self._pooled is not None
-        try:
-            return await self._once(work)
-        except Exception:
-            if not was_open or self._pooled is not None:
-                raise
-            return await self._once(work)
-
-    async def _once(self, work: Callable[[Any], Awaitable[Result]]) -> Result:
-        if self._pooled is None:
-            self._pooled = await self._engine.connect()
-        driver: Any = (await self._pooled.get_raw_connection()).driver_connection
-        try:
-            return await work(driver)
-        except BaseException:
-            if driver.is_closed():
-                pooled, self._pooled = self._pooled, None
-                await pooled.invalidate()
-                await pooled.close()
-            raise
-
-    async def close(self) -> None:
-        if self._pooled is not None:
-            await self._pooled.close()
-            self._pooled = None
-        await self._engine.dispose()
 
 
 @contextmanager
@@ -339,23 +286,6 @@ _CONNECTION_ERRORS: Final = (
     asyncpg.InternalClientError,
 )
 _DATABASE_ERRORS: Final = (*_CONNECTION_ERRORS, DBAPIError, sqlite3.Error, asyncpg.PostgresError)
-
-
-def _postgresql_engine(url: URL, pool_size: int, *, bounded: bool = True) -> AsyncEngine:
-    return create_async_engine(
-        url,
-        pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=STATEMENT_SECONDS,
-        hide_parameters=True,
-        json_serializer=json_text,
-        json_deserializer=orjson.loads,
-        connect_args={
-            "timeout": STATEMENT_SECONDS,
-            "command_timeout": STATEMENT_SECONDS + 1 if bounded else None,
-            "server_settings": dict(_POSTGRESQL_SESSION),
-        },
-    )
 
 
 def _sqlite_engine(url: URL, *, attached: Path | None = None, foreign_keys: bool = True) -> AsyncEngine:

@@ -29,8 +29,9 @@ from receiver.domain.events import Api
 from receiver.errors import StorageUnavailable
 from receiver.models.callbacks import CALLBACKS, PENDING, PROCESSOR
 from receiver.models.columns import json_text, sqlite_time
-from receiver.storage.bulk import FileReplaced, OpenFile, insert_arrays, prepared
+from receiver.storage.bulk import FileReplaced, OpenFile, prepared
 from receiver.storage.database import SQLITE_PRAGMAS, Database, unavailable
+from receiver.storage.postgresql import insert_arrays
 
 COLUMNS: Final = ("id", "received_at", "api", "route", "method", "remote", "query", "headers", "body")
 _MAX_REMOTE: Final = 100

@@ -17,8 +17,7 @@ from receiver.domain.events import Api
 from receiver.errors import StorageUnavailable
 from receiver.intake import transfer
 from receiver.intake.endpoint import new_callback_id
-from receiver.intake.processor import Reprocessed
-from receiver.intake.reprocessing import Reprocessing
+from receiver.intake.reprocessing import Reprocessed, Reprocessing
 from receiver.intake.tag_checker import TagChecker
 from receiver.intake.transfer import (
     BrokenLine,

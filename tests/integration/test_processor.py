@@ -21,9 +21,9 @@ from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api
 from receiver.errors import StorageUnavailable
-from receiver.intake import processor as processor_module
 from receiver.intake.journal import Journal
 from receiver.intake.processor import Processed, Processor, ProcessorStatus
+from receiver.intake.reprocessing import Reprocessing
 from receiver.intake.tag_checker import TagChecker
 from receiver.models.callbacks import CALLBACKS
 from receiver.storage import processor as processor_table
@@ -562,9 +562,8 @@ async def test_rejected_callback_is_reprocessed_with_todays_keys(database: Datab
     await process(database, rejected, checker=REQUIRE)
     assert await select(database, "SELECT element FROM quarantine ORDER BY element") == [(0,), (1,)]
     checker = TagChecker(keys={**KEYS, "k2": "secret"}, policy=TagPolicy.REQUIRE)
-    done = await processor_module.reprocess(
-        database, [rejected], checker=checker, conflict=FinalConflict.FAILED_WINS, clock=now
-    )
+    again = Reprocessing(database=database, checker=checker, conflict=FinalConflict.FAILED_WINS, clock=now)
+    done = await again.ids([rejected.id])
     assert (done.callbacks, done.events, done.quarantined) == (1, 1, 1)
     assert await select(database, "SELECT element FROM quarantine") == [(1,)]
     [(reprocessed_at,)] = await select(database, "SELECT reprocessed_at FROM quarantine")

@@ -23,8 +23,9 @@ from receiver.intake import fold
 from receiver.intake import processor as processor_module
 from receiver.intake.journal import Journal
 from receiver.intake.processor import Processed, Processor, ProcessorStatus
+from receiver.intake.reprocessing import Reprocessing
 from receiver.intake.tag_checker import TagChecker
-from receiver.storage import bulk
+from receiver.storage import bulk, postgresql
 from receiver.storage import processor as processor_table
 from receiver.storage.bulk import Step
 from receiver.storage.database import Database, is_data_error, journal_file
@@ -381,7 +382,7 @@ async def test_lost_connection_is_unavailable_whatever_it_looks_like(postgres: s
 
 def refuse_data_of(monkeypatch: pytest.MonkeyPatch, message_id: str, error: Exception) -> None:
     """Has the driver refuse every row that names a message."""
-    for transaction in (bulk._SqliteTransaction, bulk._PostgresqlTransaction):
+    for transaction in (bulk._SqliteTransaction, postgresql._PostgresqlTransaction):
         run = transaction.run
 
         async def refusing(self: Any, steps: Iterable[Step], run: Any = run) -> None:
@@ -440,9 +441,8 @@ async def test_quarantined_callback_is_processed_once_the_database_takes_it(post
     async with opened(postgres_url) as database:
         await process(database, poison)
         await asyncio.to_thread(on_postgres, postgres_url, "ALTER TABLE messages DROP CONSTRAINT no_poison")
-        await processor_module.reprocess(
-            database, [poison], checker=TagChecker(), conflict=FinalConflict.FAILED_WINS, clock=now
-        )
+        again = Reprocessing(database=database, checker=TagChecker(), conflict=FinalConflict.FAILED_WINS, clock=now)
+        await again.ids([poison.id])
         await drain(database)
     assert await select(postgres_url, "SELECT count(*) FROM quarantine") == [(0,)]
     assert await select(postgres_url, "SELECT message_id FROM events") == [("poison",)]
