@@ -27,8 +27,9 @@ from sqlalchemy import update
 
 from receiver.dispatch.dispatcher import Dispatchers
 from receiver.dispatch.reader import Wakeup
+from receiver.models.sinks import SINKS as SINK_ROWS
 from receiver.sinks.registry import configure
-from receiver.storage import schema, sinks, tables
+from receiver.storage import schema, sinks
 from receiver.storage.database import Database
 from tests.benchmarks.filled_log import event_rows, message_rows, retry_rows, write
 from tests.brokers.kafka import KafkaCluster
@@ -197,7 +198,7 @@ def block(url: str, sink: str, ordering_keys: int) -> None:
         database = Database(url)
         await sinks.register(database, sink, start="beginning", fingerprint="")
         async with database.writing() as connection:
-            await connection.execute(update(tables.SINKS).values(cursor=_FIRST))
+            await connection.execute(update(SINK_ROWS).values(cursor=_FIRST))
         await database.close()
 
     asyncio.run(register())

@@ -16,7 +16,7 @@ import pytest
 import typer.main
 
 from receiver import settings
-from receiver.cli.commands import app
+from receiver.cli.program import app
 from receiver.documents import FOLDER, Topic
 from receiver.domain.events import Status
 from receiver.domain.filters import EVENT_TYPES

@@ -1,6 +1,5 @@
 """The journal, listed and read back, on both databases: every filter finds, and finds by an index."""
 
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -98,12 +97,12 @@ async def test_pages_by_cursor_show_every_callback_once(
         seen += [one.id for one in page.items]
         if not page.more:
             break
-        query = replace(query, after=page.items[-1].id)
+        query = query.model_copy(update={"after": page.items[-1].id})
     assert seen == (expected if order is SortOrder.DESC else expected[::-1])
 
 
 async def test_a_page_by_number_begins_after_the_pages_before(stocked: Database) -> None:
-    page = await callbacks.find(stocked, CallbackQuery(size=2, skip=2))
+    page = await callbacks.find(stocked, CallbackQuery(size=2, page=1))
     assert ([one.id for one in page.items], page.more) == (["04", "03"], True)
 
 
@@ -120,11 +119,11 @@ async def test_outcome_and_reason_are_derived_from_processor_and_quarantine(stoc
 
 
 async def test_one_callback_comes_whole(stocked: Database) -> None:
-    found = await callbacks.one(stocked, "03")
+    found = await callbacks.with_id(stocked, "03")
     assert found is not None
-    assert (found.body, found.query, found.headers) == (b"\xff\x00{", "a=%2B1", {"user-agent": "BandwidthAPI/v2"})
-    assert found.problems == [ElementProblemRead(index=0, reason="tag-missing", detail="", message_id="m1")]
-    assert await callbacks.one(stocked, "09") is None
+    assert (found.raw, found.query, found.headers) == (b"\xff\x00{", "a=%2B1", {"user-agent": "BandwidthAPI/v2"})
+    assert found.problems == [ElementProblemRead(element=0, reason="tag-missing", detail="", message_id="m1")]
+    assert await callbacks.with_id(stocked, "09") is None
 
 
 async def test_callbacks_by_id_come_in_the_order_of_the_ids(stocked: Database) -> None:
@@ -214,7 +213,7 @@ async def test_every_filter_is_answered_by_an_index(database: Database) -> None:
     await fill(database)
     for name, (fields, sqlite_index, postgresql_index) in INDEXES.items():
         for after in (None, "00002500"):
-            found = await plan(database, CallbackQuery(**fields, after=after))
+            found = await plan(database, CallbackQuery(**fields).model_copy(update={"after": after}))
             assert (sqlite_index if database.is_sqlite else postgresql_index) in found, f"{name}:\n{found}"
             assert "SCAN callbacks\n" not in found, f"{name}:\n{found}"
             assert "Seq Scan on callbacks" not in found, f"{name}:\n{found}"
@@ -240,7 +239,7 @@ async def test_a_quarantined_element_is_found_by_the_message_it_names(
 ) -> None:
     one = posted([element])
     await process(database, one)
-    found = await callbacks.one(database, one.id)
+    found = await callbacks.with_id(database, one.id)
     assert found is not None
     assert [problem.message_id for problem in found.problems] == [message_id]
     if message_id is not None:

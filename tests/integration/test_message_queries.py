@@ -1,7 +1,6 @@
 """Messages read from the status table, on both databases: every filter finds, and finds by an index."""
 
 import re
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -111,7 +110,7 @@ async def test_pages_by_cursor_show_every_message_once(
         seen += [view.id for view in page.items]
         if not page.more:
             break
-        query = replace(query, after=page.items[-1].place)
+        query = query.model_copy(update={"after": page.items[-1].place})
     assert seen == (expected if order is SortOrder.DESC else expected[::-1])
 
 
@@ -125,13 +124,13 @@ async def test_messages_of_the_same_moment_are_paged_without_loss(database: Data
     for _ in range(7):
         page = await messages.find(database, query)
         seen += [view.key for view in page.items]
-        query = replace(query, after=page.items[-1].place)
+        query = query.model_copy(update={"after": page.items[-1].place})
     assert seen == sorted(seen, reverse=True)
     assert len(set(seen)) == 20
 
 
 async def test_a_page_number_counts_from_zero(stocked: Database) -> None:
-    assert await ids(stocked, MessageQuery(size=4, skip=8)) == ["plain"]
+    assert await ids(stocked, MessageQuery(size=4, page=2)) == ["plain"]
 
 
 async def test_page_says_more_only_if_there_is_more(stocked: Database) -> None:
@@ -218,7 +217,7 @@ async def test_times_come_back_aware_and_to_the_microsecond(database: Database) 
 # What finds the rows: the index of the filter, or the order itself where a value is too frequent for its own index.
 INDEXES: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({}, "ix_messages_listed"),
-    "page": ({"skip": 3000}, "ix_messages_listed"),
+    "page": ({"page": 120}, "ix_messages_listed"),
     "since and until": ({"since": minutes(-9), "until": minutes(1)}, "ix_messages_listed"),
     "since": ({"since": minutes(1)}, "ix_messages_listed"),
     "until": ({"until": minutes(1)}, "ix_messages_listed"),

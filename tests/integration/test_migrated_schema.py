@@ -9,14 +9,14 @@ from alembic.migration import MigrationContext
 from sqlalchemy import CheckConstraint, Connection, inspect
 from sqlmodel import SQLModel
 
-from receiver.storage import tables
+from receiver.models import callbacks, codes, events, messages, sinks  # noqa: F401  (declare the tables)
 from receiver.storage.database import Database
 from tests.processing import opened
 
 pytestmark = pytest.mark.anyio
 
 # SQLite has the journal in a file of its own, and needs no list of what is pending.
-NOT_IN_SQLITE = {tables.CallbackRow.__tablename__, tables.PendingCallbackRow.__tablename__}
+NOT_IN_SQLITE = {callbacks.CallbackRow.__tablename__, callbacks.PendingCallbackRow.__tablename__}
 
 
 def differences(connection: Connection) -> list[Any]:

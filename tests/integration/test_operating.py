@@ -31,7 +31,7 @@ from receiver.domain.publication import (
 from receiver.domain.window import Attempt, Decided, Settlement
 from receiver.errors import Conflict, Expired, Unknown
 from receiver.models.events import EVENTS
-from receiver.models.queries import DeadLetterFilter, DeadLetterQuery, SortOrder
+from receiver.models.queries import DeadLetterChoice, DeadLetterQuery, ReplayQuery, SinkQuery, SortOrder
 from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS, DeadLetterRead, ReplayRead, SinkRead
 from receiver.storage import dead_letters, log_positions, replays, retention, retries, sinks
 from receiver.storage.database import Database
@@ -124,7 +124,7 @@ async def stored_retries(database: Database) -> list[tuple[int, str]]:
 
 
 async def letters(database: Database, **chosen: Any) -> list[DeadLetterRead]:
-    query = DeadLetterQuery(choice=DeadLetterFilter(**chosen))
+    query = DeadLetterQuery(**chosen)
     return (await dead_letters.find(database, query)).items
 
 
@@ -133,11 +133,11 @@ async def total(bites: AsyncGenerator[int, None]) -> int:
 
 
 async def requeue(database: Database, sink: str = SINK, seconds: float = 0, **chosen: Any) -> int:
-    return await total(dead_letters.requeue(database, sink, DeadLetterFilter(**chosen), now=at(seconds)))
+    return await total(dead_letters.requeue(database, DeadLetterChoice(sink=sink, **chosen), now=at(seconds)))
 
 
 async def drop(database: Database, sink: str = SINK, seconds: float = 0, **chosen: Any) -> int:
-    return await total(dead_letters.drop(database, sink, DeadLetterFilter(**chosen), now=at(seconds)))
+    return await total(dead_letters.drop(database, DeadLetterChoice(sink=sink, **chosen), now=at(seconds)))
 
 
 # --- pause and resume
@@ -166,9 +166,9 @@ async def test_unknown_sinks_and_dead_letters_are_not_found(database: Database) 
     with pytest.raises(UnknownSink):
         await drop(database, "nobody")
     with pytest.raises(UnknownSink):
-        await dead_letters.count(database, DeadLetterFilter(sink="nobody"))
+        await dead_letters.count(database, DeadLetterChoice(sink="nobody"))
     with pytest.raises(UnknownSink):
-        await sinks.one(database, "nobody", {}, now=at(0))
+        await sinks.with_name(database, "nobody", {}, now=at(0))
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -328,7 +328,7 @@ async def test_replays_are_listed_in_pages(log: Worker) -> None:
 
     async def page(order: SortOrder, after: int | None = None, skip: int = 0) -> tuple[list[int], bool]:
         async with log.database.reading() as connection:
-            found = await replays.find(connection, SINK, order=order, after=after, skip=skip, size=2)
+            found = await replays.find(connection, SINK, ReplayQuery(order=order, after=after, page=skip // 2, size=2))
         return [one.id for one in found.items], found.more
 
     assert await page(SortOrder.DESC) == ([ids[2], ids[1]], True)
@@ -429,7 +429,7 @@ async def test_dead_letters_are_chosen_listed_counted_and_acted_on_alike(
         chosen = chosen | {"ids": [every[index].id for index in chosen["ids"]]}
     meant = [every[index] for index in indexes]
     assert await letters(dead.database, **chosen) == meant
-    assert await dead_letters.count(dead.database, DeadLetterFilter(**{"sink": SINK} | chosen)) == len(meant)
+    assert await dead_letters.count(dead.database, DeadLetterChoice(**{"sink": SINK} | chosen)) == len(meant)
     assert await act(dead.database, **{"sink": SINK} | chosen) == len(meant)
     assert await letters(dead.database) == [letter for letter in every if letter not in meant]
     requeued = [letter.position for letter in meant] if act is requeue else []
@@ -627,7 +627,7 @@ async def test_operators_lose_and_disorder_nothing_while_a_dispatcher_works(
 
         async def all_done() -> bool:
             await requeue(operator)
-            view = await sinks.one(operator, SINK, {SINK: "memory"}, now=now())
+            view = await sinks.with_name(operator, SINK, {SINK: "memory"}, now=now())
             return (view.lag, view.retries, view.dead_letters) == (0, {}, {})
 
         await until(all_done)
@@ -643,7 +643,7 @@ async def test_operators_lose_and_disorder_nothing_while_a_dispatcher_works(
 
 
 async def seen(database: Database, seconds: float = 0, **types: str) -> SinkRead:
-    return await sinks.one(database, SINK, {SINK: "webhook"} | types, now=at(seconds))
+    return await sinks.with_name(database, SINK, {SINK: "webhook"} | types, now=at(seconds))
 
 
 async def test_a_sink_is_shown_with_all_that_it_still_has_before_it(log: Worker) -> None:
@@ -655,7 +655,7 @@ async def test_a_sink_is_shown_with_all_that_it_still_has_before_it(log: Worker)
         health=Health(failures=2, last_success_at=at(7), last_error="timeout"),
     )
     replay = await begun(log.database)
-    view = await sinks.one(log.database, SINK, {SINK: "webhook"}, now=at(100))
+    view = await sinks.with_name(log.database, SINK, {SINK: "webhook"}, now=at(100))
     assert (view.name, view.type, view.configured) == (SINK, "webhook", True)
     assert (view.cursor, view.lag) == (log.entries[3].position, 2)
     assert (view.oldest_at, view.oldest_seconds) == (at(0), 100.0)
@@ -669,7 +669,7 @@ async def test_the_state_of_a_sink_is_the_one_thing_to_know_first(log: Worker) -
     before, after = lease_end - timedelta(seconds=1), lease_end + timedelta(seconds=1)
 
     async def state(now: Any = before, **types: str) -> str:
-        return (await sinks.one(log.database, SINK, types or {SINK: "webhook"}, now=now)).state
+        return (await sinks.with_name(log.database, SINK, types or {SINK: "webhook"}, now=now)).state
 
     assert await state() == "working"
     assert await state(after) == "unattended"
@@ -696,7 +696,7 @@ async def test_sinks_are_listed_by_name_in_pages(log: Worker) -> None:
 
     async def page(order: SortOrder, skip: int) -> tuple[list[tuple[str, bool]], bool]:
         types = {"bus": "nats", SINK: "webhook"}
-        found = await sinks.find(log.database, types, now=at(0), order=order, skip=skip, size=2)
+        found = await sinks.find(log.database, SinkQuery(order=order, page=skip // 2, size=2), types, now=at(0))
         return [(view.name, view.configured) for view in found.items], found.more
 
     assert await page(SortOrder.ASC, 0) == ([("bus", True), (SINK, True)], True)
@@ -739,13 +739,13 @@ async def test_dead_letters_and_attempts_are_found_by_an_index(database: Databas
     await fill(database, 5000)
     of_message_id = "sqlite_autoindex_events_1" if database.is_sqlite else "uq_events_message_id"
     searches = {
-        "message": (DeadLetterFilter(message_id="m7"), of_message_id),
-        "event": (DeadLetterFilter(event_id="e7"), "ix_dead_letters_event"),
-        "sink": (DeadLetterFilter(sink="lake"), "ix_dead_letters_sink"),
-        "message and sink": (DeadLetterFilter(sink=SINK, message_id="m7"), of_message_id),
+        "message": ({"message_id": "m7"}, of_message_id),
+        "event": ({"event_id": "e7"}, "ix_dead_letters_event"),
+        "sink": ({"sink": "lake"}, "ix_dead_letters_sink"),
+        "message and sink": ({"sink": SINK, "message_id": "m7"}, of_message_id),
     }
     plans = {
-        name: await plan(database, dead_letters.find(database, DeadLetterQuery(choice=choice)))
+        name: await plan(database, dead_letters.find(database, DeadLetterQuery(**choice)))
         for name, (choice, _) in searches.items()
     }
     missed = {name: plans[name] for name, (_, index) in searches.items() if index not in plans[name]}

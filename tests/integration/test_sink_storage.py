@@ -22,7 +22,7 @@ from receiver.domain.publication import (
     Superseded,
 )
 from receiver.domain.window import Attempt, Decided, Settlement
-from receiver.models.queries import DeadLetterFilter, DeadLetterQuery
+from receiver.models.queries import DeadLetterChoice, DeadLetterQuery
 from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS, DeadLetterRead
 from receiver.storage import dead_letters, replays, retries, sinks
 from receiver.storage.database import Database
@@ -85,8 +85,8 @@ class Log:
         return (await dead_letters.find(self.database, DeadLetterQuery(**chosen))).items
 
     async def requeue(self, seconds: float = 0, sink: str = SINK, **chosen: Any) -> int:
-        choice = DeadLetterFilter(**chosen)
-        return sum([number async for number in dead_letters.requeue(self.database, sink, choice, now=at(seconds))])
+        choice = DeadLetterChoice(sink=sink, **chosen)
+        return sum([number async for number in dead_letters.requeue(self.database, choice, now=at(seconds))])
 
 
 @pytest.fixture
@@ -382,8 +382,8 @@ async def test_dead_letters_are_listed_by_sink_reason_and_page(log: Log) -> None
     await log.settle(log.first(0, REFUSED), log.first(1, expired), log.first(2, REFUSED))
     first, second, third = await log.letters()
     assert [letter.position for letter in (first, second, third)] == [log.position(index) for index in range(3)]
-    assert await log.letters(choice=DeadLetterFilter(reason="expired")) == [second]
-    assert await log.letters(choice=DeadLetterFilter(sink="other")) == []
+    assert await log.letters(reason="expired") == [second]
+    assert await log.letters(sink="other") == []
     assert await log.letters(after=first.id, size=1) == [second]
 
 

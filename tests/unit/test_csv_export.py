@@ -18,7 +18,15 @@ def recipient(**fields: Any) -> RecipientRead:
     times = dict.fromkeys(("sent_at", "delivered_at", "failed_at", "read_at", "updated_at"))
     told = {"state": None, "delivery_state": None, "delivery_code": None, "delivery_description": None}
     return RecipientRead.model_validate(
-        {"api": Api.V2, "number": "+15550001", "status": "delivered", "contradicted": False, **told, **times, **fields}
+        {
+            "api": Api.V2,
+            "recipient": "+15550001",
+            "status": "delivered",
+            "contradicted": False,
+            **told,
+            **times,
+            **fields,
+        }
     )
 
 
@@ -43,7 +51,7 @@ def message(*recipients: RecipientRead, **fields: Any) -> MessageRead:
             "api": Api.V2,
             "direction": Direction.OUT,
             "sender": "+15559999",
-            "numbers": [one.to for one in recipients],
+            "numbers": [one.recipient for one in recipients],
             "text": "hello",
             "media": [],
             "tag_verdict": TagVerdict.VALID,
@@ -51,6 +59,7 @@ def message(*recipients: RecipientRead, **fields: Any) -> MessageRead:
             "status": "delivered",
             "contradicted": False,
             "awaiting_receipt": False,
+            "listed_at": NOON,
             "first_received_at": NOON,
             "updated_at": NOON,
             "recipients": list(recipients),
@@ -64,7 +73,7 @@ def rows(text: str) -> list[dict[str, str]]:
 
 
 def test_a_group_message_has_a_row_for_each_recipient() -> None:
-    failed = recipient(number="+15550002", status="failed", delivery_code=4720)
+    failed = recipient(recipient="+15550002", status="failed", delivery_code=4720)
     first, second = rows(csv_table([message(recipient(), failed, status="partial")]))
     assert (first["id"], first["to"], first["status"], first["messageStatus"]) == (
         "m-1",

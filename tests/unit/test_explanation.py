@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.domain.delivery import FinalConflict, fold
-from receiver.domain.events import Api, Direction, Event, Failure, Status, TagVerdict
+from receiver.domain.events import Api, Event, Failure, Status, TagVerdict
 from receiver.domain.queries import PublicationView
 from receiver.explanation.message import Explanation, explain
 from receiver.explanation.recipient import Charged
@@ -30,21 +30,13 @@ def view_of(*events: Event, conflict: FinalConflict = FinalConflict.FAILED_WINS)
     """The message that events make, as the status table shows it."""
     rows = rows_of(fold(events, conflict), AS_THEY_ARE)
     message = dict(zip(MESSAGE_COLUMNS, rows.message, strict=True))
+    listed = [dict(zip(DELIVERY_COLUMNS, row, strict=True)) for row in rows.deliveries.values()]
     message |= {
-        "api": Api(message["api"]),
-        "direction": Direction(message["direction"]),
         "numbers": json.loads(message["recipients"]),
         "media": json.loads(message["media"]) if message["media"] else None,
-        "recipients": [
-            recipient_view(dict(zip(DELIVERY_COLUMNS, row, strict=True))) for row in rows.deliveries.values()
-        ],
+        "recipients": [RecipientRead.model_validate(row) for row in listed],
     }
-    return MessageRead(**{name: message[name] for name in MessageRead.__struct_fields__})
-
-
-def recipient_view(row: dict[str, Any]) -> RecipientRead:
-    row |= {"api": Api(row["api"]), "number": row["recipient"]}
-    return RecipientRead(**{name: row[name] for name in RecipientRead.__struct_fields__})
+    return MessageRead.model_validate(message)
 
 
 def explained(*events: Event, now: datetime = NOW, conflict: FinalConflict = FinalConflict.FAILED_WINS) -> Explanation:
@@ -181,7 +173,7 @@ def test_unconfirmed_is_no_failure_and_a_retry_may_reach_the_recipient_twice() -
 
 def test_v1_unconfirmed() -> None:
     explanation = explained(v1(Status.UNCONFIRMED, code=902, state="sent", delivery_state="not-delivered"))
-    assert explanation.why == "Code 902 (MessageRead Expired): The message expired before a result was known."
+    assert explanation.why == "Code 902 (Message Expired): The message expired before a result was known."
     assert explanation.charged is Charged.UNKNOWN
 
 
@@ -632,7 +624,7 @@ def test_no_explanation_contradicts_the_status(
     explanation = explain(view, events if are_stored else [], at(0) + later)
     rows = zip(explanation.recipients, view.recipients, strict=True)
     for one, row in rows:
-        assert (one.recipient, one.status) == (row.number, row.status)
+        assert (one.recipient, one.status) == (row.recipient, row.status)
         assert [status for status, words in SAYS.items() if words in one.headline] == [row.status]
         assert one.advice == ENDS.get(row.status, one.advice)
         assert one.summary.endswith((".", "…"))

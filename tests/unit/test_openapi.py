@@ -9,8 +9,8 @@ from starlette.routing import Mount, Route
 
 from receiver.api import openapi
 from receiver.api.operations import ApiContext, Operation
-from receiver.api.parameters import Paged
 from receiver.api.routes import GROUPS, routes
+from receiver.models.queries import PagedQuery
 from receiver.storage.database import Database
 from tests.event_log import now
 
@@ -60,7 +60,7 @@ def test_operation_has_parameters_body_and_responses(operation: Operation) -> No
     assert told["operationId"] == operation.name
     assert told["summary"]
     assert told["responses"].keys() >= {"200", "400", "401", "405", "500", "503"}
-    fields = operation.parameters.model_fields.items()
+    fields = operation.query.model_fields.items()
     query = {parameter["name"] for parameter in told["parameters"] if parameter["in"] == "query"}
     assert query == {field.alias or name for name, field in fields}
     assert ("requestBody" in told) is (operation.body is not None)
@@ -76,7 +76,7 @@ def test_names_of_operations_are_unique() -> None:
 def test_every_list_is_paged_in_the_same_way() -> None:
     lists = [one for one in OPERATIONS if one.has_next and one.name != "pullEvents"]
     for operation in lists:
-        assert issubclass(operation.parameters, Paged)
+        assert issubclass(operation.query, PagedQuery)
         names = {parameter["name"] for parameter in described(operation)["parameters"]}
         assert names >= {"page", "size", "sortOrder"}
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.api.parameters import parse_parameters
+from receiver.api.parameters import parse_query
 from receiver.api.problems import ProblemError
 from receiver.domain.delivery import PARTIAL, PENDING
 from receiver.domain.events import Api, Direction, Status, TagVerdict
@@ -24,12 +24,12 @@ from receiver.models.queries import (
 
 
 def query_of(query: str) -> MessageQuery:
-    return parse_parameters(MessageQuery, query.encode()).query()
+    return parse_query(MessageQuery, query.encode())
 
 
 def invalid(query: str | bytes, model: type = MessageQuery) -> list[str]:
     with pytest.raises(ProblemError) as raised:
-        parse_parameters(model, query if isinstance(query, bytes) else query.encode())
+        parse_query(model, query if isinstance(query, bytes) else query.encode())
     assert raised.value.status == 400
     return [one.parameter for one in raised.value.errors]
 
@@ -120,7 +120,7 @@ def test_every_filter_reaches_the_query() -> None:
         direction=Direction.OUT,
         state="sent",
         delivery_state="delivered",
-        skip=20,
+        page=2,
         size=10,
         order=SortOrder.ASC,
         status="partial",
@@ -134,11 +134,11 @@ def test_every_filter_reaches_the_query() -> None:
 
 
 def test_default_is_the_newest_25_messages() -> None:
-    assert query_of("") == MessageQuery(order=SortOrder.DESC, size=25, skip=0)
+    assert query_of("") == MessageQuery(order=SortOrder.DESC, size=25, page=0)
 
 
 def test_catapult_list_is_oldest_first() -> None:
-    assert parse_parameters(CatapultMessageQuery, b"").query().order is SortOrder.ASC
+    assert parse_query(CatapultMessageQuery, b"").order is SortOrder.ASC
 
 
 def test_every_status_of_a_message_is_a_filter() -> None:
@@ -146,9 +146,9 @@ def test_every_status_of_a_message_is_a_filter() -> None:
 
 
 def test_reprocess_defaults_to_quarantined_callbacks_oldest_first() -> None:
-    query = parse_parameters(ReprocessQuery, b"").query()
+    query = parse_query(ReprocessQuery, b"")
     assert (query.outcome, query.order) == ("quarantined", SortOrder.ASC)
-    assert parse_parameters(ReprocessQuery, b"outcome=accepted").query().outcome == "accepted"
+    assert parse_query(ReprocessQuery, b"outcome=accepted").outcome == "accepted"
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_query_string_not_utf_8_or_with_too_many_parameters_is_refused(query: by
 def test_problem_does_not_contain_the_invalid_value() -> None:
     query = "size=hunter2&state=hunter2&fromDateTime=hunter2&cursor=hunter2&contradicted=hunter2"
     with pytest.raises(ProblemError) as raised:
-        parse_parameters(MessageQuery, query.encode())
+        parse_query(MessageQuery, query.encode())
     assert len(raised.value.errors) == 5
     assert "hunter2" not in f"{raised.value.detail} {raised.value.errors}"
 
@@ -241,5 +241,5 @@ def test_garbage_cursor_is_refused(text: str) -> None:
 
 
 def test_pull_starts_at_the_oldest_event_by_default() -> None:
-    assert parse_parameters(PullQuery, b"").after == 0
+    assert parse_query(PullQuery, b"").after == 0
     assert invalid("after=-1&limit=0", PullQuery) == ["after", "limit"]

@@ -1,0 +1,144 @@
+"""A column or a filter that is declared is everywhere: table, JSON, CSV, CloudEvent, view, option, statement."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import typer
+from sqlalchemy.dialects.sqlite import dialect
+from sqlmodel import SQLModel
+
+from receiver.api.messages import COLUMNS as CSV
+from receiver.cli.program import app
+from receiver.domain.cloudevents import cloud_event
+from receiver.domain.events import Api, Direction, TagVerdict
+from receiver.models.columns import shown_names
+from receiver.models.messages import (
+    DELIVERIES,
+    MESSAGES,
+    DeliveryBase,
+    DeliveryRow,
+    MessageBase,
+    MessageRead,
+    MessageRow,
+    RecipientRead,
+)
+from receiver.models.parameters import MessagePlace
+from receiver.models.queries import MessageQuery, SortOrder
+from receiver.storage import log_positions
+from receiver.storage.database import Database
+from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, statement
+from tests.posts import callback, v2_event
+from tests.processing import process, select
+
+pytestmark = pytest.mark.anyio
+
+# The view and the event show these under another name, or not at all, and why.
+VIEW_NAMES = {"id": "message_id", "status": "message_status"}
+NOT_IN_VIEW = {
+    "numbers": "it has a row for each of them",
+    "media": "a list",
+    "updated_at": "that of the delivery is there",
+}
+EVENT_NAMES = {"id": "messageId", "from": "from", "deliveryCode": "deliveryCode"}
+NOT_IN_EVENT = {
+    "owner": "of a v1 callback alone",
+    "priority": "of a callback alone",
+    "time": "the CloudEvent has the time of the event",
+    "firstReceivedTime": "the event has its own",
+    "updatedTime": "the event has its own",
+    "awaitingReceipt": "of the message, while events are of a delivery",
+    "sentTime": "the time of an earlier event",
+    "deliveredTime": "the time of an earlier event",
+    "failedTime": "the time of an earlier event",
+    "readTime": "the time of an earlier event",
+}
+JSON_NAMES = {"sender": "from", "numbers": "to", "recipient": "to", "created_at": "time"}
+
+
+def json_name(model: type[SQLModel], field: str) -> str:
+    return model.model_fields[field].serialization_alias or field
+
+
+@pytest.mark.parametrize("field", MessageBase.model_fields)
+def test_message_field_is_column_json_and_csv(field: str) -> None:
+    assert ("recipients" if field == "numbers" else field) in MESSAGES.c
+    shown = json_name(MessageRead, field)
+    assert shown in shown_names(MessageRead)
+    assert shown in CSV
+
+
+@pytest.mark.parametrize("field", DeliveryBase.model_fields)
+def test_delivery_field_is_column_json_and_csv(field: str) -> None:
+    assert field in DELIVERIES.c
+    shown = json_name(RecipientRead, field)
+    assert shown in shown_names(RecipientRead)
+    assert shown in CSV
+
+
+def test_every_column_is_written() -> None:
+    assert set(MESSAGE_COLUMNS) == set(MESSAGES.c.keys()) - {"events_forgotten"}
+    assert set(DELIVERY_COLUMNS) == set(DELIVERIES.c.keys())
+
+
+def test_fields_of_a_row_alone_are_not_shown() -> None:
+    own = set(MessageRow.model_fields) - set(MessageBase.model_fields)
+    assert own == {"sender_key", "listed_at", "events_forgotten"}
+    assert not own & set(shown_names(MessageRead))
+    assert not {"recipient_key", "place"} & set(shown_names(RecipientRead))
+    assert set(DeliveryRow.model_fields) >= set(DeliveryBase.model_fields)
+
+
+async def test_every_field_is_in_the_view(database: Database) -> None:
+    await process(database, callback([v2_event("m1")]))
+    [row] = await select(database, "SELECT * FROM message_status")
+    names = set(row._mapping)
+    expected = {VIEW_NAMES.get(name, name) for name in MessageBase.model_fields if name not in NOT_IN_VIEW}
+    assert expected | set(DeliveryBase.model_fields) <= names
+
+
+async def test_every_field_is_in_the_cloud_event(database: Database) -> None:
+    await process(database, callback([v2_event("m1")]))
+    (entry,), _ = await log_positions.pull(database, 0, 10)
+    names = set(cloud_event(entry, None)["data"])
+    shown = [*shown_names(MessageRead), *shown_names(RecipientRead)]
+    missing = {name for name in shown if EVENT_NAMES.get(name, name) not in names} - {"recipients"}
+    assert missing == set(NOT_IN_EVENT)
+
+
+VALUES: dict[str, Any] = {
+    "sender": "1",
+    "recipient": "2",
+    "since": datetime(2026, 1, 1, tzinfo=UTC),
+    "until": datetime(2026, 1, 2, tzinfo=UTC),
+    "direction": Direction.OUT,
+    "state": "sent",
+    "delivery_state": "delivered",
+    "order": SortOrder.ASC,
+    "after": MessagePlace(datetime(2026, 1, 1, tzinfo=UTC), Api.V2, Direction.OUT, "m"),
+    "status": "failed",
+    "delivery_code": 4720,
+    "tag": "a",
+    "tag_verdict": TagVerdict.FORGED,
+    "application_id": "a-1",
+    "contradicted": True,
+    "awaiting_receipt": False,
+    "page": 3,
+    "size": 7,
+}
+
+
+def sql(query: MessageQuery) -> str:
+    return str(statement(query).compile(dialect=dialect(), compile_kwargs={"literal_binds": True}))
+
+
+@pytest.mark.parametrize("field", MessageQuery.model_fields)
+def test_every_filter_of_messages_changes_the_statement(field: str) -> None:
+    query = MessageQuery(**{field: VALUES[field]})
+    assert sql(query) != sql(MessageQuery())
+
+
+def test_every_filter_of_messages_is_an_option() -> None:
+    groups: Any = typer.main.get_command(app)
+    options = {parameter.name for parameter in groups.commands["messages"].commands["list"].params}
+    assert set(MessageQuery.model_fields) - options == {"after"}
