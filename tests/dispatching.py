@@ -13,6 +13,7 @@ from sqlalchemy import select
 from receiver.dispatch.dispatcher import Dispatchers
 from receiver.dispatch.reader import Wakeup
 from receiver.domain.publication import LogEntry, Publication
+from receiver.models.queries import DeadLetterChoice
 from receiver.models.sinks import RETRIES, SINKS, DeadLetterRead
 from receiver.sinks.base import Sink, SinkSettings
 from receiver.sinks.registry import ConfiguredSink
@@ -132,7 +133,7 @@ async def letters(database: Database) -> list[DeadLetterRead]:
 
 
 async def requeue(database: Database, sink: str = "crm") -> int:
-    return sum([number async for number in dead_letters.requeue(database, sink, now=now())])
+    return sum([number async for number in dead_letters.requeue(database, DeadLetterChoice(sink=sink), now=now())])
 
 
 async def until(condition: Callable[[], Any], seconds: float = 45) -> None:

@@ -15,7 +15,7 @@ from receiver.models.messages import MessageRead, RecipientRead
 from receiver.models.parameters import message_cursor
 from receiver.models.queries import AttemptQuery, MessageQuery, OneMessageQuery
 from receiver.models.sinks import AttemptRead, without_responses
-from receiver.storage import messages, retries
+from receiver.storage import messages, publications
 
 _OF_RECIPIENT: Final = tuple(name for name in shown_names(RecipientRead) if name != "reason")
 # The values of a single recipient are in the columns of the recipient, the list of numbers is its rows.
@@ -100,7 +100,7 @@ async def list_message_events(call: Call) -> list[MessageEventRead]:
 async def list_message_attempts(call: Call) -> list[AttemptRead]:
     message = await get_message(call)
     async with call.database.reading() as connection:
-        attempts = await retries.attempts_of_message(connection, message.key, call.query.sink)
+        attempts = await publications.attempts_of_message(connection, message.key, call.query.sink)
     return attempts if call.is_admin else without_responses(attempts)
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from receiver.explanation.installation import Findings
 from receiver.models.queries import Page, PagedQuery, Query
 from receiver.storage.database import Database
 
 if TYPE_CHECKING:
     # Commands run operations too, and need no token and no web framework.
     from receiver.api.auth import Tokens
+    from receiver.explanation.installation import Findings
 
 JSON: Final = "application/json"
 
@@ -48,7 +48,7 @@ class ApiContext:
     tag_key: tuple[str, str] | None = field(default=None, repr=False)
     public_url: str | None = None
     settle: Callable[[], Awaitable[int]] = _no_pending_callbacks
-    findings: Callable[[], Awaitable[Findings]] | None = field(default=None, repr=False)
+    findings: Callable[[], Awaitable["Findings"]] | None = field(default=None, repr=False)
 
     @property
     def sink_types(self) -> dict[str, str]:

@@ -4,10 +4,10 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import asyncpg
 from sqlalchemy import (
     URL,
     ColumnElement,
@@ -235,7 +235,7 @@ def unavailable() -> Iterator[None]:
     """Turns temporary faults of the database into `StorageUnavailable`; errors of the data pass unchanged."""
     try:
         yield
-    except _DATABASE_ERRORS as error:
+    except _database_errors() as error:
         if _is_transient(error):
             raise StorageUnavailable(_driver_message(error)) from error
         raise
@@ -267,7 +267,7 @@ def _driver_message(error: Exception) -> str:
 
 
 def _is_transient(error: Exception) -> bool:
-    if isinstance(error, _CONNECTION_ERRORS):
+    if isinstance(error, _connection_errors()):
         return True
     if isinstance(error, DBAPIError) and (
         error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
@@ -277,15 +277,26 @@ def _is_transient(error: Exception) -> bool:
     return isinstance(sqlstate, str) and sqlstate.startswith(_TRANSIENT_SQLSTATES)
 
 
-_CONNECTION_ERRORS: Final = (
-    OSError,
-    PoolTimeoutError,
-    sqlite3.OperationalError,
-    asyncpg.InterfaceError,
-    # asyncpg may raise this if the server closes the connection between two statements.
-    asyncpg.InternalClientError,
-)
-_DATABASE_ERRORS: Final = (*_CONNECTION_ERRORS, DBAPIError, sqlite3.Error, asyncpg.PostgresError)
+@cache
+def _connection_errors() -> tuple[type[Exception], ...]:
+    # Imported when an error is looked at: commands on SQLite start without the driver of PostgreSQL.
+    import asyncpg
+
+    return (
+        OSError,
+        PoolTimeoutError,
+        sqlite3.OperationalError,
+        asyncpg.InterfaceError,
+        # asyncpg may raise this if the server closes the connection between two statements.
+        asyncpg.InternalClientError,
+    )
+
+
+@cache
+def _database_errors() -> tuple[type[Exception], ...]:
+    import asyncpg
+
+    return (*_connection_errors(), DBAPIError, sqlite3.Error, asyncpg.PostgresError)
 
 
 def _sqlite_engine(url: URL, *, attached: Path | None = None, foreign_keys: bool = True) -> AsyncEngine:

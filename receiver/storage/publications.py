@@ -4,14 +4,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Row, and_, select
+from sqlalchemy import Row, and_, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.events import MessageKey
 from receiver.domain.publication import Outcome
 from receiver.domain.queries import PublicationView
 from receiver.models.events import EVENTS
-from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
+from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS, AttemptBase, AttemptRead
 
 _Place = tuple[str, int]
 
@@ -102,3 +102,21 @@ def _by_dead_letters(dead_letters: Sequence[Row[Any]], *, is_held: bool) -> Mapp
         "dead_letter_id": letter.id,
         "is_held": is_held,
     }
+
+
+_ATTEMPT: Final = (
+    *(ATTEMPTS.c[name] for name in ("id", *AttemptBase.model_fields)),
+    EVENTS.c.recipient,
+    EVENTS.c.status,
+)
+
+
+async def attempts_of_message(connection: AsyncConnection, key: MessageKey, sink: str | None) -> list[AttemptRead]:
+    """All attempts to publish a message's events, to one sink or to all (None), in the order in which they ended."""
+    statement = (
+        select(*_ATTEMPT)
+        .join(EVENTS, EVENTS.c.position == ATTEMPTS.c.position)
+        .where(_is_of(key), ATTEMPTS.c.sink == sink if sink is not None else true())
+        .order_by(ATTEMPTS.c.id)
+    )
+    return [AttemptRead.model_validate(row) for row in await connection.execute(statement)]

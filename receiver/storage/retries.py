@@ -5,16 +5,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, TextClause, and_, bindparam, case, delete, exists, func, select, true, update
+from sqlalchemy import ColumnElement, Row, TextClause, and_, bindparam, case, delete, exists, func, select, update
 from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.domain.events import MessageKey
 from receiver.domain.publication import DeadLettered, RetryAt
 from receiver.domain.window import Attempt, Decided, Settlement
 from receiver.models.columns import UTCDateTime
-from receiver.models.events import EVENTS
-from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, AttemptRead
+from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES
 from receiver.providers.fields import storable
 from receiver.storage.database import Database
 from receiver.storage.sinks import Health, Lease, hold_lease
@@ -324,19 +322,3 @@ async def _among_retries(connection: AsyncConnection, sink: str, positions: Sequ
 def _short(text: str | None) -> str | None:
     """A sink's text in storable form, at most `_LONGEST_TEXT` characters; a plug-in may return any text."""
     return storable(text[:_LONGEST_TEXT]) if text is not None else None
-
-
-_COLUMNS: Final = (*ATTEMPTS.c, EVENTS.c.recipient, EVENTS.c.status)
-
-
-async def attempts_of_message(connection: AsyncConnection, key: MessageKey, sink: str | None) -> list[AttemptRead]:
-    """All attempts to publish a message's events, to one sink or to all (None), in the order in which they ended."""
-    api, direction, message_id = key
-    statement = (
-        select(*_COLUMNS)
-        .join(EVENTS, EVENTS.c.position == ATTEMPTS.c.position)
-        .where(and_(EVENTS.c.message_id == message_id, EVENTS.c.api == api, EVENTS.c.direction == direction))
-        .where(ATTEMPTS.c.sink == sink if sink is not None else true())
-        .order_by(ATTEMPTS.c.id)
-    )
-    return [AttemptRead.model_validate(row) for row in await connection.execute(statement)]

@@ -140,7 +140,7 @@ async def test_page_says_more_only_if_there_is_more(stocked: Database) -> None:
 
 async def test_the_recipients_of_a_page_come_in_their_order(stocked: Database) -> None:
     [group] = (await messages.find(stocked, MessageQuery(status="partial"))).items
-    assert [(one.number, one.status, one.delivery_code) for one in group.recipients] == [
+    assert [(one.recipient, one.status, one.delivery_code) for one in group.recipients] == [
         ("+15550201", "failed", 4720),
         ("+15550202", "failed", 4720),
         ("+15550203", "delivered", None),
@@ -152,13 +152,13 @@ async def test_a_message_without_known_recipient_has_one_row_without_number(data
     await insert(database, message("nobody", to=(None,)))
     [nobody] = (await messages.find(database, MessageQuery())).items
     assert nobody.numbers == []
-    assert [one.number for one in nobody.recipients] == [None]
+    assert [one.recipient for one in nobody.recipients] == [None]
 
 
 async def test_same_id_in_v1_and_v2_is_two_messages(database: Database) -> None:
     await insert(database, message("same", api="v2"), message("same", api="v1", to=("+15550009",)))
     found = await messages.with_id(database, "same")
-    assert [(view.api, view.recipients[0].number) for view in found] == [("v1", "+15550009"), ("v2", "+19195550002")]
+    assert [(view.api, view.recipients[0].recipient) for view in found] == [("v1", "+15550009"), ("v2", "+19195550002")]
     [chosen] = await messages.with_id(database, "same", Api.V2)
     assert chosen.api is Api.V2
     assert await messages.with_id(database, "other") == []
@@ -167,14 +167,14 @@ async def test_same_id_in_v1_and_v2_is_two_messages(database: Database) -> None:
 async def test_one_id_of_two_directions_is_two_messages(database: Database) -> None:
     await insert(database, message("same", to=("+15550001",)), inbound("same", to=("+15550002",)))
     found = await messages.with_id(database, "same")
-    assert [(view.direction, [one.number for one in view.recipients]) for view in found] == [
+    assert [(view.direction, [one.recipient for one in view.recipients]) for view in found] == [
         ("in", ["+15550002"]),
         ("out", ["+15550001"]),
     ]
     [chosen] = await messages.with_id(database, "same", direction=Direction.OUT)
     assert chosen.direction is Direction.OUT
     listed = (await messages.find(database, MessageQuery(direction=Direction.IN))).items
-    assert [(view.direction, view.recipients[0].number) for view in listed] == [("in", "+15550002")]
+    assert [(view.direction, view.recipients[0].recipient) for view in listed] == [("in", "+15550002")]
 
 
 async def test_an_inbound_event_never_changes_an_outbound_message_nor_the_reverse(database: Database) -> None:
@@ -190,14 +190,14 @@ async def test_an_inbound_event_never_changes_an_outbound_message_nor_the_revers
         views = {view.key: view for view in await messages.with_id(database, "same")}
         outbound, inward = views[Api.V2, Direction.OUT, "same"], views[Api.V2, Direction.IN, "same"]
         assert (outbound.status, outbound.text, outbound.contradicted) == ("failed", "sent", True)
-        assert [one.number for one in outbound.recipients] == ["+15550001"]
+        assert [one.recipient for one in outbound.recipients] == ["+15550001"]
         assert (inward.status, inward.text, inward.carrier_name, inward.contradicted) == (
             "received",
             "got",
             None,
             False,
         )
-        assert [one.number for one in inward.recipients] == ["+15550009"]
+        assert [one.recipient for one in inward.recipients] == ["+15550009"]
         assert views[Api.V1, Direction.IN, "same"].text == "hello"
         assert len(await messages.events(database, outbound.key)) == 2
         assert len(await messages.events(database, inward.key)) == 1
