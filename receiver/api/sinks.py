@@ -12,7 +12,7 @@ from receiver.api.parameters import DryRunParameters, Parameters, ReplayParamete
 from receiver.api.representations import Replay, ReplayRequest, ReplayResponse, Sink, SinkTest
 from receiver.domain.queries import ReplayAction
 from receiver.errors import Unknown
-from receiver.sinks.probe import probe_sink
+from receiver.sinks.registry import probe_sink
 from receiver.storage import replays, sinks
 
 

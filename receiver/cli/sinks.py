@@ -16,7 +16,7 @@ from receiver.domain.cloudevents import rfc3339
 from receiver.domain.queries import ReplayAction, ReplayView, SinkView
 from receiver.errors import Unknown
 from receiver.settings import Settings
-from receiver.sinks.probe import probe_sink
+from receiver.sinks.registry import probe_sink
 from receiver.storage import replays, sinks
 from receiver.storage.database import Database
 from receiver.storage.replays import Since
