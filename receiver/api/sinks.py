@@ -12,7 +12,7 @@ from receiver.models.columns import Read, Time
 from receiver.models.parameters import encode_cursor, moment
 from receiver.models.queries import DryRunQuery, ReplayQuery, SinkQuery
 from receiver.models.sinks import ReplayAction, ReplayRead, SinkRead
-from receiver.sinks.probe import probe_sink
+from receiver.sinks.registry import probe_sink
 from receiver.storage import replays, sinks
 
 

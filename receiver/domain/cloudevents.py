@@ -1,10 +1,11 @@
-"""The published form of an entry of the event log: CloudEvents 1.0 in JSON."""
+"""The published form of an entry of the event log, CloudEvents 1.0 in JSON, and the filter of a sink."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
-from receiver.domain.events import Event
+from receiver.domain.events import Direction, Event, Status, number_key
 from receiver.domain.publication import LogEntry
 
 
@@ -68,3 +69,44 @@ def message_field(entry: LogEntry, name: str) -> Any:
     """A field of the message: the event's own value, else the value stored with the message."""
     value = getattr(entry.event.fields, name)
     return entry.message.get(name) if value in (None, "", ()) else value
+
+
+EVENT_TYPES: Final = frozenset(
+    {
+        *(f"message.{status}" for status in Status if status is not Status.UNKNOWN),
+        "alert.fired",
+        "alert.resolved",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """The filter of a sink. An event passes if it meets every condition; an empty condition is met by all events.
+
+    `number_prefixes` have no plus, and match the number of the sender or of a recipient.
+    """
+
+    types: frozenset[str] = frozenset()
+    changes_only: bool = False
+    direction: Direction | None = None
+    applications: frozenset[str] = frozenset()
+    number_prefixes: tuple[str, ...] = ()
+    tag_prefixes: tuple[str, ...] = ()
+
+    def passes(self, entry: LogEntry) -> bool:
+        return (
+            (not self.types or event_type(entry.event) in self.types)
+            and (entry.changed or not self.changes_only)
+            and (self.direction is None or entry.event.direction == self.direction)
+            and (not self.applications or message_field(entry, "application_id") in self.applications)
+            and (not self.number_prefixes or any(key.startswith(self.number_prefixes) for key in _number_keys(entry)))
+            and (not self.tag_prefixes or (message_field(entry, "tag") or "").startswith(self.tag_prefixes))
+        )
+
+
+def _number_keys(entry: LogEntry) -> Iterable[str]:
+    """The numbers of an event: its sender, and its own recipient if it has one, else the recipients of its message."""
+    recipient = entry.event.recipient
+    named = (recipient,) if recipient else message_field(entry, "recipients") or ()
+    return (number_key(number) for number in (message_field(entry, "sender"), *named) if number)

@@ -8,10 +8,10 @@ import asyncio
 import heapq
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -20,7 +20,6 @@ import orjson
 from receiver.domain.events import Api
 from receiver.sandbox import v1, v2
 from receiver.sandbox.client import CallbackClient, CallbackRequest, RequestResult
-from receiver.sandbox.clock import Clock
 from receiver.sandbox.messages import SandboxMessage
 from receiver.sandbox.scenario import PlannedCallback
 from receiver.sandbox.settings import SandboxSettings
@@ -32,6 +31,38 @@ RETRY_PERIOD: Final = timedelta(hours=24)
 # Waiting for `_queue_ended` alone is not enough: an evicted message leaves the schedule without it, and one waiter
 # clears it for another.
 _POLL_SECONDS: Final = 0.5
+
+# Callbacks are scheduled up to a day after the clock: their dates must still exist.
+_LAST: Final = datetime(9998, 1, 1, tzinfo=UTC)
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Clock:
+    """Real time plus an offset that only grows."""
+
+    def __init__(self, real_time: Callable[[], datetime] = _utc_now) -> None:
+        self._real_time = real_time
+        self._offset = timedelta()
+
+    def now(self) -> datetime:
+        return self._real_time() + self._offset
+
+    def advance(self, by: timedelta) -> None:
+        """Moves the clock forward.
+
+        Raises ValueError for a step back, and ValueError or OverflowError for a time after the year 9997.
+        """
+        if by < timedelta():
+            raise ValueError("the clock can only move forward")
+        if self._real_time() + self._offset + by > _LAST:
+            raise ValueError("the clock cannot move past the year 9997")
+        self._offset += by
+
+    def reset(self) -> None:
+        self._offset = timedelta()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

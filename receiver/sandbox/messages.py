@@ -1,5 +1,7 @@
-"""Messages as the sandbox stores them, and the request for an inbound message."""
+"""Messages as the sandbox stores them, the request for an inbound message, and the statuses that are expected."""
 
+import unicodedata
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal, Self
@@ -8,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic.alias_generators import to_camel
 
 from receiver.domain.events import Api, Direction
-from receiver.sandbox.scenario import Receipts, Scenario, Step
+from receiver.sandbox.scenario import Kind, Receipts, Scenario, Step
 
 TEXT_RETENTION: Final = timedelta(days=30)
 
@@ -159,3 +161,119 @@ class InboundRequest(BaseModel):
         if self.event == "suggestion-response":
             return RcsReply(text=self.text, postback_data=self.postback_data, paired_message_id=self.paired_message_id)
         return RcsReply(latitude=self.latitude or "37.7749", longitude=self.longitude or "-122.4194")
+
+
+# --- segments ---
+
+# GSM 03.38: a character of the basic table takes one septet, of the extension table two (escape and character).
+_BASIC: Final = frozenset(
+    "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?"
+    "¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿abcdefghijklmnopqrstuvwxyzäöñüà"
+)
+_EXTENSION: Final = frozenset("\f^{}\\[~]|€")
+_GSM: Final = _BASIC | _EXTENSION
+
+# The capacity of a single segment, and of each of several segments, which have a header of six bytes.
+_SEPTETS: Final = (160, 153)
+_UTF_16_UNITS: Final = (70, 67)
+
+
+def is_gsm(text: str) -> bool:
+    """Whether a text has only characters of the GSM 03.38 alphabet."""
+    return _GSM.issuperset(text)
+
+
+def not_gsm(text: str) -> list[str]:
+    """Returns the Unicode names of the characters of a text that GSM 03.38 does not have, each once."""
+    return [
+        unicodedata.name(character, f"U+{ord(character):04X}")
+        for character in dict.fromkeys(text)
+        if character not in _GSM
+    ]
+
+
+def segment_count(text: str) -> int:
+    """Returns the number of segments of a text, at least 1: in GSM 03.38 if possible, else in UCS-2."""
+    if is_gsm(text):
+        return _segments((2 if character in _EXTENSION else 1 for character in text), *_SEPTETS)
+    return _segments((2 if ord(character) > 0xFFFF else 1 for character in text), *_UTF_16_UNITS)
+
+
+def _segments(widths: Iterator[int], single: int, joined: int) -> int:
+    """Returns the number of segments for characters of these widths. A wide character is never split."""
+    total, count, room = 0, 1, joined
+    for width in widths:
+        total += width
+        if width > room:
+            count, room = count + 1, joined
+        room -= width
+    return 1 if total <= single else count
+
+
+# --- expected statuses ---
+
+# The delivery statuses that a correct receiver shows, computed from the callbacks that were answered 2xx, with the
+# sandbox's own steps and none of the receiver's parsing or merging, so that a test can compare the two.
+
+# In rising rank, as the receiver documents them.
+_RANKS: Final = ("unknown", "sending", "sent", "unconfirmed", "delivered", "failed", "read", "received")
+_STATUSES: Final = {
+    Kind.SENDING: "sending",
+    Kind.SENT: "sent",
+    Kind.WAITING: "sent",
+    Kind.DELIVERED: "delivered",
+    Kind.READ: "read",
+    Kind.RECEIVED: "received",
+}
+_UNCONFIRMED_CODES: Final = {Api.V1: frozenset({902, 999}), Api.V2: frozenset(range(9000, 10_000))}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedStatus:
+    """The status that a correct receiver shows for one delivery.
+
+    `status` is None if no callback of the message was answered 2xx. `certain` is false if a callback ended without an
+    answer: the receiver may have stored it all the same.
+    """
+
+    api: Api
+    message_id: str
+    recipient: str
+    direction: Direction
+    status: str | None
+    code: int | None
+    contradicted: bool
+    certain: bool
+
+
+def expected_statuses(message: SandboxMessage) -> Iterator[ExpectedStatus]:
+    """Yields the expected status of each delivery of a message."""
+    confirmed = [step for step in message.confirmed if step.kind is not Kind.UNKNOWN_TYPE]
+    uncertain = [step for step in message.unanswered - message.confirmed if step.kind is not Kind.UNKNOWN_TYPE]
+    inbound = message.direction is Direction.IN
+    for recipient in message.recipients:
+        steps = [step for step in confirmed if inbound or step.recipient == recipient]
+        status, code = _winner(message.api, steps)
+        statuses = {_status(message.api, step) for step in steps}
+        yield ExpectedStatus(
+            api=message.api,
+            message_id=message.id,
+            recipient=recipient,
+            direction=message.direction,
+            status=status if confirmed else None,
+            code=code,
+            contradicted="failed" in statuses and not statuses.isdisjoint({"delivered", "read"}),
+            certain=not uncertain,
+        )
+
+
+def _winner(api: Api, steps: Iterable[Step]) -> tuple[str, int | None]:
+    """Returns the status of the highest rank with its code."""
+    statuses = [(_status(api, step), step.code) for step in steps]
+    return max(statuses, key=lambda status: _RANKS.index(status[0]), default=(_RANKS[0], None))
+
+
+def _status(api: Api, step: Step) -> str:
+    if step.kind is Kind.FAILED:
+        return "unconfirmed" if step.code in _UNCONFIRMED_CODES[api] else "failed"
+    return _STATUSES[step.kind]

@@ -1,12 +1,16 @@
-"""The scenario of a message: what happens to it, and which callbacks report it."""
+"""The scenario of a message: what happens to it, which callbacks report it, and the faults that make the two differ."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final
+from random import Random
+from typing import Annotated, Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
 
 from receiver.domain.events import Api, Failure
-from receiver.providers.bandwidth_codes import failure_side
+from receiver.providers.bandwidth_codes import failure_side, proves_nothing
 
 
 class Kind(StrEnum):
@@ -103,3 +107,170 @@ class Scenario:
 def is_refused(api: Api, code: int | None) -> bool:
     """Whether a failure with this code happens before the message reaches the network."""
     return failure_side(api, code) is Failure.REFUSED
+
+
+# --- faults ---
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Fault(StrEnum):
+    """A fault in the callbacks of one recipient."""
+
+    DUPLICATE = "duplicate"
+    REORDER = "reorder"
+    DELAY = "delay"
+    LATE = "late"
+    MISSING = "missing"
+    SILENT = "silent"
+    CONTRADICT = "contradict"
+    UNKNOWN_TYPE = "unknown_type"
+    BATCH = "batch"
+
+
+DESCRIPTIONS: Final[Mapping[Fault, str]] = {
+    Fault.DUPLICATE: "every callback comes twice or three times",
+    Fault.REORDER: "the callbacks come in the opposite order",
+    Fault.DELAY: "every callback comes 5 to 120 seconds late",
+    Fault.LATE: "the final receipt comes 1 to 20 hours late",
+    Fault.MISSING: "no final receipt ever comes",
+    Fault.SILENT: "no callback ever comes",
+    Fault.CONTRADICT: "both delivered and failed come",
+    Fault.UNKNOWN_TYPE: "an event of a type that no document knows comes too",
+    Fault.BATCH: "v2 callbacks come with several events in one array",
+}
+# These faults show only where a recipient has more than one event.
+NEED_SEVERAL_EVENTS: Final = frozenset({Fault.REORDER, Fault.BATCH})
+# These faults concern delivery receipts, which inbound messages do not have.
+RECEIPT_FAULTS: Final = frozenset({Fault.LATE, Fault.MISSING, Fault.CONTRADICT})
+
+_DELAY_SECONDS: Final = (5.0, 120.0)
+_LATE_SECONDS: Final = (3600.0, 20 * 3600.0)
+_DUPLICATE_SECONDS: Final = (0.1, 30.0)
+_CONTRADICTION_SECONDS: Final = (0.5, 20.0)
+_UNKNOWN_TYPE_SECONDS: Final = (0.1, 5.0)
+_REORDER_SECONDS: Final = 0.2
+_MAX_BATCH_EVENTS: Final = 10
+_MAX_BATCH_SECONDS: Final = 60.0
+# The failure that contradicts a delivered status: rejected by the carrier.
+_CONTRADICTING_CODES: Final = {Api.V1: 750, Api.V2: 4750}
+
+
+class Rates(BaseModel):
+    """The share of recipients, from 0 to 1, that each fault or failure applies to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    failed: Share = Field(0, description="fail, with a code of the catalogue")
+    unconfirmed: Share = Field(0, description="end with a code that does not prove a failure")
+    duplicate: Share = Field(0, description=DESCRIPTIONS[Fault.DUPLICATE])
+    reorder: Share = Field(0, description=DESCRIPTIONS[Fault.REORDER])
+    delay: Share = Field(0, description=DESCRIPTIONS[Fault.DELAY])
+    late: Share = Field(0, description=DESCRIPTIONS[Fault.LATE])
+    missing: Share = Field(0, description=DESCRIPTIONS[Fault.MISSING])
+    silent: Share = Field(0, description=DESCRIPTIONS[Fault.SILENT])
+    contradict: Share = Field(0, description=DESCRIPTIONS[Fault.CONTRADICT])
+    unknown_type: Share = Field(0, description=DESCRIPTIONS[Fault.UNKNOWN_TYPE])
+    batch: Share = Field(0, description=DESCRIPTIONS[Fault.BATCH])
+
+    @model_validator(mode="after")
+    def _sum_is_a_share(self) -> Self:
+        if self.failed + self.unconfirmed > 1:
+            raise ValueError("the sum of failed and unconfirmed must be at most 1")
+        return self
+
+    def draw(self, random: Random) -> frozenset[Fault]:
+        """Draws the faults of one recipient.
+
+        Every fault takes one random number whatever its rate, so that a rate does not change the other faults.
+        """
+        return frozenset(fault for fault in Fault if random.random() < getattr(self, fault))
+
+
+def plan_callbacks(
+    sending: Sending,
+    steps: Iterable[Step],
+    faults: Mapping[str, Collection[Fault]],
+    random: Random,
+) -> tuple[PlannedCallback, ...]:
+    """Returns the callbacks that report the steps of a message, by due time. `faults` is by recipient."""
+    by_recipient: dict[str, list[Step]] = {recipient: [] for recipient in sending.recipients}
+    for step in steps:
+        by_recipient[step.recipient].append(step)
+    callbacks = [
+        callback
+        for recipient, recipient_steps in by_recipient.items()
+        for callback in _recipient_callbacks(sending, recipient, recipient_steps, faults.get(recipient, ()), random)
+    ]
+    callbacks.sort(key=lambda callback: callback.after)
+    if sending.api is Api.V2 and any(Fault.BATCH in recipient_faults for recipient_faults in faults.values()):
+        callbacks = _batched(callbacks)
+    return tuple(callbacks)
+
+
+def _recipient_callbacks(
+    sending: Sending, recipient: str, steps: list[Step], faults: Collection[Fault], random: Random
+) -> list[PlannedCallback]:
+    if Fault.SILENT in faults:
+        return []
+    if Fault.CONTRADICT in faults and sending.has_all_receipts:
+        steps = [*steps, *_contradicting_steps(sending, recipient, steps, random)]
+    if Fault.MISSING in faults:
+        steps = [step for step in steps if step.kind not in FINAL]
+    if Fault.UNKNOWN_TYPE in faults:
+        steps = [*steps, Step(random.uniform(*_UNKNOWN_TYPE_SECONDS), Kind.UNKNOWN_TYPE, recipient)]
+    callbacks = [PlannedCallback(step.after + _delay(step, faults, random), (step,)) for step in steps]
+    if Fault.REORDER in faults:
+        callbacks = _reversed(callbacks)
+    if Fault.DUPLICATE in faults:
+        callbacks += [
+            replace(callback, after=callback.after + random.uniform(*_DUPLICATE_SECONDS))
+            for callback in callbacks
+            for _ in range(random.randint(1, 2))
+        ]
+    return callbacks
+
+
+def _delay(step: Step, faults: Collection[Fault], random: Random) -> float:
+    delay = 0.0
+    if Fault.DELAY in faults:
+        delay += random.uniform(*_DELAY_SECONDS)
+    if Fault.LATE in faults and step.kind in FINAL:
+        delay += random.uniform(*_LATE_SECONDS)
+    return delay
+
+
+def _contradicting_steps(sending: Sending, recipient: str, steps: list[Step], random: Random) -> list[Step]:
+    """Returns the steps to add so that the recipient has both a delivered step and a definite failure."""
+    added = []
+    after = max((step.after for step in steps), default=0.0) + random.uniform(*_CONTRADICTION_SECONDS)
+    if not any(step.kind is Kind.DELIVERED for step in steps):
+        added.append(Step(after, Kind.DELIVERED, recipient, DELIVERED_CODES[sending.api]))
+    if not any(step.kind is Kind.FAILED and not proves_nothing(sending.api, step.code) for step in steps):
+        added.append(Step(after, Kind.FAILED, recipient, _CONTRADICTING_CODES[sending.api]))
+    return added
+
+
+def _reversed(callbacks: list[PlannedCallback]) -> list[PlannedCallback]:
+    """Returns the callbacks in reverse order.
+
+    The first one is due when the last one was: no callback may come before the event that it reports.
+    """
+    ordered = sorted(callbacks, key=lambda callback: callback.after, reverse=True)
+    start = ordered[0].after if ordered else 0.0
+    return [replace(callback, after=start + index * _REORDER_SECONDS) for index, callback in enumerate(ordered)]
+
+
+def _batched(callbacks: list[PlannedCallback]) -> list[PlannedCallback]:
+    """Combines callbacks into batches; a batch is due with its last event."""
+    batches: list[list[PlannedCallback]] = []
+    for callback in callbacks:
+        batch = batches[-1] if batches else []
+        if batch and len(batch) < _MAX_BATCH_EVENTS and callback.after - batch[0].after <= _MAX_BATCH_SECONDS:
+            batch.append(callback)
+        else:
+            batches.append([callback])
+    return [
+        PlannedCallback(batch[-1].after, tuple(step for callback in batch for step in callback.steps))
+        for batch in batches
+    ]

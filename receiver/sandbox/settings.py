@@ -4,7 +4,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
-from receiver.sandbox.faults import Rates
+from receiver.sandbox.scenario import Rates
 from receiver.sandbox.v1_requests import MAX_TIMEOUT_MS, is_http_url
 
 CALLBACK_TYPES: Final = frozenset(

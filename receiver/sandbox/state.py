@@ -10,14 +10,18 @@ from pydantic import SecretStr
 
 from receiver.domain.events import Api, Direction
 from receiver.sandbox import v1, v1_requests, v2_requests
-from receiver.sandbox.callback_sender import CallbackSender
-from receiver.sandbox.clock import Clock
-from receiver.sandbox.expected import ExpectedStatus, expected_statuses
-from receiver.sandbox.faults import Rates
-from receiver.sandbox.messages import CallbackTarget, InboundRequest, SandboxMessage, timestamp
-from receiver.sandbox.scenario import FinalStatus, Kind, PlannedCallback, Scenario, Sending
+from receiver.sandbox.callback_sender import CallbackSender, Clock
+from receiver.sandbox.messages import (
+    CallbackTarget,
+    ExpectedStatus,
+    InboundRequest,
+    SandboxMessage,
+    expected_statuses,
+    segment_count,
+    timestamp,
+)
+from receiver.sandbox.scenario import FinalStatus, Kind, PlannedCallback, Rates, Scenario, Sending
 from receiver.sandbox.scenario_writer import write_inbound_scenario, write_scenario
-from receiver.sandbox.segments import segment_count
 from receiver.sandbox.settings import SandboxSettings
 
 # rejected-unallocated-from-number

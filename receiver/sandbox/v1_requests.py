@@ -13,9 +13,8 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from receiver.domain.events import number_key
-from receiver.sandbox.messages import CallbackTarget
+from receiver.sandbox.messages import CallbackTarget, is_gsm, not_gsm
 from receiver.sandbox.scenario import Receipts
-from receiver.sandbox.segments import is_gsm, not_gsm
 
 MAX_MESSAGES_PER_REQUEST: Final = 50
 MAX_TEXT_LENGTH: Final = 2048

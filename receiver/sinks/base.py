@@ -21,8 +21,8 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Protocol
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
+from receiver.domain.cloudevents import EVENT_TYPES, Filter
 from receiver.domain.events import Direction
-from receiver.domain.filters import EVENT_TYPES, Filter
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry, SinkDown
 from receiver.domain.retry import MAX_AGE, SCHEDULE, RetryPolicy
 

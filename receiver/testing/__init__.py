@@ -18,10 +18,10 @@ __all__ = ["SinkConformance", "SinkTarget", "publications"]
 
 if TYPE_CHECKING:
     from receiver.testing.conformance import SinkConformance
-    from receiver.testing.events import publications
+    from receiver.testing.dispatch import publications
     from receiver.testing.harness import SinkTarget
 else:
-    _MODULES = {"SinkTarget": "harness", "SinkConformance": "conformance", "publications": "events"}
+    _MODULES = {"SinkTarget": "harness", "SinkConformance": "conformance", "publications": "dispatch"}
 
     def __getattr__(name: str) -> Any:
         """Imports a name when it is first used: pytest loads this package in every run, whatever it tests."""

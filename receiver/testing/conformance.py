@@ -15,8 +15,7 @@ from msgspec.structs import replace
 from receiver.domain.publication import DeadLetterReason, Published, SinkDown
 from receiver.sinks.base import SinkSettings
 from receiver.sinks.registry import configure
-from receiver.testing.dispatch import dispatch_harness
-from receiver.testing.events import TEXT, events, publication_of_size, publications
+from receiver.testing.dispatch import TEXT, dispatch_harness, events, publication_of_size, publications
 from receiver.testing.harness import SinkHarness, SinkTarget, reasons
 from receiver.testing.waiting import eventually, responsive
 

@@ -14,8 +14,7 @@ from receiver.domain.publication import Publication, Published, Refused, Result,
 from receiver.domain.retry import BreakerState
 from receiver.models.sinks import DeadLetterRead
 from receiver.sinks.registry import ConfiguredSink, configure
-from receiver.testing.dispatch import DispatchHarness, Dispatching
-from receiver.testing.events import TEXT, events
+from receiver.testing.dispatch import TEXT, DispatchHarness, Dispatching, events
 from receiver.testing.waiting import eventually, given_time, within
 
 Action = Callable[[], Any]

@@ -16,7 +16,7 @@ from receiver.dispatch.publish import publication
 from receiver.domain.events import Status
 from receiver.domain.publication import DeadLettered, DeadLetterReason, Outcome, Parked, PendingPublication, RetryAt
 from receiver.domain.window import Attempt, Decided, Settlement
-from receiver.sinks import probe
+from receiver.sinks import registry
 from receiver.sinks.memory import MemorySink
 from receiver.storage import dead_letters, sinks
 from receiver.storage.database import Database
@@ -201,8 +201,8 @@ async def test_sink_test_stops_the_sink(api: AsyncClient) -> None:
 
 
 async def test_sink_test_has_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "_STOP_SECONDS", 0.05)
-    tried = await probe.probe_sink({"name": "hanging", "type": f"{__name__}:HangingSink"}, seconds=0.05)
+    monkeypatch.setattr(registry, "_STOP_SECONDS", 0.05)
+    tried = await registry.probe_sink({"name": "hanging", "type": f"{__name__}:HangingSink"}, seconds=0.05)
     assert (tried.ok, tried.error) == (False, "timeout")
 
 

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from receiver.sandbox.faults import Fault, Rates
-from receiver.sandbox.magic_numbers import fault_number
+from receiver.sandbox.scenario import Fault, Rates
+from receiver.sandbox.scenario_writer import fault_number
 from tests.foreground import foreground, is_open
 from tests.pages import blocks, page, section
 from tests.running import PATIENT, receiver, serving, until

@@ -18,8 +18,8 @@ import typer.main
 from receiver import settings
 from receiver.cli.program import app
 from receiver.documents import FOLDER, Topic
+from receiver.domain.cloudevents import EVENT_TYPES
 from receiver.domain.events import Status
-from receiver.domain.filters import EVENT_TYPES
 from receiver.settings import Retention, Settings
 from receiver.sinks.base import SinkSettings
 from receiver.sinks.registry import GROUP, configure

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from receiver.sinks.probe import probe_sink
+from receiver.sinks.registry import probe_sink
 from tests.contract.test_hostile_sinks import CHECKS, ERRORS, Hostile
 
 pytestmark = pytest.mark.anyio

@@ -575,6 +575,9 @@ async def test_each_ordering_key_always_has_one_head(database: Database, seed: i
             case action:
                 ids = [letter.id for letter in await letters(database)]
                 chosen = random_fraction.sample(ids, random_fraction.randint(0, len(ids)))
+                if not chosen:
+                    # Without ids all of the sink are chosen.
+                    continue
                 act = drop if action == "drop" else requeue
                 assert await act(database, seconds=step, ids=chosen) == len(chosen)
         await check_ordering_keys(database)

@@ -23,7 +23,7 @@ from receiver.errors import SettingsError
 from receiver.sinks.registry import ConfiguredSink, configure
 from receiver.storage import dead_letters
 from receiver.storage.database import Database
-from receiver.testing.events import publication_of_size, publications
+from receiver.testing.dispatch import publication_of_size, publications
 from tests.brokers.own import lasting_port
 from tests.brokers.rabbitmq import OwnRabbitmq
 from tests.certificates import Authority

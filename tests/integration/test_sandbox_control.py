@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from receiver.sandbox.app import application
-from receiver.sandbox.faults import Fault, Rates
-from receiver.sandbox.magic_numbers import fault_number, magic_numbers
+from receiver.sandbox.scenario import Fault, Rates
+from receiver.sandbox.scenario_writer import fault_number, magic_numbers
 from receiver.sandbox.settings import SandboxSettings
 from tests.sandboxes import V1, V2, sandbox, v1_message, v2_message
 from tests.web import serving

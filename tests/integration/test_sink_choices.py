@@ -87,9 +87,7 @@ async def test_dropping_a_held_event_releases_its_ordering_key(database: Databas
             return ("held", 1) in await states(database)
 
         await until(held)
-        assert (
-            len([0 async for _ in dead_letters.drop(database, DeadLetterChoice(sink="crm"), now=now())]) == 1
-        )
+        assert len([0 async for _ in dead_letters.drop(database, DeadLetterChoice(sink="crm"), now=now())]) == 1
         await eventually(lambda: len(memory(sink).published) == 3)
     assert ids(memory(sink).published) == [entry.event.id for entry in entries if entry is not entries[1]]
 

@@ -3,8 +3,8 @@
 import pytest
 from msgspec.structs import replace
 
+from receiver.domain.cloudevents import EVENT_TYPES, Filter
 from receiver.domain.events import Direction, MessageFields, Status
-from receiver.domain.filters import EVENT_TYPES, Filter
 from receiver.domain.publication import LogEntry, Snapshot
 from tests.events import make_event
 

@@ -14,12 +14,9 @@ from receiver.domain.delivery import fold
 from receiver.domain.events import Api, Direction, Event, Quarantine, number_key
 from receiver.providers.parser import parse
 from receiver.sandbox import v1, v2
-from receiver.sandbox.expected import ExpectedStatus, expected_statuses
-from receiver.sandbox.faults import Fault, Rates
-from receiver.sandbox.magic_numbers import code_number, fault_number
-from receiver.sandbox.messages import CallbackTarget, SandboxMessage
-from receiver.sandbox.scenario import Kind, PlannedCallback, Receipts, Sending, Step
-from receiver.sandbox.scenario_writer import write_inbound_scenario, write_scenario
+from receiver.sandbox.messages import CallbackTarget, ExpectedStatus, SandboxMessage, expected_statuses
+from receiver.sandbox.scenario import Fault, Kind, PlannedCallback, Rates, Receipts, Sending, Step
+from receiver.sandbox.scenario_writer import code_number, fault_number, write_inbound_scenario, write_scenario
 from tests.events import at
 from tests.unit.test_sandbox_scenario_writer import rates, sendings
 

@@ -8,10 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from receiver.domain.events import Api
-from receiver.sandbox.faults import Fault, Rates
-from receiver.sandbox.magic_numbers import code_number, fault_number
-from receiver.sandbox.scenario import FINAL, Kind, Receipts, Scenario, Sending, Step
-from receiver.sandbox.scenario_writer import write_scenario
+from receiver.sandbox.scenario import FINAL, Fault, Kind, Rates, Receipts, Scenario, Sending, Step
+from receiver.sandbox.scenario_writer import code_number, fault_number, write_scenario
 
 HOUR = 3600
 ORDINALS = range(1, 30)

@@ -7,9 +7,8 @@ from importlib.resources import files
 import pytest
 
 from receiver.domain.events import Api
-from receiver.sandbox.faults import Fault
-from receiver.sandbox.magic_numbers import code_number, fault_number, magic_number, magic_numbers
-from receiver.sandbox.scenario import FinalStatus, Kind
+from receiver.sandbox.scenario import Fault, FinalStatus, Kind
+from receiver.sandbox.scenario_writer import code_number, fault_number, magic_number, magic_numbers
 
 _CODES = [
     (Api(each["api"]), each["code"], each["outcome"])

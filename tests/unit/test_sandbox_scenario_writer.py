@@ -8,10 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.domain.events import Api
-from receiver.sandbox.faults import Fault, Rates
-from receiver.sandbox.magic_numbers import code_number, fault_number, magic_numbers
-from receiver.sandbox.scenario import FINAL, FinalStatus, Kind, PlannedCallback, Receipts, Scenario, Sending
-from receiver.sandbox.scenario_writer import write_inbound_scenario, write_scenario
+from receiver.sandbox.scenario import (
+    FINAL,
+    Fault,
+    FinalStatus,
+    Kind,
+    PlannedCallback,
+    Rates,
+    Receipts,
+    Scenario,
+    Sending,
+)
+from receiver.sandbox.scenario_writer import (
+    code_number,
+    fault_number,
+    magic_numbers,
+    write_inbound_scenario,
+    write_scenario,
+)
 
 ONE, TWO = "+19195551213", "+19195551214"
 _GOOD = Rates()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.sandbox.segments import is_gsm, not_gsm, segment_count
+from receiver.sandbox.messages import is_gsm, not_gsm, segment_count
 
 # the tables of GSM 03.38 as rows of code points, written down apart from the code's own
 _BASIC = (

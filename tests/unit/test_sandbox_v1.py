@@ -11,9 +11,9 @@ from receiver.domain.events import Api, Direction
 from receiver.providers.fields import urls
 from receiver.providers.query_string import parse
 from receiver.sandbox import v1
-from receiver.sandbox.magic_numbers import code_number
 from receiver.sandbox.messages import CallbackTarget, SandboxMessage
 from receiver.sandbox.scenario import Kind, PlannedCallback, Receipts, Scenario, Sending, Step
+from receiver.sandbox.scenario_writer import code_number
 from receiver.sandbox.v1_requests import (
     V1Error,
     multi_message_limit,

@@ -7,9 +7,9 @@ import pytest
 
 from receiver.domain.events import Api, Direction
 from receiver.sandbox import v2
-from receiver.sandbox.magic_numbers import code_number
 from receiver.sandbox.messages import RcsReply, SandboxMessage
 from receiver.sandbox.scenario import Kind, PlannedCallback, Scenario, Sending, Step
+from receiver.sandbox.scenario_writer import code_number
 from receiver.sandbox.v2_requests import V2Error, parse_list_parameters, parse_message
 from tests.sandboxes import v2_message
 from tests.unit.test_sandbox_expected import CREATED_AT, message

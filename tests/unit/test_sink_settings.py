@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from receiver.domain.cloudevents import Filter
 from receiver.domain.events import Direction
-from receiver.domain.filters import Filter
 from receiver.domain.retry import MAX_AGE, SCHEDULE
 from receiver.errors import SettingsError
 from receiver.sinks.base import Publication, Published, Result, Sink, SinkSettings
