@@ -130,13 +130,14 @@ def _begin_replay(config: Path | None, name: str, since: str, *, dry_run: bool, 
     from receiver.models.parameters import moment
 
     try:
-        start = since if since == "beginning" else moment(since)
+        if since != "beginning":
+            moment(since)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--since") from None
 
     async def work(perform: Operations) -> int:
         query = DryRunQuery(dry_run=dry_run)
-        replay = await perform(named("sinks.replaySink"), {"name": name}, query=query, body={"from": start})
+        replay = await perform(named("sinks.replaySink"), {"name": name}, query=query, body={"from": since})
         if json:
             echo_json(replay)
             return 0

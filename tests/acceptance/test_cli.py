@@ -155,19 +155,19 @@ def test_version_is_printed(run: Run) -> None:
         ([], "receiver: Missing command; see receiver --help"),
         (["what"], "receiver: No such command 'what'; see receiver --help"),
         (["messages", "list", "--what"], "receiver: No such option: --what"),
-        (["messages", "list", "--size", "0"], "receiver: Invalid value for '--size'"),
+        (["messages", "list", "--size", "0"], "receiver: Invalid value for --size: "),
         (["messages", "list", "--status", "what"], "receiver: Invalid value for --status: "),
         (["messages", "list", "--since", "yesterday"], "receiver: Invalid value for --since: must be a time"),
         (["callbacks", "list", "--outcome", "what"], "receiver: Invalid value for --outcome: "),
         (["callbacks", "export", "--outcome", "what"], "receiver: Invalid value for --outcome: "),
         (["callbacks", "export", "--until", "what"], "receiver: Invalid value for --until: must be a time"),
-        (["callbacks", "reprocess"], "receiver: Invalid value: give either ids, or --outcome, --reason or --message"),
+        (["callbacks", "reprocess"], "receiver: Invalid value: give either ids, or --outcome, --reason, --message"),
         (["callbacks", "reprocess", "x", "--outcome", "accepted"], "receiver: Invalid value: give either ids"),
         (["dead-letters", "requeue", "crm"], "receiver: Invalid value: give one of: ids; --all"),
         (["dead-letters", "drop", "crm", "1", "--all"], "receiver: Invalid value: give one of: ids; --all"),
         (["dead-letters", "drop", "crm", "1", "--message", "m"], "receiver: Invalid value: give one of: ids; --all"),
         (["dead-letters", "list", "--since", "what"], "receiver: Invalid value for --since: must be a time"),
-        (["dead-letters", "list", "--reason", "bored"], "receiver: Invalid value for '--reason'"),
+        (["dead-letters", "list", "--reason", "bored"], "receiver: Invalid value for --reason: "),
         (["sinks", "replay", "crm"], "receiver: Invalid value: give one of --since, --beginning"),
         (["sinks", "replay", "crm", "--beginning", "--pause"], "receiver: Invalid value: give one of --since"),
         (["sinks", "replay", "crm", "--since", "what"], "receiver: Invalid value for --since: must be a time"),
@@ -536,7 +536,7 @@ def test_pending_callbacks_are_reported_on_standard_error(filled: Run, tmp_path:
 def test_an_import_waits_for_the_worker_that_has_the_database(filled: Run, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(to_line(received([v2_event("new")], 60)))
     with held(tmp_path / "receiver-data/receiver.db", WORKER), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("receiver.cli.callbacks.STALLED_SECONDS", 0.3)
+        patch.setattr("receiver.cli.callback_transfer.STALLED_SECONDS", 0.3)
         code, out, err = filled("callbacks", "import", "in.jsonl", "--json")
     assert (code, json.loads(out)) == (1, {"callbacks": 1, "known": 0, "broken": 0, "pending": 1})
     assert err.startswith("receiver: 1 callbacks are in the journal and not processed yet")
@@ -621,10 +621,8 @@ def test_dead_letters_list_has_pages_and_filters(with_sink: Run) -> None:
     def listed(*options: str) -> list[str]:
         return [letter["messageId"] for letter in with_sink("dead-letters", "list", *options, "--json").json]
 
-    ids = [letter["id"] for letter in with_sink("dead-letters", "list", "--json").json]
     assert listed("--size", "2") == ["out-1", "out-2"]
     assert listed("--size", "2", "--page", "1") == ["in-1"]
-    assert listed("--after", str(ids[1])) == ["in-1"]
     assert listed("--message", "out-2") == ["out-2"]
     assert listed("--reason", "expired") == listed("--since", "2026-01-02") == listed("--until", "2025") == []
     assert with_sink("dead-letters", "list", "--size", "2").out.endswith("(there are more: --page 1)\n")
