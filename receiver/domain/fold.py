@@ -8,8 +8,9 @@ import msgspec
 from msgspec import structs
 
 from receiver.domain.callbacks import Rejected
-from receiver.domain.delivery import FinalConflict, Message
+from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import MAX_EVENTS, Event, MessageKey, Quarantine
+from receiver.domain.message import Message
 from receiver.domain.publication import Appended
 
 __all__ = ["Batch", "MessageKey", "Repeat"]

@@ -11,8 +11,8 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Row, Select, and_, exists, literal_column, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.domain.delivery import Message, Recipient, roll_up
 from receiver.domain.events import Api, Direction, Event, MessageFields, MessageKey, number_key
+from receiver.domain.message import Message, Recipient, roll_up
 from receiver.domain.queries import MessageQuery, MessageView, Page, RecipientView, SortOrder
 from receiver.storage import event_log
 from receiver.storage.bulk import ExecuteMany, InsertMany, Spelling, Step, Transaction, upsert

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.domain.delivery import FinalConflict, Message, Recipient, fold, roll_up
+from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api, Direction, Event, Failure, Status, TagVerdict, number_key
 from receiver.domain.fold import Batch
+from receiver.domain.message import Message, Recipient, fold, roll_up
 from tests.events import at, make_event
 
 NUMBERS = ("+15550001", "+15550002", "15550002", "BandwidthRBM")

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.domain.delivery import FinalConflict, fold
+from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api, Direction, Event, Failure, Status, TagVerdict
 from receiver.domain.explanation import Charged, Explanation, duration_text, explain, explain_publication, time_text
+from receiver.domain.message import fold
 from receiver.domain.queries import MessageView, PublicationView, RecipientView
 from receiver.providers import bandwidth_codes
 from receiver.storage.bulk import Spelling

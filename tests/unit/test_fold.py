@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.domain.callbacks import Rejected
-from receiver.domain.delivery import Message, fold
 from receiver.domain.events import MAX_EVENTS, MAX_MENTIONS, MAX_RECIPIENTS, Api, Direction, Event, Quarantine, Status
 from receiver.domain.fold import Batch, MessageKey, Repeat
+from receiver.domain.message import Message, fold
 from receiver.domain.publication import Appended
 from tests.cpu import cpu_at_most
 from tests.events import make_event

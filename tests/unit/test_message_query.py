@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from receiver.api.parameters import MessageParameters
-from receiver.domain.delivery import FinalConflict, fold
+from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Direction, Event, TagVerdict
+from receiver.domain.message import fold
 from receiver.domain.queries import DELIVERY_STATES, MessageQuery
 from receiver.providers import parse
 from receiver.storage.bulk import Spelling

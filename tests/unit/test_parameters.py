@@ -18,8 +18,8 @@ from receiver.api.parameters import (
     parse_parameters,
 )
 from receiver.api.problems import ProblemError
-from receiver.domain.delivery import PARTIAL, PENDING
 from receiver.domain.events import Api, Direction, Status, TagVerdict
+from receiver.domain.message import PARTIAL, PENDING
 from receiver.domain.queries import MessagePlace, MessageQuery, SortOrder
 
 
