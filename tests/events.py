@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from receiver.domain.events import Api, Direction, Event, MessageFields, Status, event_id
+from receiver.providers import PROVIDERS
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -48,6 +49,7 @@ def make_event(
             "recipient": recipient,
             "occurred_at": occurred_at,
             "code": code,
+            "receipt_expected": PROVIDERS[api].expects_receipt(more.get("delivery_state")),
             "fields": MessageFields(sender="+15559999", recipients=to, **(fields or {})),
             "received_at": at(received),
             "route": "primary",

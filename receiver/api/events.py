@@ -12,6 +12,7 @@ from receiver.api.problems import ProblemError
 from receiver.api.representations import reason_of
 from receiver.domain.cloudevents import cloud_event
 from receiver.domain.publication import LogEntry
+from receiver.providers import PROVIDERS
 from receiver.storage import event_log
 from receiver.storage.event_log import LogBounds
 
@@ -50,8 +51,9 @@ def refuse_gap(after: int, log: LogBounds) -> None:
 
 
 def _published(entry: LogEntry) -> dict[str, Any]:
-    reason = reason_of(entry.event.api, entry.delivery.code)
-    return cloud_event(entry, reason.model_dump() if reason else None)
+    api = entry.event.api
+    reason = reason_of(api, entry.delivery.code)
+    return cloud_event(entry, PROVIDERS[api].source, reason.model_dump() if reason else None)
 
 
 OPERATIONS: Final = (

@@ -13,8 +13,8 @@ from receiver.api.problems import ProblemError
 from receiver.api.representations import DeliveryCode, SignedTag, TagRequest
 from receiver.domain.events import Api
 from receiver.domain.queries import SortOrder
-from receiver.providers import bandwidth_codes
-from receiver.providers.bandwidth_codes import CodeEntry
+from receiver.providers import delivery_codes
+from receiver.providers.delivery_codes import CodeEntry
 from receiver.tags import TagError
 
 
@@ -39,12 +39,12 @@ async def get_code(context: ApiContext, request: Request, parameters: OneCodePar
 
 
 def _sorted(parameters: CodeParameters) -> list[CodeEntry]:
-    entries = [entry for entry in bandwidth_codes.catalogue() if parameters.api in (None, entry.api)]
+    entries = [entry for entry in delivery_codes.catalogue() if parameters.api in (None, entry.api)]
     return entries if parameters.sort_order is SortOrder.ASC else entries[::-1]
 
 
 def _entries(code: str, api: Api | None) -> list[CodeEntry]:
-    return [entry for entry in bandwidth_codes.catalogue() if str(entry.code) == code and api in (None, entry.api)]
+    return [entry for entry in delivery_codes.catalogue() if str(entry.code) == code and api in (None, entry.api)]
 
 
 CODE_OPERATIONS: Final = (

@@ -22,7 +22,7 @@ from receiver.domain.events import Api, Direction, Quarantine, Status, TagVerdic
 from receiver.domain.publication import DeadLetterReason
 from receiver.domain.publication import Outcome as AttemptOutcome
 from receiver.domain.queries import ReplayState, ReplayView, SinkState
-from receiver.providers import bandwidth_codes
+from receiver.providers import delivery_codes
 from receiver.storage.replays import LogRange
 
 # All times are UTC. pydantic writes them as `rfc3339` does, without a call of Python for each.
@@ -58,7 +58,7 @@ class Reason(Representation):
 
 def reason_of(api: Api, code: int | None) -> Reason | None:
     """The representation of the meaning of a code."""
-    meaning = bandwidth_codes.meaning(api, code)
+    meaning = delivery_codes.meaning(api, code)
     return Reason.model_validate(meaning) if meaning else None
 
 

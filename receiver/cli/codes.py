@@ -4,12 +4,12 @@ from receiver.api.representations import DeliveryCode
 from receiver.cli.output import echo_fields, echo_json, echo_table
 from receiver.domain.events import Api
 from receiver.errors import ReceiverError
-from receiver.providers import bandwidth_codes
-from receiver.providers.bandwidth_codes import CodeEntry
+from receiver.providers import delivery_codes
+from receiver.providers.delivery_codes import CodeEntry
 
 
 def codes(code: int | None, *, api: Api | None, json: bool) -> int:
-    found = [entry for entry in bandwidth_codes.catalogue() if code in (None, entry.code) and api in (None, entry.api)]
+    found = [entry for entry in delivery_codes.catalogue() if code in (None, entry.code) and api in (None, entry.api)]
     if not found:
         raise ReceiverError(f"Bandwidth's documents list no code {code}")
     if json:

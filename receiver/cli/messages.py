@@ -18,7 +18,7 @@ from receiver.domain.events import Api, Direction, Event
 from receiver.domain.explanation import explain
 from receiver.domain.queries import AttemptView, MessageView
 from receiver.errors import ReceiverError
-from receiver.providers import bandwidth_codes
+from receiver.providers import delivery_codes
 from receiver.settings import Settings
 from receiver.storage import messages, retries
 from receiver.storage.database import Database
@@ -62,7 +62,7 @@ def show_message(
     async def work(settings: Settings, database: Database) -> int:
         view = _only(message_id, await messages.with_id(database, message_id, api, direction))
         events = await messages.events(database, view.key)
-        explanation = explain(view, events, bandwidth_codes, now())
+        explanation = explain(view, events, delivery_codes, now())
         message = Message.model_validate(view)
         if json:
             fields = message.model_dump(mode="json", by_alias=True)

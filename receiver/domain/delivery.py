@@ -6,12 +6,12 @@ order.
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec import structs
 
-from receiver.domain.events import Api, Event, Failure, Status
+from receiver.domain.events import Event, Failure, Status
 
 
 class FinalConflict(StrEnum):
@@ -38,10 +38,8 @@ _OVERRULED_FAILURE: Final = 5
 # Python 3.11 takes 0.15 us to look up a member of an enumeration, and folding an event needs many.
 _DELIVERED_WINS: Final = FinalConflict.DELIVERED_WINS
 _UNKNOWN: Final = Status.UNKNOWN
-_SENT: Final = Status.SENT
 _FAILED: Final = Status.FAILED
 _READ: Final = Status.READ
-_V2: Final = Api.V2
 
 # The statuses that prove that a message arrived, and the time of a delivery that each status sets.
 _PROOFS: Final = frozenset({Status.DELIVERED, Status.READ})
@@ -50,19 +48,6 @@ _TIME_OF: Final = {
     Status.DELIVERED: "delivered_at",
     Status.FAILED: "failed_at",
     Status.READ: "read_at",
-}
-
-# v1's `state` and `deliveryState` for each status, for events without these words. `axes` refines `sent` and `failed`.
-AXES: Final[dict[Status, tuple[str | None, str | None]]] = {
-    Status.UNKNOWN: (None, None),
-    Status.QUEUED: ("queued", None),
-    Status.SENDING: ("sending", None),
-    Status.SENT: ("sent", None),
-    Status.UNCONFIRMED: ("sent", "waiting"),
-    Status.DELIVERED: ("sent", "delivered"),
-    Status.FAILED: ("sent", "not-delivered"),
-    Status.READ: ("sent", "delivered"),
-    Status.RECEIVED: ("received", None),
 }
 
 
@@ -88,8 +73,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How far one message got to one recipient.
 
     `winner` is the event that decides the status: the highest rank, then the earliest. Among the events of that rank,
-    `coded`, `described`, `stated` and `receipted` are the first with a code, a description, v1's `state` and its
-    `deliveryState`.
+    `coded`, `described`, `stated` and `receipted` are the first with a code, a description, a `state` and a
+    `delivery_state`.
     """
 
     rank: int = 0
@@ -126,25 +111,9 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.self_contradicted or (self.seen_delivered and self.seen_failed)
 
     @property
-    def axes(self) -> tuple[str | None, str | None]:
-        """v1's `state` and `deliveryState`: the values of v1 events if there are any, else derived from the status."""
-        status = self.status
-        state, delivery_state = AXES[status]
-        if status is _SENT and self.awaits_receipt:
-            delivery_state = "waiting"
-        elif status is _FAILED and (event := self.coded or self.winner) and event.failure is Failure.REFUSED:
-            state = "error"
-        if self.stated:
-            state = self.stated.state
-        if self.receipted:
-            delivery_state = self.receipted.delivery_state
-        return state, delivery_state
-
-    @property
     def awaits_receipt(self) -> bool:
-        """Whether a final event is still expected: v2 always promises one, v1 only when receipts were requested."""
-        promised = self.receipt_expected or self.winner is None or self.winner.api is _V2
-        return promised and self.is_pending
+        """Whether a final event is still expected; where no event came, one is."""
+        return self.is_pending and (self.receipt_expected or self.winner is None)
 
     @property
     def is_pending(self) -> bool:
@@ -153,6 +122,17 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 EMPTY_DELIVERY: Final = Delivery()
+
+States = tuple[str | None, str | None]
+"""The `state` and the `delivery_state` that are shown for a delivery."""
+
+
+class StateRules(Protocol):
+    """The states shown for a delivery, and for a status where the recipients of a message do not agree."""
+
+    def of_delivery(self, delivery: Delivery, /) -> States: ...
+
+    def of_status(self, status: str, /) -> States: ...
 
 
 def merge(delivery: Delivery, event: Event, conflict: FinalConflict = FinalConflict.FAILED_WINS) -> Delivery:
@@ -163,7 +143,7 @@ def merge(delivery: Delivery, event: Event, conflict: FinalConflict = FinalConfl
     history = _history(delivery, event)
     if rank < delivery.rank:
         return structs.replace(delivery, **history)
-    # A higher rank discards the code, the description and v1's words of the lower one.
+    # A higher rank discards the code, the description and the states of the lower one.
     same = delivery if rank == delivery.rank else EMPTY_DELIVERY
     return structs.replace(
         delivery,
@@ -192,7 +172,7 @@ def _begin(event: Event, rank: int) -> Delivery:
         seen_delivered=status in _PROOFS,
         seen_failed=status is _FAILED,
         self_contradicted=event.contradicted,
-        receipt_expected=event.delivery_state is not None,
+        receipt_expected=event.receipt_expected,
         updated_at=event.received_at,
         **time,
     )
@@ -205,7 +185,7 @@ def _history(delivery: Delivery, event: Event) -> dict[str, Any]:
         "seen_delivered": delivery.seen_delivered or status in _PROOFS,
         "seen_failed": delivery.seen_failed or status is _FAILED,
         "self_contradicted": delivery.self_contradicted or event.contradicted,
-        "receipt_expected": delivery.receipt_expected or event.delivery_state is not None,
+        "receipt_expected": delivery.receipt_expected or event.receipt_expected,
         "updated_at": max(delivery.updated_at or event.received_at, event.received_at),
     }
     if (name := _TIME_OF.get(status)) is not None:

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from receiver.domain.delivery import AXES, EMPTY_DELIVERY, Change, Delivery, FinalConflict, first_of, merge
+from receiver.domain.delivery import EMPTY_DELIVERY, Change, Delivery, FinalConflict, StateRules, first_of, merge
 from receiver.domain.events import (
     MAX_EVENTS,
     MAX_MENTIONS,
@@ -289,26 +289,25 @@ PENDING: Final = "pending"
 PARTIAL: Final = "partial"
 
 
-def roll_up(deliveries: Iterable[Delivery], direction: Direction) -> MessageSummary:
+def roll_up(deliveries: Iterable[Delivery], direction: Direction, states: StateRules) -> MessageSummary:
     """The summary of a message: that of its recipients if they agree, else pending or partial."""
     rows = list(deliveries)
     if len(rows) == 1:
-        return _summary(rows[0], direction)
+        return _summary(rows[0], direction, states)
     contradicted = any(row.contradicted for row in rows)
     awaiting = direction is Direction.OUT and any(row.awaits_receipt for row in rows)
     if len({row.status for row in rows}) > 1:
-        pending = any(row.is_pending for row in rows)
-        status, delivery_state = (PENDING, "waiting") if pending else (PARTIAL, None)
-        return MessageSummary(status, "sent", delivery_state, None, None, contradicted, awaiting)
-    states = {row.axes for row in rows}
-    state, delivery_state = states.pop() if len(states) == 1 else AXES[rows[0].status]
+        status = PENDING if any(row.is_pending for row in rows) else PARTIAL
+        return MessageSummary(status, *states.of_status(status), None, None, contradicted, awaiting)
+    shown = {states.of_delivery(row) for row in rows}
+    state, delivery_state = shown.pop() if len(shown) == 1 else states.of_status(rows[0].status)
     codes = {(row.code, row.description) for row in rows}
     code, description = codes.pop() if len(codes) == 1 else (None, None)
     return MessageSummary(rows[0].status, state, delivery_state, code, description, contradicted, awaiting)
 
 
-def _summary(row: Delivery, direction: Direction) -> MessageSummary:
-    state, delivery_state = row.axes
+def _summary(row: Delivery, direction: Direction, states: StateRules) -> MessageSummary:
+    state, delivery_state = states.of_delivery(row)
     awaiting = direction is Direction.OUT and row.awaits_receipt
     return MessageSummary(row.status, state, delivery_state, row.code, row.description, row.contradicted, awaiting)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Final, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 
@@ -40,23 +40,6 @@ class MessagePlace:
     id: str
 
 
-# The delivery states that messages of a status can have, by the rules of the providers and of
-# `receiver.domain.delivery`: a delivery state is derived from the status, or comes from v1 events with this status.
-DELIVERY_STATES: Final[Mapping[str, frozenset[str]]] = {
-    "unknown": frozenset(),
-    "queued": frozenset({"waiting"}),
-    "sending": frozenset({"waiting"}),
-    "sent": frozenset({"waiting"}),
-    "unconfirmed": frozenset({"waiting", "not-delivered"}),
-    "delivered": frozenset({"delivered"}),
-    "failed": frozenset({"waiting", "not-delivered"}),
-    "read": frozenset({"delivered"}),
-    "received": frozenset({"waiting", "delivered", "not-delivered"}),
-    "pending": frozenset({"waiting"}),
-    "partial": frozenset(),
-}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageQuery:
     """A query for messages: filters, order and page. A filter that is None does not filter.
@@ -85,9 +68,11 @@ class MessageQuery:
     skip: int = 0
     size: int = 25
 
-    @property
-    def is_contradictory(self) -> bool:
-        """Whether no message can have all of these values; the database would search very many rows to find none."""
+    def is_contradictory(self, delivery_states: Mapping[str, frozenset[str]]) -> bool:
+        """Whether no message can have all of these values; the database would search very many rows to find none.
+
+        `delivery_states` are those that messages of each status can have.
+        """
         filters = ((self.direction, "in"), (self.status, "received"), (self.state, "received"))
         is_inbound = {value == inbound for value, inbound in filters if value is not None}
         if self.tag_verdict is not None:
@@ -96,7 +81,7 @@ class MessageQuery:
             return True
         if self.status is None or self.delivery_state is None:
             return False
-        return self.delivery_state not in DELIVERY_STATES.get(self.status, (self.delivery_state,))
+        return self.delivery_state not in delivery_states.get(self.status, (self.delivery_state,))
 
 
 class RecipientView(msgspec.Struct, frozen=True, gc=False):

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from receiver.domain.events import Api, Direction, Event, MessageFields, MessageKey, number_key
 from receiver.domain.message import Message, Recipient, roll_up
 from receiver.domain.queries import MessageQuery, MessageView, Page, RecipientView, SortOrder
+from receiver.providers import states
 from receiver.storage import event_log
 from receiver.storage.bulk import ExecuteMany, InsertMany, Spelling, Step, Transaction, upsert
 from receiver.storage.columns import json_text
@@ -103,7 +104,7 @@ def _message_row(
     message: Message, fields: MessageFields, recipients: Sequence[Recipient], listed_at: Any, spelling: Spelling
 ) -> _RowValues:
     time, flag = spelling.time, spelling.flag
-    summary = roll_up([recipient.delivery for recipient in recipients], message.direction)
+    summary = roll_up([recipient.delivery for recipient in recipients], message.direction, states)
     sender, media = fields.sender, fields.media
     return (
         message.api.value,
@@ -140,7 +141,7 @@ def _delivery_row(
     message: Message, recipient: Recipient, key: str, place: int, listed_at: Any, spelling: Spelling
 ) -> _RowValues:
     time, delivery = spelling.time, recipient.delivery
-    state, delivery_state = delivery.axes
+    state, delivery_state = states.of_delivery(delivery)
     return (
         message.api.value,
         message.direction.value,
@@ -242,7 +243,7 @@ _FLAGS: Final = {"contradicted": "messages.contradicted", "awaiting_receipt": "m
 
 async def find(database: Database, query: MessageQuery) -> Page[MessageView]:
     """A page of the messages that match a query, with their recipients."""
-    if query.is_contradictory:
+    if query.is_contradictory(states.DELIVERY_STATES):
         return Page(items=[], more=False)
     async with database.reading() as connection:
         rows = (await connection.execute(statement(query))).all()

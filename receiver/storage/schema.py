@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import SQLModel
 
 from receiver.errors import SchemaError
-from receiver.providers import bandwidth_codes
+from receiver.providers import delivery_codes
 from receiver.storage import sqlite_file
 from receiver.storage.database import Database
 from receiver.storage.journal import CALLBACKS, PROCESSOR
@@ -224,6 +224,6 @@ async def _write_codes(database: Database, connection: AsyncConnection) -> None:
     insert = database.insert(table)
     values = {column.name: insert.excluded[column.name] for column in table.columns if not column.primary_key}
     rows = [
-        {column.name: getattr(entry, column.name) for column in table.columns} for entry in bandwidth_codes.catalogue()
+        {column.name: getattr(entry, column.name) for column in table.columns} for entry in delivery_codes.catalogue()
     ]
     await connection.execute(insert.on_conflict_do_update(index_elements=["api", "code"], set_=values), rows)

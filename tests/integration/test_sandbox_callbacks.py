@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from receiver.domain.events import Api, Event, Quarantine, Status
-from receiver.providers.parser import parse
+from receiver.providers import parse
 from receiver.sandbox.callback_sender import RETRY_DELAYS
 from receiver.sandbox.faults import Fault
 from receiver.sandbox.magic_numbers import code_number, fault_number, magic_numbers

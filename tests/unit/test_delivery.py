@@ -11,6 +11,7 @@ from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api, Direction, Event, Failure, Status, TagVerdict, number_key
 from receiver.domain.fold import Batch
 from receiver.domain.message import Message, Recipient, fold, roll_up
+from receiver.providers import states
 from tests.events import at, make_event
 
 NUMBERS = ("+15550001", "+15550002", "15550002", "BandwidthRBM")
@@ -78,7 +79,7 @@ OF_A_DELIVERY = ("status", "contradicted", "sent_at", "delivered_at", "failed_at
 
 def rows_of(message: Message) -> Rows:
     recipients = message.recipients()
-    summary = roll_up([row.delivery for row in recipients], message.direction)
+    summary = roll_up([row.delivery for row in recipients], message.direction, states)
     values = {
         **{name: getattr(message.fields(), name) for name in FIELDS},
         **{name: getattr(message, name) for name in OF_A_MESSAGE},
@@ -96,7 +97,7 @@ def rows_of(message: Message) -> Rows:
 
 def delivery_row(row: Recipient, place: int) -> dict[str, Any]:
     delivery = row.delivery
-    state, delivery_state = delivery.axes
+    state, delivery_state = states.of_delivery(delivery)
     return {
         **{name: getattr(delivery, name) for name in OF_A_DELIVERY},
         "recipient": row.number,
@@ -129,7 +130,7 @@ def test_every_split_into_batches_gives_the_same_rows(
     rest = list(data.draw(st.permutations(events)))
     while rest:
         size = data.draw(st.integers(1, len(rest)))
-        batch = Batch(known, conflict=conflict, snapshot=rows_of)
+        batch = Batch(known, conflict=conflict, states=states, snapshot=rows_of)
         for event in rest[:size]:
             batch.take(event, 0)
         [(key, message)] = batch.messages.items()
@@ -282,7 +283,7 @@ def test_roll_up_is_the_status_the_recipients_agree_on(
     statuses: tuple[Status, Status], status: str, state: str, delivery_state: str | None
 ) -> None:
     events = [make_event(one, recipient=number, to=GROUP) for one, number in zip(statuses, GROUP, strict=True)]
-    standing = roll_up([row.delivery for row in fold(events).recipients()], Direction.OUT)
+    standing = roll_up([row.delivery for row in fold(events).recipients()], Direction.OUT, states)
     assert (standing.status, standing.state, standing.delivery_state) == (status, state, delivery_state)
 
 

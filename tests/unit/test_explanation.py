@@ -13,7 +13,7 @@ from receiver.domain.events import Api, Direction, Event, Failure, Status, TagVe
 from receiver.domain.explanation import Charged, Explanation, duration_text, explain, explain_publication, time_text
 from receiver.domain.message import fold
 from receiver.domain.queries import MessageView, PublicationView, RecipientView
-from receiver.providers import bandwidth_codes
+from receiver.providers import delivery_codes
 from receiver.storage.bulk import Spelling
 from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, rows_of
 from tests.events import at, make_event
@@ -46,7 +46,7 @@ def recipient_view(row: dict[str, Any]) -> RecipientView:
 
 
 def explained(*events: Event, now: datetime = NOW, conflict: FinalConflict = FinalConflict.FAILED_WINS) -> Explanation:
-    return explain(view_of(*events, conflict=conflict), events, bandwidth_codes, now)
+    return explain(view_of(*events, conflict=conflict), events, delivery_codes, now)
 
 
 def failed(code: int | None, **more: Any) -> Event:
@@ -508,7 +508,7 @@ def test_events_out_of_order_are_a_note() -> None:
 
 def test_status_remains_where_retention_has_deleted_the_events() -> None:
     view = view_of(failed(4720))
-    explanation = explain(view, [], bandwidth_codes, NOW)
+    explanation = explain(view, [], delivery_codes, NOW)
     assert explanation.headline == (
         "The message to +15550001 failed on 2026-01-01 00:00:05 UTC: the carrier refused it."
     )
@@ -518,14 +518,14 @@ def test_status_remains_where_retention_has_deleted_the_events() -> None:
 
 def test_v1_message_without_stored_events_gives_the_last_receipt() -> None:
     view = view_of(v1(Status.DELIVERED, state="sent", delivery_state="delivered"))
-    assert explain(view, [], bandwidth_codes, NOW).headline == (
+    assert explain(view, [], delivery_codes, NOW).headline == (
         "The message to +15550001 was delivered, as Bandwidth reported on 2026-01-01 00:00:07 UTC."
     )
 
 
 def test_earlier_events_deleted_by_retention_are_a_note() -> None:
     first, last = make_event(Status.SENDING, received=1), make_event(time=5, received=6)
-    notes = explain(view_of(first, last), [last], bandwidth_codes, NOW).notes
+    notes = explain(view_of(first, last), [last], delivery_codes, NOW).notes
     assert "The earlier events of this message are no longer stored: retention has deleted them." in notes
 
 
@@ -627,7 +627,7 @@ def test_no_explanation_contradicts_the_status(
     events: list[Event], are_stored: bool, conflict: FinalConflict, later: timedelta
 ) -> None:
     view = view_of(*events, conflict=conflict)
-    explanation = explain(view, events if are_stored else [], bandwidth_codes, at(0) + later)
+    explanation = explain(view, events if are_stored else [], delivery_codes, at(0) + later)
     rows = zip(explanation.recipients, view.recipients, strict=True)
     for one, row in rows:
         assert (one.recipient, one.status) == (row.number, row.status)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from receiver.domain.callbacks import Callback
 from receiver.domain.events import Api, Direction, Event, Quarantine, number_key
 from receiver.domain.message import fold
-from receiver.providers.parser import parse
+from receiver.providers import parse
 from receiver.sandbox import v1, v2
 from receiver.sandbox.expected import ExpectedStatus, expected_statuses
 from receiver.sandbox.faults import Fault, Rates

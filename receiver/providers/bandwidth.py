@@ -1,4 +1,8 @@
-"""Parses a callback: every member of its array becomes an event, or is rejected with a reason."""
+"""Bandwidth: its two APIs, and the parser of their callbacks.
+
+Every member of a callback's array becomes an event, or is rejected with a reason. The API version is recognised per
+event, not by URL: a v1 object that is posted to the v2 URL is parsed as v1, and the reverse.
+"""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -6,8 +10,10 @@ from typing import Any, Final
 from msgspec import structs
 
 from receiver.domain.callbacks import Callback, Element, Rejected
-from receiver.domain.events import Event, Quarantine
+from receiver.domain.events import Api, Event, Quarantine
 from receiver.providers import bandwidth_v1, bandwidth_v2, json_body, query_string
+from receiver.providers.bandwidth_codes import CODES
+from receiver.providers.base import CallbackUrl, Provider
 from receiver.providers.fields import LONGEST, Payload, quoted, text
 from receiver.providers.json_body import ParseError
 
@@ -137,3 +143,31 @@ def _unfamiliar(payload: Payload) -> str:
         if kind := text(payload.get(name)):
             return f"{name} {quoted(kind, 80)} is unfamiliar"
     return "neither a type nor an eventType"
+
+
+V1: Final = Provider(
+    api=Api.V1,
+    title="Bandwidth v1 (Catapult)",
+    fields="callbackUrl, incomingMessageUrl; then fallbackUrl",
+    source="/bandwidth/v1",
+    urls=(
+        CallbackUrl("/callbacks/bandwidth/v1", ("GET", "POST")),
+        CallbackUrl("/callbacks/bandwidth/v1/fallback", ("GET", "POST"), "fallback"),
+    ),
+    parse=parse,
+    expects_receipt=bandwidth_v1.expects_receipt,
+    codes=CODES[Api.V1],
+    user_in_url=True,
+)
+V2: Final = Provider(
+    api=Api.V2,
+    title="Bandwidth v2 (Messaging)",
+    fields="InboundCallbackUrl, OutboundCallbackUrl",
+    source="/bandwidth/v2",
+    urls=(
+        CallbackUrl("/callbacks/bandwidth/v2"),
+        CallbackUrl("/callbacks/bandwidth/v2/fallback", route="fallback"),
+    ),
+    parse=parse,
+    codes=CODES[Api.V2],
+)
