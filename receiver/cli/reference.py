@@ -75,8 +75,9 @@ def codes() -> Iterator[str]:
     yield "about one code. Whether a retry helps is documented for v2 only; a v1 code has the entry of its v2 code."
     yield ""
     for provider in PROVIDERS.values():
+        if not (listed := provider.codes.listed()):
+            continue
         yield from (f"## {provider.title}", "")
-        listed = provider.codes.listed()
         headings = ("Code", "Name", "Meaning", "Failure side", "Retry helps?")
         more = ("v2 code",) if provider.api is Api.V1 else ()
         yield from table((*headings, *more), map(_code, listed))

@@ -209,7 +209,7 @@ WRONG: list[tuple[dict[str, str], str]] = [
     ({"CALLBACK_CREDENTIALS": '["hunter2"]'}, 'RECEIVER_CALLBACK_CREDENTIALS: each must be "user:password"'),
     ({"CALLBACK_CREDENTIALS": '["user:"]'}, 'RECEIVER_CALLBACK_CREDENTIALS: each must be "user:password"'),
     ({"CALLBACK_CREDENTIALS": '[":hunter2"]'}, 'RECEIVER_CALLBACK_CREDENTIALS: each must be "user:password"'),
-    ({"CALLBACK_KEYS": '{"v3": "hunter2"}'}, "RECEIVER_CALLBACK_KEYS: v3 is not one of v1, v2"),
+    ({"CALLBACK_KEYS": '{"v3": "hunter2"}'}, "RECEIVER_CALLBACK_KEYS: v3 is not one of "),
     ({"CALLBACK_AUTH": "digest"}, "RECEIVER_CALLBACK_AUTH: "),
     ({"API_TOKENS": "hunter2"}, "RECEIVER_API_TOKENS must be JSON"),
     ({"API_TOKENS": '[""]'}, "RECEIVER_API_TOKENS: a token is empty"),
