@@ -14,7 +14,7 @@ from receiver.domain.events import Api, Event, Quarantine
 from receiver.providers import bandwidth_v1, bandwidth_v2, json_body, query_string
 from receiver.providers.bandwidth_codes import CODES
 from receiver.providers.base import CallbackUrl, Provider
-from receiver.providers.fields import LONGEST, Payload, quoted, text
+from receiver.providers.fields import LONGEST, Payload, quoted, text, with_storable_ids
 from receiver.providers.json_body import ParseError
 
 _VOICE_EVENTS: Final = frozenset(
@@ -96,9 +96,9 @@ def _parse_member(member: object, index: int, callback: Callback) -> Element:
     if type(member) is not dict:
         return Rejected(index, Quarantine.UNREADABLE, _NO_OBJECT.get(type(member), "a number in place of an object"))
     if bandwidth_v2.recognises(member):
-        element = _with_storable_ids(bandwidth_v2.parse_event(member, index, callback), index)
+        element = with_storable_ids(bandwidth_v2.parse_event(member, index, callback), index)
     elif bandwidth_v1.recognises(member):
-        element = _with_storable_ids(bandwidth_v1.parse_event(member, index, callback), index)
+        element = with_storable_ids(bandwidth_v1.parse_event(member, index, callback), index)
     else:
         element = _unrecognised(member, index)
     return element if type(element) is Event else structs.replace(element, message_id=_message_id(member))
@@ -109,17 +109,6 @@ def _message_id(payload: Payload) -> str | None:
     message = payload.get("message")
     found = text(message.get("id")) if type(message) is dict else text(payload.get("messageId"))
     return found if found and len(found) <= LONGEST else None
-
-
-def _with_storable_ids(element: Element, index: int) -> Element:
-    """The element, rejected if one of its ids or numbers is too long for a database index."""
-    if type(element) is not Event:
-        return element
-    fields = element.fields
-    looked_up = (element.message_id, element.recipient, fields.sender, fields.application_id, *fields.recipients)
-    if all(value is None or len(value) <= LONGEST for value in looked_up):
-        return element
-    return Rejected(index, Quarantine.UNREADABLE, f"an id or a number has more than {LONGEST} characters")
 
 
 def _unrecognised(payload: Payload, index: int) -> Rejected:
