@@ -37,6 +37,7 @@ def make_event(
         delivery=(more.get("state"), more.get("delivery_state")),
         code=str(code) if code is not None else None,
     )
+    expects_receipt = PROVIDERS[api].expects_receipt
     direction = Direction.IN if status is Status.RECEIVED else Direction.OUT
     return Event(
         **{
@@ -49,7 +50,7 @@ def make_event(
             "recipient": recipient,
             "occurred_at": occurred_at,
             "code": code,
-            "receipt_expected": PROVIDERS[api].expects_receipt(more.get("delivery_state")),
+            "receipt_expected": expects_receipt is None or expects_receipt(more.get("delivery_state")),
             "fields": MessageFields(sender="+15559999", recipients=to, **(fields or {})),
             "received_at": at(received),
             "route": "primary",

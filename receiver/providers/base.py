@@ -110,7 +110,8 @@ class Provider:
     `title` and `fields` are printed when the server starts: the name of the API, and the fields at the provider that
     take its URLs, with user and password in them if `user_in_url`. `source` is that of its CloudEvents. `parse` yields
     the elements of a callback and never raises. `expects_receipt` tells from the `delivery_state` of an event whether a
-    final event follows. A provider without `signature` is authenticated by HTTP Basic, before the body is read.
+    final event follows; None: always. Without `signature`, callbacks are authenticated by HTTP Basic before the body is
+    read.
     """
 
     api: Api
@@ -119,7 +120,7 @@ class Provider:
     source: str
     urls: tuple[CallbackUrl, ...]
     parse: Callable[[Callback], Iterator[Element]]
-    expects_receipt: Callable[[str | None], bool] = lambda _delivery_state: True
+    expects_receipt: Callable[[str | None], bool] | None = None
     codes: Codes = NO_CODES
     user_in_url: bool = False
     signature: Signature | None = None

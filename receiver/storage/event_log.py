@@ -247,6 +247,7 @@ _encode: Final = msgspec.json.Encoder().encode
 def event_of(row: Row[Any]) -> Event:
     """The event of a row of the log; its text and media are stored with the message."""
     stored, provider = msgspec.convert(row.facts, _Stored), PROVIDERS[row.api]
+    expects_receipt = provider.expects_receipt
     return Event(
         id=row.id,
         api=provider.api,
@@ -262,7 +263,7 @@ def event_of(row: Row[Any]) -> Event:
         failure=Failure(stored.failure) if stored.failure is not None else None,
         state=stored.state,
         delivery_state=stored.delivery_state,
-        receipt_expected=provider.expects_receipt(stored.delivery_state),
+        receipt_expected=expects_receipt is None or expects_receipt(stored.delivery_state),
         contradicted=stored.contradicted,
         tag_verdict=TagVerdict(row.tag_verdict),
         fields=_fields(stored),
