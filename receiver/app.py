@@ -36,6 +36,7 @@ from receiver.worker import configured_sinks, tag_checker, tag_keys
 
 RELOADED: Final = (
     "callback_credentials",
+    "callback_keys",
     "callback_networks",
     "api_tokens",
     "tag_keys",
@@ -207,6 +208,7 @@ def _admission(settings: Settings) -> Admission:
         credentials=Credentials(pairs) if settings.callback_auth == "basic" else None,
         networks=settings.callback_networks,
         max_body_bytes=settings.max_body_bytes,
+        keys={api: key.get_secret_value() for api, key in settings.callback_keys.items()},
     )
 
 

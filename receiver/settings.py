@@ -33,6 +33,7 @@ from pydantic_settings import SettingsError as PydanticSettingsError
 
 from receiver.domain.delivery import FinalConflict
 from receiver.errors import SettingsError
+from receiver.providers import PROVIDERS
 from receiver.tags import TagPolicy, parse_keys
 
 PREFIX: Final = "RECEIVER_"
@@ -106,6 +107,11 @@ class Settings(BaseSettings):
         description='List of `"user:password"` for callbacks. Each of them is accepted, the first is printed. With '
         "SQLite the first start generates them.",
     )
+    callback_keys: dict[str, SecretStr] = Field(
+        {},
+        description="Keys of providers that sign their callbacks, by API. Bandwidth signs none: its callbacks need "
+        "`callback_credentials`.",
+    )
     callback_auth: Literal["basic", "none"] = Field("basic", description="How callbacks are authenticated.")
     api_tokens: list[SecretStr] = Field(
         [],
@@ -159,6 +165,13 @@ class Settings(BaseSettings):
         if not all(user and password for user, _, password in pairs):
             raise ValueError('each must be "user:password"')
         return credentials
+
+    @field_validator("callback_keys")
+    @classmethod
+    def _check_apis(cls, keys: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        if unknown := sorted(keys.keys() - PROVIDERS.keys()):
+            raise ValueError(f"{unknown[0]} is not one of {', '.join(sorted(PROVIDERS))}")
+        return keys
 
     @field_validator("api_tokens")
     @classmethod

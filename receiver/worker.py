@@ -26,10 +26,10 @@ from receiver.clock import now
 from receiver.dispatch.dispatcher import Dispatchers
 from receiver.dispatch.reader import Wakeup
 from receiver.errors import ReceiverError
-from receiver.intake.endpoint import URLS
 from receiver.intake.processor import Processor, ProcessorStatus
 from receiver.intake.tag_checker import TagChecker
 from receiver.metrics import WorkerMetrics
+from receiver.providers.registry import URLS
 from receiver.settings import Settings, restore
 from receiver.sinks import registry
 from receiver.sinks.registry import ConfiguredSink
@@ -76,7 +76,7 @@ def tag_keys(settings: Settings) -> dict[str, str]:
 def configured_sinks(settings: Settings) -> list[ConfiguredSink]:
     """The sinks of the settings. None of them may publish to a callback URL of this receiver."""
     addresses = {settings.base_url, settings.listen_url}
-    return registry.configure(settings.sinks, {address + url.path for address in addresses for url in URLS})
+    return registry.configure(settings.sinks, {address + url.path for address in addresses for _, url in URLS})
 
 
 class Worker:

@@ -10,6 +10,7 @@ from receiver.dispatch.publish import publication
 from receiver.domain.delivery import EMPTY_DELIVERY, Change, merge
 from receiver.domain.events import Event, Status
 from receiver.domain.publication import Appended, LogEntry, Publication
+from receiver.providers import states
 from receiver.sinks.registry import ConfiguredSink, configure
 from receiver.storage import event_log
 from receiver.storage.database import Database
@@ -28,7 +29,7 @@ def life(message_id: str, statuses: Iterable[Status] = STATUSES, **changes: Any)
 
 
 def appended(event: Event) -> Appended:
-    return Appended.of(event, Change(None, merge(EMPTY_DELIVERY, event), True))
+    return Appended.of(event, Change(None, merge(EMPTY_DELIVERY, event), True), states)
 
 
 async def append(database: Database, events: Iterable[Event]) -> list[LogEntry]:

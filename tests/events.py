@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from receiver.domain.events import Api, Direction, Event, MessageFields, Status, event_id
+from receiver.providers import PROVIDERS
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -36,6 +37,7 @@ def make_event(
         delivery=(more.get("state"), more.get("delivery_state")),
         code=str(code) if code is not None else None,
     )
+    expects_receipt = PROVIDERS[api].expects_receipt
     direction = Direction.IN if status is Status.RECEIVED else Direction.OUT
     return Event(
         **{
@@ -48,6 +50,7 @@ def make_event(
             "recipient": recipient,
             "occurred_at": occurred_at,
             "code": code,
+            "receipt_expected": expects_receipt is None or expects_receipt(more.get("delivery_state")),
             "fields": MessageFields(sender="+15559999", recipients=to, **(fields or {})),
             "received_at": at(received),
             "route": "primary",

@@ -8,6 +8,7 @@ from receiver.domain.publication import LogEntry
 from receiver.errors import Conflict, Expired
 from receiver.models.codes import reason_of
 from receiver.models.queries import PullQuery
+from receiver.providers import PROVIDERS
 from receiver.storage import log_positions
 from receiver.storage.log_positions import LogBounds
 
@@ -43,8 +44,9 @@ def refuse_gap(after: int, log: LogBounds) -> None:
 
 
 def _published(entry: LogEntry) -> dict[str, Any]:
-    reason = reason_of(entry.event.api, entry.delivery.code)
-    return cloud_event(entry, reason.model_dump() if reason else None)
+    api = entry.event.api
+    reason = reason_of(api, entry.delivery.code)
+    return cloud_event(entry, PROVIDERS[api].source, reason.model_dump() if reason else None)
 
 
 OPERATIONS: Final = (

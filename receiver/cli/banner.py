@@ -1,12 +1,12 @@
 """The lines that `receiver serve` prints once it listens: callback URLs, addresses of the API, credentials."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from receiver.providers import PROVIDERS
+from receiver.providers.base import Provider
 from receiver.settings import PREFIX, Settings
-
-_V1 = "/callbacks/bandwidth/v1"
-_V2 = "/callbacks/bandwidth/v2"
 
 
 def banner(settings: Settings, *, given: Settings, file: Path | None, secrets: bool) -> list[str]:
@@ -18,10 +18,7 @@ def banner(settings: Settings, *, given: Settings, file: Path | None, secrets: b
         f"receiver listens on {settings.base_url}",
         *_unreachable(settings),
         "",
-        "Bandwidth v1 (Catapult): callbackUrl, incomingMessageUrl; then fallbackUrl",
-        *(f"  {_with_user(settings, path, secrets)}" for path in (_V1, f"{_V1}/fallback")),
-        "Bandwidth v2 (Messaging): InboundCallbackUrl, OutboundCallbackUrl",
-        f"  {settings.base_url}{_V2}",
+        *(line for api in sorted(PROVIDERS) for line in _urls(settings, PROVIDERS[api], secrets)),
         *_user(settings, secrets),
         *_stored_in("callback_credentials", settings, given, file, secrets),
         "",
@@ -31,6 +28,15 @@ def banner(settings: Settings, *, given: Settings, file: Path | None, secrets: b
         *_token(settings, secrets),
         *_stored_in("api_tokens", settings, given, file, secrets),
     ]
+
+
+def _urls(settings: Settings, provider: Provider, secrets: bool) -> Iterator[str]:
+    yield f"{provider.title}: {provider.fields}"
+    for url in provider.urls:
+        if provider.user_in_url:
+            yield f"  {_with_user(settings, url.path, secrets)}"
+        elif url.route == "primary":
+            yield f"  {settings.base_url}{url.path}"
 
 
 def _unreachable(settings: Settings) -> list[str]:

@@ -17,8 +17,8 @@ from receiver.api.openapi_page import table, type_words
 from receiver.app import RELOADED
 from receiver.cli.program import app
 from receiver.domain.events import Api
-from receiver.providers import bandwidth_codes
-from receiver.providers.bandwidth_codes import CodeEntry
+from receiver.providers import PROVIDERS, delivery_codes
+from receiver.providers.delivery_codes import CodeEntry
 from receiver.settings import PREFIX, SOURCES, Settings
 
 _COLUMNS: Final = 118
@@ -74,18 +74,19 @@ def codes() -> Iterator[str]:
     yield "or the handset fails, and `other` where the code does not say. `receiver codes CODE` prints more"
     yield "about one code. Whether a retry helps is documented for v2 only; a v1 code has the entry of its v2 code."
     yield ""
-    for api, title in ((Api.V2, "v2 (Messaging)"), (Api.V1, "v1 (Catapult)")):
-        yield from (f"## {title}", "")
-        listed = [entry for entry in bandwidth_codes.catalogue() if entry.api == api]
+    for provider in PROVIDERS.values():
+        if not (listed := provider.codes.listed()):
+            continue
+        yield from (f"## {provider.title}", "")
         headings = ("Code", "Name", "Meaning", "Failure side", "Retry helps?")
-        more = ("v2 code",) if api is Api.V1 else ()
+        more = ("v2 code",) if provider.api is Api.V1 else ()
         yield from table((*headings, *more), map(_code, listed))
 
 
 def _code(entry: CodeEntry) -> tuple[str, ...]:
-    side = bandwidth_codes.failure_side(entry.api, entry.code).value if entry.outcome == "failed" else entry.outcome
+    side = delivery_codes.failure_side(entry.api, entry.code).value if entry.outcome == "failed" else entry.outcome
     # v1 documents no retries, but its codes have the meaning of a v2 code.
-    known = bandwidth_codes.entry(Api.V2, entry.v2_analogue) if entry.v2_analogue is not None else entry
+    known = delivery_codes.entry(Api.V2, entry.v2_analogue) if entry.v2_analogue is not None else entry
     retry = _YES_OR_NO[known.retryable if known else None] if entry.outcome != "delivered" else "no"
     limit = f", {'once' if entry.retry_limit == 1 else f'{entry.retry_limit} times'}" if entry.retry_limit else ""
     analogue = (str(entry.v2_analogue or "-"),) if entry.api is Api.V1 else ()

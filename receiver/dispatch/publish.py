@@ -31,7 +31,7 @@ from receiver.domain.publication import (
     Superseded,
 )
 from receiver.domain.window import Attempt
-from receiver.providers import bandwidth_codes
+from receiver.providers import PROVIDERS, delivery_codes
 from receiver.sinks.base import Sink
 from receiver.sinks.concurrency import CHECK_SECONDS, call_sink, check_error, error_name
 
@@ -44,7 +44,7 @@ _MAX_RESPONSE_CODE: Final = 2**31
 def publication(entry: LogEntry) -> Publication:
     """Makes the publication of a log entry: the CloudEvent and its JSON, the same for every sink."""
     event = entry.event
-    envelope = cloud_event(entry, _meaning(event.api, entry.delivery.code))
+    envelope = cloud_event(entry, PROVIDERS[event.api].source, _meaning(event.api, entry.delivery.code))
     return Publication(
         id=event.id,
         position=entry.position,
@@ -131,7 +131,7 @@ def _too_large(sink: Sink) -> Result:
 
 @lru_cache(maxsize=1024)
 def _meaning(api: Api, code: int | None) -> dict[str, Any] | None:
-    meaning = bandwidth_codes.meaning(api, code)
+    meaning = delivery_codes.meaning(api, code)
     return asdict(meaning) if meaning else None
 
 

@@ -1,4 +1,4 @@
-"""A callback: one HTTP request from Bandwidth, raw, and the elements that parsing it gives."""
+"""A callback: one HTTP request from a provider, raw, and the elements that parsing it gives."""
 
 from datetime import datetime
 from typing import final
@@ -9,11 +9,11 @@ from receiver.domain.events import Api, Event, Quarantine
 
 
 class Callback(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One HTTP request from Bandwidth, unchanged.
+    """One HTTP request from a provider, unchanged.
 
-    `api` and `route` (`primary`, `fallback`) come from the URL; the API version of an event is recognised from the
-    event itself. `query` is the raw query string, `headers` lacks the headers that hold secrets, `remote` is the
-    peer's address.
+    `api` and `route` (`primary`, `fallback`) come from the URL; Bandwidth's parser recognises the API version of an
+    event from the event itself. `query` is the raw query string, `headers` lacks the headers that hold secrets,
+    `remote` is the peer's address.
     """
 
     id: str

@@ -18,13 +18,13 @@ def rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"
 
 
-def cloud_event(entry: LogEntry, reason: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The CloudEvent of an entry; `reason` is the meaning of its delivery's code."""
+def cloud_event(entry: LogEntry, source: str, reason: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The CloudEvent of an entry; `source` is its provider's, `reason` the meaning of its delivery's code."""
     event = entry.event
     return {
         "specversion": "1.0",
         "id": event.id,
-        "source": f"/bandwidth/{event.api}",
+        "source": source,
         "type": event_type(event),
         "subject": event.message_id,
         "time": rfc3339(event.occurred_at or event.received_at),

@@ -1,4 +1,4 @@
-"""Events, normalized from Bandwidth's callbacks: their statuses, their fields, their identity."""
+"""Events, normalized from callbacks: their statuses, their fields, their identity."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ class MessageFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `recipients` is `message.to` (v1: `to`) as given, empty if the event has none. The log does not store `text` and
     `media`, which are stored with the message alone: in an event that is read from the log, `has_text` and `has_media`
-    say whether the callback had any. `created_at` is when Bandwidth created the message.
+    say whether the callback had any. `created_at` is when the provider created the message.
     """
 
     sender: str | None = None
@@ -85,11 +85,12 @@ PLAIN_FIELDS: Final = (
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A normalized fact about one message and one recipient.
 
-    `recipient` is None if the callback names no number, or does not say which of several it is about. `type` is
-    Bandwidth's word (`message-delivered`; v1: `sms`, `mms`). `status` is the event's own status, before any merge.
-    `state` and `delivery_state` are v1's values if they are known ones. `contradicted` is true if the event contradicts
-    itself. `occurred_at` is Bandwidth's clock (never set for v1, whose `time` is the creation of the message),
-    `received_at` ours. `id` is the digest made by `event_id`.
+    `recipient` is None if the callback names no number, or does not say which of several it is about. `type` is the
+    provider's word (`message-delivered`; v1: `sms`, `mms`). `status` is the event's own status, before any merge.
+    `state` and `delivery_state` are v1's values if they are known ones. `receipt_expected` tells whether the provider
+    sends a final event after this one. `contradicted` is true if the event contradicts itself. `occurred_at` is the
+    provider's clock (never set for v1, whose `time` is the creation of the message), `received_at` ours. `id` is the
+    digest made by `event_id`.
     """
 
     id: str
@@ -106,6 +107,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     failure: Failure | None = None
     state: str | None = None
     delivery_state: str | None = None
+    receipt_expected: bool = True
     contradicted: bool = False
     tag_verdict: TagVerdict = TagVerdict.UNCHECKED
     fields: MessageFields = msgspec.field(default_factory=MessageFields)

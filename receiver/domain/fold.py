@@ -8,8 +8,9 @@ import msgspec
 from msgspec import structs
 
 from receiver.domain.callbacks import Rejected
-from receiver.domain.delivery import FinalConflict, Message
+from receiver.domain.delivery import FinalConflict, StateRules
 from receiver.domain.events import MAX_EVENTS, Event, MessageKey, Quarantine
+from receiver.domain.message import Message
 from receiver.domain.publication import Appended
 
 __all__ = ["Batch", "MessageKey", "Repeat"]
@@ -33,6 +34,8 @@ class Batch(Generic[S]):
     has, with the first callback of each. A message in `forgotten` lost events to retention: a late event of it is
     appended to the log and changes nothing.
 
+    `states` has the rules for the states that the log shows for a delivery.
+
     `appended` are the entries for the log. `messages` are the messages with a new event, after all their events.
     `before` holds the `snapshot` of each such message before its first new event, if it had events before.
     """
@@ -44,6 +47,7 @@ class Batch(Generic[S]):
         forgotten: Collection[MessageKey] = (),
         full: Mapping[MessageKey, Mapping[str, str]] = _NONE_FULL,
         conflict: FinalConflict = FinalConflict.FAILED_WINS,
+        states: StateRules,
         snapshot: Callable[[Message], S],
     ) -> None:
         self.appended: list[Appended] = []
@@ -53,6 +57,7 @@ class Batch(Generic[S]):
         self._forgotten = frozenset(forgotten)
         self._full = full
         self._conflict = conflict
+        self._states = states
         self._snapshot = snapshot
         self._folded: dict[MessageKey, Message] = {}
         self._seen = {event.id: event.callback_id for events in known.values() for event in events}
@@ -103,6 +108,6 @@ class Batch(Generic[S]):
         change = message.add(event)
         if key in self._forgotten:
             change = structs.replace(change, changed=False)
-        entry = Appended.of(event, change)
+        entry = Appended.of(event, change, self._states)
         self.appended.append(entry)
         return entry

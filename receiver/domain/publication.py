@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from receiver.domain.delivery import Change, Delivery
+from receiver.domain.delivery import Change, Delivery, StateRules
 from receiver.domain.events import Event
 from receiver.domain.retry import RetryPolicy
 
@@ -24,8 +24,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     contradicted: bool
 
     @classmethod
-    def of(cls, delivery: Delivery) -> "Snapshot":
-        state, delivery_state = delivery.axes
+    def of(cls, delivery: Delivery, states: StateRules) -> "Snapshot":
+        state, delivery_state = states.of_delivery(delivery)
         return cls(
             status=delivery.status,
             state=state,
@@ -45,12 +45,12 @@ class Appended(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     delivery: Snapshot
 
     @classmethod
-    def of(cls, event: Event, change: Change) -> "Appended":
+    def of(cls, event: Event, change: Change, states: StateRules) -> "Appended":
         return cls(
             event=event,
             previous_status=change.before.status if change.before else None,
             changed=change.changed,
-            delivery=Snapshot.of(change.after),
+            delivery=Snapshot.of(change.after, states),
         )
 
 

@@ -1,26 +1,8 @@
-"""What a status implies for the delivery state, and how far the publication of an event has got."""
+"""How far the publication of an event has got."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal
-
-# The delivery states that messages of a status can have, by the rules of the providers and of
-# `receiver.domain.delivery`: a delivery state is derived from the status, or comes from v1 events with this status.
-DELIVERY_STATES: Final[Mapping[str, frozenset[str]]] = {
-    "unknown": frozenset(),
-    "queued": frozenset({"waiting"}),
-    "sending": frozenset({"waiting"}),
-    "sent": frozenset({"waiting"}),
-    "unconfirmed": frozenset({"waiting", "not-delivered"}),
-    "delivered": frozenset({"delivered"}),
-    "failed": frozenset({"waiting", "not-delivered"}),
-    "read": frozenset({"delivered"}),
-    "received": frozenset({"waiting", "delivered", "not-delivered"}),
-    "pending": frozenset({"waiting"}),
-    "partial": frozenset(),
-}
-
+from typing import Literal
 
 PublicationState = Literal["published", "dead_letter", "retry", "parked", "waiting", "passed"]
 

@@ -10,7 +10,10 @@ class Word(StrEnum):
 
 
 class Api(Word):
-    """The version of Bandwidth's API: v1 (Catapult) or v2."""
+    """The API that a message came through, as it is stored; `receiver.providers` knows what follows from it.
+
+    `v1` (Catapult) and `v2` are the versions of Bandwidth's API.
+    """
 
     V1 = "v1"
     V2 = "v2"

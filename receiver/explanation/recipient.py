@@ -10,8 +10,8 @@ from typing import Final
 from receiver.domain.events import Direction, Event, Status, number_key
 from receiver.explanation.words import capitalised, paragraph, quoted, recipient_text, same_words, time_text
 from receiver.models.messages import MessageRead, RecipientRead
-from receiver.providers import bandwidth_codes
-from receiver.providers.bandwidth_codes import CodeEntry, Reason
+from receiver.providers import delivery_codes
+from receiver.providers.delivery_codes import CodeEntry, Reason
 
 
 class Charged(StrEnum):
@@ -224,10 +224,10 @@ class Recipients:
         number, api = row.delivery_code, self.message.api
         if number is None or row.status not in _CODED:
             return None
-        listed = bandwidth_codes.entry(api, number)
+        listed = delivery_codes.entry(api, number)
         if number == 0 and listed is None:
             return None
-        return Code(number, listed or bandwidth_codes.reason(api, number), listed)
+        return Code(number, listed or delivery_codes.reason(api, number), listed)
 
     def moment(self, row: RecipientRead) -> Moment:
         """When the status of a delivery came about, by Bandwidth's clock where it gave a time."""

@@ -11,7 +11,7 @@ from receiver.domain.queries import PublicationView
 from receiver.explanation.recipient import Recipients
 from receiver.explanation.words import capitalised, counted, duration_text, on, recipient_text
 from receiver.models.messages import MessageRead, RecipientRead
-from receiver.providers import bandwidth_codes
+from receiver.providers import delivery_codes
 
 # An event that is received later than this after it occurred is worth a note.
 _LATE: Final = timedelta(minutes=1)
@@ -76,7 +76,7 @@ def _what(event: Event) -> str:
         Status.RECEIVED: "Received",
     }.get(event.status, capitalised(event.status))
     what = f"{words} for {event.recipient}" if event.recipient else words
-    if event.code is not None and (listed := bandwidth_codes.entry(event.api, event.code)):
+    if event.code is not None and (listed := delivery_codes.entry(event.api, event.code)):
         what = f"{what}: code {event.code} ({listed.name})"
     elif event.code:
         what = f"{what}: code {event.code}"

@@ -1,7 +1,8 @@
 """The callback routes: check credentials before the body, bound the body while it streams, append to the journal, 200.
 
-Nothing here parses a callback. Whatever its content, the answer is 200 once it is on disk: any other answer makes
-Bandwidth repeat the identical request for a day (contract, section 1).
+A provider that signs its callbacks is checked after the body. Nothing here parses a callback. Whatever its content, the
+answer is 200 once it is on disk: any other answer makes Bandwidth repeat the identical request for a day (contract,
+section 1).
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import ipaddress
 import itertools
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Protocol
 
@@ -23,8 +24,9 @@ from starlette.types import Receive, Scope, Send
 
 from receiver import failpoints
 from receiver.domain.callbacks import Callback
-from receiver.domain.events import Api
 from receiver.errors import JournalFull, StorageUnavailable
+from receiver.providers.base import CallbackUrl, Provider
+from receiver.providers.registry import URLS
 
 log = structlog.get_logger("receiver.endpoint")
 
@@ -33,24 +35,6 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _RETRY_AFTER: Final = (b"retry-after", b"2")
 _CHALLENGE: Final = (b"www-authenticate", b'Basic realm="receiver", charset="UTF-8"')
 _SECRET_HEADERS: Final = frozenset({b"authorization", b"proxy-authorization", b"cookie"})
-
-
-@dataclass(frozen=True, slots=True)
-class CallbackUrl:
-    """One callback URL: its path, its API version, its route (`primary` or `fallback`), and its methods."""
-
-    path: str
-    api: Api
-    route: str
-    methods: tuple[str, ...]
-
-
-URLS: Final = (
-    CallbackUrl("/callbacks/bandwidth/v2", Api.V2, "primary", ("POST",)),
-    CallbackUrl("/callbacks/bandwidth/v1", Api.V1, "primary", ("GET", "POST")),
-    CallbackUrl("/callbacks/bandwidth/v1/fallback", Api.V1, "fallback", ("GET", "POST")),
-    CallbackUrl("/callbacks/bandwidth/v2/fallback", Api.V2, "fallback", ("POST",)),
-)
 
 
 class _RequestRejected(Exception):
@@ -90,11 +74,15 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """Who may post callbacks (credentials None: anybody; no networks: from anywhere), and their maximum size."""
+    """Who may post callbacks (credentials None: anybody; no networks: from anywhere), and their maximum size.
+
+    `keys` has, by API, the keys of the providers that sign their callbacks.
+    """
 
     credentials: Credentials | None
     networks: Sequence[Network]
     max_body_bytes: int
+    keys: Mapping[str, str] = field(default_factory=dict)
 
 
 class EndpointObserver(Protocol):
@@ -124,12 +112,12 @@ class CallbackEndpoints:
         self._clock = clock
 
     def routes(self) -> list[Route]:
-        return [Route(url.path, _Endpoint(url, self), include_in_schema=False) for url in URLS]
+        return [Route(url.path, _Endpoint(provider, url, self), include_in_schema=False) for provider, url in URLS]
 
-    async def answer(self, url: CallbackUrl, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(self, provider: Provider, url: CallbackUrl, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request to a callback URL."""
         try:
-            callback = await self._admit(url, scope, receive)
+            callback = await self._admit(provider, url, scope, receive)
             if failpoints.ARMED:
                 failpoints.reach("body")
             await self._journal.append(callback)
@@ -152,7 +140,7 @@ class CallbackEndpoints:
         else:
             await _answer(send, 200)
 
-    async def _admit(self, url: CallbackUrl, scope: Scope, receive: Receive) -> Callback:
+    async def _admit(self, provider: Provider, url: CallbackUrl, scope: Scope, receive: Receive) -> Callback:
         """The request as a callback; raises _RequestRejected. The first check that fails decides the answer."""
         admission = self.admission
         method: str = scope["method"]
@@ -162,14 +150,19 @@ class CallbackEndpoints:
         if method not in url.methods:
             raise _RequestRejected(405, "method", (b"allow", ", ".join(url.methods).encode()))
         authorization, headers = _headers(scope["headers"])
-        if admission.credentials and not admission.credentials.accept(authorization):
+        signature = provider.signature
+        if admission.credentials and not signature and not admission.credentials.accept(authorization):
             raise _RequestRejected(401, "unauthorized", _CHALLENGE)
         body = b"" if method == "GET" else await _body(headers, receive, admission.max_body_bytes)
         now = self._clock()
+        if admission.credentials and signature:
+            key = admission.keys.get(provider.api)
+            if not key or not signature(key, headers, body, now):
+                raise _RequestRejected(401, "unauthorized")
         return Callback(
             id=new_callback_id(now),
             received_at=now,
-            api=url.api,
+            api=provider.api,
             route=url.route,
             method=method,
             remote=remote,
@@ -182,11 +175,11 @@ class CallbackEndpoints:
 class _Endpoint:
     """One callback URL as an ASGI application, as Starlette's `Route` accepts it."""
 
-    def __init__(self, url: CallbackUrl, endpoints: CallbackEndpoints) -> None:
-        self._url, self._endpoints = url, endpoints
+    def __init__(self, provider: Provider, url: CallbackUrl, endpoints: CallbackEndpoints) -> None:
+        self._provider, self._url, self._endpoints = provider, url, endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._endpoints.answer(self._url, scope, receive, send)
+        await self._endpoints.answer(self._provider, self._url, scope, receive, send)
 
 
 # --- the body ---

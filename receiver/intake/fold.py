@@ -15,7 +15,7 @@ from receiver.domain.events import Event, Quarantine
 from receiver.domain.fold import Batch, MessageKey, Repeat
 from receiver.domain.publication import Appended
 from receiver.intake.tag_checker import TagChecker
-from receiver.providers import parser
+from receiver.providers import PROVIDERS, states
 from receiver.storage import event_log, messages, processor
 from receiver.storage.bulk import Step, Transaction
 from receiver.storage.database import Database, is_data_error
@@ -71,7 +71,7 @@ async def parse(callback: Callback, checker: TagChecker) -> Parsed:
     """Parses one callback and checks its tags. A callback on which the parser fails is quarantined."""
     parsed = Parsed(callback)
     try:
-        for index, element in enumerate(parser.parse(callback)):
+        for index, element in enumerate(PROVIDERS[callback.api].parse(callback)):
             checked = checker.check(element, index) if type(element) is Event else element
             if type(checked) is Event:
                 parsed.events.append((index, checked))
@@ -138,6 +138,7 @@ class Folder:
                 forgotten=forgotten,
                 full=known.full,
                 conflict=self._conflict,
+                states=states,
                 snapshot=lambda message: rows_of(message, transaction.spelling),
             )
             await _take(folded, batch)

@@ -5,7 +5,7 @@ from sqlmodel import Field, SQLModel
 
 from receiver.domain.events import Api
 from receiver.models.columns import Read, table_of, text_column
-from receiver.providers import bandwidth_codes
+from receiver.providers import delivery_codes
 
 
 class ReasonBase(SQLModel):
@@ -51,5 +51,5 @@ DELIVERY_CODES = table_of(DeliveryCodeRow)
 
 def reason_of(api: Api, code: int | None) -> ReasonRead | None:
     """What is shown of the meaning of a code."""
-    meaning = bandwidth_codes.meaning(api, code)
+    meaning = delivery_codes.meaning(api, code)
     return ReasonRead.model_validate(meaning) if meaning else None

@@ -13,7 +13,6 @@ from pydantic.alias_generators import to_camel
 
 from receiver.domain.events import Api, Direction, Quarantine, TagVerdict
 from receiver.domain.publication import DeadLetterReason
-from receiver.domain.queries import DELIVERY_STATES
 from receiver.models.parameters import (
     Boolean,
     CallbackCursor,
@@ -27,6 +26,7 @@ from receiver.models.parameters import (
     Size,
     Text,
 )
+from receiver.providers.states import DELIVERY_STATES
 
 Item = TypeVar("Item")
 

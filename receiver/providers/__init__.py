@@ -1,10 +1,10 @@
-"""Parses Bandwidth's callbacks (bytes in, normalized events out), and holds the catalogue of its codes.
+"""Parses the callbacks of providers (bytes in, normalized events out), and holds all that is known of each provider.
 
-`parse` returns the elements of a callback. One module per API version knows its shapes. Nothing here uses a database,
-the network, a clock or a log, and no callback makes it raise, whatever it contains.
+`registry` lists the providers, `base` says what a provider is. `bandwidth` parses Bandwidth's callbacks, with a module
+for each API version. Nothing here uses a database, the network, a clock or a log, and no callback makes a parser raise,
+whatever it contains.
 """
 
-from receiver.providers.bandwidth_codes import CodeEntry, Reason, catalogue, entry, reason
-from receiver.providers.parser import parse
+from receiver.providers.registry import PROVIDERS, parse
 
-__all__ = ["CodeEntry", "Reason", "catalogue", "entry", "parse", "reason"]
+__all__ = ["PROVIDERS", "parse"]

@@ -3,6 +3,7 @@
 The key of a code is (API version, number), never its name: names moved between editions of Bandwidth's documents.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -11,35 +12,9 @@ from typing import Final
 import orjson
 
 from receiver.domain.events import Api, Failure
+from receiver.providers.base import CodeEntry, Codes, Reason
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reason:
-    """The meaning of a code, in words for people; `retryable` and `billable` are None if no document says."""
-
-    name: str
-    description: str
-    category: str
-    retryable: bool | None
-    billable: bool | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CodeEntry(Reason):
-    """A code as Bandwidth's documents list it.
-
-    `outcome` is its meaning for the delivery (`delivered`, `failed`, `unconfirmed`), `retry_limit` how many retries
-    make sense, `status` whether it is `current`, `historic` or `unlisted`, `v2_analogue` v2's number for a v1 code.
-    """
-
-    api: Api
-    code: int
-    outcome: str
-    retry_limit: int | None
-    status: str
-    v2_analogue: int | None
-    first_documented: str | None
-    notes: str | None
+__all__ = ["CODES", "BandwidthCodes", "CodeEntry", "Reason", "catalogue", "failure_side", "proves_nothing", "reason"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,36 +64,29 @@ def catalogue() -> tuple[CodeEntry, ...]:
     return tuple(CodeEntry(**{**row, "api": Api(row["api"])}) for row in rows)
 
 
-@cache
-def _by_number() -> dict[tuple[Api, int], CodeEntry]:
-    return {(listed.api, listed.code): listed for listed in catalogue()}
+class BandwidthCodes(Codes):
+    """The codes of one API version."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def listed(self) -> Sequence[CodeEntry]:
+        return tuple(entry for entry in catalogue() if entry.api is self._api)
+
+    def unlisted(self, code: int) -> Reason:
+        return _reason_by_digits(self._api, code)
+
+    def failure_side(self, code: int | None) -> Failure:
+        return failure_side(self._api, code)
 
 
-def entry(api: Api, code: int) -> CodeEntry | None:
-    """What the documents list under a number, if anything."""
-    return _by_number().get((api, code))
-
-
-def meaning(api: Api, code: int | None) -> Reason | None:
-    """The meaning of a code that came with an event. V2 lists no code for success: its 0 means nothing."""
-    if code is None or (code == 0 and entry(api, code) is None):
-        return None
-    return reason(api, code)
+CODES: Final = {api: BandwidthCodes(api) for api in (Api.V1, Api.V2)}
 
 
 @lru_cache(maxsize=1024)
 def reason(api: Api, code: int) -> Reason:
     """The meaning of a number; one that no document lists is judged by its digits."""
-    listed = entry(api, code)
-    if listed is None:
-        return _reason_by_digits(api, code)
-    return Reason(
-        name=listed.name,
-        description=listed.description,
-        category=listed.category,
-        retryable=listed.retryable,
-        billable=listed.billable,
-    )
+    return CODES[api].reason(code)
 
 
 def _reason_by_digits(api: Api, code: int) -> Reason:
@@ -153,7 +121,7 @@ def proves_nothing(api: Api, code: int | None) -> bool:
 def failure_side(api: Api, code: int | None) -> Failure:
     """On which side a message failed, by its code; without a code (v1: without a v2 analogue) it is the network's."""
     if api is Api.V1 and code is not None:
-        listed = entry(api, code)
+        listed = CODES[Api.V1].entry(code)
         code = listed.v2_analogue if listed else None
     if code is None or code // 100 in _NETWORK_HUNDREDS:
         return Failure.NETWORK

@@ -53,6 +53,11 @@ def recognises(payload: Payload) -> bool:
     return type(kind) is str and kind in _CHANNELS
 
 
+def expects_receipt(delivery_state: str | None) -> bool:
+    """Whether a final event follows: only if receipts were requested, and then every event has a `deliveryState`."""
+    return delivery_state is not None
+
+
 def parse_event(payload: Payload, index: int, callback: Callback) -> Element:
     """Parses a recognised object into an event, or rejects it; `index` is its place in the callback."""
     report = _report(payload)
@@ -74,6 +79,7 @@ def _event(
     kind, fields, code = payload["eventType"], _fields(payload), number(report.code)
     recipient = fields.recipients[0] if len(fields.recipients) == 1 else None
     status, failure = _status_and_failure(status, report.state, code)
+    delivery_state = report.delivery_state if report.delivery_state in _OWN_DELIVERY_STATES else None
     return Event(
         id=event_id(
             api=Api.V1,
@@ -95,7 +101,8 @@ def _event(
         description=report.description,
         failure=failure,
         state=report.state if report.state in _OWN_STATES else None,
-        delivery_state=report.delivery_state if report.delivery_state in _OWN_DELIVERY_STATES else None,
+        delivery_state=delivery_state,
+        receipt_expected=expects_receipt(delivery_state),
         contradicted=report.state == "error" and status is Status.DELIVERED,
         tag_verdict=TagVerdict.NOT_APPLICABLE if direction is Direction.IN else TagVerdict.UNCHECKED,
         fields=fields,

@@ -1,4 +1,4 @@
-"""Parses single values of a callback: each function takes any JSON value and returns a usable value, or None.
+"""Parses single values of a callback: a function takes any JSON value and returns a usable value, or None.
 
 Every returned text can be stored: without NUL, which PostgreSQL cannot store, and without lone surrogates.
 """
@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import orjson
 
-from receiver.domain.events import MAX_RECIPIENTS
+from receiver.domain.callbacks import Element, Rejected
+from receiver.domain.events import MAX_RECIPIENTS, Event, Quarantine
 
 Payload = dict[str, Any]
 """A JSON object, or the parameters of a query string."""
@@ -117,3 +118,14 @@ def _location(member: object) -> object:
     if type(member) is dict:
         return member.get("fileUrl")
     return member
+
+
+def with_storable_ids(element: Element, index: int) -> Element:
+    """The element, rejected if one of its ids or numbers is too long for a database index."""
+    if type(element) is not Event:
+        return element
+    fields = element.fields
+    looked_up = (element.message_id, element.recipient, fields.sender, fields.application_id, *fields.recipients)
+    if all(value is None or len(value) <= LONGEST for value in looked_up):
+        return element
+    return Rejected(index, Quarantine.UNREADABLE, f"an id or a number has more than {LONGEST} characters")

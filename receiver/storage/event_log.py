@@ -12,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from receiver.domain.events import (
     MAX_EVENTS,
     PLAIN_FIELDS,
-    Api,
     Direction,
     Event,
     Failure,
@@ -24,6 +23,7 @@ from receiver.domain.events import (
 from receiver.domain.publication import Appended, LogEntry, Snapshot
 from receiver.models.events import EVENTS
 from receiver.models.messages import MESSAGES
+from receiver.providers import PROVIDERS
 from receiver.storage.bulk import InsertMany, Spelling, Transaction
 from receiver.storage.database import Database
 
@@ -202,10 +202,11 @@ _encode: Final = msgspec.json.Encoder().encode
 
 def event_of(row: Row[Any]) -> Event:
     """The event of a row of the log; its text and media are stored with the message."""
-    stored = msgspec.convert(row.facts, _Stored)
+    stored, provider = msgspec.convert(row.facts, _Stored), PROVIDERS[row.api]
+    expects_receipt = provider.expects_receipt
     return Event(
         id=row.id,
-        api=Api(row.api),
+        api=provider.api,
         message_id=row.message_id,
         direction=Direction(row.direction),
         type=row.type,
@@ -218,6 +219,7 @@ def event_of(row: Row[Any]) -> Event:
         failure=Failure(stored.failure) if stored.failure is not None else None,
         state=stored.state,
         delivery_state=stored.delivery_state,
+        receipt_expected=expects_receipt is None or expects_receipt(stored.delivery_state),
         contradicted=stored.contradicted,
         tag_verdict=TagVerdict(row.tag_verdict),
         fields=_fields(stored),

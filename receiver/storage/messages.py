@@ -12,11 +12,12 @@ from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, Row, Select, and_, exists, literal_column, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.domain.delivery import Message, Recipient, roll_up
 from receiver.domain.events import Api, Direction, Event, MessageFields, MessageKey, number_key
+from receiver.domain.message import Message, Recipient, roll_up
 from receiver.models.columns import json_text
 from receiver.models.messages import DELIVERIES, MESSAGES, TAG_START_CHARACTERS, MessageRead, RecipientRead
 from receiver.models.queries import MessageQuery, Page, SortOrder
+from receiver.providers import states
 from receiver.storage import event_log
 from receiver.storage.bulk import ExecuteMany, InsertMany, Spelling, Step, Transaction, upsert
 from receiver.storage.database import Database
@@ -101,7 +102,7 @@ def _message_row(
     message: Message, fields: MessageFields, recipients: Sequence[Recipient], listed_at: Any, spelling: Spelling
 ) -> _RowValues:
     time, flag = spelling.time, spelling.flag
-    summary = roll_up([recipient.delivery for recipient in recipients], message.direction)
+    summary = roll_up([recipient.delivery for recipient in recipients], message.direction, states)
     sender, media = fields.sender, fields.media
     return (
         message.api.value,
@@ -138,7 +139,7 @@ def _delivery_row(
     message: Message, recipient: Recipient, key: str, place: int, listed_at: Any, spelling: Spelling
 ) -> _RowValues:
     time, delivery = spelling.time, recipient.delivery
-    state, delivery_state = delivery.axes
+    state, delivery_state = states.of_delivery(delivery)
     return (
         message.api.value,
         message.direction.value,

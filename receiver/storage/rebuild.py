@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from sqlalchemy import func, select
 
-from receiver.domain.delivery import FinalConflict, fold
+from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api, Direction, MessageKey
+from receiver.domain.message import fold
 from receiver.models.columns import Json, UTCDateTime, json_text
 from receiver.models.events import EVENTS
 from receiver.models.messages import DELIVERIES, MESSAGES

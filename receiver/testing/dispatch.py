@@ -21,6 +21,7 @@ from receiver.domain.delivery import EMPTY_DELIVERY, Change, merge
 from receiver.domain.events import Api, Direction, Event, MessageFields, Status, event_id
 from receiver.domain.publication import Appended, LogEntry, Publication
 from receiver.models.sinks import DeadLetterRead
+from receiver.providers import states
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import dead_letters, event_log, schema, sinks
 from receiver.storage.database import Database
@@ -54,7 +55,7 @@ def events(count: int = 1, *, messages: int | None = None, description: str | No
 
 def appended(events: Iterable[Event]) -> list[Appended]:
     """The rows of the events for the log, each as the first event of its delivery."""
-    return [Appended.of(event, Change(None, merge(EMPTY_DELIVERY, event), True)) for event in events]
+    return [Appended.of(event, Change(None, merge(EMPTY_DELIVERY, event), True), states) for event in events]
 
 
 def _event(message_id: str, number: int, description: str | None) -> Event:

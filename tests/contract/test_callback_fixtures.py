@@ -1,7 +1,7 @@
 """Every fixture file: a callback as Bandwidth sends it, or might, and what reading it must give.
 
 In `request`, the body is `body` (JSON), `body_text` or `body_base64`. In `expect`, an event lists what differs from
-an Event's defaults; identity, arrival and route are tested elsewhere.
+an Event's defaults; identity, arrival, route and `receipt_expected` are tested elsewhere.
 """
 
 import base64
@@ -20,7 +20,7 @@ from tests.callbacks import request
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "callbacks"
 FILES = sorted(FOLDER.glob("*.json"))
-ARRIVAL = {"id", "received_at", "route", "callback_id"}
+ARRIVAL = {"id", "received_at", "route", "callback_id", "receipt_expected"}
 DERIVED = {"has_text", "has_media"}
 
 

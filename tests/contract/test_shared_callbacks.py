@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from receiver.domain.delivery import fold
 from receiver.domain.events import Api, Direction, Event, Status, TagVerdict
+from receiver.domain.message import fold
 from receiver.providers import parse
 from tests.callbacks import request
 

@@ -12,6 +12,7 @@ from receiver.intake.endpoint import new_callback_id
 from receiver.intake.tag_checker import TagChecker
 from receiver.models.callbacks import ElementProblemRead
 from receiver.models.queries import CallbackQuery, SortOrder
+from receiver.providers import states
 from receiver.storage import callbacks, event_log, journal
 from receiver.storage.database import Database
 from receiver.tags import TagPolicy
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.anyio
 async def append_events(database: Database, *brought: tuple[str, str]) -> None:
     """Appends an event for each pair of a message's id and a callback's."""
     events = [make_event(message_id=message_id, callback_id=callback_id) for message_id, callback_id in brought]
-    entries = [Appended.of(event, Change(None, merge(EMPTY_DELIVERY, event), True)) for event in events]
+    entries = [Appended.of(event, Change(None, merge(EMPTY_DELIVERY, event), True), states) for event in events]
     async with database.appending() as transaction:
         await transaction.run([event_log.append(entries, transaction.spelling)])
 

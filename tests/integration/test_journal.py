@@ -28,8 +28,9 @@ from starlette.types import Message
 
 from receiver.domain.callbacks import Callback
 from receiver.errors import StorageUnavailable
-from receiver.intake.endpoint import URLS, Admission, CallbackEndpoints
+from receiver.intake.endpoint import Admission, CallbackEndpoints
 from receiver.intake.journal import Journal
+from receiver.providers.registry import URLS
 from receiver.storage.database import Database, journal_file
 from receiver.storage.journal import journal_writer
 from tests.events import at
@@ -155,7 +156,7 @@ async def posted(endpoints: CallbackEndpoints, body: bytes, query: bytes, header
     async def send(message: Message) -> None:
         answers.append(message)
 
-    await endpoints.answer(URLS[0], scope, receive, send)
+    await endpoints.answer(*URLS[0], scope, receive, send)
     return int(answers[0]["status"])
 
 

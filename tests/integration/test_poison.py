@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from receiver.domain import delivery
 from receiver.domain import fold as batch_module
+from receiver.domain import message as message_module
 from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import MAX_EVENTS, MAX_RECIPIENTS
@@ -148,7 +148,7 @@ async def assert_full(database: Database, known: Any, new: Any) -> None:
 @pytest.fixture
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A message is full with 100 events, and a batch reads 250."""
-    for module in (batch_module, delivery, event_log):
+    for module in (batch_module, message_module, event_log):
         monkeypatch.setattr(module, "MAX_EVENTS", 100)
     monkeypatch.setattr(fold, "_MAX_KNOWN_EVENTS", 250)
 

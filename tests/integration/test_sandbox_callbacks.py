@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from receiver.domain.events import Api, Event, Quarantine, Status
-from receiver.providers.parser import parse
+from receiver.providers import parse
 from receiver.sandbox.callback_sender import RETRY_DELAYS
 from receiver.sandbox.scenario import Fault
 from receiver.sandbox.scenario_writer import code_number, fault_number, magic_numbers

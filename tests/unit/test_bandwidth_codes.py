@@ -6,16 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.domain.events import Api, Failure
-from receiver.providers.bandwidth_codes import (
-    CodeEntry,
-    Reason,
-    catalogue,
-    entry,
-    failure_side,
-    meaning,
-    proves_nothing,
-    reason,
-)
+from receiver.providers.bandwidth_codes import catalogue, failure_side, proves_nothing
+from receiver.providers.delivery_codes import CodeEntry, Reason, entry, meaning, reason
 
 V1, V2 = Api.V1, Api.V2
 CATEGORIES = {"success", "client", "carrier-client", "service", "carrier-service", "ambiguous"}
@@ -26,7 +18,7 @@ def cases(*apis: Api) -> list[Any]:
 
 
 def test_the_catalogue_holds_20_codes_of_v1_and_91_of_v2() -> None:
-    assert [sum(listed.api is api for listed in catalogue()) for api in Api] == [20, 91]
+    assert [sum(listed.api is api for listed in catalogue()) for api in (V1, V2)] == [20, 91]
 
 
 def test_the_catalogue_is_in_rising_order_without_repetition() -> None:
@@ -177,7 +169,7 @@ def test_codes_that_are_unconfirmed(api: Api, code: int | None, expected: bool) 
     assert proves_nothing(api, code) is expected
 
 
-@given(st.sampled_from(Api), st.integers(-(2**63), 2**63 - 1))
+@given(st.sampled_from([Api.V1, Api.V2]), st.integers(-(2**63), 2**63 - 1))
 def test_every_number_has_a_reason_and_a_side(api: Api, code: int) -> None:
     assert reason(api, code).category in CATEGORIES | {"unknown"}
     assert failure_side(api, code) in Failure

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from receiver.domain.callbacks import Callback
 from receiver.domain.events import MAX_RECIPIENTS, Quarantine
 from receiver.providers import parse
+from receiver.providers.bandwidth import parse_leniently
 from receiver.providers.bandwidth_v2 import decode
-from receiver.providers.parser import parse_leniently
 from tests.callbacks import event_of, post, rejected_of, request
 from tests.contract.test_event_ids import RECORDED, callback_from
 from tests.cpu import cpu_at_most

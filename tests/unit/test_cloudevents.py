@@ -8,10 +8,11 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.domain.cloudevents import cloud_event, rfc3339
-from receiver.domain.events import Api, MessageFields, Status, TagVerdict
+from receiver.domain.events import MessageFields, Status, TagVerdict
 from receiver.domain.publication import LogEntry, Snapshot
 from tests.events import at, make_event
 
+SOURCE = "/bandwidth/v2"
 REASON = {"name": "x", "description": "y", "category": "carrier", "retryable": False, "billable": None}
 
 
@@ -46,7 +47,7 @@ def test_an_entry_becomes_exactly_this() -> None:
         tag_verdict=TagVerdict.VALID,
     )
     logged = entry(event=event, message={"text": "hello", "media": ["https://media.example/1"]})
-    assert orjson.loads(orjson.dumps(cloud_event(logged, REASON))) == {
+    assert orjson.loads(orjson.dumps(cloud_event(logged, SOURCE, REASON))) == {
         "specversion": "1.0",
         "id": event.id,
         "source": "/bandwidth/v2",
@@ -87,11 +88,7 @@ def test_an_entry_becomes_exactly_this() -> None:
 
 def test_without_an_event_time_the_time_received_stands_in() -> None:
     logged = entry(event=make_event(Status.SENT, time=None, received=9))
-    assert cloud_event(logged, None)["time"] == rfc3339(at(9))
-
-
-def test_v1_has_a_source_of_its_own() -> None:
-    assert cloud_event(entry(event=make_event(api=Api.V1)), None)["source"] == "/bandwidth/v1"
+    assert cloud_event(logged, SOURCE, None)["time"] == rfc3339(at(9))
 
 
 OF_THE_MESSAGE = {
@@ -131,18 +128,18 @@ def test_field_is_the_event_s_own_else_its_message_s(name: str, field: str) -> N
     logged = entry(event=replace(event, fields=MessageFields(**OF_THE_EVENT)), message=OF_THE_MESSAGE)  # type: ignore[arg-type]
     silent = entry(event=replace(event, fields=MessageFields()), message=OF_THE_MESSAGE)
     own, of_message = OF_THE_EVENT[name], OF_THE_MESSAGE[name]
-    assert cloud_event(logged, None)["data"][field] == (list(own) if isinstance(own, tuple) else own)
-    assert cloud_event(silent, None)["data"][field] == of_message
+    assert cloud_event(logged, SOURCE, None)["data"][field] == (list(own) if isinstance(own, tuple) else own)
+    assert cloud_event(silent, SOURCE, None)["data"][field] == of_message
 
 
 def test_a_forgotten_message_leaves_gaps_and_breaks_nothing() -> None:
-    data = cloud_event(entry(message={"text": None, "media": None, "recipients": None}), None)["data"]
+    data = cloud_event(entry(message={"text": None, "media": None, "recipients": None}), SOURCE, None)["data"]
     assert (data["text"], data["media"], data["reason"]) == (None, [], None)
 
 
 def test_text_never_comes_from_the_event() -> None:
     event = replace(make_event(), fields=MessageFields(text="stale", media=("https://stale.example",)))
-    data = cloud_event(entry(event=event), None)["data"]
+    data = cloud_event(entry(event=event), SOURCE, None)["data"]
     assert (data["text"], data["media"]) == (None, [])
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.domain.delivery import FinalConflict, fold
+from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api, Event, Failure, Status, TagVerdict
+from receiver.domain.message import fold
 from receiver.domain.queries import PublicationView
 from receiver.explanation.message import Explanation, explain
 from receiver.explanation.recipient import Charged

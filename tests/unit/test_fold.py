@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.domain.callbacks import Rejected
-from receiver.domain.delivery import Message, fold
 from receiver.domain.events import MAX_EVENTS, MAX_MENTIONS, MAX_RECIPIENTS, Api, Direction, Event, Quarantine, Status
 from receiver.domain.fold import Batch, MessageKey, Repeat
+from receiver.domain.message import Message, fold
 from receiver.domain.publication import Appended
+from receiver.providers import states
 from tests.cpu import cpu_at_most
 from tests.events import make_event
 
@@ -26,7 +27,7 @@ def batch(*known: Event, **more: Any) -> Batch[Rows]:
     by_message: dict[MessageKey, list[Event]] = {}
     for event in known:
         by_message.setdefault(event.key, []).append(event)
-    return Batch(by_message, snapshot=rows, **more)
+    return Batch(by_message, states=states, snapshot=rows, **more)
 
 
 SENT = make_event(Status.SENT, time=1, received=1)

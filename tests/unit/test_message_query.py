@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from receiver.domain.delivery import FinalConflict, fold
+from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Direction, Event, TagVerdict
-from receiver.domain.queries import DELIVERY_STATES
+from receiver.domain.message import fold
 from receiver.models.queries import MessageQuery
 from receiver.providers import parse
+from receiver.providers.states import DELIVERY_STATES
 from receiver.storage.bulk import Spelling
 from receiver.storage.messages import MESSAGE_COLUMNS, rows_of
 from tests.posts import callback, v1_event, v2_event

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from receiver.api.parameters import parse_query
 from receiver.api.problems import ProblemError
-from receiver.domain.delivery import PARTIAL, PENDING
 from receiver.domain.events import Api, Direction, Status, TagVerdict
+from receiver.domain.message import PARTIAL, PENDING
 from receiver.models.parameters import MessagePlace, encode_cursor, message_cursor, moment
 from receiver.models.queries import (
     CallbackQuery,

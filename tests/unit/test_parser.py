@@ -23,7 +23,7 @@ def outcomes(callback: Callback) -> list[str]:
     return [element.reason if isinstance(element, Rejected) else element.status for element in parse(callback)]
 
 
-@pytest.mark.parametrize("api", list(Api))
+@pytest.mark.parametrize("api", [Api.V1, Api.V2])
 def test_api_version_is_that_of_the_event_not_of_the_url(api: Api) -> None:
     assert event_of(post(DELIVERED, api)).api is Api.V2
     assert event_of(post(SENT, api)).api is Api.V1

@@ -31,7 +31,7 @@ def test_magic_numbers_have_the_documented_scheme() -> None:
     assert fault_number(Fault.BATCH) == "+15552090009"
 
 
-@pytest.mark.parametrize("api", Api)
+@pytest.mark.parametrize("api", [Api.V1, Api.V2])
 @pytest.mark.parametrize("fault", Fault)
 def test_every_fault_has_a_magic_number_in_both_api_versions(api: Api, fault: Fault) -> None:
     found = magic_number(api, fault_number(fault))

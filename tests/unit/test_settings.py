@@ -44,6 +44,8 @@ def plain(value: Any) -> Any:
             return value.get_secret_value()
         case list():
             return [plain(item) for item in value]
+        case dict():
+            return {name: plain(item) for name, item in value.items()}
         case _:
             return value
 
@@ -76,6 +78,7 @@ VALUES: list[tuple[str, str, Any, Any]] = [
     ("worker", "inline", "inline", "inline"),
     ("public_url", "https://sms.example.com", "https://sms.example.com", "https://sms.example.com"),
     ("callback_credentials", '["u:p:q"]', ["u:p:q"], ["u:p:q"]),
+    ("callback_keys", '{"v2": "k"}', {"v2": "k"}, {"v2": "k"}),
     ("callback_auth", "none", "none", "none"),
     ("api_tokens", '["t", "ops:read:u"]', ["t", "ops:read:u"], ["t", "ops:read:u"]),
     ("api_auth", "none", "none", "none"),
@@ -206,6 +209,7 @@ WRONG: list[tuple[dict[str, str], str]] = [
     ({"CALLBACK_CREDENTIALS": '["hunter2"]'}, 'RECEIVER_CALLBACK_CREDENTIALS: each must be "user:password"'),
     ({"CALLBACK_CREDENTIALS": '["user:"]'}, 'RECEIVER_CALLBACK_CREDENTIALS: each must be "user:password"'),
     ({"CALLBACK_CREDENTIALS": '[":hunter2"]'}, 'RECEIVER_CALLBACK_CREDENTIALS: each must be "user:password"'),
+    ({"CALLBACK_KEYS": '{"v3": "hunter2"}'}, "RECEIVER_CALLBACK_KEYS: v3 is not one of "),
     ({"CALLBACK_AUTH": "digest"}, "RECEIVER_CALLBACK_AUTH: "),
     ({"API_TOKENS": "hunter2"}, "RECEIVER_API_TOKENS must be JSON"),
     ({"API_TOKENS": '[""]'}, "RECEIVER_API_TOKENS: a token is empty"),
@@ -354,6 +358,7 @@ def test_dump_and_restore_keep_secrets() -> None:
         data_dir=Path("/var/lib/receiver"),
         database_url=SecretStr("postgresql://user:p%C3%A4ss@host/name"),
         callback_credentials=[SecretStr("user:pässwörd")],
+        callback_keys={"v2": SecretStr("key")},
         tag_keys=[SecretStr("k1:secret")],
         trusted_proxies=["10.0.0.0/8"],
         sinks=[{"name": "file", "type": "jsonl", "path": "events.jsonl"}],

@@ -1,4 +1,8 @@
-"""Parses a callback: every member of its array becomes an event, or is rejected with a reason."""
+"""Bandwidth: its two APIs, and the parser of their callbacks.
+
+Every member of a callback's array becomes an event, or is rejected with a reason. The API version is recognised per
+event, not by URL: a v1 object that is posted to the v2 URL is parsed as v1, and the reverse.
+"""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -6,9 +10,11 @@ from typing import Any, Final
 from msgspec import structs
 
 from receiver.domain.callbacks import Callback, Element, Rejected
-from receiver.domain.events import Event, Quarantine
+from receiver.domain.events import Api, Event, Quarantine
 from receiver.providers import bandwidth_v1, bandwidth_v2, json_body, query_string
-from receiver.providers.fields import LONGEST, Payload, quoted, text
+from receiver.providers.bandwidth_codes import CODES
+from receiver.providers.base import CallbackUrl, Provider
+from receiver.providers.fields import LONGEST, Payload, quoted, text, with_storable_ids
 from receiver.providers.json_body import ParseError
 
 _VOICE_EVENTS: Final = frozenset(
@@ -90,9 +96,9 @@ def _parse_member(member: object, index: int, callback: Callback) -> Element:
     if type(member) is not dict:
         return Rejected(index, Quarantine.UNREADABLE, _NO_OBJECT.get(type(member), "a number in place of an object"))
     if bandwidth_v2.recognises(member):
-        element = _with_storable_ids(bandwidth_v2.parse_event(member, index, callback), index)
+        element = with_storable_ids(bandwidth_v2.parse_event(member, index, callback), index)
     elif bandwidth_v1.recognises(member):
-        element = _with_storable_ids(bandwidth_v1.parse_event(member, index, callback), index)
+        element = with_storable_ids(bandwidth_v1.parse_event(member, index, callback), index)
     else:
         element = _unrecognised(member, index)
     return element if type(element) is Event else structs.replace(element, message_id=_message_id(member))
@@ -103,17 +109,6 @@ def _message_id(payload: Payload) -> str | None:
     message = payload.get("message")
     found = text(message.get("id")) if type(message) is dict else text(payload.get("messageId"))
     return found if found and len(found) <= LONGEST else None
-
-
-def _with_storable_ids(element: Element, index: int) -> Element:
-    """The element, rejected if one of its ids or numbers is too long for a database index."""
-    if type(element) is not Event:
-        return element
-    fields = element.fields
-    looked_up = (element.message_id, element.recipient, fields.sender, fields.application_id, *fields.recipients)
-    if all(value is None or len(value) <= LONGEST for value in looked_up):
-        return element
-    return Rejected(index, Quarantine.UNREADABLE, f"an id or a number has more than {LONGEST} characters")
 
 
 def _unrecognised(payload: Payload, index: int) -> Rejected:
@@ -137,3 +132,31 @@ def _unfamiliar(payload: Payload) -> str:
         if kind := text(payload.get(name)):
             return f"{name} {quoted(kind, 80)} is unfamiliar"
     return "neither a type nor an eventType"
+
+
+V1: Final = Provider(
+    api=Api.V1,
+    title="Bandwidth v1 (Catapult)",
+    fields="callbackUrl, incomingMessageUrl; then fallbackUrl",
+    source="/bandwidth/v1",
+    urls=(
+        CallbackUrl("/callbacks/bandwidth/v1", ("GET", "POST")),
+        CallbackUrl("/callbacks/bandwidth/v1/fallback", ("GET", "POST"), "fallback"),
+    ),
+    parse=parse,
+    expects_receipt=bandwidth_v1.expects_receipt,
+    codes=CODES[Api.V1],
+    user_in_url=True,
+)
+V2: Final = Provider(
+    api=Api.V2,
+    title="Bandwidth v2 (Messaging)",
+    fields="InboundCallbackUrl, OutboundCallbackUrl",
+    source="/bandwidth/v2",
+    urls=(
+        CallbackUrl("/callbacks/bandwidth/v2"),
+        CallbackUrl("/callbacks/bandwidth/v2/fallback", route="fallback"),
+    ),
+    parse=parse,
+    codes=CODES[Api.V2],
+)
