@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import select
 from sqlalchemy import text as sql
 
-from receiver.domain.installation import Backlog, DatabaseSize, Findings, Part, ProcessorRecord
+from receiver.domain.installation import Backlog, DatabaseSize, Findings, Part
 from receiver.domain.queries import SinkView, SortOrder
 from receiver.errors import StorageUnavailable
 from receiver.storage import journal, processor, sinks
@@ -50,7 +50,7 @@ class StatusReader:
 
         parts: dict[Part, Read] = {
             "journal": self._backlog,
-            "processor": self._processor,
+            "processor": lambda: processor.state(self._database),
             "sinks": listed_sinks,
             "database": self._size,
         }
@@ -100,17 +100,6 @@ class StatusReader:
             return Backlog(
                 pending=await journal.pending(self._database, connection), oldest_at=await connection.scalar(oldest)
             )
-
-    async def _processor(self) -> ProcessorRecord:
-        state = await processor.state(self._database)
-        return ProcessorRecord(
-            lease_is_held=state.lease_is_held,
-            failing_since_at=state.failing_since_at,
-            last_error=state.last_error,
-            callbacks=state.callbacks,
-            repeats=state.repeats,
-            last_callbacks=state.last_callbacks,
-        )
 
     async def _size(self) -> DatabaseSize:
         database = self._database
