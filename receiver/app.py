@@ -2,8 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, replace
-from datetime import datetime
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -21,7 +20,7 @@ from receiver.api.auth import TokenAuth, Tokens
 from receiver.api.health import Health
 from receiver.api.operations import ApiContext
 from receiver.clock import now
-from receiver.explanation.installation import Findings, WorkerRecord
+from receiver.explanation.installation import Findings
 from receiver.intake.endpoint import Admission, CallbackEndpoints, Credentials
 from receiver.intake.journal import Journal
 from receiver.intake.reprocessing import Reprocessing
@@ -31,7 +30,7 @@ from receiver.storage import journal, schema, sqlite_file
 from receiver.storage.database import Database, is_sqlite, weaknesses
 from receiver.storage.processor import Settling
 from receiver.storage.status import StatusReader
-from receiver.supervisor import WorkerView, supervisor
+from receiver.supervisor import supervisor
 from receiver.worker import configured_sinks, tag_checker, tag_keys
 
 RELOADED: Final = (
@@ -169,7 +168,7 @@ class Receiver:
         """The state of this installation, from its database and from this process."""
         types = {table["name"]: str(table.get("type")) for table in self.settings.sinks}
         found = await self._status.findings(types, clock=now)
-        return replace(found, worker=_worker_record(self.worker.view()), waiting=self.journal.waiting)
+        return replace(found, worker=self.worker.view(), waiting=self.journal.waiting)
 
     async def _reprocess(self, ids: Sequence[str]) -> object:
         return await Reprocessing(
@@ -193,13 +192,6 @@ async def prepare_database(database: Database) -> None:
     await (schema.migrate(database) if database.is_sqlite else schema.check(database))
     for weakness in await weaknesses(database):
         log.warning(weakness)
-
-
-def _worker_record(view: WorkerView) -> WorkerRecord:
-    """The record of the worker. Its reports come over a socket, so the time in them is text."""
-    fields = asdict(view)
-    since = fields.pop("failing_since")
-    return WorkerRecord(**fields, failing_since_at=datetime.fromisoformat(since) if since else None)
 
 
 def _admission(settings: Settings) -> Admission:

@@ -1,7 +1,9 @@
 """The metrics for Prometheus: few of them, and no label whose values a stranger can choose."""
 
-from collections.abc import Iterable, Mapping
-from typing import Final, Protocol
+from collections import Counter as Count
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -13,23 +15,21 @@ _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 _RESULTS: Final = ("accepted", "duplicate", "quarantined")
 
 
-class Processed(Protocol):
-    """The measurements of one batch of the processor; see `receiver.intake.processor.Processed`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processed:
+    """The measurements of one batch of the processor: callbacks by result, new events by status and by verdict.
 
-    @property
-    def results(self) -> Mapping[str, int]: ...
-    @property
-    def events(self) -> Mapping[str, int]: ...
-    @property
-    def verdicts(self) -> Mapping[str, int]: ...
-    @property
-    def duplicates(self) -> int: ...
-    @property
-    def reasons(self) -> Mapping[str, int]: ...
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def lag_seconds(self) -> Iterable[float]: ...
+    `duplicates` are events that the log had already, `reasons` counts rejected elements by reason. `lag_seconds` has
+    for each callback the time from receipt until its status was visible.
+    """
+
+    results: Count[str]
+    events: Count[str]
+    verdicts: Count[str]
+    duplicates: int
+    reasons: Count[str]
+    seconds: float
+    lag_seconds: Sequence[float]
 
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4

@@ -16,6 +16,7 @@ import orjson
 import structlog
 
 from receiver.errors import ReceiverError
+from receiver.explanation.installation import WorkerRecord
 from receiver.intake.processor import ProcessorStatus
 from receiver.metrics import WorkerMetrics
 from receiver.settings import Settings, dump
@@ -34,24 +35,6 @@ _RELOAD_SECONDS: Final = 20.0
 _HOLDER: Final = uuid4().hex
 
 log = structlog.get_logger("receiver.supervisor")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerView:
-    """The state of the worker, as the web process knows it.
-
-    `state` is `running`, `silent` (no report for a while), `down` (being restarted) or `elsewhere` (`receiver work`).
-    `processor`, `failing_since` and `error` come from the latest report.
-    """
-
-    mode: str
-    state: str
-    process: int | None = None
-    restarts: int = 0
-    since: datetime | None = None
-    processor: str | None = None
-    failing_since: str | None = None
-    error: str | None = None
 
 
 class Supervisor(Protocol):
@@ -76,7 +59,7 @@ class Supervisor(Protocol):
         """Whether the worker is still starting."""
         ...
 
-    def view(self) -> WorkerView: ...
+    def view(self) -> WorkerRecord: ...
     def metrics(self) -> bytes:
         """The metrics of the worker in the text format of Prometheus, at most two seconds old."""
         ...
@@ -103,8 +86,8 @@ class WorkerElsewhere:
 
     is_starting = False
 
-    def view(self) -> WorkerView:
-        return WorkerView(mode="none", state="elsewhere")
+    def view(self) -> WorkerRecord:
+        return WorkerRecord(mode="none", state="elsewhere")
 
     def metrics(self) -> bytes:
         return b""
@@ -153,16 +136,16 @@ class WorkerThread:
     def is_starting(self) -> bool:
         return self._worker is None
 
-    def view(self) -> WorkerView:
+    def view(self) -> WorkerRecord:
         if self._worker is None:
-            return WorkerView(mode="inline", state="down")
+            return WorkerRecord(mode="inline", state="down")
         health = self._worker.processor.health
-        return WorkerView(
+        return WorkerRecord(
             mode="inline",
             state="running",
             since=self._since,
             processor=health.status,
-            failing_since=str(health.failing_since_at) if health.failing_since_at else None,
+            failing_since_at=health.failing_since_at,
             error=health.error,
         )
 
@@ -256,17 +239,18 @@ class WorkerProcess:
     def is_starting(self) -> bool:
         return self._report.get("processor") in (None, ProcessorStatus.STARTING)
 
-    def view(self) -> WorkerView:
+    def view(self) -> WorkerRecord:
         is_silent = time.monotonic() - self._reported_at > SILENT_SECONDS
         state = "down" if self._process is None else "silent" if is_silent else "running"
-        return WorkerView(
+        since = self._report.get("failingSince")
+        return WorkerRecord(
             mode="process",
             state=state,
             process=self._pid,
             restarts=self._restarts,
             since=self._since,
             processor=self._report.get("processor"),
-            failing_since=self._report.get("failingSince"),
+            failing_since_at=datetime.fromisoformat(since) if since else None,
             error=self._report.get("error"),
         )
 

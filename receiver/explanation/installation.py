@@ -44,7 +44,11 @@ class ProcessorRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRecord:
-    """The state of a worker as its web process sees it; `processor` is the state that the worker itself reports."""
+    """The state of a worker as its web process sees it.
+
+    `state` is `running`, `silent` (no report for a while), `down` (being restarted) or `elsewhere` (`receiver work`).
+    `processor`, `failing_since_at` and `error` come from the latest report.
+    """
 
     mode: str
     state: str

@@ -23,6 +23,7 @@ from receiver.domain.delivery import FinalConflict
 from receiver.errors import StorageUnavailable
 from receiver.intake.fold import YIELD_EVERY, Folder, Parsed, parse
 from receiver.intake.tag_checker import TagChecker
+from receiver.metrics import Processed
 from receiver.providers.fields import moment_text
 from receiver.storage import journal, processor
 from receiver.storage.bulk import Transaction
@@ -49,23 +50,6 @@ _DROP_EVERY_SECONDS: Final = 5.0
 _DROP_AT_ONCE: Final = 500
 
 log = structlog.get_logger("receiver.processor")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Processed:
-    """The measurements of one batch: callbacks by result, new events by status and by verdict, duplicates, reasons.
-
-    `duplicates` are events that the log had already, `reasons` counts rejected elements by reason. `lag_seconds` has
-    for each callback the time from receipt until its status was visible.
-    """
-
-    results: Counter[str]
-    events: Counter[str]
-    verdicts: Counter[str]
-    duplicates: int
-    reasons: Counter[str]
-    seconds: float
-    lag_seconds: Sequence[float]
 
 
 class ProcessorObserver(Protocol):

@@ -198,7 +198,53 @@ def _replaced(file: Path) -> str:
     return f"{file} was removed, replaced or truncated under the running receiver; restart it"
 
 
-def prepared(connection: sqlite3.Connection, pragmas: Sequence[str]) -> sqlite3.Connection:
+class SqliteConnection:
+    """A connection for writing to an existing SQLite file, with a thread of its own; it is opened at its first use."""
+
+    def __init__(self, file: Path, pragmas: Sequence[str], *, thread: str) -> None:
+        self._file, self._pragmas = file, pragmas
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=thread)
+        self._connection: sqlite3.Connection | None = None
+        self._opened: OpenFile | None = None
+
+    def in_thread(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        """Calls a function in the thread of the connection."""
+        return asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    async def close(self) -> None:
+        await self.in_thread(self._close)
+        self._thread.shutdown(wait=False)
+
+    # what follows runs in the thread
+
+    def begun(self) -> sqlite3.Connection:
+        """The connection, in a transaction with the write lock; raises FileReplaced if the file changed."""
+        if self._connection is None:
+            # `rw`: a file that was removed must not be created again, empty.
+            uri = f"{self._file.absolute().as_uri()}?mode=rw"
+            connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+            self._connection, self._opened = _prepared(connection, self._pragmas), OpenFile(self._file)
+        assert self._opened is not None  # noqa: S101
+        if not self._connection.in_transaction:
+            self._opened.check()
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._opened.note_wal()
+        return self._connection
+
+    def commit(self) -> None:
+        self.begun().execute("COMMIT")
+
+    def roll_back(self) -> None:
+        if self._connection is not None and self._connection.in_transaction:
+            self._connection.rollback()
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _prepared(connection: sqlite3.Connection, pragmas: Sequence[str]) -> sqlite3.Connection:
     """The connection with its pragmas set; closes the connection if that fails."""
     try:
         for pragma in pragmas:
@@ -213,62 +259,28 @@ class SqliteAppender:
     """Appends through a connection and a thread of its own."""
 
     def __init__(self, path: str, pragmas: Sequence[str]) -> None:
-        self._path, self._pragmas = path, pragmas
-        self._opened: OpenFile | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="receiver-sqlite")
-        self._connection: sqlite3.Connection | None = None
+        self._connection = SqliteConnection(Path(path), pragmas, thread="receiver-sqlite")
         # Writers of this process wait here, in order: SQLite's own busy handler picks an arbitrary one.
         self.turn = asyncio.Lock()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
+        """A transaction that begins with its first statement: that saves a thread switch."""
         async with self.turn:
             try:
-                yield _SqliteTransaction(self._in_thread, self._begun)
-                await self._in_thread(self._commit)
+                yield _SqliteTransaction(self._connection)
+                await self._connection.in_thread(self._connection.commit)
             except BaseException:
-                await asyncio.shield(self._in_thread(self._rollback))
+                await asyncio.shield(self._connection.in_thread(self._connection.roll_back))
                 raise
 
     async def close(self) -> None:
-        await self._in_thread(self._close)
-        self._thread.shutdown(wait=False)
-
-    def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
-
-    def _begun(self) -> sqlite3.Connection:
-        """The connection with the write lock, which the first statement takes: that saves a thread switch."""
-        if self._connection is None:
-            # `rw`: a file that was removed must not be created again, empty.
-            uri = f"{Path(self._path).absolute().as_uri()}?mode=rw"
-            connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=True)
-            self._connection, self._opened = prepared(connection, self._pragmas), OpenFile(Path(self._path))
-        assert self._opened is not None  # noqa: S101
-        if not self._connection.in_transaction:
-            self._opened.check()
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._opened.note_wal()
-        return self._connection
-
-    def _commit(self) -> None:
-        self._begun().execute("COMMIT")
-
-    def _rollback(self) -> None:
-        if self._connection is not None and self._connection.in_transaction:
-            self._connection.rollback()
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        await self._connection.close()
 
 
 class _SqliteTransaction:
-    def __init__(
-        self, in_thread: Callable[..., asyncio.Future[Any]], connection: Callable[[], sqlite3.Connection]
-    ) -> None:
-        self._in_thread, self._connection = in_thread, connection
+    def __init__(self, connection: SqliteConnection) -> None:
+        self._in_thread, self._connection = connection.in_thread, connection.begun
         self.spelling = Spelling(time=_SqliteTimes().__getitem__, flag=int)
 
     async def select(

@@ -70,14 +70,11 @@ async def by_ids(database: Database, ids: Sequence[str]) -> list[CallbackSummary
     return [_summary(rows[id_]) for id_ in ids if id_ in rows]
 
 
-async def with_ids(database: Database, ids: Sequence[str]) -> list[Callback]:
-    """The callbacks with these ids in full, oldest first; unknown ids are skipped."""
-    async with database.reading() as connection:
-        return await _whole(database, connection, ids)
-
-
 async def pages_with_ids(database: Database, ids: Sequence[str]) -> AsyncIterator[list[Callback]]:
-    """As `with_ids`, one page at a time; the bodies of a page have about 4 MiB at most, or are a single one."""
+    """The callbacks with these ids in full, oldest first, one page at a time; unknown ids are skipped.
+
+    The bodies of a page have about 4 MiB at most, or are a single one.
+    """
     listed = sorted(set(ids))
     while listed:
         async with database.reading() as connection:

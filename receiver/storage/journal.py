@@ -29,7 +29,7 @@ from receiver.domain.events import Api
 from receiver.errors import StorageUnavailable
 from receiver.models.callbacks import CALLBACKS, PENDING, PROCESSOR
 from receiver.models.columns import json_text, sqlite_time
-from receiver.storage.bulk import FileReplaced, OpenFile, prepared
+from receiver.storage.bulk import FileReplaced, SqliteConnection
 from receiver.storage.database import SQLITE_PRAGMAS, Database, unavailable
 from receiver.storage.postgresql import insert_arrays
 
@@ -89,76 +89,42 @@ def _storable(text: str) -> str:
 
 
 class _SqliteWriter:
-    """Appends through a connection and a thread of its own."""
-
     def __init__(self, database: Database) -> None:
         assert database.journal_file is not None  # noqa: S101
-        self._file = database.journal_file
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="receiver-journal")
-        self._connection: sqlite3.Connection | None = None
-        self._opened: OpenFile | None = None
+        self._connection = SqliteConnection(database.journal_file, SQLITE_PRAGMAS, thread="receiver-journal")
 
     async def append(self, callbacks: Sequence[Callback]) -> int:
         rows = [_row(callback, sqlite_time(callback.received_at)) for callback in callbacks]
-        added: int = await self._in_thread(self._append, rows)
-        return added
+        return await self._in_transaction(lambda connection: connection.executemany(_INSERT, rows).rowcount)
 
     async def probe(self) -> None:
-        await self._in_thread(self._probe)
+        await self._in_transaction(self._probe)
 
     async def close(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
-        self._thread.shutdown(wait=False)
+        await self._connection.close()
 
-    async def _in_thread(self, function: Any, *arguments: Any) -> Any:
+    @staticmethod
+    def _probe(connection: sqlite3.Connection) -> int:
+        connection.execute(_INSERT, (_PROBE_ID, "", "", "", "", None, "", "{}", b""))
+        return connection.execute(_REMOVE_PROBE, (_PROBE_ID,)).rowcount
+
+    async def _in_transaction(self, work: Callable[[sqlite3.Connection], int]) -> int:
+        def run() -> int:
+            try:
+                done = work(self._connection.begun())
+                self._connection.commit()
+            except BaseException:
+                self._connection.roll_back()
+                raise
+            return done
+
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+            done: int = await self._connection.in_thread(run)
         except FileReplaced as error:
             raise StorageUnavailable(str(error)) from None
         except Exception as error:
             raise StorageUnavailable(f"{type(error).__name__}: {error}") from error
-
-    def _append(self, rows: list[Row]) -> int:
-        connection = self._begun()
-        try:
-            added = connection.executemany(_INSERT, rows).rowcount
-            connection.execute("COMMIT")
-        except BaseException:
-            self._abandon(connection)
-            raise
-        return added
-
-    def _probe(self) -> None:
-        connection = self._begun()
-        try:
-            connection.execute(_INSERT, (_PROBE_ID, "", "", "", "", None, "", "{}", b""))
-            connection.execute(_REMOVE_PROBE, (_PROBE_ID,))
-            connection.execute("COMMIT")
-        except BaseException:
-            self._abandon(connection)
-            raise
-
-    def _begun(self) -> sqlite3.Connection:
-        """The connection to the file, in a transaction with the write lock; raises FileReplaced if the file changed."""
-        if self._connection is None:
-            # `rw`: an append must not create a removed file again, empty.
-            uri = f"{self._file.absolute().as_uri()}?mode=rw"
-            connection = sqlite3.connect(uri, uri=True, isolation_level=None)
-            self._connection, self._opened = prepared(connection, SQLITE_PRAGMAS), OpenFile(self._file)
-        assert self._opened is not None  # noqa: S101
-        self._opened.check()
-        self._connection.execute("BEGIN IMMEDIATE")
-        self._opened.note_wal()
-        return self._connection
-
-    def _abandon(self, connection: sqlite3.Connection) -> None:
-        if connection.in_transaction:
-            connection.rollback()
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        return done
 
 
 _INSERT: Final = (

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Row, Select, and_, func, literal, literal_column, or_, select, update
+from sqlalchemy import Select, and_, func, literal, literal_column, or_, select, update
 from sqlalchemy import text as sql
 
 from receiver.domain.callbacks import Rejected
 from receiver.errors import ReceiverError
+from receiver.explanation.installation import ProcessorRecord
 from receiver.models.callbacks import CALLBACKS, PENDING, PROCESSOR, QUARANTINE
 from receiver.models.columns import json_text
 from receiver.storage import journal
@@ -36,21 +37,6 @@ class ProcessorLease:
 
     epoch: int
     cursor: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessorState:
-    """The state of the processor in the database."""
-
-    cursor: int
-    epoch: int
-    lease_holder: str | None
-    lease_is_held: bool
-    callbacks: int
-    repeats: int
-    last_callbacks: Mapping[str, str]
-    failing_since_at: datetime | None
-    last_error: str | None
 
 
 async def acquire(database: Database, *, holder: str, seconds: float, take_over: bool = False) -> ProcessorLease | None:
@@ -114,25 +100,18 @@ async def _update(database: Database, lease: ProcessorLease, **values: Any) -> N
             raise ProcessorLeaseLost("another worker processes this database")
 
 
-async def state(database: Database) -> ProcessorState:
+async def state(database: Database) -> ProcessorRecord:
     """The state of the processor in the database."""
     held = and_(PROCESSOR.c.lease_until.is_not(None), PROCESSOR.c.lease_until > database.clock())
     async with database.reading() as connection:
         row = (await connection.execute(select(PROCESSOR, held.label("is_held")))).one()
-    return _state(row)
-
-
-def _state(row: Row[Any]) -> ProcessorState:
-    return ProcessorState(
-        cursor=row.cursor,
-        epoch=row.epoch,
-        lease_holder=row.lease_holder,
+    return ProcessorRecord(
         lease_is_held=bool(row.is_held),
+        failing_since_at=row.failing_since_at,
+        last_error=row.last_error,
         callbacks=row.callbacks,
         repeats=row.repeats,
         last_callbacks=row.last_callbacks,
-        failing_since_at=row.failing_since_at,
-        last_error=row.last_error,
     )
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -15,31 +16,9 @@ from receiver.storage.database import driver_url, journal_file
 CHECKED_BYTES: Final = 256 * 1024 * 1024
 _MOUNTS: Final = Path("/proc/mounts")
 # SQLite's locks and shared memory do not work over a network, and no error shows that until rows are lost.
-_NETWORK_FILESYSTEMS: Final = frozenset(
-    {
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "davfs",
-        "fuse.blobfuse2",
-        "fuse.ceph",
-        "fuse.davfs",
-        "fuse.gcsfuse",
-        "fuse.glusterfs",
-        "fuse.juicefs",
-        "fuse.rclone",
-        "fuse.s3fs",
-        "fuse.smbnetfs",
-        "fuse.sshfs",
-        "glusterfs",
-        "lustre",
-        "ncpfs",
-        "nfs",
-        "nfs4",
-        "smb3",
-        "smbfs",
-    }
+_NETWORK_FILESYSTEM: Final = re.compile(
+    r"afs|beegfs|ceph|cifs|davfs|glusterfs|lustre|ncpfs|nfs4?|smb3|smbfs"
+    r"|fuse\.(blobfuse2|ceph|davfs|gcsfuse|glusterfs|juicefs|rclone|s3fs|smbnetfs|sshfs)"
 )
 
 
@@ -121,7 +100,7 @@ def refuse_network(file: Path) -> None:
     except OSError:
         return
     kind = filesystem(file.resolve(), mounts)
-    if kind in _NETWORK_FILESYSTEMS:
+    if kind is not None and _NETWORK_FILESYSTEM.fullmatch(kind):
         raise SettingsError(
             f"RECEIVER_DATABASE_URL: {file} is on a network filesystem ({kind}), where SQLite loses data; "
             "use a local disk, or PostgreSQL",

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy import text as sql
 
 from receiver.errors import StorageUnavailable
-from receiver.explanation.installation import Backlog, DatabaseSize, Findings, Part, ProcessorRecord
+from receiver.explanation.installation import Backlog, DatabaseSize, Findings, Part
 from receiver.models.callbacks import CALLBACKS, PENDING
 from receiver.models.queries import SinkQuery
 from receiver.models.sinks import SinkRead
@@ -51,7 +51,7 @@ class StatusReader:
 
         parts: dict[Part, Read] = {
             "journal": self._backlog,
-            "processor": self._processor,
+            "processor": lambda: processor.state(self._database),
             "sinks": listed_sinks,
             "database": self._size,
         }
@@ -101,17 +101,6 @@ class StatusReader:
             return Backlog(
                 pending=await journal.pending(self._database, connection), oldest_at=await connection.scalar(oldest)
             )
-
-    async def _processor(self) -> ProcessorRecord:
-        state = await processor.state(self._database)
-        return ProcessorRecord(
-            lease_is_held=state.lease_is_held,
-            failing_since_at=state.failing_since_at,
-            last_error=state.last_error,
-            callbacks=state.callbacks,
-            repeats=state.repeats,
-            last_callbacks=state.last_callbacks,
-        )
 
     async def _size(self) -> DatabaseSize:
         database = self._database

@@ -130,7 +130,6 @@ async def test_one_callback_comes_whole(stocked: Database) -> None:
 async def test_callbacks_by_id_come_in_the_order_of_the_ids(stocked: Database) -> None:
     assert [one.id for one in await callbacks.by_ids(stocked, ["04", "09", "01"])] == ["04", "01"]
     assert await callbacks.by_ids(stocked, []) == []
-    assert [one.id for one in await callbacks.with_ids(stocked, ["04", "09", "01"])] == ["01", "04"]
 
 
 async def test_a_callback_that_the_journal_no_longer_has_is_left_out(stocked: Database) -> None:

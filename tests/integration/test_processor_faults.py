@@ -22,9 +22,10 @@ from receiver.domain.fold import Batch
 from receiver.intake import fold
 from receiver.intake import processor as processor_module
 from receiver.intake.journal import Journal
-from receiver.intake.processor import Processed, Processor, ProcessorStatus
+from receiver.intake.processor import Processor, ProcessorStatus
 from receiver.intake.reprocessing import Reprocessing
 from receiver.intake.tag_checker import TagChecker
+from receiver.metrics import Processed
 from receiver.storage import bulk, postgresql
 from receiver.storage import processor as processor_table
 from receiver.storage.bulk import Step
