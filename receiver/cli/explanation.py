@@ -9,7 +9,6 @@ from receiver.cli.calls import Operations, named, with_operations
 from receiver.cli.output import echo, echo_fields, echo_json, echo_table
 from receiver.cli.tables import TABLES, set_fields
 from receiver.clock import now
-from receiver.domain.queries import PublicationView
 from receiver.explanation.message import Explanation, explain
 from receiver.explanation.recipient import Charged
 from receiver.explanation.timeline import TimelineEntry, explain_publication
@@ -18,6 +17,7 @@ from receiver.models.columns import Read, Time
 from receiver.models.events import MessageEventRead
 from receiver.models.messages import MessageRead
 from receiver.models.queries import OneMessageQuery
+from receiver.models.sinks import PublicationRead
 from receiver.storage import messages
 from receiver.storage.publications import publications_of_message
 
@@ -96,7 +96,7 @@ def _echo_columns(message: MessageRead, events: Sequence[MessageEventRead]) -> N
 
 
 def echo_explanation(
-    explanation: Explanation, publications: Sequence[PublicationView], configured: Collection[str]
+    explanation: Explanation, publications: Sequence[PublicationRead], configured: Collection[str]
 ) -> None:
     """Writes the status of a message, its timeline, and the state of its events at the sinks.
 
@@ -126,6 +126,6 @@ def _timeline_row(entry: TimelineEntry) -> tuple[object, ...]:
 _SINKS = ("SINK", "EVENT", "RECIPIENT", "STATE")
 
 
-def _sink_row(publication: PublicationView, configured: Collection[str]) -> tuple[object, ...]:
+def _sink_row(publication: PublicationRead, configured: Collection[str]) -> tuple[object, ...]:
     state = explain_publication(publication, is_configured=publication.sink in configured)
     return publication.sink, f"message.{publication.status}", publication.recipient, state

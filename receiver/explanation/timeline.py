@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from receiver.domain.events import Api, Event, Status, TagVerdict
-from receiver.domain.queries import PublicationView
 from receiver.explanation.recipient import Recipients
 from receiver.explanation.words import capitalised, counted, duration_text, on, recipient_text
 from receiver.models.messages import MessageRead, RecipientRead
+from receiver.models.sinks import PublicationRead
 from receiver.providers import delivery_codes
 
 # An event that is received later than this after it occurred is worth a note.
@@ -220,7 +220,7 @@ def _events_text(count: int, total: int) -> str:
     return "The event" if total == 1 else f"{count} of {total} events"
 
 
-def explain_publication(publication: PublicationView, *, is_configured: bool) -> str:
+def explain_publication(publication: PublicationRead, *, is_configured: bool) -> str:
     """What became of one event at one sink; `is_configured`: the settings still have the sink."""
     attempts = counted(str(publication.attempts), "attempt")
     match publication.state:
@@ -247,7 +247,7 @@ def explain_publication(publication: PublicationView, *, is_configured: bool) ->
             return "published, or left out by the filter; no attempt is recorded"
 
 
-def _why_waiting(publication: PublicationView, *, is_configured: bool) -> str:
+def _why_waiting(publication: PublicationRead, *, is_configured: bool) -> str:
     if not is_configured:
         return ": the sink is not in the settings"
     if publication.is_paused:

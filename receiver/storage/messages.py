@@ -6,6 +6,7 @@ A page takes two statements, and an index serves every filter.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final
 
 from pydantic import TypeAdapter
@@ -26,55 +27,10 @@ from receiver.storage.database import Database
 _NOT_IN_THE_LOG: Final = ("text", "media")
 
 
-MESSAGE_COLUMNS: Final = (
-    "api",
-    "direction",
-    "id",
-    "sender",
-    "sender_key",
-    "recipients",
-    "owner",
-    "application_id",
-    "text",
-    "media",
-    "tag",
-    "tag_verdict",
-    "segment_count",
-    "channel",
-    "carrier_name",
-    "priority",
-    "created_at",
-    "listed_at",
-    "status",
-    "state",
-    "delivery_state",
-    "delivery_code",
-    "delivery_description",
-    "contradicted",
-    "awaiting_receipt",
-    "first_received_at",
-    "updated_at",
-)
-DELIVERY_COLUMNS: Final = (
-    "api",
-    "direction",
-    "message_id",
-    "recipient_key",
-    "recipient",
-    "place",
-    "listed_at",
-    "status",
-    "state",
-    "delivery_state",
-    "delivery_code",
-    "delivery_description",
-    "sent_at",
-    "delivered_at",
-    "failed_at",
-    "read_at",
-    "contradicted",
-    "updated_at",
-)
+# The columns in the order of the values that `rows_of` makes: a value too few or too many fails every write.
+MESSAGE_COLUMNS: Final = tuple(name for name in MESSAGES.c.keys() if name != "events_forgotten")  # noqa: SIM118
+DELIVERY_COLUMNS: Final = tuple(DELIVERIES.c.keys())
+_DELIVERY_KEY: Final = itemgetter(*map(DELIVERY_COLUMNS.index, ("api", "direction", "message_id", "recipient_key")))
 
 _RowValues = tuple[Any, ...]
 
@@ -105,11 +61,10 @@ def _message_row(
     summary = roll_up([recipient.delivery for recipient in recipients], message.direction, states)
     sender, media = fields.sender, fields.media
     return (
+        message.id,
         message.api.value,
         message.direction.value,
-        message.id,
         sender,
-        number_key(sender) if sender else None,
         json_text([recipient.number for recipient in recipients if recipient.number is not None]),
         fields.owner,
         fields.application_id,
@@ -122,16 +77,17 @@ def _message_row(
         fields.carrier_name,
         fields.priority,
         time(fields.created_at),
-        listed_at,
         str(summary.status),
         summary.state,
         summary.delivery_state,
         summary.code,
         summary.description,
         flag(summary.contradicted),
-        flag(summary.awaiting_receipt),
         time(message.first_received_at),
+        flag(summary.awaiting_receipt),
         time(message.updated_at),
+        number_key(sender) if sender else None,
+        listed_at,
     )
 
 
@@ -141,13 +97,7 @@ def _delivery_row(
     time, delivery = spelling.time, recipient.delivery
     state, delivery_state = states.of_delivery(delivery)
     return (
-        message.api.value,
-        message.direction.value,
-        message.id,
-        key,
         recipient.number,
-        place,
-        listed_at,
         delivery.status.value,
         state,
         delivery_state,
@@ -159,6 +109,12 @@ def _delivery_row(
         time(delivery.read_at),
         spelling.flag(delivery.contradicted),
         time(delivery.updated_at),
+        message.api.value,
+        message.direction.value,
+        message.id,
+        key,
+        place,
+        listed_at,
     )
 
 
@@ -189,7 +145,7 @@ def write_rows(changes: Iterable[tuple[bool, Rows | None, Rows]]) -> list[Step]:
     gone: list[_RowValues] = []
     for is_stored, before, after in changes:
         old = before.deliveries if before else {}
-        gone.extend(row[:4] for key, row in old.items() if key not in after.deliveries)
+        gone.extend(_DELIVERY_KEY(row) for key, row in old.items() if key not in after.deliveries)
         if not is_stored:
             new.append(after.message)
             # A message without a row may still have deliveries: a rebuild may meet such a state.

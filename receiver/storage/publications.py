@@ -9,14 +9,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.events import MessageKey
 from receiver.domain.publication import Outcome
-from receiver.domain.queries import PublicationView
 from receiver.models.events import EVENTS
-from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS, AttemptBase, AttemptRead
+from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS, AttemptBase, AttemptRead, PublicationRead
 
 _Place = tuple[str, int]
 
 
-async def publications_of_message(connection: AsyncConnection, key: MessageKey) -> list[PublicationView]:
+async def publications_of_message(connection: AsyncConnection, key: MessageKey) -> list[PublicationRead]:
     """The publications of a message's events to every sink that was ever registered: by sink, in the log's order."""
     columns = (EVENTS.c.position, EVENTS.c.id, EVENTS.c.status, EVENTS.c.recipient)
     events = (await connection.execute(select(*columns).where(_is_of(key)).order_by(EVENTS.c.position))).all()
@@ -25,7 +24,7 @@ async def publications_of_message(connection: AsyncConnection, key: MessageKey) 
     retries = await _by_place(connection, RETRIES, RETRIES.c.position, key)
     dead_letters = await _by_place(connection, DEAD_LETTERS, DEAD_LETTERS.c.id, key)
     return [
-        PublicationView(
+        PublicationRead(
             sink=sink.name,
             event_id=event.id,
             status=event.status,

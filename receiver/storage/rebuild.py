@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, Final
 
 from sqlalchemy import func, select
@@ -24,6 +25,8 @@ _BATCH_IDS: Final = 100
 _BATCH_EVENTS: Final = 10_000
 # The log does not hold these columns: the values of the table stay.
 _NOT_IN_THE_LOG: Final = tuple(MESSAGE_COLUMNS.index(name) for name in ("text", "media"))
+_MESSAGE_KEY: Final = itemgetter(*map(MESSAGE_COLUMNS.index, ("api", "direction", "id")))
+_DELIVERY_KEY: Final = itemgetter(*map(DELIVERY_COLUMNS.index, ("api", "direction", "message_id")))
 _RECIPIENT_KEY: Final = DELIVERY_COLUMNS.index("recipient_key")
 
 
@@ -113,9 +116,9 @@ async def _stored(transaction: Transaction, ids: Sequence[str]) -> Mapping[Messa
     messages: dict[MessageKey, _RowValues] = {}
     deliveries: dict[MessageKey, dict[str, _RowValues]] = {}
     for row in await _select(transaction, MESSAGES, MESSAGE_COLUMNS, "id", ids):
-        messages[_key(row)] = row
+        messages[_key(_MESSAGE_KEY(row))] = row
     for row in await _select(transaction, DELIVERIES, DELIVERY_COLUMNS, "message_id", ids):
-        deliveries.setdefault(_key(row), {})[row[_RECIPIENT_KEY]] = row
+        deliveries.setdefault(_key(_DELIVERY_KEY(row)), {})[row[_RECIPIENT_KEY]] = row
     return {key: Rows(messages.get(key, ()), deliveries.get(key, {})) for key in messages.keys() | deliveries.keys()}
 
 
@@ -141,8 +144,8 @@ def _encoder(column: Any, transaction: Transaction) -> Callable[[Any], Any] | No
     return transaction.spelling.time if isinstance(column.type, UTCDateTime) else None
 
 
-def _key(row: _RowValues) -> MessageKey:
-    api, direction, id_ = row[:3]
+def _key(values: tuple[str, ...]) -> MessageKey:
+    api, direction, id_ = values
     return Api(api), Direction(direction), id_
 
 

@@ -11,7 +11,8 @@ from sqlmodel import SQLModel
 from receiver.api.messages import COLUMNS as CSV
 from receiver.cli.program import app
 from receiver.domain.cloudevents import cloud_event
-from receiver.domain.events import Api, Direction, TagVerdict
+from receiver.domain.events import Api, Direction, Status, TagVerdict
+from receiver.domain.message import fold
 from receiver.models.columns import shown_names
 from receiver.models.messages import (
     DELIVERIES,
@@ -26,8 +27,10 @@ from receiver.models.messages import (
 from receiver.models.parameters import MessagePlace
 from receiver.models.queries import MessageQuery, SortOrder
 from receiver.storage import log_positions
+from receiver.storage.bulk import Spelling
 from receiver.storage.database import Database
-from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, statement
+from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, rows_of, statement
+from tests.events import make_event
 from tests.posts import callback, v2_event
 from tests.processing import process, select
 
@@ -76,11 +79,6 @@ def test_delivery_field_is_column_json_and_csv(field: str) -> None:
     assert shown in CSV
 
 
-def test_every_column_is_written() -> None:
-    assert set(MESSAGE_COLUMNS) == set(MESSAGES.c.keys()) - {"events_forgotten"}
-    assert set(DELIVERY_COLUMNS) == set(DELIVERIES.c.keys())
-
-
 def test_fields_of_a_row_alone_are_not_shown() -> None:
     own = set(MessageRow.model_fields) - set(MessageBase.model_fields)
     assert own == {"sender_key", "listed_at", "events_forgotten"}
@@ -100,7 +98,7 @@ async def test_every_field_is_in_the_view(database: Database) -> None:
 async def test_every_field_is_in_the_cloud_event(database: Database) -> None:
     await process(database, callback([v2_event("m1")]))
     (entry,), _ = await log_positions.pull(database, 0, 10)
-    names = set(cloud_event(entry, None)["data"])
+    names = set(cloud_event(entry, "/test", None)["data"])
     shown = [*shown_names(MessageRead), *shown_names(RecipientRead)]
     missing = {name for name in shown if EVENT_NAMES.get(name, name) not in names} - {"recipients"}
     assert missing == set(NOT_IN_EVENT)
@@ -142,3 +140,23 @@ def test_every_filter_of_messages_is_an_option() -> None:
     groups: Any = typer.main.get_command(app)
     options = {parameter.name for parameter in groups.commands["messages"].commands["list"].params}
     assert set(MessageQuery.model_fields) - options == {"after"}
+
+
+def test_values_of_a_row_stand_under_their_columns() -> None:
+    event = make_event(
+        Status.FAILED,
+        code=4720,
+        description="why",
+        fields={"tag": "a tag", "owner": "+15559998", "priority": "high"},
+    )
+    sender = event.fields.sender or ""
+    rows = rows_of(fold([event]), Spelling(time=lambda time: time, flag=lambda flag: flag))
+    message = dict(zip(MESSAGE_COLUMNS, rows.message, strict=True))
+    assert (message["id"], message["sender"], message["sender_key"]) == (event.message_id, sender, sender.removeprefix("+"))
+    assert (message["owner"], message["tag"], message["priority"]) == ("+15559998", "a tag", "high")
+    assert (message["status"], message["delivery_code"], message["delivery_description"]) == ("failed", 4720, "why")
+    assert (message["first_received_at"], message["updated_at"]) == (event.received_at, event.received_at)
+    [values] = rows.deliveries.values()
+    delivery = dict(zip(DELIVERY_COLUMNS, values, strict=True))
+    assert (delivery["message_id"], delivery["status"], delivery["delivery_code"]) == (event.message_id, "failed", 4720)
+    assert (delivery["recipient_key"], delivery["place"]) == ((event.recipient or "").removeprefix("+"), 0)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api, Event, Failure, Status, TagVerdict
 from receiver.domain.message import fold
-from receiver.domain.queries import PublicationView
 from receiver.explanation.message import Explanation, explain
 from receiver.explanation.recipient import Charged
 from receiver.explanation.timeline import explain_publication
 from receiver.explanation.words import duration_text, time_text
 from receiver.models.messages import MessageRead, RecipientRead
+from receiver.models.sinks import PublicationRead
 from receiver.storage.bulk import Spelling
 from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, rows_of
 from tests.events import at, make_event
@@ -527,9 +527,9 @@ def test_earlier_events_deleted_by_retention_are_a_note() -> None:
 # --- sinks
 
 
-def publication(state: Any, **more: Any) -> PublicationView:
+def publication(state: Any, **more: Any) -> PublicationRead:
     defaults = {"sink": "crm", "event_id": "1", "status": "failed", "recipient": ONE, "attempts": 2, "last_at": at(7)}
-    return PublicationView(state=state, **{**defaults, **more})
+    return PublicationRead(state=state, **{**defaults, **more})
 
 
 @pytest.mark.parametrize(
@@ -557,7 +557,7 @@ def publication(state: Any, **more: Any) -> PublicationView:
         (publication("passed", attempts=0), "published, or left out by the filter; no attempt is recorded"),
     ],
 )
-def test_publication_to_a_sink_is_explained(view: PublicationView, sentence: str) -> None:
+def test_publication_to_a_sink_is_explained(view: PublicationRead, sentence: str) -> None:
     assert explain_publication(view, is_configured=True) == sentence
 
 
