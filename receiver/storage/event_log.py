@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -175,26 +176,27 @@ _BOUNDS: Final = select(
 )
 
 
-class _Stored(msgspec.Struct, omit_defaults=True, gc=False):
-    """The column `facts`: the fields of an event that have no column of their own; absent fields are omitted."""
-
-    sender: str | None = None
-    owner: str | None = None
-    application_id: str | None = None
-    tag: str | None = None
-    segment_count: int | None = None
-    channel: str | None = None
-    carrier_name: str | None = None
-    priority: str | None = None
-    recipients: tuple[str, ...] = ()
-    has_text: bool = False
-    has_media: bool = False
-    created_at: str | None = None
-    read_at: str | None = None
-    failure: str | None = None
-    state: str | None = None
-    delivery_state: str | None = None
-    contradicted: bool = False
+# The fields of a message that the log stores as they are; text and media are stored with the message alone.
+_SHARED: Final = tuple(
+    field for field in msgspec.structs.fields(MessageFields) if field.name not in ("text", "media", "created_at")
+)
+_SHARED_NAMES: Final = tuple(field.name for field in _SHARED)
+_shared_values: Final = attrgetter(*_SHARED_NAMES)
+# The column `facts`: the fields of an event that have no column of their own; absent fields are omitted.
+_Stored: Final[Any] = msgspec.defstruct(
+    "_Stored",
+    [
+        *((field.name, field.type, field.default) for field in _SHARED),
+        ("created_at", str | None, None),
+        ("read_at", str | None, None),
+        ("failure", str | None, None),
+        ("state", str | None, None),
+        ("delivery_state", str | None, None),
+        ("contradicted", bool, False),
+    ],
+    omit_defaults=True,
+    gc=False,
+)
 
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -229,40 +231,17 @@ def event_of(row: Row[Any]) -> Event:
     )
 
 
-def _fields(stored: _Stored) -> MessageFields:
-    return MessageFields(
-        sender=stored.sender,
-        recipients=stored.recipients,
-        owner=stored.owner,
-        application_id=stored.application_id,
-        has_text=stored.has_text,
-        has_media=stored.has_media,
-        tag=stored.tag,
-        segment_count=stored.segment_count,
-        channel=stored.channel,
-        carrier_name=stored.carrier_name,
-        priority=stored.priority,
-        created_at=_time(stored.created_at),
-    )
+def _fields(stored: Any) -> MessageFields:
+    shared = dict(zip(_SHARED_NAMES, _shared_values(stored), strict=True))
+    return MessageFields(**shared, created_at=_time(stored.created_at))
 
 
 def _stored(event: Event) -> str:
     """The JSON for the column `facts`."""
-    fields = event.fields
     return _encode(
         _Stored(
-            sender=fields.sender,
-            owner=fields.owner,
-            application_id=fields.application_id,
-            tag=fields.tag,
-            segment_count=fields.segment_count,
-            channel=fields.channel,
-            carrier_name=fields.carrier_name,
-            priority=fields.priority,
-            recipients=fields.recipients,
-            has_text=fields.has_text,
-            has_media=fields.has_media,
-            created_at=_time_text(fields.created_at),
+            *_shared_values(event.fields),
+            created_at=_time_text(event.fields.created_at),
             read_at=_time_text(event.read_at),
             failure=event.failure,
             state=event.state,

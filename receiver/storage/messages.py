@@ -6,14 +6,14 @@ A page takes two statements, and an index serves every filter.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Final
 
 from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, Row, Select, and_, exists, literal_column, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.domain.events import Api, Direction, Event, MessageFields, MessageKey, number_key
+from receiver.domain.events import PLAIN_FIELDS, Api, Direction, Event, MessageFields, MessageKey, number_key
 from receiver.domain.message import Message, Recipient, roll_up
 from receiver.models.columns import json_text
 from receiver.models.messages import DELIVERIES, MESSAGES, TAG_START_CHARACTERS, MessageRead, RecipientRead
@@ -27,8 +27,31 @@ from receiver.storage.database import Database
 _NOT_IN_THE_LOG: Final = ("text", "media")
 
 
-# The columns in the order of the values that `rows_of` makes: a value too few or too many fails every write.
-MESSAGE_COLUMNS: Final = tuple(name for name in MESSAGES.c.keys() if name != "events_forgotten")  # noqa: SIM118
+# The columns whose value is a field of the events as it is; those below them are computed.
+_FROM_FIELDS: Final = tuple(name for name in (*PLAIN_FIELDS, "text") if name in MESSAGES.c)
+_field_values: Final = attrgetter(*_FROM_FIELDS)
+MESSAGE_COLUMNS: Final = (
+    *_FROM_FIELDS,
+    "api",
+    "direction",
+    "id",
+    "sender_key",
+    "recipients",
+    "media",
+    "tag_verdict",
+    "created_at",
+    "listed_at",
+    "status",
+    "state",
+    "delivery_state",
+    "delivery_code",
+    "delivery_description",
+    "contradicted",
+    "awaiting_receipt",
+    "first_received_at",
+    "updated_at",
+)
+# In the order of the values that `_delivery_row` makes: a value too few or too many fails every write.
 DELIVERY_COLUMNS: Final = tuple(DELIVERIES.c.keys())
 _DELIVERY_KEY: Final = itemgetter(*map(DELIVERY_COLUMNS.index, ("api", "direction", "message_id", "recipient_key")))
 
@@ -61,33 +84,25 @@ def _message_row(
     summary = roll_up([recipient.delivery for recipient in recipients], message.direction, states)
     sender, media = fields.sender, fields.media
     return (
-        message.id,
+        *_field_values(fields),
         message.api.value,
         message.direction.value,
-        sender,
+        message.id,
+        number_key(sender) if sender else None,
         json_text([recipient.number for recipient in recipients if recipient.number is not None]),
-        fields.owner,
-        fields.application_id,
-        fields.text,
         json_text(media) if media else None,
-        fields.tag,
         message.tag_verdict.value,
-        fields.segment_count,
-        fields.channel,
-        fields.carrier_name,
-        fields.priority,
         time(fields.created_at),
+        listed_at,
         str(summary.status),
         summary.state,
         summary.delivery_state,
         summary.code,
         summary.description,
         flag(summary.contradicted),
-        time(message.first_received_at),
         flag(summary.awaiting_receipt),
+        time(message.first_received_at),
         time(message.updated_at),
-        number_key(sender) if sender else None,
-        listed_at,
     )
 
 

@@ -79,6 +79,10 @@ def test_delivery_field_is_column_json_and_csv(field: str) -> None:
     assert shown in CSV
 
 
+def test_every_column_is_written() -> None:
+    assert set(MESSAGE_COLUMNS) == set(MESSAGES.c.keys()) - {"events_forgotten"}
+
+
 def test_fields_of_a_row_alone_are_not_shown() -> None:
     own = set(MessageRow.model_fields) - set(MessageBase.model_fields)
     assert own == {"sender_key", "listed_at", "events_forgotten"}
@@ -152,7 +156,11 @@ def test_values_of_a_row_stand_under_their_columns() -> None:
     sender = event.fields.sender or ""
     rows = rows_of(fold([event]), Spelling(time=lambda time: time, flag=lambda flag: flag))
     message = dict(zip(MESSAGE_COLUMNS, rows.message, strict=True))
-    assert (message["id"], message["sender"], message["sender_key"]) == (event.message_id, sender, sender.removeprefix("+"))
+    assert (message["id"], message["sender"], message["sender_key"]) == (
+        event.message_id,
+        sender,
+        sender.removeprefix("+"),
+    )
     assert (message["owner"], message["tag"], message["priority"]) == ("+15559998", "a tag", "high")
     assert (message["status"], message["delivery_code"], message["delivery_description"]) == ("failed", 4720, "why")
     assert (message["first_received_at"], message["updated_at"]) == (event.received_at, event.received_at)
