@@ -16,7 +16,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from receiver import credentials, metrics
 from receiver.api import problems, routes
-from receiver.api.auth import TokenAuth, Tokens
+from receiver.api.auth import Tokens, token_guard
 from receiver.api.health import Health
 from receiver.api.operations import ApiContext
 from receiver.clock import now
@@ -144,7 +144,7 @@ class Receiver:
     def _routes(self) -> list[BaseRoute]:
         """All routes but the callback routes."""
         tokens = Tokens(token.get_secret_value() for token in self.settings.api_tokens)
-        guard = [Middleware(TokenAuth, tokens=tokens)] if self.settings.metrics_auth == "token" else []
+        guard = [token_guard(tokens)] if self.settings.metrics_auth == "token" else []
         return [
             *Health(self.journal.probe).routes(),
             Route("/metrics", self._metrics, middleware=guard),

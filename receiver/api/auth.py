@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
-from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser
+from starlette.middleware import Middleware
+from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.requests import HTTPConnection, Request
 
 from receiver.api.problems import ProblemError
 from receiver.intake.endpoint import basic_pair
@@ -81,35 +83,47 @@ BEARER: Final = Scheme(bearer, 'Bearer realm="receiver"')
 BASIC: Final = Scheme(basic_password, 'Basic realm="receiver", charset="UTF-8"')
 
 _READING: Final = frozenset({"GET", "HEAD"})
-_GRANTED: Final = "receiver.access"
+_SCOPES: Final = {Access.READ: ["read"], Access.ADMIN: ["read", "admin"]}
 
 
-class TokenAuth:
-    """ASGI middleware that requires a token: any accepted token for GET and HEAD, an admin token for the rest."""
+class ApiUser(BaseUser):
+    """Who presented a token."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, scheme: Scheme = BEARER) -> None:
-        self._app = app
+    def __init__(self, access: Access) -> None:
+        self.access = access
+
+    @property
+    def is_authenticated(self) -> bool:
+        return True
+
+
+class TokenBackend(AuthenticationBackend):
+    """Requires a token: any accepted token for GET and HEAD, an admin token for the rest. Raises ProblemError."""
+
+    def __init__(self, tokens: Tokens, scheme: Scheme = BEARER) -> None:
         self._tokens = tokens
         self._scheme = scheme
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            self._check(scope)
-        await self._app(scope, receive, send)
-
-    def _check(self, scope: Scope) -> None:
-        presented = [value for name, value in scope["headers"] if name == b"authorization"]
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser]:
+        presented = conn.headers.getlist("authorization")
         # A proxy and this application might disagree about which of two headers counts.
-        token = self._scheme.token(presented[0]) if len(presented) == 1 else None
+        token = self._scheme.token(presented[0].encode("latin-1")) if len(presented) == 1 else None
         access = self._tokens.access(token) if token is not None else None
         if access is None:
             detail = "This token is not accepted." if presented else "A token is required."
             raise ProblemError(401, detail, headers={"WWW-Authenticate": self._scheme.challenge})
-        if access is Access.READ and scope["method"] not in _READING:
+        if access is Access.READ and conn.scope["method"] not in _READING:
             raise ProblemError(403, "This token may only read.")
-        scope[_GRANTED] = access
+        return AuthCredentials(_SCOPES[access]), ApiUser(access)
 
 
 def is_admin(request: Request) -> bool:
     """Whether a request has an admin token, or needs no token."""
-    return request.scope.get(_GRANTED, Access.ADMIN) is Access.ADMIN
+    # Another application that mounts this one may have users of its own.
+    user = request.scope.get("user")
+    return user.access is Access.ADMIN if isinstance(user, ApiUser) else True
+
+
+def token_guard(tokens: Tokens) -> Middleware:
+    """Middleware for a route that requires a token."""
+    return Middleware(AuthenticationMiddleware, backend=TokenBackend(tokens))

@@ -6,6 +6,7 @@ from typing import Any, Final
 from urllib.parse import quote, unquote_to_bytes
 
 from pydantic import BaseModel
+from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,7 +15,7 @@ from starlette.types import ASGIApp, Scope
 
 from receiver.api import problems
 from receiver.api.answers import MOUNTED_AT, csv_answer, json_answer, next_page, prefers_csv, read_body
-from receiver.api.auth import Scheme, TokenAuth, is_admin
+from receiver.api.auth import Scheme, TokenBackend, is_admin
 from receiver.api.operations import ApiContext, Call, Listed, Operation
 from receiver.api.parameters import parse_query
 from receiver.api.problems import Problem, ProblemError, as_problem
@@ -42,7 +43,7 @@ def mount(group: Group, context: ApiContext) -> Mount:
         [_route(operation, context, group.prefix) for operation in group.operations], redirect_slashes=False
     )
     if context.tokens is not None:
-        app = TokenAuth(app, context.tokens, group.scheme)
+        app = AuthenticationMiddleware(app, backend=TokenBackend(context.tokens, group.scheme))
     return EncodedMount(group.prefix, ExceptionMiddleware(app, problems.handlers(group.error_handler)))
 
 

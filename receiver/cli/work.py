@@ -10,7 +10,6 @@ from typing import Final
 
 import structlog
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -18,7 +17,7 @@ from starlette.routing import Route
 from receiver import credentials, logs
 from receiver import metrics as measured
 from receiver.api import problems
-from receiver.api.auth import TokenAuth, Tokens
+from receiver.api.auth import Tokens, token_guard
 from receiver.cli.context import refuse_absent
 from receiver.cli.serving import bind, serving
 from receiver.errors import ReceiverError, SettingsError
@@ -158,7 +157,7 @@ def _application(settings: Settings, worker: Worker) -> Starlette:
 
     return Starlette(
         routes=[
-            Route("/metrics", metrics, middleware=[Middleware(TokenAuth, tokens=tokens)] if tokens is not None else []),
+            Route("/metrics", metrics, middleware=[token_guard(tokens)] if tokens is not None else []),
             Route("/healthz", healthz),
         ],
         exception_handlers=problems.APPLICATION_HANDLERS,
