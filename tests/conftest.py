@@ -18,6 +18,7 @@ from tests.brokers.kafka import KafkaCluster
 from tests.brokers.nats import nats_server
 from tests.brokers.rabbitmq import rabbitmq_server
 from tests.brokers.redis import redis_server
+from tests.databases import DatabasePool
 from tests.servers import named_database, on_postgres, postgres_server, random_name
 
 # the same examples on every machine, however slow it is; --hypothesis-profile=default looks for new ones
@@ -74,13 +75,19 @@ def sqlite_url(tmp_path: Path, _sqlite_template: Path) -> str:
     return f"sqlite:///{tmp_path / 'receiver.db'}"
 
 
+@pytest.fixture(scope="session")
+def _postgres_pool(postgres: str, _postgres_template: str) -> Iterator[DatabasePool]:
+    pool = DatabasePool(postgres, _postgres_template)
+    yield pool
+    pool.close()
+
+
 @pytest.fixture
-def postgres_url(postgres: str, _postgres_template: str) -> Iterator[str]:
-    """A migrated PostgreSQL database of this test's own."""
-    name = random_name()
-    on_postgres(postgres, f"CREATE DATABASE {name} TEMPLATE {_postgres_template}")
+def postgres_url(postgres: str, _postgres_pool: DatabasePool) -> Iterator[str]:
+    """A migrated PostgreSQL database that no other test uses meanwhile."""
+    name = _postgres_pool.take()
     yield named_database(postgres, name)
-    on_postgres(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+    _postgres_pool.give_back(name)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
