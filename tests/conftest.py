@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -19,10 +20,36 @@ from tests.brokers.nats import nats_server
 from tests.brokers.rabbitmq import rabbitmq_server
 from tests.brokers.redis import redis_server
 from tests.databases import DatabasePool
-from tests.servers import named_database, on_postgres, postgres_server, random_name
+from tests.servers import named_database, on_postgres, postgres_server, random_name, shared_by_workers
 
-# the same examples on every machine, however slow it is; --hypothesis-profile=default looks for new ones
-settings.load_profile("ci")
+# The same examples on every machine, however slow it is; --hypothesis-profile=default looks for new ones.
+settings.register_profile("quick", settings.get_profile("ci"), max_examples=50)
+settings.register_profile("thorough", settings.get_profile("ci"), max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+# Else every process that a test starts compiles the modules of receiver again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """No workers for a few named files: they would take longer to start than to run."""
+    if all(".py" in argument for argument in config.args):
+        config.option.dist = "no"
+        return 0
+    return None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A test that is named runs, whatever its marker.
+    if all("::" in argument for argument in config.args):
+        config.option.markexpr = ""
+
+
+@pytest.fixture(scope="session")
+def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder that all workers of this run have in common."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +79,9 @@ def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
+def postgres(_shared_folder: Path) -> Iterator[str]:
     """The URL of a PostgreSQL server's own database, for creating others."""
-    with postgres_server() as url:
+    with shared_by_workers(_shared_folder, "postgres", postgres_server()) as url:
         yield url
 
 
@@ -105,23 +132,23 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture(scope="session")
-def nats_url() -> Iterator[str]:
+def nats_url(_shared_folder: Path) -> Iterator[str]:
     """A NATS server with JetStream that all tests share: streams and subjects by random names."""
-    with nats_server() as url:
+    with shared_by_workers(_shared_folder, "nats", nats_server()) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
+def redis_url(_shared_folder: Path) -> Iterator[str]:
     """A Redis server that all tests share: keys by random names."""
-    with redis_server() as url:
+    with shared_by_workers(_shared_folder, "redis", redis_server()) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_url() -> Iterator[str]:
+def rabbitmq_url(_shared_folder: Path) -> Iterator[str]:
     """A RabbitMQ server that all tests share: exchanges and queues by random names."""
-    with rabbitmq_server() as url:
+    with shared_by_workers(_shared_folder, "rabbitmq", rabbitmq_server()) as url:
         yield url
 
 

@@ -72,6 +72,7 @@ async def test_locked_journal_answers_a_burst_with_503_and_retry_after_within_fi
     assert [status for status, _, _ in await post_many(server, 5, "after-")] == [200] * 5
 
 
+@pytest.mark.slow
 async def test_burst_of_a_thousand_connections_is_accepted_within_five_seconds(server: Server) -> None:
     answers = await post_many(server, 1000, "burst-")
     assert {status for status, _, _ in answers} == {200}

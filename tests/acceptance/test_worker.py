@@ -169,6 +169,7 @@ def test_frozen_worker_is_reported_and_processes_all_when_it_wakes(database_url:
         assert server.stop() == 0
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("busy", ["idle", "loop blocked", "thread hangs"])
 def test_worker_of_killed_web_process_ends_within_ten_seconds(
     tmp_path: Path, busy: str, monkeypatch: pytest.MonkeyPatch
@@ -193,6 +194,7 @@ def test_worker_of_killed_web_process_ends_within_ten_seconds(
         assert server.stop() == 0
 
 
+@pytest.mark.faults
 def test_worker_processes_what_was_accepted_while_web_process_is_frozen(tmp_path: Path) -> None:
     with serving(tmp_path, settings=SETTINGS) as server:
         post(server, "first")
@@ -226,6 +228,7 @@ def test_sigterm_to_the_worker_ends_it_cleanly_and_it_is_restarted(tmp_path: Pat
         until(lambda: not children(server.process.pid))
 
 
+@pytest.mark.faults
 def test_worker_that_cannot_start_is_restarted_with_backoff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "faulty.py").write_text(FAULTY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
@@ -291,6 +294,7 @@ def test_worker_inline_does_the_same_in_one_process(tmp_path: Path) -> None:
         assert not [line for line in log(server) if line["level"] != "info"]
 
 
+@pytest.mark.slow
 def test_worker_none_accepts_and_another_worker_processes(tmp_path: Path) -> None:
     with serving(tmp_path, settings={**SETTINGS, "WORKER": "none"}) as server:
         post(server, *numbered("m", 20))

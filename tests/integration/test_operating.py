@@ -594,6 +594,7 @@ async def check_ordering_keys(database: Database) -> None:
         assert {row.state for row in others} <= {"parked"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_refused", ["park", "continue"])
 async def test_operators_lose_and_disorder_nothing_while_a_dispatcher_works(
     database: Database, database_url: str, on_refused: str
