@@ -42,7 +42,7 @@ async def receiving(url: str, **settings: Any) -> AsyncIterator[httpx2.AsyncClie
     )
     async with (
         serving(Receiver(configured).app) as base,
-        httpx2.AsyncClient(base_url=base, auth=AUTH, trust_env=False, timeout=20) as client,
+        httpx2.AsyncClient(base_url=base, auth=AUTH, trust_env=False, verify=False, timeout=20) as client,
     ):
         yield client
 
