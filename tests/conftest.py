@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import shutil
 import sqlite3
@@ -31,12 +32,15 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """No workers for a few named files: they would take longer to start than to run."""
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Three workers for two cores, because a test waits for other processes much of its time.
+
+    None for named files: they would take longer to start than to run.
+    """
     if all(".py" in argument for argument in config.args):
         config.option.dist = "no"
         return 0
-    return None
+    return math.ceil(1.5 * len(os.sched_getaffinity(0)))
 
 
 def pytest_configure(config: pytest.Config) -> None:

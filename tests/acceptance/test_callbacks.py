@@ -251,6 +251,7 @@ async def test_credentials_are_not_stored_with_the_headers(sqlite_client: httpx2
     assert not {"authorization", "cookie"} & stored.keys()
 
 
+@pytest.mark.slow
 async def test_while_the_journal_cannot_commit_the_answer_is_503_and_not_ready(sqlite_url: str) -> None:
     async with receiving(sqlite_url) as client:
         holder = Database(sqlite_url)

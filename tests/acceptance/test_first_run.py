@@ -192,6 +192,7 @@ def test_a_public_address_without_authentication_is_refused(tmp_path: Path) -> N
 # --- the banner
 
 
+@pytest.mark.slow
 def test_secrets_are_not_written_into_a_file(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         output = server.output.read_text("utf-8") + server.errors.read_text("utf-8")
@@ -294,6 +295,7 @@ def empty_postgres_url(postgres: str) -> Iterator[str]:
 GIVEN = {"CALLBACK_CREDENTIALS": '["u:p"]', "API_TOKENS": '["t"]'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "line"),
     [
@@ -327,6 +329,7 @@ def test_postgresql_without_schema_is_refused_with_the_command_to_run(tmp_path: 
     assert not (tmp_path / DATA).exists()
 
 
+@pytest.mark.slow
 def test_two_servers_share_a_postgresql(tmp_path: Path, postgres_url: str) -> None:
     settings = {**GIVEN, "DATABASE_URL": postgres_url}
     folders = [tmp_path / "one", tmp_path / "two"]

@@ -270,6 +270,7 @@ async def test_v2_sdk_parses_errors(there: RoundTrip, today: TodaysClient) -> No
     stranger.close()
 
 
+@pytest.mark.slow
 async def test_v2_sdk_parses_every_callback(there: RoundTrip, today: TodaysClient) -> None:
     group = await today.send(TO, V2_FAILS, media=[PICTURE])
     inbound = {"from": OTHER, "to": [FROM], "text": "hi", "media": [PICTURE]}

@@ -72,6 +72,7 @@ def test_second_worker_of_sqlite_is_refused_with_the_process_id(sqlite_url: str,
         assert first.stop() == 0
 
 
+@pytest.mark.slow
 def test_work_refuses_a_database_without_schema(tmp_path: Path, postgres_url: str) -> None:
     without = receiver(tmp_path, "work")
     assert (without.returncode, b"there is no database" in without.stderr) == (1, True)

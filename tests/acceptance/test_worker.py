@@ -256,10 +256,10 @@ def test_log_and_metrics_of_both_processes_are_one_stream_and_one_page(tmp_path:
     settings = {**GIVEN, "SINKS": json.dumps([FILE, hook]), "LOG_LEVEL": "debug"}
     with serving(tmp_path, settings=settings) as server:
         with posting(server) as seconds:
-            until(lambda: len(seconds) > 200 and len(published(tmp_path)) > 200)
+            until(lambda: len(seconds) > 50 and len(published(tmp_path)) > 50)
             worker = worker_of(server)
             os.kill(worker, signal.SIGTERM)
-            until(lambda: len(published(tmp_path)) > 400)
+            until(lambda: len(published(tmp_path)) > 100)
         until(lambda: published(tmp_path) == set(numbered("p", len(seconds))))
 
         def is_complete() -> bool:

@@ -532,6 +532,7 @@ async def test_role_without_insert_is_unavailable_and_heals(postgres: str, postg
         await asyncio.to_thread(on_postgres, postgres_url, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
+@pytest.mark.faults
 async def test_cut_connections_lose_no_accepted_callback(postgres: str, postgres_url: str) -> None:
     name = postgres_url.rpartition("/")[2]
     cut = (
