@@ -38,14 +38,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     None for named files: they would take longer to start than to run.
     """
     if all(".py" in argument for argument in config.args):
-        config.option.dist = "no"
         return 0
     return math.ceil(1.5 * len(os.sched_getaffinity(0)))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A test that is named runs, whatever its marker.
-    if all("::" in argument for argument in config.args):
+    # A test that is named runs, whatever its marker, unless the command line has another `-m`.
+    if all("::" in argument for argument in config.args) and config.option.markexpr == "not slow and not faults":
         config.option.markexpr = ""
 
 

@@ -289,7 +289,7 @@ async def test_removed_journal_file_is_503_and_not_ready(sqlite_url: str, tmp_pa
         async def is_not_ready() -> bool:
             return (await client.get("/readyz")).status_code == 503
 
-        await until(is_not_ready, 5)
+        await until(is_not_ready)
 
 
 def authorization() -> bytes:

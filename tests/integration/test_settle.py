@@ -8,10 +8,25 @@ from sqlalchemy import event
 from receiver.storage import processor
 from receiver.storage.database import Database
 from receiver.storage.processor import Settling, backlog, settle
+from tests.event_log import eventually
 from tests.posts import callback, v2_event
 from tests.processing import append, drain, process
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def queries(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One entry for each query of the backlog."""
+    made: list[None] = []
+
+    async def counted(database: Database) -> processor.Backlog:
+        found = await backlog(database)
+        made.append(None)
+        return found
+
+    monkeypatch.setattr(processor, "backlog", counted)
+    return made
 
 
 async def test_settle_asks_once_where_nothing_is_pending(database: Database) -> None:
@@ -24,19 +39,21 @@ async def test_settle_asks_once_where_nothing_is_pending(database: Database) -> 
     assert len([one for one in statements if one.startswith("SELECT")]) == 1
 
 
-async def test_settle_waits_until_the_processor_has_passed_what_was_accepted(database: Database) -> None:
+async def test_settle_waits_until_the_processor_has_passed_what_was_accepted(
+    database: Database, queries: list[None]
+) -> None:
     await append(database, callback([v2_event("m1")]))
     waiting = asyncio.create_task(settle(database, seconds=30))
-    await asyncio.sleep(0.1)
+    await eventually(lambda: len(queries) > 1)
     assert not waiting.done()
     await drain(database)
     assert await waiting == 0
 
 
-async def test_settle_does_not_wait_for_what_is_accepted_later(database: Database) -> None:
+async def test_settle_does_not_wait_for_what_is_accepted_later(database: Database, queries: list[None]) -> None:
     await append(database, callback([v2_event("m1")]))
     waiting = asyncio.create_task(settle(database, seconds=30))
-    await asyncio.sleep(0.1)
+    await eventually(lambda: queries)
     await drain(database)
     await append(database, callback([v2_event("m2")]))
     assert await waiting == 0
@@ -45,19 +62,6 @@ async def test_settle_does_not_wait_for_what_is_accepted_later(database: Databas
 async def test_settle_says_how_many_are_left_when_the_time_is_over(database: Database) -> None:
     await append(database, *(callback([v2_event(f"m{number}")]) for number in range(3)))
     assert await settle(database, seconds=0.05) == 3
-
-
-@pytest.fixture
-def queries(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """One entry for each query of the backlog."""
-    made: list[None] = []
-
-    async def counted(database: Database) -> processor.Backlog:
-        made.append(None)
-        return await backlog(database)
-
-    monkeypatch.setattr(processor, "backlog", counted)
-    return made
 
 
 async def test_settle_waits_once_for_a_processor_that_is_stuck(database: Database, queries: list[None]) -> None:
