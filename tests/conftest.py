@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import os
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -18,10 +20,39 @@ from tests.brokers.kafka import KafkaCluster
 from tests.brokers.nats import nats_server
 from tests.brokers.rabbitmq import rabbitmq_server
 from tests.brokers.redis import redis_server
-from tests.servers import named_database, on_postgres, postgres_server, random_name
+from tests.databases import DatabasePool
+from tests.servers import named_database, on_postgres, postgres_server, random_name, shared_by_workers
 
-# the same examples on every machine, however slow it is; --hypothesis-profile=default looks for new ones
-settings.load_profile("ci")
+# The same examples on every machine, however slow it is; --hypothesis-profile=default looks for new ones.
+settings.register_profile("quick", settings.get_profile("ci"), max_examples=50)
+settings.register_profile("thorough", settings.get_profile("ci"), max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+# Else every process that a test starts compiles the modules of receiver again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Three workers for two cores, because a test waits for other processes much of its time.
+
+    None for named files: they would take longer to start than to run.
+    """
+    if all(".py" in argument for argument in config.args):
+        return 0
+    return math.ceil(1.5 * len(os.sched_getaffinity(0)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A test that is named runs, whatever its marker, unless the command line has another `-m`.
+    if all("::" in argument for argument in config.args) and config.option.markexpr == "not slow and not faults":
+        config.option.markexpr = ""
+
+
+@pytest.fixture(scope="session")
+def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder that all workers of this run have in common."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")
@@ -51,9 +82,9 @@ def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
+def postgres(_shared_folder: Path) -> Iterator[str]:
     """The URL of a PostgreSQL server's own database, for creating others."""
-    with postgres_server() as url:
+    with shared_by_workers(_shared_folder, "postgres", postgres_server()) as url:
         yield url
 
 
@@ -74,13 +105,19 @@ def sqlite_url(tmp_path: Path, _sqlite_template: Path) -> str:
     return f"sqlite:///{tmp_path / 'receiver.db'}"
 
 
+@pytest.fixture(scope="session")
+def _postgres_pool(postgres: str, _postgres_template: str) -> Iterator[DatabasePool]:
+    pool = DatabasePool(postgres, _postgres_template)
+    yield pool
+    pool.close()
+
+
 @pytest.fixture
-def postgres_url(postgres: str, _postgres_template: str) -> Iterator[str]:
-    """A migrated PostgreSQL database of this test's own."""
-    name = random_name()
-    on_postgres(postgres, f"CREATE DATABASE {name} TEMPLATE {_postgres_template}")
+def postgres_url(postgres: str, _postgres_pool: DatabasePool) -> Iterator[str]:
+    """A migrated PostgreSQL database that no other test uses meanwhile."""
+    name = _postgres_pool.take()
     yield named_database(postgres, name)
-    on_postgres(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+    _postgres_pool.give_back(name)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -98,23 +135,23 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture(scope="session")
-def nats_url() -> Iterator[str]:
+def nats_url(_shared_folder: Path) -> Iterator[str]:
     """A NATS server with JetStream that all tests share: streams and subjects by random names."""
-    with nats_server() as url:
+    with shared_by_workers(_shared_folder, "nats", nats_server()) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
+def redis_url(_shared_folder: Path) -> Iterator[str]:
     """A Redis server that all tests share: keys by random names."""
-    with redis_server() as url:
+    with shared_by_workers(_shared_folder, "redis", redis_server()) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_url() -> Iterator[str]:
+def rabbitmq_url(_shared_folder: Path) -> Iterator[str]:
     """A RabbitMQ server that all tests share: exchanges and queues by random names."""
-    with rabbitmq_server() as url:
+    with shared_by_workers(_shared_folder, "rabbitmq", rabbitmq_server()) as url:
         yield url
 
 

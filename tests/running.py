@@ -15,8 +15,11 @@ from typing import Any
 COMMAND = Path(sys.executable).with_name("receiver")
 _LISTENS = re.compile(r"^receiver listens on (http://\S+)$", re.MULTILINE)
 
-PATIENT: dict[str, Any] = {"timeout": 60, "trust_env": False}
-"""Options of requests to another process: without proxies, and with a timeout for a busy machine."""
+PATIENT: dict[str, Any] = {"timeout": 60, "trust_env": False, "verify": False}
+"""Options of requests to another process: without proxies, and with a timeout for a busy machine.
+
+Without certificates too: loading them took more time than most tests.
+"""
 
 
 def environment(**settings: str) -> dict[str, str]:

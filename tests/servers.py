@@ -1,6 +1,7 @@
 """Real servers for the tests: the one an address names, one at its standard port, one we start, else a skip."""
 
 import asyncio
+import fcntl
 import os
 import pwd
 import secrets
@@ -12,7 +13,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -53,6 +54,30 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextmanager
+def shared_by_workers(folder: Path, name: str, server: AbstractContextManager[str]) -> Iterator[str]:
+    """The URL of a server that the first worker of pytest-xdist enters, and leaves when no other uses it.
+
+    `folder` is the one that all workers have in common.
+    """
+    address = folder / f"{name}.url"
+    with (folder / f"{name}.lock").open("w") as lock, (folder / f"{name}.users").open("w") as users:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if address.exists():
+            fcntl.flock(users, fcntl.LOCK_SH)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            yield address.read_text("utf-8")
+            return
+        with server as url:
+            address.write_text(url, "utf-8")
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            yield url
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            address.unlink()
+            # waits for the other workers
+            fcntl.flock(users, fcntl.LOCK_EX)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ def messages(folder: Path, **settings: str) -> set[str]:
     return {message["id"] for message in json.loads(listed.stdout)}
 
 
+@pytest.mark.slow
 def test_backup_under_load_is_restored_elsewhere_and_serves(tmp_path: Path) -> None:
     accepted: list[str] = []
     ending = threading.Event()
@@ -83,6 +84,7 @@ def test_backup_and_restore_refuse_postgresql(tmp_path: Path, command: str) -> N
     ]
 
 
+@pytest.mark.slow
 def test_migrate_new_journal_continues_after_a_lost_journal(tmp_path: Path) -> None:
     with serving(tmp_path, settings=SETTINGS) as server:
         post(server, "m1")

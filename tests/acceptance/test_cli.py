@@ -132,6 +132,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert "Usage: receiver" in done.stdout
 
 
+@pytest.mark.slow
 def test_help_costs_less_than_half_of_loading_the_server() -> None:
     """In seconds of CPU time, which do not depend on other processes of the machine."""
 
@@ -263,6 +264,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder_with(tmp_path_factory.mktemp("crowded"), callbacks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["callbacks", "export"], ["messages", "list", "--size", "1000", "--json"]], ids=" ".join
 )

@@ -65,6 +65,7 @@ def test_same_seed_gives_the_same_requests() -> None:
 # --- the command
 
 
+@pytest.mark.slow
 def test_messages_limit_ends_the_demo_and_data_dir_keeps_the_data(tmp_path: Path) -> None:
     (tmp_path / "receiver.toml").write_text("this is for a real receiver", "utf-8")
     data = tmp_path / "data of the demo"
@@ -134,16 +135,18 @@ def works_as_printed(running: Foreground, token: str, folder: Path) -> None:
         assert len(ran.stdout) > 10, line
 
 
+@pytest.mark.slow
 def test_idle_wait_does_not_delay_the_stop(tmp_path: Path) -> None:
     with foreground(tmp_path, "demo", "--per-second", "50", TMPDIR=str(tmp_path)) as running:
         _, url = addresses(running)
-        until(lambda: httpx2.get(f"{url}/sandbox/idle", trust_env=False).json()["waiting"])
+        until(lambda: httpx2.get(f"{url}/sandbox/idle", trust_env=False, verify=False).json()["waiting"])
         with waiting_until_idle(url) as waiting:
             assert running.stop() == 0
             assert waiting.recv(4096).startswith(b"HTTP/1.1 200 ")
         assert running.errors.read_text("utf-8") == ""
 
 
+@pytest.mark.faults
 def test_sigkill_leaves_no_process(tmp_path: Path) -> None:
     with foreground(tmp_path, "demo", TMPDIR=str(tmp_path)) as running:
         urls = addresses(running)

@@ -58,6 +58,7 @@ def test_the_examples_of_the_query_api_are_answered(tmp_path: Path) -> None:
     assert set(header) == set(re.findall(r"`(\w+)`", columns))
 
 
+@pytest.mark.slow
 @needs_curl
 def test_the_example_that_follows_links_prints_failed_messages(tmp_path: Path) -> None:
     [program] = blocks(section(page("api"), "Pages"), "python")

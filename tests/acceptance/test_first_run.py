@@ -59,6 +59,7 @@ def test_first_start_creates_everything_and_accepts_a_callback(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".txt"] == [DATA]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["info", "debug"])
 def test_log_has_no_sql_statements_at_info(tmp_path: Path, level: str) -> None:
     with serving(tmp_path, settings={"LOG_LEVEL": level}) as server:
@@ -80,6 +81,7 @@ def test_second_start_uses_the_same_credentials_and_database(tmp_path: Path) -> 
         assert {message["id"] for message in messages(tmp_path)} == {"m1", "m2"}
 
 
+@pytest.mark.slow
 def test_settings_win_over_what_was_generated(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         server.stop()
@@ -137,6 +139,7 @@ def test_second_server_on_the_same_database_is_refused_with_the_process_id(tmp_p
         assert post(server.url, tmp_path, [v2_event("m1")]).status_code == 200
 
 
+@pytest.mark.faults
 def test_killed_server_leaves_no_lock(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         post(server.url, tmp_path, [v2_event("m1")])
@@ -159,6 +162,7 @@ def test_host_of_another_machine_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith(b"receiver: cannot listen on 192.0.2.1 port 0: ")
 
 
+@pytest.mark.slow
 def test_host_name_is_bound_at_all_its_addresses(tmp_path: Path) -> None:
     with serving(tmp_path, "--host", "localhost") as server:
         assert httpx2.get(f"{server.url}/healthz", **PATIENT).status_code == 200
@@ -188,6 +192,7 @@ def test_a_public_address_without_authentication_is_refused(tmp_path: Path) -> N
 # --- the banner
 
 
+@pytest.mark.slow
 def test_secrets_are_not_written_into_a_file(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         output = server.output.read_text("utf-8") + server.errors.read_text("utf-8")
@@ -199,6 +204,7 @@ def test_secrets_are_not_written_into_a_file(tmp_path: Path) -> None:
     assert f"{server.url.replace('//', '//USER:PASSWORD@')}/callbacks/bandwidth/v1\n" in output
 
 
+@pytest.mark.slow
 def test_banner_names_the_settings_that_hold_secrets(tmp_path: Path) -> None:
     settings = {"CALLBACK_CREDENTIALS": '["u:pass-word"]', "API_TOKENS": '["to-ken"]'}
     with serving(tmp_path, settings=settings) as server:
@@ -245,6 +251,7 @@ def test_banner_on_a_terminal_has_secrets(tmp_path: Path) -> None:
     assert "API token    to-ken" in output
 
 
+@pytest.mark.slow
 def test_banner_urls_begin_with_public_url(tmp_path: Path) -> None:
     settings = {"PUBLIC_URL": "https://sms.example.com/", "CALLBACK_CREDENTIALS": '["u:p"]', "API_TOKENS": '["t"]'}
     output = next(output for output in on_a_terminal(tmp_path, **settings) if "API token" in output)
@@ -254,6 +261,7 @@ def test_banner_urls_begin_with_public_url(tmp_path: Path) -> None:
     assert "RECEIVER_PUBLIC_URL" not in output
 
 
+@pytest.mark.slow
 def test_closed_standard_output_does_not_stop_the_server(tmp_path: Path) -> None:
     command = f"({COMMAND} serve --port 0 2> log.txt; echo $? > code.txt) | true"
     shell = subprocess.Popen(["/bin/sh", "-c", command], cwd=tmp_path, env=environment())
@@ -287,6 +295,7 @@ def empty_postgres_url(postgres: str) -> Iterator[str]:
 GIVEN = {"CALLBACK_CREDENTIALS": '["u:p"]', "API_TOKENS": '["t"]'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "line"),
     [
@@ -320,6 +329,7 @@ def test_postgresql_without_schema_is_refused_with_the_command_to_run(tmp_path: 
     assert not (tmp_path / DATA).exists()
 
 
+@pytest.mark.slow
 def test_two_servers_share_a_postgresql(tmp_path: Path, postgres_url: str) -> None:
     settings = {**GIVEN, "DATABASE_URL": postgres_url}
     folders = [tmp_path / "one", tmp_path / "two"]
@@ -335,6 +345,7 @@ def test_two_servers_share_a_postgresql(tmp_path: Path, postgres_url: str) -> No
     assert event["type"] == "message-delivered"
 
 
+@pytest.mark.slow
 def test_postgresql_without_durability_is_a_warning(tmp_path: Path, postgres_url: str) -> None:
     settings = {**GIVEN, "DATABASE_URL": postgres_url}
     with serving(tmp_path, settings=settings) as server:
@@ -345,6 +356,7 @@ def test_postgresql_without_durability_is_a_warning(tmp_path: Path, postgres_url
     assert "synchronous_commit" not in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["serve", "check"])
 def test_webhook_to_our_own_callback_url_is_refused(tmp_path: Path, command: str) -> None:
     loop = {"name": "crm", "type": "webhook", "url": "http://127.0.0.1:8099/callbacks/bandwidth/v2"}

@@ -32,6 +32,8 @@ from tests.web import serving
 
 DOCUMENT = openapi.document(GROUPS, "0")
 SEED = int(os.environ.get("RECEIVER_TEST_SEED", "1"))
+# An example is a request to a server.
+EXAMPLES = settings.default.max_examples // 5
 schema = schemathesis.openapi.from_dict(DOCUMENT, config=schemathesis.Config(seed=SEED))
 
 # the formats of our own
@@ -105,7 +107,7 @@ async def stock_sink(database: Database) -> None:
 
 
 @schema.parametrize()
-@settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 def test_every_operation_conforms_to_the_openapi_document(case: Any, server: str) -> None:
     # which values cannot be signed depends on the key: no schema can say it
     excluded = [positive_data_acceptance] if case.path == "/api/tags" else []

@@ -497,6 +497,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         site.api.close()
 
 
+@pytest.mark.slow
 def test_pause_resume_and_replay_beside_a_running_server(site: Site) -> None:
     site.receive("m1", "m2")
     until(lambda: site.published() == ["m1", "m2"])

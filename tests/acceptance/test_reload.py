@@ -102,6 +102,7 @@ def test_sighup_keeps_old_settings_on_error(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_sighup_after_an_unexpected_error_of_reload(tmp_path: Path) -> None:
     write(tmp_path, OLD)
     with serving(tmp_path) as server:
@@ -137,6 +138,7 @@ def test_sighup_adds_changes_and_removes_sinks_and_names_settings_that_need_a_re
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_sighup_with_wrong_settings_changes_neither_web_process_nor_worker(tmp_path: Path) -> None:
     unchanged, other = tmp_path / "unchanged.jsonl", tmp_path / "other.jsonl"
     sink = {"name": "unchanged", "type": "jsonl", "path": str(unchanged)}
@@ -160,6 +162,7 @@ def test_sighup_with_wrong_settings_changes_neither_web_process_nor_worker(tmp_p
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_restarted_worker_has_the_settings_of_sighup(tmp_path: Path) -> None:
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
     sink = {"name": "file", "type": "jsonl", "path": str(first)}
@@ -204,6 +207,7 @@ def test_sighup_with_a_frozen_worker_changes_nothing(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_sighup", [True, False], ids=["sighup", "no-sighup"])
 def test_rotated_jsonl_file_is_released_with_and_without_sighup(tmp_path: Path, with_sighup: bool) -> None:
     path = tmp_path / "events.jsonl"

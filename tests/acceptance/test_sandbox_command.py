@@ -145,6 +145,7 @@ def test_warning_for_a_non_loopback_host(tmp_path: Path) -> None:
         assert "is open to others" in running.errors.read_text("utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--outbound-url", "--inbound-url", "--v1-inbound-url"])
 def test_warning_for_a_url_on_another_machine(tmp_path: Path, option: str) -> None:
     far, near = "http://u:hunter2@sms.example.com/", "http://localhost:1/"

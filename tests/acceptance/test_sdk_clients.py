@@ -105,6 +105,8 @@ async def there(tmp_path: Path) -> AsyncIterator[RoundTrip]:
         yield running
 
 
+# installs three old clients
+@pytest.mark.slow
 async def test_catapult_sdk_sends_to_the_sandbox_and_reads_from_both(there: RoundTrip, old_client: OldClient) -> None:
     sent = await old_client.run("send", there.sandbox_url, TOKEN, SECRET, **orders(there))
     await there.settle()
@@ -175,6 +177,7 @@ async def assert_received(there: RoundTrip, client: OldClient, sent: dict[str, A
         assert {one["to"]: one["status"] for one in group["recipients"]} == {TO: "delivered", OTHER: "delivered"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old_client", [node_bandwidth], indirect=True)
 async def test_catapult_sdk_is_rate_limited_by_the_sandbox(tmp_path: Path, old_client: OldClient) -> None:
     async with round_trip(tmp_path, messages_per_second=1 / 60) as there:
@@ -242,6 +245,7 @@ async def statuses(there: RoundTrip, message: bandwidth.Message) -> dict[str, tu
     return {one["to"]: (one["status"], one["deliveryCode"]) for one in answer.json()["recipients"]}
 
 
+@pytest.mark.slow
 async def test_v2_sdk_lists_pages(there: RoundTrip, today: TodaysClient) -> None:
     sent = [(await today.send(to)).id for to in (TO, OTHER, V2_FAILS)]
     await there.settle()
@@ -255,6 +259,7 @@ async def test_v2_sdk_lists_pages(there: RoundTrip, today: TodaysClient) -> None
     assert (failed.message_status, failed.error_code, failed.destination_tn) == ("FAILED", V2_CODE, V2_FAILS)
 
 
+@pytest.mark.slow
 async def test_v2_sdk_parses_errors(there: RoundTrip, today: TodaysClient) -> None:
     with pytest.raises(bandwidth.exceptions.BadRequestException) as refused:
         await today.send("919")
@@ -265,6 +270,7 @@ async def test_v2_sdk_parses_errors(there: RoundTrip, today: TodaysClient) -> No
     stranger.close()
 
 
+@pytest.mark.slow
 async def test_v2_sdk_parses_every_callback(there: RoundTrip, today: TodaysClient) -> None:
     group = await today.send(TO, V2_FAILS, media=[PICTURE])
     inbound = {"from": OTHER, "to": [FROM], "text": "hi", "media": [PICTURE]}

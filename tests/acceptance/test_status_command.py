@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from tests.posts import v2_event
 from tests.running import PATIENT, Server, receiver, serving, until
@@ -68,6 +69,7 @@ def test_status_without_a_database_says_so(tmp_path: Path) -> None:
     assert (shown.returncode, b"there is no database" in shown.stderr) == (1, True)
 
 
+@pytest.mark.slow
 def test_status_reports_a_stuck_processor_while_callbacks_are_accepted(tmp_path: Path) -> None:
     file = tmp_path / "receiver-data" / "receiver.db"
     with serving(tmp_path, settings=SETTINGS) as server:
@@ -86,6 +88,7 @@ def test_status_reports_a_stuck_processor_while_callbacks_are_accepted(tmp_path:
         assert gauges(server)["receiver_pending_callbacks"] == 0
 
 
+@pytest.mark.faults
 def test_status_reports_a_killed_worker_and_its_restart(tmp_path: Path) -> None:
     with serving(tmp_path, settings=SETTINGS) as server:
         until(lambda: gauges(server)["receiver_worker_up"] == 1)

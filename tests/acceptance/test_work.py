@@ -62,6 +62,7 @@ def test_work_processes_the_journal_of_a_server_with_worker_none(url: str, tmp_p
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_second_worker_of_sqlite_is_refused_with_the_process_id(sqlite_url: str, tmp_path: Path) -> None:
     with foreground(tmp_path, "work", RECEIVER_DATABASE_URL=sqlite_url) as first:
         until_working(first)
@@ -71,6 +72,7 @@ def test_second_worker_of_sqlite_is_refused_with_the_process_id(sqlite_url: str,
         assert first.stop() == 0
 
 
+@pytest.mark.slow
 def test_work_refuses_a_database_without_schema(tmp_path: Path, postgres_url: str) -> None:
     without = receiver(tmp_path, "work")
     assert (without.returncode, b"there is no database" in without.stderr) == (1, True)
@@ -116,6 +118,7 @@ def test_work_metrics_need_a_token_and_healthz_does_not(sqlite_url: str, tmp_pat
         assert worker.stop() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "auth", "error"),
     [("8080", "none", b"is not HOST:PORT"), ("127.0.0.1:0", "token", b"RECEIVER_API_TOKENS")],

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import pytest
@@ -88,22 +88,45 @@ FINDINGS = [
     ("Buffers", "test_crash_under_load_loses_nothing", "did not arrive"),
 ]
 
+# These tests of the kit, and these sinks in any test, wait for a timeout.
+WAITING_TESTS = {DOWN_AT_THE_START, DOWN_UNDER_LOAD, FROZEN, FROZEN_TARGET, REFUSED}
+WAITING_SINKS = {
+    "Blocks",
+    "BlocksForEver",
+    "Buffers",
+    "Forgets",
+    "GoesOnWithoutPoison",
+    "Hangs",
+    "IsDownForPoison",
+    "LeavesFiles",
+    "LeavesTasks",
+    "NeverRecovers",
+    "NeverStops",
+    "Persists",
+    "RefusesWhenDown",
+    "SwallowsPoison",
+}
+
 SKIPPED = {
     ("Sound", "test_a_batch_keeps_the_order_of_each_message"),
     ("Streaming", "test_concurrent_batches_arrive"),
 }
 
 
-@pytest.fixture(scope="session")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
-    """Runs the conformance tests in a directory outside of this project, with the installed plug-in."""
+@pytest.fixture(scope="module")
+def reports(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    """Runs the selected conformance tests in a directory outside of this project, with the installed plug-in."""
     home = tmp_path_factory.mktemp("own_sinks")
     for module in OWN.glob("*.py"):
         shutil.copy(module, home)
-    tests = ["TestSound", "TestStreaming", *(f"Test{sink}::{test}" for sink, test, _ in FINDINGS)]
-    # The tests wait more than they compute.
-    with ThreadPoolExecutor(PROCESSES) as pool:
-        parts = pool.map(lambda part: _run(home, f"{part}.xml", tests[part::PROCESSES]), range(PROCESSES))
+    here = (item for item in request.session.items if item.path == request.path and isinstance(item, pytest.Function))
+    chosen = [item.callspec.params for item in here if "reports" in item.fixturenames]
+    tests = [f"Test{parameters['sink']}::{parameters['test']}" for parameters in chosen]
+    # These wait more than they compute.
+    is_waiting = any(one["test"] in WAITING_TESTS or one["sink"] in WAITING_SINKS for one in chosen)
+    processes = PROCESSES if is_waiting else 1
+    with ThreadPoolExecutor(processes) as pool:
+        parts = pool.map(lambda part: _run(home, f"{part}.xml", tests[part::processes]), range(processes))
         return {name: report for part in parts for name, report in part.items()}
 
 
@@ -135,15 +158,21 @@ def _report(case: ElementTree.Element) -> Report:
     return Report(problem.tag, problem.attrib.get("message", ""), f"{problem.text}\n{case.findtext('system-out')}")
 
 
-@pytest.mark.parametrize(("sink", "test", "words"), FINDINGS, ids=[f"{sink}-{test}" for sink, test, _ in FINDINGS])
+def case(sink: str, test: str, *words: str) -> Any:
+    is_waiting = test in WAITING_TESTS or sink in WAITING_SINKS
+    return pytest.param(sink, test, *words, id=f"{sink}-{test}", marks=[pytest.mark.slow] if is_waiting else [])
+
+
+@pytest.mark.parametrize(("sink", "test", "words"), [case(*finding) for finding in FINDINGS])
 def test_a_broken_sink_fails(reports: Reports, sink: str, test: str, words: str) -> None:
     report = reports[sink, test]
     assert report.outcome in ("failure", "error")
     assert words in report.reason
 
 
-@pytest.mark.parametrize("test", sorted(TESTS))
-@pytest.mark.parametrize("sink", ["Sound", "Streaming"])
+@pytest.mark.parametrize(
+    ("sink", "test"), [case(sink, test) for sink in ("Sound", "Streaming") for test in sorted(TESTS)]
+)
 def test_a_sound_sink_passes(reports: Reports, sink: str, test: str) -> None:
     report = reports[sink, test]
     assert report.outcome == ("skipped" if (sink, test) in SKIPPED else "passed"), report.output

@@ -65,6 +65,7 @@ def test_it_is_found_by_its_entry_point(home: Path) -> None:
     assert configured(home, {**table, "type": "lines"}) == ["my_sinks", "LinesSink", "4711"]
 
 
+@pytest.mark.slow
 def test_it_passes_the_conformance_kit(home: Path) -> None:
     python, *options = COMMAND.split()
     assert python == "python"

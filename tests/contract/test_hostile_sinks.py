@@ -201,7 +201,8 @@ async def test_endless_results_are_not_read_to_the_end(database: Database) -> No
     assert counted <= sink.max_batch + 1
 
 
-@pytest.mark.parametrize("check", CHECKS)
+# Each waits for a probe.
+@pytest.mark.parametrize("check", ["raises", *(pytest.param(name, marks=pytest.mark.slow) for name in [*CHECKS][1:])])
 async def test_odd_check_costs_no_attempt(database: Database, check: str) -> None:
     async def odd_check() -> Any:
         answer = CHECKS[check]()
@@ -250,6 +251,7 @@ async def test_failed_stop_does_not_keep_the_dispatcher_from_stopping(database: 
     assert (row.cursor, row.lease_holder) == (entries[-1].position, None)
 
 
+@pytest.mark.slow
 async def test_publish_that_cannot_be_cancelled_does_not_keep_the_dispatcher_from_stopping(database: Database) -> None:
     async def stuck(_: Any) -> Any:
         while sink.is_hostile:
@@ -267,6 +269,7 @@ async def test_publish_that_cannot_be_cancelled_does_not_keep_the_dispatcher_fro
     assert (await sink_row(database)).cursor == 0
 
 
+@pytest.mark.slow
 async def test_publish_that_never_ends_is_abandoned_and_the_sink_restarted(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,7 @@ def test_documented_tests_pass(home: Path) -> None:
     assert f"{TESTS.count('def test_') + 1} passed" in ran.stdout
 
 
+@pytest.mark.slow
 def test_documented_tests_fail_for_a_broken_application(home: Path) -> None:
     (home / "test_shop.py").write_text(TESTS, "utf-8")
     shop = (home / "shop.py").read_text("utf-8")

@@ -59,7 +59,7 @@ async def crossed(folder: Path, *, to_a_sink: bool) -> set[str]:
     with tracing() as modules:
         async with (
             serving(Receiver(settings).app) as base,
-            httpx2.AsyncClient(base_url=base, auth=("u", "p"), trust_env=False) as client,
+            httpx2.AsyncClient(base_url=base, auth=("u", "p"), trust_env=False, verify=False) as client,
         ):
             # the first one makes what is made once: statements, connections
             for number in range(2):

@@ -650,6 +650,7 @@ async def test_lost_lease_settles_nothing(database: Database) -> None:
     assert in_order(sink.taken)
 
 
+@pytest.mark.slow
 @on_postgresql
 async def test_lease_is_renewed_while_idle(database: Database) -> None:
     sink = memory_sink(timeout="0.2s")

@@ -244,6 +244,7 @@ async def test_a_name_no_resolver_takes_is_not_found() -> None:
     assert result.reason.startswith("its name cannot be resolved: ")
 
 
+@pytest.mark.slow
 async def test_a_resolver_that_hangs_costs_one_thread_and_nobody_elses_time(server: FaultServer, names: Names) -> None:
     names.echo(("127.0.0.1",))
     names.free.clear()

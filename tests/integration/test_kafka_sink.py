@@ -419,6 +419,7 @@ async def test_a_cluster_that_is_down_at_the_start_is_waited_for(own: KafkaClust
     assert audit(log, event_ids(own.records("events"))) == 0
 
 
+@pytest.mark.faults
 @on_sqlite
 @pytest.mark.parametrize(("leave", "return_"), [("down", "up"), ("freeze", "thaw")])
 async def test_a_cluster_that_leaves_under_load_costs_no_event_and_no_order(

@@ -466,6 +466,7 @@ on_either_loop = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.faults
 @on_either_loop
 async def test_connection_to_a_server_that_reads_nothing_closes_at_once(tmp_path: Path) -> None:
     large = [make_publication(number, text="x" * 900_000) for number in range(20)]

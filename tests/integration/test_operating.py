@@ -360,6 +360,7 @@ async def test_a_replay_that_begins_while_events_are_forgotten_is_of_those_that_
     assert sum(isinstance(outcome, Expired | Conflict) for outcome in outcomes) == 1
 
 
+@pytest.mark.slow
 async def test_replays_and_retention_at_once_never_leave_a_replay_without_its_events(database: Database) -> None:
     entries = [entry for number in range(40) for entry in await append(database, life(f"m{number}"))]
     await (await worker(database, entries)).done()
@@ -550,7 +551,7 @@ async def test_requeue_does_not_repeat_a_second_dead_letter(
     assert len(await letters(database)) == 3
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
 async def test_each_ordering_key_always_has_one_head(database: Database, seed: int) -> None:
     """Decisions of the holder and actions of operators in any order: an ordering key with rows has exactly one head."""
     random_fraction = random.Random(seed)
@@ -597,6 +598,7 @@ async def check_ordering_keys(database: Database) -> None:
         assert {row.state for row in others} <= {"parked"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_refused", ["park", "continue"])
 async def test_operators_lose_and_disorder_nothing_while_a_dispatcher_works(
     database: Database, database_url: str, on_refused: str

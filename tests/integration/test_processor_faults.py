@@ -223,7 +223,15 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {
 }
 
 
-@pytest.mark.parametrize(("database_url", "fault", "reason"), FAULTS.values(), ids=FAULTS, indirect=["database_url"])
+# A statement waits four seconds for a lock.
+LONG = {"sqlite, foreign writer", "postgresql, locked log"}
+
+
+@pytest.mark.parametrize(
+    ("database_url", "fault", "reason"),
+    [pytest.param(*case, id=name, marks=[pytest.mark.slow] if name in LONG else []) for name, case in FAULTS.items()],
+    indirect=["database_url"],
+)
 async def test_fault_stops_the_processor_and_nothing_is_quarantined(
     database_url: str, fault: Fault, reason: str
 ) -> None:

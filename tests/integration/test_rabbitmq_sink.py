@@ -461,6 +461,7 @@ async def test_a_broker_that_is_down_at_the_start_is_waited_for(exchange: Exchan
     assert audit(log, event_ids(await exchange.taken())) == 0
 
 
+@pytest.mark.faults
 @on_sqlite
 @pytest.mark.parametrize("leave", ["refuse", "blackhole"])
 async def test_a_broker_that_leaves_under_load_costs_no_event_and_no_order(

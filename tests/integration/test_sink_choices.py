@@ -319,7 +319,7 @@ async def at_rest(sink: Any) -> None:
 
 async def test_a_paused_replay_goes_on_and_a_cancelled_one_ends(database: Database) -> None:
     sink = memory_sink()
-    entries = await append(database, messages(600))
+    entries = await append(database, messages(300))
     async with running(database, sink) as run:
         await settled_at(database, entries)
         slow = memory(sink)
