@@ -199,10 +199,10 @@ def _replaced(file: Path) -> str:
 
 
 class SqliteConnection:
-    """A connection for writing to an existing SQLite file, with a thread of its own; it is opened at its first use."""
+    """A connection to an existing SQLite file, with a thread of its own; it is opened at its first use."""
 
-    def __init__(self, file: Path, pragmas: Sequence[str], *, thread: str) -> None:
-        self._file, self._pragmas = file, pragmas
+    def __init__(self, file: Path, pragmas: Sequence[str] = (), *, thread: str, mode: str = "rw") -> None:
+        self._file, self._pragmas, self._mode = file, pragmas, mode
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=thread)
         self._connection: sqlite3.Connection | None = None
         self._opened: OpenFile | None = None
@@ -217,19 +217,23 @@ class SqliteConnection:
 
     # what follows runs in the thread
 
-    def begun(self) -> sqlite3.Connection:
-        """The connection, in a transaction with the write lock; raises FileReplaced if the file changed."""
+    def opened(self) -> sqlite3.Connection:
         if self._connection is None:
-            # `rw`: a file that was removed must not be created again, empty.
-            uri = f"{self._file.absolute().as_uri()}?mode=rw"
+            # Not `rwc`: a file that was removed must not be created again, empty.
+            uri = f"{self._file.absolute().as_uri()}?mode={self._mode}"
             connection = sqlite3.connect(uri, uri=True, isolation_level=None)
             self._connection, self._opened = _prepared(connection, self._pragmas), OpenFile(self._file)
-        assert self._opened is not None  # noqa: S101
-        if not self._connection.in_transaction:
-            self._opened.check()
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._opened.note_wal()
         return self._connection
+
+    def begun(self) -> sqlite3.Connection:
+        """The connection, in a transaction with the write lock; raises FileReplaced if the file changed."""
+        connection = self.opened()
+        assert self._opened is not None  # noqa: S101
+        if not connection.in_transaction:
+            self._opened.check()
+            connection.execute("BEGIN IMMEDIATE")
+            self._opened.note_wal()
+        return connection
 
     def commit(self) -> None:
         self.begun().execute("COMMIT")

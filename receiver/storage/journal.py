@@ -3,12 +3,10 @@
 On SQLite it is a file of its own, on PostgreSQL a table, with a narrow table beside it for the pending callbacks.
 """
 
-import asyncio
 import secrets
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -221,38 +219,25 @@ def _entry(row: Sequence[Any], received_at: datetime) -> Entry:
 class _SqliteReader:
     def __init__(self, database: Database) -> None:
         assert database.journal_file is not None  # noqa: S101
-        self._file = database.journal_file
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="receiver-pending")
-        self._connection: sqlite3.Connection | None = None
+        self._connection = SqliteConnection(database.journal_file, thread="receiver-pending", mode="ro")
 
     async def after(self, sequence: int, *, limit: int, max_bytes: int) -> list[Entry]:
         with unavailable():
-            return await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._after, sequence, limit, max_bytes
-            )
+            entries: list[Entry] = await self._connection.in_thread(self._after, sequence, limit, max_bytes)
+        return entries
 
     async def close(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
-        self._thread.shutdown(wait=False)
+        await self._connection.close()
 
     def _after(self, sequence: int, limit: int, max_bytes: int) -> list[Entry]:
-        if self._connection is None:
-            self._connection = sqlite3.connect(
-                f"{self._file.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None
-            )
         entries: list[Entry] = []
         # Row by row: a body may have a megabyte.
-        for row in self._connection.execute(_PENDING_OF_FILE, (sequence, limit)):
+        for row in self._connection.opened().execute(_PENDING_OF_FILE, (sequence, limit)):
             entries.append(_entry(row, datetime.fromisoformat(row[2])))
             max_bytes -= len(row[7])
             if max_bytes <= 0:
                 break
         return entries
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
 
 _READ: Final = "c.sequence, c.id, c.received_at, c.api, c.route, c.method, c.query, c.body"
