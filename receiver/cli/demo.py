@@ -26,7 +26,7 @@ from receiver import credentials, logs
 from receiver.app import Receiver
 from receiver.cli.demo_messages import INBOUND, MessageSettings, Request, generate_requests
 from receiver.cli.output import echo, write
-from receiver.cli.serving import bind, run, serving, stop_signal
+from receiver.cli.serve import bind, run, serving, stop_signal
 from receiver.sandbox.app import application
 from receiver.sandbox.callback_sender import CallbackSender
 from receiver.sandbox.scenario import Rates

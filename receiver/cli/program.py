@@ -70,7 +70,7 @@ def status(config: Config = None, json: Json = False) -> int:
 
     It reads the database and needs no server. Exit code 1 if there is a problem.
     """
-    from receiver.cli.status import status
+    from receiver.cli.admin import status
 
     return status(config, json=json)
 
@@ -82,7 +82,7 @@ def backup(
     json: Json = False,
 ) -> int:
     """Back up both SQLite files, also while a server runs."""
-    from receiver.cli.maintenance import backup
+    from receiver.cli.admin import backup
 
     return backup(config, folder, json=json)
 
@@ -97,7 +97,7 @@ def restore(
 
     The replaced files stay beside them under another name.
     """
-    from receiver.cli.maintenance import restore
+    from receiver.cli.admin import restore
 
     return restore(config, folder, json=json)
 
@@ -199,7 +199,7 @@ def migrate(
     json: Json = False,
 ) -> int:
     """Upgrade the schema of the database. With SQLite `serve` does it at its start, with PostgreSQL never."""
-    from receiver.cli.maintenance import migrate
+    from receiver.cli.admin import migrate
 
     if check and new_journal:
         raise typer.BadParameter("--new-journal changes the database, --check does not")
@@ -209,7 +209,7 @@ def migrate(
 @app.command()
 def check(config: Config = None, json: Json = False) -> int:
     """Check whether `serve` would start: settings, sinks, credentials, database and schema."""
-    from receiver.cli.check import check
+    from receiver.cli.admin import check
 
     return check(config, json=json)
 
@@ -226,7 +226,7 @@ def rebuild(
 
     `serve` may run meanwhile.
     """
-    from receiver.cli.maintenance import rebuild
+    from receiver.cli.admin import rebuild
 
     return rebuild(config, dry_run=dry_run, json=json)
 
@@ -238,7 +238,7 @@ def prune(
     json: Json = False,
 ) -> int:
     """Remove data that is older than the retention settings. A worker does it once an hour."""
-    from receiver.cli.maintenance import prune
+    from receiver.cli.admin import prune
 
     return prune(config, dry_run=dry_run, json=json)
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from receiver import logs
 from receiver.cli.output import OutputClosed, echo, echo_error
-from receiver.cli.serving import bind, run, serving, stop_signal
+from receiver.cli.serve import bind, run, serving, stop_signal
 from receiver.sandbox.app import application
 from receiver.sandbox.client import is_local
 from receiver.sandbox.settings import SandboxSettings

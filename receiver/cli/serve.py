@@ -1,4 +1,4 @@
-"""`receiver serve`: the start of the server, the reload on SIGHUP, and the orderly stop."""
+"""`receiver serve`: the web process, its sockets and signals, its banner; and what other commands need to serve."""
 
 import asyncio
 import logging
@@ -6,27 +6,185 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import structlog
 import uvicorn
 
 from receiver import credentials, logs
 from receiver.app import RELOADED, Receiver
-from receiver.cli.banner import banner
 from receiver.cli.context import make_embedded
 from receiver.cli.output import OutputClosed, echo
-from receiver.cli.serving import bind, run
 from receiver.errors import ReceiverError, line
 from receiver.intake.server import server
-from receiver.settings import Settings, load
+from receiver.providers import PROVIDERS
+from receiver.providers.base import Provider
+from receiver.settings import PREFIX, Settings, load
 from receiver.storage.database import is_sqlite
 from receiver.supervisor import Supervisor
 from receiver.worker import freeze_garbage_collection
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """A listening socket for every address of a host name, all on the same port; port 0 takes a free port."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        with ExitStack() as undo:
+            bound: list[socket.socket] = []
+            for family, _, _, _, address in dict.fromkeys(found):
+                listener = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind((address[0], port, *address[2:]))
+                port = port or listener.getsockname()[1]
+                bound.append(listener)
+            undo.pop_all()
+            return bound
+    except OSError as error:
+        raise ReceiverError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+
+
+_STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Runs a coroutine on uvloop if it is installed, else on the event loop of asyncio."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        try:
+            runner.run(work)
+        except SystemExit:
+            # uvicorn exits like this when the application did not start.
+            raise ReceiverError("the server did not start; the log has the reason") from None
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def stop_signal() -> asyncio.Event:
+    """An event that is set by SIGINT, SIGTERM or SIGHUP, each time one arrives."""
+    stop = asyncio.Event()
+    for number in _STOPPING:
+        # SIGHUP comes from a closed terminal; a process started with nohup ignores it.
+        if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            continue
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+@asynccontextmanager
+async def serving(app: Any, listeners: Sequence[socket.socket], *, lifespan: bool = True) -> AsyncIterator[None]:
+    """Serves an application, with its lifespan, while the block runs, without handlers for signals."""
+    host, port = listeners[0].getsockname()[:2]
+    running = _ServerWithoutSignals(server(app, host=host, port=port, lifespan=lifespan).config)
+    task = asyncio.create_task(running.serve(sockets=list(listeners)))
+    try:
+        while not running.started:
+            await asyncio.sleep(0.01)
+            if task.done():
+                await task
+        yield
+    finally:
+        running.should_exit = True
+        await task
+
+
+class _ServerWithoutSignals(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def banner(settings: Settings, *, given: Settings, file: Path | None, secrets: bool) -> list[str]:
+    """The lines. `given` are the settings before credentials were filled in from `file`.
+
+    Without `secrets` the lines name the file or the setting that holds the credentials.
+    """
+    return [
+        f"receiver listens on {settings.base_url}",
+        *_unreachable(settings),
+        "",
+        *(line for api in sorted(PROVIDERS) for line in _urls(settings, PROVIDERS[api], secrets)),
+        *_user(settings, secrets),
+        *_stored_in("callback_credentials", settings, given, file, secrets),
+        "",
+        f"API          {settings.base_url}/api",
+        f"Docs         {settings.base_url}/docs",
+        f"OpenAPI      {settings.base_url}/openapi.json",
+        *_token(settings, secrets),
+        *_stored_in("api_tokens", settings, given, file, secrets),
+    ]
+
+
+def _urls(settings: Settings, provider: Provider, secrets: bool) -> Iterator[str]:
+    yield f"{provider.title}: {provider.fields}"
+    for url in provider.urls:
+        if provider.user_in_url:
+            yield f"  {_with_user(settings, url.path, secrets)}"
+        elif url.route == "primary":
+            yield f"  {settings.base_url}{url.path}"
+
+
+def _unreachable(settings: Settings) -> list[str]:
+    if settings.public_url is not None:
+        return []
+    return [f"Set {PREFIX}PUBLIC_URL to the address under which Bandwidth reaches this server."]
+
+
+def _pair(settings: Settings) -> tuple[str, str] | None:
+    """The user and the password for Bandwidth: the first of the callback credentials."""
+    if settings.callback_auth == "none":
+        return None
+    user, _, password = settings.callback_credentials[0].get_secret_value().partition(":")
+    return user, password
+
+
+def _with_user(settings: Settings, path: str, secrets: bool) -> str:
+    pair = _pair(settings)
+    if pair is None:
+        return settings.base_url + path
+    user, password = (quote(part, safe="") for part in pair) if secrets else ("USER", "PASSWORD")
+    url = urlsplit(settings.base_url + path)
+    return urlunsplit(url._replace(netloc=f"{user}:{password}@{url.netloc}"))
+
+
+def _user(settings: Settings, secrets: bool) -> list[str]:
+    pair = _pair(settings)
+    if pair is None or not secrets:
+        return []
+    return [f"  user      {pair[0]}", f"  password  {pair[1]}"]
+
+
+def _token(settings: Settings, secrets: bool) -> list[str]:
+    if not settings.api_tokens or not secrets:
+        return []
+    return [f"API token    {_bare(settings.api_tokens[0].get_secret_value())}"]
+
+
+def _bare(token: str) -> str:
+    """The token that a request carries, from `token` or `name:access:token`."""
+    parts = token.split(":", 2)
+    return parts[2] if len(parts) == 3 and parts[1] in ("read", "admin") else token
+
+
+def _stored_in(name: str, settings: Settings, given: Settings, file: Path | None, secrets: bool) -> list[str]:
+    """The place that holds credentials which are not printed."""
+    if secrets or not getattr(settings, name):
+        return []
+    label = _LABELS[name]
+    return [f"{label} as set in {PREFIX}{name.upper()}" if getattr(given, name) else f"{label} in {file}"]
+
+
+_LABELS = {"callback_credentials": "  user and password", "api_tokens": "API token   "}
+
 
 # The banner waits at most this long for the worker, because callbacks are accepted already.
 _WORKER_SECONDS: Final = 10.0

@@ -19,7 +19,7 @@ from receiver import metrics as measured
 from receiver.api import problems
 from receiver.api.auth import Tokens, token_guard
 from receiver.cli.context import refuse_absent
-from receiver.cli.serving import bind, serving
+from receiver.cli.serve import bind, serving
 from receiver.errors import ReceiverError, SettingsError
 from receiver.metrics import WorkerMetrics
 from receiver.settings import PREFIX, Settings, load
