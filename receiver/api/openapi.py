@@ -41,11 +41,21 @@ _PENDING_DESCRIPTION: Final = (
 _PENDING: Final = (PENDING_HEADER, _PENDING_DESCRIPTION)
 
 
+# What a short name of the code says only there.
+_WORDS: Final = {
+    "Api": "ApiVersion",
+    "Outcome": "AttemptOutcome",
+    "Quarantine": "QuarantineReason",
+    "Status": "DeliveryStatus",
+}
+
+
 class _Schemas(GenerateJsonSchema):
     """JSON Schema without titles, which repeat the names; a noun is called by its name."""
 
     def normalize_name(self, name: str) -> str:
-        return super().normalize_name(name).removesuffix("Read")
+        plain = super().normalize_name(name).removesuffix("Read")
+        return _WORDS.get(plain, plain)
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -104,7 +114,8 @@ def _types(groups: Sequence[Group]) -> Iterator[tuple[Part, Literal["validation"
 
 
 def _summary(operation: Operation, group: Group) -> Json:
-    summary: Json = {"operationId": operation.name, "summary": operation.summary}
+    tag = "catapult" if group.scheme is BASIC else operation.path.split("/")[2]
+    summary: Json = {"operationId": operation.name, "summary": operation.summary, "tags": [tag]}
     if operation.description:
         summary["description"] = operation.description
     return {**summary, "security": [{_SECURITY[group.scheme]: []}]}

@@ -1,12 +1,15 @@
 """The commands `receiver callbacks …`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from receiver.cli.options import Config, Json, group, with_query
 from receiver.models.queries import CallbackFilter, CallbackQuery
+
+if TYPE_CHECKING:
+    from receiver.models.callbacks import CallbackRead
 
 app = group("List, show, reprocess, export and import the callbacks of the journal.")
 
@@ -27,26 +30,23 @@ def show_callback(
     json: Json = False,
 ) -> int:
     """Show one callback as it was received, without secrets."""
-    from receiver.cli.calls import Operations, named, with_operations
-    from receiver.cli.output import echo, echo_fields, echo_json
+    from receiver.cli.calls import show
 
-    async def work(perform: Operations) -> int:
-        callback = await perform(named("callbacks.getCallback"), {"id": id})
-        if json:
-            echo_json(callback)
-            return 0
-        fields = callback.model_dump(mode="json", by_alias=True, exclude={"headers", "problems"})
-        body, encoding = fields.pop("body"), fields.pop("bodyEncoding")
-        echo_fields(fields.items())
-        echo("", "headers")
-        echo_fields(sorted(callback.headers.items()), indent="  ")
-        for problem in callback.problems:
-            message = f" (message {problem.message_id})" if problem.message_id else ""
-            echo("", f"element {problem.element}: {problem.reason} {problem.detail}{message}")
-        echo("", f"body ({encoding})", *body.splitlines())
-        return 0
+    return show("callbacks.getCallback", config, {"id": id}, json=json, text=_echo_callback)
 
-    return with_operations(config, work)
+
+def _echo_callback(callback: "CallbackRead") -> None:
+    from receiver.cli.output import echo, echo_fields
+
+    fields = callback.model_dump(mode="json", by_alias=True, exclude={"headers", "problems"})
+    body, encoding = fields.pop("body"), fields.pop("bodyEncoding")
+    echo_fields(fields.items())
+    echo("", "headers")
+    echo_fields(sorted(callback.headers.items()), indent="  ")
+    for problem in callback.problems:
+        message = f" (message {problem.message_id})" if problem.message_id else ""
+        echo("", f"element {problem.element}: {problem.reason} {problem.detail}{message}")
+    echo("", f"body ({encoding})", *body.splitlines())
 
 
 @app.command("reprocess")

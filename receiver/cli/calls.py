@@ -93,6 +93,29 @@ def show_list(
     return with_operations(config, work)
 
 
+def show(
+    name: str,
+    config: Path | None,
+    path: Mapping[str, str],
+    *,
+    json: bool,
+    text: Callable[[Any], None],
+    query: Query | None = None,
+    body: Mapping[str, Any] | None = None,
+) -> int:
+    """Runs an operation that returns a single thing, and writes it: as JSON, or by `text`."""
+
+    async def work(perform: Operations) -> int:
+        result = await perform(named(name), path, query=query, body=body)
+        if json:
+            echo_json(result)
+        else:
+            text(result)
+        return 0
+
+    return with_operations(config, work)
+
+
 def write_list(operation: Operation, result: Any, *, query: Query | None = None, json: bool) -> None:
     """Writes a list: as JSON, or as a table with a hint at the next page."""
     items = result.items if isinstance(result, Listed) else result

@@ -3,60 +3,19 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from pydantic import Field
-
 from receiver.cli.calls import Operations, named, with_operations
 from receiver.cli.output import echo, echo_fields, echo_json, echo_table
 from receiver.cli.tables import TABLES, set_fields
 from receiver.clock import now
 from receiver.explanation.message import Explanation, explain
-from receiver.explanation.recipient import Charged
 from receiver.explanation.timeline import TimelineEntry, explain_publication
 from receiver.explanation.words import time_text
-from receiver.models.columns import Read, Time
 from receiver.models.events import MessageEventRead
 from receiver.models.messages import MessageRead
 from receiver.models.queries import OneMessageQuery
 from receiver.models.sinks import PublicationRead
 from receiver.storage import messages
 from receiver.storage.publications import publications_of_message
-
-
-class RecipientFields(Read):
-    """The status of a message to one number, in words."""
-
-    to: str | None = Field(validation_alias="recipient")
-    status: str
-    headline: str
-    why: str | None
-    advice: str | None
-    charged: Charged
-    charge: str
-
-
-class TimelineFields(Read):
-    """One event in words, with the times of both clocks. The creation of the message has no `eventId`."""
-
-    event_id: str | None
-    type: str | None
-    time: Time | None = Field(validation_alias="occurred_at")
-    received_time: Time | None = Field(validation_alias="received_at")
-    sentence: str
-    clocks: str
-
-
-class ExplanationFields(Read):
-    """A message in words. A field is null where its recipients differ."""
-
-    headline: str
-    origin: str | None
-    why: str | None
-    advice: str | None
-    charged: Charged | None
-    charge: str | None
-    recipients: list[RecipientFields]
-    timeline: list[TimelineFields]
-    notes: list[str]
 
 
 def explain_message(config: Path | None, message_id: str, query: OneMessageQuery, *, all_: bool, json: bool) -> int:
@@ -69,7 +28,7 @@ def explain_message(config: Path | None, message_id: str, query: OneMessageQuery
         listed = [MessageEventRead.model_validate(event) for event in events]
         if json:
             fields = message.model_dump(mode="json", by_alias=True)
-            echo_json({**fields, "events": listed, "explanation": ExplanationFields.model_validate(explanation)})
+            echo_json({**fields, "events": listed, "explanation": explanation})
             return 0
         async with perform.database.reading() as connection:
             publications = await publications_of_message(connection, message.key)

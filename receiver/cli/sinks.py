@@ -1,5 +1,6 @@
 """The commands `receiver sinks …` and `receiver dead-letters …`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,19 +31,11 @@ def list_sinks(query: SinkQuery, config: Config = None, json: Json = False) -> i
 @app.command("show")
 def show_sink(name: SinkName, config: Config = None, json: Json = False) -> int:
     """Show the state of one sink."""
-    from receiver.cli.calls import Operations, named, with_operations
-    from receiver.cli.output import echo_fields, echo_json
+    from receiver.cli.calls import show
+    from receiver.cli.output import echo_fields
     from receiver.cli.tables import sink_fields
 
-    async def work(perform: Operations) -> int:
-        sink = await perform(named("sinks.getSink"), {"name": name})
-        if json:
-            echo_json(sink)
-        else:
-            echo_fields(sink_fields(sink))
-        return 0
-
-    return with_operations(config, work)
+    return show("sinks.getSink", config, {"name": name}, json=json, text=lambda sink: echo_fields(sink_fields(sink)))
 
 
 @app.command("test")
@@ -67,28 +60,22 @@ def check_sink(name: SinkName, config: Config = None, json: Json = False) -> int
 @app.command("pause")
 def pause_sink(name: SinkName, config: Config = None, json: Json = False) -> int:
     """Stop publishing to a sink within about a second. Its events wait."""
-    return _act(config, "sinks.pauseSink", name, f"{name} is paused: its events wait", json=json)
+    return _act(config, "sinks.pauseSink", name, lambda _: f"{name} is paused: its events wait", json=json)
 
 
 @app.command("resume")
 def resume_sink(name: SinkName, config: Config = None, json: Json = False) -> int:
     """Publish to a paused sink again, from its cursor on."""
-    return _act(config, "sinks.resumeSink", name, f"{name} is resumed: its events are published again", json=json)
+    text = f"{name} is resumed: its events are published again"
+    return _act(config, "sinks.resumeSink", name, lambda _: text, json=json)
 
 
-def _act(config: Path | None, operation: str, name: str, done: str, *, json: bool) -> int:
-    from receiver.cli.calls import Operations, named, with_operations
-    from receiver.cli.output import echo, echo_json
+def _act(config: Path | None, operation: str, name: str, text: Callable[[Any], str], *, json: bool, **call: Any) -> int:
+    """Runs an operation on one sink; `text` is the line that says what it did."""
+    from receiver.cli.calls import show
+    from receiver.cli.output import echo
 
-    async def work(perform: Operations) -> int:
-        sink = await perform(named(operation), {"name": name})
-        if json:
-            echo_json(sink)
-        else:
-            echo(done)
-        return 0
-
-    return with_operations(config, work)
+    return show(operation, config, {"name": name}, json=json, text=lambda result: echo(text(result)), **call)
 
 
 @app.command("replay")
@@ -120,13 +107,16 @@ def replay_sink(
         return _begin_replay(config, name, since or "beginning", dry_run=dry_run, json=json)
     if dry_run:
         raise typer.BadParameter("--dry-run is for --since and --beginning")
-    return _act_on_replay(config, name, actions[0], json=json)
+    return _act(
+        config,
+        f"sinks.{actions[0]}Replay",
+        name,
+        lambda replay: f"replay {replay.id} to {name} is {replay.state}, {replay.progress:.0%} done",
+        json=json,
+    )
 
 
 def _begin_replay(config: Path | None, name: str, since: str, *, dry_run: bool, json: bool) -> int:
-    from receiver.cli.calls import Operations, named, with_operations
-    from receiver.cli.output import echo, echo_json
-    from receiver.cli.tables import time_text
     from receiver.models.parameters import moment
 
     try:
@@ -134,38 +124,19 @@ def _begin_replay(config: Path | None, name: str, since: str, *, dry_run: bool, 
             moment(since)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--since") from None
-
-    async def work(perform: Operations) -> int:
-        query = DryRunQuery(dry_run=dry_run)
-        replay = await perform(named("sinks.replaySink"), {"name": name}, query=query, body={"from": since})
-        if json:
-            echo_json(replay)
-            return 0
-        events = f"{replay.events} events, received from {time_text(replay.first_time)} on,"
-        if replay.id is not None:
-            echo(f"replay {replay.id}: {events} are published to {name} again")
-        elif replay.events:
-            echo(f"{events} would be published to {name} again")
-        else:
-            echo(f"there is no event to replay to {name}")
-        return 0
-
-    return with_operations(config, work)
+    query = DryRunQuery(dry_run=dry_run)
+    return _act(config, "sinks.replaySink", name, _replay_text, json=json, query=query, body={"from": since})
 
 
-def _act_on_replay(config: Path | None, name: str, action: str, *, json: bool) -> int:
-    from receiver.cli.calls import Operations, named, with_operations
-    from receiver.cli.output import echo, echo_json
+def _replay_text(replay: Any) -> str:
+    from receiver.cli.tables import time_text
 
-    async def work(perform: Operations) -> int:
-        replay = await perform(named(f"sinks.{action}Replay"), {"name": name})
-        if json:
-            echo_json(replay)
-        else:
-            echo(f"replay {replay.id} to {name} is {replay.state}, {replay.progress:.0%} done")
-        return 0
-
-    return with_operations(config, work)
+    events = f"{replay.events} events, received from {time_text(replay.first_time)} on,"
+    if replay.id is not None:
+        return f"replay {replay.id}: {events} are published to {replay.sink} again"
+    if replay.events:
+        return f"{events} would be published to {replay.sink} again"
+    return f"there is no event to replay to {replay.sink}"
 
 
 @app.command("replays")

@@ -5,7 +5,6 @@ do: where the documents are silent, the sentence says that it is not known.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -13,6 +12,7 @@ from receiver.domain.events import Api, Event, Status
 from receiver.explanation.recipient import OPEN, TWICE, Charged, RecipientExplanation, Recipients
 from receiver.explanation.timeline import PROOFS, TimelineEntry, notes, timeline
 from receiver.explanation.words import capitalised, duration_text, listed, number, paragraph, quoted, shared, time_text
+from receiver.models.columns import Read
 from receiver.models.messages import MessageRead, RecipientRead
 
 # Bandwidth waits two hours for a receipt and then reports 9902. It repeats a callback for 24 hours until a 2xx.
@@ -33,8 +33,7 @@ _COUNTED: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
+class Explanation(Read):
     """A message in words. `why`, `advice`, `charged` and `charge` are None where the recipients have different ones."""
 
     headline: str

@@ -7,8 +7,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
+from pydantic import Field
+
 from receiver.domain.events import Direction, Event, Status, number_key
 from receiver.explanation.words import capitalised, paragraph, quoted, recipient_text, same_words, time_text
+from receiver.models.columns import Read
 from receiver.models.messages import MessageRead, RecipientRead
 from receiver.providers import delivery_codes
 from receiver.providers.delivery_codes import CodeEntry, Reason
@@ -46,14 +49,13 @@ _NOT_CODED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecipientExplanation:
+class RecipientExplanation(Read):
     """What became of a message to one recipient (None where the number is not known).
 
     `why` and `advice` are None where there is nothing to say.
     """
 
-    recipient: str | None
+    recipient: str | None = Field(serialization_alias="to")
     status: str
     headline: str
     why: str | None

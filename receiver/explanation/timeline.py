@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
+
+from pydantic import Field
 
 from receiver.domain.events import Api, Event, Status, TagVerdict
 from receiver.explanation.recipient import Recipients
 from receiver.explanation.words import capitalised, counted, duration_text, on, recipient_text
+from receiver.models.columns import Read, Time
 from receiver.models.messages import MessageRead, RecipientRead
 from receiver.models.sinks import PublicationRead
 from receiver.providers import delivery_codes
@@ -29,8 +31,7 @@ _VERDICTS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimelineEntry:
+class TimelineEntry(Read):
     """One event, or the creation of the message (`event_id` is None), by both clocks.
 
     `type` is Bandwidth's word for the event. `occurred_at` is Bandwidth's clock, `received_at` ours; `clocks` says how
@@ -39,8 +40,8 @@ class TimelineEntry:
 
     event_id: str | None
     type: str | None
-    occurred_at: datetime | None
-    received_at: datetime | None
+    occurred_at: Time | None = Field(serialization_alias="time")
+    received_at: Time | None
     sentence: str
     clocks: str
 

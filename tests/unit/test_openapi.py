@@ -54,6 +54,19 @@ def test_every_route_is_described_and_nothing_else_is() -> None:
     assert served == documented
 
 
+def test_operations_are_grouped_by_what_they_are_about() -> None:
+    tags = {operation.name: described(operation)["tags"] for operation in OPERATIONS}
+    assert tags["listMessages"] == tags["getMessage"] == ["messages"]
+    assert tags["requeueDeadLetters"] == ["dead-letters"]
+    assert tags["listCatapultMessages"] == ["catapult"]
+
+
+def test_schemas_are_named_by_the_terms_of_the_documentation() -> None:
+    names = set(DOCUMENT["components"]["schemas"])
+    assert names >= {"Message", "Recipient", "CallbackSummary", "Sink", "DeliveryStatus", "ApiVersion", "AttemptOutcome"}
+    assert not {name for name in names if name.endswith("Read")}
+
+
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 def test_operation_has_parameters_body_and_responses(operation: Operation) -> None:
     told = described(operation)
