@@ -16,7 +16,7 @@ def _reference_work() -> None:
         text = json.dumps(list({row["id"]: row for row in rows}.values()))
 
 
-def _reference_seconds() -> float:
+def reference_seconds() -> float:
     began = time.process_time()
     _reference_work()
     return time.process_time() - began
@@ -29,11 +29,11 @@ def cpu_at_most(multiple: float) -> Iterator[None]:
     gc.collect()
     gc.freeze()
     try:
-        before = _reference_seconds()
+        before = reference_seconds()
         began = time.process_time()
         yield
         used = time.process_time() - began
-        taken = used / max(before, _reference_seconds())
+        taken = used / max(before, reference_seconds())
         assert taken <= multiple, f"{used:.2f} s of CPU time: {taken:.1f} times the reference work"
     finally:
         gc.unfreeze()

@@ -1,6 +1,6 @@
 """Runs operations of the query API within a command, and writes what they return."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -39,7 +39,7 @@ class Operations:
         call = Call(
             context=ApiContext(
                 database=self.database,
-                reprocess=reprocessing(self.settings, self.database).ids,
+                reprocess=self._reprocess,
                 tokens=None,
                 clock=now,
                 sinks={str(table.get("name")): table for table in self.settings.sinks},
@@ -53,6 +53,9 @@ class Operations:
             return await operation(call)
         except Ambiguous as error:
             raise typer.BadParameter(str(error), param_hint=[f"--{name}" for name in error.choices]) from None
+
+    async def _reprocess(self, ids: Sequence[str]) -> object:
+        return await reprocessing(self.settings, self.database).ids(ids)
 
     async def _settle(self) -> int:
         """Waits up to a second for the processor; a line on standard error has the number of callbacks it left."""

@@ -11,7 +11,6 @@ import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from receiver.domain.events import Api
 from receiver.models.parameters import Option
 from receiver.models.queries import Query, SortOrder
 
@@ -34,7 +33,6 @@ Config = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing, only count.")]
 SinkName = Annotated[str, typer.Argument(metavar="SINK", help="The name of the sink.")]
-ApiVersion = Annotated[Api | None, typer.Option("--api", help="The version of Bandwidth's API: v1 (Catapult) or v2.")]
 
 Command = TypeVar("Command", bound=Callable[..., int])
 
@@ -96,8 +94,10 @@ def _metadata(field: FieldInfo) -> Option | None:
 
 def _help(field: FieldInfo) -> str:
     own = _metadata(field)
-    text = ((own.help if own is not None else None) or field.description or "").replace("`", "")
-    return f"{text[:1].upper()}{text[1:]}."
+    text = (own.help if own is not None else "") or field.description or ""
+    # A word of code keeps its case.
+    begun = text if text.startswith("`") else f"{text[:1].upper()}{text[1:]}"
+    return begun.replace("`", "") + "."
 
 
 _METAVARS: Final = {"sender": "NUMBER", "recipient": "NUMBER", "since": "TIME", "until": "TIME"}

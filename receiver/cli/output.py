@@ -2,12 +2,8 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, TypeVar
-
-from pydantic import BaseModel
-
-from receiver.models.queries import Page
 
 View = TypeVar("View")
 
@@ -67,24 +63,6 @@ def echo_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
     padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
     echo(*(line.rstrip() for line in padded))
-
-
-def echo_page(
-    page: Page[View],
-    headings: Sequence[str],
-    row: Callable[[View], Sequence[object]],
-    *,
-    model: type[BaseModel],
-    json: bool,
-    number: int,
-) -> None:
-    """Writes page `number` of a list: as JSON by a model, or as a table with a hint at the next page."""
-    if json:
-        echo_json([model.model_validate(view) for view in page.items])
-        return
-    echo_table(headings, [row(view) for view in page.items])
-    if page.more:
-        echo(f"(there are more: --page {number + 1})")
 
 
 def echo_fields(fields: Iterable[tuple[str, object]], *, indent: str = "") -> None:

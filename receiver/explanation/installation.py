@@ -3,10 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from receiver.domain.cloudevents import rfc3339
-from receiver.models.sinks import SinkRead
+
+if TYPE_CHECKING:
+    # Commands that read messages start without the tables of the sinks.
+    from receiver.models.sinks import SinkRead
 
 BEHIND_SECONDS: Final = 10.0
 # Below this, the write-ahead logs alone can fill the disk within minutes.
@@ -77,7 +80,7 @@ class Findings:
 
     backlog: Backlog | None = None
     processor: ProcessorRecord | None = None
-    sinks: Sequence[SinkRead] | None = None
+    sinks: Sequence["SinkRead"] | None = None
     database: DatabaseSize | None = None
     worker: WorkerRecord | None = None
     waiting: int | None = None
@@ -114,7 +117,7 @@ class Installation:
     journal: JournalHealth
     processor: ProcessorHealth
     worker: WorkerRecord | None
-    sinks: Sequence[SinkRead] | None
+    sinks: Sequence["SinkRead"] | None
     database: DatabaseSize | None
     last_callbacks: Mapping[str, str] | None
     problems: Sequence[str]
@@ -231,7 +234,7 @@ def _worker_problems(worker: WorkerRecord | None) -> Iterator[str]:
         yield f"The worker (process {worker.process}) does not report."
 
 
-def _sink_problems(sinks: Sequence[SinkRead], *, is_processed: bool) -> Iterator[str]:
+def _sink_problems(sinks: Sequence["SinkRead"], *, is_processed: bool) -> Iterator[str]:
     for sink in sinks:
         if sink.state == "down":
             since = f" since {rfc3339(sink.down_since_at)}" if sink.down_since_at is not None else ""

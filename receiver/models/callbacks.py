@@ -6,10 +6,11 @@ from typing import Literal
 
 from pydantic import computed_field
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, UniqueConstraint
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
 
 from receiver.domain.events import Api, Quarantine
 from receiver.models.columns import (
+    Model,
     Position,
     Read,
     Time,
@@ -24,7 +25,7 @@ from receiver.models.columns import (
 from receiver.models.queries import CallbackOutcome
 
 
-class CallbackBase(SQLModel):
+class CallbackBase(Model):
     """One HTTP request from Bandwidth, without headers and body."""
 
     id: str = text_column()
@@ -53,7 +54,7 @@ class CallbackRow(CallbackBase, table=True):
     body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
 
-class PendingCallbackRow(SQLModel, table=True):
+class PendingCallbackRow(Model, table=True):
     """PostgreSQL only: the pending callbacks. Appends insert rows, and the processor removes them.
 
     A cursor over `sequence` would skip rows on PostgreSQL, where a larger number can be committed first.
@@ -64,7 +65,7 @@ class PendingCallbackRow(SQLModel, table=True):
     sequence: int = position_column(primary_key=True)
 
 
-class ProcessorRow(SQLModel, table=True):
+class ProcessorRow(Model, table=True):
     """A single row: the processor's cursor, lease and failure.
 
     SQLite: every callback up to `cursor` is processed. PostgreSQL: `cursor` is the largest processed `sequence`, and
@@ -89,7 +90,7 @@ class ProcessorRow(SQLModel, table=True):
     last_error: str | None = text_column(nullable=True)
 
 
-class QuarantineBase(SQLModel):
+class QuarantineBase(Model):
     """An element of a callback that did not become an event, and why."""
 
     element: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False), serialization_alias="index")

@@ -1,14 +1,14 @@
 """Delivery codes: the table for joins, and what is shown of a code."""
 
 from sqlalchemy import Integer
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
 
 from receiver.domain.events import Api
-from receiver.models.columns import Read, table_of, text_column
+from receiver.models.columns import Model, Read, table_of, text_column
 from receiver.providers import delivery_codes
 
 
-class ReasonBase(SQLModel):
+class ReasonBase(Model):
     """The meaning of a delivery code; null where no source documents it."""
 
     name: str = text_column()

@@ -134,7 +134,13 @@ def json_name(field: str) -> str:
     return to_camel(f"{field.removesuffix('_at')}_time" if field.endswith("_at") else field)
 
 
-class Read(SQLModel):
+class Model(SQLModel):
+    """The base of all nouns. A validator is built when it is first used: a command starts with those it needs."""
+
+    model_config = {"defer_build": True}
+
+
+class Read(Model):
     """The base of what the API, the CSV and the commands show: made from rows or from attributes."""
 
     model_config = {

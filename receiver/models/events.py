@@ -3,10 +3,10 @@
 from typing import Any
 
 from sqlalchemy import UniqueConstraint
-from sqlmodel import SQLModel
 
 from receiver.domain.events import Api, Direction, Status, TagVerdict
 from receiver.models.columns import (
+    Model,
     Read,
     Time,
     integer_column,
@@ -18,7 +18,7 @@ from receiver.models.columns import (
 )
 
 
-class EventBase(SQLModel):
+class EventBase(Model):
     """One event of a message; `status` is the status in this event alone, `type` is Bandwidth's name for it."""
 
     id: str = text_column()

@@ -10,11 +10,12 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator, computed_field
 from sqlalchemy import Index, PrimaryKeyConstraint, false
 from sqlalchemy import text as sql
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
 
 from receiver.domain.events import Api, Direction, MessageKey, Status, TagVerdict
 from receiver.models.codes import ReasonRead, reason_of
 from receiver.models.columns import (
+    Model,
     Read,
     Time,
     integer_column,
@@ -39,7 +40,7 @@ def _empty_for_null(value: Any) -> Any:
 Media = Annotated[list[str], BeforeValidator(_empty_for_null)]
 
 
-class MessageBase(SQLModel):
+class MessageBase(Model):
     """A message: its fields, its status."""
 
     id: str = text_column(primary_key=True)
@@ -109,7 +110,7 @@ class MessageRow(MessageBase, table=True):
     events_forgotten: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
 
 
-class DeliveryBase(SQLModel):
+class DeliveryBase(Model):
     """The delivery of a message to one number; `recipient` is null where no number is known."""
 
     recipient: str | None = text_column(nullable=True, serialization_alias="to")

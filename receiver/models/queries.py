@@ -63,7 +63,13 @@ class Query(BaseModel):
     """The parameters of an operation; this base class has none. Those in `repeatable` may be repeated."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
+        extra="forbid",
+        frozen=True,
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        # A command builds the validator of its own query alone.
+        defer_build=True,
     )
     repeatable: ClassVar[frozenset[str]] = frozenset()
 

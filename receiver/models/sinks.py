@@ -6,11 +6,12 @@ from typing import Literal, TypeVar
 
 from pydantic import computed_field
 from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKeyConstraint, Index, UniqueConstraint
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
 
 from receiver.domain.events import Status
 from receiver.domain.publication import DeadLetterReason, Outcome
 from receiver.models.columns import (
+    Model,
     Read,
     Time,
     only_where,
@@ -29,7 +30,7 @@ SinkState = Literal["working", "down", "paused", "unattended", "removed"]
 _RESPONSE = "the response of the sink; null for a token that may only read"
 
 
-class SinkBase(SQLModel):
+class SinkBase(Model):
     """A sink: its cursor, its lease, its health."""
 
     name: str = text_column(primary_key=True)
@@ -58,7 +59,7 @@ class SinkRow(SinkBase, table=True):
     seen_at: datetime = time_column(nullable=False)
 
 
-class RetryRow(SQLModel, table=True):
+class RetryRow(Model, table=True):
     """An event that waits for its next attempt (`due`), for an operator (`held`), or behind such an event (`parked`).
 
     The smallest position of an ordering key is its head, which is not parked; it is held if it is also a dead letter.
@@ -86,7 +87,7 @@ class RetryRow(SQLModel, table=True):
     reason: str | None = text_column(nullable=True)
 
 
-class ReplayBase(SQLModel):
+class ReplayBase(Model):
     """A range of the event log that is published to a sink again.
 
     The events after `after_position` up to and including `to_position`; those up to `position` are done, and
@@ -118,7 +119,7 @@ class ReplayRow(ReplayBase, table=True):
     id: int | None = serial_column()
 
 
-class AttemptBase(SQLModel):
+class AttemptBase(Model):
     """One attempt to publish one event to one sink: its outcome, and the decision about the event.
 
     `replay_id` names the replay that the attempt belongs to; null outside of a replay.
@@ -146,7 +147,7 @@ class AttemptRow(AttemptBase, table=True):
     position: int = position_column()
 
 
-class DeadLetterBase(SQLModel):
+class DeadLetterBase(Model):
     """An event that is not published to a sink again unless it is requeued; `detail` is the sink's last error."""
 
     sink: str = text_column()

@@ -1,0 +1,42 @@
+"""A command that reads starts quickly: it imports what it needs, and no more."""
+
+import resource
+import subprocess
+import sys
+
+from tests.cpu import reference_seconds
+from tests.running import COMMAND, environment
+
+# None of these is needed to read the SQLite database; together they take longer than all the rest.
+HEAVY = {"alembic", "asyncpg", "httpx2", "prometheus_client", "starlette", "uvicorn"}
+IMPORTED = """
+import sys
+from receiver.cli import main
+
+code = main(["messages", "list"])
+print(*sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
+raise SystemExit(code)
+"""
+
+
+def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    settings = environment() | {"RECEIVER_DATABASE_URL": url}
+    return subprocess.run([sys.executable, *arguments], env=settings, capture_output=True, text=True, check=True)
+
+
+def test_messages_list_imports_no_server_and_no_other_driver(sqlite_url: str) -> None:
+    found = run(sqlite_url, "-c", IMPORTED)
+    assert found.stdout.startswith("TIME")
+    assert HEAVY & set(found.stderr.split()) == set()
+
+
+def test_messages_list_takes_half_a_second_of_cpu(sqlite_url: str) -> None:
+    def used() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run(sqlite_url, str(COMMAND), "messages", "list")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    # On the machine where the reference work takes 0.05 s.
+    least = min(used() / reference_seconds() for _ in range(3))
+    assert least <= 0.5 / 0.05
