@@ -26,7 +26,6 @@ def reference_seconds() -> float:
 def cpu_at_most(multiple: float) -> Iterator[None]:
     """Fails if the block takes more CPU time than `multiple` times the reference work, measured around it."""
     # A full collection in the block would otherwise traverse what every earlier test of this process left behind.
-    gc.collect()
     gc.freeze()
     try:
         before = reference_seconds()

@@ -4,12 +4,15 @@
 a sink that refused some events.
 """
 
+import asyncio
 import base64
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from alembic import command
@@ -34,16 +37,26 @@ FIRST_VERSION: dict[str, list[dict[str, Any]]] = json.loads(
 TABLES = ("callbacks", "events", "messages", "deliveries", "sinks", "retries", "attempts", "dead_letters", "replays")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database without tables."""
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def migrated_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A database of the first version, migrated once for all tests: they must not change it."""
+
+    async def migrate(url: str) -> None:
+        await fill(url)
+        database = Database(url)
+        await schema.migrate(database)
+        await database.close()
+
     if request.param == "sqlite":
-        (tmp_path / "receiver.db").touch()
-        yield f"sqlite:///{tmp_path / 'receiver.db'}"
+        file = tmp_path_factory.mktemp("first_version") / "receiver.db"
+        file.touch()
+        asyncio.run(migrate(url := f"sqlite:///{file}"))
+        yield url
         return
     server, name = request.getfixturevalue("postgres"), random_name()
     on_postgres(server, f"CREATE DATABASE {name}")
-    yield named_database(server, name)
+    asyncio.run(migrate(url := named_database(server, name)))
+    yield url
     on_postgres(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
@@ -96,10 +109,29 @@ async def select(database: Database, statement: str) -> list[Any]:
 
 
 @pytest.fixture
-async def migrated(empty_url: str) -> Any:
-    await fill(empty_url)
-    database = Database(empty_url)
-    await schema.migrate(database)
+async def migrated(migrated_url: str) -> AsyncIterator[Database]:
+    database = Database(migrated_url)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def copied_url(migrated_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    if migrated_url.startswith("sqlite"):
+        for file in Path(migrated_url.removeprefix("sqlite:///")).parent.iterdir():
+            shutil.copy(file, tmp_path)
+        yield f"sqlite:///{tmp_path / 'receiver.db'}"
+        return
+    server, name = request.getfixturevalue("postgres"), random_name()
+    on_postgres(server, f"CREATE DATABASE {name} TEMPLATE {urlsplit(migrated_url).path[1:]}")
+    yield named_database(server, name)
+    on_postgres(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def copied(copied_url: str) -> AsyncIterator[Database]:
+    """A copy of the migrated database, for a test that changes it."""
+    database = Database(copied_url)
     yield database
     await database.close()
 
@@ -150,18 +182,18 @@ async def test_migration_keeps_what_sinks_have_yet_to_get(migrated: Database, ta
     assert number > 0 or table == "replays"
 
 
-async def test_rebuild_splits_messages_that_mixed_inbound_and_outbound_and_changes_no_other(migrated: Database) -> None:
+async def test_rebuild_splits_messages_that_mixed_inbound_and_outbound_and_changes_no_other(copied: Database) -> None:
     directions: dict[str, set[str]] = {}
     for event in FIRST_VERSION["events"]:
         directions.setdefault(event["message_id"], set()).add(event["direction"])
     mixed = {message_id for message_id, found in directions.items() if len(found) > 1}
     assert mixed
-    before = await statuses(migrated, mixed)
-    assert (await Rebuild(migrated, FinalConflict.FAILED_WINS).run()).differing > 0
-    assert await statuses(migrated, mixed) == before
-    split = await select(migrated, "SELECT id, direction FROM messages ORDER BY id, direction")
+    before = await statuses(copied, mixed)
+    assert (await Rebuild(copied, FinalConflict.FAILED_WINS).run()).differing > 0
+    assert await statuses(copied, mixed) == before
+    split = await select(copied, "SELECT id, direction FROM messages ORDER BY id, direction")
     assert {(message_id, direction) for message_id in mixed for direction in ("in", "out")} <= set(split)
-    assert (await Rebuild(migrated, FinalConflict.FAILED_WINS, writes=False).run()).differing == 0
+    assert (await Rebuild(copied, FinalConflict.FAILED_WINS, writes=False).run()).differing == 0
 
 
 async def statuses(database: Database, left_out: set[str]) -> list[Any]:
@@ -170,19 +202,19 @@ async def statuses(database: Database, left_out: set[str]) -> list[Any]:
     return sorted((row for row in rows if row[0] not in left_out), key=str)
 
 
-async def test_migrated_database_has_nothing_pending(migrated: Database) -> None:
-    before = await select(migrated, "SELECT count(*) FROM events")
-    await process(migrated)
-    assert await select(migrated, "SELECT count(*) FROM events") == before
+async def test_migrated_database_has_nothing_pending(copied: Database) -> None:
+    before = await select(copied, "SELECT count(*) FROM events")
+    await process(copied)
+    assert await select(copied, "SELECT count(*) FROM events") == before
 
 
-async def test_migrated_database_recognises_repeats_and_takes_new_callbacks(migrated: Database) -> None:
+async def test_migrated_database_recognises_repeats_and_takes_new_callbacks(copied: Database) -> None:
     [old] = [row for row in FIRST_VERSION["callbacks"] if "plain-001" in base64.b64decode(row["body"]).decode()][:1]
-    [(last,)] = await select(migrated, "SELECT max(position) FROM events")
-    await process(migrated, callback(base64.b64decode(old["body"])), callback([v2_event("after-the-migration")]))
-    found = await select(migrated, f"SELECT position, message_id FROM events WHERE position > {last}")
+    [(last,)] = await select(copied, "SELECT max(position) FROM events")
+    await process(copied, callback(base64.b64decode(old["body"])), callback([v2_event("after-the-migration")]))
+    found = await select(copied, f"SELECT position, message_id FROM events WHERE position > {last}")
     assert [message_id for _, message_id in found] == ["after-the-migration"]
-    assert (await select(migrated, "SELECT repeats FROM processor")) == [(1,)]
+    assert (await select(copied, "SELECT repeats FROM processor")) == [(1,)]
 
 
 async def test_interrupted_migration_is_completed_by_the_next_one(tmp_path: Path) -> None:

@@ -40,6 +40,9 @@ from tests.servers import on_postgres
 
 pytestmark = pytest.mark.anyio
 
+# An example is a callback on its way through a database.
+EXAMPLES = settings.default.max_examples // 5
+
 # Bandwidth waits for ten seconds; the journal promises an answer within five. The rest is for a busy machine.
 PATIENCE_SECONDS = 8
 
@@ -164,7 +167,7 @@ class NoObserver:
     def rejected(self, reason: str) -> None: ...
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.binary(max_size=300), st.binary(max_size=100), _HEADERS), min_size=1, max_size=8))
 @example([(body, b"\x00\xff%00=\xf0", [(b"x-\x00", b"\x00\\u0000\xff")]) for body in _NASTY_BODIES])
 async def test_any_bytes_are_accepted_as_they_came_and_processed(

@@ -39,6 +39,9 @@ from tests.servers import on_postgres
 
 pytestmark = pytest.mark.anyio
 
+# An example is a callback on its way through a database.
+EXAMPLES = settings.default.max_examples // 5
+
 GROUP = {"to": ["+15550001", "+15550002"]}
 
 
@@ -616,7 +619,7 @@ async def outbound(database: Database) -> list[Any]:
     ]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(events_without_valid_tag(), min_size=1, max_size=4), min_size=1, max_size=4))
 async def test_without_a_valid_tag_nothing_posted_changes_an_outbound_message(
     sqlite_url: str, bodies: list[list[Any]]
