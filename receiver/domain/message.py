@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import datetime
+from operator import attrgetter
 from typing import Final
 
 import msgspec
@@ -251,19 +252,16 @@ class Message:
         return shown
 
 
+_plain_values: Final = attrgetter(*PLAIN_FIELDS)
+
+
 def _non_empty(fields: MessageFields) -> MessageFields:
-    """The fields of an event, with None in place of empty texts."""
+    """The fields of an event, without empty texts."""
+    plain = {name: value for name, value in zip(PLAIN_FIELDS, _plain_values(fields), strict=True) if value != ""}
     return MessageFields(
-        sender=fields.sender or None,
-        owner=fields.owner or None,
-        application_id=fields.application_id or None,
+        **plain,
         text=fields.text if fields.has_text else None,
         media=fields.media if fields.has_media else (),
-        tag=fields.tag or None,
-        segment_count=fields.segment_count,
-        channel=fields.channel or None,
-        carrier_name=fields.carrier_name or None,
-        priority=fields.priority or None,
         created_at=fields.created_at,
     )
 

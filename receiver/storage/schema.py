@@ -22,9 +22,6 @@ from receiver.storage.database import Database
 if TYPE_CHECKING:
     from alembic.config import Config
 
-NEWEST: Final = "0005"
-"""The revision that this version needs: the last one of `migrations/`, which a test compares."""
-
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -32,6 +29,10 @@ def _migrations() -> Path:
     """The directory of the migrations: inside the package in a wheel, beside the package in a checkout."""
     shipped = _PACKAGE / "migrations"
     return shipped if shipped.is_dir() else _PACKAGE.parent / "migrations"
+
+
+NEWEST: Final = max(file.name.partition("_")[0] for file in _migrations().glob("versions/[0-9]*.py"))
+"""The revision that this version needs. The files begin with their revision, as a test checks with Alembic."""
 
 
 def _config() -> "Config":

@@ -403,7 +403,7 @@ async def test_dead_letters_left_after_the_time_of_a_request(
         ("sink=crm&dryRun=maybe", "dryRun"),
         ("sink=crm&size=1", "size"),
         ("sink=crm&ids=1", "ids"),
-        ("sink=crm&" + "&".join(f"id={number}" for number in range(51)), "id"),
+        ("sink=crm&" + "&".join(f"id={number}" for number in range(91)), "id"),
     ],
 )
 async def test_invalid_dead_letter_parameters_are_400_and_change_nothing(

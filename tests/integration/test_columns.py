@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import typer
+from msgspec import convert, structs
+from orjson import loads
 from sqlalchemy.dialects.sqlite import dialect
 from sqlmodel import SQLModel
 
 from receiver.api.messages import COLUMNS as CSV
 from receiver.cli.program import app
 from receiver.domain.cloudevents import cloud_event
-from receiver.domain.events import Api, Direction, Status, TagVerdict
+from receiver.domain.events import PLAIN_FIELDS, Api, Direction, MessageFields, Status, TagVerdict
 from receiver.domain.message import fold
 from receiver.models.columns import shown_names
 from receiver.models.messages import (
@@ -26,7 +28,7 @@ from receiver.models.messages import (
 )
 from receiver.models.parameters import MessagePlace
 from receiver.models.queries import MessageQuery, SortOrder
-from receiver.storage import log_positions
+from receiver.storage import event_log, log_positions
 from receiver.storage.bulk import Spelling
 from receiver.storage.database import Database
 from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, rows_of, statement
@@ -35,6 +37,8 @@ from tests.posts import callback, v2_event
 from tests.processing import process, select
 
 pytestmark = pytest.mark.anyio
+
+AS_THEY_ARE = Spelling(time=lambda time: time, flag=lambda flag: flag)
 
 # The view and the event show these under another name, or not at all, and why.
 VIEW_NAMES = {"id": "message_id", "status": "message_status"}
@@ -154,7 +158,7 @@ def test_values_of_a_row_stand_under_their_columns() -> None:
         fields={"tag": "a tag", "owner": "+15559998", "priority": "high"},
     )
     sender = event.fields.sender or ""
-    rows = rows_of(fold([event]), Spelling(time=lambda time: time, flag=lambda flag: flag))
+    rows = rows_of(fold([event]), AS_THEY_ARE)
     message = dict(zip(MESSAGE_COLUMNS, rows.message, strict=True))
     assert (message["id"], message["sender"], message["sender_key"]) == (
         event.message_id,
@@ -168,3 +172,15 @@ def test_values_of_a_row_stand_under_their_columns() -> None:
     delivery = dict(zip(DELIVERY_COLUMNS, values, strict=True))
     assert (delivery["message_id"], delivery["status"], delivery["delivery_code"]) == (event.message_id, "failed", 4720)
     assert (delivery["recipient_key"], delivery["place"]) == ((event.recipient or "").removeprefix("+"), 0)
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["one event", "two events"])
+@pytest.mark.parametrize("field", PLAIN_FIELDS)
+def test_field_of_an_event_reaches_the_row_and_survives_the_log(field: str, times: int) -> None:
+    value = 3 if field == "segment_count" else "a value"
+    fields = MessageFields(**{"recipients": ("+15550001",), field: value})
+    events = [structs.replace(make_event(time=time), fields=fields) for time in range(times)]
+    row = dict(zip(MESSAGE_COLUMNS, rows_of(fold(events), AS_THEY_ARE).message, strict=True))
+    assert row[field] == value
+    stored = convert(loads(event_log._stored(events[0])), event_log._Stored)
+    assert getattr(event_log._fields(stored), field) == value
