@@ -10,8 +10,7 @@ import typer
 
 from receiver.api.operations import ApiContext, Call, Listed, Operation
 from receiver.cli.context import reprocessing, with_database
-from receiver.cli.output import echo, echo_error, echo_json, echo_table
-from receiver.cli.tables import TABLES
+from receiver.cli.output import TABLES, echo, echo_error, echo_json, echo_table
 from receiver.clock import now
 from receiver.errors import Ambiguous
 from receiver.models.queries import PagedQuery, Query

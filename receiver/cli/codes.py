@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from receiver.cli.calls import Operations, named, with_operations, write_list
-from receiver.cli.output import echo_fields, echo_json
-from receiver.cli.tables import code_fields
+from receiver.cli.output import code_fields, echo_fields, echo_json
 from receiver.errors import Unknown
 from receiver.models.queries import CodeQuery
 

@@ -4,8 +4,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from receiver.cli.calls import Operations, named, with_operations
-from receiver.cli.output import echo, echo_fields, echo_json, echo_table
-from receiver.cli.tables import TABLES, set_fields
+from receiver.cli.output import TABLES, echo, echo_fields, echo_json, echo_table, set_fields
 from receiver.clock import now
 from receiver.explanation.message import Explanation, explain
 from receiver.explanation.timeline import TimelineEntry, explain_publication

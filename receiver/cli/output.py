@@ -1,9 +1,22 @@
-"""Output of the commands: text that is safe for a terminal, tables, JSON."""
+"""Output of the commands: text that is safe for a terminal, tables, JSON; and what is shown of each noun."""
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from receiver.domain.cloudevents import rfc3339
+
+if TYPE_CHECKING:
+    # A command imports the models of its own nouns alone.
+    from receiver.models.callbacks import CallbackSummaryRead
+    from receiver.models.codes import DeliveryCodeRead
+    from receiver.models.events import MessageEventRead
+    from receiver.models.messages import MessageRead
+    from receiver.models.sinks import AttemptRead, DeadLetterRead, ReplayRead, SinkRead
+
 
 View = TypeVar("View")
 
@@ -83,3 +96,149 @@ def cell(value: object) -> str:
             return ", ".join(map(str, value)) or "-"
         case _:
             return plain(str(value)) or "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The headings of a table, and the cells of an item under them."""
+
+    headings: tuple[str, ...]
+    row: Callable[[Any], tuple[object, ...]]
+
+
+def _message(message: "MessageRead") -> tuple[object, ...]:
+    return (
+        time_text(message.listed_at),
+        message.api,
+        message.id,
+        message.direction,
+        message.sender,
+        message.numbers,
+        message.status,
+        message.delivery_code,
+        message.tag,
+    )
+
+
+def _event(event: "MessageEventRead") -> tuple[object, ...]:
+    time = rfc3339(event.occurred_at) if event.occurred_at else None
+    return rfc3339(event.received_at), event.type, time, event.recipient, event.code, event.description
+
+
+def _attempt(attempt: "AttemptRead") -> tuple[object, ...]:
+    return (
+        rfc3339(attempt.started_at),
+        f"{attempt.seconds:.3f}",
+        attempt.sink,
+        attempt.status,
+        attempt.outcome,
+        attempt.response_code,
+        attempt.decision,
+        attempt.reason,
+        attempt.response,
+    )
+
+
+def _callback(callback: "CallbackSummaryRead") -> tuple[object, ...]:
+    time = rfc3339(callback.received_at)
+    return callback.id, time, callback.api, callback.route, callback.outcome, callback.reason
+
+
+def _sink(sink: "SinkRead") -> tuple[object, ...]:
+    waiting, dead = sum(sink.retries.values()), sum(sink.dead_letters.values())
+    oldest, success = _age(sink.oldest_seconds), time_text(sink.last_success_at)
+    return sink.name, sink.type, sink.state, sink.lag, oldest, waiting, dead, success, sink.last_error
+
+
+def _replay(replay: "ReplayRead") -> tuple[object, ...]:
+    requested, ended = time_text(replay.requested_at), time_text(replay.ended_at)
+    return replay.id, requested, replay.state, f"{replay.progress:.0%}", replay.published, replay.dead_letters, ended
+
+
+def _dead_letter(letter: "DeadLetterRead") -> tuple[object, ...]:
+    return (
+        letter.id,
+        letter.sink,
+        time_text(letter.died_at),
+        letter.message_id,
+        letter.status,
+        letter.reason,
+        letter.attempts,
+        letter.detail,
+    )
+
+
+def _code(code: "DeliveryCodeRead") -> tuple[object, ...]:
+    return code.api, code.code, code.name, code.category, code.outcome, code.retryable, code.billable
+
+
+# By the name of what an operation returns: the models themselves are imported by the commands that need them.
+TABLES: Final[Mapping[str, Table]] = {
+    "MessageRead": Table(("TIME", "API", "ID", "DIRECTION", "FROM", "TO", "STATUS", "CODE", "TAG"), _message),
+    "MessageEventRead": Table(("RECEIVED", "TYPE", "TIME", "RECIPIENT", "CODE", "DESCRIPTION"), _event),
+    "AttemptRead": Table(
+        ("STARTED", "SECONDS", "SINK", "STATUS", "OUTCOME", "CODE", "DECISION", "REASON", "RESPONSE"), _attempt
+    ),
+    "CallbackSummaryRead": Table(("ID", "RECEIVED", "API", "ROUTE", "OUTCOME", "REASON"), _callback),
+    "SinkRead": Table(
+        ("NAME", "TYPE", "STATE", "LAG", "OLDEST", "RETRIES", "DEAD LETTERS", "LAST SUCCESS", "LAST ERROR"), _sink
+    ),
+    "ReplayRead": Table(("ID", "REQUESTED", "STATE", "DONE", "PUBLISHED", "DEAD LETTERS", "ENDED"), _replay),
+    "DeadLetterRead": Table(("ID", "SINK", "DIED", "MESSAGE", "STATUS", "REASON", "ATTEMPTS", "DETAIL"), _dead_letter),
+    "DeliveryCodeRead": Table(("API", "CODE", "NAME", "CATEGORY", "OUTCOME", "RETRYABLE", "BILLABLE"), _code),
+}
+
+
+def sink_fields(sink: "SinkRead") -> list[tuple[str, object]]:
+    """The lines of one sink."""
+    replay = sink.replay
+    return [
+        ("name", sink.name),
+        ("type", sink.type),
+        ("state", sink.state),
+        ("cursor", sink.cursor),
+        ("lag", f"{sink.lag} events"),
+        ("oldest", _age(sink.oldest_seconds)),
+        ("retries", _counts(sink.retries)),
+        ("dead letters", _counts(sink.dead_letters)),
+        ("failures in a row", sink.failures),
+        ("down since", time_text(sink.down_since_at)),
+        ("last success", time_text(sink.last_success_at)),
+        ("last error", sink.last_error),
+        ("lease until", time_text(sink.lease_until)),
+        ("replay", f"{replay.id}, {replay.state}, {replay.progress:.0%} done" if replay is not None else None),
+    ]
+
+
+def code_fields(code: "DeliveryCodeRead") -> list[tuple[str, object]]:
+    """The lines of one delivery code."""
+    return [
+        ("code", f"{code.code} ({code.api})"),
+        ("name", code.name),
+        ("meaning", code.description),
+        ("category", code.category),
+        ("outcome", code.outcome),
+        ("retryable", code.retryable),
+        ("retry limit", code.retry_limit),
+        ("billable", code.billable),
+        ("in v2", code.v2_analogue),
+        ("notes", code.notes),
+    ]
+
+
+def set_fields(values: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
+    """Values of JSON as lines; a flag that is not set says nothing."""
+    return [(name, value) for name, value in values.items() if value is not False]
+
+
+def time_text(moment: datetime | None) -> str | None:
+    """A time to the second."""
+    return rfc3339(moment.replace(microsecond=0)) if moment is not None else None
+
+
+def _age(seconds: float | None) -> str | None:
+    return str(timedelta(seconds=round(seconds))) if seconds is not None else None
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in sorted(counts.items())) or "none"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from receiver.cli import callbacks, messages, sinks, tags
+from receiver.cli import resources, tags
 from receiver.cli.options import Config, Json, group, with_query
 from receiver.models.queries import CodeQuery
 
@@ -276,7 +276,7 @@ def help_(
 
 
 app.add_typer(tags.app, name="tag")
-app.add_typer(messages.app, name="messages")
-app.add_typer(callbacks.app, name="callbacks")
-app.add_typer(sinks.app, name="sinks")
-app.add_typer(sinks.dead_letters, name="dead-letters")
+app.add_typer(resources.messages, name="messages")
+app.add_typer(resources.callbacks, name="callbacks")
+app.add_typer(resources.sinks, name="sinks")
+app.add_typer(resources.dead_letters, name="dead-letters")

@@ -1,12 +1,21 @@
-"""The commands `receiver sinks …` and `receiver dead-letters …`."""
+"""The commands `receiver messages`, `callbacks`, `sinks` and `dead-letters`: operations of the query API.
 
-from collections.abc import Callable
+Their options are the parameters of the operations' queries."""
+
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.options import Config, DryRun, Json, SinkName, group, parse_query, with_query
+from receiver.cli.options import Config, Json, group, with_query
+from receiver.models.queries import AttemptQuery, CallbackFilter, CallbackQuery, MessageQuery, OneMessageQuery
+
+if TYPE_CHECKING:
+    from receiver.models.callbacks import CallbackRead
+from collections.abc import Callable
+from typing import Any
+
+from receiver.cli.options import DryRun, SinkName, parse_query
 from receiver.models.queries import (
     DeadLetterChoice,
     DeadLetterFilter,
@@ -16,10 +25,150 @@ from receiver.models.queries import (
     SinkQuery,
 )
 
-app = group("List, test, pause and resume sinks; replay old events to them.")
+messages = group("List and show messages, their events and their delivery attempts.")
+
+MessageId = Annotated[str, typer.Argument(help="The id of the message.")]
 
 
-@app.command("list")
+@messages.command("list")
+@with_query(MessageQuery)
+def list_messages(query: MessageQuery, config: Config = None, json: Json = False) -> int:
+    """List messages. With --json the list contains their texts too."""
+    from receiver.cli.calls import show_list
+
+    return show_list("messages.listMessages", config, query=query, json=json)
+
+
+@messages.command("show")
+@with_query(OneMessageQuery)
+def show_message(
+    id: MessageId,  # noqa: A002
+    query: OneMessageQuery,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Also print every column of the message and of its events.")
+    ] = False,
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Show the status of one message in words, its timeline, and the state of its events at the sinks."""
+    from receiver.cli.explanation import explain_message
+
+    return explain_message(config, id, query, all_=all_, json=json)
+
+
+@messages.command("events")
+@with_query(OneMessageQuery)
+def list_events(id: MessageId, query: OneMessageQuery, config: Config = None, json: Json = False) -> int:  # noqa: A002
+    """List the events of one message in order of arrival."""
+    from receiver.cli.calls import show_list
+
+    return show_list("messages.listMessageEvents", config, query=query, json=json, path={"id": id})
+
+
+@messages.command("attempts")
+@with_query(AttemptQuery)
+def list_attempts(id: MessageId, query: AttemptQuery, config: Config = None, json: Json = False) -> int:  # noqa: A002
+    """List the delivery attempts for one message: time, duration, response and decision."""
+    from receiver.cli.calls import show_list
+
+    return show_list("messages.listMessageAttempts", config, query=query, json=json, path={"id": id})
+
+
+callbacks = group("List, show, reprocess, export and import the callbacks of the journal.")
+
+
+@callbacks.command("list")
+@with_query(CallbackQuery)
+def list_callbacks(query: CallbackQuery, config: Config = None, json: Json = False) -> int:
+    """List the callbacks of the journal."""
+    from receiver.cli.calls import show_list
+
+    return show_list("callbacks.listCallbacks", config, query=query, json=json)
+
+
+@callbacks.command("show")
+def show_callback(
+    id: Annotated[str, typer.Argument(help="The id of the callback.")],  # noqa: A002
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Show one callback as it was received, without secrets."""
+    from receiver.cli.calls import show
+
+    return show("callbacks.getCallback", config, {"id": id}, json=json, text=_echo_callback)
+
+
+def _echo_callback(callback: "CallbackRead") -> None:
+    from receiver.cli.output import echo, echo_fields
+
+    fields = callback.model_dump(mode="json", by_alias=True, exclude={"headers", "problems"})
+    body, encoding = fields.pop("body"), fields.pop("bodyEncoding")
+    echo_fields(fields.items())
+    echo("", "headers")
+    echo_fields(sorted(callback.headers.items()), indent="  ")
+    for problem in callback.problems:
+        message = f" (message {problem.message_id})" if problem.message_id else ""
+        echo("", f"element {problem.element}: {problem.reason} {problem.detail}{message}")
+    echo("", f"body ({encoding})", *body.splitlines())
+
+
+@callbacks.command("reprocess")
+@with_query(CallbackFilter)
+def reprocess_callbacks(
+    query: CallbackFilter,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="The ids of callbacks.")] = None,
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Process callbacks of the journal again with today's code and keys.
+
+    Choose them by their ids, or by outcome, reason, message or time.
+    """
+    from receiver.cli.callback_transfer import reprocess_callbacks
+
+    return reprocess_callbacks(config, ids or [], query, json=json)
+
+
+@callbacks.command("export")
+@with_query(CallbackFilter)
+def export_callbacks(
+    query: CallbackFilter,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write; default: standard output.")
+    ] = None,
+    config: Config = None,
+    json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
+) -> int:
+    """Write callbacks of the journal as lines of JSON, oldest first, for `callbacks import`.
+
+    The lines contain the texts of the messages.
+    """
+    from receiver.cli.callback_transfer import export_callbacks
+
+    return export_callbacks(config, query, output=output)
+
+
+@callbacks.command("import")
+def import_callbacks(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="The file that `callbacks export` wrote; - for standard input.")
+    ],
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Append the callbacks of an export to the journal, with their ids and times, and process them.
+
+    A callback whose id is in the journal already is skipped, so an interrupted import can be run again.
+    """
+    from receiver.cli.callback_transfer import import_callbacks
+
+    return import_callbacks(config, file, json=json)
+
+
+sinks = group("List, test, pause and resume sinks; replay old events to them.")
+
+
+@sinks.command("list")
 @with_query(SinkQuery)
 def list_sinks(query: SinkQuery, config: Config = None, json: Json = False) -> int:
     """List the sinks with their state, lag, retries and dead letters."""
@@ -28,17 +177,16 @@ def list_sinks(query: SinkQuery, config: Config = None, json: Json = False) -> i
     return show_list("sinks.listSinks", config, query=query, json=json)
 
 
-@app.command("show")
+@sinks.command("show")
 def show_sink(name: SinkName, config: Config = None, json: Json = False) -> int:
     """Show the state of one sink."""
     from receiver.cli.calls import show
-    from receiver.cli.output import echo_fields
-    from receiver.cli.tables import sink_fields
+    from receiver.cli.output import echo_fields, sink_fields
 
     return show("sinks.getSink", config, {"name": name}, json=json, text=lambda sink: echo_fields(sink_fields(sink)))
 
 
-@app.command("test")
+@sinks.command("test")
 def check_sink(name: SinkName, config: Config = None, json: Json = False) -> int:
     """Test whether a sink of the settings can be reached, without publishing to it. Exit code 1 if not."""
     from receiver.cli.calls import Operations, named, with_operations
@@ -57,13 +205,13 @@ def check_sink(name: SinkName, config: Config = None, json: Json = False) -> int
     return with_operations(config, work, needs_database=False)
 
 
-@app.command("pause")
+@sinks.command("pause")
 def pause_sink(name: SinkName, config: Config = None, json: Json = False) -> int:
     """Stop publishing to a sink within about a second. Its events wait."""
     return _act(config, "sinks.pauseSink", name, lambda _: f"{name} is paused: its events wait", json=json)
 
 
-@app.command("resume")
+@sinks.command("resume")
 def resume_sink(name: SinkName, config: Config = None, json: Json = False) -> int:
     """Publish to a paused sink again, from its cursor on."""
     text = f"{name} is resumed: its events are published again"
@@ -78,7 +226,7 @@ def _act(config: Path | None, operation: str, name: str, text: Callable[[Any], s
     return show(operation, config, {"name": name}, json=json, text=lambda result: echo(text(result)), **call)
 
 
-@app.command("replay")
+@sinks.command("replay")
 def replay_sink(
     name: SinkName,
     since: Annotated[
@@ -129,7 +277,7 @@ def _begin_replay(config: Path | None, name: str, since: str, *, dry_run: bool, 
 
 
 def _replay_text(replay: Any) -> str:
-    from receiver.cli.tables import time_text
+    from receiver.cli.output import time_text
 
     events = f"{replay.events} events, received from {time_text(replay.first_time)} on,"
     if replay.id is not None:
@@ -139,7 +287,7 @@ def _replay_text(replay: Any) -> str:
     return f"there is no event to replay to {replay.sink}"
 
 
-@app.command("replays")
+@sinks.command("replays")
 @with_query(ReplayQuery)
 def list_replays(name: SinkName, query: ReplayQuery, config: Config = None, json: Json = False) -> int:
     """List the replays to a sink and the progress of each."""
