@@ -75,8 +75,8 @@ def message(
 
 
 def inbound(id: str, **columns: Any) -> MessageRows:  # noqa: A002
-    told = {"direction": "in", "status": "received", "state": "received", "tag_verdict": "not-applicable"}
-    return message(id, **{**told, "delivery_state": None, **columns})
+    values = {"direction": "in", "status": "received", "state": "received", "tag_verdict": "not-applicable"}
+    return message(id, **{**values, "delivery_state": None, **columns})
 
 
 _SHARED = (

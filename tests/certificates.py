@@ -23,8 +23,8 @@ class Authority:
         names.write_text(f"subjectAltName=DNS:{name}\n")
         _openssl("req", *_KEY, "-keyout", key, "-out", request, "-subj", f"/CN={name}")
         signed_by = ["-CA", self.file, "-CAkey", self._key, "-CAcreateserial"]
-        told = ["-in", request, "-out", certificate, "-days", days, "-extfile", names]
-        _openssl("x509", "-req", *signed_by, *told)
+        arguments = ["-in", request, "-out", certificate, "-days", days, "-extfile", names]
+        _openssl("x509", "-req", *signed_by, *arguments)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(certificate, key)
         return context

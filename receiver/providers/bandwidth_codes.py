@@ -85,7 +85,7 @@ CODES: Final = {api: BandwidthCodes(api) for api in (Api.V1, Api.V2)}
 
 @lru_cache(maxsize=1024)
 def reason(api: Api, code: int) -> Reason:
-    """The meaning of a number; one that no document lists is judged by its digits."""
+    """The meaning of a number; one that no document lists is explained by its digits."""
     return CODES[api].reason(code)
 
 

@@ -41,11 +41,11 @@ def plain(value: object) -> object:
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     if isinstance(value, MessageFields):
-        return told(value, DERIVED)
+        return shown_fields(value, DERIVED)
     return list(value) if isinstance(value, tuple) else value
 
 
-def told(record: Event | MessageFields, left_out: set[str]) -> dict[str, object]:
+def shown_fields(record: Event | MessageFields, left_out: set[str]) -> dict[str, object]:
     """The fields of a record that differ from their defaults, as a fixture writes them."""
     return {
         field.name: plain(getattr(record, field.name))
@@ -57,7 +57,7 @@ def told(record: Event | MessageFields, left_out: set[str]) -> dict[str, object]
 def outcome(element: Element) -> dict[str, object]:
     if isinstance(element, Rejected):
         return {"rejected": element.reason}
-    return {"event": told(element, ARRIVAL)}
+    return {"event": shown_fields(element, ARRIVAL)}
 
 
 @pytest.mark.parametrize("file", [pytest.param(file, id=file.stem) for file in FILES])

@@ -95,8 +95,8 @@ def test_a_backup_holds_both_files_for_its_owner_alone(main_file: Path, target: 
     assert stat.S_IMODE(target.stat().st_mode) == 0o700
     assert {stat.S_IMODE(file.stat().st_mode) for file in target.iterdir()} == {0o600}
     assert (manifest.cursor, manifest.journal_end, manifest.revision) == (2, 3, schema.NEWEST)
-    told = json.loads((target / "manifest.json").read_text())
-    assert (told["time"], told["journalEnd"]) == ("2026-01-02T03:04:05Z", 3)
+    payload = json.loads((target / "manifest.json").read_text())
+    assert (payload["time"], payload["journalEnd"]) == ("2026-01-02T03:04:05Z", 3)
     assert backup.check(target) == manifest
 
 
@@ -208,8 +208,8 @@ def change(file: Path) -> None:
 
 
 def change_manifest(folder: Path, **values: object) -> None:
-    told = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(told | values))
+    payload = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(payload | values))
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class Names:
         self.answers = list(answers)
 
     @property
-    def asked(self) -> int:
+    def lookups(self) -> int:
         return len(self.threads)
 
     def __call__(self, host: Any, *args: Any, **kwargs: Any) -> list[Any]:
@@ -130,10 +130,10 @@ async def test_a_dot_at_its_end_does_not_make_a_name_public(server: FaultServer,
     ],
 )
 async def test_what_is_blocked_is_named_with_the_setting_that_would_allow_it(host: str, address: str) -> None:
-    told = f"{address} is not a public address and in no network of egress_allow"
+    reason = f"{address} is not a public address and in no network of egress_allow"
     async with webhook(f"http://{host}/path-with-token") as sink:
-        assert await post(sink) == SinkDown(reason=told)
-        assert await sink.check() == told
+        assert await post(sink) == SinkDown(reason=reason)
+        assert await sink.check() == reason
 
 
 @pytest.mark.parametrize("networks", [["127.0.0.1"], ["10.0.0.0/8", "127.0.0.0/8"]])
@@ -164,11 +164,11 @@ async def test_a_name_cannot_change_between_the_look_and_the_connection(
     inside_port = inside.port
     async with fault_server("127.0.0.1", inside_port) as outside:
         assert isinstance(await posted(f"http://{NAME}:{inside_port}/200", egress_allow=LOOPBACK), Published)
-        assert (names.asked, outside.connections) == (1, 1)
+        assert (names.lookups, outside.connections) == (1, 1)
         later = await posted(f"http://{NAME}:{inside_port}/200", egress_allow=LOOPBACK)
     assert isinstance(later, SinkDown)
     assert later.reason.startswith("127.0.0.2 is not")
-    assert names.asked == 2
+    assert names.lookups == 2
 
 
 async def test_an_address_with_a_zone_is_named_with_it(names: Names) -> None:
@@ -190,8 +190,8 @@ async def test_the_next_address_is_tried_where_one_refuses_up_to_the_third(
     server: FaultServer, names: Names, answer: tuple[str, ...], result: type[Result]
 ) -> None:
     names.echo(answer)
-    told = await posted(f"http://{NAME}:{server.port}/200", egress_allow=["127.0.0.0/8"])
-    assert isinstance(told, result)
+    found = await posted(f"http://{NAME}:{server.port}/200", egress_allow=["127.0.0.0/8"])
+    assert isinstance(found, result)
 
 
 async def test_the_next_address_is_tried_where_one_is_silent(server: FaultServer, names: Names) -> None:
@@ -285,7 +285,7 @@ async def test_an_idle_connection_is_used_again_and_later_the_name_is_asked_agai
     async with webhook(url, egress_allow=LOOPBACK) as sink:
         for _ in range(3):
             assert isinstance(await post(sink), Published)
-        assert (names.asked, server.connections) == (1, 1)
+        assert (names.lookups, server.connections) == (1, 1)
     names.echo(("127.0.0.1",), ("127.0.0.2",))
     monkeypatch.setattr(module, "_IDLE_SECONDS", 0.0)
     async with webhook(url, egress_allow=LOOPBACK) as sink:
@@ -365,7 +365,7 @@ def _trusting(authority: Authority) -> dict[str, Any]:
 async def test_a_certificate_is_verified_by_its_name_age_and_authority(tmp_path: Path) -> None:
     authority, other = Authority(tmp_path), Authority(tmp_path, "other")
 
-    async def told(tls: ssl.SSLContext) -> str:
+    async def tls_error(tls: ssl.SSLContext) -> str:
         async with fault_server(tls=tls) as server:
             async with webhook(f"https://localhost:{server.port}/200", **_trusting(authority)) as sink:
                 result = await post(sink)
@@ -374,9 +374,9 @@ async def test_a_certificate_is_verified_by_its_name_age_and_authority(tmp_path:
             assert not server.requests
             return result.reason
 
-    assert await told(authority.server("localhost", days=-1)) == "TLS: certificate has expired"
-    assert (await told(authority.server(NAME))).startswith("TLS: Hostname mismatch")
-    assert await told(other.server("localhost")) == "TLS: unable to get local issuer certificate"
+    assert await tls_error(authority.server("localhost", days=-1)) == "TLS: certificate has expired"
+    assert (await tls_error(authority.server(NAME))).startswith("TLS: Hostname mismatch")
+    assert await tls_error(other.server("localhost")) == "TLS: unable to get local issuer certificate"
 
 
 async def test_a_certificate_that_changes_is_noticed_and_one_that_is_good_again_too(tmp_path: Path) -> None:

@@ -128,8 +128,8 @@ async def letters(database: Database, **chosen: Any) -> list[DeadLetterRead]:
     return (await dead_letters.find(database, query)).items
 
 
-async def total(bites: AsyncGenerator[int, None]) -> int:
-    return sum([number async for number in bites])
+async def total(batches: AsyncGenerator[int, None]) -> int:
+    return sum([number async for number in batches])
 
 
 async def requeue(database: Database, sink: str = SINK, seconds: float = 0, **chosen: Any) -> int:
@@ -512,9 +512,9 @@ async def test_bulk_actions_run_in_batches_and_keep_finished_batches(
 ) -> None:
     monkeypatch.setattr(dead_letters, "_BATCH", 2)
     at_work = await many(database, 7)
-    bites = dead_letters.requeue(database, DeadLetterChoice(sink=SINK), now=at(0))
-    assert [await anext(bites), await anext(bites)] == [2, 2]
-    await bites.aclose()
+    batches = dead_letters.requeue(database, DeadLetterChoice(sink=SINK), now=at(0))
+    assert [await anext(batches), await anext(batches)] == [2, 2]
+    await batches.aclose()
     assert len(await rows_of(database, RETRIES)) == 4
     assert [letter.position for letter in await letters(database)] == [one.position for one in at_work.entries[4:]]
     rest = [number async for number in dead_letters.drop(database, DeadLetterChoice(sink=SINK), now=at(0))]
@@ -527,12 +527,12 @@ async def test_requeue_leaves_dead_letters_that_are_added_meanwhile(
 ) -> None:
     monkeypatch.setattr(dead_letters, "_BATCH", 1)
     at_work = await many(database, 2)
-    bites = dead_letters.drop(database, DeadLetterChoice(sink=SINK), now=at(0))
-    assert await anext(bites) == 1
+    batches = dead_letters.drop(database, DeadLetterChoice(sink=SINK), now=at(0))
+    assert await anext(batches) == 1
     late = await append(database, life("late", (Status.SENT,)))
     at_work.entries += late
     await at_work.settle(at_work.first(-1, REFUSED))
-    assert await total(bites) == 1
+    assert await total(batches) == 1
     assert [letter.position for letter in await letters(database)] == [late[0].position]
 
 

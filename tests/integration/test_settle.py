@@ -33,7 +33,10 @@ async def test_settle_asks_once_where_nothing_is_pending(database: Database) -> 
     await process(database, callback([v2_event("m1")]))
     statements: list[str] = []
     event.listen(
-        database.engine.sync_engine, "before_cursor_execute", lambda *told: statements.append(told[2]), named=False
+        database.engine.sync_engine,
+        "before_cursor_execute",
+        lambda *values: statements.append(values[2]),
+        named=False,
     )
     assert await settle(database) == 0
     assert len([one for one in statements if one.startswith("SELECT")]) == 1

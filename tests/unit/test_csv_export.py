@@ -16,14 +16,14 @@ from tests.builders import NOON
 
 def recipient(**fields: Any) -> RecipientRead:
     times = dict.fromkeys(("sent_at", "delivered_at", "failed_at", "read_at", "updated_at"))
-    told = {"state": None, "delivery_state": None, "delivery_code": None, "delivery_description": None}
+    absent = {"state": None, "delivery_state": None, "delivery_code": None, "delivery_description": None}
     return RecipientRead.model_validate(
         {
             "api": Api.V2,
             "recipient": "+15550001",
             "status": "delivered",
             "contradicted": False,
-            **told,
+            **absent,
             **times,
             **fields,
         }

@@ -70,17 +70,17 @@ def test_schemas_are_named_by_the_terms_of_the_documentation() -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 def test_operation_has_parameters_body_and_responses(operation: Operation) -> None:
-    told = described(operation)
-    assert told["operationId"] == operation.name
-    assert told["summary"]
-    assert told["responses"].keys() >= {"200", "400", "401", "405", "500", "503"}
+    found = described(operation)
+    assert found["operationId"] == operation.name
+    assert found["summary"]
+    assert found["responses"].keys() >= {"200", "400", "401", "405", "500", "503"}
     fields = operation.query.model_fields.items()
-    query = {parameter["name"] for parameter in told["parameters"] if parameter["in"] == "query"}
+    query = {parameter["name"] for parameter in found["parameters"] if parameter["in"] == "query"}
     assert query == {field.alias or name for name, field in fields}
-    assert ("requestBody" in told) is (operation.body is not None)
-    assert ("403" in told["responses"]) is (operation.method == "POST")
+    assert ("requestBody" in found) is (operation.body is not None)
+    assert ("403" in found["responses"]) is (operation.method == "POST")
     if operation.has_next:
-        assert "Link" in told["responses"]["200"]["headers"]
+        assert "Link" in found["responses"]["200"]["headers"]
 
 
 def test_names_of_operations_are_unique() -> None:

@@ -47,13 +47,13 @@ class NoSink:
 
 
 def test_a_sink_needs_a_name_and_a_type_and_little_else() -> None:
-    told = settings()
-    assert (told.events, told.changes_only, told.start) == (frozenset(), False, "end")
-    assert (told.timeout, told.max_age, told.schedule) == (timedelta(seconds=15), MAX_AGE, SCHEDULE)
+    parsed = settings()
+    assert (parsed.events, parsed.changes_only, parsed.start) == (frozenset(), False, "end")
+    assert (parsed.timeout, parsed.max_age, parsed.schedule) == (timedelta(seconds=15), MAX_AGE, SCHEDULE)
 
 
 def test_the_common_fields_are_read() -> None:
-    told = settings(
+    parsed = settings(
         events=["message.sent"],
         changes_only=True,
         start="2026-01-31T01:00:00+01:00",
@@ -61,11 +61,11 @@ def test_the_common_fields_are_read() -> None:
         max_age="2d",
         schedule=["1s", "1m", 7200],
     )
-    assert (told.filter.types, told.filter.changes_only) == (frozenset({"message.sent"}), True)
-    assert told.start == datetime(2026, 1, 31, tzinfo=UTC)
-    assert told.timeout == timedelta(seconds=2.5)
-    assert told.policy.max_age == timedelta(days=2)
-    assert told.policy.schedule == (timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=2))
+    assert (parsed.filter.types, parsed.filter.changes_only) == (frozenset({"message.sent"}), True)
+    assert parsed.start == datetime(2026, 1, 31, tzinfo=UTC)
+    assert parsed.timeout == timedelta(seconds=2.5)
+    assert parsed.policy.max_age == timedelta(days=2)
+    assert parsed.policy.schedule == (timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=2))
 
 
 def test_a_time_may_come_as_toml_reads_it() -> None:
@@ -81,13 +81,13 @@ def test_a_private_sink_is_named_by_module_and_class() -> None:
 def test_secrets_are_taken_from_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRM_SECRET", "from the environment")
     (tmp_path / "secret").write_text("from a file\n")
-    told = webhook(secrets=["plain", "env:CRM_SECRET", f"file:{tmp_path / 'secret'}"])
-    assert [secret.get_secret_value() for secret in told.secrets] == ["plain", "from the environment", "from a file"]
+    parsed = webhook(secrets=["plain", "env:CRM_SECRET", f"file:{tmp_path / 'secret'}"])
+    assert [secret.get_secret_value() for secret in parsed.secrets] == ["plain", "from the environment", "from a file"]
 
 
 def test_neither_secrets_nor_addresses_are_shown() -> None:
-    told = webhook(url="https://user:canary1@crm.example/canary2", secrets=["canary3"])
-    assert "canary" not in f"{told!r} {told} {told.model_dump_json()}"
+    parsed = webhook(url="https://user:canary1@crm.example/canary2", secrets=["canary3"])
+    assert "canary" not in f"{parsed!r} {parsed} {parsed.model_dump_json()}"
 
 
 def test_the_fingerprint_changes_with_the_settings_and_not_with_their_order() -> None:
@@ -158,10 +158,10 @@ MISTAKES = [
 def test_a_mistake_is_one_line_that_names_sink_and_field(table: dict[str, Any], line: str) -> None:
     with pytest.raises(SettingsError) as refused:
         configure([table])
-    told = str(refused.value)
-    assert told.startswith("RECEIVER_SINKS: ")
-    assert line in told
-    assert "\n" not in told
+    error = str(refused.value)
+    assert error.startswith("RECEIVER_SINKS: ")
+    assert line in error
+    assert "\n" not in error
 
 
 def test_the_fields_of_a_filter_become_a_filter() -> None:
@@ -183,9 +183,9 @@ def test_there_may_be_only_so_many_sinks() -> None:
 def test_a_client_that_is_not_installed_is_named_with_its_extra() -> None:
     hidden = "import sys; sys.modules['nats'] = None; from receiver.sinks.registry import configure; configure"
     asked = f"{hidden}([{{'name': 'bus', 'type': 'nats', 'servers': ['nats://127.0.0.1'], 'stream': 'S'}}])"
-    told = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False).stderr
+    error = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False).stderr
     line = "RECEIVER_SINKS: bus: type: nats needs the extra nats: pip install 'bandwidth-receiver[nats]'"
-    assert told.splitlines()[-1].endswith(line)
+    assert error.splitlines()[-1].endswith(line)
 
 
 def test_a_sink_that_could_be_given_nothing_is_refused() -> None:
@@ -238,6 +238,6 @@ def test_a_module_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_time_span_may_not_lead_beyond_the_calendar(field: str) -> None:
     with pytest.raises(SettingsError, match=f"crm: {field}.*: must not be longer than 36500d"):
         settings(**{field: ["36501d"] if field == "schedule" else "36501d"})
-    told = settings(**{field: ["36500d"] if field == "schedule" else "36500d"})
+    parsed = settings(**{field: ["36500d"] if field == "schedule" else "36500d"})
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    assert told.policy.due(now, now, told.policy.pause(1, 1.0)) is not None
+    assert parsed.policy.due(now, now, parsed.policy.pause(1, 1.0)) is not None

@@ -50,10 +50,10 @@ def test_a_template_that_makes_no_sense_is_refused(template: str, complaint: str
 
 @given(st.text())
 def test_no_value_adds_a_level_a_wildcard_or_a_line(text: str) -> None:
-    told: dict[str, Any] = {"tag": text, "messageId": text, "recipient": text, "from": text, "applicationId": text}
+    data: dict[str, Any] = {"tag": text, "messageId": text, "recipient": text, "from": text, "applicationId": text}
     fields = sorted(FIELDS - {"type", "status", "api", "direction", "channel"})
     for field in fields:
-        name = render(f"a.{{{field}}}.b", make_publication(**told))
+        name = render(f"a.{{{field}}}.b", make_publication(**data))
         first, value, last = name.split(".")
         assert (first, last) == ("a", "b")
         assert 1 <= len(value) <= 64

@@ -112,21 +112,21 @@ def test_a_headers_name_is_a_token(name: str) -> None:
 
 @pytest.mark.parametrize("value", ["a\r\nb: canary", "canary\n", "\0canary", " canary", "canaryü", "canary\x7f"])
 def test_a_headers_value_is_printable_and_not_shown(value: str) -> None:
-    told = complaint(headers={"X-Token": value})
-    assert told == "headers: X-Token must be of printable ASCII characters, on one line"
+    error = complaint(headers={"X-Token": value})
+    assert error == "headers: X-Token must be of printable ASCII characters, on one line"
 
 
 def test_a_header_is_there_once() -> None:
     assert complaint(headers={"X-Env": "a", "x-env": "b"}) == "headers: a header is there twice"
-    told = complaint(url="https://user:canary@crm.example/", headers={"authorization": "Bearer canary"})
-    assert told == "headers: Authorization is in url already"
+    error = complaint(url="https://user:canary@crm.example/", headers={"authorization": "Bearer canary"})
+    assert error == "headers: Authorization is in url already"
 
 
 def test_a_headers_value_is_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRM_TOKEN", "Bearer canary")
-    told = settings(headers={"Authorization": "env:CRM_TOKEN", "Cookie": "a=canary"})
-    assert told.headers["Authorization"].get_secret_value() == "Bearer canary"
-    assert "canary" not in f"{told!r} {told} {told.model_dump_json()}"
+    parsed = settings(headers={"Authorization": "env:CRM_TOKEN", "Cookie": "a=canary"})
+    assert parsed.headers["Authorization"].get_secret_value() == "Bearer canary"
+    assert "canary" not in f"{parsed!r} {parsed} {parsed.model_dump_json()}"
     assert complaint(headers={"X": "env:NO_SUCH"}) == "headers.X: there is no environment variable NO_SUCH"
 
 
@@ -135,8 +135,8 @@ def test_a_file_of_certificates_is_there_and_holds_one(tmp_path: Path) -> None:
     (tmp_path / "broken.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     for name in ("empty.pem", "broken.pem"):
         assert complaint(ca_file=str(tmp_path / name)) == f"ca_file: {tmp_path / name} holds no certificate"
-    told = complaint(ca_file=str(tmp_path / "none.pem"))
-    assert told == f"ca_file: cannot read {tmp_path / 'none.pem'}: No such file or directory"
+    error = complaint(ca_file=str(tmp_path / "none.pem"))
+    assert error == f"ca_file: cannot read {tmp_path / 'none.pem'}: No such file or directory"
 
 
 def test_a_binding_is_one_of_two() -> None:
