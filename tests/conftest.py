@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The temporary folder that all workers of this run have in common."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
@@ -82,9 +82,9 @@ def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres(_shared_folder: Path) -> Iterator[str]:
+def postgres(shared_folder: Path) -> Iterator[str]:
     """The URL of a PostgreSQL server's own database, for creating others."""
-    with shared_by_workers(_shared_folder, "postgres", postgres_server()) as url:
+    with shared_by_workers(shared_folder, "postgres", postgres_server()) as url:
         yield url
 
 
@@ -135,23 +135,23 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture(scope="session")
-def nats_url(_shared_folder: Path) -> Iterator[str]:
+def nats_url(shared_folder: Path) -> Iterator[str]:
     """A NATS server with JetStream that all tests share: streams and subjects by random names."""
-    with shared_by_workers(_shared_folder, "nats", nats_server()) as url:
+    with shared_by_workers(shared_folder, "nats", nats_server()) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-def redis_url(_shared_folder: Path) -> Iterator[str]:
+def redis_url(shared_folder: Path) -> Iterator[str]:
     """A Redis server that all tests share: keys by random names."""
-    with shared_by_workers(_shared_folder, "redis", redis_server()) as url:
+    with shared_by_workers(shared_folder, "redis", redis_server()) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_url(_shared_folder: Path) -> Iterator[str]:
+def rabbitmq_url(shared_folder: Path) -> Iterator[str]:
     """A RabbitMQ server that all tests share: exchanges and queues by random names."""
-    with shared_by_workers(_shared_folder, "rabbitmq", rabbitmq_server()) as url:
+    with shared_by_workers(shared_folder, "rabbitmq", rabbitmq_server()) as url:
         yield url
 
 

@@ -1,8 +1,7 @@
 """Runs dispatchers in tests, reads their tables, and audits what arrived."""
 
-import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -134,14 +133,6 @@ async def letters(database: Database) -> list[DeadLetterRead]:
 
 async def requeue(database: Database, sink: str = "crm") -> int:
     return sum([number async for number in dead_letters.requeue(database, DeadLetterChoice(sink=sink), now=now())])
-
-
-async def until(condition: Callable[[], Any], seconds: float = 45) -> None:
-    """Waits until an async condition on the database holds, as long as `eventually` does."""
-    deadline = asyncio.get_running_loop().time() + seconds
-    while not await condition():
-        assert asyncio.get_running_loop().time() < deadline, "the condition did not hold in time"
-        await asyncio.sleep(0.02)
 
 
 def messages(count: int) -> list[Any]:

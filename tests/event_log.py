@@ -1,8 +1,6 @@
 """An event log for tests: appends entries, builds sinks, and reads what arrived."""
 
-import asyncio
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -49,14 +47,6 @@ def publications(entries: Iterable[LogEntry]) -> list[Publication]:
 def memory_sink(name: str = "crm", **fields: Any) -> ConfiguredSink:
     [sink] = configure([{"name": name, "type": "memory", "start": "beginning", **fields}])
     return sink
-
-
-async def eventually(condition: Callable[[], Any], seconds: float = 45) -> None:
-    """Waits until a condition holds: on a busy machine too, but for no lease to end and no long pause to pass."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        await asyncio.sleep(0.01)
 
 
 class Nobody:

@@ -3,8 +3,7 @@
 import asyncio
 import gzip
 import json
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from receiver.settings import Settings
 from receiver.storage import journal
 from receiver.storage.database import Database
 from tests.posts import v1_event, v2_event
+from tests.waiting import eventually
 from tests.web import serving
 
 pytestmark = pytest.mark.anyio
@@ -68,14 +68,6 @@ async def select(url: str, statement: str) -> list[Any]:
     return found
 
 
-async def until(condition: Callable[[], Awaitable[object]], seconds: float = 60) -> None:
-    """Waits until a condition holds. The deadline is long enough for a busy machine."""
-    deadline = time.monotonic() + seconds
-    while not await condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        await asyncio.sleep(0.01)
-
-
 async def processed(url: str, statement: str) -> list[Any]:
     """The result of a statement after the processor has processed all accepted callbacks."""
     database = Database(url)
@@ -84,7 +76,7 @@ async def processed(url: str, statement: str) -> list[Any]:
         async with database.reading() as connection:
             return not await journal.pending(database, connection)
 
-    await until(nothing_is_pending)
+    await eventually(nothing_is_pending)
     await database.close()
     return await select(url, statement)
 
@@ -289,7 +281,7 @@ async def test_removed_journal_file_is_503_and_not_ready(sqlite_url: str, tmp_pa
         async def is_not_ready() -> bool:
             return (await client.get("/readyz")).status_code == 503
 
-        await until(is_not_ready)
+        await eventually(is_not_ready)
 
 
 def authorization() -> bytes:
@@ -434,7 +426,7 @@ async def test_callback_is_stored_when_the_client_disconnects_after_its_body(
     async def is_processed() -> bool:
         return await select(database_url, "SELECT message_id FROM events") == [("gone",)]
 
-    await until(is_processed)
+    await eventually(is_processed)
 
 
 async def test_metrics_count_accepted_and_processed_callbacks(client: httpx2.AsyncClient, database_url: str) -> None:
@@ -446,7 +438,7 @@ async def test_metrics_count_accepted_and_processed_callbacks(client: httpx2.Asy
     async def all_are_counted() -> bool:
         return await counter(client, "receiver_processor_lag_seconds_count") == 3
 
-    await until(all_are_counted)
+    await eventually(all_are_counted)
     for result in ("accepted", "duplicate", "quarantined"):
         assert await counter(client, f'receiver_callbacks_total{{result="{result}"}}') == 1
     assert await counter(client, 'receiver_events_total{type="message.delivered"}') == 1

@@ -18,11 +18,12 @@ from receiver.domain.publication import Publication, Published, Refused, Result,
 from receiver.intake.tag_checker import TagChecker
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage.database import Database
-from tests.dispatching import dispatching, memory, until
+from tests.dispatching import dispatching, memory
 from tests.event_log import memory_sink
 from tests.posts import callback, v1_event, v2_event
 from tests.processing import process, select
 from tests.running import environment
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("own_log")
 
@@ -267,7 +268,7 @@ def publish(url: str, *sinks: ConfiguredSink, cursor: int) -> None:
 
         try:
             async with dispatching(database, *sinks):
-                await until(passed)
+                await eventually(passed)
         finally:
             await database.close()
 

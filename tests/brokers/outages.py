@@ -7,10 +7,11 @@ from receiver.domain.publication import LogEntry, Published, SinkDown
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage.database import Database
 from tests.brokers.own import OwnServer
-from tests.dispatching import audit, memory, messages, rows, running, sink_row, until
-from tests.event_log import append, eventually, life, memory_sink
+from tests.dispatching import audit, memory, messages, rows, running, sink_row
+from tests.event_log import append, life, memory_sink
 from tests.proxy import Proxy
 from tests.publications import batch, make_publication
+from tests.waiting import eventually
 
 # An attempt that timed out is repeated after a minute.
 _SECONDS_TO_SETTLE = 120
@@ -52,7 +53,7 @@ async def away_at_the_start(database: Database, server: OwnServer, sink: Configu
         await eventually(lambda: len(memory(other).published) == len(entries))
         assert (await sink_row(database, sink.name)).cursor == 0
         server.start()
-        await until(settled(database, sink, entries), _SECONDS_TO_SETTLE)
+        await eventually(settled(database, sink, entries), _SECONDS_TO_SETTLE)
     assert audit(entries, await stream.ids()) == 0
 
 
@@ -62,13 +63,13 @@ async def killed_under_load(database: Database, server: OwnServer, sink: Configu
     share = len(entries) // 5
     async with running(database, sink) as run:
         for killing in range(1, 4):
-            await until(stream.holds(killing * share), _SECONDS_TO_SETTLE)
+            await eventually(stream.holds(killing * share), _SECONDS_TO_SETTLE)
             server.kill()
             # However far the sink has come, it sees that the server is down.
             entries += await append(database, life(f"outage {killing}"))
             await eventually(lambda: run.observed.breaker.count("open") >= killing)  # noqa: B023
             server.start()
-        await until(settled(database, sink, entries), _SECONDS_TO_SETTLE)
+        await eventually(settled(database, sink, entries), _SECONDS_TO_SETTLE)
     audit(entries, await stream.ids())
 
 
@@ -77,13 +78,13 @@ async def frozen(database: Database, server: OwnServer, sink: ConfiguredSink, st
     other = memory_sink("other")
     async with running(database, sink, other):
         entries = await append(database, life("first"))
-        await until(settled(database, sink, entries), _SECONDS_TO_SETTLE)
+        await eventually(settled(database, sink, entries), _SECONDS_TO_SETTLE)
         server.freeze()
         entries += await append(database, messages(100))
         await eventually(lambda: len(memory(other).published) == len(entries))
-        await until(complains(database, sink, "timeout"))
+        await eventually(complains(database, sink, "timeout"))
         server.thaw()
-        await until(settled(database, sink, entries), _SECONDS_TO_SETTLE)
+        await eventually(settled(database, sink, entries), _SECONDS_TO_SETTLE)
     audit(entries, await stream.ids())
 
 
@@ -102,11 +103,11 @@ async def unanswered(between: Proxy, sink: Any) -> None:
     async def is_back() -> bool:
         return bool(await sink.publish([make_publication(2)]) == [Published()])
 
-    await until(is_back)
+    await eventually(is_back)
     await between.blackhole()
     # More than the buffers of the connection hold.
     large = [make_publication(number, text="x" * 900_000) for number in range(20)]
     assert await sink.publish(large) == [SinkDown(reason="timeout")] * 20
     assert await sink.publish([make_publication(2)]) == [SinkDown(reason="timeout")]
     await between.forward()
-    await until(is_back)
+    await eventually(is_back)

@@ -1,11 +1,12 @@
 """The conformance kit passes sound sinks and fails broken ones, in a project that is not ours."""
 
+import fcntl
 import inspect
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,23 +115,33 @@ SKIPPED = {
 
 
 @pytest.fixture(scope="module")
-def reports(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reports:
-    """Runs the selected conformance tests in a directory outside of this project, with the installed plug-in."""
-    home = tmp_path_factory.mktemp("own_sinks")
-    for module in OWN.glob("*.py"):
-        shutil.copy(module, home)
+def reports(request: pytest.FixtureRequest, shared_folder: Path) -> Reports:
+    """The reports of the selected conformance tests, which the first worker of pytest-xdist runs."""
+    home = shared_folder / "own_sinks"
+    home.mkdir(exist_ok=True)
     here = (item for item in request.session.items if item.path == request.path and isinstance(item, pytest.Function))
     chosen = [item.callspec.params for item in here if "reports" in item.fixturenames]
-    tests = [f"Test{parameters['sink']}::{parameters['test']}" for parameters in chosen]
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not list(home.glob("*.xml")):
+            _run_all(home, chosen)
+    cases = (case for report in home.glob("*.xml") for case in ElementTree.parse(report).iter("testcase"))
+    return {_name(case): _report(case) for case in cases}
+
+
+def _run_all(home: Path, chosen: Sequence[dict[str, Any]]) -> None:
+    """Runs conformance tests in a directory outside of this project, with the installed plug-in."""
+    for module in OWN.glob("*.py"):
+        shutil.copy(module, home)
+    tests = [f"Test{one['sink']}::{one['test']}" for one in chosen]
     # These wait more than they compute.
     is_waiting = any(one["test"] in WAITING_TESTS or one["sink"] in WAITING_SINKS for one in chosen)
     processes = PROCESSES if is_waiting else 1
     with ThreadPoolExecutor(processes) as pool:
-        parts = pool.map(lambda part: _run(home, f"{part}.xml", tests[part::processes]), range(processes))
-        return {name: report for part in parts for name, report in part.items()}
+        list(pool.map(lambda part: _run(home, f"{part}.xml", tests[part::processes]), range(processes)))
 
 
-def _run(home: Path, report: str, tests: Iterable[str]) -> Reports:
+def _run(home: Path, report: str, tests: Iterable[str]) -> None:
     command = [sys.executable, "-m", "pytest", "-W", "error", "-p", "no:cacheprovider", f"--junit-xml={report}"]
     command += ["-o", "junit_logging=all"]
     environment = {**os.environ, "PYTHONPATH": str(home)}
@@ -144,7 +155,6 @@ def _run(home: Path, report: str, tests: Iterable[str]) -> Reports:
         check=False,
     )
     assert (home / report).exists(), ran.stdout + ran.stderr
-    return {_name(case): _report(case) for case in ElementTree.parse(home / report).iter("testcase")}
 
 
 def _name(case: ElementTree.Element) -> tuple[str, str]:

@@ -14,8 +14,9 @@ from receiver.domain.events import Status
 from receiver.domain.publication import Publication, Published, Result, Retry, SinkDown
 from receiver.sinks.base import Sink
 from receiver.storage.database import Database
-from tests.dispatching import ids, memory, private, rows, running, sink_row, until
-from tests.event_log import append, eventually, life, memory_sink
+from tests.dispatching import ids, memory, private, rows, running, sink_row
+from tests.event_log import append, life, memory_sink
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
 
@@ -215,7 +216,7 @@ async def test_odd_check_costs_no_attempt(database: Database, check: str) -> Non
         async def known() -> bool:
             return (await sink_row(database)).down_since_at is not None
 
-        await until(known)
+        await eventually(known)
         assert await rows(database) == []
         await eventually(lambda: len(memory(other).published) == len(entries))
         sink.is_hostile = False
@@ -303,7 +304,7 @@ async def test_subclass_of_a_result_counts_as_the_result(database: Database) -> 
         async def settled() -> bool:
             return bool((await sink_row(database)).cursor == entries[-1].position)
 
-        await until(settled)
+        await eventually(settled)
     assert sink.calls == len(entries)
 
 

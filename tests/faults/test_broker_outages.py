@@ -20,12 +20,12 @@ from receiver.storage.database import Database
 from tests import dispatching
 from tests.brokers.nats import OwnNats
 from tests.brokers.redis import OwnRedis
-from tests.dispatching import rows, until, whole_log
-from tests.event_log import eventually
+from tests.dispatching import rows, whole_log
 from tests.faults.audit import audit
 from tests.faults.load import Load, let_the_lease_lapse, published
 from tests.posts import v2_event
 from tests.running import PATIENT, Server, serving
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
@@ -133,7 +133,7 @@ async def everything_arrives(url: str, load: Load, destinations: Destinations) -
     async def there() -> bool:
         return all(events == set(ids) for ids in (await destinations.arrived()).values())
 
-    await until(there, seconds=180)
+    await eventually(there, seconds=180)
     database = Database(url)
     log, dead = await whole_log(database), await rows(database, DEAD_LETTERS)
     await database.close()
@@ -159,7 +159,7 @@ async def test_brokers_that_are_down_at_the_start_stop_nothing(
     with publishing(tmp_path, database_url, destinations) as server:
         async with client_of(server) as client:
             async with load.on(server.url, "down", connections=CONNECTIONS):
-                await until(breakers(server, {OPEN}, "bus", "cache"))
+                await eventually(breakers(server, {OPEN}, "bus", "cache"))
                 assert (await client.get("/readyz")).status_code == 200
                 await eventually(lambda: len(load.acknowledged) > 400)
             assert set(load.answers) == {200}
@@ -167,7 +167,7 @@ async def test_brokers_that_are_down_at_the_start_stop_nothing(
         for broker in destinations.brokers:
             broker.start()
         surplus = await everything_arrives(database_url, load, destinations)
-        await until(breakers(server, {CLOSED}, "bus", "cache", "file"))
+        await eventually(breakers(server, {CLOSED}, "bus", "cache", "file"))
         assert server.stop() == 0
     print(f"{len(load.acknowledged)} events, surplus copies {surplus}")
     assert await attempts(database_url) == []
@@ -179,17 +179,17 @@ async def test_brokers_that_die_under_load_get_everything_when_they_are_back(
     load = Load()
     with publishing(tmp_path, database_url, destinations) as server:
         async with load.on(server.url, "outage", connections=CONNECTIONS):
-            await until(in_all(destinations, 50))
+            await eventually(in_all(destinations, 50))
             for broker in destinations.brokers:
                 broker.kill()
-            await until(breakers(server, {OPEN}, "bus", "cache"))
+            await eventually(breakers(server, {OPEN}, "bus", "cache"))
             await asyncio.sleep(1)  # a backlog gathers
             for broker in destinations.brokers:
                 broker.start()
-            await until(breakers(server, {CLOSED}, "bus", "cache"))
+            await eventually(breakers(server, {CLOSED}, "bus", "cache"))
         assert set(load.answers) == {200}
         surplus = await everything_arrives(database_url, load, destinations)
-        await until(breakers(server, {CLOSED}, "bus", "cache", "file"))
+        await eventually(breakers(server, {CLOSED}, "bus", "cache", "file"))
         assert server.stop() == 0
     print(f"{len(load.acknowledged)} events, surplus copies {surplus}")
     assert await attempts(database_url) == []
@@ -210,7 +210,7 @@ async def test_a_server_killed_under_load_goes_on_where_it_was(
         await let_the_lease_lapse(database_url)
         with publishing(tmp_path, database_url, destinations) as server:
             async with load.on(server.url, f"round-{round_}", connections=CONNECTIONS):
-                await until(in_all(destinations, 100 * (round_ + 1)))
+                await eventually(in_all(destinations, 100 * (round_ + 1)))
                 server.process.kill()
     await let_the_lease_lapse(database_url)
     with publishing(tmp_path, database_url, destinations) as server:
@@ -237,7 +237,7 @@ async def test_frozen_brokers_delay_no_other_sink(
                 delays.append(await taken(client, destinations, f"m{len(delays)}"))
             for name, broker in zip(("bus", "cache"), destinations.brokers, strict=True):
                 # nothing is on its way then that would be answered after all, as an event that nobody else is like
-                await until(breakers(server, {OPEN}, name))
+                await eventually(breakers(server, {OPEN}, name))
                 broker.thaw()
         await everything_arrives(database_url, load, destinations)
         assert server.stop() == 0

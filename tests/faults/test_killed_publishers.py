@@ -21,12 +21,13 @@ from receiver.domain.publication import LogEntry
 from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
 from receiver.storage.database import Database
 from tests.brokers import own
-from tests.dispatching import audit, until
+from tests.dispatching import audit
 from tests.event_log import append, life
 from tests.events import make_event
 from tests.faults import publisher
 from tests.faults.load import let_the_lease_lapse, published
 from tests.faults.publisher import LEASE_SECONDS, POLL_SECONDS, Lines
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
@@ -174,14 +175,14 @@ async def test_a_process_that_wakes_when_all_is_done_changes_no_row(postgres_url
                 sink, retries, *_ = await written(database)
                 return bool(sink[0].cursor == entries[-1].position) and not retries
 
-            await until(settled)
+            await eventually(settled)
             before = await written(database)
             stale.send_signal(signal.SIGCONT)
 
             async def has_noticed() -> bool:
                 return b"lease lost" in path.with_suffix(".log").read_bytes()
 
-            await until(has_noticed)
+            await eventually(has_noticed)
             assert await written(database) == before
     await database.close()
     audit(entries, arrived(path))

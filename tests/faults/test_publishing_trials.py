@@ -27,21 +27,11 @@ from receiver.storage import event_log, replays
 from receiver.storage.database import Database
 from receiver.storage.journal import journal_writer
 from tests.benchmarks.filled_log import event_rows, message_rows, write
-from tests.dispatching import (
-    Running,
-    audit,
-    ids,
-    letters,
-    memory,
-    messages,
-    rows,
-    running,
-    until,
-    whole_log,
-)
-from tests.event_log import append, eventually, life, memory_sink, now
+from tests.dispatching import Running, audit, ids, letters, memory, messages, rows, running, whole_log
+from tests.event_log import append, life, memory_sink, now
 from tests.posts import callback, v2_event
 from tests.servers import on_postgres
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -200,7 +190,7 @@ async def test_refused_and_failing_events_harm_no_other_message(database: Databa
         async def both_are_dead() -> bool:
             return len(await letters(database)) == 2
 
-        await until(both_are_dead)
+        await eventually(both_are_dead)
         if on_refused == "continue":
             await eventually(lambda: behind <= arrived())
     found = {letter.event_id: (letter.reason, letter.detail) for letter in await letters(database)}

@@ -14,20 +14,9 @@ from receiver.models.sinks import ATTEMPTS
 from receiver.sinks.base import Sink
 from receiver.storage import sinks
 from receiver.storage.database import Database
-from tests.dispatching import (
-    ids,
-    in_order,
-    letters,
-    memory,
-    messages,
-    private,
-    requeue,
-    rows,
-    running,
-    sink_row,
-    until,
-)
-from tests.event_log import append, eventually, life, memory_sink, now
+from tests.dispatching import ids, in_order, letters, memory, messages, private, requeue, rows, running, sink_row
+from tests.event_log import append, life, memory_sink, now
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -84,7 +73,7 @@ async def test_filtered_events_are_skipped_and_the_cursor_passes(database: Datab
         async def passed() -> bool:
             return bool((await sink_row(database)).cursor == entries[-1].position)
 
-        await until(passed)
+        await eventually(passed)
     assert {one.type for one in memory(sink).published} == {"message.sent"}
     assert len(memory(sink).published) == 100
 
@@ -111,7 +100,7 @@ async def test_retry_is_published_when_due_and_its_ordering_key_waits(database: 
         async def settled() -> bool:
             return bool((await sink_row(database)).cursor == entries[-1].position)
 
-        await until(settled)
+        await eventually(settled)
         [due, *others] = await rows(database)
         assert [row.state for row in (due, *others)] == ["due", "parked", "parked"]
         assert (due.attempts, due.reason) == (1, "status 500")
@@ -124,7 +113,7 @@ async def test_retry_is_published_when_due_and_its_ordering_key_waits(database: 
         async def empty() -> bool:
             return not await rows(database)
 
-        await until(empty)
+        await eventually(empty)
     assert in_order(memory(sink).published)
     assert sorted(ids(memory(sink).published)) == sorted(entry.event.id for entry in entries)
 
@@ -145,10 +134,10 @@ async def test_later_events_are_parked_behind_a_retry(database: Database) -> Non
         async def one() -> bool:
             return await waiting() == 1
 
-        await until(one)
+        await eventually(one)
         await append(database, [second])
         run.wakeup.set()
-        await until(both)
+        await eventually(both)
         run.clock.ahead = timedelta(minutes=11)
         await eventually(lambda: len(memory(sink).published) == 2)
     assert ids(memory(sink).published) == [first.id, second.id]
@@ -163,7 +152,7 @@ async def test_parked_ordering_key_drains_without_waiting_for_the_poll(database:
         async def parked() -> bool:
             return len(await rows(database)) == 4
 
-        await until(parked)
+        await eventually(parked)
     async with running(database, sink, poll_seconds=3600, ahead=timedelta(minutes=11)):
         await eventually(lambda: len(memory(sink).published) == 4)
     assert ids(memory(sink).published) == [entry.event.id for entry in entries]
@@ -203,7 +192,7 @@ async def test_a_requeued_dead_letter_is_published_with_the_same_id(database: Da
         async def dead() -> bool:
             return bool(await letters(database))
 
-        await until(dead)
+        await eventually(dead)
         await requeue(database)
         await eventually(lambda: memory(sink).published)
     assert ids(memory(sink).published) == [entry.event.id]
@@ -219,7 +208,7 @@ async def test_sink_down_costs_no_attempts_and_loses_nothing(database: Database)
         async def known() -> bool:
             return (await sink_row(database)).down_since_at is not None
 
-        await until(known)
+        await eventually(known)
         row = await sink_row(database)
         assert (row.cursor, row.last_error) == (0, "connection refused")
         assert await rows(database) == []
@@ -245,7 +234,7 @@ async def test_sink_down_outlives_the_lease_holder(database: Database) -> None:
         return (await sink_row(database)).down_since_at is not None
 
     async with running(database, sink):
-        await until(known)
+        await eventually(known)
     since = (await sink_row(database)).down_since_at
     attempted = len(memory(sink).attempted)
     async with running(database, sink) as run:
@@ -334,7 +323,7 @@ async def test_hostile_sink_publishes_nothing_and_harms_no_other_sink(database: 
         async def stored() -> bool:
             return [row.reason for row in await rows(database)] == [reason] * 3
 
-        await until(stored)
+        await eventually(stored)
         assert all(row.attempts == 1 for row in await rows(database))
     assert (await sink_row(database)).cursor == entries[-1].position
 
@@ -348,7 +337,7 @@ async def test_exception_with_a_failing_check_means_sink_down(database: Database
         async def known() -> bool:
             return bool((await sink_row(database)).last_error == "no route")
 
-        await until(known)
+        await eventually(known)
     assert await rows(database) == []
     assert (await sink_row(database)).cursor == 0
 
@@ -398,7 +387,7 @@ async def test_failed_start_is_retried(database: Database) -> None:
         async def known() -> bool:
             return bool((await sink_row(database)).last_error == "did not start: ConnectionError")
 
-        await until(known)
+        await eventually(known)
         await eventually(lambda: len(sink.taken) == 4)
     assert run.observed.breaker == ["open", "closed"]
     assert sink.starts == 2
@@ -432,7 +421,7 @@ async def test_results_after_a_failure_of_the_same_ordering_key_do_not_count(dat
         async def settled() -> bool:
             return bool((await sink_row(database)).cursor == entries[-1].position)
 
-        await until(settled)
+        await eventually(settled)
     assert [(row.ordering_key, row.state, row.attempts) for row in await rows(database)] == [
         ("v2:bad", "due", 1),
         ("v2:bad", "parked", 0),
@@ -447,7 +436,7 @@ async def test_timeout_of_a_keeps_order_sink_means_sink_down(database: Database)
         async def known() -> bool:
             return bool((await sink_row(database)).last_error == "timeout")
 
-        await until(known)
+        await eventually(known)
     assert await rows(database) == []
 
 
@@ -568,7 +557,7 @@ async def test_failures_are_logged_without_message_text(database: Database, caps
         async def stored() -> bool:
             return bool(await rows(database))
 
-        await until(stored)
+        await eventually(stored)
     output = capsys.readouterr().out
     assert "canary" not in output
     [line] = [line for line in output.splitlines() if "attempt failed" in line]
@@ -588,7 +577,7 @@ async def test_five_failures_in_a_row_are_logged_as_an_error(
         async def all_wait() -> bool:
             return len(await rows(database)) == 5
 
-        await until(all_wait)
+        await eventually(all_wait)
     lines = [line for line in capsys.readouterr().out.splitlines() if "again and again" in line]
     assert len(lines) == 1
     assert "error" in lines[0]
@@ -661,7 +650,7 @@ async def test_lease_is_renewed_while_idle(database: Database) -> None:
         async def renewed() -> bool:
             return bool((await sink_row(database)).lease_until - before > timedelta(seconds=3))
 
-        await until(renewed)
+        await eventually(renewed)
         assert run.observed.lost == []
 
 
@@ -684,5 +673,5 @@ async def test_database_outage_loses_nothing(database: Database) -> None:
         async def settled() -> bool:
             return bool((await sink_row(database)).cursor == entries[-1].position)
 
-        await until(settled)
+        await eventually(settled)
     assert len(memory(sink).attempted) == len(entries)

@@ -23,8 +23,9 @@ from tests.brokers.kafka import INIT_PRODUCER_ID, PRODUCE, KafkaCluster, Record
 from tests.brokers.own import lasting_port
 from tests.certificates import Authority
 from tests.dispatching import Outcomes, audit, dispatching, whole_log
-from tests.event_log import append, eventually, life, memory_sink
+from tests.event_log import append, life, memory_sink
 from tests.servers import random_name
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 

@@ -30,11 +30,12 @@ from tests.brokers import outages
 from tests.brokers.nats import OwnNats
 from tests.brokers.own import lasting_port
 from tests.certificates import Authority
-from tests.dispatching import audit, messages, rows, running, until
+from tests.dispatching import audit, messages, rows, running
 from tests.event_log import append, life
 from tests.proxy import proxy
 from tests.publications import batch, make_publication
 from tests.servers import random_name
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -373,7 +374,7 @@ async def test_it_can_be_stopped_and_started_again_and_leaves_nothing_behind(str
 async def test_each_message_keeps_its_order(database: Database, stream: Stream) -> None:
     entries = await append(database, messages(150))
     async with running(database, configured(stream.url, stream.name + ".{type}")):
-        await until(stream.holds(len(entries)))
+        await eventually(stream.holds(len(entries)))
     assert audit(entries, await stream.ids()) == 0
 
 
@@ -383,11 +384,11 @@ async def test_without_a_stream_nothing_is_lost_until_there_is_one(database: Dat
     entries = await append(database, messages(5))
     bus = configured(nats_url, stream.name + ".{type}", stream=stream.name)
     async with running(database, bus):
-        await until(outages.complains(database, bus, "no stream takes the subject"))
+        await eventually(outages.complains(database, bus, "no stream takes the subject"))
         assert await rows(database) == []
         await stream.create()
         try:
-            await until(stream.holds(len(entries)))
+            await eventually(stream.holds(len(entries)))
             assert audit(entries, await stream.ids()) == 0
         finally:
             await stream.delete()
@@ -619,7 +620,7 @@ async def test_credentials_are_never_disclosed(
     wrong = configured(guarded, "few.{direction}", user="all-canary", password="canary", token=None)
     await append(database, life("m", (Status.SENT,)))
     async with running(database, wrong):
-        await until(outages.complains(database, wrong, "authorization violation"))
+        await eventually(outages.complains(database, wrong, "authorization violation"))
     assert "canary" not in repr(wrong) + wrong.settings.model_dump_json()
     output = capfd.readouterr()
     assert "canary" not in output.out + output.err + caplog.text

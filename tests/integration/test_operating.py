@@ -39,9 +39,10 @@ from receiver.storage.event_retention import Kind, PruneTask
 from receiver.storage.replays import LogRange
 from receiver.storage.retries import settle
 from receiver.storage.sinks import Health, Lease, UnknownSink
-from tests.dispatching import in_order, memory, messages, running, until, whole_log
+from tests.dispatching import in_order, memory, messages, running, whole_log
 from tests.event_log import append, life, memory_sink, now
 from tests.events import at, make_event
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -635,7 +636,7 @@ async def test_operators_lose_and_disorder_nothing_while_a_dispatcher_works(
             view = await sinks.with_name(operator, SINK, {SINK: "memory"}, now=now())
             return (view.lag, view.retries, view.dead_letters) == (0, {}, {})
 
-        await until(all_done)
+        await eventually(all_done)
     await operator.close()
     log = await whole_log(database)
     live = [one for one in memory(sink).published if not one.replayed]

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -36,6 +35,7 @@ from receiver.tags import TagPolicy, sign
 from tests.posts import callback, v1_event, v2_event
 from tests.processing import NoObserver, append, drain, now, opened, process, select
 from tests.servers import on_postgres
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -79,14 +79,6 @@ async def change(database: Database, *statements: str) -> None:
     async with database.writing() as connection:
         for statement in statements:
             await connection.execute(text(statement))
-
-
-async def until(condition: Callable[[], Awaitable[object]], seconds: float = 60) -> None:
-    """Waits until something comes true: a deadline for a busy machine, no pause that a result depends on."""
-    deadline = time.monotonic() + seconds
-    while not await condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        await asyncio.sleep(0.02)
 
 
 async def everything(database: Database) -> list[list[Any]]:
@@ -286,7 +278,7 @@ async def test_thousand_concurrent_repeats_are_one_event(database: Database) -> 
     async def all_are_processed() -> bool:
         return await select(database, "SELECT callbacks, repeats FROM processor") == [(1000, 999)]
 
-    await until(all_are_processed)
+    await eventually(all_are_processed)
     await processor.stop()
     await journal.stop()
     assert await select(database, "SELECT count(*) FROM events") == [(1,)]
@@ -392,12 +384,12 @@ async def test_late_commit_of_a_smaller_sequence_is_not_skipped(postgres_url: st
             async def early_is_processed() -> bool:
                 return await select(database, "SELECT message_id FROM events") == [("early",)]
 
-            await until(early_is_processed)
+            await eventually(early_is_processed)
 
         async def both_are_processed() -> bool:
             return await select(database, "SELECT message_id FROM events ORDER BY 1") == [("early",), ("late",)]
 
-        await until(both_are_processed)
+        await eventually(both_are_processed)
         await processor.stop()
 
 
@@ -456,16 +448,16 @@ async def test_processor_that_lost_its_lease_stands_by_and_works_again(postgres_
     async with opened(postgres_url) as database:
         processor = make_processor(database, lease_seconds=0.4)
         await processor.start()
-        await until(lambda: _holds(database, processor))
+        await eventually(lambda: _holds(database, processor))
         other = await acquire(database, "other", take_over=True)
 
         async def stands_by() -> bool:
             return processor.health.status is ProcessorStatus.STANDBY
 
-        await until(stands_by)
+        await eventually(stands_by)
         await append(database, callback([v2_event()]))
         await processor_table.release(database, other)
-        await until(lambda: _is_processed(database, 1))
+        await eventually(lambda: _is_processed(database, 1))
         await processor.stop()
 
 
@@ -515,17 +507,17 @@ async def test_lease_of_a_frozen_processor_is_taken_over_and_its_session_ended(
         await first.start()
         if batch > 1:
             await append(other, callback([v2_event("before")]))
-            await until(lambda: _is_processed(other, 1))
+            await eventually(lambda: _is_processed(other, 1))
         await append(other, callback([v2_event("m")]))
         async with asyncio.timeout(60):
             await frozen.is_frozen.wait()
         froze_at = time.monotonic()
         await second.start()
-        await until(lambda: _is_processed(other, batch))
+        await eventually(lambda: _is_processed(other, batch))
         seconds = time.monotonic() - froze_at
         frozen.thawed.set()
         await append(other, callback([v2_event("after")]))
-        await until(lambda: _is_processed(other, batch + 1))
+        await eventually(lambda: _is_processed(other, batch + 1))
         await asyncio.gather(first.stop(), second.stop())
         assert await select(other, "SELECT count(*) FROM events") == [(batch + 1,)]
     assert seconds < 10
@@ -716,7 +708,7 @@ async def test_processor_skips_no_callback_of_six_writing_processes(postgres_url
         async def nothing_is_pending() -> bool:
             return await select(database, "SELECT count(*) FROM pending_callbacks") == [(0,)]
 
-        await until(nothing_is_pending, 120)
+        await eventually(nothing_is_pending, 120)
         await processor.stop()
         found = Counter(id_ for (id_,) in await select(database, "SELECT message_id FROM events"))
         assert found == Counter(committed)

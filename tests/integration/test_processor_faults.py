@@ -5,8 +5,7 @@ What the database refuses for its data is quarantined alone.
 
 import asyncio
 import sqlite3
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from receiver.storage.journal import journal_writer
 from tests.posts import callback, v2_event
 from tests.processing import drain, now, opened, process
 from tests.servers import on_postgres
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -93,17 +93,6 @@ def make_processor(database: Database, **more: Any) -> Processor:
 async def select(url: str, statement: str) -> list[Any]:
     async with opened(url) as database, database.reading() as connection:
         return list(await connection.execute(text(statement)))
-
-
-async def until(condition: Callable[[], Awaitable[object] | object], seconds: float = 60) -> None:
-    """Waits until something comes true: a deadline for a busy machine, no pause that a result depends on."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if await found if isinstance(found, Awaitable) else found:
-            return
-        assert time.monotonic() < deadline, "it did not come true in time"
-        await asyncio.sleep(0.02)
 
 
 # --- faults ---
@@ -245,20 +234,20 @@ async def assert_fault_is_survived(url: str, fault: Fault, reason: str) -> None:
     with capture_logs() as lines:
         async with running(url, observed) as (journal, processor):
             await journal.append(callback([v2_event("before")]))
-            await until(lambda: _is_processed(url, 301))
+            await eventually(lambda: _is_processed(url, 301))
             async with fault(url):
                 for number in range(19):
                     await journal.append(callback([v2_event(f"m{number}")]))
-                await until(lambda: processor.health.status is ProcessorStatus.STUCK)
+                await eventually(lambda: processor.health.status is ProcessorStatus.STUCK)
                 assert reason in (processor.health.error or "")
                 assert processor.health.failing_since_at is not None
                 assert observed.is_stuck
                 # it goes on trying, and the journal goes on accepting
                 failures = processor._failures
-                await until(lambda: failures._number >= 2)
+                await eventually(lambda: failures._number >= 2)
                 await journal.append(callback([v2_event("m19")]))
-            await until(lambda: processor.health.status is ProcessorStatus.WORKING)
-            await until(lambda: _is_processed(url, 321))
+            await eventually(lambda: processor.health.status is ProcessorStatus.WORKING)
+            await eventually(lambda: _is_processed(url, 321))
             assert not observed.is_stuck
     failed = [line for line in lines if line["event"] == "callbacks cannot be processed"]
     recovered = [line for line in lines if line["event"] == "callbacks are processed again"]
@@ -292,10 +281,10 @@ async def test_error_that_says_nothing_of_the_callback_quarantines_nothing(
     observed = Observed()
     async with running(database_url, observed) as (journal, processor):
         await journal.append(callback([v2_event("m1")]))
-        await until(lambda: processor.health.status is ProcessorStatus.STUCK)
+        await eventually(lambda: processor.health.status is ProcessorStatus.STUCK)
         await journal.append(callback([v2_event("m2")]))
         monkeypatch.undo()
-        await until(lambda: _is_processed(database_url, 2))
+        await eventually(lambda: _is_processed(database_url, 2))
     assert observed.was_stuck
     assert await select(database_url, "SELECT count(*) FROM quarantine") == [(0,)]
     assert await select(database_url, "SELECT message_id FROM events ORDER BY 1") == [("m1",), ("m2",)]
@@ -304,14 +293,14 @@ async def test_error_that_says_nothing_of_the_callback_quarantines_nothing(
 async def test_error_is_visible_in_the_processor_s_row_while_it_lasts(database_url: str) -> None:
     async with running(database_url, Observed()) as (journal, processor), renamed_table(database_url):
         await journal.append(callback([v2_event()]))
-        await until(lambda: processor.health.status is ProcessorStatus.STUCK)
+        await eventually(lambda: processor.health.status is ProcessorStatus.STUCK)
 
         async def is_recorded() -> bool:
             async with opened(database_url) as database:
                 state = await processor_table.state(database)
             return "deliveries" in (state.last_error or "") and state.failing_since_at is not None
 
-        await until(is_recorded)
+        await eventually(is_recorded)
 
 
 async def test_failing_processor_logs_once_a_minute(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,14 +309,14 @@ async def test_failing_processor_logs_once_a_minute(sqlite_url: str, monkeypatch
     with capture_logs() as lines:
         async with running(sqlite_url, Observed()) as (journal, processor), renamed_table(sqlite_url):
             await journal.append(callback([v2_event()]))
-            await until(lambda: processor._failures._number > 20)
+            await eventually(lambda: processor._failures._number > 20)
             logged = [line for line in lines if line["event"] == "callbacks cannot be processed"]
             assert len(logged) == 1
             assert "deliveries" in logged[0]["error"]
             # a minute later
             processor._failures._logged_at -= 60
             tries = processor._failures._number
-            await until(lambda: processor._failures._number > tries + 20)
+            await eventually(lambda: processor._failures._number > tries + 20)
             logged = [line for line in lines if line["event"] == "callbacks cannot be processed"]
             assert len(logged) == 2
             assert logged[1]["tries"] > 20
@@ -341,7 +330,7 @@ async def test_observer_that_raises_does_not_stop_the_processor(database_url: st
     async with running(database_url, Broken()) as (journal, processor):
         for number in range(3):
             await journal.append(callback([v2_event(f"m{number}")]))
-        await until(lambda: _is_processed(database_url, 3))
+        await eventually(lambda: _is_processed(database_url, 3))
         assert processor.health.status is ProcessorStatus.WORKING
     assert await select(database_url, "SELECT count(*) FROM events") == [(3,)]
 
@@ -349,7 +338,7 @@ async def test_observer_that_raises_does_not_stop_the_processor(database_url: st
 async def test_stop_ends_a_stuck_processor(sqlite_url: str) -> None:
     async with renamed_table(sqlite_url), asyncio.timeout(30), running(sqlite_url, Observed()) as (journal, processor):
         await journal.append(callback([v2_event()]))
-        await until(lambda: processor._failures._number >= 3)
+        await eventually(lambda: processor._failures._number >= 3)
 
 
 async def test_damaged_journal_stops_the_processor_and_skips_nothing(sqlite_url: str) -> None:
@@ -361,7 +350,7 @@ async def test_damaged_journal_stops_the_processor_and_skips_nothing(sqlite_url:
     async with opened(sqlite_url) as database:
         processor = make_processor(database)
         await processor.start()
-        await until(lambda: processor.health.status is ProcessorStatus.STUCK)
+        await eventually(lambda: processor.health.status is ProcessorStatus.STUCK)
         await processor.stop()
     file.write_bytes(good)
     async with opened(sqlite_url) as database:

@@ -28,9 +28,10 @@ from tests.brokers.own import lasting_port
 from tests.brokers.rabbitmq import OwnRabbitmq
 from tests.certificates import Authority
 from tests.dispatching import Outcomes, audit, dispatching, whole_log
-from tests.event_log import append, eventually, life, memory_sink
+from tests.event_log import append, life, memory_sink
 from tests.proxy import Proxy, proxy
 from tests.servers import random_name
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 

@@ -22,11 +22,12 @@ from tests.brokers import outages
 from tests.brokers.own import lasting_port
 from tests.brokers.redis import OwnRedis
 from tests.certificates import Authority
-from tests.dispatching import audit, messages, rows, running, until
-from tests.event_log import append, eventually, life
+from tests.dispatching import audit, messages, rows, running
+from tests.event_log import append, life
 from tests.proxy import proxy
 from tests.publications import batch, make_publication
 from tests.servers import random_name
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -349,7 +350,7 @@ async def test_credentials_are_never_disclosed(
     wrong = configured(f"redis://few:wrong-canary@{guarded}", "few:events")
     await append(database, life("m", (Status.SENT,)))
     async with running(database, wrong):
-        await until(outages.complains(database, wrong, "WRONGPASS"))
+        await eventually(outages.complains(database, wrong, "WRONGPASS"))
     assert "canary" not in repr(wrong) + wrong.settings.model_dump_json()
     output = capfd.readouterr()
     assert "canary" not in output.out + output.err + caplog.text
@@ -400,7 +401,7 @@ async def test_unknown_certificate_means_sink_down(stream: Stream, tmp_path: Pat
 async def test_each_message_keeps_its_order(database: Database, stream: Stream) -> None:
     entries = await append(database, messages(150))
     async with running(database, configured(stream.url, stream.name)):
-        await until(stream.holds(len(entries)))
+        await eventually(stream.holds(len(entries)))
     assert audit(entries, await stream.ids()) == 0
 
 
@@ -411,10 +412,10 @@ async def test_a_key_of_another_type_loses_nothing(database: Database, stream: S
         entries = await append(database, messages(5))
         cache = configured(stream.url, stream.name)
         async with running(database, cache):
-            await until(outages.complains(database, cache, "WRONGTYPE"))
+            await eventually(outages.complains(database, cache, "WRONGTYPE"))
             assert await rows(database) == []
             server.delete(stream.name)
-            await until(stream.holds(len(entries)))
+            await eventually(stream.holds(len(entries)))
     assert audit(entries, await stream.ids()) == 0
 
 

@@ -8,9 +8,9 @@ from sqlalchemy import event
 from receiver.storage import processor
 from receiver.storage.database import Database
 from receiver.storage.processor import Settling, backlog, settle
-from tests.event_log import eventually
 from tests.posts import callback, v2_event
 from tests.processing import append, drain, process
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,9 @@ from receiver.models.queries import DeadLetterChoice
 from receiver.models.sinks import ATTEMPTS, REPLAYS
 from receiver.storage import dead_letters, replays, sinks
 from receiver.storage.database import Database
-from tests.dispatching import ids, in_order, letters, memory, messages, requeue, rows, running, sink_row, until
-from tests.event_log import append, eventually, life, memory_sink, now
+from tests.dispatching import ids, in_order, letters, memory, messages, requeue, rows, running, sink_row
+from tests.event_log import append, life, memory_sink, now
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +43,7 @@ async def ended(database: Database, replay: Any) -> Any:
     async def over() -> bool:
         return (await state_of(database, replay)).ended_at is not None
 
-    await until(over)
+    await eventually(over)
     return await state_of(database, replay)
 
 
@@ -59,7 +60,7 @@ async def test_on_refused_park_holds_the_ordering_key_until_requeue(database: Da
         async def parked() -> bool:
             return await states(database) == [("held", 1), ("parked", 0), ("parked", 0), ("parked", 0)]
 
-        await until(parked)
+        await eventually(parked)
         [letter] = await letters(database)
         assert (letter.event_id, letter.reason) == (entries[0].event.id, "refused")
         later = await append(database, life("m0", (Status.READ,)))
@@ -68,7 +69,7 @@ async def test_on_refused_park_holds_the_ordering_key_until_requeue(database: Da
         async def waits_too() -> bool:
             return len(await rows(database)) == 5
 
-        await until(waits_too)
+        await eventually(waits_too)
         memory(sink).answer = lambda _: Published()
         assert await requeue(database) == 1
         await eventually(lambda: len(memory(sink).published) == len(entries) + len(later))
@@ -86,8 +87,9 @@ async def test_dropping_a_held_event_releases_its_ordering_key(database: Databas
         async def held() -> bool:
             return ("held", 1) in await states(database)
 
-        await until(held)
-        assert len([0 async for _ in dead_letters.drop(database, DeadLetterChoice(sink="crm"), now=now())]) == 1
+        await eventually(held)
+        dropped = dead_letters.drop(database, DeadLetterChoice(sink="crm"), now=now())
+        assert [number async for number in dropped] == [1]
         await eventually(lambda: len(memory(sink).published) == 3)
     assert ids(memory(sink).published) == [entry.event.id for entry in entries if entry is not entries[1]]
 
@@ -105,7 +107,7 @@ async def test_coalesce_latest_publishes_only_the_newest_waiting_event(database:
         async def passed() -> bool:
             return bool((await sink_row(database)).cursor == 12)
 
-        await until(passed)
+        await eventually(passed)
         await eventually(lambda: run.observed.superseded == 9)
         # An event that arrives while nothing waits is published, whatever follows later.
         await append(database, life("m2", (Status.SENT,)))
@@ -141,21 +143,21 @@ async def test_coalesce_latest_supersedes_a_retry(database: Database) -> None:
         async def waits() -> bool:
             return await states(database) == [("due", 1)]
 
-        await until(waits)
+        await eventually(waits)
         await append(database, [*life("m0", (Status.DELIVERED,)), *life("m0", (Status.READ,))])
         run.wakeup.set()
 
         async def wait_behind() -> bool:
             return len(await rows(database)) == 3
 
-        await until(wait_behind)
+        await eventually(wait_behind)
         run.clock.ahead = timedelta(minutes=11)
         await eventually(lambda: memory(sink).published)
 
         async def settled() -> bool:
             return not await rows(database)
 
-        await until(settled)
+        await eventually(settled)
     assert [kind for _, kind in published(sink)] == ["read"]
 
 
@@ -171,7 +173,7 @@ async def test_on_expire_keep_dead_letters_nothing_while_the_sink_is_down(databa
         async def noted() -> bool:
             return (await sink_row(database)).down_since_at is not None
 
-        await until(noted)
+        await eventually(noted)
         run.clock.ahead = timedelta(minutes=61)
         attempted = len(memory(sink).attempted)
         await eventually(lambda: len(memory(sink).attempted) > attempted)
@@ -188,7 +190,7 @@ async def test_on_expire_dead_letter_while_the_sink_is_down(database: Database) 
         async def noted() -> bool:
             return (await sink_row(database)).down_since_at is not None
 
-        await until(noted)
+        await eventually(noted)
         run.clock.ahead = timedelta(minutes=59)
         assert await letters(database) == []
         run.clock.ahead = timedelta(minutes=61)
@@ -196,7 +198,7 @@ async def test_on_expire_dead_letter_while_the_sink_is_down(database: Database) 
         async def given_up() -> bool:
             return len(await letters(database)) == len(entries)
 
-        await until(given_up)
+        await eventually(given_up)
     assert {(one.reason, one.detail, one.attempts) for one in await letters(database)} == {
         ("expired", "connection refused", 0)
     }
@@ -227,7 +229,7 @@ async def test_gone_sink_is_paused_until_resume(database: Database) -> None:
         async def paused() -> bool:
             return bool((await sink_row(database)).paused)
 
-        await until(paused)
+        await eventually(paused)
         attempted = len(memory(sink).attempted)
         await asyncio.sleep(0.2)  # several polls
         assert len(memory(sink).attempted) == attempted < 80
@@ -249,7 +251,7 @@ async def settled_at(database: Database, entries: list[LogEntry]) -> None:
     async def passed() -> bool:
         return bool((await sink_row(database)).cursor == entries[-1].position)
 
-    await until(passed)
+    await eventually(passed)
 
 
 async def test_replay_publishes_old_events_with_their_ids_and_a_mark(database: Database) -> None:
@@ -335,7 +337,7 @@ async def test_a_paused_replay_goes_on_and_a_cancelled_one_ends(database: Databa
         async def has_begun() -> bool:
             return (await state_of(database, replay)).published > 20
 
-        await until(has_begun)
+        await eventually(has_begun)
         await replays.act(database, "crm", "pause", now=now())
         await at_rest(slow)
         at = await state_of(database, replay)
@@ -349,7 +351,7 @@ async def test_a_paused_replay_goes_on_and_a_cancelled_one_ends(database: Databa
         async def goes_on() -> bool:
             return (await state_of(database, replay)).position > at.position
 
-        await until(goes_on)
+        await eventually(goes_on)
         await replays.act(database, "crm", "cancel", now=now())
         await at_rest(slow)
         assert len(slow.attempted) < 2 * len(entries)

@@ -8,7 +8,8 @@ from sqlalchemy import event
 from receiver.errors import StorageUnavailable
 from receiver.storage.database import Database
 from tests.dispatching import ids, memory, running
-from tests.event_log import append, eventually, life, memory_sink
+from tests.event_log import append, life, memory_sink
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
 

@@ -23,8 +23,9 @@ from receiver.storage.database import Database
 from tests import callbacks, webhooks
 from tests.brokers.own import lasting_port
 from tests.callbacks import rejected_of
-from tests.event_log import Nobody, append, eventually, life, now
+from tests.event_log import Nobody, append, life, now
 from tests.fault_server import BOMB, FaultServer, Request, fault_server
+from tests.waiting import eventually
 from tests.webhooks import post, publication
 
 pytestmark = pytest.mark.anyio
