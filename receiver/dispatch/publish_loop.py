@@ -236,6 +236,9 @@ class PublishLoop:
         safe = self._monotonic() < self._deadline - self._resources.lease_seconds / 2
         if state is BreakerState.OPEN or self._paused or not safe:
             return
+        if state is BreakerState.HALF_OPEN:
+            # Before the probe: a fast one would close the breaker before anybody sees it half open.
+            self._health.report()
         slots, limit = (1, 1) if state is BreakerState.HALF_OPEN else (self._slots, self._sink.max_batch)
         while len(self._tasks) < slots and self._begin_next(limit):
             pass
