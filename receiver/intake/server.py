@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any, Final
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -16,6 +17,49 @@ _MAX_CONNECTIONS: Final = 4096
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
+class _Parser:
+    """httptools' parser, which reads a request that offers an upgrade as if the offer were not there (RFC 9110, 7.8).
+
+    httptools takes every offer: it ends such a request behind its head, and leaves the body unread. A client that
+    prefers HTTP/2 (curl --http2, the JVM's) offers it with each POST, and would be answered 200 for a lost callback.
+    """
+
+    def __init__(self, protocol: "DeadlineProtocol") -> None:
+        self._protocol = protocol
+        self._begin()
+
+    def _begin(self) -> None:
+        parser = httptools.HttpRequestParser(self._protocol)
+        # As uvicorn does, so that the first of several pipelined requests is answered.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._parser = parser
+        self.get_http_version, self.get_method = parser.get_http_version, parser.get_method
+        self.should_keep_alive, self.should_upgrade = parser.should_keep_alive, parser.should_upgrade
+
+    @property
+    def is_offered_upgrade(self) -> bool:
+        """Whether the head that is complete now offers an upgrade. CONNECT asks for a tunnel and has no body."""
+        return bool(self.should_upgrade()) and self.get_method() != b"CONNECT"
+
+    def feed_data(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            if not self.is_offered_upgrade:
+                raise
+            [end_of_head] = offer.args
+            head = self._head_without_offer()
+            self._begin()
+            # The rest of the data may have further requests, with offers of their own.
+            self.feed_data(head + data[end_of_head:])
+
+    def _head_without_offer(self) -> bytes:
+        protocol = self._protocol
+        lines = [b"%s: %s\r\n" % header for header in protocol.headers if header[0] != b"upgrade"]
+        version = self.get_http_version().encode()
+        return b"%s %s HTTP/%s\r\n%s\r\n" % (self.get_method(), protocol.url, version, b"".join(lines))
+
+
 class DeadlineProtocol(HttpToolsProtocol):
     """HTTP/1.1 with a deadline for each request, and bounds on its headers and on pipelined requests.
 
@@ -23,6 +67,7 @@ class DeadlineProtocol(HttpToolsProtocol):
     of a callback's CPU time. Once the head of a request is complete, uvicorn's `cycle` has the scope of the protocol.
     """
 
+    parser: Any
     # The scope of the request that is being read, and of the last request that was read completely.
     _reading: object = None
     _complete: object = None
@@ -31,6 +76,10 @@ class DeadlineProtocol(HttpToolsProtocol):
     # When the current request must be complete; None between two requests.
     _deadline: float | None = None
     _timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.parser = _Parser(self)
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -64,11 +113,16 @@ class DeadlineProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def on_headers_complete(self) -> None:
+        if self.parser.is_offered_upgrade:
+            # The parser reads the request again without the offer.
+            return
         super().on_headers_complete()
         # uvicorn adds the trailers of a chunked body to the headers: trailers must not set credentials or addresses.
         self.headers = []
 
     def on_message_complete(self) -> None:
+        if self.parser.is_offered_upgrade:
+            return
         self._complete = self.scope
         super().on_message_complete()
 

@@ -5,6 +5,7 @@ import gzip
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,70 @@ async def test_slow_headers_and_bodies_close_the_connection(
         assert (await raw(sqlite_client)).startswith(too_slow)
         assert (await raw(sqlite_client, head + b"\r\ncontent-length: 10\r\n\r\n", b"[")).startswith(too_slow)
     assert (await sqlite_client.post(V2, json=[v2_event()])).status_code == 200
+
+
+H2C = b"connection: Upgrade, HTTP2-Settings, close\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
+WEBSOCKET = b"Connection: close, upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+
+
+def offering(offer: bytes, *, chunked: bool, message_id: str = "m1") -> bytes:
+    """A callback whose client offers another protocol."""
+    body = json.dumps([v2_event(message_id)]).encode()
+    head = b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\nauthorization: " + authorization() + b"\r\n" + offer
+    if chunked:
+        return head + b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    return head + b"content-length: %d\r\n\r\n%s" % (len(body), body)
+
+
+def in_pieces(request: bytes, pieces: str) -> list[bytes]:
+    places = {
+        "one packet": [],
+        "head and body": [request.index(b"\r\n\r\n") + 4],
+        "within the name of the header": [request.lower().index(b"upgrade:") + 3],
+        "within the end of the head": [request.index(b"\r\n\r\n") + 2],
+        "within the body": [len(request) - 20],
+    }[pieces]
+    edges = [0, *places, len(request)]
+    return [request[start:end] for start, end in pairwise(edges)]
+
+
+@pytest.mark.parametrize("offer", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+@pytest.mark.parametrize(
+    "pieces",
+    ["one packet", "head and body", "within the name of the header", "within the end of the head", "within the body"],
+)
+async def test_offered_upgrade_is_ignored_and_the_body_is_kept(
+    sqlite_client: httpx2.AsyncClient, sqlite_url: str, offer: bytes, chunked: bool, pieces: str
+) -> None:
+    request = offering(offer, chunked=chunked)
+    answer = await raw(sqlite_client, *in_pieces(request, pieces), pause=0.02)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert await select(sqlite_url, "SELECT body FROM callbacks") == [(json.dumps([v2_event()]).encode(),)]
+
+
+async def test_offers_in_pipelined_requests_are_ignored(sqlite_client: httpx2.AsyncClient, sqlite_url: str) -> None:
+    offer = H2C.replace(b", close", b"")
+    requests = [offering(offer, chunked=number == 1, message_id=f"m{number}") for number in range(3)]
+    last = b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + WEBSOCKET + b"\r\n"
+    answer = await raw(sqlite_client, b"".join(requests) + last)
+    assert answer.count(b"HTTP/1.1 200") == 4
+    bodies = [json.loads(body) for (body,) in await select(sqlite_url, "SELECT body FROM callbacks ORDER BY sequence")]
+    assert [event["message"]["id"] for [event] in bodies] == ["m0", "m1", "m2"]
+
+
+async def test_get_with_an_offer_leaves_the_connection_in_use(sqlite_client: httpx2.AsyncClient) -> None:
+    offer = WEBSOCKET.replace(b"close, ", b"")
+    get = b"GET /healthz HTTP/1.1\r\nhost: x\r\n"
+    answer = await raw(sqlite_client, get + offer + b"\r\n", get + b"connection: close\r\n\r\n", pause=0.05)
+    assert answer.count(b"HTTP/1.1 200") == 2
+
+
+async def test_head_with_an_offer_is_bounded_as_any(sqlite_client: httpx2.AsyncClient) -> None:
+    endless = (
+        b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + WEBSOCKET + b"x-long: " + b"x" * (2 * web_server.MAX_HEADER_BYTES)
+    )
+    assert await raw(sqlite_client, endless) == b""
 
 
 async def test_trailers_of_a_chunked_body_are_ignored(sqlite_client: httpx2.AsyncClient, sqlite_url: str) -> None:
