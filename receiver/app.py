@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from starlette.applications import Starlette
@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from receiver import credentials, metrics
@@ -209,4 +209,34 @@ def _middleware(settings: Settings) -> list[Middleware]:
     if not settings.trusted_proxies:
         return []
     trusted = [str(network) for network in settings.trusted_proxies]
-    return [Middleware(ProxyHeadersMiddleware, trusted_hosts=trusted)]
+    return [Middleware(_ForwardedHeaders, trusted_hosts=trusted)]
+
+
+class _ForwardedHeaders:
+    """uvicorn's middleware for the headers of trusted proxies, which reads no chain in `X-Forwarded-Proto`.
+
+    Two proxies in a row make `https, http` of it. The first is what the client used: links that begin with `http:`
+    would have it send its token in the clear. The callback is stored with the header as it came.
+    """
+
+    def __init__(self, app: ASGIApp, trusted_hosts: list[str]) -> None:
+        self._app = app
+        self._proxied: Any = ProxyHeadersMiddleware(self._restored, trusted_hosts=trusted_hosts)  # type: ignore[arg-type]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope[_AS_RECEIVED] = scope["headers"]
+            scope["headers"] = [_first_protocol(name, value) for name, value in scope["headers"]]
+        await self._proxied(scope, receive, send)
+
+    async def _restored(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if _AS_RECEIVED in scope:
+            scope["headers"] = scope.pop(_AS_RECEIVED)
+        await self._app(scope, receive, send)
+
+
+_AS_RECEIVED: Final = "receiver.headers"
+
+
+def _first_protocol(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    return name, value.partition(b",")[0] if name == b"x-forwarded-proto" else value

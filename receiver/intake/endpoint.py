@@ -185,8 +185,12 @@ class _Endpoint:
 # --- the body ---
 
 
+# Some senders confuse Content-Encoding with the charset of Content-Type, and their users cannot change that.
+_UNCOMPRESSED: Final = frozenset({"", "identity", "utf-8", "utf8", "us-ascii", "iso-8859-1"})
+
+
 async def _body(headers: Mapping[str, str], receive: Receive, max_bytes: int) -> bytes:
-    if headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+    if headers.get("content-encoding", "").strip().lower() not in _UNCOMPRESSED:
         raise _RequestRejected(415, "compressed", (b"accept-encoding", b"identity"))
     over = _declares_more(headers.get("content-length", ""), max_bytes)
     body = None if over else await _stream(receive, max_bytes)

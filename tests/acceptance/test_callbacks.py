@@ -163,6 +163,16 @@ async def test_compressed_body_is_415(sqlite_client: httpx2.AsyncClient) -> None
     assert answer.status_code == 415
 
 
+@pytest.mark.parametrize("charset", ["UTF-8", "utf8", "iso-8859-1"])
+async def test_charset_as_content_encoding_is_no_compression(
+    sqlite_client: httpx2.AsyncClient, sqlite_url: str, charset: str
+) -> None:
+    body = json.dumps([v2_event()]).encode()
+    answer = await sqlite_client.post(V2, content=body, headers={"content-encoding": charset})
+    assert answer.status_code == 200
+    assert await select(sqlite_url, "SELECT body FROM callbacks") == [(body,)]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [("GET", V2, "POST"), ("PUT", V2, "POST"), ("HEAD", V1, "GET, POST"), ("DELETE", V1, "GET, POST")],
@@ -192,6 +202,20 @@ async def test_callback_from_outside_callback_networks_is_403(sqlite_url: str) -
         assert (await client.post(V2, json=[], headers={"x-forwarded-for": "192.0.2.7"})).status_code == 200
         chained = {"x-forwarded-for": "192.0.2.7, 198.51.100.1"}
         assert (await client.post(V2, json=[], headers=chained)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "scheme"), [("https, http", "https"), ("http,https", "http"), ("https", "https"), ("wrong", "http")]
+)
+async def test_links_begin_with_the_protocol_that_the_client_used(sqlite_url: str, forwarded: str, scheme: str) -> None:
+    async with receiving(sqlite_url, trusted_proxies=["127.0.0.1/32"], api_auth="none") as client:
+        for number in range(2):
+            header = {"x-forwarded-proto": forwarded}
+            assert (await client.post(V2, json=[v2_event(f"m{number}")], headers=header)).status_code == 200
+        listed = await client.get("/api/messages?size=1", headers={"x-forwarded-proto": forwarded})
+        assert listed.headers["link"].startswith(f"<{scheme}://")
+        [(headers,), _] = await select(sqlite_url, "SELECT headers FROM callbacks")
+        assert json.loads(headers)["x-forwarded-proto"] == forwarded
 
 
 NASTY: dict[str, bytes] = {
