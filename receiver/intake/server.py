@@ -1,11 +1,16 @@
 """uvicorn, configured for untrusted clients, with the deadline for requests and the bound on headers that it lacks."""
 
 import asyncio
+import resource
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import httptools
+import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+log = structlog.get_logger("receiver.server")
 
 REQUEST_SECONDS: Final = 10.0
 # A v1 GET has a whole message in its URL: 2048 characters, each up to 12 when percent-encoded.
@@ -13,7 +18,10 @@ MAX_HEADER_BYTES: Final = 65_536
 # The number of requests that a client may send without waiting for earlier answers.
 MAX_PIPELINED: Final = 64
 GRACEFUL_SECONDS: Final = 10
-_MAX_CONNECTIONS: Final = 4096
+# More than this, and connections that only wait are closed. Fewer where the process may open fewer files.
+MAX_CONNECTIONS: Final = 4096
+_OTHER_FILES: Final = 256
+_LOG_EVERY_SECONDS: Final = 60.0
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
@@ -60,8 +68,45 @@ class _Parser:
         return b"%s %s HTTP/%s\r\n%s\r\n" % (self.get_method(), protocol.url, version, b"".join(lines))
 
 
+class _Waiting:
+    """The connections of one server that wait for their client, longest first: between requests, or within one.
+
+    Whoever opens connections and sends nothing must not shut out those who do: at the limit the connection that has
+    waited longest is closed, and one whose request is being answered never.
+    """
+
+    def __init__(self) -> None:
+        self.idle: dict[DeadlineProtocol, None] = {}
+        self.reading: dict[DeadlineProtocol, None] = {}
+        self._logged_at = float("-inf")
+
+    def remove(self, connection: "DeadlineProtocol") -> None:
+        self.idle.pop(connection, None)
+        self.reading.pop(connection, None)
+
+    def shed(self, latest: "DeadlineProtocol") -> None:
+        """Closes the connection that has waited longest, or the latest if none waits."""
+        others = (connection for waiting in (self.idle, self.reading) for connection in waiting)
+        closed = next((connection for connection in others if connection is not latest), latest)
+        self.remove(closed)
+        closed.transport.abort()
+        now = latest.loop.time()
+        if now - self._logged_at >= _LOG_EVERY_SECONDS:
+            self._logged_at = now
+            log.warning("too many connections; those that wait longest are closed", limit=_max_connections())
+
+
+_waiting: Final[WeakKeyDictionary[Any, _Waiting]] = WeakKeyDictionary()
+
+
+def _max_connections() -> int:
+    """The most connections of a server: the constant, or what the limit of open files leaves room for."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(MAX_CONNECTIONS, max(16, files - _OTHER_FILES)) if files != resource.RLIM_INFINITY else MAX_CONNECTIONS
+
+
 class DeadlineProtocol(HttpToolsProtocol):
-    """HTTP/1.1 with a deadline for each request, and bounds on its headers and on pipelined requests.
+    """HTTP/1.1 with a deadline for each request, and bounds on its headers, on pipelined requests and on connections.
 
     The checks run once for each piece of data: overriding the method that uvicorn calls for every header took a seventh
     of a callback's CPU time. Once the head of a request is complete, uvicorn's `cycle` has the scope of the protocol.
@@ -83,14 +128,20 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._waiting = _waiting.setdefault(self.server_state, _Waiting())
+        self._waiting.idle[self] = None
+        if len(self.connections) > _max_connections():
+            self._waiting.shed(self)
         self._start_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._waiting.remove(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._waiting.idle.pop(self, None)
         complete, cycle = self._complete, self.cycle
         in_body = cycle is not None and cycle.scope is self.scope is not complete
         body_bytes = len(cycle.body) if in_body else 0
@@ -102,7 +153,9 @@ class DeadlineProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self.scope is self._complete is not None:
             self._deadline, self._head_bytes = None, 0
+            self._waiting.reading.pop(self, None)
             return
+        self._waiting.reading[self] = None
         if self.scope is not self._reading:
             self._reading, self._head_bytes = self.scope, 0
             self._start_deadline()
@@ -125,6 +178,11 @@ class DeadlineProtocol(HttpToolsProtocol):
             return
         self._complete = self.scope
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._deadline is None and not self.pipeline and not self.transport.is_closing():
+            self._waiting.idle[self] = None
 
     def _start_deadline(self) -> None:
         self._deadline = self.loop.time() + REQUEST_SECONDS
@@ -158,7 +216,6 @@ def server(app: Any, *, host: str, port: int, lifespan: bool = True) -> uvicorn.
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=_MAX_CONNECTIONS,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
     return uvicorn.Server(config)

@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -216,6 +216,54 @@ async def test_links_begin_with_the_protocol_that_the_client_used(sqlite_url: st
         assert listed.headers["link"].startswith(f"<{scheme}://")
         [(headers,), _] = await select(sqlite_url, "SELECT headers FROM callbacks")
         assert json.loads(headers)["x-forwarded-proto"] == forwarded
+
+
+@asynccontextmanager
+async def connections(client: httpx2.AsyncClient, number: int, sent: bytes = b"") -> AsyncIterator[list[Any]]:
+    """Connections that have sent this and nothing else."""
+    base = client.base_url
+    opened = []
+    try:
+        for _ in range(number):
+            reader, writer = await asyncio.open_connection(base.host, base.port)
+            writer.write(sent)
+            await writer.drain()
+            opened.append((reader, writer))
+        yield opened
+    finally:
+        for _, writer in opened:
+            writer.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /callbacks HTTP/1.1\r\nx-slow: "], ids=["nothing", "half a head"])
+async def test_waiting_connections_shut_nobody_out(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(web_server, "MAX_CONNECTIONS", 8)
+    async with receiving(sqlite_url) as client, connections(client, 30, sent) as opened:
+        for number in range(3):
+            assert (await client.post(V2, json=[v2_event(f"m{number}")])).status_code == 200
+        assert (await client.get("/healthz")).status_code == 200
+        first, last = opened[0][0], opened[-1][0]
+        async with asyncio.timeout(10):
+            with suppress(ConnectionError):
+                assert await first.read() == b""
+        assert not last.at_eof()
+
+
+async def test_request_in_progress_outlives_idle_connections(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_server, "MAX_CONNECTIONS", 8)
+    body = json.dumps([v2_event("slow")]).encode()
+    head = b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: " + authorization()
+    begun = head + b"\r\ncontent-length: %d\r\n\r\n[" % len(body)
+    async with (
+        receiving(sqlite_url) as client,
+        connections(client, 1, begun) as [(reader, writer)],
+        connections(client, 30),
+    ):
+        writer.write(body[1:])
+        async with asyncio.timeout(10):
+            assert (await reader.read()).startswith(b"HTTP/1.1 200")
 
 
 NASTY: dict[str, bytes] = {
