@@ -97,6 +97,13 @@ class Settings(BaseSettings):
         description="Where callbacks are processed and events are published: in a child process of `serve`, in a "
         "thread of it (`inline`, the default of `create_app`), or elsewhere by `receiver work` (`none`).",
     )
+    keep_alive: int = Field(
+        75,
+        ge=1,
+        le=3600,
+        description="Seconds for which a connection stays open between two requests. A proxy in front must close its "
+        "own connections sooner, or it loses requests: nginx keeps them for 60 s.",
+    )
     public_url: str | None = Field(
         None,
         description="The beginning of the printed URLs and of the links of the API. Without it they are made from host "

@@ -258,7 +258,10 @@ class Reload:
 async def _serve(
     receiver: Receiver, listeners: Sequence[socket.socket], echo_banner: Callable[[], None], reload: Reload
 ) -> None:
-    config = server(receiver.app, host=receiver.settings.host, port=receiver.settings.port, lifespan=False).config
+    settings = receiver.settings
+    config = server(
+        receiver.app, host=settings.host, port=settings.port, lifespan=False, keep_alive=settings.keep_alive
+    ).config
     running = _Server(config, on_exit=receiver.worker.will_stop)
     _ignore_repeated_signals()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.request)

@@ -18,6 +18,7 @@ MAX_HEADER_BYTES: Final = 65_536
 # The number of requests that a client may send without waiting for earlier answers.
 MAX_PIPELINED: Final = 64
 GRACEFUL_SECONDS: Final = 10
+KEEP_ALIVE_SECONDS: Final = 75
 # More than this, and connections that only wait are closed. Fewer where the process may open fewer files.
 MAX_CONNECTIONS: Final = 4096
 _OTHER_FILES: Final = 256
@@ -203,8 +204,13 @@ class DeadlineProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-def server(app: Any, *, host: str, port: int, lifespan: bool = True) -> uvicorn.Server:
-    """A server for the application; SIGTERM lets it finish the accepted requests. `lifespan` runs that of the app."""
+def server(
+    app: Any, *, host: str, port: int, lifespan: bool = True, keep_alive: int = KEEP_ALIVE_SECONDS
+) -> uvicorn.Server:
+    """A server for the application; SIGTERM lets it finish the accepted requests. `lifespan` runs that of the app.
+
+    `keep_alive` are the seconds for which a connection stays open between two requests.
+    """
     config = uvicorn.Config(
         app,
         host=host,
@@ -216,6 +222,7 @@ def server(app: Any, *, host: str, port: int, lifespan: bool = True) -> uvicorn.
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        timeout_keep_alive=keep_alive,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
     return uvicorn.Server(config)

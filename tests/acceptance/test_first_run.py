@@ -366,3 +366,14 @@ def test_webhook_to_our_own_callback_url_is_refused(tmp_path: Path, command: str
         assert (
             b"RECEIVER_SINKS: crm: url: is where this receiver takes callbacks itself" in result.stdout + result.stderr
         )
+
+
+def test_idle_connections_are_closed_after_keep_alive(tmp_path: Path) -> None:
+    with serving(tmp_path, settings={"KEEP_ALIVE": "1"}) as server:
+        address = urlsplit(server.url)
+        assert address.hostname
+        assert address.port
+        with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            received = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert received.startswith(b"HTTP/1.1 200")
