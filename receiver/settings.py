@@ -10,7 +10,7 @@ import tomllib
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import orjson
 from pydantic import (
@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -203,6 +204,9 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         toml = TomlConfigSettingsSource(settings_cls)
+        if isinstance(env_settings, EnvSettingsSource):
+            given = env_settings.env_vars.items()
+            env_settings.env_vars = {name: value for name, value in given if not _is_service_link(name.upper(), value)}
         return init_settings, env_settings, toml, file_secret_settings
 
     @property
@@ -210,7 +214,8 @@ class Settings(BaseSettings):
         """The database's URL, with its password."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
-        return f"sqlite:///{self.data_dir / 'receiver.db'}"
+        # Quoted: a `?` in the name of the directory would begin the parameters of the URL.
+        return f"sqlite:///{quote(str(self.data_dir / 'receiver.db'))}"
 
     @property
     def base_url(self) -> str:
@@ -319,8 +324,21 @@ def _refuse_unknown_variables() -> None:
     for variable in os.environ:
         if variable in SOURCES or not variable.startswith(PREFIX) or variable.startswith(_TEST_PREFIX):
             continue
+        if _is_service_link(variable, os.environ[variable]):
+            continue
         if variable.removeprefix(PREFIX).lower().split("__")[0] not in Settings.model_fields:
             raise SettingsError(f"{variable} is not a setting of receiver")
+
+
+# A Service of the name `receiver` in the same namespace: https://kubernetes.io/docs/concepts/services-networking/service/
+_SERVICE_LINK: Final = re.compile(r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
+
+
+def _is_service_link(variable: str, value: str | None) -> bool:
+    """Whether a variable is one that Kubernetes adds for a Service called `receiver`, and no setting of anybody."""
+    if variable == f"{PREFIX}PORT":
+        return value is not None and re.match(r"(tcp|udp|sctp)://", value) is not None
+    return variable.startswith(PREFIX) and _SERVICE_LINK.fullmatch(variable.removeprefix(PREFIX)) is not None
 
 
 def _first_line(error: ValidationError) -> str:

@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import Connection, create_engine, inspect, select, update
+from sqlalchemy import URL, Connection, create_engine, inspect, select, update
 from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import SQLModel
@@ -175,7 +175,7 @@ def create_journal(file: Path) -> None:
     """Creates the journal of an SQLite database if it is missing: a file with mode 0600, with the table."""
     with suppress(FileExistsError):
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    engine = create_engine(f"sqlite:///{file}")
+    engine = create_engine(URL.create("sqlite", database=str(file)))
     try:
         with engine.begin() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
@@ -110,7 +111,7 @@ def migrated(path: Path) -> Path:
     """Makes a SQLite database with the current schema at the path, and returns the path."""
 
     async def migrate() -> None:
-        database = Database(f"sqlite:///{path}")
+        database = Database(f"sqlite:///{quote(str(path))}")
         await schema.migrate(database)
         await database.close()
 
@@ -224,7 +225,7 @@ class DispatchHarness:
 async def dispatch_harness(empty: Path, path: Path) -> AsyncIterator[DispatchHarness]:
     """A DispatchHarness whose database at `path` is a copy of the migrated, empty database at `empty`."""
     shutil.copy(empty, path)
-    database = Database(f"sqlite:///{path}")
+    database = Database(f"sqlite:///{quote(str(path))}")
     try:
         yield DispatchHarness(database)
     finally:

@@ -377,3 +377,11 @@ def test_idle_connections_are_closed_after_keep_alive(tmp_path: Path) -> None:
             connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
             received = b"".join(iter(lambda: connection.recv(4096), b""))
     assert received.startswith(b"HTTP/1.1 200")
+
+
+def test_data_lies_in_the_data_directory_whatever_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "data?v2 %41#x"
+    with serving(tmp_path, settings={"DATA_DIR": str(folder)}) as server:
+        assert httpx2.get(f"{server.url}/readyz").status_code == 200
+    assert {"receiver.db", "callbacks.db"} <= {file.name for file in folder.iterdir()}
+    assert {entry.name for entry in tmp_path.iterdir()} == {folder.name, "stdout.txt", "stderr.txt"}

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from receiver.domain.delivery import FinalConflict
 from receiver.errors import SettingsError
 from receiver.settings import GivenSettings, Retention, Settings, dump, load, restore
+from receiver.storage import sqlite_file
 from receiver.tags import TagPolicy
 
 Set = Callable[..., None]
@@ -189,6 +190,33 @@ def test_config_file_of_option_else_environment_else_current_folder(tmp_path: Pa
 def test_receiver_test_variables_are_ignored(set_env: Set) -> None:
     set_env(TEST_POSTGRES_URL="postgresql://x")
     load()
+
+
+def test_variables_of_a_kubernetes_service_called_receiver_are_no_settings(set_env: Set) -> None:
+    links = {
+        "SERVICE_HOST": "10.96.0.12",
+        "SERVICE_PORT": "80",
+        "SERVICE_PORT_HTTP": "80",
+        "PORT": "tcp://10.96.0.12:80",
+        "PORT_80_TCP": "tcp://10.96.0.12:80",
+        "PORT_80_TCP_PROTO": "tcp",
+        "PORT_80_TCP_PORT": "80",
+        "PORT_80_TCP_ADDR": "10.96.0.12",
+    }
+    Path("receiver.toml").write_text("port = 8123")
+    set_env(**links)
+    assert load().port == 8123
+    set_env(PORT="8124")
+    assert load().port == 8124
+    set_env(SERVICE_NAME="x")
+    with pytest.raises(SettingsError, match=r"^RECEIVER_SERVICE_NAME is not a setting of receiver"):
+        load()
+
+
+@pytest.mark.parametrize("name", ["data?v2", "50%20 off", "a#b", "a+b ?&=c"])
+def test_data_directory_may_have_any_name(name: str) -> None:
+    settings = Settings(data_dir=Path(name))
+    assert sqlite_file.file_of(settings.database) == Path(name) / "receiver.db"
 
 
 # --- wrong settings
