@@ -179,7 +179,8 @@ class NatsSink(Sink):
             headers["ce-datacontenttype"] = bound.content_type
         if not publication.replayed:
             # Without the id, the stream stores a replayed event again, also within its duplicate window.
-            headers[Header.MSG_ID.value] = publication.id
+            # With the name of the sink: a stream that takes the subjects of two sinks stores the event of each.
+            headers[Header.MSG_ID.value] = f"{self._settings.name}:{publication.id}"
         if self._settings.stream is not None:
             headers[Header.EXPECTED_STREAM.value] = self._settings.stream
         return headers, bound.body

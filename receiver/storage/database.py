@@ -67,7 +67,7 @@ def driver_url(url: str) -> URL:
                 "RECEIVER_DATABASE_URL: SQLite needs a file; a database in memory is lost with the process",
                 topic="settings",
             )
-        case "postgresql":
+        case "postgresql" | "postgres":
             return _for_asyncpg(parsed)
         case other:
             raise SettingsError(
@@ -75,11 +75,43 @@ def driver_url(url: str) -> URL:
             )
 
 
+# libpq's parameters as hosts of databases print them. These have nothing to set here: asyncpg authenticates without
+# channel binding, and the timeouts and the name of a session are ours.
+_NOT_NEEDED: Final = frozenset(
+    {
+        "application_name",
+        "channel_binding",
+        "client_encoding",
+        "connect_timeout",
+        "gssencmode",
+        "keepalives",
+        "keepalives_count",
+        "keepalives_idle",
+        "keepalives_interval",
+        "tcp_user_timeout",
+    }
+)
+_TAKEN: Final = {
+    "host": "host",
+    "passfile": "passfile",
+    "password": "password",
+    "port": "port",
+    "prepared_statement_cache_size": "prepared_statement_cache_size",
+    "ssl": "ssl",
+    "sslmode": "ssl",
+    "target_session_attrs": "target_session_attrs",
+    "user": "user",
+}
+
+
 def _for_asyncpg(url: URL) -> URL:
-    """The URL for asyncpg: users write libpq's `sslmode`, which asyncpg calls `ssl`."""
-    query = dict(url.query)
-    if "sslmode" in query:
-        query["ssl"] = query.pop("sslmode")
+    """The URL for asyncpg, from the one that libpq's programs take. Raises SettingsError for an unknown parameter."""
+    query = {}
+    for name, value in url.query.items():
+        if name in _TAKEN:
+            query[_TAKEN[name]] = value
+        elif name not in _NOT_NEEDED:
+            raise SettingsError(f"RECEIVER_DATABASE_URL: the parameter {name} is not supported", topic="settings")
     return url.set(drivername="postgresql+asyncpg", query=query)
 
 

@@ -16,6 +16,13 @@ pytestmark = pytest.mark.anyio
         ("sqlite:////data/receiver.db", "sqlite+aiosqlite", {}),
         ("postgresql://u:p@db/receiver", "postgresql+asyncpg", {}),
         ("postgresql://u:p@db/receiver?sslmode=require", "postgresql+asyncpg", {"ssl": "require"}),
+        ("postgres://u:p@db/receiver", "postgresql+asyncpg", {}),
+        (
+            "postgresql://u:p@db/receiver?sslmode=require&channel_binding=require&connect_timeout=10",
+            "postgresql+asyncpg",
+            {"ssl": "require"},
+        ),
+        ("postgresql:///receiver?host=/var/run/postgresql", "postgresql+asyncpg", {"host": "/var/run/postgresql"}),
     ],
 )
 def test_the_driver_is_ours_to_name(url: str, driver: str, query: dict[str, str]) -> None:
@@ -28,6 +35,11 @@ def test_the_driver_is_ours_to_name(url: str, driver: str, query: dict[str, str]
 def test_what_cannot_be_a_database_is_refused_by_name(url: str) -> None:
     with pytest.raises(SettingsError, match="RECEIVER_DATABASE_URL"):
         driver_url(url)
+
+
+def test_unknown_parameter_of_a_url_is_refused_without_its_password() -> None:
+    with pytest.raises(SettingsError, match=r"^RECEIVER_DATABASE_URL: the parameter colour is not supported$"):
+        driver_url("postgresql://u:hunter2@db/receiver?sslmode=require&colour=hunter2")
 
 
 @pytest.mark.parametrize("wrong", ["database", "port"])

@@ -197,9 +197,18 @@ async def test_a_structured_event_arrives_whole(stream: Stream) -> None:
     [message] = await stream.messages()
     assert message.subject == f"{stream.name}.out.message.delivered"
     assert message.body == make_publication().body
-    assert message.headers["Nats-Msg-Id"] == "e1"
+    assert message.headers["Nats-Msg-Id"] == "bus:e1"
     assert message.headers["content-type"] == "application/cloudevents+json; charset=utf-8"
     assert not any(name.startswith("ce-") for name in message.headers)
+
+
+async def test_two_sinks_of_one_stream_store_an_event_each(stream: Stream) -> None:
+    for name in ("bus", "lake"):
+        async with sink(stream.url, f"{stream.name}.{name}", name=name) as published:
+            # The second copy of a sink is a repetition.
+            assert await published.publish([make_publication()]) == [Published()]
+            assert await published.publish([make_publication()]) == [Published()]
+    assert [message.subject for message in await stream.messages()] == [f"{stream.name}.bus", f"{stream.name}.lake"]
 
 
 async def test_a_binary_event_has_its_attributes_in_headers(stream: Stream) -> None:
@@ -209,7 +218,7 @@ async def test_a_binary_event_has_its_attributes_in_headers(stream: Stream) -> N
     event = make_publication().event
     assert orjson.loads(message.body) == event["data"]
     assert message.headers == {
-        "Nats-Msg-Id": "e1",
+        "Nats-Msg-Id": "bus:e1",
         "content-type": "application/json",
         **{f"ce-{name}": value for name, value in event.items() if name != "data"},
     }
