@@ -111,7 +111,12 @@ def _bracketed(value: str) -> object:
     try:
         return orjson.loads(value)
     except orjson.JSONDecodeError:
-        return [url.strip() for url in value.removeprefix("[").removesuffix("]").split(",")]
+        members = value.removeprefix("[").removesuffix("]")
+        return [url.strip() for url in (_NEXT_URL.split(members) if "://" in members else members.split(","))]
+
+
+# A comma is legal within a URL: the next one begins where a scheme follows.
+_NEXT_URL: Final = re.compile(r",(?=\s*[A-Za-z][A-Za-z0-9+.-]*://)")
 
 
 def _location(member: object) -> object:

@@ -173,6 +173,8 @@ def test_an_unreadable_time_is_none(given: object) -> None:
         ("[u1, u2]", ("u1", "u2")),
         (" [u1,u2] ", ("u1", "u2")),
         ("[u1]", ("u1",)),
+        ("[https://a/photo,1.jpg]", ("https://a/photo,1.jpg",)),
+        ("[https://a/1,2.jpg,http://b/c, d.png, s3://e]", ("https://a/1,2.jpg", "http://b/c, d.png", "s3://e")),
         ("[u1, u2", ("u1", "u2")),
         ("[]", ()),
         ("[ , ]", ()),
