@@ -51,16 +51,17 @@ class _Parser:
         return bool(self.should_upgrade()) and self.get_method() != b"CONNECT"
 
     def feed_data(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            if not self.is_offered_upgrade:
-                raise
-            [end_of_head] = offer.args
-            head = self._head_without_offer()
-            self._begin()
-            # The rest of the data may have further requests, with offers of their own.
-            self.feed_data(head + data[end_of_head:])
+        # The data may have several requests, each with an offer of its own.
+        while True:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                if not self.is_offered_upgrade:
+                    raise
+                [end_of_head] = offer.args
+                data = self._head_without_offer() + data[end_of_head:]
+                self._begin()
 
     def _head_without_offer(self) -> bytes:
         protocol = self._protocol
@@ -152,6 +153,9 @@ class DeadlineProtocol(HttpToolsProtocol):
             self.transport.abort()
             return
         super().data_received(data)
+        if len(self.pipeline) > MAX_PIPELINED:
+            self.transport.abort()
+            return
         if self.scope is self._complete is not None:
             self._deadline, self._head_bytes = None, 0
             self._waiting.reading.pop(self, None)
@@ -163,7 +167,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         if self.cycle is cycle and self._complete is complete:
             is_body = in_body and (len(cycle.body) > body_bytes or cycle.response_complete)
             self._head_bytes += 0 if is_body else len(data)
-        if self._head_bytes > MAX_HEADER_BYTES or len(self.pipeline) > MAX_PIPELINED:
+        if self._head_bytes > MAX_HEADER_BYTES:
             self.transport.abort()
 
     def on_headers_complete(self) -> None:

@@ -441,6 +441,15 @@ async def test_offers_in_pipelined_requests_are_ignored(sqlite_client: httpx2.As
     assert [event["message"]["id"] for [event] in bodies] == ["m0", "m1", "m2"]
 
 
+async def test_flood_of_offers_closes_the_connection(
+    sqlite_client: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    offer = b"GET /healthz HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+    await raw(sqlite_client, offer * 2000)
+    assert (await sqlite_client.get("/healthz")).status_code == 200
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
 async def test_get_with_an_offer_leaves_the_connection_in_use(sqlite_client: httpx2.AsyncClient) -> None:
     offer = WEBSOCKET.replace(b"close, ", b"")
     get = b"GET /healthz HTTP/1.1\r\nhost: x\r\n"
