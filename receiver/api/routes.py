@@ -4,6 +4,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Final
 
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -40,7 +41,13 @@ def routes(context: ApiContext) -> list[BaseRoute]:
 
 
 async def _openapi(_: Request) -> Response:
-    return json_answer(_document())
+    return json_answer(_document_as_json())
+
+
+@cache
+def _document_as_json() -> bytes:
+    # Made once: anybody may request it, without a token.
+    return to_json(_document())
 
 
 @cache
