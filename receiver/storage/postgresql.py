@@ -14,7 +14,9 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     Table,
+    event,
 )
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from receiver.models.columns import Json, UTCDateTime, json_text
@@ -55,7 +57,7 @@ class PostgresqlAppender:
                 await driver.execute("COMMIT")
             except BaseException as error:
                 await _abandon(driver)
-                if not driver.is_closed():
+                if not driver.is_closed() and not is_read_only(error):
                     raise
                 await pooled.invalidate()
                 if not isinstance(error, Exception):
@@ -186,8 +188,8 @@ class DriverConnection:
         driver: Any = (await self._pooled.get_raw_connection()).driver_connection
         try:
             return await work(driver)
-        except BaseException:
-            if driver.is_closed():
+        except BaseException as error:
+            if driver.is_closed() or is_read_only(error):
                 pooled, self._pooled = self._pooled, None
                 await pooled.invalidate()
                 await pooled.close()
@@ -200,8 +202,21 @@ class DriverConnection:
         await self._engine.dispose()
 
 
+def is_read_only(error: BaseException) -> bool:
+    """Whether the server of a connection takes no writes: after a failover it is the standby, or the old primary.
+
+    The connection would stay there for as long as it is open, while a new one may lead to the new primary.
+    """
+    return getattr(getattr(error, "orig", error), "sqlstate", None) == "25006"
+
+
+def _discard_if_read_only(context: ExceptionContext) -> None:
+    if context.original_exception is not None and is_read_only(context.original_exception):
+        context.is_disconnect = True
+
+
 def postgresql_engine(url: URL, pool_size: int, *, bounded: bool = True) -> AsyncEngine:
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
@@ -215,3 +230,5 @@ def postgresql_engine(url: URL, pool_size: int, *, bounded: bool = True) -> Asyn
             "server_settings": dict(_SESSION),
         },
     )
+    event.listen(engine.sync_engine, "handle_error", _discard_if_read_only)
+    return engine

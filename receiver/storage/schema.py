@@ -45,9 +45,16 @@ def _config() -> "Config":
 
 
 async def current(database: Database) -> str | None:
-    """The revision of the database; None for an empty database."""
+    """The revision of the database; None for an empty database. Raises SchemaError if it cannot hold every text."""
 
     def revision(connection: Connection) -> str | None:
+        if connection.dialect.name == "postgresql":
+            encoding = connection.scalar(sql("SHOW server_encoding"))
+            if encoding != "UTF8":
+                raise SchemaError(
+                    f"the database has the encoding {encoding}, which lacks characters of messages; create one with "
+                    "ENCODING 'UTF8' TEMPLATE template0"
+                )
         if not inspect(connection).has_table("alembic_version"):
             return None
         found: str | None = connection.scalar(sql("SELECT version_num FROM alembic_version"))

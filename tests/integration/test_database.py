@@ -1,11 +1,18 @@
 """The connection to the database: the URLs users write, and which errors mean "not now"."""
 
-import pytest
+import asyncio
+from contextlib import suppress
+from urllib.parse import urlsplit
 
-from receiver.errors import SettingsError, StorageUnavailable
+import pytest
+from sqlalchemy import text
+
+from receiver.errors import SchemaError, SettingsError, StorageUnavailable
 from receiver.storage import schema
 from receiver.storage.database import Database, driver_url, is_sqlite
-from tests.servers import named_database
+from receiver.storage.journal import journal_writer
+from tests.posts import callback, v2_event
+from tests.servers import named_database, on_postgres, random_name
 
 pytestmark = pytest.mark.anyio
 
@@ -63,3 +70,56 @@ async def test_migrating_twice_changes_nothing_and_check_is_content(database_url
     await schema.check(database)
     assert await schema.current(database) == schema.NEWEST
     await database.close()
+
+
+async def appended(database: Database) -> None:
+    async with database.appending() as transaction:
+        await transaction.execute("UPDATE processor SET repeats = repeats + 1")
+
+
+async def written(database: Database) -> None:
+    async with database.writing() as connection:
+        await connection.execute(text("UPDATE processor SET repeats = repeats + 1"))
+
+
+@pytest.mark.parametrize("kind", ["journal", "appending", "writing"])
+async def test_connection_made_to_a_read_only_server_is_thrown_away(
+    postgres: str, postgres_url: str, kind: str
+) -> None:
+    """After a failover a new connection leads to the new primary, while an old one never takes a write again."""
+    name = urlsplit(postgres_url).path.removeprefix("/")
+    database = Database(postgres_url)
+    writer = journal_writer(database)
+    uses = {
+        "journal": lambda: writer.append([callback([v2_event()])]),
+        "appending": lambda: appended(database),
+        "writing": lambda: written(database),
+    }
+    await asyncio.to_thread(on_postgres, postgres, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable):
+            await uses[kind]()
+    await asyncio.to_thread(on_postgres, postgres, f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    with suppress(StorageUnavailable):
+        # The connection that was open in between may be found out by this use.
+        await uses[kind]()
+    await uses[kind]()
+    await writer.close()
+    await database.close()
+
+
+async def test_database_that_is_not_utf_8_is_refused(postgres: str) -> None:
+    name = random_name()
+    await asyncio.to_thread(
+        on_postgres,
+        postgres,
+        f"CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0",
+    )
+    database = Database(named_database(postgres, name))
+    try:
+        for use in (schema.migrate, schema.check):
+            with pytest.raises(SchemaError, match=r"^the database has the encoding LATIN1, "):
+                await use(database)
+    finally:
+        await database.close()
+        await asyncio.to_thread(on_postgres, postgres, f"DROP DATABASE {name} WITH (FORCE)")
