@@ -224,7 +224,7 @@ class _ForwardedHeaders:
         self._proxied: Any = ProxyHeadersMiddleware(self._restored, trusted_hosts=trusted_hosts)  # type: ignore[arg-type]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] == "http" and any(_is_chain(name, value) for name, value in scope["headers"]):
             scope[_AS_RECEIVED] = scope["headers"]
             scope["headers"] = [_first_protocol(name, value) for name, value in scope["headers"]]
         await self._proxied(scope, receive, send)
@@ -239,4 +239,8 @@ _AS_RECEIVED: Final = "receiver.headers"
 
 
 def _first_protocol(name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    return name, value.partition(b",")[0] if name == b"x-forwarded-proto" else value
+    return name, value.partition(b",")[0] if _is_chain(name, value) else value
+
+
+def _is_chain(name: bytes, value: bytes) -> bool:
+    return name == b"x-forwarded-proto" and b"," in value

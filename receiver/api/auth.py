@@ -83,7 +83,6 @@ BEARER: Final = Scheme(bearer, 'Bearer realm="receiver"')
 BASIC: Final = Scheme(basic_password, 'Basic realm="receiver", charset="UTF-8"')
 
 _READING: Final = frozenset({"GET", "HEAD"})
-_SCOPES: Final = {Access.READ: ["read"], Access.ADMIN: ["read", "admin"]}
 
 
 class ApiUser(BaseUser):
@@ -114,7 +113,7 @@ class TokenBackend(AuthenticationBackend):
             raise ProblemError(401, detail, headers={"WWW-Authenticate": self._scheme.challenge})
         if access is Access.READ and conn.scope["method"] not in _READING:
             raise ProblemError(403, "This token may only read.")
-        return AuthCredentials(_SCOPES[access]), ApiUser(access)
+        return AuthCredentials(), ApiUser(access)
 
 
 def is_admin(request: Request) -> bool:

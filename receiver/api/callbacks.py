@@ -1,5 +1,6 @@
 """Operations on the journal: list callbacks, get one, reprocess one or a page of them."""
 
+from dataclasses import replace
 from typing import Final
 
 from receiver.api.operations import Call, Listed, Operation, by_cursor
@@ -36,7 +37,7 @@ async def reprocess_callbacks(call: Call) -> Listed[CallbackSummaryRead]:
     page = by_cursor(await callbacks.find(call.database, call.query), lambda callback: encode_cursor([callback.id]))
     ids = [callback.id for callback in page.items]
     await call.context.reprocess(ids)
-    return Listed(items=await callbacks.by_ids(call.database, ids), next_page=page.next_page)
+    return replace(page, items=await callbacks.by_ids(call.database, ids))
 
 
 def _unknown(callback_id: str) -> Unknown:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -30,7 +31,7 @@ class DeadLetterActionResult(Read):
 
 async def list_dead_letters(call: Call) -> Listed[DeadLetterRead]:
     page = by_cursor(await dead_letters.find(call.database, call.query), lambda letter: encode_cursor([str(letter.id)]))
-    return page if call.is_admin else Listed(items=without_responses(page.items), next_page=page.next_page)
+    return page if call.is_admin else replace(page, items=without_responses(page.items))
 
 
 async def act_on_dead_letters(call: Call, *, action: dead_letters.Action) -> DeadLetterActionResult:

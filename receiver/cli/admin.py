@@ -16,7 +16,7 @@ from receiver.api.status import (
     SinkStatus,
     status_of,
 )
-from receiver.cli.context import make_embedded, read_settings, refuse_absent, with_database
+from receiver.cli.context import check_schema, make_embedded, read_settings, refuse_absent, with_database
 from receiver.cli.output import echo, echo_fields, echo_json, echo_table
 from receiver.clock import now
 from receiver.domain.cloudevents import rfc3339
@@ -201,12 +201,7 @@ def _embedded(settings: Settings) -> str:
 async def _schema(settings: Settings) -> str:
     if is_sqlite(settings.database) and not sqlite_file.file_of(settings.database).exists():
         return _LATER
-    database = Database(settings.database)
-    try:
-        await schema.check(database)
-        await schema.refuse_older_journal(database)
-    finally:
-        await database.close()
+    await check_schema(settings)
     return f"revision {schema.NEWEST}"
 
 

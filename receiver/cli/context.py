@@ -52,6 +52,16 @@ def with_database(
     return asyncio.run(run())
 
 
+async def check_schema(settings: Settings) -> None:
+    """Raises SchemaError unless the database has this version's schema and, on SQLite, its own journal."""
+    database = Database(settings.database)
+    try:
+        await schema.check(database)
+        await schema.refuse_older_journal(database)
+    finally:
+        await database.close()
+
+
 def make_embedded(settings: Settings) -> Path:
     """The file of the embedded database. A missing file is created with mode 0600."""
     if settings.database_url is None:

@@ -347,7 +347,7 @@ def drop_dead_letters(
 
 
 def _choice(sink: str, query: DeadLetterFilter, ids: list[int], *, every: bool, dry_run: bool) -> DeadLetterChoice:
-    """The dead letters that the arguments choose: all of a sink only if that is said."""
+    """The dead letters that the arguments choose: all of a sink only with --all."""
     filters: dict[str, Any] = query.model_dump(exclude_none=True)
     if [bool(ids), every, bool(filters)].count(True) != 1:
         raise typer.BadParameter("give one of: ids; --all; or --reason, --message, --event, --since or --until")

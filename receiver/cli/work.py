@@ -18,13 +18,13 @@ from receiver import credentials, logs
 from receiver import metrics as measured
 from receiver.api import problems
 from receiver.api.auth import Tokens, token_guard
-from receiver.cli.context import refuse_absent
+from receiver.cli.context import check_schema, refuse_absent
 from receiver.cli.serve import bind, serving
 from receiver.errors import ReceiverError, SettingsError
 from receiver.metrics import WorkerMetrics
 from receiver.settings import PREFIX, Settings, load
-from receiver.storage import schema, sqlite_file
-from receiver.storage.database import Database, is_sqlite
+from receiver.storage import sqlite_file
+from receiver.storage.database import is_sqlite
 from receiver.worker import Worker, freeze_garbage_collection, run, worker_lock
 
 # As long as `receiver serve` waits for its worker.
@@ -73,12 +73,7 @@ async def _refuse_unfit(settings: Settings) -> None:
         file = sqlite_file.file_of(settings.database)
         sqlite_file.refuse_half_restored(file)
         sqlite_file.refuse_unfit(file)
-    database = Database(settings.database)
-    try:
-        await schema.check(database)
-        await schema.refuse_older_journal(database)
-    finally:
-        await database.close()
+    await check_schema(settings)
 
 
 async def _stop(worker: Worker) -> None:

@@ -1,7 +1,7 @@
 """Queries: one model per list or choice.
 
 The fields of a query are the parameters of the API's operation, the options of the command, and what storage filters
-by. Only storage has to be told what a new field means. Python names a field by its name, a request by its alias.
+by. A new field needs one more change, its condition in storage. Python uses a field's name, a request its alias.
 """
 
 from dataclasses import dataclass

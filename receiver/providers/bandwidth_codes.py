@@ -5,7 +5,7 @@ The key of a code is (API version, number), never its name: names moved between 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from importlib.resources import files
 from typing import Final
 
@@ -14,7 +14,7 @@ import orjson
 from receiver.domain.events import Api, Failure
 from receiver.providers.base import CodeEntry, Codes, Reason
 
-__all__ = ["CODES", "BandwidthCodes", "CodeEntry", "Reason", "catalogue", "failure_side", "proves_nothing", "reason"]
+__all__ = ["CODES", "BandwidthCodes", "CodeEntry", "Reason", "catalogue", "failure_side", "proves_nothing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +81,6 @@ class BandwidthCodes(Codes):
 
 
 CODES: Final = {api: BandwidthCodes(api) for api in (Api.V1, Api.V2)}
-
-
-@lru_cache(maxsize=1024)
-def reason(api: Api, code: int) -> Reason:
-    """The meaning of a number; one that no document lists is explained by its digits."""
-    return CODES[api].reason(code)
 
 
 def _reason_by_digits(api: Api, code: int) -> Reason:

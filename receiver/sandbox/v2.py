@@ -5,7 +5,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from receiver.domain.events import Api, Direction
-from receiver.providers.bandwidth_codes import proves_nothing, reason
+from receiver.providers.bandwidth_codes import proves_nothing
+from receiver.providers.delivery_codes import reason
 from receiver.sandbox.messages import SandboxMessage, timestamp
 from receiver.sandbox.scenario import Kind, Step
 from receiver.sandbox.v2_requests import ListRequest
