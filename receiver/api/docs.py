@@ -6,7 +6,7 @@ that removes a prefix.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from html import escape
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from receiver import documents
-from receiver.api.openapi_page import api_reference
+from receiver.api.openapi import api_reference
 from receiver.documents import Anchors, Hit, Topic
 
 API_REFERENCE: Final = "openapi"
@@ -39,7 +39,7 @@ _TOPIC_LINK: Final = re.compile(r"([\w-]+)\.md(#.*)?")
 _ABSOLUTE: Final = re.compile(r"[a-z]+:", re.IGNORECASE)
 
 
-def routes(openapi: Callable[[], Mapping[str, Any]]) -> list[BaseRoute]:
+def routes(openapi: Callable[[], dict[str, Any]]) -> list[BaseRoute]:
     """The routes of the documentation; `openapi` returns the OpenAPI document."""
     pages = Pages(openapi)
     return [
@@ -53,7 +53,7 @@ def routes(openapi: Callable[[], Mapping[str, Any]]) -> list[BaseRoute]:
 class Pages:
     """The endpoints: plain functions, which Starlette runs in a thread, because rendering must not delay callbacks."""
 
-    def __init__(self, openapi: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, openapi: Callable[[], dict[str, Any]]) -> None:
         self._openapi = openapi
 
     def index(self, request: Request) -> Response:
@@ -83,7 +83,7 @@ class Pages:
 
 
 @cache
-def _topics(openapi: Callable[[], Mapping[str, Any]]) -> tuple[Topic, ...]:
+def _topics(openapi: Callable[[], dict[str, Any]]) -> tuple[Topic, ...]:
     """The topics of the package and the API reference."""
     return *documents.topics(), Topic(API_REFERENCE, api_reference(openapi()))
 

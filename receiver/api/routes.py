@@ -10,10 +10,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from receiver.api import callbacks, catapult, dead_letters, docs, events, messages, openapi, reference, sinks, status
-from receiver.api.answers import json_answer
 from receiver.api.auth import BEARER
 from receiver.api.operations import ApiContext
-from receiver.api.routing import Group, mount
+from receiver.api.routing import Group, json_answer, mount
 
 OWN: Final = Group(
     prefix="/api",

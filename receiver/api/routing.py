@@ -1,26 +1,168 @@
-"""Routes for groups of operations: a request becomes a call, its result or its error a response."""
+"""Routes for groups of operations: a request becomes a call, its result or its error a response.
 
-from collections.abc import Mapping, Sequence
+Query strings and bodies are parsed by the models of an operation, which refuse unknown names and invalid values by
+name. A result becomes JSON or CSV, with a link to the next page.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
-from urllib.parse import quote, unquote_to_bytes
+from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Mount, Route, Router
 from starlette.types import ASGIApp, Scope
 
 from receiver.api import problems
-from receiver.api.answers import MOUNTED_AT, csv_answer, json_answer, next_page, prefers_csv, read_body
 from receiver.api.auth import Scheme, TokenBackend, is_admin
-from receiver.api.operations import ApiContext, Call, Listed, Operation
-from receiver.api.parameters import parse_query
-from receiver.api.problems import Problem, ProblemError, as_problem
+from receiver.api.operations import JSON, ApiContext, Call, Listed, Operation
+from receiver.api.problems import InvalidValue, Problem, ProblemError, as_problem, invalid_values_problem
 from receiver.errors import ReceiverError
+from receiver.models.queries import Query
 from receiver.providers.fields import storable
+
+_MAX_PARAMETERS: Final = 100
+_MAX_NAME: Final = 60
+
+Model = TypeVar("Model", bound=Query)
+
+
+def parse_query(model: type[Model], query_string: bytes) -> Model:
+    """The parameters in a query string; raises a problem that names every invalid parameter."""
+    values = _values(query_string, model.repeatable)
+    try:
+        return model.model_validate(values, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise invalid_values_problem(invalid_values(error)) from None
+
+
+def invalid_values(error: ValidationError) -> list[InvalidValue]:
+    """The values that a model refuses, by name. The values are left out: one may be a secret in the wrong field."""
+    return [_invalid_value(item["loc"], item["type"], item["msg"]) for item in error.errors(include_url=False)]
+
+
+def _invalid_value(location: tuple[int | str, ...], kind: str, message: str) -> InvalidValue:
+    name = ".".join(str(part) for part in location) or "body"
+    detail = "is not a known parameter or field" if kind == "extra_forbidden" else message.removeprefix("Value error, ")
+    return InvalidValue(parameter=name[:_MAX_NAME], detail=detail)
+
+
+def _values(query_string: bytes, repeatable: Collection[str]) -> dict[str, str | list[str]]:
+    try:
+        text = query_string.decode("utf-8")
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS)
+    except ValueError:
+        raise ProblemError(
+            400, f"The query string is not UTF-8, or has more than {_MAX_PARAMETERS} parameters."
+        ) from None
+    values: dict[str, list[str]] = {}
+    for name, value in pairs:
+        values.setdefault(name, []).append(storable(value))
+    repeated = [name for name, items in values.items() if len(items) > 1 and name not in repeatable]
+    if repeated:
+        errors = [InvalidValue(parameter=name[:_MAX_NAME], detail="is given more than once") for name in repeated]
+        raise invalid_values_problem(errors)
+    return {name: items if name in repeatable else items[0] for name, items in values.items()}
+
+
+CSV: Final = "text/csv"
+_HEADERS: Final = {
+    # Responses hold message texts and numbers, which no cache may store.
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+
+def json_answer(
+    value: Any, *, link: Mapping[str, str] | None = None, media_type: str = JSON, leave_out_null: bool = False
+) -> Response:
+    """Models, lists of them, or plain values as JSON; `link` is a header from `next_page`."""
+    # Bytes are JSON already.
+    body = value if isinstance(value, bytes) else to_json(value, by_alias=True, exclude_none=leave_out_null)
+    return Response(body, headers={**_HEADERS, **(link or {})}, media_type=media_type)
+
+
+def csv_answer(text: str, *, name: str, link: Mapping[str, str]) -> Response:
+    """A table as a file to download: a browser must not render text that strangers wrote."""
+    disposition = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
+    return Response(text, 200, {**_HEADERS, **disposition, **link}, f"{CSV}; charset=utf-8; header=present")
+
+
+MOUNTED_AT: Final = "receiver.mounted_at"
+"""The key in a request's scope for the path under which another application mounts this one."""
+
+
+def next_page(request: Request, public_url: str | None, **changes: str) -> dict[str, str]:
+    """The `Link` header with this request's own address, some parameters changed, and without `page`."""
+    query = parse_qsl(request.scope["query_string"].decode(), keep_blank_values=True)
+    unchanged = [(name, value) for name, value in query if name not in {"page", *changes}]
+    path: str = request.scope["path"]
+    # The Host header, unless `public_url` is set, which includes the path where the application is mounted.
+    if public_url is None:
+        address = f"{request.url.scheme}://{request.url.netloc}{path}"
+    else:
+        address = public_url.rstrip("/") + path.removeprefix(request.scope.get(MOUNTED_AT, ""))
+    address += f"?{urlencode([*unchanged, *changes.items()])}"
+    return {"Link": f'<{address}>; rel="next"'}
+
+
+def prefers_csv(accept: str) -> bool:
+    """Whether an Accept header prefers CSV to JSON."""
+    return _quality(accept, "text", "csv") > _quality(accept, "application", "json")
+
+
+def _quality(accept: str, kind: str, subtype: str) -> float:
+    """The quality of a media type in an Accept header, by the most specific range that covers it."""
+    ranges = {}
+    for part in accept.lower().split(","):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        ranges[name] = _weight(parameters)
+    wanted = (f"{kind}/{subtype}", f"{kind}/*", "*/*")
+    return next((ranges[name] for name in wanted if name in ranges), 0.0)
+
+
+def _weight(parameters: list[str]) -> float:
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                return float(parameter.removeprefix("q="))
+            except ValueError:
+                return 0.0
+    return 1.0
+
+
+MAX_BODY_BYTES: Final = 65_536
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+async def read_body(request: Request, model: type[Body]) -> Body:
+    """The body as a model; raises a problem that names every invalid field."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
+        raise ProblemError(415, "The body must be application/json.")
+    try:
+        return model.model_validate_json(await _body(request))
+    except ValidationError as error:
+        raise invalid_values_problem(invalid_values(error)) from None
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                raise ProblemError(413, headers={"Connection": "close"})
+    except ClientDisconnect:
+        raise ProblemError(400) from None
+    return body
+
 
 PENDING_HEADER: Final = "Receiver-Pending"
 

@@ -13,7 +13,7 @@ import typer
 from typer.main import get_command
 
 from receiver import documents
-from receiver.api.openapi_page import table, type_words
+from receiver.api.openapi import table, type_words
 from receiver.app import RELOADED
 from receiver.cli.program import app
 from receiver.domain.events import Api
@@ -44,7 +44,7 @@ def settings() -> Iterator[str]:
         yield from (f"## {variable}", "", description, "", "* A variable of the environment only.", "")
 
 
-def _setting(path: tuple[str, ...], schema: Mapping[str, Any]) -> Iterator[str]:
+def _setting(path: tuple[str, ...], schema: dict[str, Any]) -> Iterator[str]:
     yield from (f"## {PREFIX}{'__'.join(path).upper()}", "", *wrap(schema["description"], _COLUMNS), "")
     yield f"* Type: {_setting_type(schema)}"
     default = schema.get("default")
@@ -55,7 +55,7 @@ def _setting(path: tuple[str, ...], schema: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"* A change is {reload}.", "")
 
 
-def _setting_type(schema: Mapping[str, Any]) -> str:
+def _setting_type(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return type_words({"enum": schema["enum"]})
     if "anyOf" in schema:

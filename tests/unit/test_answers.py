@@ -2,7 +2,7 @@
 
 import pytest
 
-from receiver.api.answers import prefers_csv
+from receiver.api.routing import prefers_csv
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from receiver import documents
 from receiver.api import docs
-from receiver.api.openapi_page import api_reference, type_words
+from receiver.api.openapi import api_reference, type_words
 from receiver.api.routes import _document
 from receiver.cli import reference
 from receiver.documents import Anchors, Topic, find, marked, search, suggestions

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.api.parameters import parse_query
 from receiver.api.problems import ProblemError
+from receiver.api.routing import parse_query
 from receiver.domain.events import Api, Direction, Status, TagVerdict
 from receiver.domain.message import PARTIAL, PENDING
 from receiver.models.parameters import MessagePlace, encode_cursor, message_cursor, moment
