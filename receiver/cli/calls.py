@@ -1,6 +1,6 @@
-"""Runs operations of the query API within a command, and writes what they return."""
+"""Runs operations of the query API within a command, and writes what they return: lists, codes, explained messages."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -10,13 +10,21 @@ import typer
 
 from receiver.api.operations import ApiContext, Call, Listed, Operation
 from receiver.cli.context import reprocessing, with_database
-from receiver.cli.output import TABLES, echo, echo_error, echo_json, echo_table
+from receiver.cli.output import TABLES, code_fields, echo, echo_error, echo_fields, echo_json, echo_table, set_fields
 from receiver.clock import now
-from receiver.errors import Ambiguous
-from receiver.models.queries import PagedQuery, Query
+from receiver.errors import Ambiguous, Unknown
+from receiver.explanation.message import Explanation, explain
+from receiver.explanation.timeline import TimelineEntry, explain_publication
+from receiver.explanation.words import time_text
+from receiver.models.events import MessageEventRead
+from receiver.models.messages import MessageRead
+from receiver.models.queries import CodeQuery, OneMessageQuery, PagedQuery, Query
+from receiver.models.sinks import PublicationRead
 from receiver.settings import Settings
+from receiver.storage import messages
 from receiver.storage.database import Database
 from receiver.storage.processor import settle
+from receiver.storage.publications import publications_of_message
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,3 +137,100 @@ def write_list(operation: Operation, result: Any, *, query: Query | None = None,
     echo_table(table.headings, [table.row(item) for item in items])
     if isinstance(result, Listed) and result.next_page is not None and isinstance(query, PagedQuery):
         echo(f"(there are more: --page {query.page + 1})")
+
+
+def explain_message(config: Path | None, message_id: str, query: OneMessageQuery, *, all_: bool, json: bool) -> int:
+    """Shows one message in words; with `all_` also every column."""
+
+    async def work(perform: Operations) -> int:
+        message: MessageRead = await perform(named("messages.getMessage"), {"id": message_id}, query=query)
+        events = await messages.events(perform.database, message.key)
+        explanation = explain(message, events, now())
+        listed = [MessageEventRead.model_validate(event) for event in events]
+        if json:
+            fields = message.model_dump(mode="json", by_alias=True)
+            echo_json({**fields, "events": listed, "explanation": explanation})
+            return 0
+        async with perform.database.reading() as connection:
+            publications = await publications_of_message(connection, message.key)
+        echo_explanation(explanation, publications, {str(sink.get("name")) for sink in perform.settings.sinks})
+        if all_:
+            echo("")
+            _echo_columns(message, listed)
+        return 0
+
+    return with_operations(config, work)
+
+
+def _echo_columns(message: MessageRead, events: Sequence[MessageEventRead]) -> None:
+    echo_fields(set_fields(message.model_dump(mode="json", by_alias=True, exclude={"recipients"})))
+    for recipient in message.recipients:
+        echo("", f"to {recipient.recipient or 'an unknown number'}")
+        values = recipient.model_dump(mode="json", by_alias=True, exclude={"recipient"})
+        reason = values.pop("reason")
+        meaning = f"{reason['name']}: {reason['description']}" if reason else None
+        echo_fields([*set_fields(values), ("meaning", meaning)], indent="  ")
+    echo("", "events, in order of arrival")
+    table = TABLES["MessageEventRead"]
+    echo_table(table.headings, [table.row(event) for event in events])
+
+
+def echo_explanation(
+    explanation: Explanation, publications: Sequence[PublicationRead], configured: Collection[str]
+) -> None:
+    """Writes the status of a message, its timeline, and the state of its events at the sinks.
+
+    `configured` are the names of the sinks in the settings.
+    """
+    echo(*explanation.lines)
+    if len(explanation.recipients) > 1:
+        echo("", "recipients", *(f"- {recipient.summary}" for recipient in explanation.recipients))
+    if explanation.notes:
+        echo("", "notes", *(f"- {note}" for note in explanation.notes))
+    if explanation.timeline:
+        echo("", "timeline")
+        echo_table(_TIMELINE, [_timeline_row(entry) for entry in explanation.timeline])
+    if publications:
+        echo("", "sinks")
+        echo_table(_SINKS, [_sink_row(publication, configured) for publication in publications])
+
+
+_TIMELINE = ("BANDWIDTH'S TIME", "OUR TIME", "APART", "TYPE", "EVENT")
+
+
+def _timeline_row(entry: TimelineEntry) -> tuple[object, ...]:
+    times = (time_text(time) if time else None for time in (entry.occurred_at, entry.received_at))
+    return *times, entry.clocks, entry.type, entry.sentence
+
+
+_SINKS = ("SINK", "EVENT", "RECIPIENT", "STATE")
+
+
+def _sink_row(publication: PublicationRead, configured: Collection[str]) -> tuple[object, ...]:
+    state = explain_publication(publication, is_configured=publication.sink in configured)
+    return publication.sink, f"message.{publication.status}", publication.recipient, state
+
+
+def codes(config: Path | None, query: CodeQuery, *, code: str | None, json: bool) -> int:
+    operation = named("reference.listCodes")
+
+    async def work(perform: Operations) -> int:
+        found = await perform(operation, query=query.model_copy(update={"size": _ALL}))
+        if code is None:
+            write_list(operation, found, json=json)
+            return 0
+        entries = [entry for entry in found.items if str(entry.code) == code]
+        if not entries:
+            raise Unknown(f"Bandwidth's documents list no code {code}")
+        if json:
+            echo_json(entries)
+        else:
+            for entry in entries:
+                echo_fields(code_fields(entry))
+        return 0
+
+    return with_operations(config, work, needs_database=False)
+
+
+# More than the documents list.
+_ALL = 1000

@@ -252,7 +252,7 @@ def codes(
     json: Json = False,
 ) -> int:
     """Show the meaning of Bandwidth's delivery codes."""
-    from receiver.cli.codes import codes
+    from receiver.cli.calls import codes
 
     return codes(config, query, code=code, json=json)
 

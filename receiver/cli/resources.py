@@ -51,7 +51,7 @@ def show_message(
     json: Json = False,
 ) -> int:
     """Show the status of one message in words, its timeline, and the state of its events at the sinks."""
-    from receiver.cli.explanation import explain_message
+    from receiver.cli.calls import explain_message
 
     return explain_message(config, id, query, all_=all_, json=json)
 
