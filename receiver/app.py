@@ -23,7 +23,7 @@ from receiver.clock import now
 from receiver.explanation.installation import Findings
 from receiver.intake.endpoint import Admission, CallbackEndpoints, Credentials
 from receiver.intake.journal import Journal
-from receiver.intake.reprocessing import Reprocessing
+from receiver.intake.transfer import Reprocessing
 from receiver.metrics import WebMetrics
 from receiver.settings import Settings, load
 from receiver.storage import journal, schema, sqlite_file

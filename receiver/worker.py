@@ -26,8 +26,8 @@ from receiver.clock import now
 from receiver.dispatch.dispatcher import Dispatchers
 from receiver.dispatch.reader import Wakeup
 from receiver.errors import ReceiverError
+from receiver.intake.fold import TagChecker
 from receiver.intake.processor import Processor, ProcessorStatus
-from receiver.intake.tag_checker import TagChecker
 from receiver.metrics import WorkerMetrics
 from receiver.providers.registry import URLS
 from receiver.settings import Settings, restore

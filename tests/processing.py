@@ -9,8 +9,8 @@ from sqlalchemy import text
 
 from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
+from receiver.intake.fold import TagChecker
 from receiver.intake.processor import Processor
-from receiver.intake.tag_checker import TagChecker
 from receiver.metrics import Processed
 from receiver.storage import journal
 from receiver.storage.database import Database

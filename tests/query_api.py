@@ -13,8 +13,8 @@ from receiver.api.auth import Tokens
 from receiver.api.operations import ApiContext
 from receiver.api.routes import routes
 from receiver.domain.delivery import FinalConflict
-from receiver.intake.reprocessing import Reprocessing
-from receiver.intake.tag_checker import TagChecker
+from receiver.intake.fold import TagChecker
+from receiver.intake.transfer import Reprocessing
 from receiver.storage.database import Database
 from tests.event_log import now
 

@@ -17,7 +17,7 @@ from receiver.storage.processor import backlog
 from receiver.storage.sqlite_file import UnfitDatabase
 
 if TYPE_CHECKING:
-    from receiver.intake.reprocessing import Reprocessing
+    from receiver.intake.transfer import Reprocessing
 
 STALLED_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.05
@@ -134,7 +134,7 @@ async def _process_here(settings: Settings, database: Database, stack: AsyncExit
 
 
 def reprocessing(settings: Settings, database: Database) -> "Reprocessing":
-    from receiver.intake.reprocessing import Reprocessing
+    from receiver.intake.transfer import Reprocessing
     from receiver.worker import tag_checker
 
     return Reprocessing(database=database, checker=tag_checker(settings), conflict=settings.final_conflict, clock=now)

@@ -21,8 +21,7 @@ import structlog
 from receiver import failpoints
 from receiver.domain.delivery import FinalConflict
 from receiver.errors import StorageUnavailable
-from receiver.intake.fold import YIELD_EVERY, Folder, Parsed, parse
-from receiver.intake.tag_checker import TagChecker
+from receiver.intake.fold import YIELD_EVERY, Folder, Parsed, TagChecker, parse
 from receiver.metrics import Processed
 from receiver.providers.fields import moment_text
 from receiver.storage import journal, processor

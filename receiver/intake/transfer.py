@@ -7,7 +7,7 @@ import asyncio
 import base64
 import binascii
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final, Literal
@@ -17,12 +17,76 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from receiver.domain.callbacks import Callback
 from receiver.domain.cloudevents import rfc3339
+from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api
 from receiver.errors import StorageUnavailable
+from receiver.intake.fold import Folder, Parsed, TagChecker, parse
 from receiver.models.queries import CallbackQuery
-from receiver.storage import callbacks
+from receiver.storage import callbacks, processor
+from receiver.storage.bulk import Transaction
 from receiver.storage.database import Database
 from receiver.storage.journal import JournalWriter, first_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reprocessed:
+    """The result of reprocessing: callbacks processed, new events, and callbacks that stay in quarantine."""
+
+    callbacks: int = 0
+    events: int = 0
+    quarantined: int = 0
+
+    def __add__(self, other: "Reprocessed") -> "Reprocessed":
+        return Reprocessed(
+            callbacks=self.callbacks + other.callbacks,
+            events=self.events + other.events,
+            quarantined=self.quarantined + other.quarantined,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reprocessing:
+    """Processes callbacks of the journal again with today's code and keys; a worker may run at the same time."""
+
+    database: Database
+    checker: TagChecker
+    conflict: FinalConflict
+    clock: Callable[[], datetime]
+
+    async def ids(self, ids: Sequence[str]) -> Reprocessed:
+        """Reprocesses the callbacks with these ids, oldest first; an id that the journal does not have is skipped."""
+        return await self._all(callbacks.pages_with_ids(self.database, ids))
+
+    async def query(self, query: CallbackQuery) -> Reprocessed:
+        """Reprocesses all callbacks that match a query, oldest first."""
+        return await self._all(callbacks.pages(self.database, query))
+
+    async def _all(self, pages: AsyncIterator[list[Callback]]) -> Reprocessed:
+        total = Reprocessed()
+        async for page in pages:
+            total += await self._page(page)
+        return total
+
+    async def _page(self, page: Sequence[Callback]) -> Reprocessed:
+        folder, total = Folder(self.database, self.conflict), Reprocessed()
+        batch = [await parse(callback, self.checker) for callback in page]
+
+        async def finish(transaction: Transaction, folded: Sequence[Parsed]) -> None:
+            now = transaction.spelling.time(self.clock())
+            rows = [row for parsed in folded for row in parsed.quarantine_rows(now)]
+            ids = [parsed.callback.id for parsed in folded]
+            await transaction.run([processor.take_from_quarantine(ids), processor.add_to_quarantine(rows)])
+
+        while batch:
+            folded = await folder.fold(batch, finish)
+            total += Reprocessed(
+                callbacks=len(folded),
+                events=sum(len(parsed.new) for parsed in folded),
+                quarantined=sum(parsed.is_quarantined for parsed in folded),
+            )
+            batch = batch[len(folded) :]
+        return total
+
 
 _BATCH_LINES: Final = 250
 _BATCH_BYTES: Final = 1024 * 1024

@@ -15,7 +15,7 @@ from receiver import cli
 from receiver.domain.callbacks import Callback
 from receiver.domain.events import Api
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry
-from receiver.intake.tag_checker import TagChecker
+from receiver.intake.fold import TagChecker
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage.database import Database
 from tests.dispatching import dispatching, memory

@@ -15,9 +15,9 @@ from sqlalchemy import text
 
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry
+from receiver.intake.fold import TagChecker
 from receiver.intake.journal import Journal
 from receiver.intake.processor import Processor
-from receiver.intake.tag_checker import TagChecker
 from receiver.metrics import WebMetrics, WorkerMetrics
 from receiver.models.sinks import REPLAYS, SINKS
 from receiver.sinks.base import Sink, SinkSettings

@@ -9,7 +9,7 @@ from sqlalchemy import text as sql
 from receiver.domain.delivery import EMPTY_DELIVERY, Change, merge
 from receiver.domain.publication import Appended
 from receiver.intake.endpoint import new_callback_id
-from receiver.intake.tag_checker import TagChecker
+from receiver.intake.fold import TagChecker
 from receiver.models.callbacks import ElementProblemRead
 from receiver.models.queries import CallbackQuery, SortOrder
 from receiver.providers import states

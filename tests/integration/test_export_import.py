@@ -17,13 +17,14 @@ from receiver.domain.events import Api
 from receiver.errors import StorageUnavailable
 from receiver.intake import transfer
 from receiver.intake.endpoint import new_callback_id
-from receiver.intake.reprocessing import Reprocessed, Reprocessing
-from receiver.intake.tag_checker import TagChecker
+from receiver.intake.fold import TagChecker
 from receiver.intake.transfer import (
     BrokenLine,
     Imported,
     Importing,
     ImportStopped,
+    Reprocessed,
+    Reprocessing,
     exported,
     from_line,
     import_lines,

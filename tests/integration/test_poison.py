@@ -18,8 +18,8 @@ from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import MAX_EVENTS, MAX_RECIPIENTS
 from receiver.intake import fold
+from receiver.intake.fold import TagChecker
 from receiver.intake.processor import Processor
-from receiver.intake.tag_checker import TagChecker
 from receiver.metrics import Processed
 from receiver.storage import event_log
 from receiver.storage.bulk import Transaction

@@ -7,8 +7,8 @@ import pytest
 
 from receiver.cli.context import process_pending
 from receiver.domain.delivery import FinalConflict
+from receiver.intake.fold import TagChecker
 from receiver.intake.processor import Processor
-from receiver.intake.tag_checker import TagChecker
 from receiver.settings import Settings
 from receiver.storage import messages
 from receiver.storage.database import Database

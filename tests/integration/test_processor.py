@@ -20,10 +20,10 @@ from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api
 from receiver.errors import StorageUnavailable
+from receiver.intake.fold import TagChecker
 from receiver.intake.journal import Journal
 from receiver.intake.processor import Processor, ProcessorStatus
-from receiver.intake.reprocessing import Reprocessing
-from receiver.intake.tag_checker import TagChecker
+from receiver.intake.transfer import Reprocessing
 from receiver.metrics import Processed
 from receiver.models.callbacks import CALLBACKS
 from receiver.storage import processor as processor_table

@@ -20,10 +20,10 @@ from receiver.domain.delivery import FinalConflict
 from receiver.domain.fold import Batch
 from receiver.intake import fold
 from receiver.intake import processor as processor_module
+from receiver.intake.fold import TagChecker
 from receiver.intake.journal import Journal
 from receiver.intake.processor import Processor, ProcessorStatus
-from receiver.intake.reprocessing import Reprocessing
-from receiver.intake.tag_checker import TagChecker
+from receiver.intake.transfer import Reprocessing
 from receiver.metrics import Processed
 from receiver.storage import bulk, postgresql
 from receiver.storage import processor as processor_table

@@ -6,7 +6,7 @@ import pytest
 
 from receiver.domain.callbacks import Rejected
 from receiver.domain.events import Event, Quarantine, Status, TagVerdict
-from receiver.intake.tag_checker import TagChecker
+from receiver.intake.fold import TagChecker
 from receiver.tags import TagPolicy, sign
 from tests.events import make_event
 
