@@ -12,7 +12,7 @@ from receiver.errors import Ambiguous, Conflict, Unknown
 from receiver.models.codes import DeliveryCodeRead
 from receiver.models.columns import Read
 from receiver.models.queries import CodeQuery, OneCodeQuery, Page, SortOrder
-from receiver.providers import delivery_codes
+from receiver.providers import registry
 from receiver.tags import TagError
 
 
@@ -49,7 +49,7 @@ async def get_code(call: Call) -> DeliveryCodeRead:
 
 
 def _codes(api: Api | None) -> list[DeliveryCodeRead]:
-    entries = delivery_codes.catalogue()
+    entries = registry.catalogue()
     return [DeliveryCodeRead.model_validate(entry) for entry in entries if api in (None, entry.api)]
 
 

@@ -17,8 +17,8 @@ from receiver.api.openapi import table, type_words
 from receiver.app import RELOADED
 from receiver.cli.program import app
 from receiver.domain.events import Api
-from receiver.providers import PROVIDERS, delivery_codes
-from receiver.providers.delivery_codes import CodeEntry
+from receiver.providers import PROVIDERS, registry
+from receiver.providers.registry import CodeEntry
 from receiver.settings import PREFIX, SOURCES, Settings
 
 _COLUMNS: Final = 118
@@ -84,9 +84,9 @@ def codes() -> Iterator[str]:
 
 
 def _code(entry: CodeEntry) -> tuple[str, ...]:
-    side = delivery_codes.failure_side(entry.api, entry.code).value if entry.outcome == "failed" else entry.outcome
+    side = registry.failure_side(entry.api, entry.code).value if entry.outcome == "failed" else entry.outcome
     # v1 documents no retries, but its codes have the meaning of a v2 code.
-    known = delivery_codes.entry(Api.V2, entry.v2_analogue) if entry.v2_analogue is not None else entry
+    known = registry.entry(Api.V2, entry.v2_analogue) if entry.v2_analogue is not None else entry
     retry = _YES_OR_NO[known.retryable if known else None] if entry.outcome != "delivered" else "no"
     limit = f", {'once' if entry.retry_limit == 1 else f'{entry.retry_limit} times'}" if entry.retry_limit else ""
     analogue = (str(entry.v2_analogue or "-"),) if entry.api is Api.V1 else ()

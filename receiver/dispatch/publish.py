@@ -31,7 +31,7 @@ from receiver.domain.publication import (
     Superseded,
 )
 from receiver.domain.window import Attempt
-from receiver.providers import PROVIDERS, delivery_codes
+from receiver.providers import PROVIDERS, registry
 from receiver.sinks.base import Sink
 from receiver.sinks.concurrency import CHECK_SECONDS, call_sink, check_error, error_name
 
@@ -131,7 +131,7 @@ def _too_large(sink: Sink) -> Result:
 
 @lru_cache(maxsize=1024)
 def _meaning(api: Api, code: int | None) -> dict[str, Any] | None:
-    meaning = delivery_codes.meaning(api, code)
+    meaning = registry.meaning(api, code)
     return asdict(meaning) if meaning else None
 
 

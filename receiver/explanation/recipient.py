@@ -13,8 +13,8 @@ from receiver.domain.events import Direction, Event, Status, number_key
 from receiver.explanation.words import capitalised, paragraph, quoted, recipient_text, same_words, time_text
 from receiver.models.columns import Read
 from receiver.models.messages import MessageRead, RecipientRead
-from receiver.providers import delivery_codes
-from receiver.providers.delivery_codes import CodeEntry, Reason
+from receiver.providers import registry
+from receiver.providers.registry import CodeEntry, Reason
 
 
 class Charged(StrEnum):
@@ -226,10 +226,10 @@ class Recipients:
         number, api = row.delivery_code, self.message.api
         if number is None or row.status not in _CODED:
             return None
-        listed = delivery_codes.entry(api, number)
+        listed = registry.entry(api, number)
         if number == 0 and listed is None:
             return None
-        return Code(number, listed or delivery_codes.reason(api, number), listed)
+        return Code(number, listed or registry.reason(api, number), listed)
 
     def moment(self, row: RecipientRead) -> Moment:
         """When the status of a delivery came about, by Bandwidth's clock where it gave a time."""

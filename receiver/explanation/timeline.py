@@ -13,7 +13,7 @@ from receiver.explanation.words import capitalised, counted, duration_text, on, 
 from receiver.models.columns import Read, Time
 from receiver.models.messages import MessageRead, RecipientRead
 from receiver.models.sinks import PublicationRead
-from receiver.providers import delivery_codes
+from receiver.providers import registry
 
 # An event that is received later than this after it occurred is worth a note.
 _LATE: Final = timedelta(minutes=1)
@@ -77,7 +77,7 @@ def _what(event: Event) -> str:
         Status.RECEIVED: "Received",
     }.get(event.status, capitalised(event.status))
     what = f"{words} for {event.recipient}" if event.recipient else words
-    if event.code is not None and (listed := delivery_codes.entry(event.api, event.code)):
+    if event.code is not None and (listed := registry.entry(event.api, event.code)):
         what = f"{what}: code {event.code} ({listed.name})"
     elif event.code:
         what = f"{what}: code {event.code}"

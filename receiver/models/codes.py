@@ -5,7 +5,7 @@ from sqlmodel import Field
 
 from receiver.domain.events import Api
 from receiver.models.columns import Model, Read, table_of, text_column
-from receiver.providers import delivery_codes
+from receiver.providers import registry
 
 
 class ReasonBase(Model):
@@ -51,5 +51,5 @@ DELIVERY_CODES = table_of(DeliveryCodeRow)
 
 def reason_of(api: Api, code: int | None) -> ReasonRead | None:
     """What is shown of the meaning of a code."""
-    meaning = delivery_codes.meaning(api, code)
+    meaning = registry.meaning(api, code)
     return ReasonRead.model_validate(meaning) if meaning else None

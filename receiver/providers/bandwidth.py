@@ -11,11 +11,10 @@ from msgspec import structs
 
 from receiver.domain.callbacks import Callback, Element, Rejected
 from receiver.domain.events import Api, Event, Quarantine
-from receiver.providers import bandwidth_v1, bandwidth_v2, json_body, query_string
+from receiver.providers import bandwidth_v1, bandwidth_v2, fields
 from receiver.providers.bandwidth_codes import CODES
 from receiver.providers.base import CallbackUrl, Provider
-from receiver.providers.fields import LONGEST, Payload, quoted, text, with_storable_ids
-from receiver.providers.json_body import ParseError
+from receiver.providers.fields import LONGEST, ParseError, Payload, quoted, text, with_storable_ids
 
 _VOICE_EVENTS: Final = frozenset(
     {
@@ -79,7 +78,7 @@ def parse_leniently(callback: Callback) -> Iterator[Element]:
 
 
 def _members(callback: Callback) -> list[Any]:
-    parsed = query_string.parse(callback.query) if _in_query(callback) else json_body.parse(callback.body)
+    parsed = fields.parse_query(callback.query) if _in_query(callback) else fields.parse_json(callback.body)
     return parsed if type(parsed) is list else [parsed]
 
 

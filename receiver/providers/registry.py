@@ -1,12 +1,13 @@
-"""The providers whose callbacks are accepted: one line each."""
+"""The providers whose callbacks are accepted, and the delivery codes of all of them. A code's key is (API, number)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from typing import Final
 
 from receiver.domain.callbacks import Callback, Element
-from receiver.domain.events import Api
+from receiver.domain.events import Api, Failure
 from receiver.providers import bandwidth
-from receiver.providers.base import CallbackUrl, Provider
+from receiver.providers.base import CallbackUrl, CodeEntry, Provider, Reason
 
 # Requests are compared with the URLs in this order: the busiest API comes first.
 PROVIDERS: Final[Mapping[Api, Provider]] = {
@@ -29,3 +30,35 @@ URLS: Final[tuple[tuple[Provider, CallbackUrl], ...]] = tuple(
 def parse(callback: Callback) -> Iterator[Element]:
     """Yields the elements of a callback, as its provider parses it."""
     return PROVIDERS[callback.api].parse(callback)
+
+
+__all__ = ["CodeEntry", "Reason", "catalogue", "entry", "failure_side", "meaning", "reason"]
+
+
+@cache
+def catalogue() -> Sequence[CodeEntry]:
+    """Every code that documents list, by API, in rising order."""
+    return tuple(entry for api in sorted(PROVIDERS) for entry in PROVIDERS[api].codes.listed())
+
+
+def entry(api: Api, code: int) -> CodeEntry | None:
+    """The code as the documents list it, if they do."""
+    return PROVIDERS[api].codes.entry(code)
+
+
+@lru_cache(maxsize=1024)
+def reason(api: Api, code: int) -> Reason:
+    """The meaning of a code, whether a document lists it or not."""
+    return PROVIDERS[api].codes.reason(code)
+
+
+def meaning(api: Api, code: int | None) -> Reason | None:
+    """The meaning of a code that came with an event. An unlisted 0 is the absence of an error and means nothing."""
+    if code is None or (code == 0 and entry(api, code) is None):
+        return None
+    return reason(api, code)
+
+
+def failure_side(api: Api, code: int | None) -> Failure:
+    """On which side a message failed, by its code."""
+    return PROVIDERS[api].codes.failure_side(code)

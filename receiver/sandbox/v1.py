@@ -7,7 +7,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from receiver.domain.events import Api, Direction, number_key
-from receiver.providers.delivery_codes import reason
+from receiver.providers.registry import reason
 from receiver.sandbox.messages import SandboxMessage, timestamp
 from receiver.sandbox.scenario import Kind, Receipts, Step, is_refused
 from receiver.sandbox.v1_requests import ListRequest

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from receiver.domain.events import Api, Direction
 from receiver.providers.bandwidth_codes import proves_nothing
-from receiver.providers.delivery_codes import reason
+from receiver.providers.registry import reason
 from receiver.sandbox.messages import SandboxMessage, timestamp
 from receiver.sandbox.scenario import Kind, Step
 from receiver.sandbox.v2_requests import ListRequest

@@ -15,7 +15,7 @@ from sqlmodel import SQLModel
 from receiver.errors import SchemaError
 from receiver.models.callbacks import CALLBACKS, PROCESSOR
 from receiver.models.codes import DELIVERY_CODES
-from receiver.providers import delivery_codes
+from receiver.providers import registry
 from receiver.storage import sqlite_file
 from receiver.storage.database import Database
 
@@ -232,6 +232,6 @@ async def _write_codes(database: Database, connection: AsyncConnection) -> None:
     values = {column.name: insert.excluded[column.name] for column in DELIVERY_CODES.columns if not column.primary_key}
     rows = [
         {column.name: getattr(entry, column.name) for column in DELIVERY_CODES.columns}
-        for entry in delivery_codes.catalogue()
+        for entry in registry.catalogue()
     ]
     await connection.execute(insert.on_conflict_do_update(index_elements=["api", "code"], set_=values), rows)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from receiver.domain.events import Api, Failure
 from receiver.providers.bandwidth_codes import catalogue, failure_side, proves_nothing
-from receiver.providers.delivery_codes import CodeEntry, Reason, entry, meaning, reason
+from receiver.providers.registry import CodeEntry, Reason, entry, meaning, reason
 
 V1, V2 = Api.V1, Api.V2
 CATEGORIES = {"success", "client", "carrier-client", "service", "carrier-service", "ambiguous"}

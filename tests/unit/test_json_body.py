@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.providers.json_body import ParseError, parse
+from receiver.providers.fields import ParseError
+from receiver.providers.fields import parse_json as parse
 from tests.cpu import cpu_at_most
 
 SAMPLE = {"type": "message-delivered", "tag": "Grüße 👋", "code": [0, -1, 1.5, None, True], "empty": {}}

@@ -9,8 +9,7 @@ from receiver.domain.callbacks import Callback
 from receiver.domain.events import Api
 from receiver.providers import PROVIDERS, parse
 from receiver.providers.base import NO_CODES, Provider
-from receiver.providers.delivery_codes import catalogue, failure_side, meaning
-from receiver.providers.registry import URLS
+from receiver.providers.registry import URLS, catalogue, failure_side, meaning
 
 each_provider = pytest.mark.parametrize("provider", PROVIDERS.values(), ids=lambda provider: provider.api)
 

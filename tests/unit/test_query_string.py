@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.providers.query_string import parse
+from receiver.providers.fields import parse_query as parse
 
 
 @pytest.mark.parametrize(

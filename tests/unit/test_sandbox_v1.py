@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.domain.events import Api, Direction
+from receiver.providers.fields import parse_query as parse
 from receiver.providers.fields import urls
-from receiver.providers.query_string import parse
 from receiver.sandbox import v1
 from receiver.sandbox.messages import CallbackTarget, SandboxMessage
 from receiver.sandbox.scenario import Kind, PlannedCallback, Receipts, Scenario, Sending, Step
