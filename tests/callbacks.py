@@ -4,8 +4,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from receiver.domain.callbacks import Callback, Rejected
-from receiver.domain.events import Api, Event
+from receiver.domain.events import Api, Callback, Event, Rejected
 from receiver.providers import parse
 
 RECEIVED_AT = datetime(2024, 6, 12, 14, tzinfo=UTC)

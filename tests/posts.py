@@ -4,8 +4,7 @@ import itertools
 import json
 from typing import Any
 
-from receiver.domain.callbacks import Callback
-from receiver.domain.events import Api
+from receiver.domain.events import Api, Callback
 from tests.events import at
 
 _numbers = itertools.count(1)

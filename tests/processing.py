@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import text
 
-from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
+from receiver.domain.events import Callback
 from receiver.intake.fold import TagChecker
 from receiver.intake.processor import Processor
 from receiver.metrics import Processed

@@ -7,9 +7,8 @@ from typing import Final, Generic, TypeVar
 import msgspec
 from msgspec import structs
 
-from receiver.domain.callbacks import Rejected
 from receiver.domain.delivery import FinalConflict, StateRules
-from receiver.domain.events import MAX_EVENTS, Event, MessageKey, Quarantine
+from receiver.domain.events import MAX_EVENTS, Event, MessageKey, Quarantine, Rejected
 from receiver.domain.message import Message
 from receiver.domain.publication import Appended
 

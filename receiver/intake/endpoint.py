@@ -23,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from receiver import failpoints
-from receiver.domain.callbacks import Callback
+from receiver.domain.events import Callback
 from receiver.errors import JournalFull, StorageUnavailable
 from receiver.providers.base import CallbackUrl, Provider
 from receiver.providers.registry import URLS

@@ -11,9 +11,8 @@ import structlog
 from msgspec import structs
 
 from receiver import failpoints, tags
-from receiver.domain.callbacks import Callback, Rejected
 from receiver.domain.delivery import FinalConflict
-from receiver.domain.events import Direction, Event, Quarantine, TagVerdict
+from receiver.domain.events import Callback, Direction, Event, Quarantine, Rejected, TagVerdict
 from receiver.domain.fold import Batch, MessageKey, Repeat
 from receiver.domain.publication import Appended
 from receiver.providers import PROVIDERS, states

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
-from receiver.domain.callbacks import Callback
+from receiver.domain.events import Callback
 from receiver.errors import JournalFull, StorageUnavailable
 from receiver.storage.journal import JournalWriter
 

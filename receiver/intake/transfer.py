@@ -15,10 +15,9 @@ from typing import Annotated, Final, Literal
 import orjson
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from receiver.domain.callbacks import Callback
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.delivery import FinalConflict
-from receiver.domain.events import Api
+from receiver.domain.events import Api, Callback
 from receiver.errors import StorageUnavailable
 from receiver.intake.fold import Folder, Parsed, TagChecker, parse
 from receiver.models.queries import CallbackQuery

@@ -9,8 +9,7 @@ from typing import Any, Final
 
 from msgspec import structs
 
-from receiver.domain.callbacks import Callback, Element, Rejected
-from receiver.domain.events import Api, Event, Quarantine
+from receiver.domain.events import Api, Callback, Element, Event, Quarantine, Rejected
 from receiver.providers import bandwidth_v1, bandwidth_v2, fields
 from receiver.providers.bandwidth_codes import CODES
 from receiver.providers.base import CallbackUrl, Provider

@@ -8,14 +8,16 @@ from typing import Final
 
 import msgspec
 
-from receiver.domain.callbacks import Callback, Element, Rejected
 from receiver.domain.events import (
     Api,
+    Callback,
     Direction,
+    Element,
     Event,
     Failure,
     MessageFields,
     Quarantine,
+    Rejected,
     Status,
     TagVerdict,
     event_id,

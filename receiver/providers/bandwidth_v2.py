@@ -10,15 +10,17 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from receiver.domain.callbacks import Callback, Element, Rejected
 from receiver.domain.events import (
     MAX_RECIPIENTS,
     Api,
+    Callback,
     Direction,
+    Element,
     Event,
     Failure,
     MessageFields,
     Quarantine,
+    Rejected,
     Status,
     TagVerdict,
     event_id,

@@ -9,8 +9,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Final, Protocol
 
-from receiver.domain.callbacks import Callback, Element
-from receiver.domain.events import Api, Failure
+from receiver.domain.events import Api, Callback, Element, Failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
-from receiver.domain.callbacks import Element, Rejected
-from receiver.domain.events import MAX_RECIPIENTS, Event, Quarantine
+from receiver.domain.events import MAX_RECIPIENTS, Element, Event, Quarantine, Rejected
 
 Payload = dict[str, Any]
 """A JSON object, or the parameters of a query string."""

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Final
 
-from receiver.domain.callbacks import Callback, Element
-from receiver.domain.events import Api, Failure
+from receiver.domain.events import Api, Callback, Element, Failure
 from receiver.providers import bandwidth
 from receiver.providers.base import CallbackUrl, CodeEntry, Provider, Reason
 

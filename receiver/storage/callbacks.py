@@ -20,8 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Row as SqlRow
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.domain.callbacks import Callback
-from receiver.domain.events import Api
+from receiver.domain.events import Api, Callback
 from receiver.models.callbacks import (
     CALLBACKS,
     PENDING,

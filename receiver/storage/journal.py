@@ -22,8 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.domain.callbacks import Callback
-from receiver.domain.events import Api
+from receiver.domain.events import Api, Callback
 from receiver.errors import StorageUnavailable
 from receiver.models.callbacks import CALLBACKS, PENDING, PROCESSOR
 from receiver.models.columns import json_text, sqlite_time

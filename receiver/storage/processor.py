@@ -14,7 +14,7 @@ from typing import Any, Final
 from sqlalchemy import Select, and_, func, literal, literal_column, or_, select, update
 from sqlalchemy import text as sql
 
-from receiver.domain.callbacks import Rejected
+from receiver.domain.events import Rejected
 from receiver.errors import ReceiverError
 from receiver.explanation.installation import ProcessorRecord
 from receiver.models.callbacks import CALLBACKS, PENDING, PROCESSOR, QUARANTINE

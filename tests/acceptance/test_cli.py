@@ -20,8 +20,7 @@ from sqlalchemy import create_engine, text
 
 from receiver import cli
 from receiver.cli.output import plain
-from receiver.domain.callbacks import Callback
-from receiver.domain.events import Api
+from receiver.domain.events import Api, Callback
 from receiver.intake.transfer import from_line, to_line
 from receiver.storage.journal import first_id
 from receiver.storage.sqlite_file import WORKER, held

@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from receiver.domain.callbacks import Callback
-from receiver.domain.events import Api
+from receiver.domain.events import Api, Callback
 from tests.pages import blocks, page, section
 from tests.posts import v2_event
 from tests.processing import opened, process

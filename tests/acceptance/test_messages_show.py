@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from receiver import cli
-from receiver.domain.callbacks import Callback
-from receiver.domain.events import Api
+from receiver.domain.events import Api, Callback
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry
 from receiver.intake.fold import TagChecker
 from receiver.sinks.registry import ConfiguredSink

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from receiver.domain.callbacks import Callback, Element, Rejected
-from receiver.domain.events import Api, Event, MessageFields
+from receiver.domain.events import Api, Callback, Element, Event, MessageFields, Rejected
 from receiver.providers import parse
 from tests.callbacks import request
 

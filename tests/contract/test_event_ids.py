@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from receiver.domain.callbacks import Callback, Element, Rejected
-from receiver.domain.events import Api
+from receiver.domain.events import Api, Callback, Element, Rejected
 from receiver.providers import parse
 from tests.callbacks import request
 from tests.contract.test_callback_fixtures import FOLDER, callback_of

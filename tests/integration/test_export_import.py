@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
-from receiver.domain.events import Api
+from receiver.domain.events import Api, Callback
 from receiver.errors import StorageUnavailable
 from receiver.intake import transfer
 from receiver.intake.endpoint import new_callback_id

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from starlette.types import Message
 
-from receiver.domain.callbacks import Callback
+from receiver.domain.events import Callback
 from receiver.errors import StorageUnavailable
 from receiver.intake.endpoint import Admission, CallbackEndpoints
 from receiver.intake.journal import Journal

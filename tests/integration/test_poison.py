@@ -14,9 +14,8 @@ import pytest
 
 from receiver.domain import fold as batch_module
 from receiver.domain import message as message_module
-from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
-from receiver.domain.events import MAX_EVENTS, MAX_RECIPIENTS
+from receiver.domain.events import MAX_EVENTS, MAX_RECIPIENTS, Callback
 from receiver.intake import fold
 from receiver.intake.fold import TagChecker
 from receiver.intake.processor import Processor

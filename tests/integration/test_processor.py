@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from receiver import failpoints
-from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
-from receiver.domain.events import Api
+from receiver.domain.events import Api, Callback
 from receiver.errors import StorageUnavailable
 from receiver.intake.fold import TagChecker
 from receiver.intake.journal import Journal

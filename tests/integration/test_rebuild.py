@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, insert, select, update
 
-from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
-from receiver.domain.events import Api
+from receiver.domain.events import Api, Callback
 from receiver.models.messages import DeliveryRow, MessageRow
 from receiver.storage import rebuild
 from receiver.storage.database import Database

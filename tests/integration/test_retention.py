@@ -9,9 +9,8 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import func, insert, select, text, update
 
-from receiver.domain.callbacks import Callback
 from receiver.domain.delivery import FinalConflict
-from receiver.domain.events import Api
+from receiver.domain.events import Api, Callback
 from receiver.errors import StorageUnavailable
 from receiver.intake.endpoint import new_callback_id
 from receiver.models.callbacks import CallbackRow, QuarantineRow

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from receiver.domain.callbacks import Callback
-from receiver.domain.events import MAX_RECIPIENTS, Quarantine
+from receiver.domain.events import MAX_RECIPIENTS, Callback, Quarantine
 from receiver.providers import parse
 from receiver.providers.bandwidth import parse_leniently
 from receiver.providers.bandwidth_v2 import decode

@@ -7,8 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.domain.callbacks import Rejected
-from receiver.domain.events import MAX_EVENTS, MAX_MENTIONS, MAX_RECIPIENTS, Api, Direction, Event, Quarantine, Status
+from receiver.domain.events import (
+    MAX_EVENTS,
+    MAX_MENTIONS,
+    MAX_RECIPIENTS,
+    Api,
+    Direction,
+    Event,
+    Quarantine,
+    Rejected,
+    Status,
+)
 from receiver.domain.fold import Batch, MessageKey, Repeat
 from receiver.domain.message import Message, fold
 from receiver.domain.publication import Appended

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from structlog.testing import capture_logs
 
-from receiver.domain.callbacks import Callback
+from receiver.domain.events import Callback
 from receiver.errors import JournalFull, StorageUnavailable
 from receiver.intake import journal as journal_module
 from receiver.intake.journal import ANSWER_SECONDS, Journal

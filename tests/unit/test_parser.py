@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from receiver.domain.callbacks import Callback, Rejected
-from receiver.domain.events import Api, Quarantine
+from receiver.domain.events import Api, Callback, Quarantine, Rejected
 from receiver.providers import parse
 from tests.callbacks import event_of, get, post, rejected_of, request
 

@@ -10,8 +10,7 @@ import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from receiver.domain.callbacks import Callback, Element, Rejected
-from receiver.domain.events import Api, Direction, Event, Status, TagVerdict
+from receiver.domain.events import Api, Callback, Direction, Element, Event, Rejected, Status, TagVerdict
 from receiver.domain.message import fold
 from receiver.providers import parse
 from tests.callbacks import get, post, request

@@ -5,8 +5,7 @@ from itertools import chain
 
 import pytest
 
-from receiver.domain.callbacks import Callback
-from receiver.domain.events import Api
+from receiver.domain.events import Api, Callback
 from receiver.providers import PROVIDERS, parse
 from receiver.providers.base import NO_CODES, Provider
 from receiver.providers.registry import URLS, catalogue, failure_side, meaning

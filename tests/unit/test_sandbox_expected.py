@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.domain.callbacks import Callback
-from receiver.domain.events import Api, Direction, Event, Quarantine, number_key
+from receiver.domain.events import Api, Callback, Direction, Event, Quarantine, number_key
 from receiver.domain.message import fold
 from receiver.providers import parse
 from receiver.sandbox import v1, v2

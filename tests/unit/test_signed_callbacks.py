@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from receiver.domain.callbacks import Callback
-from receiver.domain.events import Api
+from receiver.domain.events import Api, Callback
 from receiver.intake.endpoint import Admission, CallbackEndpoints, Credentials
 from receiver.providers import PROVIDERS
 from receiver.providers.base import CallbackUrl

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from receiver.domain.callbacks import Rejected
-from receiver.domain.events import Event, Quarantine, Status, TagVerdict
+from receiver.domain.events import Event, Quarantine, Rejected, Status, TagVerdict
 from receiver.intake.fold import TagChecker
 from receiver.tags import TagPolicy, sign
 from tests.events import make_event
