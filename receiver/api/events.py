@@ -9,8 +9,8 @@ from receiver.errors import Conflict, Expired
 from receiver.models.codes import reason_of
 from receiver.models.queries import PullQuery
 from receiver.providers import PROVIDERS
-from receiver.storage import log_positions
-from receiver.storage.log_positions import LogBounds
+from receiver.storage import event_log
+from receiver.storage.event_log import LogBounds
 
 # The batch format of CloudEvents: an array of events.
 MEDIA_TYPE: Final = "application/cloudevents-batch+json"
@@ -18,11 +18,11 @@ MEDIA_TYPE: Final = "application/cloudevents-batch+json"
 
 async def pull_events(call: Call) -> Listed[dict[str, Any]]:
     query: PullQuery = call.query
-    entries, log = await log_positions.pull(call.database, query.after, query.limit)
+    entries, log = await event_log.pull(call.database, query.after, query.limit)
     if len(entries) < query.limit:
         # A full page needs no wait: callbacks accepted just now are on a later page.
         call.pending = await call.context.settle()
-        entries, log = await log_positions.pull(call.database, query.after, query.limit)
+        entries, log = await event_log.pull(call.database, query.after, query.limit)
     refuse_gap(query.after, log)
     position = entries[-1].position if entries else query.after
     return Listed(items=[_published(entry) for entry in entries], next_page={"after": str(position)})

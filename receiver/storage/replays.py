@@ -13,7 +13,7 @@ from receiver.errors import Conflict, Expired, Unknown
 from receiver.models.events import EVENTS
 from receiver.models.queries import Page, ReplayQuery, SortOrder
 from receiver.models.sinks import REPLAYS, ReplayAction, ReplayRead, ReplayState
-from receiver.storage import event_log, log_positions, sinks
+from receiver.storage import event_log, sinks
 from receiver.storage.database import Database
 
 Since = Literal["beginning"] | datetime
@@ -71,7 +71,7 @@ async def begin(database: Database, sink: str, since: Since, *, now: datetime) -
         await database.lock_log(connection)
         row = await sinks.lock_row(connection, sink)
         await _refuse(connection, sink, since)
-        is_empty = await log_positions.first(connection, event_log.within(after, row.cursor)) is None
+        is_empty = await event_log.first(connection, event_log.within(after, row.cursor)) is None
         replay = None if is_empty else await _insert(connection, sink, after, row.cursor, now)
     return replay, await _log_range(database, after, row.cursor)
 
@@ -118,23 +118,23 @@ async def _refuse(connection: AsyncConnection, sink: str, since: Since) -> None:
         raise Conflict(f"replay {other.id} to {sink} is {other.state}: let it finish, or cancel it")
     if since == "beginning":
         return
-    oldest = await log_positions.first(connection, EVENTS.c.position > 0)
+    oldest = await event_log.first(connection, EVENTS.c.position > 0)
     if oldest is not None and oldest.position > 1 and since < oldest.received_at:
         time = rfc3339(oldest.received_at)
         raise Expired(f"retention has removed events received before {time}: replay from then, or from the beginning")
 
 
 async def _before(database: Database, since: Since) -> int:
-    return 0 if since == "beginning" else await log_positions.position_before(database, since)
+    return 0 if since == "beginning" else await event_log.position_before(database, since)
 
 
 async def _log_range(database: Database, after: int, to: int) -> LogRange:
     async with database.reading() as connection:
-        first = await log_positions.first(connection, event_log.within(after, to))
+        first = await event_log.first(connection, event_log.within(after, to))
     return LogRange(
         after_position=after,
         to_position=to,
-        events=await log_positions.count(database, after, to),
+        events=await event_log.count(database, after, to),
         first_at=first.received_at if first is not None else None,
     )
 

@@ -12,7 +12,7 @@ from receiver.errors import ReceiverError, Unknown
 from receiver.models.events import EVENTS
 from receiver.models.queries import Page, SinkQuery, SortOrder
 from receiver.models.sinks import DEAD_LETTERS, RETRIES, SINKS, SinkBase, SinkRead
-from receiver.storage import event_log, log_positions, replays
+from receiver.storage import event_log, replays
 from receiver.storage.database import Database
 
 
@@ -168,7 +168,7 @@ async def _cursor_at(database: Database, start: Start) -> int:
     if start == "beginning":
         return 0
     if start != "end":
-        return await log_positions.position_before(database, start)
+        return await event_log.position_before(database, start)
     async with database.reading() as connection:
         _, end = await event_log.bounds(connection)
         return end

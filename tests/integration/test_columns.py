@@ -28,7 +28,7 @@ from receiver.models.messages import (
 )
 from receiver.models.parameters import MessagePlace
 from receiver.models.queries import MessageQuery, SortOrder
-from receiver.storage import event_log, log_positions
+from receiver.storage import event_log
 from receiver.storage.bulk import Spelling
 from receiver.storage.database import Database
 from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, rows_of, statement
@@ -105,7 +105,7 @@ async def test_every_field_is_in_the_view(database: Database) -> None:
 
 async def test_every_field_is_in_the_cloud_event(database: Database) -> None:
     await process(database, callback([v2_event("m1")]))
-    (entry,), _ = await log_positions.pull(database, 0, 10)
+    (entry,), _ = await event_log.pull(database, 0, 10)
     names = set(cloud_event(entry, "/test", None)["data"])
     shown = [*shown_names(MessageRead), *shown_names(RecipientRead)]
     missing = {name for name in shown if EVENT_NAMES.get(name, name) not in names} - {"recipients"}

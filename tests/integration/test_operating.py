@@ -33,7 +33,7 @@ from receiver.errors import Conflict, Expired, Unknown
 from receiver.models.events import EVENTS
 from receiver.models.queries import DeadLetterChoice, DeadLetterQuery, ReplayQuery, SinkQuery, SortOrder
 from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, REPLAYS, RETRIES, SINKS, DeadLetterRead, ReplayRead, SinkRead
-from receiver.storage import dead_letters, log_positions, publications, replays, retention, sinks
+from receiver.storage import dead_letters, event_log, publications, replays, retention, sinks
 from receiver.storage.database import Database
 from receiver.storage.event_retention import Kind, PruneTask
 from receiver.storage.replays import LogRange
@@ -220,7 +220,7 @@ async def test_a_replay_from_the_beginning_covers_what_is_kept_up_to_the_cursor(
 async def test_a_replay_since_a_time_begins_with_the_first_event_received_then(
     log: Worker, seconds: float, index: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_positions, "_SEARCHED_AT_ONCE", 2)
+    monkeypatch.setattr(event_log, "_SEARCHED_AT_ONCE", 2)
     await log.settle(log.first(3, Done()))
     log_range = await replays.log_range(log.database, SINK, at(seconds))
     assert (log_range.first_at, log_range.events) == (at(60 * index), 4 - index)
@@ -809,7 +809,7 @@ async def plan(database: Database, work: Any) -> str:
 
 async def test_log_range_is_counted_in_pieces(log: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """One statement over a large log would exceed its timeout after the replay had begun."""
-    monkeypatch.setattr(log_positions, "_SEARCHED_AT_ONCE", 2)
+    monkeypatch.setattr(event_log, "_SEARCHED_AT_ONCE", 2)
     await log.settle(log.first(4, Done()))
     counted: list[str] = []
 
