@@ -7,9 +7,15 @@ emptied only if its schema, its settings and its statistics are as they were; el
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import asyncpg
+from sqlalchemy import ClauseElement, Executable
+from sqlalchemy.ext.compiler import compiles
 
+from receiver.models.queries import MessageQuery
+from receiver.storage import messages
+from receiver.storage.database import Database
 from tests.servers import named_database, on_postgres, random_name
 
 # The planner takes a table without statistics for one of ten pages until it has more. An emptied database must not
@@ -145,3 +151,28 @@ async def _empty(url: str, template: _Template, fingerprint: str) -> str | None:
         return str(await connection.fetchval(_FINGERPRINT)) if is_large else fingerprint
     finally:
         await connection.close()
+
+
+class Explained(Executable, ClauseElement):
+    """The query plan of a statement with bound parameters."""
+
+    inherit_cache = False
+
+    def __init__(self, statement: Any) -> None:
+        self.statement = statement
+
+
+@compiles(Explained, "sqlite")
+def _(element: Explained, compiler: Any, **options: Any) -> str:
+    return "EXPLAIN QUERY PLAN " + compiler.process(element.statement, **options)
+
+
+@compiles(Explained, "postgresql")
+def _(element: Explained, compiler: Any, **options: Any) -> str:
+    return "EXPLAIN " + compiler.process(element.statement, **options)
+
+
+async def plan(database: Database, query: MessageQuery) -> str:
+    """The plan for a page of messages."""
+    async with database.reading() as connection:
+        return "\n".join(str(row) for row in await connection.execute(Explained(messages.statement(query))))

@@ -1,13 +1,25 @@
-"""An application served by uvicorn on a free port, in the event loop of the test."""
+"""An application served by uvicorn on a free port, in the event loop of the test; the query API and its client."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import base64
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx2
 import uvicorn.server
+from starlette.applications import Starlette
 
+from receiver.api import problems
+from receiver.api.auth import Tokens
+from receiver.api.operations import ApiContext
+from receiver.api.routes import routes
+from receiver.domain.delivery import FinalConflict
+from receiver.intake.fold import TagChecker
 from receiver.intake.server import server
+from receiver.intake.transfer import Reprocessing
+from receiver.storage.database import Database
+from tests.dispatching import now
 
 
 class _QuickAsyncio:
@@ -41,3 +53,39 @@ async def serving(app: Any) -> AsyncIterator[str]:
     finally:
         running.should_exit = True
         await task
+
+
+ADMIN = "admin-token-f00"
+READER = "reader-token-ba7"
+TAG_KEY = ("k1", "tag-secret-5ec")
+AUTHORIZED = {"Authorization": f"Bearer {ADMIN}"}
+
+
+def basic(password: str) -> str:
+    """Basic auth with a token as the password, as clients of the Catapult API send it."""
+    return "Basic " + base64.b64encode(f"anyone:{password}".encode()).decode()
+
+
+def application(database: Database, **more: Any) -> Starlette:
+    """The API as an application."""
+
+    async def reprocess(ids: Sequence[str]) -> object:
+        conflict = FinalConflict.FAILED_WINS
+        return await Reprocessing(database=database, checker=TagChecker(), conflict=conflict, clock=now).ids(ids)
+
+    tokens = Tokens([ADMIN, f"reporting:read:{READER}"])
+    api = ApiContext(
+        **{"database": database, "reprocess": reprocess, "tokens": tokens, "tag_key": TAG_KEY, "clock": now, **more}
+    )
+    app = Starlette(routes=routes(api), exception_handlers=problems.APPLICATION_HANDLERS)
+    app.router.redirect_slashes = False
+    return app
+
+
+@asynccontextmanager
+async def client(app: Starlette, headers: dict[str, str] | None = None) -> AsyncIterator[httpx2.AsyncClient]:
+    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx2.AsyncClient(
+        transport=transport, base_url="http://receiver.example", headers=AUTHORIZED if headers is None else headers
+    ) as opened:
+        yield opened

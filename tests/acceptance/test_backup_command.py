@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.posts import v2_event
-from tests.running import PATIENT, Server, receiver, serving, until
+from tests.factories import v2_event
+from tests.processes import PATIENT, Server, receiver, serving, until
 
 SETTINGS = {"CALLBACK_CREDENTIALS": '["bandwidth:secret"]', "API_TOKENS": '["token"]'}
 AUTHORIZED = {"Authorization": "Bearer token"}

@@ -18,7 +18,7 @@ from receiver.intake import server as web_server
 from receiver.settings import Settings
 from receiver.storage import journal
 from receiver.storage.database import Database
-from tests.posts import v1_event, v2_event
+from tests.factories import v1_event, v2_event
 from tests.waiting import eventually
 from tests.web import serving
 

@@ -24,10 +24,9 @@ from receiver.domain.events import Api, Callback
 from receiver.intake.transfer import from_line, to_line
 from receiver.storage.journal import first_id
 from receiver.storage.sqlite_file import WORKER, held
-from tests.events import at
-from tests.posts import callback, v1_event, v2_event
+from tests.factories import at, callback, v1_event, v2_event
+from tests.processes import COMMAND, environment, receiver
 from tests.processing import now
-from tests.running import COMMAND, environment, receiver
 from tests.servers import named_database, on_postgres, random_name
 
 pytestmark = pytest.mark.usefixtures("own_log")

@@ -4,7 +4,7 @@ import resource
 import subprocess
 import sys
 
-from tests.running import COMMAND, environment
+from tests.processes import COMMAND, environment
 
 # None of these is needed to read the SQLite database; together they take longer than all the rest.
 HEAVY = {"alembic", "asyncpg", "httpx2", "prometheus_client", "starlette", "uvicorn"}

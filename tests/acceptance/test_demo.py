@@ -22,8 +22,7 @@ from receiver.cli.demo_messages import INBOUND, V1, V2, MessageSettings, generat
 from receiver.domain.events import TagVerdict
 from receiver.storage import sqlite_file
 from tests.acceptance.test_sandbox_command import waiting_until_idle
-from tests.foreground import Foreground, foreground, is_open
-from tests.running import COMMAND, PATIENT, environment, receiver, until, whole_lines
+from tests.processes import COMMAND, PATIENT, Foreground, environment, foreground, is_open, receiver, until, whole_lines
 
 SETTINGS = MessageSettings("http://127.0.0.1:1/v1", "k1", "secret")
 

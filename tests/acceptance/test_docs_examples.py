@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from receiver.domain.events import Api, Callback
+from tests.factories import v2_event
 from tests.pages import blocks, page, section
-from tests.posts import v2_event
+from tests.processes import COMMAND, environment, receiver, serving, until
 from tests.processing import opened, process
-from tests.running import COMMAND, environment, receiver, serving, until
 from tests.servers import free_port, on_postgres
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl: the examples use it")

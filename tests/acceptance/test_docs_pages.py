@@ -16,7 +16,7 @@ from receiver import documents
 from receiver.app import create_app
 from receiver.settings import GivenSettings
 from tests import web
-from tests.running import PATIENT, serving
+from tests.processes import PATIENT, serving
 
 POLICY = "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 

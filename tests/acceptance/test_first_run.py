@@ -19,8 +19,8 @@ from urllib.parse import unquote, urlsplit
 import httpx2
 import pytest
 
-from tests.posts import v2_event
-from tests.running import COMMAND, PATIENT, environment, receiver, serving, until, whole_lines
+from tests.factories import v2_event
+from tests.processes import COMMAND, PATIENT, environment, receiver, serving, until, whole_lines
 from tests.servers import named_database, on_postgres, random_name
 
 DATA = "receiver-data"

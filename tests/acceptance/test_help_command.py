@@ -12,7 +12,7 @@ import pytest
 
 from receiver import documents
 from receiver.cli import main
-from tests.running import COMMAND, environment
+from tests.processes import COMMAND, environment
 
 
 class Result:

@@ -17,11 +17,10 @@ from receiver.domain.publication import Publication, Published, Refused, Result,
 from receiver.intake.fold import TagChecker
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage.database import Database
-from tests.dispatching import dispatching, memory
-from tests.event_log import memory_sink
-from tests.posts import callback, v1_event, v2_event
+from tests.dispatching import dispatching, memory, memory_sink
+from tests.factories import callback, v1_event, v2_event
+from tests.processes import environment
 from tests.processing import process, select
-from tests.running import environment
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("own_log")

@@ -13,9 +13,9 @@ import pytest
 
 from receiver.app import create_app
 from receiver.settings import GivenSettings
+from tests.factories import v2_event
 from tests.pages import blocks, page
-from tests.posts import v2_event
-from tests.running import environment, until
+from tests.processes import environment, until
 from tests.servers import free_port
 from tests.web import serving
 

@@ -24,11 +24,10 @@ from receiver.storage import schema as database_schema
 from receiver.storage.database import Database
 from receiver.storage.retries import settle
 from receiver.storage.sinks import Health
-from tests.builders import callback, inbound, insert, insert_callbacks, message, minutes, problem
-from tests.event_log import append, life
-from tests.events import at
-from tests.query_api import ADMIN, application, basic
-from tests.web import serving
+from tests.dispatching import append, life
+from tests.factories import at
+from tests.rows import callback, inbound, insert, insert_callbacks, message, minutes, problem
+from tests.web import ADMIN, application, basic, serving
 
 DOCUMENT = openapi.document(GROUPS, "0")
 SEED = int(os.environ.get("RECEIVER_TEST_SEED", "1"))

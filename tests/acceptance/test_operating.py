@@ -22,12 +22,11 @@ from receiver.storage import dead_letters, sinks
 from receiver.storage.database import Database
 from receiver.storage.retries import settle
 from receiver.storage.sinks import Health
-from tests.builders import insert, message
-from tests.event_log import append, life
-from tests.events import at
-from tests.posts import v2_event
-from tests.query_api import READER, application, client
-from tests.running import PATIENT, Server, receiver, serving, until, whole_lines
+from tests.dispatching import append, life
+from tests.factories import at, v2_event
+from tests.processes import PATIENT, Server, receiver, serving, until, whole_lines
+from tests.rows import insert, message
+from tests.web import READER, application, client
 
 pytestmark = pytest.mark.anyio
 

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.posts import v2_event
-from tests.running import Server, serving
+from tests.factories import v2_event
+from tests.processes import Server, serving
 
 pytestmark = pytest.mark.anyio
 

@@ -16,12 +16,11 @@ from receiver.domain.events import Status, TagVerdict
 from receiver.models.events import EVENTS
 from receiver.storage.database import Database
 from receiver.storage.processor import Settling
-from tests.builders import MessageRows, callback, inbound, insert, insert_callbacks, message, minutes, problem
-from tests.event_log import append
-from tests.events import make_event
-from tests.posts import v2_event
+from tests.dispatching import append
+from tests.factories import make_event, v2_event
 from tests.processing import drain
-from tests.query_api import ADMIN, AUTHORIZED, READER, TAG_KEY, application, basic, client
+from tests.rows import MessageRows, callback, inbound, insert, insert_callbacks, message, minutes, problem
+from tests.web import ADMIN, AUTHORIZED, READER, TAG_KEY, application, basic, client
 
 pytestmark = pytest.mark.anyio
 

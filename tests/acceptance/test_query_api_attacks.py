@@ -8,9 +8,8 @@ import pytest
 from httpx2 import AsyncClient, Response
 
 from receiver.storage.database import Database
-from tests.builders import callback, insert, insert_callbacks, message, minutes, problem
-from tests.query_api import ADMIN, AUTHORIZED, READER, TAG_KEY, application, basic, client
-from tests.web import serving
+from tests.rows import callback, insert, insert_callbacks, message, minutes, problem
+from tests.web import ADMIN, AUTHORIZED, READER, TAG_KEY, application, basic, client, serving
 
 pytestmark = pytest.mark.anyio
 

@@ -11,9 +11,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.factories import v2_event
 from tests.faults.load import freeze, is_gone, worker_of
-from tests.posts import v2_event
-from tests.running import PATIENT, Server, serving, until, whole_lines
+from tests.processes import PATIENT, Server, serving, until, whole_lines
 
 OLD, NEW = "bandwidth:old-secret", "bandwidth:new-secret"
 

@@ -16,9 +16,8 @@ import pytest
 
 from receiver.sandbox.scenario import Fault, Rates
 from receiver.sandbox.scenario_writer import fault_number
-from tests.foreground import foreground, is_open
 from tests.pages import blocks, page, section
-from tests.running import PATIENT, receiver, serving, until
+from tests.processes import PATIENT, foreground, is_open, receiver, serving, until
 from tests.sandboxes import V1, V2, v1_message, v2_message
 
 NEEDS_CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl: what is printed is for it")

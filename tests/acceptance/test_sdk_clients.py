@@ -14,7 +14,7 @@ from typing import Any
 import bandwidth
 import pytest
 
-from tests.round_trip import API_TOKEN, SECRET, TOKEN, USER, RoundTrip, round_trip
+from tests.sandboxes import API_TOKEN, SECRET, TOKEN, USER, RoundTrip, round_trip
 
 pytestmark = pytest.mark.anyio
 

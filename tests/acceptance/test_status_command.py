@@ -11,8 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.posts import v2_event
-from tests.running import PATIENT, Server, receiver, serving, until
+from tests.factories import v2_event
+from tests.processes import PATIENT, Server, receiver, serving, until
 
 CREDENTIALS, TOKEN = ("bandwidth", "secret"), "token"
 SETTINGS = {"CALLBACK_CREDENTIALS": '["bandwidth:secret"]', "API_TOKENS": f'["{TOKEN}"]'}

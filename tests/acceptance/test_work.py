@@ -6,9 +6,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.foreground import Foreground, foreground
-from tests.posts import v2_event
-from tests.running import PATIENT, Server, receiver, serving, until, whole_lines
+from tests.factories import v2_event
+from tests.processes import PATIENT, Foreground, Server, foreground, receiver, serving, until, whole_lines
 from tests.servers import free_port
 
 CREDENTIALS, TOKEN = ("bandwidth", "secret"), "token"

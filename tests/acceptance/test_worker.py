@@ -15,9 +15,9 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.factories import v2_event
 from tests.faults.load import children, freeze, is_gone, worker_of
-from tests.posts import v2_event
-from tests.running import PATIENT, Server, serving, until, whole_lines
+from tests.processes import PATIENT, Server, serving, until, whole_lines
 
 GIVEN = {"CALLBACK_CREDENTIALS": '["u:p"]', "API_TOKENS": '["token"]'}
 FILE = {"name": "file", "type": "jsonl", "path": "events.jsonl", "start": "beginning"}

@@ -36,9 +36,9 @@ from tests.brokers.kafka import KafkaCluster
 from tests.brokers.nats import nats_server
 from tests.brokers.rabbitmq import rabbitmq_server
 from tests.brokers.redis import redis_server
-from tests.event_log import Nobody, now
-from tests.posts import v2_event
-from tests.running import serving
+from tests.dispatching import Nobody, now
+from tests.factories import v2_event
+from tests.processes import serving
 from tests.servers import named_database, on_postgres, postgres_server, random_name
 
 SINKS = ("memory", "jsonl", "webhook", "nats", "kafka", "rabbitmq", "redis")

@@ -7,10 +7,9 @@ from receiver.domain.publication import LogEntry, Published, SinkDown
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage.database import Database
 from tests.brokers.own import OwnServer
-from tests.dispatching import audit, memory, messages, rows, running, sink_row
-from tests.event_log import append, life, memory_sink
-from tests.proxy import Proxy
-from tests.publications import batch, make_publication
+from tests.dispatching import append, audit, life, memory, memory_sink, messages, rows, running, sink_row
+from tests.factories import batch, make_publication
+from tests.fault_servers import Proxy
 from tests.waiting import eventually
 
 # An attempt that timed out is repeated after a minute.

@@ -22,8 +22,7 @@ from receiver.sinks.base import SinkSettings
 from receiver.sinks.memory import MemorySink
 from receiver.testing import SinkTarget
 from tests.brokers.kafka import KafkaCluster
-from tests.fault_server import fault_server
-from tests.proxy import Proxy, proxy
+from tests.fault_servers import Proxy, fault_server, proxy
 from tests.servers import random_name
 
 STANDARD_PORTS = {"amqp": 5672, "nats": 4222, "redis": 6379}

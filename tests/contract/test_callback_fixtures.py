@@ -15,7 +15,7 @@ from msgspec import structs
 
 from receiver.domain.events import Api, Callback, Element, Event, MessageFields, Rejected
 from receiver.providers import parse
-from tests.callbacks import request
+from tests.factories import request
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "callbacks"
 FILES = sorted(FOLDER.glob("*.json"))

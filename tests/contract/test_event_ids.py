@@ -12,8 +12,8 @@ import pytest
 
 from receiver.domain.events import Api, Callback, Element, Rejected
 from receiver.providers import parse
-from tests.callbacks import request
 from tests.contract.test_callback_fixtures import FOLDER, callback_of
+from tests.factories import request
 
 RECORDED = json.loads((FOLDER.parent / "event_ids.json").read_bytes())
 

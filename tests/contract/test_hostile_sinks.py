@@ -14,8 +14,7 @@ from receiver.domain.events import Status
 from receiver.domain.publication import Publication, Published, Result, Retry, SinkDown
 from receiver.sinks.base import Sink
 from receiver.storage.database import Database
-from tests.dispatching import ids, memory, private, rows, running, sink_row
-from tests.event_log import append, life, memory_sink
+from tests.dispatching import append, ids, life, memory, memory_sink, private, rows, running, sink_row
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]

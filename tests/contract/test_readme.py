@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.pages import ROOT, blocks, page, readme, section
-from tests.running import environment, receiver, serving, until
+from tests.processes import environment, receiver, serving, until
 from tests.servers import free_port
 
 FIRST_CALLBACK = section(readme(), "A first callback")

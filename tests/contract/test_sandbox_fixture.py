@@ -19,7 +19,7 @@ from receiver.sandbox.scenario import Fault, Rates
 from receiver.sandbox.scenario_writer import magic_numbers
 from receiver.testing.sandbox import Sandbox, running_sandbox
 from tests.pages import blocks, page, section
-from tests.running import PATIENT
+from tests.processes import PATIENT
 from tests.sandboxes import V1, V2, v1_message, v2_message
 
 CONFTEST, TESTS = blocks(page("testing"), "python")

@@ -11,7 +11,7 @@ import pytest
 from receiver.domain.events import Api, Direction, Event, Status, TagVerdict
 from receiver.domain.message import fold
 from receiver.providers import parse
-from tests.callbacks import request
+from tests.factories import request
 
 FOLDER = Path(__file__).parents[3] / "shared" / "bandwidth" / "callbacks"
 FILES = sorted(FOLDER.glob("*.json"))

@@ -16,8 +16,8 @@ import pytest
 
 from receiver.app import Receiver
 from receiver.settings import Settings
+from tests.factories import v2_event
 from tests.pages import page
-from tests.posts import v2_event
 from tests.web import serving
 
 pytestmark = pytest.mark.anyio

@@ -15,9 +15,9 @@ import httpx2
 from sqlalchemy import text
 
 from receiver.storage.database import Database
+from tests.factories import v2_event
 from tests.faults.audit import audit
-from tests.posts import v2_event
-from tests.running import PATIENT, Server, until, whole_lines
+from tests.processes import PATIENT, Server, until, whole_lines
 
 __all__ = [
     "Load",

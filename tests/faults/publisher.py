@@ -21,7 +21,7 @@ from receiver.sinks.base import Sink
 from receiver.sinks.file import JsonlSettings, JsonlSink, lines
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage.database import Database
-from tests.event_log import Nobody, now
+from tests.dispatching import Nobody, now
 
 # A process that gets no CPU for half of the lease must not lose it.
 LEASE_SECONDS: Final = 4.0

@@ -18,8 +18,7 @@ from receiver.sinks.base import Sink
 from receiver.storage import event_log, retries, sinks
 from receiver.storage.database import Database
 from tests.benchmarks.filled_log import event_rows, message_rows, retry_rows, write
-from tests.dispatching import private, running
-from tests.event_log import now
+from tests.dispatching import now, private, running
 from tests.servers import named_database, on_postgres, random_name
 from tests.waiting import eventually
 

@@ -21,10 +21,10 @@ from tests import dispatching
 from tests.brokers.nats import OwnNats
 from tests.brokers.redis import OwnRedis
 from tests.dispatching import rows, whole_log
+from tests.factories import v2_event
 from tests.faults.audit import audit
 from tests.faults.load import Load, let_the_lease_lapse, published
-from tests.posts import v2_event
-from tests.running import PATIENT, Server, serving
+from tests.processes import PATIENT, Server, serving
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]

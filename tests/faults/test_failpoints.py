@@ -11,12 +11,12 @@ import pytest
 from sqlalchemy import text
 
 from receiver.storage.database import Database
+from tests.factories import callback
 from tests.faults.audit import audit
 from tests.faults.load import Load, identity, let_the_lease_lapse, posts
 from tests.faults.test_killed_servers import SETTINGS
-from tests.posts import callback
+from tests.processes import PATIENT, Server, receiver, serving
 from tests.processing import append, drain
-from tests.running import PATIENT, Server, receiver, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 

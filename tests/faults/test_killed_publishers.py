@@ -21,9 +21,8 @@ from receiver.domain.publication import LogEntry
 from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS
 from receiver.storage.database import Database
 from tests.brokers import own
-from tests.dispatching import audit
-from tests.event_log import append, life
-from tests.events import make_event
+from tests.dispatching import append, audit, life
+from tests.factories import make_event
 from tests.faults import publisher
 from tests.faults.load import let_the_lease_lapse, published
 from tests.faults.publisher import LEASE_SECONDS, POLL_SECONDS, Lines

@@ -19,7 +19,7 @@ from sqlalchemy import text
 from receiver.storage.database import Database
 from tests.faults.audit import arrive, audit, audit_sink, drained
 from tests.faults.load import Load, children, is_gone, let_the_lease_lapse, published, worker_of
-from tests.running import Server, receiver, serving, until
+from tests.processes import Server, receiver, serving, until
 from tests.servers import random_name
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]

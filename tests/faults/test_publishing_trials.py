@@ -27,9 +27,22 @@ from receiver.storage import event_log, replays
 from receiver.storage.database import Database
 from receiver.storage.journal import journal_writer
 from tests.benchmarks.filled_log import event_rows, message_rows, write
-from tests.dispatching import Running, audit, ids, letters, memory, messages, rows, running, whole_log
-from tests.event_log import append, life, memory_sink, now
-from tests.posts import callback, v2_event
+from tests.dispatching import (
+    Running,
+    append,
+    audit,
+    ids,
+    letters,
+    life,
+    memory,
+    memory_sink,
+    messages,
+    now,
+    rows,
+    running,
+    whole_log,
+)
+from tests.factories import callback, v2_event
 from tests.servers import on_postgres
 from tests.waiting import eventually
 

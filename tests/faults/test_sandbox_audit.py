@@ -21,7 +21,7 @@ from receiver.storage.database import Database
 from receiver.storage.rebuild import Rebuild
 from tests.faults.audit import assert_order, drained
 from tests.faults.load import published
-from tests.round_trip import USER, RoundTrip, round_trip
+from tests.sandboxes import USER, RoundTrip, round_trip
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 

@@ -22,7 +22,7 @@ from receiver.storage.backup import UnusableBackup
 from receiver.storage.database import Database
 from receiver.storage.rebuild import Rebuild
 from receiver.storage.sqlite_file import UnfitDatabase
-from tests.posts import callback, v2_event
+from tests.factories import callback, v2_event
 from tests.processing import append, drain, process
 
 TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

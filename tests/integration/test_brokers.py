@@ -20,7 +20,7 @@ from tests.brokers.nats import OwnNats, nats_server
 from tests.brokers.own import OwnServer, lasting_port
 from tests.brokers.rabbitmq import OwnRabbitmq, rabbitmq_server
 from tests.brokers.redis import OwnRedis, redis_server
-from tests.proxy import Proxy, proxy
+from tests.fault_servers import Proxy, proxy
 from tests.servers import random_name
 
 pytestmark = pytest.mark.anyio

@@ -16,12 +16,11 @@ from receiver.providers import states
 from receiver.storage import callbacks, event_log, journal
 from receiver.storage.database import Database
 from receiver.tags import TagPolicy
-from tests.builders import NOON, callback, insert_callbacks, problem
-from tests.events import make_event
-from tests.plans import Explained
-from tests.posts import callback as posted
-from tests.posts import v1_event, v2_event
+from tests.databases import Explained
+from tests.factories import callback as posted
+from tests.factories import make_event, v1_event, v2_event
 from tests.processing import process
+from tests.rows import NOON, callback, insert_callbacks, problem
 
 pytestmark = pytest.mark.anyio
 

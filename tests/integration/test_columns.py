@@ -32,8 +32,7 @@ from receiver.storage import event_log
 from receiver.storage.bulk import Spelling
 from receiver.storage.database import Database
 from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, rows_of, statement
-from tests.events import make_event
-from tests.posts import callback, v2_event
+from tests.factories import callback, make_event, v2_event
 from tests.processing import process, select
 
 pytestmark = pytest.mark.anyio

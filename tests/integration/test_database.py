@@ -11,7 +11,7 @@ from receiver.errors import SchemaError, SettingsError, StorageUnavailable
 from receiver.storage import schema
 from receiver.storage.database import Database, driver_url, is_sqlite
 from receiver.storage.journal import journal_writer
-from tests.posts import callback, v2_event
+from tests.factories import callback, v2_event
 from tests.servers import named_database, on_postgres, random_name
 
 pytestmark = pytest.mark.anyio

@@ -14,8 +14,22 @@ from receiver.models.sinks import ATTEMPTS
 from receiver.sinks.base import Sink
 from receiver.storage import sinks
 from receiver.storage.database import Database
-from tests.dispatching import ids, in_order, letters, memory, messages, private, requeue, rows, running, sink_row
-from tests.event_log import append, life, memory_sink, now
+from tests.dispatching import (
+    append,
+    ids,
+    in_order,
+    letters,
+    life,
+    memory,
+    memory_sink,
+    messages,
+    now,
+    private,
+    requeue,
+    rows,
+    running,
+    sink_row,
+)
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio

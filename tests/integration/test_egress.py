@@ -15,8 +15,8 @@ from receiver.domain.publication import Published, Result, Retry, SinkDown
 from receiver.sinks import webhook as module
 from receiver.sinks.egress import BoundedStream, GuardedBackend
 from tests.brokers.own import lasting_port
-from tests.certificates import Authority
-from tests.fault_server import FaultServer, fault_server
+from tests.fault_servers import FaultServer, fault_server
+from tests.servers import Authority
 from tests.webhooks import post, posted, webhook
 
 pytestmark = pytest.mark.anyio

@@ -36,8 +36,7 @@ from receiver.models.queries import CallbackQuery
 from receiver.storage import callbacks, journal, schema
 from receiver.storage.database import Database
 from receiver.tags import TagPolicy, sign
-from tests.events import at
-from tests.posts import callback, v1_event, v2_event
+from tests.factories import at, callback, v1_event, v2_event
 from tests.processing import append, drain, now, process
 
 pytestmark = pytest.mark.anyio

@@ -24,7 +24,7 @@ from receiver.domain.delivery import FinalConflict
 from receiver.storage import schema
 from receiver.storage.database import Database
 from receiver.storage.rebuild import Rebuild
-from tests.posts import callback, v2_event
+from tests.factories import callback, v2_event
 from tests.processing import process
 from tests.servers import named_database, on_postgres, random_name
 

@@ -33,8 +33,7 @@ from receiver.intake.journal import Journal
 from receiver.providers.registry import URLS
 from receiver.storage.database import Database, journal_file
 from receiver.storage.journal import journal_writer
-from tests.events import at
-from tests.posts import callback, v2_event
+from tests.factories import at, callback, v2_event
 from tests.processing import append, drain, now, opened, select
 from tests.servers import on_postgres
 

@@ -10,7 +10,7 @@ import pytest
 from receiver.errors import SchemaError
 from receiver.storage import schema
 from receiver.storage.database import Database
-from tests.posts import callback, v2_event
+from tests.factories import callback, v2_event
 from tests.processing import append, drain, process
 
 pytestmark = pytest.mark.anyio

@@ -21,10 +21,8 @@ from receiver.storage.database import Database
 from receiver.testing.dispatch import publication_of_size, publications
 from tests.brokers.kafka import INIT_PRODUCER_ID, PRODUCE, KafkaCluster, Record
 from tests.brokers.own import lasting_port
-from tests.certificates import Authority
-from tests.dispatching import Outcomes, audit, dispatching, whole_log
-from tests.event_log import append, life, memory_sink
-from tests.servers import random_name
+from tests.dispatching import Outcomes, append, audit, dispatching, life, memory_sink, whole_log
+from tests.servers import Authority, random_name
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio

@@ -12,10 +12,10 @@ from receiver.models.parameters import MessagePlace
 from receiver.models.queries import MessageQuery, SortOrder
 from receiver.storage import messages
 from receiver.storage.database import Database
-from tests.builders import inbound, insert, message, minutes
-from tests.plans import plan
-from tests.posts import callback, v1_event, v2_event
+from tests.databases import plan
+from tests.factories import callback, v1_event, v2_event
 from tests.processing import process
+from tests.rows import inbound, insert, message, minutes
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,7 @@ from receiver.models.parameters import MessagePlace
 from receiver.models.queries import MessageQuery
 from receiver.storage import messages
 from receiver.storage.database import Database
-from tests.plans import plan
+from tests.databases import plan
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

@@ -39,9 +39,8 @@ from receiver.storage.event_retention import Kind, PruneTask
 from receiver.storage.replays import LogRange
 from receiver.storage.retries import settle
 from receiver.storage.sinks import Health, Lease, UnknownSink
-from tests.dispatching import in_order, memory, messages, running, whole_log
-from tests.event_log import append, life, memory_sink, now
-from tests.events import at, make_event
+from tests.dispatching import append, in_order, life, memory, memory_sink, messages, now, running, whole_log
+from tests.factories import at, make_event
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio

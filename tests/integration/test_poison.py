@@ -24,9 +24,9 @@ from receiver.storage import event_log
 from receiver.storage.bulk import Transaction
 from receiver.storage.database import Database
 from receiver.storage.processor import MAX_LISTED
-from tests.cpu import cpu_at_most
-from tests.posts import callback, v2_event
+from tests.factories import callback, v2_event
 from tests.processing import append, drain, now, opened, process, select
+from tests.waiting import cpu_at_most
 
 pytestmark = pytest.mark.anyio
 
@@ -273,8 +273,8 @@ async def test_long_parsing_and_folding_let_others_have_their_turn(sqlite_url: s
 _BACKLOG = """
 import asyncio, json, resource, sys
 from receiver.storage.database import Database
-from tests.cpu import cpu_at_most
-from tests.posts import callback, v2_event
+from tests.waiting import cpu_at_most
+from tests.factories import callback, v2_event
 from tests.processing import append, drain
 
 def peak():

@@ -13,7 +13,7 @@ from receiver.settings import Settings
 from receiver.storage import messages
 from receiver.storage.database import Database
 from receiver.storage.sqlite_file import WORKER, held
-from tests.posts import callback, v2_event
+from tests.factories import callback, v2_event
 from tests.processing import NoObserver, append, now
 
 pytestmark = pytest.mark.anyio

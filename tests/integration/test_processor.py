@@ -31,7 +31,7 @@ from receiver.storage.database import Database
 from receiver.storage.journal import journal_writer
 from receiver.storage.processor import ProcessorLease, ProcessorLeaseLost
 from receiver.tags import TagPolicy, sign
-from tests.posts import callback, v1_event, v2_event
+from tests.factories import callback, v1_event, v2_event
 from tests.processing import NoObserver, append, drain, now, opened, process, select
 from tests.servers import on_postgres
 from tests.waiting import eventually
@@ -648,7 +648,7 @@ import asyncio, json, random, sys, time
 import asyncpg
 from receiver.storage.database import Database
 from receiver.storage.journal import journal_writer
-from tests.posts import callback, v2_event
+from tests.factories import callback, v2_event
 
 url, name, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 SLOW = '''WITH added AS (INSERT INTO callbacks (id, received_at, api, route, method, query, headers, body)

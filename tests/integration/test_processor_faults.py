@@ -30,7 +30,7 @@ from receiver.storage import processor as processor_table
 from receiver.storage.bulk import Step
 from receiver.storage.database import Database, is_data_error, journal_file
 from receiver.storage.journal import journal_writer
-from tests.posts import callback, v2_event
+from tests.factories import callback, v2_event
 from tests.processing import drain, now, opened, process
 from tests.servers import on_postgres
 from tests.waiting import eventually

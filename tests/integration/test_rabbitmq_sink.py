@@ -26,11 +26,9 @@ from receiver.storage.database import Database
 from receiver.testing.dispatch import publication_of_size, publications
 from tests.brokers.own import lasting_port
 from tests.brokers.rabbitmq import OwnRabbitmq
-from tests.certificates import Authority
-from tests.dispatching import Outcomes, audit, dispatching, whole_log
-from tests.event_log import append, life, memory_sink
-from tests.proxy import Proxy, proxy
-from tests.servers import random_name
+from tests.dispatching import Outcomes, append, audit, dispatching, life, memory_sink, whole_log
+from tests.fault_servers import Proxy, proxy
+from tests.servers import Authority, random_name
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio

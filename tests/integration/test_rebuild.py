@@ -12,7 +12,7 @@ from receiver.models.messages import DeliveryRow, MessageRow
 from receiver.storage import rebuild
 from receiver.storage.database import Database
 from receiver.storage.rebuild import Rebuild, Rebuilt
-from tests.posts import callback, v1_event, v2_event
+from tests.factories import callback, v1_event, v2_event
 from tests.processing import append, drain, process
 
 pytestmark = pytest.mark.anyio

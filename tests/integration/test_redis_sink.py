@@ -21,12 +21,10 @@ from receiver.storage.database import Database
 from tests.brokers import outages
 from tests.brokers.own import lasting_port
 from tests.brokers.redis import OwnRedis
-from tests.certificates import Authority
-from tests.dispatching import audit, messages, rows, running
-from tests.event_log import append, life
-from tests.proxy import proxy
-from tests.publications import batch, make_publication
-from tests.servers import random_name
+from tests.dispatching import append, audit, life, messages, rows, running
+from tests.factories import batch, make_publication
+from tests.fault_servers import proxy
+from tests.servers import Authority, random_name
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio

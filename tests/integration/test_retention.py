@@ -24,9 +24,8 @@ from receiver.storage.event_retention import Batch, Kind, PruneTask
 from receiver.storage.journal import first_id
 from receiver.storage.rebuild import Rebuild
 from receiver.storage.retention import Pruner
-from tests import event_log
-from tests.events import EPOCH, make_event
-from tests.posts import callback, v1_event, v2_event
+from tests import dispatching
+from tests.factories import EPOCH, callback, make_event, v1_event, v2_event
 from tests.processing import append, drain, process
 
 pytestmark = pytest.mark.anyio
@@ -378,7 +377,7 @@ async def test_a_young_event_among_old_ones_does_not_hide_those_behind_it(databa
 async def add_events(database: Database, days: Iterable[float]) -> None:
     """Appends one event for each day to the log, each of a message of its own."""
     events = [make_event(message_id=uuid4().hex, received_at=day(received)) for received in days]
-    await event_log.append(database, events)
+    await dispatching.append(database, events)
 
 
 @pytest.mark.parametrize("limit", [3, 500])

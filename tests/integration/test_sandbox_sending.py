@@ -8,7 +8,7 @@ from urllib.parse import quote
 import httpx2
 import pytest
 
-from tests.running import PATIENT
+from tests.processes import PATIENT
 from tests.sandboxes import V1, V2, sandbox, v1_message, v2_message
 
 pytestmark = pytest.mark.anyio

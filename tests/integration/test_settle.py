@@ -8,7 +8,7 @@ from sqlalchemy import event
 from receiver.storage import processor
 from receiver.storage.database import Database
 from receiver.storage.processor import Settling, backlog, settle
-from tests.posts import callback, v2_event
+from tests.factories import callback, v2_event
 from tests.processing import append, drain, process
 from tests.waiting import eventually
 

@@ -13,8 +13,21 @@ from receiver.models.queries import DeadLetterChoice
 from receiver.models.sinks import ATTEMPTS, REPLAYS
 from receiver.storage import dead_letters, replays, sinks
 from receiver.storage.database import Database
-from tests.dispatching import ids, in_order, letters, memory, messages, requeue, rows, running, sink_row
-from tests.event_log import append, life, memory_sink, now
+from tests.dispatching import (
+    append,
+    ids,
+    in_order,
+    letters,
+    life,
+    memory,
+    memory_sink,
+    messages,
+    now,
+    requeue,
+    rows,
+    running,
+    sink_row,
+)
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio

@@ -28,8 +28,8 @@ from receiver.storage import dead_letters, replays, retries, sinks
 from receiver.storage.database import Database
 from receiver.storage.retries import Progress, settle
 from receiver.storage.sinks import Health, Lease, LeaseLost, UnknownSink
-from tests.event_log import append, life
-from tests.events import at
+from tests.dispatching import append, life
+from tests.factories import at
 
 pytestmark = pytest.mark.anyio
 

@@ -7,8 +7,7 @@ from sqlalchemy import event
 
 from receiver.errors import StorageUnavailable
 from receiver.storage.database import Database
-from tests.dispatching import ids, memory, running
-from tests.event_log import append, life, memory_sink
+from tests.dispatching import append, ids, life, memory, memory_sink, running
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]

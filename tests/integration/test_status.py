@@ -20,12 +20,12 @@ from receiver.storage import processor, sinks
 from receiver.storage.database import Database
 from receiver.storage.postgresql import STATEMENT_SECONDS
 from receiver.storage.status import StatusReader
-from tests.builders import NOON
-from tests.event_log import now
-from tests.posts import callback, v1_event, v2_event
+from tests.dispatching import now
+from tests.factories import callback, v1_event, v2_event
 from tests.processing import append, process
-from tests.query_api import READER, application, client
+from tests.rows import NOON
 from tests.servers import free_port
+from tests.web import READER, application, client
 
 pytestmark = pytest.mark.anyio
 

@@ -3,7 +3,7 @@
 import pytest
 
 from receiver.storage.database import Database
-from tests.posts import callback, v2_event
+from tests.factories import callback, v2_event
 from tests.processing import append, drain, opened, select
 
 pytestmark = pytest.mark.anyio

@@ -20,11 +20,11 @@ from receiver.sinks.encoding import Binding, bind
 from receiver.sinks.registry import configure
 from receiver.sinks.webhook import WebhookSettings, WebhookSink, parse_retry_after
 from receiver.storage.database import Database
-from tests import callbacks, webhooks
+from tests import factories, webhooks
 from tests.brokers.own import lasting_port
-from tests.callbacks import rejected_of
-from tests.event_log import Nobody, append, life, now
-from tests.fault_server import BOMB, FaultServer, Request, fault_server
+from tests.dispatching import Nobody, append, life, now
+from tests.factories import rejected_of
+from tests.fault_servers import BOMB, FaultServer, Request, fault_server
 from tests.waiting import eventually
 from tests.webhooks import post, publication
 
@@ -229,7 +229,7 @@ async def test_user_and_password_in_the_url_are_basic_credentials(server: FaultS
 def test_an_event_that_is_posted_to_our_own_callbacks_makes_no_other(binding: Binding) -> None:
     published = publication(event=EVENT, body=orjson.dumps(EVENT))
     for api in Api:
-        rejected_of(callbacks.post(bind(published, binding, prefix="ce-").body, api))
+        rejected_of(factories.post(bind(published, binding, prefix="ce-").body, api))
 
 
 async def test_any_text_survives(server: FaultServer) -> None:

@@ -4,7 +4,7 @@ from urllib.parse import urlencode
 import pytest
 
 from receiver.domain.events import Api, Direction, Event, Failure, Quarantine, Status
-from tests.callbacks import RECEIVED_AT, event_of, get, post, rejected_of
+from tests.factories import RECEIVED_AT, event_of, get, post, rejected_of
 
 ABSENT = object()
 

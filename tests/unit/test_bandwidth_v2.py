@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from receiver.domain.events import Api, Direction, Event, Failure, Quarantine, Status, TagVerdict
-from tests.callbacks import RECEIVED_AT, event_of, post, rejected_of
+from tests.factories import RECEIVED_AT, event_of, post, rejected_of
 
 
 def status_event(**changes: Any) -> dict[str, Any]:

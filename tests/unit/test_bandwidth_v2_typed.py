@@ -11,9 +11,9 @@ from receiver.domain.events import MAX_RECIPIENTS, Callback, Quarantine
 from receiver.providers import parse
 from receiver.providers.bandwidth import parse_leniently
 from receiver.providers.bandwidth_v2 import decode
-from tests.callbacks import event_of, post, rejected_of, request
 from tests.contract.test_event_ids import RECORDED, callback_from
-from tests.cpu import cpu_at_most
+from tests.factories import event_of, post, rejected_of, request
+from tests.waiting import cpu_at_most
 
 MESSAGE = {"id": "msg-1", "time": "2024-06-12T13:46:40Z", "to": ["+14155550142"], "from": "+19195550100", "tag": "t"}
 FAILED = {

@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from receiver.sinks.encoding import REPLAYED, Binding, bind
-from tests.publications import make_publication
+from tests.factories import make_publication
 
 
 def test_structured_is_the_whole_event_in_the_body() -> None:

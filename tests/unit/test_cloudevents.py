@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from receiver.domain.cloudevents import cloud_event, rfc3339
 from receiver.domain.events import MessageFields, Status, TagVerdict
 from receiver.domain.publication import LogEntry, Snapshot
-from tests.events import at, make_event
+from tests.factories import at, make_event
 
 SOURCE = "/bandwidth/v2"
 REASON = {"name": "x", "description": "y", "category": "carrier", "retryable": False, "billable": None}

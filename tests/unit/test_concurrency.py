@@ -6,7 +6,7 @@ import pytest
 
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry, SinkDown
 from receiver.sinks.concurrency import publish_each
-from tests.publications import make_publication
+from tests.factories import make_publication
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from receiver.api.messages import COLUMNS, cell, csv_table
 from receiver.domain.events import Api, Direction, TagVerdict
 from receiver.models.messages import MessageRead, RecipientRead
-from tests.builders import NOON
+from tests.rows import NOON
 
 
 def recipient(**fields: Any) -> RecipientRead:

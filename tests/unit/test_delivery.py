@@ -11,7 +11,7 @@ from receiver.domain.events import Api, Event, Failure, Status, number_key
 from receiver.domain.fold import Batch
 from receiver.domain.message import Message
 from receiver.providers import states
-from tests.events import at, make_event
+from tests.factories import at, make_event
 from tests.rows import rows, rows_of
 
 NUMBERS = ("+15550001", "+15550002", "15550002", "BandwidthRBM")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.domain.events import Api, event_id
-from tests.events import make_event
+from tests.factories import make_event
 
 
 def id_of(message_id: str, **more: str | None) -> str:

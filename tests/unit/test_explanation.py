@@ -19,7 +19,7 @@ from receiver.models.messages import MessageRead, RecipientRead
 from receiver.models.sinks import PublicationRead
 from receiver.storage.bulk import Spelling
 from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, rows_of
-from tests.events import at, make_event
+from tests.factories import at, make_event
 from tests.unit.test_delivery import event_sets
 
 ONE, TWO, THREE = "+15550001", "+15550002", "+15550003"

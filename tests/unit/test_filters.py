@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from receiver.domain.cloudevents import EVENT_TYPES, Filter
 from receiver.domain.events import Direction, MessageFields, Status
 from receiver.domain.publication import LogEntry, Snapshot
-from tests.events import make_event
+from tests.factories import make_event
 
 SNAPSHOT = Snapshot(
     status="delivered", state=None, delivery_state=None, code=None, description=None, contradicted=False

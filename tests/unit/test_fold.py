@@ -22,8 +22,8 @@ from receiver.domain.fold import Batch, MessageKey, Repeat
 from receiver.domain.message import Message, fold
 from receiver.domain.publication import Appended
 from receiver.providers import states
-from tests.cpu import cpu_at_most
-from tests.events import make_event
+from tests.factories import make_event
+from tests.waiting import cpu_at_most
 
 Rows = list[tuple[str | None, Status]]
 

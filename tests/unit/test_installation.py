@@ -17,7 +17,7 @@ from receiver.explanation.installation import (
     assess,
 )
 from receiver.models.sinks import SinkRead
-from tests.builders import NOON
+from tests.rows import NOON
 
 PROCESSOR = ProcessorRecord(
     lease_is_held=True,

@@ -12,7 +12,7 @@ from receiver.domain.events import Callback
 from receiver.errors import JournalFull, StorageUnavailable
 from receiver.intake import journal as journal_module
 from receiver.intake.journal import ANSWER_SECONDS, Journal
-from tests.posts import callback
+from tests.factories import callback
 
 pytestmark = pytest.mark.anyio
 

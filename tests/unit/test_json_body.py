@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from receiver.providers.fields import ParseError
 from receiver.providers.fields import parse_json as parse
-from tests.cpu import cpu_at_most
+from tests.waiting import cpu_at_most
 
 SAMPLE = {"type": "message-delivered", "tag": "Grüße 👋", "code": [0, -1, 1.5, None, True], "empty": {}}
 

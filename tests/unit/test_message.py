@@ -5,7 +5,7 @@ import pytest
 from receiver.domain.events import Api, Direction, Status, TagVerdict
 from receiver.domain.message import Message, fold, roll_up
 from receiver.providers import states
-from tests.events import at, make_event
+from tests.factories import at, make_event
 from tests.rows import rows
 
 

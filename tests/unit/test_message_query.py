@@ -13,7 +13,7 @@ from receiver.providers import parse
 from receiver.providers.states import DELIVERY_STATES
 from receiver.storage.bulk import Spelling
 from receiver.storage.messages import MESSAGE_COLUMNS, rows_of
-from tests.posts import callback, v1_event, v2_event
+from tests.factories import callback, v1_event, v2_event
 
 STATES = ("received", "queued", "sending", "sent", "error", "other", None)
 RECEIPTS = ("waiting", "delivered", "not-delivered", "other", None)

@@ -12,7 +12,7 @@ from receiver.api.operations import ApiContext, Operation
 from receiver.api.routes import GROUPS, routes
 from receiver.models.queries import PagedQuery
 from receiver.storage.database import Database
-from tests.event_log import now
+from tests.dispatching import now
 
 DOCUMENT = openapi.document(GROUPS, "1.2.3")
 OPERATIONS = [operation for group in GROUPS for operation in group.operations]

@@ -6,7 +6,7 @@ import pytest
 
 from receiver.domain.events import Api, Callback, Quarantine, Rejected
 from receiver.providers import parse
-from tests.callbacks import event_of, get, post, rejected_of, request
+from tests.factories import event_of, get, post, rejected_of, request
 
 DELIVERED = {"type": "message-delivered", "time": "2024-06-12T13:46:41Z", "to": "+1415", "message": {"id": "msg-1"}}
 SENT = {"eventType": "sms", "direction": "out", "messageId": "m-1", "to": "+1415", "state": "sent"}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from receiver.domain.events import Api, Callback, Direction, Element, Event, Rejected, Status, TagVerdict
 from receiver.domain.message import fold
 from receiver.providers import parse
-from tests.callbacks import get, post, request
+from tests.factories import get, post, request
 
 
 def assert_storable(value: object) -> None:

@@ -16,7 +16,7 @@ from receiver.sandbox import v1, v2
 from receiver.sandbox.messages import CallbackTarget, ExpectedStatus, SandboxMessage, expected_statuses
 from receiver.sandbox.scenario import Fault, Kind, PlannedCallback, Rates, Receipts, Sending, Step
 from receiver.sandbox.scenario_writer import code_number, fault_number, write_inbound_scenario, write_scenario
-from tests.events import at
+from tests.factories import at
 from tests.unit.test_sandbox_scenario_writer import rates, sendings
 
 CREATED_AT = datetime(2026, 1, 1, tzinfo=UTC)

@@ -7,7 +7,7 @@ import pytest
 from receiver.domain.events import Event, Quarantine, Rejected, Status, TagVerdict
 from receiver.intake.fold import TagChecker
 from receiver.tags import TagPolicy, sign
-from tests.events import make_event
+from tests.factories import make_event
 
 KEYS = {"k1": "secret"}
 SENDER, NUMBER, OTHER = "+15559999", "+15550001", "+15550009"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from receiver.sinks.encoding import FIELDS, Template, render
-from tests.publications import make_publication
+from tests.factories import make_publication
 
 CHECK = TypeAdapter[str](Template)
 

@@ -1,16 +1,18 @@
-"""The installed command `receiver` as a process of its own."""
+"""The installed command `receiver` as a process of its own: one that ends, one that serves, one in the foreground."""
 
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 COMMAND = Path(sys.executable).with_name("receiver")
 _LISTENS = re.compile(r"^receiver listens on (http://\S+)$", re.MULTILINE)
@@ -101,3 +103,73 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> None:
 def whole_lines(path: Path) -> list[str]:
     """The complete lines of a file that another process writes; none while the file does not exist."""
     return path.read_text("utf-8", "replace").split("\n")[:-1] if path.exists() else []
+
+
+@dataclass(slots=True)
+class Foreground:
+    """A running command."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+    errors: Path
+
+    def text(self) -> str:
+        return self.output.read_text("utf-8")
+
+    def address(self, name: str) -> str:
+        """The address on which `name` listens, from its output."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if found := re.search(rf"^{name} listens on (http://[^\s,]+)", self.text(), re.MULTILINE):
+                return found[1]
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.02)  # between two polls of another process
+        raise AssertionError(f"{name} did not start: {self.errors.read_text('utf-8')}")
+
+    def stop(self, number: int = signal.SIGINT) -> int:
+        """Sends a signal and returns the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def members(self) -> list[int]:
+        """The processes of its group."""
+        return [int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat") if _group(stat) == self.process.pid]
+
+
+def _group(stat: Path) -> int | None:
+    with suppress(OSError):
+        return int(stat.read_text("utf-8").rpartition(")")[2].split()[2])
+    return None
+
+
+@contextmanager
+def foreground(folder: Path, *arguments: str, **variables: str) -> Iterator[Foreground]:
+    """Starts a command in a folder, with these environment variables; kills its process group at the end."""
+    output, errors = folder / "stdout.txt", folder / "stderr.txt"
+    with output.open("wb") as stdout, errors.open("wb") as stderr:
+        process = subprocess.Popen(
+            [COMMAND, *arguments],
+            cwd=folder,
+            env=environment() | variables,
+            stdout=stdout,
+            stderr=stderr,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    try:
+        yield Foreground(process, output, errors)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+
+def is_open(url: str) -> bool:
+    """Whether a server listens at the address of a URL."""
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
