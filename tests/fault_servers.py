@@ -208,7 +208,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Forwards what it is sent until told otherwise; its port stays the same."""
+    """Forwards what it is sent until a test changes that; its port stays the same."""
 
     def __init__(self, host: str, port: int) -> None:
         self.port = lasting_port()
@@ -270,7 +270,7 @@ class Proxy:
             writer.close()
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Connects a client to the server until both have said all, or one is lost."""
+        """Connects a client to the server until both have sent everything, or one is lost."""
         from_server, to_server = await asyncio.open_connection(*self._target)
         self._writers.add(to_server)
         try:

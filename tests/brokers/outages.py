@@ -35,7 +35,7 @@ def settled(database: Database, sink: ConfiguredSink, entries: Sequence[LogEntry
     return is_settled
 
 
-def complains(database: Database, sink: ConfiguredSink, reason: str) -> Callable[[], Any]:
+def reports_error(database: Database, sink: ConfiguredSink, reason: str) -> Callable[[], Any]:
     """Whether the sink is down with this reason."""
 
     async def is_known() -> bool:
@@ -81,7 +81,7 @@ async def frozen(database: Database, server: OwnServer, sink: ConfiguredSink, st
         server.freeze()
         entries += await append(database, messages(100))
         await eventually(lambda: len(memory(other).published) == len(entries))
-        await eventually(complains(database, sink, "timeout"))
+        await eventually(reports_error(database, sink, "timeout"))
         server.thaw()
         await eventually(settled(database, sink, entries), _SECONDS_TO_SETTLE)
     audit(entries, await stream.ids())

@@ -403,5 +403,5 @@ def test_systemd_understands_every_line_of_the_unit(tmp_path: Path) -> None:
 
 def test_systemd_finds_little_that_the_unit_could_do_to_the_host() -> None:
     # in tenths: 15 is an exposure of 1.5 out of 10
-    judged = systemd_analyze("security", "--offline=true", "--threshold=15", DEPLOY / "receiver.service")
-    assert judged.returncode == 0, judged.stdout
+    security = systemd_analyze("security", "--offline=true", "--threshold=15", DEPLOY / "receiver.service")
+    assert security.returncode == 0, security.stdout

@@ -67,7 +67,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
     return behave
 
 
-def saying(*results: Any) -> Behaviour:
+def returning(*results: Any) -> Behaviour:
     """The same result for every event, or these in turn."""
     return lambda batch: [results[index % len(results)] for index in range(len(batch))]
 
@@ -117,24 +117,24 @@ RESULTS: dict[str, Behaviour] = {
     "results by id": lambda batch: {one.id: Published() for one in batch},
     "success for ids nobody gave": lambda batch: {f"unknown{index}": Published() for index in range(len(batch))},
     "pairs": lambda batch: [(one.id, Published()) for one in batch],
-    "classes": saying(Published),
-    "truth": saying(True),
+    "classes": returning(Published),
+    "truth": returning(True),
     "results until it raises": yielding,
     "a stream of results": lambda batch: streaming(),
     "a batch that it emptied": emptying,
     "a batch that it filled": filling,
     "a batch that it shortened": shortening,
-    "no reason": saying(Retry(reason=None)),  # type: ignore[arg-type]
-    "a reason in bytes": saying(Retry(reason=b"status 500")),  # type: ignore[arg-type]
-    "a number as reason": saying(SinkDown(reason=500)),  # type: ignore[arg-type]
-    "an unstorable reason": saying(Retry(reason="a\x00b \ud800 " + "x" * 1_000_000)),
-    "a pause in words": saying(Retry(reason="later", after="soon")),  # type: ignore[arg-type]
-    "a pause without end": saying(Retry(reason="later", after=timedelta.max)),
-    "a pause in the past": saying(Retry(reason="later", after=timedelta.min)),
-    "a code in words": saying(Retry(reason="later", response_code="five hundred")),  # type: ignore[arg-type]
-    "an endless code": saying(Retry(reason="later", response_code=2**70)),
-    "a response in bytes": saying(Retry(reason="later", response=b"\xff")),  # type: ignore[arg-type]
-    "an unstorable response": saying(Retry(reason="later", response="\x00\udfff" * 1000)),
+    "no reason": returning(Retry(reason=None)),  # type: ignore[arg-type]
+    "a reason in bytes": returning(Retry(reason=b"status 500")),  # type: ignore[arg-type]
+    "a number as reason": returning(SinkDown(reason=500)),  # type: ignore[arg-type]
+    "an unstorable reason": returning(Retry(reason="a\x00b \ud800 " + "x" * 1_000_000)),
+    "a pause in words": returning(Retry(reason="later", after="soon")),  # type: ignore[arg-type]
+    "a pause without end": returning(Retry(reason="later", after=timedelta.max)),
+    "a pause in the past": returning(Retry(reason="later", after=timedelta.min)),
+    "a code in words": returning(Retry(reason="later", response_code="five hundred")),  # type: ignore[arg-type]
+    "an endless code": returning(Retry(reason="later", response_code=2**70)),
+    "a response in bytes": returning(Retry(reason="later", response=b"\xff")),  # type: ignore[arg-type]
+    "an unstorable response": returning(Retry(reason="later", response="\x00\udfff" * 1000)),
     "an event that it meddled with": meddling,
     "an exit": raising(SystemExit(3)),
     "an exception that is no Exception": raising(Uncalled()),
@@ -296,7 +296,7 @@ class Late(Published):
 
 
 async def test_subclass_of_a_result_counts_as_the_result(database: Database) -> None:
-    sink = Hostile(saying(Late()))
+    sink = Hostile(returning(Late()))
     entries = await append(database, life("a"))
     async with running(database, private(sink)):
 

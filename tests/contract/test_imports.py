@@ -18,8 +18,8 @@ def test_the_code_keeps_the_contract(
 ) -> None:
     # not importlinter.cli: that one silences every logger of the process
     monkeypatch.setenv("COLUMNS", "200")
-    kept = use_cases.lint_imports(str(PYPROJECT), limit_to_contracts=(contract,), cache_dir=None, no_logo=True)
-    assert kept, capsys.readouterr().out
+    is_kept = use_cases.lint_imports(str(PYPROJECT), limit_to_contracts=(contract,), cache_dir=None, no_logo=True)
+    assert is_kept, capsys.readouterr().out
 
 
 def test_every_built_in_sink_is_kept_apart_from_the_others() -> None:

@@ -51,7 +51,7 @@ def utc(time: datetime | None) -> str | None:
     return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ") if time else None
 
 
-def said(event: Event) -> dict[str, Any]:
+def event_fields(event: Event) -> dict[str, Any]:
     """An event in the words of the samples."""
     fields = event.fields
     return {
@@ -87,7 +87,7 @@ def test_a_published_sample_is_read_as_it_says(sample: dict[str, Any]) -> None:
         {key: value for key, value in event.items() if key != "direction"} for event in sample["expect"]["events"]
     ]
     events = events_of(sample)
-    assert [said(event) for event in events] == expected
+    assert [event_fields(event) for event in events] == expected
     assert len(events) == sample["expect"]["event_count"]
     assert {event.api for event in events} == {sample["api"]}
 

@@ -117,7 +117,7 @@ def _time(value: Any) -> str:
 def assert_statuses(found: Tables) -> None:
     """Folding the log event by event gives the stored statuses."""
     held: dict[tuple[str, str], str] = {}
-    said: dict[tuple[str, str], set[str]] = defaultdict(set)
+    statuses: dict[tuple[str, str], set[str]] = defaultdict(set)
     for event in found.events:
         assert event.type == f"message-{event.status}"
         key = (event.message_id, event.recipient)
@@ -126,10 +126,10 @@ def assert_statuses(found: Tables) -> None:
         assert event.previous_status in (before, "unknown" if before is None else before)
         assert bool(event.changed) == (after != before)
         held[key] = after
-        said[key].add(event.status)
+        statuses[key].add(event.status)
     table = {(row.message_id, row.recipient): (row.status, bool(row.contradicted)) for row in found.deliveries}
     assert len(table) == len(found.deliveries)
-    wanted = {key: (status, {"delivered", "failed"} <= said[key]) for key, status in held.items()}
+    wanted = {key: (status, {"delivered", "failed"} <= statuses[key]) for key, status in held.items()}
     assert {key: row for key, row in table.items() if key in wanted} == wanted
     # a recipient of whom no event came is known by the events of the other
     assert {row for key, row in table.items() if key not in wanted} <= {("unknown", False)}

@@ -196,7 +196,7 @@ async def written(database: Database) -> list[Any]:
         return [(await connection.execute(statement)).all() for statement in tables]
 
 
-def story(messages: int, events: int) -> list[Event]:
+def whole_lives(messages: int, events: int) -> list[Event]:
     """`events` events of `messages` messages in turn."""
     return [make_event(Status.SENT, message_id=f"m{number % messages}", time=number) for number in range(events)]
 
@@ -209,7 +209,7 @@ def story(messages: int, events: int) -> list[Event]:
 async def test_only_one_of_four_processes_publishes_at_a_time(
     postgres_url: str, tmp_path: Path, behaviour: str, messages: int, events: int
 ) -> None:
-    entries, path = await appended(postgres_url, story(messages, events)), tmp_path / "events.jsonl"
+    entries, path = await appended(postgres_url, whole_lives(messages, events)), tmp_path / "events.jsonl"
     with ExitStack() as stack:
         four = [stack.enter_context(publishing(postgres_url, path, behaviour)) for _ in range(4)]
         processes = {process.pid: process for process in four}

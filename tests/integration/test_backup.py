@@ -186,10 +186,10 @@ def test_what_a_restore_replaces_is_kept_with_its_write_ahead_log(
     replaced = {path.name for path in backup.restore(target, killed, now=TIME)}
     assert {f"receiver.db.replaced-20260102T030405Z{beside}" for beside in ("", "-wal")} <= replaced
     assert messages(killed) == {"m1", "m2"}
-    kept = killed.with_name("receiver.db.replaced-20260102T030405Z")
-    assert messages(kept) == {"m1", "m2", "pending", "later"}
+    saved = killed.with_name("receiver.db.replaced-20260102T030405Z")
+    assert messages(saved) == {"m1", "m2", "pending", "later"}
     backup.restore(target, killed, now=TIME)
-    assert kept.with_name(f"{kept.name}-2").exists()
+    assert saved.with_name(f"{saved.name}-2").exists()
 
 
 @pytest.mark.parametrize("role", [sqlite_file.SERVER, sqlite_file.WORKER])

@@ -368,10 +368,10 @@ async def assert_fault_is_survived(url: str, fault: Fault) -> None:
         async with fault(url):
             await assert_down(url, journal, probing)
         after = await assert_heals(journal, probing)
-    kept = await in_journal(url)
-    assert {before.id, after.id} <= kept
+    stored = await in_journal(url)
+    assert {before.id, after.id} <= stored
     # a callback answered 503 may be stored after all, but never twice
-    assert len(kept) <= 3
+    assert len(stored) <= 3
 
 
 def on_file(during: str, after: str) -> Fault:

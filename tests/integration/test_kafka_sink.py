@@ -88,7 +88,7 @@ def port_of(cluster: KafkaCluster) -> int:
 
 
 @pytest.mark.parametrize(
-    ("fields", "complaint"),
+    ("fields", "error"),
     [
         ({"bootstrap": []}, "bootstrap: "),
         ({"bootstrap": ["k1:9092", "kafka://k2"]}, 'bootstrap.1: must be "host:port"'),
@@ -113,11 +113,11 @@ def port_of(cluster: KafkaCluster) -> int:
         ({"security": {"password": "env:THERE_IS_NONE"}}, "security.password: there is no environment variable"),
     ],
 )
-def test_invalid_settings_are_reported_in_one_line(fields: dict[str, Any], complaint: str) -> None:
+def test_invalid_settings_are_reported_in_one_line(fields: dict[str, Any], error: str) -> None:
     with pytest.raises(SettingsError) as raised:
         configure([{"name": "lake", "type": "kafka", "bootstrap": ["k1:9092"], **fields}])
     line = str(raised.value)
-    assert line.startswith(f"RECEIVER_SINKS: lake: {complaint}")
+    assert line.startswith(f"RECEIVER_SINKS: lake: {error}")
     assert "\n" not in line
     assert CANARY not in line
 

@@ -391,7 +391,7 @@ async def test_without_a_stream_nothing_is_lost_until_there_is_one(database: Dat
     entries = await append(database, messages(5))
     bus = configured(nats_url, stream.name + ".{type}", stream=stream.name)
     async with running(database, bus):
-        await eventually(outages.complains(database, bus, "no stream takes the subject"))
+        await eventually(outages.reports_error(database, bus, "no stream takes the subject"))
         assert await rows(database) == []
         await stream.create()
         try:
@@ -627,7 +627,7 @@ async def test_credentials_are_never_disclosed(
     wrong = configured(guarded, "few.{direction}", user="all-canary", password="canary", token=None)
     await append(database, life("m", (Status.SENT,)))
     async with running(database, wrong):
-        await eventually(outages.complains(database, wrong, "authorization violation"))
+        await eventually(outages.reports_error(database, wrong, "authorization violation"))
     assert "canary" not in repr(wrong) + wrong.settings.model_dump_json()
     output = capfd.readouterr()
     assert "canary" not in output.out + output.err + caplog.text

@@ -132,12 +132,12 @@ async def test_unusable_element_is_quarantined_and_its_neighbours_are_taken(data
 
 
 async def test_events_processed_one_by_one_give_the_same_rows_as_at_once(database: Database) -> None:
-    story = [
+    events = [
         v2_event("m", "message-delivered", to="+15550002", time="2026-01-01T00:00:09Z", message=GROUP),
         v2_event("m", "message-failed", to="+15550002", errorCode=4432, message=GROUP),
         v2_event("m", "message-sending", to="+15550001", message={**GROUP, "text": "hi", "tag": "t"}),
     ]
-    for received, event in enumerate(story):
+    for received, event in enumerate(events):
         await process(database, callback([event], received=received))
     expected = [("+15550001", "sending", None, False), ("+15550002", "failed", 4432, True)]
     found = "SELECT recipient, status, delivery_code, contradicted FROM deliveries ORDER BY place"

@@ -128,7 +128,7 @@ async def recovers(sink: Any, batch: Sequence[Publication]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "complaint"),
+    ("fields", "error"),
     [
         ({"url": f"http://user:{CANARY}@host/"}, "url: must begin with amqp:// or amqps://"),
         ({"url": f"amqp://user:{CANARY}@/"}, "url: "),
@@ -144,12 +144,12 @@ async def recovers(sink: Any, batch: Sequence[Publication]) -> None:
         ({"colour": "red"}, "colour is not a field of this sink"),
     ],
 )
-def test_invalid_settings_are_reported_in_one_line(fields: dict[str, Any], complaint: str) -> None:
+def test_invalid_settings_are_reported_in_one_line(fields: dict[str, Any], error: str) -> None:
     table = {"name": "ops", "type": "rabbitmq", "url": f"amqp://user:{CANARY}@host/", "exchange": "sms"}
     with pytest.raises(SettingsError) as raised:
         configure([{**table, **fields}])
     line = str(raised.value)
-    assert line.startswith(f"RECEIVER_SINKS: ops: {complaint}")
+    assert line.startswith(f"RECEIVER_SINKS: ops: {error}")
     assert "\n" not in line
     assert CANARY not in line
 

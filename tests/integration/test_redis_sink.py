@@ -348,7 +348,7 @@ async def test_credentials_are_never_disclosed(
     wrong = configured(f"redis://few:wrong-canary@{guarded}", "few:events")
     await append(database, life("m", (Status.SENT,)))
     async with running(database, wrong):
-        await eventually(outages.complains(database, wrong, "WRONGPASS"))
+        await eventually(outages.reports_error(database, wrong, "WRONGPASS"))
     assert "canary" not in repr(wrong) + wrong.settings.model_dump_json()
     output = capfd.readouterr()
     assert "canary" not in output.out + output.err + caplog.text
@@ -410,7 +410,7 @@ async def test_a_key_of_another_type_loses_nothing(database: Database, stream: S
         entries = await append(database, messages(5))
         cache = configured(stream.url, stream.name)
         async with running(database, cache):
-            await eventually(outages.complains(database, cache, "WRONGTYPE"))
+            await eventually(outages.reports_error(database, cache, "WRONGTYPE"))
             assert await rows(database) == []
             server.delete(stream.name)
             await eventually(stream.holds(len(entries)))

@@ -62,7 +62,7 @@ async def test_v1_inbound_method_is_used(method: str) -> None:
 
 
 async def test_v1_inbound_fallback_url_is_used_after_a_timeout() -> None:
-    async with sandbox(v1_inbound_fallback_url=lambda url: f"{url}/fallback", v1_inbound_timeout=1000) as box:
+    async with sandbox(v1_inbound_fallback_url=lambda url: f"{url}/fallback", v1_inbound_timeout=2500) as box:
         box.application.answers["/v1"] = [asyncio.Event()]
         await box.send("/sandbox/inbound", {**INBOUND, "api": "v1"}, 202)
         await box.wait_until_idle()

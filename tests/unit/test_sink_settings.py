@@ -182,8 +182,8 @@ def test_there_may_be_only_so_many_sinks() -> None:
 
 def test_a_client_that_is_not_installed_is_named_with_its_extra() -> None:
     hidden = "import sys; sys.modules['nats'] = None; from receiver.sinks.registry import configure; configure"
-    asked = f"{hidden}([{{'name': 'bus', 'type': 'nats', 'servers': ['nats://127.0.0.1'], 'stream': 'S'}}])"
-    error = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False).stderr
+    code = f"{hidden}([{{'name': 'bus', 'type': 'nats', 'servers': ['nats://127.0.0.1'], 'stream': 'S'}}])"
+    error = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr
     line = "RECEIVER_SINKS: bus: type: nats needs the extra nats: pip install 'bandwidth-receiver[nats]'"
     assert error.splitlines()[-1].endswith(line)
 
