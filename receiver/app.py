@@ -14,18 +14,21 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from receiver import credentials, metrics
+from receiver import credentials, logs, metrics
 from receiver.api import problems, routes
 from receiver.api.auth import Tokens, token_guard
 from receiver.api.health import Health
 from receiver.api.operations import ApiContext
 from receiver.clock import now
 from receiver.explanation.installation import Findings
-from receiver.intake.endpoint import Admission, CallbackEndpoints, Credentials
+from receiver.intake.endpoint import REASONS, Admission, CallbackEndpoints, Credentials, UnknownPaths
 from receiver.intake.journal import Journal
+from receiver.intake.server import Closed
 from receiver.intake.transfer import Reprocessing
 from receiver.metrics import WebMetrics
-from receiver.settings import Settings, load
+from receiver.monitoring import Monitor
+from receiver.providers.registry import URLS
+from receiver.settings import PREFIX, Settings, load
 from receiver.storage import journal, schema, sqlite_file
 from receiver.storage.database import Database, is_sqlite, weaknesses
 from receiver.storage.processor import Settling
@@ -46,7 +49,7 @@ RELOADED: Final = (
 """The settings that a running receiver applies on SIGHUP; the others need a restart."""
 
 # A scrape must not wait for a database that does not answer.
-_BACKLOG_SECONDS: Final = 1.0
+_SCRAPE_SECONDS: Final = 1.0
 
 log = structlog.get_logger("receiver.app")
 
@@ -88,7 +91,9 @@ class Receiver:
         # Before anything is opened, so that a wrong sink table prevents the start.
         configured_sinks(settings)
         self.database = Database(settings.database)
-        self.metrics = WebMetrics()
+        routes = [(provider.api, url.route) for provider, url in URLS]
+        self.metrics = WebMetrics(reasons=REASONS, closed=Closed, routes=routes)
+        self._monitor = Monitor(self.metrics, message="callbacks came in", totals=lambda: self.metrics.totals)
         self.worker = supervisor(settings)
         self._status = StatusReader(self.database)
         self._settling = Settling(self.database)
@@ -99,7 +104,7 @@ class Receiver:
         self._other = Starlette(routes=self._routes(), exception_handlers=problems.APPLICATION_HANDLERS)
         self._other.router.redirect_slashes = False
         self.app = _Application(
-            routes=[*self._endpoints.routes(), Mount("", self._other)],
+            routes=[*self._endpoints.routes(), Mount("", UnknownPaths(self._other, self.metrics))],
             lifespan=self._lifespan,
             middleware=_middleware(settings),
         )
@@ -120,6 +125,9 @@ class Receiver:
             stack.push_async_callback(self.journal.stop)
             await self.worker.start()
             stack.push_async_callback(self.worker.stop)
+            await self._monitor.start()
+            stack.push_async_callback(self._monitor.stop)
+            _log_open_doors(self.settings)
             yield
 
     async def reload(self, settings: Settings) -> None:
@@ -179,10 +187,16 @@ class Receiver:
         ).ids(ids)
 
     async def _metrics(self, _: Request) -> Response:
-        backlog = await self._status.backlog(seconds=_BACKLOG_SECONDS)
-        if backlog is not None:
-            self.metrics.backlog_measured(backlog.pending, backlog.oldest_seconds(now()))
+        found = await self._status.measured(seconds=_SCRAPE_SECONDS)
+        if found.backlog is not None:
+            self.metrics.backlog_measured(found.backlog.pending, found.backlog.oldest_seconds(now()))
+        if found.database is not None:
+            self.metrics.database_measured(found.database)
+        for name, moment in found.last_callbacks.items():
+            api, route = name.split("/", 1)
+            self.metrics.last_callback(api, route, moment.timestamp())
         self.metrics.worker_seen(self.worker.view().state == "running")
+        self.metrics.log_lines_dropped(logs.dropped())
         page = self.metrics.exposition() + self.worker.metrics()
         return Response(page, media_type=metrics.CONTENT_TYPE)
 
@@ -192,6 +206,20 @@ async def prepare_database(database: Database) -> None:
     await (schema.migrate(database) if database.is_sqlite else schema.check(database))
     for weakness in await weaknesses(database):
         log.warning(weakness)
+
+
+def _log_open_doors(settings: Settings) -> None:
+    """Logs, at every start, which authentication is switched off: the setting may be older than its reason."""
+    for name, effect in _OPEN_DOORS.items():
+        if getattr(settings, name) == "none":
+            log.warning("authentication is switched off", setting=f"{PREFIX}{name.upper()}", effect=effect)
+
+
+_OPEN_DOORS: Final = {
+    "callback_auth": "whoever reaches this address can post callbacks",
+    "api_auth": "whoever reaches this address can read and change everything",
+    "metrics_auth": "whoever reaches this address can read the metrics",
+}
 
 
 def _admission(settings: Settings) -> Admission:

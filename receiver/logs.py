@@ -1,13 +1,22 @@
 """Logging: one line per log event, as JSON or for a terminal, with control characters escaped and secrets removed.
 
 No code logs message texts, credentials or tokens; `_no_secrets` is a second safeguard.
+
+A thread writes the lines of a server: standard error may be a pipe that nobody reads, and a process that waits for such
+a pipe answers nobody. Lines that find the queue full are dropped and counted.
 """
 
+import atexit
 import logging
+import os
 import re
+import select
 import sys
+import threading
+import time
+from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import orjson
 import structlog
@@ -18,12 +27,28 @@ _SECRET_KEYS: Final = re.compile(r"authorization|password|secret|token|cookie|cr
 _REVEALING_LOGGERS: Final = ("aiosqlite", "asyncio", "sqlalchemy", "httpx2", "httpcore2")
 _URL_PASSWORD: Final = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]*@")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Some thousands of lines: a reader that pauses for seconds loses nothing.
+_MAX_WAITING_BYTES: Final = 1024 * 1024
+# The end of a process waits this long for the last lines.
+FLUSH_SECONDS: Final = 2.0
+_SAMPLE_SECONDS: Final = 60.0
+
+log = structlog.get_logger("receiver.logs")
 
 
-def configure(*, form: str = "auto", level: str = "info") -> None:
-    """Configures logging to standard error; `form` is json, console, or auto (console on a terminal, else json)."""
-    console = form == "console" or (form == "auto" and sys.stderr.isatty())
-    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(_dumps)
+def configure(*, form: str = "auto", level: str = "info", threaded: bool = True) -> None:
+    """Configures logging to standard error; `form` is json, console, or auto (console on a terminal, else json).
+
+    With `threaded` no line holds up the process. A command that ends by itself writes at once, in the order of its
+    other output.
+    """
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    console = form == "console" or (form == "auto" and is_terminal)
+    rendered: list[Any] = (
+        [structlog.dev.ConsoleRenderer(colors=is_terminal)]
+        if console
+        else [structlog.processors.EventRenamer("message"), _in_order, structlog.processors.JSONRenderer(_dumps)]
+    )
     shared: list[Callable[[WrappedLogger, str, EventDict], Any]] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -33,23 +58,185 @@ def configure(*, form: str = "auto", level: str = "info") -> None:
         _no_control_characters,
     ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        # The level first: a line that is not wanted must not cost the work of all the others.
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    flush()
+    handler = _Threaded(sys.stderr) if threaded else logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendered],
         )
     )
     root = logging.getLogger()
+    for earlier in root.handlers:
+        if isinstance(earlier, _Threaded):
+            earlier.end()
     root.handlers = [handler]
     root.setLevel(level.upper())
+    # Python writes a warning to standard error itself, and would wait for its reader.
+    logging.captureWarnings(True)
     for name in _REVEALING_LOGGERS:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def flush(seconds: float = FLUSH_SECONDS) -> None:
+    """Waits until the lines that were logged so far are written, but no longer than some seconds."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Threaded):
+            handler.drain(seconds)
+
+
+def dropped() -> int:
+    """The number of lines that this process has dropped, because nobody read them."""
+    return _Threaded.dropped
+
+
+# --- the thread that writes ---
+
+
+class _Threaded(logging.Handler):
+    """Queues each line for a thread that writes it. The queue is bounded; lines beyond its bound are dropped."""
+
+    dropped = 0
+    """The lines that were dropped in this process."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__()
+        self._write = _writer(stream)
+        self._waiting: deque[bytes] = deque()
+        self._bytes = 0
+        self._unreported = 0
+        self._is_ending = False
+        # Notified when a line arrives, and when all lines are written.
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="receiver-log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+        except Exception:
+            # A value that cannot be formatted must not fail the code that logs it.
+            text = _dumps({"level": "error", "message": "a log line cannot be formatted", "logger": record.name})
+        line = f"{text}\n".encode("utf-8", "backslashreplace")
+        with self._changed:
+            # The line about dropped lines comes from the thread itself, and is never dropped.
+            is_full = self._bytes + len(line) > _MAX_WAITING_BYTES and threading.current_thread() is not self._thread
+            if is_full:
+                self._count_dropped(1)
+                return
+            self._waiting.append(line)
+            self._bytes += len(line)
+            self._changed.notify_all()
+
+    def drain(self, seconds: float) -> None:
+        """Waits until all lines are written, but no longer than some seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._bytes, seconds)
+
+    def end(self) -> None:
+        """Ends the thread after the lines that wait."""
+        with self._changed:
+            self._is_ending = True
+            self._changed.notify_all()
+
+    def _count_dropped(self, lines: int) -> None:
+        _Threaded.dropped += lines
+        self._unreported += lines
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._is_ending)
+                if not self._waiting:
+                    return
+                lines, self._waiting = self._waiting, deque()
+            written = self._write(b"".join(lines))
+            with self._changed:
+                self._bytes -= sum(map(len, lines))
+                if not written:
+                    self._count_dropped(len(lines))
+                unreported = 0 if self._bytes or not written else self._unreported
+                if unreported:
+                    self._unreported = 0
+                if not self._bytes:
+                    self._changed.notify_all()
+            if unreported:
+                log.warning("log lines were dropped, because nobody read them", lines=unreported)
+
+
+def _writer(stream: TextIO | None) -> Callable[[bytes], bool]:
+    """A function that writes bytes to a stream and returns whether that succeeded."""
+    if stream is None:
+        return lambda _: False
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+        # A stream of Python alone, as tests put it in the place of standard error.
+        return lambda data: _write_text(stream, data)
+    # Not through the stream: its lock is held for as long as a write takes, and the end of the process needs it.
+    return lambda data: _write_all(descriptor, data)
+
+
+def _write_text(stream: TextIO, data: bytes) -> bool:
+    try:
+        stream.write(data.decode())
+        stream.flush()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _write_all(descriptor: int, data: bytes) -> bool:
+    rest = memoryview(data)
+    try:
+        while rest:
+            try:
+                rest = rest[os.write(descriptor, rest) :]
+            except BlockingIOError:
+                # Another process, which shares the terminal or pipe, has made it non-blocking.
+                select.select([], [descriptor], [])
+    except OSError:
+        # The reader is gone, or the disk is full.
+        return False
+    return True
+
+
+atexit.register(flush)
+
+
+# --- many alike ---
+
+
+class Sampled:
+    """One line for many alike: the first at once, then at most one line a minute, with the number since the last."""
+
+    def __init__(self, logger: Any, message: str, *, seconds: float = _SAMPLE_SECONDS) -> None:
+        self._logger, self._message, self._seconds = logger, message, seconds
+        self._number = 0
+        self._logged_at = float("-inf")
+
+    def add(self, **fields: object) -> None:
+        """Counts one; its fields are those of the line, if one is due."""
+        self._number += 1
+        now = time.monotonic()
+        if now - self._logged_at >= self._seconds:
+            self._logger.warning(self._message, times=self._number, **fields)
+            self._logged_at, self._number = now, 0
+
+
+# --- processors ---
+
+
+def _in_order(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """What people look for first comes first."""
+    first = {name: event.pop(name) for name in ("timestamp", "level", "message") if name in event}
+    return {**first, **event}
 
 
 def _dumps(value: Any, **_: Any) -> str:
@@ -58,7 +245,8 @@ def _dumps(value: Any, **_: Any) -> str:
 
 def _no_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     for key, value in event.items():
-        if _SECRET_KEYS.search(key):
+        if _SECRET_KEYS.search(key) and not isinstance(value, int):
+            # A number is a count: of wrong credentials, for example.
             event[key] = "***"
         elif isinstance(value, str):
             event[key] = _URL_PASSWORD.sub(r"\1:***@", value)

@@ -2,30 +2,40 @@
 
 from collections import Counter as Count
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from receiver.domain.events import Quarantine, Status, TagVerdict
+from receiver.domain.publication import DeadLetterReason, Outcome
+from receiver.explanation.installation import DatabaseSize
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ARRIVAL_SECONDS: Final = (*_SECONDS, 30, 60, 300, 1800, 3600, 21_600, 86_400)
 _BREAKER_STATES: Final = {"closed": 0, "half-open": 1, "open": 2}
 _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 _RESULTS: Final = ("accepted", "duplicate", "quarantined")
+_RETRY_STATES: Final = ("due", "held", "parked")
+_PRUNE_RESULTS: Final = ("done", "failed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processed:
     """The measurements of one batch of the processor: callbacks by result, new events by status and by verdict.
 
-    `duplicates` are events that the log had already, `reasons` counts rejected elements by reason. `lag_seconds` has
-    for each callback the time from receipt until its status was visible.
+    `duplicates` are events that the log had already, `reasons` counts rejected elements by reason, `failures` new
+    events with the status failed by API and delivery code (`other` if no document lists the code, `none` without one).
+    `lag_seconds` has for each callback the time from receipt until its status was visible, but nothing for imported
+    callbacks, which are as old as they are.
     """
 
     results: Count[str]
     events: Count[str]
     verdicts: Count[str]
+    failures: Count[tuple[str, str]] = field(default_factory=Count)
     duplicates: int
     reasons: Count[str]
     seconds: float
@@ -35,17 +45,72 @@ class Processed:
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
 
-class WebMetrics:
-    """The metrics of the web process: requests to the callback routes, and commits of the journal."""
+class _ProcessMetrics:
+    """What each process measures about itself; `prefix` tells the processes apart on a page that has both."""
 
-    def __init__(self) -> None:
+    def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
+        Info(f"{prefix}_build", "The version of this program", registry=registry).info(
+            {"version": version("bandwidth-receiver")}
+        )
+        self._delay = Histogram(
+            f"{prefix}_event_loop_delay_seconds",
+            "How late a timer of the event loop was, measured twice a second",
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self._dropped = Counter(
+            f"{prefix}_log_lines_dropped", "Lines of the log that nobody read in time", registry=registry
+        )
+        self._dropped_before = 0
+
+    def loop_delayed(self, seconds: float) -> None:
+        self._delay.observe(seconds)
+
+    def log_lines_dropped(self, lines: int) -> None:
+        """Sets the lines that this process has dropped since its start."""
+        self._dropped.inc(lines - self._dropped_before)
+        self._dropped_before = lines
+
+
+class WebMetrics:
+    """The metrics of the web process: requests to the callback routes, commits of the journal, size of the database.
+
+    `reasons` and `closed` are the labels of refused requests and closed connections, `routes` the API and the route of
+    each callback URL: their series are there, with 0, before anything happens.
+    """
+
+    def __init__(
+        self, *, reasons: Iterable[str] = (), closed: Iterable[str] = (), routes: Iterable[tuple[str, str]] = ()
+    ) -> None:
         registry = self.registry = CollectorRegistry()
+        self.totals: Count[str] = Count()
+        """The callbacks accepted, and the requests refused by reason, since the start."""
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
+        self._process = _ProcessMetrics(registry, "receiver")
+        self.loop_delayed, self.log_lines_dropped = self._process.loop_delayed, self._process.log_lines_dropped
         self._accepted = Counter("receiver_accepted", "Callbacks answered 200", registry=registry)
         self._rejected = Counter(
             "receiver_refused", "Requests to callback routes that were refused", ["reason"], registry=registry
         )
+        for reason in reasons:
+            self._rejected.labels(reason)
+        self._closed = Counter(
+            "receiver_connections_closed",
+            "Connections that were closed because of what their client did, or did not do",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in closed:
+            self._closed.labels(reason)
+        self._last = Gauge(
+            "receiver_last_callback_timestamp_seconds",
+            "When the latest callback that is processed was received, in seconds since 1970; 0: never",
+            ["api", "route"],
+            registry=registry,
+        )
+        for api, route in routes:
+            self._last.labels(api, route)
         self._ack = Histogram(
             "receiver_ack_seconds",
             "From the last byte of a callback to the commit before its 200",
@@ -67,14 +132,31 @@ class WebMetrics:
         self._worker = Gauge(
             "receiver_worker_up", "1 while the worker of this web process reports, else 0", registry=registry
         )
+        self._bytes = Gauge(
+            "receiver_database_bytes",
+            "Size of a part of the database: database, journal, and wal where that is known",
+            ["part"],
+            registry=registry,
+        )
+        self._free = Gauge(
+            "receiver_disk_free_bytes",
+            "Free space on the disk of the database, where that is known",
+            ["disk"],
+            registry=registry,
+        )
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)
 
     def rejected(self, reason: str) -> None:
+        self.totals[reason] += 1
         self._rejected.labels(reason).inc()
 
+    def connection_closed(self, reason: str) -> None:
+        self._closed.labels(reason).inc()
+
     def appended(self, callbacks: int, commit_seconds: float, waited_seconds: Iterable[float]) -> None:
+        self.totals["accepted"] += callbacks
         self._accepted.inc(callbacks)
         self._group.observe(callbacks)
         self._commit.observe(commit_seconds)
@@ -85,25 +167,61 @@ class WebMetrics:
         self._pending.set(callbacks)
         self._oldest.set(oldest_seconds)
 
+    def last_callback(self, api: str, route: str, timestamp: float) -> None:
+        self._last.labels(api, route).set(timestamp)
+
+    def database_measured(self, size: DatabaseSize) -> None:
+        parts = {"database": size.bytes, "journal": size.journal_bytes, "wal": size.wal_bytes}
+        for part, number in parts.items():
+            if number is not None:
+                self._bytes.labels(part).set(number)
+        if size.disk_free_bytes is not None:
+            self._free.labels("database").set(size.disk_free_bytes)
+
     def worker_seen(self, is_up: bool) -> None:
         self._worker.set(is_up)
 
 
 class WorkerMetrics:
-    """The metrics of a worker: its processor and its dispatchers."""
+    """The metrics of a worker: its processor, its dispatchers and its pruner.
 
-    def __init__(self, *, own_process: bool = False) -> None:
+    With `own_process` those of the process too; otherwise the web process measures it. `sinks` are the names of the
+    configured sinks.
+    """
+
+    def __init__(self, *, own_process: bool = False, sinks: Iterable[str] = ()) -> None:
         registry = self.registry = CollectorRegistry()
+        self.totals: Count[str] = Count()
+        """The callbacks processed by result since the start."""
+        self._process: _ProcessMetrics | None = None
         if own_process:
             ProcessCollector(namespace="receiver_worker", registry=registry)
+            self._process = _ProcessMetrics(registry, "receiver_worker")
         callbacks = Counter("receiver_callbacks", "Callbacks processed", ["result"], registry=registry)
         self._results = {result: callbacks.labels(result) for result in _RESULTS}
         self._duplicates = Counter("receiver_duplicates", "Events that were stored already", registry=registry)
         self._quarantined = Counter(
             "receiver_quarantined", "Quarantined elements of callbacks", ["reason"], registry=registry
         )
+        for reason in Quarantine:
+            self._quarantined.labels(reason)
         self._events = Counter("receiver_events", "New events", ["type"], registry=registry)
+        for status in Status:
+            if status is not Status.UNKNOWN:
+                self._events.labels(f"message.{status}")
         self._verdicts = Counter("receiver_tag_verdicts", "New events by tag verdict", ["verdict"], registry=registry)
+        for verdict in TagVerdict:
+            self._verdicts.labels(verdict)
+        self._failures = Counter(
+            "receiver_failures",
+            "New events with the status failed, by delivery code: those that documents list, other, and none",
+            ["api", "code"],
+            registry=registry,
+        )
+        for entry in registry.catalogue():
+            for code in (str(entry.code), "other", "none"):
+                if entry.outcome == "failed" or code in ("other", "none"):
+                    self._failures.labels(entry.api, code)
         self._processing = Histogram(
             "receiver_processor_batch_seconds",
             "Duration of one batch of the processor",
@@ -165,6 +283,31 @@ class WorkerMetrics:
             ["sink"],
             registry=registry,
         )
+        self._held = Gauge(
+            "receiver_sink_held", "1 while this process publishes to the sink, else 0", ["sink"], registry=registry
+        )
+        self._prunes = Counter("receiver_prune_runs", "Runs of the pruner", ["result"], registry=registry)
+        for result in _PRUNE_RESULTS:
+            self._prunes.labels(result)
+        self._pruned = Counter("receiver_pruned_rows", "Rows that the pruner removed", ["kind"], registry=registry)
+        self.name_sinks(sinks)
+
+    def name_sinks(self, sinks: Iterable[str]) -> None:
+        """Makes the series of these sinks, with 0."""
+        for sink in sinks:
+            self._held.labels(sink)
+            for outcome in Outcome:
+                self._attempts.labels(sink, outcome)
+            for metric in (self._publish, self._arrival, self._superseded, self._leases):
+                metric.labels(sink)
+
+    def loop_delayed(self, seconds: float) -> None:
+        if self._process is not None:
+            self._process.loop_delayed(seconds)
+
+    def log_lines_dropped(self, lines: int) -> None:
+        if self._process is not None:
+            self._process.log_lines_dropped(lines)
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)
@@ -172,12 +315,15 @@ class WorkerMetrics:
     def processed(self, batch: Processed) -> None:
         for result, callbacks in batch.results.items():
             self._results[result].inc(callbacks)
+        self.totals.update(batch.results)
         for status, events in batch.events.items():
             self._events.labels(f"message.{status}").inc(events)
         for verdict, events in batch.verdicts.items():
             self._verdicts.labels(verdict).inc(events)
         for reason, elements in batch.reasons.items():
             self._quarantined.labels(reason).inc(elements)
+        for (api, code), events in batch.failures.items():
+            self._failures.labels(api, code).inc(events)
         self._duplicates.inc(batch.duplicates)
         self._processing.observe(batch.seconds)
         for seconds in batch.lag_seconds:
@@ -186,8 +332,15 @@ class WorkerMetrics:
     def stuck(self, is_stuck: bool) -> None:
         self._stuck.set(is_stuck)
 
-    def attempt_ended(self, sink: str, outcome: str, seconds: float) -> None:
+    def pruned(self, rows: Mapping[str, int] | None) -> None:
+        self._prunes.labels("failed" if rows is None else "done").inc()
+        for kind, number in (rows or {}).items():
+            self._pruned.labels(kind).inc(number)
+
+    def attempt_ended(self, sink: str, outcome: str) -> None:
         self._attempts.labels(sink, outcome).inc()
+
+    def batch_ended(self, sink: str, seconds: float) -> None:
         self._publish.labels(sink).observe(seconds)
 
     def event_published(self, sink: str, seconds: float) -> None:
@@ -206,11 +359,12 @@ class WorkerMetrics:
     ) -> None:
         self._sink_lag.labels(sink).set(events)
         self._oldest.labels(sink).set(oldest_seconds)
-        self._set_all(self._retries, sink, retries)
-        self._set_all(self._dead, sink, dead_letters)
+        self._set_all(self._retries, sink, {**dict.fromkeys(_RETRY_STATES, 0), **retries})
+        self._set_all(self._dead, sink, {**dict.fromkeys(DeadLetterReason, 0), **dead_letters})
 
     def breaker_moved(self, sink: str, state: str) -> None:
         self._breaker.labels(sink).set(_BREAKER_STATES[state])
+        self._held.labels(sink).set(1)
 
     def lease_lost(self, sink: str) -> None:
         self._leases.labels(sink).inc()
@@ -218,6 +372,7 @@ class WorkerMetrics:
     def sink_left(self, sink: str) -> None:
         for gauge in (self._sink_lag, self._oldest, self._breaker, self._retries, self._dead):
             gauge.remove_by_labels({"sink": sink})
+        self._held.labels(sink).set(0)
 
     @staticmethod
     def _set_all(gauge: Gauge, sink: str, values: Mapping[str, int]) -> None:

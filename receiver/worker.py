@@ -29,6 +29,7 @@ from receiver.errors import ReceiverError
 from receiver.intake.fold import TagChecker
 from receiver.intake.processor import Processor, ProcessorStatus
 from receiver.metrics import WorkerMetrics
+from receiver.monitoring import Monitor
 from receiver.providers.registry import URLS
 from receiver.settings import Settings, restore
 from receiver.sinks import registry
@@ -84,6 +85,7 @@ class Worker:
 
     def __init__(self, settings: Settings, metrics: WorkerMetrics, *, holder: str | None = None) -> None:
         self.metrics = metrics
+        self._monitor = Monitor(metrics, message="callbacks were processed", totals=lambda: metrics.totals)
         self._database = Database(settings.database)
         wakeup = Wakeup()
         self.processor = Processor(
@@ -106,19 +108,22 @@ class Worker:
             holder=holder,
         )
         names = [sink.name for sink in sinks]
-        self._pruner = Pruner(self._database, settings.retention.ages, clock=now, sinks=names)
+        metrics.name_sinks(names)
+        self._pruner = Pruner(self._database, settings.retention.ages, clock=now, sinks=names, observer=metrics)
 
     async def start(self) -> None:
         # The sinks first: a new sink starts at the end of the log, before this worker appends to it.
         await self._dispatchers.start()
         await self.processor.start()
         await self._pruner.start()
+        await self._monitor.start()
 
     async def stop(self) -> None:
         """Finishes the current work, then closes the database."""
         await self.processor.stop()
         await self._dispatchers.stop()
         await self._pruner.stop()
+        await self._monitor.stop()
         await self._database.close()
 
     async def reload(self, settings: Settings) -> None:
@@ -132,6 +137,7 @@ class Worker:
         await self._dispatchers.reload(sinks)
         self.processor.checker = checker
         self._pruner.sinks = frozenset(sink.name for sink in sinks)
+        self.metrics.name_sinks(self._pruner.sinks)
 
     def wake(self) -> None:
         """Wakes the processor: the journal has new callbacks."""
@@ -140,6 +146,7 @@ class Worker:
     def report(self) -> dict[str, Any]:
         """The state of the worker and its metrics, in the types of JSON."""
         health = self.processor.health
+        self.metrics.log_lines_dropped(logs.dropped())
         return {
             "processor": health.status,
             "failingSince": health.failing_since_at,

@@ -62,7 +62,8 @@ def memory_sink(name: str = "crm", **fields: Any) -> ConfiguredSink:
 class Nobody:
     """An observer for tests that measure nothing."""
 
-    def attempt_ended(self, sink: str, outcome: str, seconds: float) -> None: ...
+    def attempt_ended(self, sink: str, outcome: str) -> None: ...
+    def batch_ended(self, sink: str, seconds: float) -> None: ...
     def event_published(self, sink: str, seconds: float) -> None: ...
     def events_superseded(self, sink: str, events: int) -> None: ...
     def backlog_measured(
@@ -79,14 +80,18 @@ class Observed:
 
     outcomes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     breaker: list[str] = field(default_factory=list)
+    batches: list[float] = field(default_factory=list)
     waited: list[float] = field(default_factory=list)
     backlogs: list[tuple[int, float, dict[str, int], dict[str, int]]] = field(default_factory=list)
     superseded: int = 0
     lost: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
-    def attempt_ended(self, sink: str, outcome: str, seconds: float) -> None:
+    def attempt_ended(self, sink: str, outcome: str) -> None:
         self.outcomes[sink].append(outcome)
+
+    def batch_ended(self, sink: str, seconds: float) -> None:
+        self.batches.append(seconds)
 
     def event_published(self, sink: str, seconds: float) -> None:
         self.waited.append(seconds)
@@ -199,7 +204,7 @@ class Outcomes(Nobody):
     def __init__(self) -> None:
         self.of: dict[str, Counter[str]] = defaultdict(Counter)
 
-    def attempt_ended(self, sink: str, outcome: str, seconds: float) -> None:
+    def attempt_ended(self, sink: str, outcome: str) -> None:
         self.of[sink][str(outcome)] += 1
 
 

@@ -5,8 +5,10 @@ error.
 """
 
 import gc
+import io
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from typing import Final
 
@@ -19,6 +21,7 @@ from receiver.errors import ReceiverError, SettingsError, StorageUnavailable, li
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    _open_standard_streams()
     thresholds = gc.get_threshold()
     # Imports leave nothing to collect, and collections took a seventh of the CPU time of a short command.
     gc.set_threshold(_ALLOCATIONS_OF_IMPORTS)
@@ -28,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _end_by_sigpipe()
     except Exception as error:
         message, code = _message_and_exit_code(error)
+        _flush_log()
         echo_error(message)
         if os.environ.get("RECEIVER_LOG_LEVEL") == "debug":
             raise
@@ -37,6 +41,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 _ALLOCATIONS_OF_IMPORTS: Final = 200_000
+
+
+def _open_standard_streams() -> None:
+    """Opens the standard streams that the caller has closed (`2>&-`) on the null device.
+
+    Otherwise the next file to be opened, a database perhaps, would be what libraries take for standard error.
+    """
+    for name, mode, flags in _STANDARD_STREAMS:
+        if getattr(sys, name) is None:
+            # The lowest free number is the one that is closed, since the lower ones are open.
+            opened = os.open(os.devnull, flags)
+            os.set_inheritable(opened, True)
+            # Without a buffer, which Python could not empty at the end.
+            setattr(sys, name, io.TextIOWrapper(os.fdopen(opened, mode, buffering=0), write_through=True))
+
+
+# Standard output is for reading only: what is written to it is lost, so writing has to fail.
+_STANDARD_STREAMS: Final = (
+    ("stdin", "rb", os.O_RDONLY),
+    ("stdout", "wb", os.O_RDONLY),
+    ("stderr", "wb", os.O_WRONLY),
+)
+
+
+def _flush_log() -> None:
+    """Writes the log out, so that its lines come before the error that they explain. Most commands have no log."""
+    if "receiver.logs" in sys.modules:
+        from receiver import logs
+
+        logs.flush()
 
 
 def _message_and_exit_code(error: Exception) -> tuple[str, int]:
@@ -66,6 +100,7 @@ def _usage(error: typer.TyperException) -> str:
 
 def _end_by_sigpipe() -> int:
     """Ends without output, killed by SIGPIPE, as other commands end when the reader of their pipe has closed it."""
+    _flush_log()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.raise_signal(signal.SIGPIPE)
     return 1

@@ -28,7 +28,7 @@ _QUIET = {"debug": "debug", "error": "error"}
 def read_settings(config: Path | None) -> Settings:
     """The settings; configures the log for warnings and errors, because a command has output of its own."""
     settings = load(config)
-    logs.configure(form=settings.log_format, level=_QUIET.get(settings.log_level, "warning"))
+    logs.configure(form=settings.log_format, level=_QUIET.get(settings.log_level, "warning"), threaded=False)
     return settings
 
 

@@ -1,5 +1,6 @@
 """Output of the commands: text that is safe for a terminal, tables, JSON; and what is shown of each noun."""
 
+import errno
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,6 +45,11 @@ def write(content: bytes) -> None:
             rest = rest[stream.write(rest) :]
         stream.flush()
     except BrokenPipeError:
+        raise OutputClosed from None
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        # The caller has closed standard output (`>&-`).
         raise OutputClosed from None
 
 

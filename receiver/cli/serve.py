@@ -189,7 +189,9 @@ _LABELS = {"callback_credentials": "  user and password", "api_tokens": "API tok
 # The banner waits at most this long for the worker, because callbacks are accepted already.
 _WORKER_SECONDS: Final = 10.0
 # Their INFO messages duplicate ours.
-_DUPLICATING_LOGGERS: Final = ("alembic", "uvicorn.error")
+_DUPLICATING_LOGGERS: Final = ("alembic",)
+# It warns of each request that is not HTTP, as often as strangers send some; the server counts them and samples.
+_STRANGERS_LOGGER: Final = "uvicorn.error"
 
 log = structlog.get_logger("receiver.serve")
 
@@ -216,9 +218,10 @@ def serve(config: Path | None, *, host: str | None, port: int | None) -> int:
 
 def _configure_logs(settings: Settings) -> None:
     logs.configure(form=settings.log_format, level=settings.log_level)
-    if settings.log_level == "info":
+    if settings.log_level != "debug":
         for name in _DUPLICATING_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(_STRANGERS_LOGGER).setLevel(logging.ERROR)
 
 
 class Reload:
@@ -260,7 +263,12 @@ async def _serve(
 ) -> None:
     settings = receiver.settings
     config = server(
-        receiver.app, host=settings.host, port=settings.port, lifespan=False, keep_alive=settings.keep_alive
+        receiver.app,
+        host=settings.host,
+        port=settings.port,
+        lifespan=False,
+        keep_alive=settings.keep_alive,
+        observer=receiver.metrics,
     ).config
     running = _Server(config, on_exit=receiver.worker.will_stop)
     _ignore_repeated_signals()

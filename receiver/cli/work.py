@@ -145,6 +145,7 @@ def _application(settings: Settings, worker: Worker) -> Starlette:
     tokens = _tokens(settings)
 
     async def metrics(_: Request) -> Response:
+        worker.metrics.log_lines_dropped(logs.dropped())
         return Response(worker.metrics.exposition(), media_type=measured.CONTENT_TYPE)
 
     async def healthz(_: Request) -> Response:

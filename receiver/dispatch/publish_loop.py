@@ -314,6 +314,7 @@ class PublishLoop:
 
         After a failed event, the results of later events of its ordering key do not count: they must come after it.
         """
+        self._resources.observer.batch_ended(self._name, ended.seconds)
         replay = ended.batch.replay
         window = self._window if replay is None else replay.window
         stopped: set[str] = set()
@@ -344,12 +345,12 @@ class PublishLoop:
         """
         now, replay, fraction = self._resources.clock(), ended.batch.replay, self._resources.random_fraction()
         self._health.record(result)
-        self._resources.observer.attempt_ended(self._name, Outcome.of(result), ended.seconds)
+        self._resources.observer.attempt_ended(self._name, Outcome.of(result))
         if replay is not None:
             decision = replay.decide(pending, result, self._monotonic(), fraction)
         else:
             decision = decide(pending, result, self._settings.policy, now=now, fraction=fraction)
-        if isinstance(result, Published) and replay is None:
+        if isinstance(result, Published) and replay is None and not pending.is_import:
             seconds = (now - pending.publication.received_at).total_seconds()
             self._resources.observer.event_published(self._name, max(0.0, seconds))
         if isinstance(result, Refused | Retry):

@@ -8,6 +8,7 @@ from typing import Final
 
 from receiver.dispatch.publish import ordering_key, publication
 from receiver.dispatch.sink_health import DispatchObserver
+from receiver.domain.arrival import ImportDetector
 from receiver.domain.publication import (
     Decision,
     Done,
@@ -56,6 +57,7 @@ class LogReader:
         self._filter = configured.settings.filter
         self._latest_only = configured.settings.coalesce == "latest"
         self._window = window
+        self._imports = ImportDetector()
         self.log_grew = True
         self.retries_moved = True
 
@@ -64,7 +66,7 @@ class LogReader:
         if self.has_more:
             # Cleared before the read: an event that is appended meanwhile sets it again.
             self.log_grew = False
-            has_more = await self._read_log(WINDOW - len(self._window))
+            has_more = await self._read_log(WINDOW - len(self._window), now)
             self.log_grew = self.log_grew or has_more
         if self.retries_moved:
             self.retries_moved = False
@@ -75,7 +77,7 @@ class LogReader:
         """Whether reading again would return more events now."""
         return self.log_grew and has_room(self._window)
 
-    async def _read_log(self, room: int) -> bool:
+    async def _read_log(self, room: int, now: datetime) -> bool:
         """Reads at most `room` entries and returns whether the log has more."""
         async with self._database.reading() as connection:
             entries = await event_log.read_after(connection, self._window.read_to, room)
@@ -97,16 +99,17 @@ class LogReader:
         superseded = _superseded(wanted, filter(self._filter.passes, later))
         passing = {entry.position for entry in wanted}
         for entry in entries:
+            is_import = self._imports.is_import(entry.event.received_at, now)
             if entry.position in passing:
+                pending = PendingPublication(publication=publication(entry), is_import=is_import)
                 self._queue(
-                    entry, is_blocked=ordering_key(entry) in blocked, is_superseded=entry.position in superseded
+                    pending, is_blocked=ordering_key(entry) in blocked, is_superseded=entry.position in superseded
                 )
             else:
                 self._window.pass_over(entry.position)
         return has_more
 
-    def _queue(self, entry: LogEntry, *, is_blocked: bool, is_superseded: bool) -> None:
-        pending = PendingPublication(publication=publication(entry))
+    def _queue(self, pending: PendingPublication, *, is_blocked: bool, is_superseded: bool) -> None:
         if is_superseded:
             self._window.supersede(pending)
         elif is_blocked:

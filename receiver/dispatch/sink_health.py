@@ -20,8 +20,11 @@ class DispatchObserver(Protocol):
     Every label is bounded: sinks come from the settings, outcomes, states and reasons from enumerations.
     """
 
-    def attempt_ended(self, sink: str, outcome: str, seconds: float) -> None:
-        """An attempt to publish one event ended; `seconds` is how long its whole batch took."""
+    def attempt_ended(self, sink: str, outcome: str) -> None:
+        """An attempt to publish one event ended."""
+
+    def batch_ended(self, sink: str, seconds: float) -> None:
+        """The attempts of one batch ended, after `seconds`."""
 
     def event_published(self, sink: str, seconds: float) -> None:
         """An event was published; `seconds` is the time since its callback was received."""

@@ -157,12 +157,14 @@ _OUTCOMES = {
 class PendingPublication:
     """A publication that needs an attempt: after `attempts` earlier ones, and as a retry since `since`.
 
-    `since` is None for a first attempt straight from the log.
+    `since` is None for a first attempt straight from the log. `is_import` marks the event of an imported callback,
+    whose age says nothing about this installation.
     """
 
     publication: Publication
     attempts: int = 0
     since: datetime | None = None
+    is_import: bool = False
 
     @property
     def is_retry(self) -> bool:

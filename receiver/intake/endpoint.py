@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import ipaddress
 import itertools
+import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,15 +21,31 @@ from typing import Final, Protocol
 
 import structlog
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from receiver import failpoints
 from receiver.domain.events import Callback
 from receiver.errors import JournalFull, StorageUnavailable
+from receiver.logs import Sampled
 from receiver.providers.base import CallbackUrl, Provider
 from receiver.providers.registry import URLS
 
 log = structlog.get_logger("receiver.endpoint")
+_levels: Final = logging.getLogger("receiver.endpoint")
+
+REASONS: Final = (
+    "no-credentials",
+    "wrong-credentials",
+    "network",
+    "method",
+    "unknown-path",
+    "too-large",
+    "compressed",
+    "disconnected",
+    "full",
+    "unavailable",
+)
+"""Why a request is refused: the labels of its metric."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -110,6 +127,7 @@ class CallbackEndpoints:
         self._journal = journal
         self._observer = observer
         self._clock = clock
+        self._wrong_credentials = Sampled(log, "callbacks with wrong credentials are refused")
 
     def routes(self) -> list[Route]:
         return [Route(url.path, _Endpoint(provider, url, self), include_in_schema=False) for provider, url in URLS]
@@ -124,7 +142,7 @@ class CallbackEndpoints:
             if failpoints.ARMED:
                 failpoints.reach("accepted")
         except _RequestRejected as rejection:
-            self._observer.rejected(rejection.reason)
+            self._report(rejection, scope)
             await _answer(send, rejection.status, *rejection.headers)
         except JournalFull:
             self._observer.rejected("full")
@@ -140,11 +158,19 @@ class CallbackEndpoints:
         else:
             await _answer(send, 200)
 
+    def _report(self, rejection: _RequestRejected, scope: Scope) -> None:
+        """Counts a refusal. Wrong credentials are in the log: a wrong setting at Bandwidth, or somebody guesses."""
+        self._observer.rejected(rejection.reason)
+        if rejection.reason == "wrong-credentials":
+            self._wrong_credentials.add(path=scope["path"], remote=_remote(scope))
+        if _levels.isEnabledFor(logging.DEBUG):
+            log.debug("a request was refused", reason=rejection.reason, path=scope["path"], remote=_remote(scope))
+
     async def _admit(self, provider: Provider, url: CallbackUrl, scope: Scope, receive: Receive) -> Callback:
         """The request as a callback; raises _RequestRejected. The first check that fails decides the answer."""
         admission = self.admission
         method: str = scope["method"]
-        remote = scope["client"][0] if scope.get("client") else None
+        remote = _remote(scope)
         if admission.networks and not _is_in(remote, admission.networks):
             raise _RequestRejected(403, "network")
         if method not in url.methods:
@@ -152,13 +178,14 @@ class CallbackEndpoints:
         authorization, headers = _headers(scope["headers"])
         signature = provider.signature
         if admission.credentials and not signature and not admission.credentials.accept(authorization):
-            raise _RequestRejected(401, "unauthorized", _CHALLENGE)
+            # Bandwidth sends each v2 callback without credentials first: that is no fault of anybody.
+            raise _RequestRejected(401, "wrong-credentials" if authorization else "no-credentials", _CHALLENGE)
         body = b"" if method == "GET" else await _body(headers, receive, admission.max_body_bytes)
         now = self._clock()
         if admission.credentials and signature:
             key = admission.keys.get(provider.api)
             if not key or not signature(key, headers, body, now):
-                raise _RequestRejected(401, "unauthorized")
+                raise _RequestRejected(401, "wrong-credentials")
         return Callback(
             id=new_callback_id(now),
             received_at=now,
@@ -180,6 +207,40 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._endpoints.answer(self._provider, self._url, scope, receive, send)
+
+
+class UnknownPaths:
+    """The application with all other routes; it counts and logs requests below `/callbacks` that it has no route for.
+
+    The path in an answer of 404 is the first mistake of an installation, and Bandwidth shows it to nobody.
+    """
+
+    def __init__(self, app: ASGIApp, observer: EndpointObserver) -> None:
+        self._app, self._observer = app, observer
+        self._unknown = Sampled(log, "requests to unknown callback URLs are refused")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _is_below_callbacks(scope):
+            await self._app(scope, receive, send)
+            return
+
+        async def observed(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] in (404, 405):
+                self._observer.rejected("unknown-path")
+                self._unknown.add(
+                    method=scope["method"], path=scope["path"][:_LOGGED_CHARACTERS], remote=_remote(scope)
+                )
+            await send(message)
+
+        await self._app(scope, receive, observed)
+
+
+_LOGGED_CHARACTERS: Final = 100
+
+
+def _is_below_callbacks(scope: Scope) -> bool:
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path == "/callbacks" or path.startswith("/callbacks/")
 
 
 # --- the body ---
@@ -267,6 +328,12 @@ def _headers(raw: list[tuple[bytes, bytes]]) -> tuple[bytes, dict[str, str]]:
         elif name_bytes == b"authorization":
             authorization = b"%b, %b" % (authorization, value_bytes) if authorization else value_bytes
     return authorization, headers
+
+
+def _remote(scope: Scope) -> str | None:
+    """The address of the client."""
+    client = scope.get("client")
+    return client[0] if client else None
 
 
 def _is_in(address: str | None, networks: Sequence[Network]) -> bool:

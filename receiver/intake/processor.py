@@ -19,10 +19,14 @@ from uuid import uuid4
 import structlog
 
 from receiver import failpoints
+from receiver.domain.arrival import ImportDetector
 from receiver.domain.delivery import FinalConflict
+from receiver.domain.events import Event, Quarantine, Status
 from receiver.errors import StorageUnavailable
 from receiver.intake.fold import YIELD_EVERY, Folder, Parsed, TagChecker, parse
+from receiver.logs import Sampled
 from receiver.metrics import Processed
+from receiver.providers import registry
 from receiver.providers.fields import moment_text
 from receiver.storage import journal, processor
 from receiver.storage.bulk import Transaction
@@ -112,6 +116,8 @@ class Processor:
         self._repeats: list[str] = []
         self._dropped_at = time.monotonic()
         self._failures = _Failures(clock)
+        self._imports = ImportDetector()
+        self._quarantined = Sampled(log, "callbacks are quarantined")
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -225,8 +231,10 @@ class Processor:
         Raises ProcessorLeaseLost, StorageUnavailable, or any other error that prevents the write; then nothing of the
         batch is written.
         """
+        began_at = self._clock()
         entries = await self._reader.after(lease.cursor, limit=_BATCH_CALLBACKS, max_bytes=_BATCH_BYTES)
         if not entries:
+            self._imports.caught_up(began_at)
             return None
         failpoints.reach("read")
         started = time.monotonic()
@@ -237,7 +245,7 @@ class Processor:
         async def finish(transaction: Transaction, folded: Sequence[Parsed]) -> None:
             rows = [row for parsed in folded for row in parsed.quarantine_rows()]
             await transaction.run([processor.add_to_quarantine(rows)])
-            callbacks = [parsed.callback for parsed in folded]
+            callbacks = [parsed.callback for parsed in folded if not self._is_import(parsed)]
             progress = Progress(
                 sequences=sequences[: len(folded)],
                 repeats=sum(parsed.is_repeat for parsed in folded),
@@ -269,9 +277,16 @@ class Processor:
         """Reports a committed batch. A listener or observer that raises must not make the batch look failed."""
         try:
             self._on_commit()
-            self._observer.processed(_counted(folded, seconds, self._clock()))
+            self._observer.processed(_counted(folded, seconds, self._clock(), self._is_import))
+            for parsed in folded:
+                if parsed.is_quarantined:
+                    reason = next(iter(parsed.reasons), Quarantine.TOO_LARGE)
+                    self._quarantined.add(callback=parsed.callback.id, reason=str(reason))
         except Exception:
             log.exception("the processor's measurements were lost")
+
+    def _is_import(self, parsed: Parsed) -> bool:
+        return self._imports.is_import(parsed.callback.received_at, self._clock())
 
     async def _note_session(self, lease: ProcessorLease) -> None:
         """Notes the session in a transaction of its own: a worker may freeze in the transaction of its first batch."""
@@ -353,17 +368,23 @@ class _Failures:
         self._number, self.since, self.error, self._logged_at = 0, None, None, float("-inf")
 
 
-def _counted(batch: Sequence[Parsed], seconds: float, now: datetime) -> Processed:
+def _counted(batch: Sequence[Parsed], seconds: float, now: datetime, is_import: Callable[[Parsed], bool]) -> Processed:
     results: Counter[str] = Counter()
     events: Counter[str] = Counter()
     verdicts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
+    failures: Counter[tuple[str, str]] = Counter()
+    lags: list[float] = []
     duplicates = 0
     for parsed in batch:
         results["quarantined" if parsed.is_quarantined else "duplicate" if parsed.is_repeat else "accepted"] += 1
         for event in parsed.new:
             events[event.status] += 1
             verdicts[event.tag_verdict] += 1
+            if event.status is Status.FAILED:
+                failures[event.api, _code_label(event)] += 1
+        if not is_import(parsed):
+            lags.append((now - parsed.callback.received_at).total_seconds())
         reasons.update(parsed.reasons)
         for rejected in parsed.too_large:
             reasons[rejected.reason] += 1
@@ -375,5 +396,13 @@ def _counted(batch: Sequence[Parsed], seconds: float, now: datetime) -> Processe
         duplicates=duplicates,
         reasons=reasons,
         seconds=seconds,
-        lag_seconds=[(now - parsed.callback.received_at).total_seconds() for parsed in batch],
+        lag_seconds=lags,
+        failures=failures,
     )
+
+
+def _code_label(event: Event) -> str:
+    """The delivery code as a label, whose values are bounded: an unlisted code is `other`."""
+    if event.code is None:
+        return "none"
+    return str(event.code) if registry.entry(event.api, event.code) is not None else "other"

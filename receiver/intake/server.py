@@ -2,13 +2,17 @@
 
 import asyncio
 import resource
-from typing import Any, Final
+from enum import StrEnum
+from functools import partial
+from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
 import httptools
 import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from receiver.logs import Sampled
 
 log = structlog.get_logger("receiver.server")
 
@@ -23,7 +27,32 @@ KEEP_ALIVE_SECONDS: Final = 75
 MAX_CONNECTIONS: Final = 4096
 _OTHER_FILES: Final = 256
 _LOG_EVERY_SECONDS: Final = 60.0
+_SAMPLED: Final = {
+    "not-http": Sampled(log, "a connection was closed: what it sent is not HTTP"),
+    "long-head": Sampled(log, "a connection was closed: the head of its request is too long"),
+    "pipelined": Sampled(log, "a connection was closed: it sent too many requests without waiting for answers"),
+}
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+class Closed(StrEnum):
+    """Why the server closes a connection before the client does: the labels of its metric."""
+
+    NOT_HTTP = "not-http"
+    LONG_HEAD = "long-head"
+    PIPELINED = "pipelined"
+    SLOW = "slow"
+    LIMIT = "limit"
+
+
+class ServerObserver(Protocol):
+    """Receives the measurements of the connections."""
+
+    def connection_closed(self, reason: str) -> None: ...
+
+
+class _Unobserved:
+    def connection_closed(self, reason: str) -> None: ...
 
 
 class _Parser:
@@ -92,6 +121,7 @@ class _Waiting:
         closed = next((connection for connection in others if connection is not latest), latest)
         self.remove(closed)
         closed.transport.abort()
+        latest.observer.connection_closed(Closed.LIMIT)
         now = latest.loop.time()
         if now - self._logged_at >= _LOG_EVERY_SECONDS:
             self._logged_at = now
@@ -124,8 +154,9 @@ class DeadlineProtocol(HttpToolsProtocol):
     _deadline: float | None = None
     _timer: asyncio.TimerHandle | None = None
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, observer: ServerObserver, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.observer = observer
         self.parser = _Parser(self)
 
     def connection_made(self, transport: Any) -> None:
@@ -150,11 +181,11 @@ class DeadlineProtocol(HttpToolsProtocol):
         left = MAX_HEADER_BYTES - self._head_bytes
         # The parser holds a head in memory, so a head that is too long must not reach it.
         if len(data) > left and not in_body and data.find(b"\r\n\r\n", 0, left) < 0:
-            self.transport.abort()
+            self._abort(Closed.LONG_HEAD)
             return
         super().data_received(data)
         if len(self.pipeline) > MAX_PIPELINED:
-            self.transport.abort()
+            self._abort(Closed.PIPELINED)
             return
         if self.scope is self._complete is not None:
             self._deadline, self._head_bytes = None, 0
@@ -168,7 +199,19 @@ class DeadlineProtocol(HttpToolsProtocol):
             is_body = in_body and (len(cycle.body) > body_bytes or cycle.response_complete)
             self._head_bytes += 0 if is_body else len(data)
         if self._head_bytes > MAX_HEADER_BYTES:
-            self.transport.abort()
+            self._abort(Closed.LONG_HEAD)
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(msg)
+        self._report_closed(Closed.NOT_HTTP)
+
+    def _abort(self, reason: Closed) -> None:
+        self.transport.abort()
+        self._report_closed(reason)
+
+    def _report_closed(self, reason: Closed) -> None:
+        self.observer.connection_closed(reason)
+        _SAMPLED[reason].add(remote=self.client[0] if self.client else None)
 
     def on_headers_complete(self) -> None:
         if self.parser.is_offered_upgrade:
@@ -206,10 +249,18 @@ class DeadlineProtocol(HttpToolsProtocol):
         elif not self.transport.is_closing():
             self.transport.write(_TOO_SLOW)
             self.transport.close()
+            # Not in the log: browsers open connections in advance, and leave them idle.
+            self.observer.connection_closed(Closed.SLOW)
 
 
 def server(
-    app: Any, *, host: str, port: int, lifespan: bool = True, keep_alive: int = KEEP_ALIVE_SECONDS
+    app: Any,
+    *,
+    host: str,
+    port: int,
+    lifespan: bool = True,
+    keep_alive: int = KEEP_ALIVE_SECONDS,
+    observer: ServerObserver | None = None,
 ) -> uvicorn.Server:
     """A server for the application; SIGTERM lets it finish the accepted requests. `lifespan` runs that of the app.
 
@@ -219,7 +270,7 @@ def server(
         app,
         host=host,
         port=port,
-        http=DeadlineProtocol,
+        http=partial(DeadlineProtocol, observer=observer or _Unobserved()),  # type: ignore[arg-type]
         ws="none",
         lifespan="on" if lifespan else "off",
         log_config=None,

@@ -7,7 +7,7 @@ changes rows that the processor may be about to write, and without the lock the 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 from sqlalchemy import (
@@ -51,6 +51,14 @@ _PAUSE_SECONDS: Final = 0.02
 log = structlog.get_logger("receiver.pruner")
 
 
+class PrunerObserver(Protocol):
+    """Receives the measurements of the pruner."""
+
+    def pruned(self, rows: Mapping[str, int] | None) -> None:
+        """A run has ended: the rows it removed, by kind; None: it failed."""
+        ...
+
+
 class Pruner:
     """Removes rows that are older than the age of their kind; a kind without an age stays.
 
@@ -64,6 +72,7 @@ class Pruner:
         *,
         clock: Callable[[], datetime],
         sinks: Collection[str] = (),
+        observer: PrunerObserver | None = None,
         every: float = _EVERY_SECONDS,
         limit: int = 500,
     ) -> None:
@@ -71,6 +80,7 @@ class Pruner:
         self._ages = ages
         self._clock = clock
         self.sinks = frozenset(sinks)
+        self._observer = observer
         self._every = every
         self._limit = limit
         self._log_ages = LogAges()
@@ -126,6 +136,7 @@ class Pruner:
             await asyncio.sleep(self._every)
 
     async def _prune_and_log(self) -> None:
+        removed: dict[Kind, int] | None = None
         try:
             removed = await self.prune()
         except StorageUnavailable as error:
@@ -135,6 +146,9 @@ class Pruner:
         else:
             if any(removed.values()):
                 log.info("removed old rows", **removed)
+        if self._observer is not None:
+            rows = {str(kind): number for kind, number in removed.items()} if removed is not None else None
+            self._observer.pruned(rows)
 
 
 async def prune(database: Database, task: PruneTask, place: int = 0) -> Batch:

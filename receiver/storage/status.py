@@ -6,6 +6,7 @@ A part that cannot be read does not affect the others: people need this page whe
 import asyncio
 import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +15,7 @@ from sqlalchemy import select
 from sqlalchemy import text as sql
 
 from receiver.errors import StorageUnavailable
-from receiver.explanation.installation import Backlog, DatabaseSize, Findings, Part
+from receiver.explanation.installation import Backlog, DatabaseSize, Findings, Part, ProcessorRecord
 from receiver.models.callbacks import CALLBACKS, PENDING
 from receiver.models.queries import SinkQuery
 from receiver.models.sinks import SinkRead
@@ -26,6 +27,15 @@ GATHER_SECONDS: Final = 1.5
 _MAX_SINKS: Final = 100
 
 Read = Callable[[], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Values for the metrics; None, or empty, where they could not be read. `last_callbacks` are times by API/route."""
+
+    backlog: Backlog | None
+    database: DatabaseSize | None
+    last_callbacks: Mapping[str, datetime]
 
 
 class StatusReader:
@@ -64,10 +74,21 @@ class StatusReader:
             unreadable=unreadable,
         )
 
-    async def backlog(self, *, seconds: float) -> Backlog | None:
-        """The pending callbacks; None if they cannot be read within `seconds`."""
-        found, _ = await self._read({"journal": self._backlog}, seconds)
-        return found.get("journal")
+    async def measured(self, *, seconds: float) -> Measured:
+        """The values for the metrics that can be read within `seconds`."""
+        parts: dict[Part, Read] = {
+            "journal": self._backlog,
+            "processor": lambda: processor.state(self._database),
+            "database": self._size,
+        }
+        found, _ = await self._read(parts, seconds)
+        record: ProcessorRecord | None = found.get("processor")
+        last_callbacks = record.last_callbacks if record is not None else {}
+        return Measured(
+            backlog=found.get("journal"),
+            database=found.get("database"),
+            last_callbacks={name: datetime.fromisoformat(moment) for name, moment in last_callbacks.items()},
+        )
 
     async def _read(self, parts: Mapping[Part, Read], seconds: float) -> tuple[dict[Part, Any], dict[Part, str]]:
         """The parts that could be read, and for the others the reason."""

@@ -126,12 +126,13 @@ class Observed:
         self.outcomes: dict[str, list[str]] = defaultdict(list)
         self.breakers: dict[str, str] = {}
 
-    def attempt_ended(self, sink: str, outcome: str, seconds: float) -> None:
+    def attempt_ended(self, sink: str, outcome: str) -> None:
         self.outcomes[sink].append(outcome)
 
     def breaker_moved(self, sink: str, state: str) -> None:
         self.breakers[sink] = state
 
+    def batch_ended(self, sink: str, seconds: float) -> None: ...
     def event_published(self, sink: str, seconds: float) -> None: ...
     def events_superseded(self, sink: str, count: int) -> None: ...
     def backlog_measured(

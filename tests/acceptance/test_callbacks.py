@@ -132,7 +132,8 @@ async def test_wrong_credentials_are_401_with_challenge_and_nothing_is_stored(
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"].startswith('Basic realm="')
     assert await select(sqlite_url, "SELECT count(*) FROM callbacks") == [(0,)]
-    assert await counter(sqlite_client, 'receiver_refused_total{reason="unauthorized"}') == 1
+    reason = "wrong-credentials" if authorization else "no-credentials"
+    assert await counter(sqlite_client, f'receiver_refused_total{{reason="{reason}"}}') == 1
 
 
 @pytest.mark.parametrize("password", ["old:with:colons", "nëw"])

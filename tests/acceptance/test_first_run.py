@@ -66,7 +66,7 @@ def test_log_has_no_sql_statements_at_info(tmp_path: Path, level: str) -> None:
         assert post(server.url, tmp_path, [v2_event("m1")]).status_code == 200
         server.stop()
         lines = [json.loads(line) for line in server.errors.read_text("utf-8").splitlines()]
-    assert "listening" in {line["event"] for line in lines}
+    assert "listening" in {line["message"] for line in lines}
     assert not [line for line in lines if line["logger"].partition(".")[0] in {"sqlalchemy", "aiosqlite", "httpx2"}]
 
 
@@ -277,7 +277,7 @@ def test_closed_standard_output_does_not_stop_the_server(tmp_path: Path) -> None
 
 def _logged_address(log: Path) -> str | None:
     entries = (json.loads(line) for line in whole_lines(log))
-    return next((entry["address"] for entry in entries if entry["event"] == "listening"), None)
+    return next((entry["address"] for entry in entries if entry["message"] == "listening"), None)
 
 
 # --- PostgreSQL

@@ -78,7 +78,7 @@ def log(server: Server) -> list[dict[str, Any]]:
 
 
 def said(server: Server, event: str) -> list[dict[str, Any]]:
-    return [line for line in log(server) if line["event"] == event]
+    return [line for line in log(server) if line["message"] == event]
 
 
 def page(server: Server) -> dict[str, dict[str, float]]:

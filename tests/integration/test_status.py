@@ -19,7 +19,7 @@ from receiver.models.callbacks import PROCESSOR
 from receiver.storage import processor, sinks
 from receiver.storage.database import Database
 from receiver.storage.postgresql import STATEMENT_SECONDS
-from receiver.storage.status import StatusReader
+from receiver.storage.status import Measured, StatusReader
 from tests.dispatching import now
 from tests.factories import callback, v1_event, v2_event
 from tests.processing import append, process
@@ -215,7 +215,7 @@ async def test_a_postgresql_that_does_not_answer_is_waited_for_no_longer_than_al
             assert known(answer_body) == set()
             # sooner than the attempts to connect fail
             assert seconds < STATEMENT_SECONDS
-        assert await reader.backlog(seconds=0.01) is None
+        assert await reader.measured(seconds=0.01) == Measured(backlog=None, database=None, last_callbacks={})
         # whoever looks again waits for the connections that are being made already
         assert len(connected) <= 2 * len(PARTS)
     finally:

@@ -1,0 +1,209 @@
+"""The log: its lines, the thread that writes them, what is dropped, and the end of a process."""
+
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import structlog
+
+from receiver import logs
+from receiver.logs import Sampled
+from tests.processes import until
+
+LINE = "x" * 1000
+
+
+@pytest.fixture(autouse=True)
+def configuration() -> Iterator[None]:
+    """The configuration of other tests is as it was."""
+    root, before = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
+    yield
+    logs.flush(1)
+    logging.captureWarnings(False)
+    root.handlers = handlers
+    root.setLevel(level)
+    structlog.configure(**before)
+
+
+@pytest.fixture
+def log() -> Any:
+    return structlog.get_logger("receiver.test")
+
+
+def written(monkeypatch: pytest.MonkeyPatch, **options: Any) -> io.StringIO:
+    """What is logged from now on."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    logs.configure(**options)
+    return stream
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    logs.flush()
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+@contextmanager
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Logs into a pipe; its other end."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb"), os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        logs.configure(form="json")
+        yield reading
+
+
+def read_lines(reading: int, until_text: str) -> list[dict[str, Any]]:
+    content = b""
+    while until_text.encode() not in content or not content.endswith(b"\n"):
+        content += os.read(reading, 65536)
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def test_json_line_begins_with_timestamp_level_and_message(monkeypatch: pytest.MonkeyPatch, log: Any) -> None:
+    stream = written(monkeypatch)
+    log.warning("sink is down", sink="crm")
+    logging.getLogger("other").warning("from %s", "a library")
+    ours, theirs = lines(stream)
+    assert list(ours)[:3] == ["timestamp", "level", "message"]
+    assert ours["message"] == "sink is down"
+    assert (ours["level"], ours["sink"], ours["logger"]) == ("warning", "crm", "receiver.test")
+    assert (theirs["message"], theirs["logger"]) == ("from a library", "other")
+
+
+def test_console_form_has_no_colours_in_a_file(monkeypatch: pytest.MonkeyPatch, log: Any) -> None:
+    stream = written(monkeypatch, form="console")
+    log.warning("sink is down", sink="crm")
+    logs.flush()
+    assert "\x1b" not in stream.getvalue()
+    assert "sink=crm" in stream.getvalue()
+
+
+def test_secrets_are_hidden_and_counts_of_credentials_are_not(monkeypatch: pytest.MonkeyPatch, log: Any) -> None:
+    stream = written(monkeypatch)
+    log.info("callbacks came in", **{"wrong-credentials": 3, "password": "secret"})
+    [line] = lines(stream)
+    assert (line["wrong-credentials"], line["password"]) == (3, "***")
+
+
+def test_values_that_cannot_be_formatted_do_not_fail_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = written(monkeypatch)
+    logging.getLogger("other").warning("%d", "no number")
+    assert [line["message"] for line in lines(stream)] == ["a log line cannot be formatted"]
+
+
+def test_warnings_of_python_are_lines_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = written(monkeypatch)
+    with monkeypatch.context() as patch:
+        # pytest replaces the filters
+        patch.setattr("warnings.filters", [])
+        logging._showwarning("old", DeprecationWarning, "module.py", 1)  # type: ignore[attr-defined]
+    [line] = lines(stream)
+    assert line["logger"] == "py.warnings"
+
+
+def test_pipe_that_nobody_reads_holds_nobody_up_and_dropped_lines_are_counted(
+    monkeypatch: pytest.MonkeyPatch, log: Any
+) -> None:
+    before = logs.dropped()
+    with pipe(monkeypatch) as reading:
+        for _ in range(5000):
+            log.info(LINE)
+        dropped = logs.dropped() - before
+        # 64 KiB are in the pipe, a mebibyte waits.
+        assert 3500 < dropped < 4500
+        found = read_lines(reading, "log lines were dropped")
+        log.info("it flows again")
+        [last] = read_lines(reading, "flows again")
+    assert len(found) == 5000 - dropped + 1
+    assert found[-1]["message"] == "log lines were dropped, because nobody read them"
+    assert (found[-1]["level"], found[-1]["lines"]) == ("warning", dropped)
+    assert last["message"] == "it flows again"
+
+
+def test_flush_ends_though_nobody_reads(monkeypatch: pytest.MonkeyPatch, log: Any) -> None:
+    with pipe(monkeypatch) as reading:
+        for _ in range(200):
+            log.info(LINE)
+        logs.flush(0.05)
+        log.info("the last line")
+        read_lines(reading, "the last line")
+
+
+def test_pipe_whose_reader_is_gone_counts_its_lines(monkeypatch: pytest.MonkeyPatch, log: Any) -> None:
+    before = logs.dropped()
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        logs.configure()
+        log.info("to nobody")
+        logs.flush()
+    assert logs.dropped() - before == 1
+
+
+def test_non_blocking_pipe_gets_every_line(monkeypatch: pytest.MonkeyPatch, log: Any) -> None:
+    with pipe(monkeypatch) as reading:
+        os.set_blocking(sys.stderr.fileno(), False)
+        for _ in range(500):
+            log.info(LINE)
+        log.info("the last line")
+        assert len(read_lines(reading, "the last line")) == 501
+
+
+def test_without_standard_error_nothing_fails(monkeypatch: pytest.MonkeyPatch, log: Any) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    logs.configure()
+    log.info("to nobody")
+    logs.flush()
+
+
+def test_command_writes_its_lines_at_once(monkeypatch: pytest.MonkeyPatch, log: Any) -> None:
+    stream = written(monkeypatch, threaded=False)
+    log.warning("sink is down")
+    assert "sink is down" in stream.getvalue()
+
+
+@pytest.mark.parametrize("end", ["sys.exit(1)", "raise RuntimeError"])
+def test_line_right_before_the_end_of_a_process_is_written(end: str) -> None:
+    program = (
+        "import sys, structlog; from receiver import logs; "
+        f"logs.configure(); structlog.get_logger('x').error('last'); {end}"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert '"message":"last"' in ended.stderr
+
+
+def test_end_of_a_process_waits_for_nobody_who_does_not_read() -> None:
+    program = (
+        "import structlog; from receiver import logs; logs.configure(); log = structlog.get_logger('x')\n"
+        "for _ in range(300): log.error('x' * 1000)\n"
+        "print('logged', flush=True)"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.wait(30) == 0
+
+
+def test_sampled_logs_the_first_at_once_and_then_counts(monkeypatch: pytest.MonkeyPatch, log: Any) -> None:
+    stream = written(monkeypatch)
+    sampled = Sampled(log, "callbacks are quarantined", seconds=0.2)
+    for number in range(100):
+        sampled.add(callback=number)
+    assert [(line["times"], line["callback"]) for line in lines(stream)] == [(1, 0)]
+
+    def is_due() -> bool:
+        sampled.add(callback=-1)
+        return len(lines(stream)) == 2
+
+    until(is_due, 10)
+    assert lines(stream)[1]["times"] > 99
