@@ -24,7 +24,10 @@ from packaging.utils import canonicalize_name
 
 from receiver.cli import work
 from receiver.intake.server import GRACEFUL_SECONDS
+from receiver.metrics import WebMetrics, WorkerMetrics
 from receiver.settings import Settings, load
+from receiver.worker import configured_sinks
+from tests.processes import receiver as run_receiver
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -67,6 +70,13 @@ def test_every_dependency_is_locked_to_a_version_it_allows(dependency: str) -> N
     assert pins().get(canonicalize_name(requirement.name), "none") in requirement.specifier
 
 
+@pytest.mark.parametrize("dependency", [*PROJECT["dependencies"], *EXTRAS])
+def test_versions_below_one_have_an_upper_bound(dependency: str) -> None:
+    specifier = Requirement(dependency).specifier
+    lowest = next(part.version for part in specifier if part.operator == ">=")
+    assert not lowest.startswith("0.") or any(part.operator == "<" for part in specifier)
+
+
 def test_every_locked_version_has_hashes() -> None:
     entries = re.split(r"\n(?=\S)", "\n".join(line for line in LOCK.splitlines() if not line.startswith("#")))
     assert len(entries) == len(pins())
@@ -79,6 +89,61 @@ def test_the_lock_names_no_host_and_no_option() -> None:
 
 def test_a_reload_of_the_unit_asks_for_the_settings_to_be_read_again() -> None:
     assert unit()["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+
+
+# --- the package
+
+
+def test_the_name_of_the_package_is_a_command_too() -> None:
+    # `uvx NAME` runs the command that is called like the package.
+    assert PROJECT["scripts"][PROJECT["name"]] == PROJECT["scripts"]["receiver"]
+
+
+# --- the check of a change
+
+
+def audit(folder: Path, report: str, code: int) -> subprocess.CompletedProcess[str]:
+    """Runs the audit of .ci/run with a stand-in for its tool, in a folder with our lock file."""
+    tool = folder / ".venv-audit/bin/pip-audit"
+    tool.parent.mkdir(parents=True)
+    tool.write_text(f"#!/bin/sh\ncat <<'REPORT'\n{report}\nREPORT\nexit {code}\n", encoding="utf-8")
+    tool.chmod(0o755)
+    (folder / "deploy").mkdir()
+    (folder / "deploy/requirements.lock").write_text(LOCK, encoding="utf-8")
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    function = script[script.index("audit() {") : script.index("\n}\n", script.index("audit() {")) + 3]
+    command = ["bash", "-c", f"set -euo pipefail\n{function}\naudit\necho goes on"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+
+
+UNKNOWN = "yarl              Dependency not found on PyPI and could not be audited: yarl (1.25.1)\n"
+
+
+@pytest.mark.parametrize(
+    ("report", "code", "line"),
+    [
+        ("No known vulnerabilities found", 0, "audit: no known vulnerability in {all} of the {all} versions of …"),
+        (f"No known vulnerabilities found\n{UNKNOWN}", 0, "audit: no known vulnerability in {less} of the {all} …"),
+        ("No known vulnerabilities found\n" + UNKNOWN * 100, 0, "audit: skipped, no source of advisories answers"),
+        ("ERROR:pip_audit._cli:cannot connect", 1, "audit: skipped, no source of advisories answers"),
+        ("", 124, "audit: skipped, no source of advisories answers"),
+    ],
+)
+def test_audit_goes_on_without_a_finding_and_says_what_it_looked_at(
+    tmp_path: Path, report: str, code: int, line: str
+) -> None:
+    ended = audit(tmp_path, report, code)
+    expected = line.format(all=len(pins()), less=len(pins()) - 1).removesuffix("…")
+    said, goes_on = ended.stdout.splitlines()
+    assert said.startswith(expected)
+    assert (goes_on, ended.returncode) == ("goes on", 0)
+
+
+def test_audit_ends_the_run_on_a_finding(tmp_path: Path) -> None:
+    ended = audit(tmp_path, "Found 1 known vulnerability in 1 package\nuvicorn 0.54.0 PYSEC-2026-1", 1)
+    assert ended.returncode == 1
+    assert "PYSEC-2026-1" in ended.stdout
+    assert "goes on" not in ended.stdout
 
 
 # --- Dockerfile
@@ -363,8 +428,17 @@ def test_stopping_the_unit_signals_the_server_alone_which_stops_its_worker() -> 
     assert unit()["KillMode"] == ["mixed"]
 
 
+def unit_environment() -> dict[str, str]:
+    return dict(pair.split("=", 1) for line in unit()["Environment"] for pair in line.split())
+
+
+def test_the_unit_does_not_restart_after_a_wrong_setting(tmp_path: Path) -> None:
+    wrong = run_receiver(tmp_path, "serve", PORT="none")
+    assert unit()["RestartPreventExitStatus"] == [str(wrong.returncode)] == ["2"]
+
+
 def test_the_unit_keeps_its_data_in_the_state_directory() -> None:
-    environment = dict(pair.split("=", 1) for pair in unit()["Environment"][0].split())
+    environment = unit_environment()
     assert environment["RECEIVER_DATA_DIR"] == f"%S/{unit()['StateDirectory'][0]}"
     assert environment["RECEIVER_SECRETS_DIR"] == "%d"
     assert unit()["EnvironmentFile"] == ["-/etc/receiver/receiver.env"]
@@ -380,6 +454,132 @@ def test_credentials_of_the_unit_are_settings_and_are_read_as_such(
     monkeypatch.setenv("RECEIVER_SECRETS_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert [token.get_secret_value() for token in load().api_tokens] == ["from-a-file"]
+
+
+# --- receiver.toml
+
+
+EXAMPLE = (DEPLOY / "receiver.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", [EXAMPLE, re.sub(r"^# (?=[a-z_]+ = |\[\[)", "", EXAMPLE, flags=re.MULTILINE)])
+def test_the_example_of_a_settings_file_is_valid_with_and_without_its_comments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "receiver.toml").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CRM_SECRET", "whsec_c2VjcmV0")
+    settings = load(tmp_path / "receiver.toml")
+    assert bool(settings.sinks) is ("\n[[sinks]]" in text)
+    configured_sinks(settings)
+
+
+def test_unit_and_containers_read_their_settings_from_that_file() -> None:
+    assert unit_environment()["RECEIVER_CONFIG"] == "/etc/receiver/receiver.toml"
+    [source] = {settings["file"] for settings in compose()["configs"].values()}
+    assert (DEPLOY / source).samefile(DEPLOY / "receiver.toml")
+    for service in [*RECEIVERS, WORKER, SERVICES["migrate"]]:
+        [config] = service["configs"]
+        assert config["source"] in compose()["configs"]
+        assert service["environment"]["RECEIVER_CONFIG"] == config["target"]
+
+
+# --- receiver-command
+
+
+def arguments_for_systemd(tmp_path: Path, *arguments: str) -> list[str]:
+    """The arguments with which the script calls systemd-run."""
+    called = tmp_path / "systemd-run"
+    called.write_text(f"#!{sys.executable}\nimport json, sys; print(json.dumps(sys.argv[1:]))\n", encoding="utf-8")
+    called.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    run = subprocess.run([DEPLOY / "receiver-command", *arguments], env=environment, capture_output=True, check=True)
+    found: list[str] = json.loads(run.stdout)
+    return found
+
+
+def test_commands_run_with_user_settings_and_credentials_of_the_service(tmp_path: Path) -> None:
+    arguments = arguments_for_systemd(tmp_path, "messages", "list", "--tag", "order 1")
+    properties = defaultdict(list)
+    for argument in arguments:
+        if argument.startswith("--property="):
+            key, _, value = argument.removeprefix("--property=").partition("=")
+            properties[key].append(value)
+    shared = ("DynamicUser", "User", "StateDirectory", "StateDirectoryMode", "UMask", "EnvironmentFile")
+    for key in (*shared, "LoadCredential"):
+        assert properties[key] == unit()[key], key
+    given = dict(one.removeprefix("--setenv=").split("=", 1) for one in arguments if one.startswith("--setenv="))
+    state = f"/var/lib/{unit()['StateDirectory'][0]}"
+    # of the unit's environment only the folder of credentials is another one, which the shell fills in
+    expected = {name: value.replace("%S/receiver", state) for name, value in unit_environment().items()}
+    assert given == {name: expected[name] for name in ("RECEIVER_CONFIG", "RECEIVER_DATA_DIR")}
+    assert 'RECEIVER_SECRETS_DIR="$CREDENTIALS_DIRECTORY"' in arguments[arguments.index("-c") + 1]
+    assert arguments[-4:] == ["messages", "list", "--tag", "order 1"]
+
+
+def test_the_command_of_the_script_is_that_of_the_unit(tmp_path: Path) -> None:
+    program = unit()["ExecStart"][0].split()[0]
+    assert f'exec {program} "$@"' in arguments_for_systemd(tmp_path)[-2]
+
+
+# --- prometheus-rules.yml
+
+
+RULES = yaml.safe_load((DEPLOY / "prometheus-rules.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+
+
+def metrics_of(text: str) -> set[str]:
+    return set(re.findall(r"\breceiver_[a-z_]+\b", text))
+
+
+def known_metrics() -> set[str]:
+    """The names of all series of web process and worker."""
+    web, worker = WebMetrics(), WorkerMetrics(own_process=True)
+    return {
+        name
+        for metrics in (web, worker)
+        for family in metrics.registry.collect()
+        for name in (
+            family.name,
+            *(f"{family.name}_{suffix}" for suffix in ("total", "bucket", "sum", "count", "info")),
+        )
+    }
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_every_alert_is_about_metrics_that_exist_and_says_what_is_wrong(rule: dict[str, Any]) -> None:
+    used = metrics_of(rule["expr"])
+    assert used
+    assert used <= known_metrics()
+    assert rule["labels"]["severity"] in ("warning", "critical")
+    assert rule["annotations"]["summary"].endswith(".")
+    assert rule["expr"].count("(") == rule["expr"].count(")")
+    assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
+
+
+def test_alerts_have_names_of_their_own() -> None:
+    names = [rule["alert"] for rule in RULES]
+    assert len(names) == len(set(names))
+
+
+def test_alerts_are_those_that_the_operations_page_names() -> None:
+    page = (ROOT / "receiver/docs/operations.md").read_text(encoding="utf-8")
+    table = "".join(re.findall(r"^\| `receiver_[a-z_]+.*$", page, re.MULTILINE))
+    named = {name for name in metrics_of(table) if name != "receiver_sink_held"}
+    alerted = {name.removesuffix("_bucket") for rule in RULES for name in metrics_of(rule["expr"])}
+    assert named == alerted - {"receiver_sink_held"}
+
+
+def test_promtool_accepts_the_rules() -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("install Prometheus to check prometheus-rules.yml with promtool")
+    checked = subprocess.run(
+        ["promtool", "check", "rules", DEPLOY / "prometheus-rules.yml"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+# --- with systemd
 
 
 def systemd_analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
