@@ -20,7 +20,7 @@ from receiver.api.auth import Tokens, token_guard
 from receiver.api.health import Health
 from receiver.api.operations import ApiContext
 from receiver.clock import now
-from receiver.explanation.installation import Findings
+from receiver.explanation.installation import Findings, disk_problems
 from receiver.intake.endpoint import REASONS, Admission, CallbackEndpoints, Credentials, UnknownPaths
 from receiver.intake.journal import Journal
 from receiver.intake.server import Closed
@@ -50,6 +50,7 @@ RELOADED: Final = (
 
 # A scrape must not wait for a database that does not answer.
 _SCRAPE_SECONDS: Final = 1.0
+_STORAGE_LOG_SECONDS: Final = 3600.0
 
 log = structlog.get_logger("receiver.app")
 
@@ -93,7 +94,13 @@ class Receiver:
         self.database = Database(settings.database)
         routes = [(provider.api, url.route) for provider, url in URLS]
         self.metrics = WebMetrics(reasons=REASONS, closed=Closed, routes=routes)
-        self._monitor = Monitor(self.metrics, message="callbacks came in", totals=lambda: self.metrics.totals)
+        self._monitor = Monitor(
+            self.metrics,
+            message="callbacks came in",
+            totals=lambda: self.metrics.totals,
+            check=self._check_storage,
+        )
+        self._storage = logs.Sampled(log, "the database needs room", seconds=_STORAGE_LOG_SECONDS)
         self.worker = supervisor(settings)
         self._status = StatusReader(self.database)
         self._settling = Settling(self.database)
@@ -185,6 +192,12 @@ class Receiver:
             conflict=self.settings.final_conflict,
             clock=now,
         ).ids(ids)
+
+    async def _check_storage(self) -> None:
+        """Logs what `receiver status` says of disk and write-ahead logs: not everybody looks there."""
+        found = await self._status.measured(seconds=_SCRAPE_SECONDS)
+        if problems := list(disk_problems(found.database)):
+            self._storage.add(problem=" ".join(problems))
 
     async def _metrics(self, _: Request) -> Response:
         found = await self._status.measured(seconds=_SCRAPE_SECONDS)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
 import structlog
@@ -27,7 +27,7 @@ class Monitor:
     """Measures the delay of the event loop that starts it, and logs once a minute what has happened.
 
     `totals` returns numbers by name that only rise. The line names those that rose within the minute; there is none
-    when none did. `message` is the text of the line.
+    when none did. `message` is the text of the line. `check` is called once a minute too, and may log more.
     """
 
     def __init__(
@@ -36,11 +36,13 @@ class Monitor:
         *,
         message: str,
         totals: Callable[[], Mapping[str, int]],
+        check: Callable[[], Awaitable[None]] | None = None,
         minute_seconds: float = MINUTE_SECONDS,
     ) -> None:
         self._observer = observer
         self._message = message
         self._totals = totals
+        self._check = check
         self._minute_seconds = minute_seconds
         self._logged: Mapping[str, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -69,6 +71,11 @@ class Monitor:
         while True:
             await asyncio.sleep(self._minute_seconds)
             self._log()
+            if self._check is not None:
+                try:
+                    await self._check()
+                except Exception:  # the next minute may succeed
+                    log.exception("a check of this process failed")
 
     def _log(self) -> None:
         totals = dict(self._totals())

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 BEHIND_SECONDS: Final = 10.0
 # Below this, the write-ahead logs alone can fill the disk within minutes.
 LOW_DISK_BYTES: Final = 256 * 1024 * 1024
+# SQLite empties a write-ahead log after some megabytes, unless somebody still reads in it.
+LARGE_WAL_BYTES: Final = 1024 * 1024 * 1024
 
 ProcessorState = Literal["working", "behind", "stuck", "missing"]
 Part = Literal["journal", "processor", "sinks", "database"]
@@ -143,7 +145,7 @@ def assess(found: Findings, now: datetime) -> Installation:
             *_processor_problems(journal, processor),
             *_worker_problems(found.worker),
             *_sink_problems(found.sinks or (), is_processed=processor.state != "missing"),
-            *_disk_problems(found.database),
+            *disk_problems(found.database),
         ],
     )
 
@@ -243,7 +245,14 @@ def _sink_problems(sinks: Sequence["SinkRead"], *, is_processed: bool) -> Iterat
             yield f"No worker publishes to sink {sink.name}."
 
 
-def _disk_problems(database: DatabaseSize | None) -> Iterator[str]:
+def disk_problems(database: DatabaseSize | None) -> Iterator[str]:
+    """What is wrong with the space that the database takes, and has left."""
     free = database.disk_free_bytes if database is not None else None
     if free is not None and free < LOW_DISK_BYTES:
         yield f"The disk of the database has {free // 1_000_000} MB left."
+    log_bytes = database.wal_bytes if database is not None else None
+    if log_bytes is not None and log_bytes > LARGE_WAL_BYTES:
+        yield (
+            f"The write-ahead logs of the database have {log_bytes // 1_000_000:,} MB: a reader, or a backup under "
+            "way, prevents that they are emptied."
+        )

@@ -156,6 +156,8 @@ class CallbackEndpoints:
             self._observer.rejected("unavailable")
             await _answer(send, 503, _RETRY_AFTER)
         else:
+            if _levels.isEnabledFor(logging.DEBUG):
+                log.debug("a callback was accepted", callback=callback.id, path=scope["path"], bytes=len(callback.body))
             await _answer(send, 200)
 
     def _report(self, rejection: _RequestRejected, scope: Scope) -> None:

@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text, update
+from structlog.testing import capture_logs
 
+from receiver.app import Receiver
 from receiver.domain.events import Api
+from receiver.explanation import installation
 from receiver.explanation.installation import Findings, WorkerRecord
 from receiver.models.callbacks import PROCESSOR
+from receiver.settings import Settings
 from receiver.storage import processor, sinks
 from receiver.storage.database import Database
 from receiver.storage.postgresql import STATEMENT_SECONDS
@@ -229,3 +233,24 @@ async def test_a_postgresql_that_does_not_answer_is_waited_for_no_longer_than_al
 async def timed(work: Callable[[], Awaitable[dict[str, Any]]]) -> tuple[dict[str, Any], float]:
     began = time.monotonic()
     return await work(), time.monotonic() - began
+
+
+async def test_write_ahead_log_that_a_reader_keeps_is_logged_once_an_hour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installation, "LARGE_WAL_BYTES", 1024 * 1024)
+    url = f"sqlite:///{tmp_path}/receiver.db"
+    receiver = Receiver(Settings(database_url=url, callback_auth="none", api_auth="none", worker="none"))
+    with capture_logs() as lines:
+        async with receiver.running():
+            await receiver._check_storage()
+            with closing(sqlite3.connect(tmp_path / "callbacks.db", isolation_level=None)) as reader:
+                reader.execute("BEGIN")
+                reader.execute("SELECT count(*) FROM callbacks").fetchall()
+                for _ in range(4):
+                    await receiver.journal.append(callback(b" " * 500_000))
+                for _ in range(3):
+                    await receiver._check_storage()
+    logged = [line for line in lines if line["event"] == "the database needs room"]
+    assert len(logged) == 1
+    assert "write-ahead logs" in logged[0]["problem"]

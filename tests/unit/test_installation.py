@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from receiver.explanation.installation import (
+    LARGE_WAL_BYTES,
     LOW_DISK_BYTES,
     Backlog,
     DatabaseSize,
@@ -148,6 +149,12 @@ def test_a_sink_that_is_down_is_a_problem_and_dead_letters_paused_and_removed_si
     down = sink(name="d", down_since_at=NOON, last_error="connection refused")
     [problem] = assessed(sinks=[*calm, down]).problems
     assert problem == "Sink d is down since 2024-06-12T12:00:00Z: connection refused."
+
+
+def test_a_write_ahead_log_that_is_not_emptied_is_a_problem() -> None:
+    assert assessed(database=replace(SIZE, wal_bytes=LARGE_WAL_BYTES)).problems == []
+    [problem] = assessed(database=replace(SIZE, wal_bytes=1_200_000_000)).problems
+    assert "have 1,200 MB" in problem
 
 
 def test_a_full_disk_is_a_problem() -> None:

@@ -67,3 +67,19 @@ async def test_event_loop_that_is_held_up_is_measured_and_logged(monkeypatch: py
             time.sleep(0.5)  # noqa: ASYNC251 - it holds the loop
             await eventually(lambda: max(delays.seconds) >= 0.3)
     assert [line["event"] for line in lines] == ["the event loop was held up; nothing was answered meanwhile"]
+
+
+async def test_check_that_fails_is_logged_and_called_again() -> None:
+    calls = 0
+
+    async def check() -> None:
+        nonlocal calls
+        calls += 1
+        raise ValueError("broken")
+
+    monitor = Monitor(Delays(), message="callbacks came in", totals=Counter, check=check, minute_seconds=0.01)
+    with capture_logs() as lines:
+        await monitor.start()
+        await eventually(lambda: calls == 2)
+        await monitor.stop()
+    assert {line["event"] for line in lines} == {"a check of this process failed"}
