@@ -142,7 +142,7 @@ class CallbackEndpoints:
             if failpoints.ARMED:
                 failpoints.reach("accepted")
         except _RequestRejected as rejection:
-            self._report(rejection, scope)
+            self._report(rejection, url, scope)
             await _answer(send, rejection.status, *rejection.headers)
         except JournalFull:
             self._observer.rejected("full")
@@ -157,16 +157,16 @@ class CallbackEndpoints:
             await _answer(send, 503, _RETRY_AFTER)
         else:
             if _levels.isEnabledFor(logging.DEBUG):
-                log.debug("a callback was accepted", callback=callback.id, path=scope["path"], bytes=len(callback.body))
+                log.debug("a callback was accepted", callback=callback.id, path=url.path, bytes=len(callback.body))
             await _answer(send, 200)
 
-    def _report(self, rejection: _RequestRejected, scope: Scope) -> None:
+    def _report(self, rejection: _RequestRejected, url: CallbackUrl, scope: Scope) -> None:
         """Counts a refusal. Wrong credentials are in the log: a wrong setting at Bandwidth, or somebody guesses."""
         self._observer.rejected(rejection.reason)
         if rejection.reason == "wrong-credentials":
-            self._wrong_credentials.add(path=scope["path"], remote=_remote(scope))
+            self._wrong_credentials.add(path=url.path, remote=_remote(scope))
         if _levels.isEnabledFor(logging.DEBUG):
-            log.debug("a request was refused", reason=rejection.reason, path=scope["path"], remote=_remote(scope))
+            log.debug("a request was refused", reason=rejection.reason, path=url.path, remote=_remote(scope))
 
     async def _admit(self, provider: Provider, url: CallbackUrl, scope: Scope, receive: Receive) -> Callback:
         """The request as a callback; raises _RequestRejected. The first check that fails decides the answer."""
