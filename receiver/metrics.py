@@ -93,8 +93,8 @@ class WebMetrics:
         self._rejected = Counter(
             "receiver_refused", "Requests to callback routes that were refused", ["reason"], registry=registry
         )
-        for reason in reasons:
-            self._rejected.labels(reason)
+        # Looked up once: each v2 callback is refused once, before it comes with credentials.
+        self._rejected_for = {reason: self._rejected.labels(reason) for reason in reasons}
         self._closed = Counter(
             "receiver_connections_closed",
             "Connections that were closed because of what their client did, or did not do",
@@ -150,7 +150,7 @@ class WebMetrics:
 
     def rejected(self, reason: str) -> None:
         self.totals[reason] += 1
-        self._rejected.labels(reason).inc()
+        (self._rejected_for.get(reason) or self._rejected.labels(reason)).inc()
 
     def connection_closed(self, reason: str) -> None:
         self._closed.labels(reason).inc()

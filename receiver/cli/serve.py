@@ -189,9 +189,7 @@ _LABELS = {"callback_credentials": "  user and password", "api_tokens": "API tok
 # The banner waits at most this long for the worker, because callbacks are accepted already.
 _WORKER_SECONDS: Final = 10.0
 # Their INFO messages duplicate ours.
-_DUPLICATING_LOGGERS: Final = ("alembic",)
-# It warns of each request that is not HTTP, as often as strangers send some; the server counts them and samples.
-_STRANGERS_LOGGER: Final = "uvicorn.error"
+_DUPLICATING_LOGGERS: Final = ("alembic", "uvicorn.error")
 
 log = structlog.get_logger("receiver.serve")
 
@@ -218,10 +216,9 @@ def serve(config: Path | None, *, host: str | None, port: int | None) -> int:
 
 def _configure_logs(settings: Settings) -> None:
     logs.configure(form=settings.log_format, level=settings.log_level)
-    if settings.log_level != "debug":
+    if settings.log_level == "info":
         for name in _DUPLICATING_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger(_STRANGERS_LOGGER).setLevel(logging.ERROR)
 
 
 class Reload:

@@ -1,6 +1,7 @@
 """uvicorn, configured for untrusted clients, with the deadline for requests and the bound on headers that it lacks."""
 
 import asyncio
+import logging
 import resource
 from enum import StrEnum
 from functools import partial
@@ -253,6 +254,11 @@ class DeadlineProtocol(HttpToolsProtocol):
             self.observer.connection_closed(Closed.SLOW)
 
 
+def _is_no_warning_for_each_request(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn may be logged. Its protocol warns each time a stranger sends what it cannot read."""
+    return record.module != HttpToolsProtocol.__module__.rpartition(".")[2] or record.levelno >= logging.ERROR
+
+
 def server(
     app: Any,
     *,
@@ -266,6 +272,7 @@ def server(
 
     `keep_alive` are the seconds for which a connection stays open between two requests.
     """
+    logging.getLogger("uvicorn.error").addFilter(_is_no_warning_for_each_request)
     config = uvicorn.Config(
         app,
         host=host,

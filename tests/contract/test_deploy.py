@@ -570,13 +570,57 @@ def test_alerts_are_those_that_the_operations_page_names() -> None:
     assert named == alerted - {"receiver_sink_held"}
 
 
-def test_promtool_accepts_the_rules() -> None:
+def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     if shutil.which("promtool") is None:
         pytest.skip("install Prometheus to check prometheus-rules.yml with promtool")
-    checked = subprocess.run(
-        ["promtool", "check", "rules", DEPLOY / "prometheus-rules.yml"], capture_output=True, text=True, check=False
-    )
+    return subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_promtool_accepts_the_rules() -> None:
+    checked = promtool("check", "rules", DEPLOY / "prometheus-rules.yml")
     assert checked.returncode == 0, checked.stderr
+
+
+# Series as promtool writes them (a value a minute), and whether the alert fires after ten minutes.
+TRIALS = [
+    ("ReceiverRefusesCallbacks", 'receiver_refused_total{reason="full"}', "0x9 1", True),
+    ("ReceiverRefusesCallbacks", 'receiver_refused_total{reason="no-credentials"}', "0+50x10", False),
+    ("ReceiverWrongCredentials", 'receiver_refused_total{reason="wrong-credentials"}', "0+5x10", True),
+    ("ReceiverFallbackUsed", 'receiver_last_callback_timestamp_seconds{api="v1",route="fallback"}', "500x10", True),
+    ("ReceiverWorkerDown", "receiver_worker_up", "1x5 0x5", True),
+    ("ReceiverWorkerDown", "receiver_worker_up", "1x9 0", False),
+    ("ReceiverSinkDown", 'receiver_breaker_state{sink="crm"}', "2x10", True),
+    ("ReceiverSinkUnattended", 'receiver_sink_held{sink="crm"}', "0x10", True),
+    ("ReceiverWalGrows", 'receiver_database_bytes{part="wal"}', "2000000000x10", True),
+    ("ReceiverWalGrows", 'receiver_database_bytes{part="database"}', "2000000000x10", False),
+]
+
+
+@pytest.mark.parametrize(("alert", "series", "values", "fires"), TRIALS)
+def test_alert_fires_when_it_should(tmp_path: Path, alert: str, series: str, values: str, fires: bool) -> None:
+    labels = dict(re.findall(r'(\w+)="([^"]*)"', series))
+    kept = {name: value for name, value in labels.items() if name in ("sink", "api", "part")}
+    if alert == "ReceiverWrongCredentials":
+        kept["reason"] = labels["reason"]
+    [rule] = [rule for rule in RULES if rule["alert"] == alert]
+    expected = [{"exp_labels": {**kept, **rule["labels"]}}] if fires else []
+    # The text of the summary is not what is tried here.
+    quiet = {"groups": [{"name": "receiver", "rules": [{key: rule[key] for key in rule if key != "annotations"}]}]}
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(quiet), encoding="utf-8")
+    trial = {
+        "rule_files": ["rules.yml"],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": series, "values": values}],
+                "alert_rule_test": [{"eval_time": "10m", "alertname": alert, "exp_alerts": expected}],
+            }
+        ],
+    }
+    (tmp_path / "trial.yml").write_text(yaml.safe_dump(trial), encoding="utf-8")
+    tried = promtool("test", "rules", tmp_path / "trial.yml")
+    assert tried.returncode == 0, tried.stdout + tried.stderr
 
 
 # --- with systemd
