@@ -18,6 +18,7 @@ from receiver.dispatch.sink_health import DispatchObserver
 from receiver.domain.retry import BreakerState
 from receiver.domain.window import Settlement
 from receiver.errors import ReceiverError, StorageUnavailable
+from receiver.logs import Sampled
 from receiver.sinks.base import Sink
 from receiver.sinks.concurrency import call_sink, error_name
 from receiver.sinks.registry import ConfiguredSink
@@ -132,6 +133,7 @@ class Dispatcher:
         self._stopped = False
         self._ending = asyncio.Event()
         self._failures = 0
+        self._outages = Sampled(log, "the database is unavailable")
         self._task = asyncio.create_task(self._run())
 
     def wake(self) -> None:
@@ -167,7 +169,7 @@ class Dispatcher:
                 log.warning("lease lost", sink=self._name, error=str(error))
                 self._resources.observer.lease_lost(self._name)
             except StorageUnavailable as error:
-                log.warning("the database is unavailable", sink=self._name, error=str(error))
+                self._outages.add(sink=self._name, error=str(error))
             except PublishStuck as error:
                 self._failures += 1
                 log.error("restarting sink", sink=self._name, error=str(error))

@@ -26,6 +26,7 @@ from receiver.domain.publication import (
 from receiver.domain.retry import BreakerState
 from receiver.domain.window import Window
 from receiver.errors import ReceiverError, StorageUnavailable
+from receiver.logs import Sampled
 from receiver.models.sinks import ReplayRead
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import replays, retries, sinks
@@ -76,6 +77,8 @@ class PublishLoop:
         self._signal = asyncio.Event()
         self._lease_timer: asyncio.TimerHandle | None = None
         self._polled_at = self._settled_at = float("-inf")
+        # An outage fails each round of the loop.
+        self._outages = Sampled(log, "the database is unavailable")
 
     def wake(self) -> None:
         """Reports that the log has grown."""
@@ -125,7 +128,7 @@ class PublishLoop:
                 await self._settle()
             await self._health.measure(self._resources.database, self._settings.max_age)
         except StorageUnavailable as error:
-            log.warning("the database is unavailable", sink=self._name, error=str(error))
+            self._outages.add(sink=self._name, error=str(error))
             await asyncio.sleep(self._resources.poll_seconds)
 
     def _raise_if_stuck(self) -> None:

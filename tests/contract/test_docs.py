@@ -344,6 +344,8 @@ def printed_lines() -> list[str]:
                 found.add(_longest_text(node.exc.args))
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _LOGGED:
                 found.add(_longest_text(node.args))
+            elif isinstance(node, ast.Call) and _name(node.func) == "Sampled":
+                found.add(_longest_text(node.args[1:]))
     return sorted(text for text in found if len(text) > 3)
 
 
@@ -352,7 +354,7 @@ def _name(function: ast.expr) -> str:
 
 
 def _longest_text(arguments: list[ast.expr]) -> str:
-    """The longest constant part of the first argument."""
+    """The longest constant part of the first of these arguments."""
     if not arguments or not isinstance(arguments[0], ast.Constant | ast.JoinedStr):
         return ""
     parts = arguments[0].values if isinstance(arguments[0], ast.JoinedStr) else [arguments[0]]

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event as sqlalchemy_event
+from structlog.testing import capture_logs
 
 from receiver.domain.events import Status
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry, SinkDown
+from receiver.errors import StorageUnavailable
 from receiver.models.sinks import ATTEMPTS
 from receiver.sinks.base import Sink
 from receiver.storage import sinks
@@ -689,3 +691,22 @@ async def test_database_outage_loses_nothing(database: Database) -> None:
 
         await eventually(settled)
     assert len(memory(sink).attempted) == len(entries)
+
+
+@on_sqlite
+async def test_outage_of_the_database_is_one_line_and_not_one_for_each_poll(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    polls = 0
+
+    async def unavailable(*_: Any) -> None:
+        nonlocal polls
+        polls += 1
+        raise StorageUnavailable("the server is away")
+
+    with capture_logs() as lines:
+        async with running(database, memory_sink(), poll_seconds=0.01):
+            monkeypatch.setattr(sinks, "control", unavailable)
+            await eventually(lambda: polls > 5)
+    outages = [line for line in lines if line["event"] == "the database is unavailable"]
+    assert [(line["times"], line["error"]) for line in outages] == [(1, "the server is away")]
