@@ -27,7 +27,8 @@ class Processed:
     """The measurements of one batch of the processor: callbacks by result, new events by status and by verdict.
 
     `duplicates` are events that the log had already, `reasons` counts rejected elements by reason, `failures` new
-    events with the status failed by API and delivery code (`other` if no document lists the code, `none` without one).
+    events with the status failed by API and delivery code (`other` if no document lists the code, `none` without one),
+    `deliveries` those whose status changed by their new status.
     `lag_seconds` has for each callback the time from receipt until its status was visible, but nothing for imported
     callbacks, which are as old as they are.
     """
@@ -36,6 +37,7 @@ class Processed:
     events: Count[str]
     verdicts: Count[str]
     failures: Count[tuple[str, str]] = field(default_factory=Count)
+    deliveries: Count[str] = field(default_factory=Count)
     duplicates: int
     reasons: Count[str]
     seconds: float
@@ -212,6 +214,14 @@ class WorkerMetrics:
         self._verdicts = Counter("receiver_tag_verdicts", "New events by tag verdict", ["verdict"], registry=registry)
         for verdict in TagVerdict:
             self._verdicts.labels(verdict)
+        self._deliveries = Counter(
+            "receiver_deliveries",
+            "Deliveries (a message to one recipient) that reached a status",
+            ["status"],
+            registry=registry,
+        )
+        for status in Status:
+            self._deliveries.labels(status)
         self._failures = Counter(
             "receiver_failures",
             "New events with the status failed, by delivery code: those that documents list, other, and none",
@@ -322,6 +332,8 @@ class WorkerMetrics:
             self._verdicts.labels(verdict).inc(events)
         for reason, elements in batch.reasons.items():
             self._quarantined.labels(reason).inc(elements)
+        for status, deliveries in batch.deliveries.items():
+            self._deliveries.labels(status).inc(deliveries)
         for (api, code), events in batch.failures.items():
             self._failures.labels(api, code).inc(events)
         self._duplicates.inc(batch.duplicates)

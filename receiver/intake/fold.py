@@ -104,7 +104,7 @@ class Parsed:
 
     `rejected` holds the first `MAX_LISTED` rejected elements, `reasons` counts all. After folding, `new` are the events
     appended to the log, `known` has for each other event the callback that first had it, and `too_large` are the events
-    that exceed a limit of their message.
+    that exceed a limit of their message. `reached` counts the deliveries whose status changed, by their new status.
     """
 
     callback: Callback
@@ -114,6 +114,7 @@ class Parsed:
     new: list[Event] = field(default_factory=list)
     known: list[str] = field(default_factory=list)
     too_large: list[Rejected] = field(default_factory=list)
+    reached: Counter[str] = field(default_factory=Counter)
 
     @property
     def is_quarantined(self) -> bool:
@@ -251,7 +252,7 @@ def _prefix(batch: Sequence[Parsed], known: EventsOfMessages) -> Sequence[Parsed
 async def _take(folded: Batch[Any], batch: Sequence[Parsed]) -> None:
     taken = 0
     for parsed in batch:
-        parsed.new, parsed.known, parsed.too_large = [], [], []
+        parsed.new, parsed.known, parsed.too_large, parsed.reached = [], [], [], Counter()
         for index, event in parsed.events:
             try:
                 result = folded.take(event, index)
@@ -259,6 +260,8 @@ async def _take(folded: Batch[Any], batch: Sequence[Parsed]) -> None:
                 raise _CannotFold(repr(error)) from error
             if type(result) is Appended:
                 parsed.new.append(event)
+                if result.delivery.status != result.previous_status:
+                    parsed.reached[result.delivery.status] += 1
             elif type(result) is Repeat:
                 parsed.known.append(result.callback_id)
             elif type(result) is Rejected:

@@ -374,6 +374,7 @@ def _counted(batch: Sequence[Parsed], seconds: float, now: datetime, is_import: 
     verdicts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     failures: Counter[tuple[str, str]] = Counter()
+    deliveries: Counter[str] = Counter()
     lags: list[float] = []
     duplicates = 0
     for parsed in batch:
@@ -385,6 +386,7 @@ def _counted(batch: Sequence[Parsed], seconds: float, now: datetime, is_import: 
                 failures[event.api, _code_label(event)] += 1
         if not is_import(parsed):
             lags.append((now - parsed.callback.received_at).total_seconds())
+        deliveries.update(parsed.reached)
         reasons.update(parsed.reasons)
         for rejected in parsed.too_large:
             reasons[rejected.reason] += 1
@@ -398,6 +400,7 @@ def _counted(batch: Sequence[Parsed], seconds: float, now: datetime, is_import: 
         seconds=seconds,
         lag_seconds=lags,
         failures=failures,
+        deliveries=deliveries,
     )
 
 

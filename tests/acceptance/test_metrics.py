@@ -99,6 +99,18 @@ def test_failures_are_counted_by_listed_codes_alone(server: Server) -> None:
     assert value(found, "receiver_failures_total", api="v2", code="987654") is None
 
 
+def test_deliveries_are_counted_by_the_status_that_they_reach(server: Server) -> None:
+    post(server, V2, v2_event("m1", "message-sending"), v2_event("m2", "message-failed", errorCode=4470))
+    post(server, V2, v2_event("m1"))
+    # A late report changes no status.
+    post(server, V2, v2_event("m1", "message-sending", time="2026-01-01T00:00:04.000Z"))
+    until(lambda: value(page(server), "receiver_events_total", type="message.sending") == 2)
+    found = page(server)
+    reached = {status: value(found, "receiver_deliveries_total", status=status) for status in ("delivered", "failed")}
+    assert reached == {"delivered": 1, "failed": 1}
+    assert value(found, "receiver_deliveries_total", status="sending") == 1
+
+
 def test_batches_are_counted_as_batches(server: Server) -> None:
     post(server, V2, *(v2_event(f"m{number}") for number in range(200)))
     published = {"sink": "file", "outcome": "published"}
