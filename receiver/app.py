@@ -134,7 +134,7 @@ class Receiver:
             stack.push_async_callback(self.worker.stop)
             await self._monitor.start()
             stack.push_async_callback(self._monitor.stop)
-            _log_open_doors(self.settings)
+            log_open_doors(self.settings, *_OPEN_DOORS)
             yield
 
     async def reload(self, settings: Settings) -> None:
@@ -221,11 +221,11 @@ async def prepare_database(database: Database) -> None:
         log.warning(weakness)
 
 
-def _log_open_doors(settings: Settings) -> None:
-    """Logs, at every start, which authentication is switched off: the setting may be older than its reason."""
-    for name, effect in _OPEN_DOORS.items():
+def log_open_doors(settings: Settings, *names: str) -> None:
+    """Logs, at every start, which of these settings switch authentication off: they may be older than their reason."""
+    for name in names:
         if getattr(settings, name) == "none":
-            log.warning("authentication is switched off", setting=f"{PREFIX}{name.upper()}", effect=effect)
+            log.warning("authentication is switched off", setting=f"{PREFIX}{name.upper()}", effect=_OPEN_DOORS[name])
 
 
 _OPEN_DOORS: Final = {

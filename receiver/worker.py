@@ -312,6 +312,7 @@ def _end_orphan(supervisor: int) -> None:
     while os.getppid() == supervisor:
         time.sleep(_PARENT_SECONDS)
     time.sleep(_ORPHAN_SECONDS + _EXIT_SECONDS)
+    logs.flush()
     os._exit(1)
 
 

@@ -198,7 +198,7 @@ def serve(config: Path | None, *, host: str | None, port: int | None) -> int:
     """Serves until SIGTERM or SIGINT."""
     overrides = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     given = load(config, **overrides)
-    _configure_logs(given)
+    configure_logs(given)
     with ExitStack() as stack:
         if is_sqlite(given.database):
             make_embedded(given)
@@ -214,7 +214,8 @@ def serve(config: Path | None, *, host: str | None, port: int | None) -> int:
     return 0
 
 
-def _configure_logs(settings: Settings) -> None:
+def configure_logs(settings: Settings) -> None:
+    """Configures the log of a process that serves."""
     logs.configure(form=settings.log_format, level=settings.log_level)
     if settings.log_level == "info":
         for name in _DUPLICATING_LOGGERS:

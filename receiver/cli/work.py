@@ -18,8 +18,9 @@ from receiver import credentials, logs
 from receiver import metrics as measured
 from receiver.api import problems
 from receiver.api.auth import Tokens, token_guard
+from receiver.app import log_open_doors
 from receiver.cli.context import check_schema, refuse_absent
-from receiver.cli.serve import bind, serving
+from receiver.cli.serve import bind, configure_logs, serving
 from receiver.errors import ReceiverError, SettingsError
 from receiver.metrics import WorkerMetrics
 from receiver.settings import PREFIX, Settings, load
@@ -36,7 +37,7 @@ log = structlog.get_logger("receiver.work")
 def work(config: Path | None, *, metrics: str | None) -> int:
     """Runs a worker until SIGTERM or SIGINT."""
     settings = load(config)
-    logs.configure(form=settings.log_format, level=settings.log_level)
+    configure_logs(settings)
     refuse_absent(settings)
     listeners = _listeners(metrics, settings) if metrics is not None else []
     try:
@@ -60,6 +61,7 @@ async def _work(settings: Settings, read: Callable[[], Settings], listeners: Seq
         await worker.start()
         stack.push_async_callback(_stop, worker)
         if listeners:
+            log_open_doors(settings, "metrics_auth")
             await stack.enter_async_context(serving(_application(settings, worker), listeners))
         await stack.enter_async_context(_reloading(worker, read, reload))
         freeze_garbage_collection()

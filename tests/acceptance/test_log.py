@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 
 from tests.factories import v2_event
 from tests.faults.load import children
-from tests.processes import COMMAND, PATIENT, Server, environment, serving, until, whole_lines
+from tests.processes import COMMAND, PATIENT, Server, environment, foreground, receiver, serving, until, whole_lines
 
 GIVEN = {"CALLBACK_CREDENTIALS": '["u:p"]', "API_TOKENS": '["token"]'}
 V2 = "/callbacks/bandwidth/v2"
@@ -117,6 +118,17 @@ def test_authentication_that_is_off_is_logged_at_every_start(
             server.stop()
             lines = logged(server, "authentication is switched off")
             assert [(line["setting"], line["level"]) for line in lines] == [(name, "warning") for name in names]
+
+
+def test_worker_whose_metrics_need_no_token_logs_that(tmp_path: Path) -> None:
+    assert receiver(tmp_path, "migrate").returncode == 0
+    settings = {"RECEIVER_METRICS_AUTH": "none"}
+    with foreground(tmp_path, "work", "--metrics", "127.0.0.1:0", **settings) as worker:
+        until(lambda: '"working"' in worker.errors.read_text("utf-8") or worker.process.poll() is not None)
+        assert worker.stop(signal.SIGTERM) == 0
+        lines = [json.loads(line) for line in whole_lines(worker.errors)]
+    assert [line["message"] for line in lines] == ["authentication is switched off", "working", "stopped"]
+    assert lines[0]["setting"] == "RECEIVER_METRICS_AUTH"
 
 
 # --- strangers
@@ -244,13 +256,13 @@ def test_log_goes_on_with_the_number_of_lost_lines_once_the_pipe_is_read(tmp_pat
         assert json.loads(rest[-1])["message"] == "stopped"
 
 
-def test_server_runs_with_closed_standard_streams(tmp_path: Path) -> None:
+def test_server_runs_with_closed_standard_streams_and_the_sink_stdout_keeps_its_events(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     shell = subprocess.Popen(
         ["/bin/sh", "-c", f'exec "$0" serve --port {port} <&- >&- 2>&-', COMMAND],
         cwd=tmp_path,
-        env=environment(**GIVEN, WORKER="none"),
+        env=environment(**GIVEN, SINKS='[{"name": "out", "type": "stdout", "start": "beginning"}]'),
     )
     try:
 
@@ -263,6 +275,14 @@ def test_server_runs_with_closed_standard_streams(tmp_path: Path) -> None:
         until(answers)
         # No file of the database is what a library takes for standard output or standard error.
         assert {Path(f"/proc/{shell.pid}/fd/{number}").readlink() for number in (0, 1, 2)} == {Path("/dev/null")}
+        url = f"http://127.0.0.1:{port}"
+        assert httpx2.post(url + V2, json=[v2_event("m1")], auth=("u", "p"), **PATIENT).status_code == 200
+
+        def sinks() -> list[tuple[str, int]]:
+            listed = httpx2.get(f"{url}/api/sinks", headers=BEARER, **PATIENT).json()
+            return [(sink["state"], sink["lag"]) for sink in listed]
+
+        until(lambda: sinks() == [("down", 1)])
         shell.terminate()
         assert shell.wait(STOP_SECONDS) == 0
     finally:
