@@ -38,9 +38,12 @@ def plain(text: str) -> str:
 
 def write(content: bytes) -> None:
     """Writes all of the content to standard output, and flushes it."""
-    stream, rest = sys.stdout.buffer, memoryview(content)
+    buffered, rest = sys.stdout.buffer, memoryview(content)
+    # Past the buffer: what a closed pipe did not accept would stay in it, and at its end Python would fail to write it.
+    stream = getattr(buffered, "raw", buffered)
     try:
         # Not through the text layer: with PYTHONUNBUFFERED it silently drops what a closing pipe did not accept.
+        buffered.flush()
         while rest:
             rest = rest[stream.write(rest) :]
         stream.flush()
