@@ -250,6 +250,7 @@ async def test_waiting_connections_shut_nobody_out(
             with suppress(ConnectionError):
                 assert await first.read() == b""
         assert not last.at_eof()
+        assert await counter(client, 'receiver_connections_closed_total{reason="limit"}') >= 22
 
 
 async def test_request_in_progress_outlives_idle_connections(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,6 +391,7 @@ async def test_slow_headers_and_bodies_close_the_connection(
         assert (await raw(sqlite_client)).startswith(too_slow)
         assert (await raw(sqlite_client, head + b"\r\ncontent-length: 10\r\n\r\n", b"[")).startswith(too_slow)
     assert (await sqlite_client.post(V2, json=[v2_event()])).status_code == 200
+    assert await counter(sqlite_client, 'receiver_connections_closed_total{reason="slow"}') == 3
 
 
 H2C = b"connection: Upgrade, HTTP2-Settings, close\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
