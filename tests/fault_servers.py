@@ -37,6 +37,8 @@ class FaultServer:
     closed: int = 0
     retry_after: str = "7"
     location: str = "/200"
+    answer: bytes = OK
+    closes: bool = False
     under_way: int = 0
     held: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -153,6 +155,12 @@ async def _cookie(server: FaultServer, request: Request, writer: asyncio.StreamW
     await _send(writer, b"HTTP/1.1 200 OK\r\nset-cookie: a=b\r\ncontent-length: 0\r\n\r\n")
 
 
+async def _answer(server: FaultServer, request: Request, writer: asyncio.StreamWriter) -> None:
+    await _send(writer, server.answer)
+    if server.closes:
+        writer.close()
+
+
 async def _mute(server: FaultServer, request: Request, writer: asyncio.StreamWriter) -> None:
     await asyncio.sleep(3600)
 
@@ -175,6 +183,7 @@ _FAULTS: dict[str, Callable[[FaultServer, Request, asyncio.StreamWriter], Awaita
     "/many-headers": _many_headers,
     "/packed": _packed,
     "/cookie": _cookie,
+    "/answer": _answer,
     "/mute": _mute,
     "/hold": _hold,
 }

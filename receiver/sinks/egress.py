@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import httpcore2
 
+from receiver.sinks.response_head import ResponseHeads
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -127,21 +129,28 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
 
 
 class BoundedStream(httpcore2.AsyncNetworkStream):
-    """A connection that limits the size of a response: bytes read are counted from one request to the next."""
+    """A connection that limits the size of a response and repairs its head.
+
+    Bytes read are counted from one request to the next.
+    """
 
     def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
         self._stream = stream
         self._left = _MAX_READ_BYTES
+        self._heads = ResponseHeads()
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        received = await self._stream.read(min(max_bytes, _CHUNK_BYTES), timeout)
-        self._left -= len(received)
-        if self._left < 0:
-            raise ResponseTooLong
-        return received
+        while True:
+            received = await self._stream.read(min(max_bytes, _CHUNK_BYTES), timeout)
+            self._left -= len(received)
+            if self._left < 0:
+                raise ResponseTooLong
+            if (parsable := self._heads.feed(received)) or not received:
+                return parsable
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
         self._left = _MAX_READ_BYTES
+        self._heads.expect()
         await self._stream.write(buffer, timeout)
 
     async def aclose(self) -> None:

@@ -76,7 +76,7 @@ async def server() -> AsyncIterator[FaultServer]:
         ("/reset", Retry(reason="connection broken")),
         ("/half", Retry(reason="connection broken")),
         ("/hang-up", Retry(reason="connection broken")),
-        ("/many-headers", Retry(reason="connection broken")),
+        ("/many-headers", Retry(reason="answer too long")),
         ("/mute", Retry(reason="timeout", overloaded=True)),
         ("/slow-headers", Retry(reason="timeout", overloaded=True)),
         ("/slow-endless-body", Retry(reason="timeout", overloaded=True)),
@@ -85,6 +85,74 @@ async def server() -> AsyncIterator[FaultServer]:
 async def test_status_code_decides_the_result(server: FaultServer, path: str, result: Result) -> None:
     timeout = "2s" if getattr(result, "reason", None) == "timeout" else "18s"
     assert await posted(server.url(path), timeout=timeout) == result
+
+
+MALFORMED = {
+    "a blank in a name": b"X Request Id: 7\r\nContent-Length: 2\r\n",
+    "a blank after a name": b"Content-Length : 2\r\nX-Id : 7\r\n",
+    "no colon": b"nonsense\r\nContent-Length: 2\r\n",
+    "no name": b": 7\r\nContent-Length: 2\r\n",
+    "an empty value": b"X-Id:\r\nContent-Length: 2\r\n",
+    "control characters in a value": b"X-Id: a\x00b\x0bc\x1b[31m\r\nContent-Length: 2\r\n",
+    "a control character in a length": b"Content-Length: 2\x00\r\n",
+    "a lone carriage return": b"X-Id: a\rb\r\nContent-Length: 2\r\n",
+    "a folded line": b"X-Id: a\r\n  b\r\n\tc\r\nContent-Length: 2\r\n",
+    "a folded length": b"Content-Length:\r\n 2\r\n",
+    "a folded line before any header": b" b: c\r\nContent-Length: 2\r\n",
+    "a name that is not ASCII": "X-Größe: 1\r\nContent-Length: 2\r\n".encode(),
+    "line feeds alone": b"X-Id: a\nContent-Length: 2\n",
+    "the same length twice": b"Content-Length: 2\r\nContent-Length: 2\r\n",
+    "two lengths": b"Content-Length: 2\r\nContent-Length: 200\r\n",
+    "two lengths in one header": b"Content-Length: 200, 2\r\n",
+    "a length with a sign": b"Content-Length: 2\r\nContent-Length: +7\r\n",
+    "chunked twice": b"X: 1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+}
+
+
+@pytest.mark.parametrize("headers", MALFORMED.values(), ids=MALFORMED)
+async def test_malformed_header_does_not_hide_the_status(server: FaultServer, headers: bytes) -> None:
+    """The consumer has the event: posted again, it would get the event again for as long as its header is malformed."""
+    body = b"2\r\nok\r\n0\r\n\r\n" if b"chunked" in headers else b"ok"
+    server.answer = b"HTTP/1.1 200 OK\r\n" + headers + b"\r\n" + body
+    async with webhook(server.url("/answer")) as sink:
+        # The connection is still usable, or was closed.
+        assert [await post(sink) for _ in range(2)] == [Published(response_code=200, response="ok")] * 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nX Id: 7\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\nok",
+        b"HTTP/1.1 200\r\n\r\nok",
+        b"HTTP/1.1 200 \x00\r\n\r\nok",
+        b"HTTP/1.0 200 OK\nnonsense\n\nok",
+        b"HTTP/1.1 103 Early Hints\r\nLink to: x\r\n\r\nHTTP/1.1 200 OK\r\nX Id: 7\r\n\r\nok",
+    ],
+)
+async def test_response_without_a_length_ends_with_the_connection(server: FaultServer, answer: bytes) -> None:
+    server.answer, server.closes = answer, True
+    assert await posted(server.url("/answer")) == Published(response_code=200, response="ok")
+
+
+async def test_length_that_is_no_number_does_not_hide_the_status(server: FaultServer) -> None:
+    server.answer = b"HTTP/1.1 200 OK\r\nContent-Length: two\r\n\r\nok"
+    assert await posted(server.url("/answer")) == Published(response_code=200, response="")
+
+
+async def test_malformed_header_beside_retry_after(server: FaultServer) -> None:
+    server.answer = b"HTTP/1.1 503 X\r\nX Id: 7\r\nRetry-After :\r\n 7\r\nContent-Length: 0\r\n\r\n"
+    expected = Retry(reason="status 503", after=timedelta(seconds=7), response_code=503, response="")
+    assert await posted(server.url("/answer")) == expected
+
+
+@pytest.mark.parametrize("answer", [b"nonsense\r\n\r\n", b"HTTP/1.1 2000 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: 1\r\n"])
+async def test_response_without_a_status_or_an_end_of_its_headers_is_a_retry(
+    server: FaultServer, answer: bytes
+) -> None:
+    server.answer, server.closes = answer, True
+    assert await posted(server.url("/answer")) == Retry(reason="connection broken")
 
 
 async def test_huge_response_is_read_only_in_part(server: FaultServer) -> None:
