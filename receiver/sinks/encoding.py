@@ -67,7 +67,8 @@ Binding = Literal["structured", "binary"]
 REPLAYED: Final = "receiver-replayed"
 STRUCTURED_TYPE: Final = "application/cloudevents+json; charset=utf-8"
 
-_ATTRIBUTES: Final = ("specversion", "id", "source", "type", "subject", "time")
+# Both have places of their own. Every other member of a CloudEvent is an attribute.
+_NO_ATTRIBUTES: Final = frozenset({"data", "datacontenttype"})
 # Printable ASCII except for the quote and the percent sign, as the HTTP binding of CloudEvents requires.
 _PLAIN: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 
@@ -91,6 +92,6 @@ def bind(publication: Publication, binding: Binding, *, prefix: str, quoted: boo
     if binding == "structured":
         return Bound(STRUCTURED_TYPE, marks, publication.body)
     event = publication.event
-    values = {name: str(event[name]) for name in _ATTRIBUTES}
+    values = {name: str(value) for name, value in event.items() if name not in _NO_ATTRIBUTES}
     attributes = {f"{prefix}{name}": quote(value, safe=_PLAIN) if quoted else value for name, value in values.items()}
     return Bound(str(event["datacontenttype"]), attributes | marks, orjson.dumps(event["data"]))

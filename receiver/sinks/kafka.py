@@ -33,6 +33,9 @@ from receiver.sinks.encoding import Binding, Template, bind, render
 _DEFAULT_PORT: Final = 9092
 _MAX_TOPIC_LENGTH: Final = 249
 _CHECK_SECONDS: Final = 2.0
+# The event's id in both bindings. A header `ce_id` would make a structured event binary for the SDK in Python, which
+# tells the bindings apart by the prefix and not by the content type.
+_EVENT_ID: Final = "receiver-event-id"
 # How many requests of the client fit into one timeout.
 _REQUESTS_PER_TIMEOUT: Final = 3
 # Well below the limit of any topic; only a single record may be larger.
@@ -209,7 +212,7 @@ class KafkaSink(Sink):
         if len(topic) > _MAX_TOPIC_LENGTH:
             return Refused(reason=f"the name of its topic is longer than {_MAX_TOPIC_LENGTH} characters")
         bound = bind(publication, self._binding, prefix="ce_", quoted=False)
-        headers = {"content-type": bound.content_type, "ce_id": publication.id} | bound.headers
+        headers = {"content-type": bound.content_type, _EVENT_ID: publication.id} | bound.headers
         key = str(publication.event["subject"]).encode()
         try:
             delivery = await producer.send(

@@ -144,7 +144,9 @@ class RabbitmqSink(Sink):
         return Published()
 
     def _message(self, publication: Publication) -> Message:
-        bound = bind(publication, self._binding, prefix="cloudEvents:", quoted=False)
+        # CloudEvents has a binding for AMQP 1.0 (`cloudEvents:`) and none for 0-9-1. This is Knative's; SDKs read it:
+        # https://github.com/knative-extensions/eventing-rabbitmq/blob/main/cloudevents-protocol-spec/spec.md
+        bound = bind(publication, self._binding, prefix="ce-", quoted=False)
         return Message(
             bound.body,
             content_type=bound.content_type,

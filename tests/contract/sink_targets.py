@@ -223,7 +223,7 @@ async def kafka() -> AsyncIterator[SinkTarget]:
 
         async def arrived() -> list[str]:
             records = await asyncio.to_thread(cluster.records, "events")
-            return [(record.headers["ce_id"] or b"").decode() for record in records]
+            return [(record.headers["receiver-event-id"] or b"").decode() for record in records]
 
         yield SinkTarget(
             settings={"type": "kafka", "bootstrap": [cluster.bootstrap], "topic": "events"},

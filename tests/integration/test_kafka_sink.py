@@ -80,7 +80,7 @@ def topic(kafka: KafkaCluster) -> str:
 
 
 def event_ids(records: list[Record]) -> list[str]:
-    return [(record.headers["ce_id"] or b"").decode() for record in records]
+    return [(record.headers["receiver-event-id"] or b"").decode() for record in records]
 
 
 def port_of(cluster: KafkaCluster) -> int:
@@ -137,11 +137,11 @@ async def test_a_record_is_keyed_by_its_message_and_holds_the_event(kafka: Kafka
     assert sorted(event_ids(records)) == sorted(one.id for one in batch)
     by_id = {event.id: event for event in batch}
     for record in records:
-        one = by_id[(record.headers["ce_id"] or b"").decode()]
+        one = by_id[(record.headers["receiver-event-id"] or b"").decode()]
         assert (record.key, record.value) == (one.event["subject"].encode(), one.body)
         assert record.headers == {
             "content-type": b"application/cloudevents+json; charset=utf-8",
-            "ce_id": one.id.encode(),
+            "receiver-event-id": one.id.encode(),
         }
     assert len({(record.key, record.partition) for record in records}) == 5
 
@@ -155,6 +155,7 @@ async def test_in_binary_mode_the_attributes_are_headers(kafka: KafkaCluster, to
     assert orjson.loads(record.value or b"") == event["data"]
     assert record.headers == {
         "content-type": b"application/json",
+        "receiver-event-id": one.id.encode(),
         **{f"ce_{name}": event[name].encode() for name in ("specversion", "id", "source", "type", "subject", "time")},
     }
 

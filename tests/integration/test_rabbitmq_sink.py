@@ -183,7 +183,7 @@ async def test_in_binary_mode_the_attributes_are_headers(exchange: Exchange) -> 
     attributes = ("specversion", "id", "source", "type", "subject", "time")
     assert message.headers == {
         "receiver-message-id": event["subject"],
-        **{f"cloudEvents:{name}": event[name] for name in attributes},
+        **{f"ce-{name}": event[name] for name in attributes},
     }
 
 
