@@ -284,6 +284,12 @@ class WorkerMetrics:
             ["sink"],
             registry=registry,
         )
+        self._unexpected_duplicates = Counter(
+            "receiver_unexpected_duplicates",
+            "Events that a sink's destination acknowledged as duplicates on their first attempt",
+            ["sink"],
+            registry=registry,
+        )
         self._leases = Counter(
             "receiver_lease_lost", "Leases of a sink that this process lost", ["sink"], registry=registry
         )
@@ -360,6 +366,9 @@ class WorkerMetrics:
 
     def events_superseded(self, sink: str, events: int) -> None:
         self._superseded.labels(sink).inc(events)
+
+    def unexpected_duplicate(self, sink: str) -> None:
+        self._unexpected_duplicates.labels(sink).inc()
 
     def backlog_measured(
         self,

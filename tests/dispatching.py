@@ -66,6 +66,7 @@ class Nobody:
     def batch_ended(self, sink: str, seconds: float) -> None: ...
     def event_published(self, sink: str, seconds: float) -> None: ...
     def events_superseded(self, sink: str, events: int) -> None: ...
+    def unexpected_duplicate(self, sink: str) -> None: ...
     def backlog_measured(
         self, sink: str, events: int, oldest_seconds: float, retries: Mapping[str, int], dead_letters: Mapping[str, int]
     ) -> None: ...
@@ -84,6 +85,7 @@ class Observed:
     waited: list[float] = field(default_factory=list)
     backlogs: list[tuple[int, float, dict[str, int], dict[str, int]]] = field(default_factory=list)
     superseded: int = 0
+    duplicates: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
@@ -98,6 +100,9 @@ class Observed:
 
     def events_superseded(self, sink: str, events: int) -> None:
         self.superseded += events
+
+    def unexpected_duplicate(self, sink: str) -> None:
+        self.duplicates.append(sink)
 
     def backlog_measured(
         self,

@@ -9,7 +9,7 @@ import structlog
 
 from receiver.dispatch.publish import log_failure, longest_publish, publish, record
 from receiver.dispatch.reader import WINDOW, Batch, BatchResult, LogReader, ReplayReader, Resources, ordering_keys
-from receiver.dispatch.sink_health import SinkHealth
+from receiver.dispatch.sink_health import SinkHealth, UnexpectedDuplicates
 from receiver.domain.publication import (
     DeadLettered,
     DeadLetterReason,
@@ -66,6 +66,9 @@ class PublishLoop:
         self._health = SinkHealth(
             self._name, lease.health, observer=resources.observer, clock=resources.clock, monotonic=resources.monotonic
         )
+        self._duplicates = UnexpectedDuplicates(self._name, resources.observer, resources.monotonic)
+        # Events whose attempt did not count. Their next attempt is the second, although none is stored.
+        self._tried: set[int] = set()
         self._settled_health = lease.health
         self._tasks: dict[asyncio.Task[BatchResult], Batch] = {}
         self._replay: ReplayReader | None = None
@@ -311,6 +314,7 @@ class PublishLoop:
             del self._tasks[task]
             self._decide_all(task.result())
         self._health.report()
+        self._duplicates.log()
 
     def _decide_all(self, ended: BatchResult) -> None:
         """Decides about every event of a batch.
@@ -324,6 +328,7 @@ class PublishLoop:
         for pending, result in zip(ended.batch.pending, ended.results, strict=True):
             if pending.ordering_key in stopped:
                 window.put_back(pending)
+                self._note_duplicate(pending, result, is_decided=False)
                 continue
             decision = self._decide(pending, result, ended)
             attempt = record(
@@ -356,11 +361,23 @@ class PublishLoop:
         if isinstance(result, Published) and replay is None and not pending.is_import:
             seconds = (now - pending.publication.received_at).total_seconds()
             self._resources.observer.event_published(self._name, max(0.0, seconds))
+        self._note_duplicate(pending, result, is_decided=decision is not None)
         if isinstance(result, Refused | Retry):
             log_failure(self._name, pending, result, decision)
         if isinstance(result, Refused) and result.gone:
             self._pause_gone(result)
         return decision
+
+    def _note_duplicate(self, pending: PendingPublication, result: Result, *, is_decided: bool) -> None:
+        if pending.publication.replayed:
+            return
+        is_first = not pending.is_retry and pending.position not in self._tried
+        if isinstance(result, Published) and result.duplicate and is_first:
+            self._duplicates.add(pending.publication.id)
+        if is_decided:
+            self._tried.discard(pending.position)
+        else:
+            self._tried.add(pending.position)
 
     def _pause_gone(self, result: Refused) -> None:
         log.error("sink is gone, paused until it is resumed", sink=self._name, reason=result.reason)

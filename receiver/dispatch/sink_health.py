@@ -32,6 +32,9 @@ class DispatchObserver(Protocol):
     def events_superseded(self, sink: str, events: int) -> None:
         """Events were left out because newer events of their deliveries replace them."""
 
+    def unexpected_duplicate(self, sink: str) -> None:
+        """On its first attempt, an event was acknowledged as a duplicate."""
+
     def backlog_measured(
         self,
         sink: str,
@@ -56,7 +59,41 @@ class DispatchObserver(Protocol):
 _LOG_AFTER_FAILURES: Final = 5
 _MEASURE_SECONDS: Final = 10.0
 
+_DUPLICATES_SECONDS: Final = 60.0
+
 log = structlog.get_logger("receiver.dispatcher")
+
+
+class UnexpectedDuplicates:
+    """Counts events that the destination acknowledged as duplicates on their first attempt, and logs them.
+
+    After a crash they are copies of what was published but not settled. Otherwise something else has published events
+    with these ids to the same place, and the destination dropped ours. The log has a line a minute at most.
+    """
+
+    def __init__(self, sink: str, observer: DispatchObserver, monotonic: Callable[[], float]) -> None:
+        self._sink = sink
+        self._observer = observer
+        self._monotonic = monotonic
+        self._events = 0
+        self._first_id = ""
+        self._logged_at = float("-inf")
+
+    def add(self, event_id: str) -> None:
+        self._observer.unexpected_duplicate(self._sink)
+        self._first_id = self._first_id or event_id
+        self._events += 1
+
+    def log(self) -> None:
+        if not self._events or self._monotonic() - self._logged_at < _DUPLICATES_SECONDS:
+            return
+        log.warning(
+            "destination had events before their first attempt",
+            sink=self._sink,
+            events=self._events,
+            first_event_id=self._first_id,
+        )
+        self._events, self._first_id, self._logged_at = 0, "", self._monotonic()
 
 
 class SinkHealth:

@@ -91,10 +91,11 @@ class Publication:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """The sink has confirmed the event."""
+    """The sink has confirmed the event. It is a `duplicate` if the destination had the event already."""
 
     response_code: int | None = None
     response: str | None = None
+    duplicate: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -340,7 +340,9 @@ async def _connect(settings: NatsSettings, tls: ssl.SSLContext | None) -> _Conne
 def _result(answer: dict[str, Any]) -> Result:
     """The result for JetStream's answer to a publish."""
     if "error" not in answer:
-        return Published() if "seq" in answer else Retry(reason="not the answer of a stream")
+        if "seq" not in answer:
+            return Retry(reason="not the answer of a stream")
+        return Published(duplicate=answer.get("duplicate") is True)
     error = answer["error"]
     reason, number, code = _error_text(error), error.get("err_code"), error.get("code", 0)
     if number in _TOO_LARGE:

@@ -209,6 +209,15 @@ class SinkConformance:
             await harness.wait_until_arrived(appended)
             await harness.wait_until_settled()
 
+    async def test_two_sinks_at_one_target_both_publish_everything(self, harness: SinkHarness) -> None:
+        """What one sink has published must not make the target drop what another sink publishes."""
+        if harness.target.stores_once:
+            pytest.skip("the target stores each event once (`stores_once`)")
+        appended = await harness.append(24, messages=6)
+        async with harness.dispatching(harness.sink(name="second")):
+            await harness.wait_until_arrived_from_all(appended, sinks=2)
+            await harness.wait_until_settled()
+
     async def test_sink_down_at_the_start_costs_no_attempt(self, harness: SinkHarness) -> None:
         """All events wait in the log until the target can be reached."""
         harness.require("down")

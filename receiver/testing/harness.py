@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class SinkTarget:
     `down` makes the target unreachable; `up` makes it reachable again, at the same address and with its data.
     `freeze` lets it accept connections without answering; `thaw` lets it answer again.
     `refuse` makes it refuse one event, `publication.id`, from now on; the sink may return `Refused` or `Retry` for it.
+    `stores_once` says that it stores each event once, by its id, whichever sink publishes it.
 
     Raises TypeError if only one of `down` and `up`, or only one of `freeze` and `thaw`, is given.
     """
@@ -42,6 +44,7 @@ class SinkTarget:
     freeze: Action | None = None
     thaw: Action | None = None
     refuse: Callable[[Publication], Any] | None = None
+    stores_once: bool = False
 
     def __post_init__(self) -> None:
         for fault, repair in (("down", "up"), ("freeze", "thaw")):
@@ -228,6 +231,14 @@ class SinkHarness:
             await asyncio.sleep(_POLL_SECONDS)
         return await self.arrived()
 
+    async def wait_until_arrived_from_all(self, publications: Sequence[Publication], *, sinks: int) -> None:
+        """Waits until a copy of each of these events has arrived from each of so many sinks."""
+        deadline = asyncio.get_running_loop().time() + self.timeout
+        while (fewest := await self._fewest_copies(publications)) < sinks:
+            if asyncio.get_running_loop().time() > deadline:
+                pytest.fail(f"an event arrived {fewest} times from {sinks} sinks; does the target tell them apart?")
+            await asyncio.sleep(_POLL_SECONDS)
+
     async def arrived(self) -> list[str]:
         """Every id so far.
 
@@ -244,6 +255,10 @@ class SinkHarness:
                 pytest.fail(f"the order is broken: {_describe(publication)} arrived after {_describe(before)}")
             last[publication.ordering_key] = publication
         return ids
+
+    async def _fewest_copies(self, publications: Iterable[Publication]) -> int:
+        copies = Counter(await self.arrived())
+        return min(copies[publication.id] for publication in publications)
 
     async def _missing(self, publications: Iterable[Publication]) -> list[Publication]:
         arrived = set(await self.target.ids())

@@ -77,6 +77,7 @@ FINDINGS = [
     ("Blocks", FROZEN, "blocks the event loop"),
     ("BlocksForEver", FROZEN, "blocks the event loop"),
     ("Overtakes", "test_everything_arrives_in_the_order_of_each_message", "the order is broken"),
+    ("StoresEachOnce", "test_two_sinks_at_one_target_both_publish_everything", "arrived 1 times from 2 sinks"),
     ("BlamesTheEvent", DOWN_AT_THE_START, "costs events an attempt"),
     ("SeesNothing", DOWN_AT_THE_START, "costs events an attempt"),
     ("RefusesWhenDown", DOWN_UNDER_LOAD, "the breaker of the sink opened"),
@@ -105,6 +106,7 @@ WAITING_SINKS = {
     "NeverStops",
     "Persists",
     "RefusesWhenDown",
+    "StoresEachOnce",
     "SwallowsPoison",
 }
 

@@ -65,6 +65,38 @@ async def test_a_backlog_larger_than_the_window_drains(database: Database) -> No
     assert in_order(memory(sink).published)
 
 
+@on_sqlite
+async def test_duplicate_on_a_first_attempt_is_counted_and_logged(
+    database: Database, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Something else has published events with these ids to the same place, which dropped ours."""
+    sink = memory_sink()
+    memory(sink).answer = lambda _: Published(duplicate=True)
+    entries = await append(database, life("a"))
+    async with running(database, sink) as run:
+        await eventually(lambda: run.observed.duplicates == ["crm"] * len(entries))
+    assert capfd.readouterr().out.count("destination had events before their first attempt") == 1
+
+
+@on_sqlite
+@pytest.mark.parametrize("first", [Retry(reason="timeout"), SinkDown(reason="away")])
+async def test_duplicate_on_a_later_attempt_is_expected(database: Database, first: Result) -> None:
+    """The answer to the attempt before was lost."""
+    sink, tried = memory_sink(schedule=SOON), set()
+
+    def answer(publication: Publication) -> Result:
+        if publication.id in tried:
+            return Published(duplicate=True)
+        tried.add(publication.id)
+        return first
+
+    memory(sink).answer = answer
+    await append(database, life("a")[:1])
+    async with running(database, sink) as run:
+        await eventually(lambda: memory(sink).published)
+    assert run.observed.duplicates == []
+
+
 async def test_a_wakeup_is_faster_than_the_next_poll(database: Database) -> None:
     sink = memory_sink()
     async with running(database, sink, poll_seconds=3600) as run:

@@ -41,6 +41,7 @@ SHORT_TIMEOUT = {
     shelf.LeavesTasks,
     shelf.NeverRecovers,
     shelf.NeverStops,
+    shelf.StoresEachOnce,
 }
 
 for kind in {*shelf.Sound.__subclasses__(), *shelf.Streaming.__subclasses__()} - {shelf.Streaming}:

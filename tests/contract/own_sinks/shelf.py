@@ -156,6 +156,13 @@ class WantsEachOnce(Sound):
         return await super().put(publication)
 
 
+class StoresEachOnce(Sound):
+    """Publishes an event by its id alone, as if there were no other sink."""
+
+    async def put(self, publication: Publication) -> Result:
+        return Published() if publication.id in shelf.ids else await super().put(publication)
+
+
 class WantsToBeAlone(Sound):
     busy = False
 
