@@ -1,5 +1,6 @@
 """An event log and dispatchers for tests: appends entries, runs, reads the tables, audits what arrived."""
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -125,13 +126,20 @@ class Observed:
 
 
 class Clock:
-    """The current time plus `ahead`."""
+    """The clocks of a machine on which `ahead` has passed besides, and whose wall clock was set by `step`."""
 
     def __init__(self, ahead: timedelta) -> None:
         self.ahead = ahead
+        self.step = timedelta(0)
 
     def __call__(self) -> datetime:
-        return now() + self.ahead
+        return now() + self.ahead + self.step
+
+    def steady(self) -> float:
+        return time.monotonic() + self.ahead.total_seconds()
+
+    async def reference(self, _: Any) -> datetime:
+        return self()
 
 
 @dataclass
@@ -147,8 +155,9 @@ async def running(
     database: Database, *configured: ConfiguredSink, ahead: timedelta = timedelta(0), **options: Any
 ) -> AsyncIterator[Running]:
     wakeup, observed, clock = Wakeup(), Observed(), Clock(ahead)
-    chosen = {"random_fraction": lambda: 0.0, "poll_seconds": 0.05, **options}
-    dispatchers = Dispatchers(database, configured, clock=clock, wakeup=wakeup, observer=observed, **chosen)
+    clocks = {"clock": clock, "steady": clock.steady, "reference": clock.reference}
+    chosen = {"random_fraction": lambda: 0.0, "poll_seconds": 0.05, **clocks, **options}
+    dispatchers = Dispatchers(database, configured, wakeup=wakeup, observer=observed, **chosen)
     one = Running(dispatchers, wakeup, observed, clock)
     await one.dispatchers.start()
     try:

@@ -38,7 +38,10 @@ async def act_on_dead_letters(call: Call, *, action: dead_letters.Action) -> Dea
     choice: DeadLetterChoice = call.query
     number, left = await dead_letters.count(call.database, choice), 0
     if not choice.dry_run:
-        done = await _within_time(action(call.database, choice, now=call.context.clock()))
+        async with call.database.reading() as connection:
+            # Retries are due by this clock, and the clock of this machine may differ.
+            now = await call.database.reference_time(connection, call.context.clock)
+        done = await _within_time(action(call.database, choice, now=now))
         number, left = done, max(0, number - done)
     return DeadLetterActionResult(dead_letters=number, left=left, dry_run=choice.dry_run)
 

@@ -3,11 +3,12 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
-from typing import Final
+from functools import partial
+from typing import Any, Final
 from uuid import uuid4
 
 import structlog
@@ -43,7 +44,9 @@ class Dispatchers:
     """The dispatchers of all configured sinks in this process.
 
     `clock` returns aware UTC time, `random_fraction` a number from 0 to 1 for the jitter of retries. `holder` names
-    this worker in its leases; None: each dispatcher has a name of its own.
+    this worker in its leases; None: each dispatcher has a name of its own. Retries are scheduled by a clock that takes
+    its time from `reference` (None: the database's clock) and passes at the pace of `steady`, so that a clock that is
+    set moves no retry.
     """
 
     def __init__(
@@ -58,12 +61,16 @@ class Dispatchers:
         lease_seconds: float = LEASE_SECONDS,
         poll_seconds: float = POLL_SECONDS,
         holder: str | None = None,
+        steady: Callable[[], float] = time.monotonic,
+        reference: Callable[[Any], Awaitable[datetime]] | None = None,
     ) -> None:
         self._resources = Resources(
             database=database,
             observer=observer,
             clock=clock,
             monotonic=time.monotonic,
+            steady=steady,
+            reference=reference or partial(database.reference_time, clock=clock),
             random_fraction=random_fraction,
             lease_seconds=lease_seconds,
             poll_seconds=poll_seconds,

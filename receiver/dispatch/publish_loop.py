@@ -3,12 +3,14 @@
 import asyncio
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from typing import Final
 
 import structlog
 
 from receiver.dispatch.publish import log_failure, longest_publish, publish, record
 from receiver.dispatch.reader import WINDOW, Batch, BatchResult, LogReader, ReplayReader, Resources, ordering_keys
+from receiver.dispatch.schedule_clock import ScheduleClock, step_between
 from receiver.dispatch.sink_health import SinkHealth, UnexpectedDuplicates
 from receiver.domain.publication import (
     DeadLettered,
@@ -35,6 +37,7 @@ from receiver.storage.sinks import Lease, LeaseLost, SinkControl
 _CANCEL_SECONDS: Final = 1.0
 # Settling later repeats more events after a crash; settling at once costs a transaction per event.
 _SETTLE_SECONDS: Final = 0.1
+_REFERENCE_SECONDS: Final = 1.0
 
 log = structlog.get_logger("receiver.dispatcher")
 
@@ -63,8 +66,10 @@ class PublishLoop:
             latest_only=self._settings.coalesce == "latest",
         )
         self._reader = LogReader(resources.database, configured, self._window)
+        self._clock = ScheduleClock(resources.clock(), resources.steady)
+        self._is_clock_anchored = False
         self._health = SinkHealth(
-            self._name, lease.health, observer=resources.observer, clock=resources.clock, monotonic=resources.monotonic
+            self._name, lease.health, observer=resources.observer, clock=self._clock.now, monotonic=resources.monotonic
         )
         self._duplicates = UnexpectedDuplicates(self._name, resources.observer, resources.monotonic)
         # Events whose attempt did not count. Their next attempt is the second, although none is stored.
@@ -184,10 +189,33 @@ class PublishLoop:
         async with self._resources.database.reading() as connection:
             control = await sinks.control(connection, self._name)
             replay = await replays.open_of(connection, self._name)
+            asked_at = self._monotonic()
+            reference = await self._resources.reference(connection)
+            is_fresh = self._monotonic() - asked_at < _REFERENCE_SECONDS
+        # A late answer would look like a clock that was set back.
+        if is_fresh or not self._is_clock_anchored:
+            await self._follow_clock(reference)
         self._apply_control(control)
         self._apply_replay(replay if replay is not None and replay.state == "running" else None)
         self._polled_at = self._monotonic()
         self._reader.log_grew = self._reader.retries_moved = True
+
+    async def _follow_clock(self, reference: datetime) -> None:
+        """Keeps the pauses of retries when the reference clock was set, by hand or by its time server."""
+        if self._is_clock_anchored:
+            step = self._clock.step(reference)
+        else:
+            # Set forward while nobody held the lease: that cannot be told from time that has passed.
+            seen_at = self._lease.previous_seen_at
+            step = step_between(seen_at, reference) if seen_at is not None and reference < seen_at else None
+        if step is not None:
+            log.warning("the clock was set, retries keep their pauses", sink=self._name, seconds=step.total_seconds())
+            health = self._health.moved(step)
+            await retries.move_schedule(self._resources.database, self._lease, health, step)
+            self._window.move_schedule(step)
+            self._health.health = health
+        self._clock.anchor(reference)
+        self._is_clock_anchored = True
 
     def _apply_control(self, control: SinkControl) -> None:
         self._paused = control.paused or self._is_gone
@@ -215,7 +243,7 @@ class PublishLoop:
 
     async def _read(self) -> None:
         if self._health.state is not BreakerState.OPEN or self._gives_up:
-            await self._reader.read(self._resources.clock())
+            await self._reader.read(self._clock.now())
         if self._replay is not None and self._health.state is not BreakerState.OPEN:
             await self._replay.read()
 
@@ -223,13 +251,13 @@ class PublishLoop:
     def _gives_up(self) -> bool:
         """Whether the sink has been down for longer than `max_age`, so that its old events become dead letters."""
         down_since, age = self._health.health.down_since_at, self._settings.max_age
-        is_long = down_since is not None and self._resources.clock() - down_since >= age
+        is_long = down_since is not None and self._clock.now() - down_since >= age
         return is_long and self._settings.on_expire == "dead_letter" and not self._paused
 
     def _drop_expired(self) -> None:
         if not self._gives_up:
             return
-        before = self._resources.clock() - self._settings.max_age
+        before = self._clock.now() - self._settings.max_age
         reason = self._health.health.last_error or "the sink is down"
         dead = DeadLettered(cause=DeadLetterReason.EXPIRED, reason=reason, holds=self._settings.policy.holds)
         for pending in self._window.waiting_since(before):
@@ -276,7 +304,7 @@ class PublishLoop:
         return Batch(replay.window.take(max(1, limit // 2), ordering_keys(new)), replay)
 
     async def _publish(self, batch: Batch) -> BatchResult:
-        started, started_at = self._monotonic(), self._resources.clock()
+        started, started_at = self._monotonic(), self._clock.now()
         publications = [pending.publication for pending in batch.pending]
         results = await publish(self._sink, publications, self._settings.timeout.total_seconds())
         return BatchResult(batch, results, started_at, self._monotonic() - started)
@@ -351,7 +379,7 @@ class PublishLoop:
 
         None: the attempt does not count.
         """
-        now, replay, fraction = self._resources.clock(), ended.batch.replay, self._resources.random_fraction()
+        now, replay, fraction = self._clock.now(), ended.batch.replay, self._resources.random_fraction()
         self._health.record(result)
         self._resources.observer.attempt_ended(self._name, Outcome.of(result))
         if replay is not None:
@@ -401,7 +429,7 @@ class PublishLoop:
             self._lease,
             settlement,
             health,
-            now=self._resources.clock(),
+            now=self._clock.now(),
             progress=progress,
             pause=self._is_gone,
         )

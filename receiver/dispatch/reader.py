@@ -1,10 +1,10 @@
 """Reads the event log, the due retries and replays into the window of a sink."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from receiver.dispatch.publish import ordering_key, publication
 from receiver.dispatch.sink_health import DispatchObserver
@@ -166,14 +166,17 @@ def _delivery(entry: LogEntry) -> tuple[str, str | None]:
 class Resources:
     """What the dispatchers of one process share.
 
-    `clock` returns aware UTC time, `monotonic` seconds that never jump, `random_fraction` a number from 0 to 1.
-    `holder` names the worker in its leases; None: each dispatcher has a name of its own.
+    `clock` returns aware UTC time, `monotonic` seconds that never jump, `steady` the same at the pace of `clock`, and
+    `random_fraction` a number from 0 to 1. `reference` reads the clock that all processes share. `holder` names the
+    worker in its leases; None: each dispatcher has a name of its own.
     """
 
     database: Database
     observer: DispatchObserver
     clock: Callable[[], datetime]
     monotonic: Callable[[], float]
+    steady: Callable[[], float]
+    reference: Callable[[Any], Awaitable[datetime]]
     random_fraction: Callable[[], float]
     lease_seconds: float
     poll_seconds: float

@@ -151,6 +151,11 @@ class SinkHealth:
                 self._breaker = self._breaker.down(now)
                 self.health = replace(self.health, last_error=result.reason)
 
+    def moved(self, by: timedelta) -> Health:
+        """The health after the clock was set by that much."""
+        down_since = self.health.down_since_at
+        return replace(self.health, down_since_at=down_since + by) if down_since is not None else self.health
+
     def report(self) -> None:
         """Updates health, log and metrics if the state of the breaker has changed."""
         state = self.state

@@ -1,8 +1,8 @@
 """The window of a sink: the events between its cursor and the last one read, and which of them to publish next."""
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 from receiver.domain.publication import DeadLettered, Decision, Outcome, Parked, PendingPublication, RetryAt, Superseded
 
@@ -168,6 +168,15 @@ class Window:
     def forget_retries(self) -> None:
         """Drops the retries that are not in flight, after an operator changed some of them; they are read again."""
         self._retries.clear()
+
+    def move_schedule(self, by: timedelta) -> None:
+        """Moves the times of retries that are decided and not written yet, after the clock was set."""
+        for decisions in (self._decided, self._decided_retries):
+            for position, decided in decisions.items():
+                if isinstance(decided.decision, RetryAt):
+                    again = replace(decided.decision, due_at=decided.decision.due_at + by)
+                    decisions[position] = replace(decided, decision=again)
+        self.forget_retries()
 
     def drop(self, candidate: PendingPublication, decision: Decision) -> None:
         """Records a decision without an attempt, about an event that waits for its first one or about a retry."""

@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -260,6 +260,19 @@ class Database:
             # strftime gives milliseconds; the column's text has microseconds.
             return func.strftime("%Y-%m-%dT%H:%M:%f", "now", f"{plus:+.3f} seconds").concat("000Z")
         return func.clock_timestamp() + literal(timedelta(seconds=plus), Interval)
+
+    def moved(self, moment: ColumnElement[Any], by: timedelta) -> ColumnElement[Any]:
+        """A time moved by a span; null stays null."""
+        if self.is_sqlite:
+            return func.strftime("%Y-%m-%dT%H:%M:%f", moment, f"{by.total_seconds():+.3f} seconds").concat("000Z")
+        return moment + literal(by, Interval)
+
+    async def reference_time(self, connection: AsyncConnection, clock: Callable[[], datetime]) -> datetime:
+        """The time that all processes with this database agree on: the server's, with SQLite that of this machine."""
+        if self.is_sqlite:
+            return clock()
+        moment: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
+        return moment.astimezone(UTC)
 
 
 @contextmanager

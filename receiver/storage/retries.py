@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Row, TextClause, and_, bindparam, case, delete, exists, func, select, update
@@ -176,6 +176,17 @@ async def settle(
         await _write_attempts(connection, lease.sink, settlement)
         if progress is not None:
             await _write_progress(database, connection, lease.sink, progress, now)
+
+
+async def move_schedule(database: Database, lease: Lease, health: Health, by: timedelta) -> None:
+    """Moves the times of all retries of a sink, because the clock was set by that much; `health` is moved already.
+
+    Raises LeaseLost, and changes nothing, if another process has taken over.
+    """
+    moved = {"due_at": database.moved(RETRIES.c.due_at, by), "first_at": database.moved(RETRIES.c.first_at, by)}
+    async with database.writing() as connection:
+        await hold_lease(connection, lease, {"down_since_at": health.down_since_at})
+        await connection.execute(update(RETRIES).where(RETRIES.c.sink == lease.sink).values(**moved))
 
 
 async def _write_retries(

@@ -1,7 +1,7 @@
 """The sinks that were ever registered: lease, cursor, health, and what operators have decided."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -32,12 +32,16 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """The right to publish to a sink; `epoch` fences off the previous holder."""
+    """The right to publish to a sink; `epoch` fences off the previous holder.
+
+    `previous_seen_at` is when a holder last renewed its lease before, or the sink was registered.
+    """
 
     sink: str
     epoch: int
     cursor: int
     health: Health
+    previous_seen_at: datetime | None = None
 
 
 async def acquire_lease(
@@ -57,8 +61,9 @@ async def acquire_lease(
         .returning(*SINKS.c)
     )
     async with database.writing() as connection:
+        seen_at = await connection.scalar(select(SINKS.c.seen_at).where(SINKS.c.name == name))
         row = (await connection.execute(statement)).one_or_none()
-    return _lease(row) if row is not None else None
+    return replace(_lease(row), previous_seen_at=seen_at) if row is not None else None
 
 
 async def renew_lease(database: Database, lease: Lease, *, seconds: float) -> None:

@@ -440,3 +440,17 @@ def test_no_event_expires_behind_one_in_flight() -> None:
     assert positions(window.waiting_since(NOW)) == [3]
     window.put_back(first)
     assert positions(window.waiting_since(NOW)) == [1, 2, 3]
+
+
+def test_move_schedule_moves_retries_that_are_not_written_yet() -> None:
+    """A decided event may wait for an earlier one in flight before it is settled."""
+    due_at = datetime(2026, 1, 1, tzinfo=UTC)
+    window = Window(0, slots=4)
+    for number in (1, 2):
+        window.queue(candidate(number, f"m{number}"))
+    first, second = window.take(4)
+    window.decide(second, RetryAt(due_at=due_at, reason="status 500"))
+    window.move_schedule(timedelta(hours=-1))
+    window.decide(first, Done())
+    _, decided = window.settlement().firsts
+    assert decided.decision == RetryAt(due_at=due_at - timedelta(hours=1), reason="status 500")

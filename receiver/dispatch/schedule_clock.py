@@ -1,0 +1,37 @@
+"""The clock of the retry schedule: it does not jump when the clock of the machine is set."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final
+
+# A smaller difference is followed: clocks drift, and are slewed.
+_TOLERANCE: Final = timedelta(seconds=5)
+
+
+class ScheduleClock:
+    """Aware UTC time that passes at the pace of `steady`: seconds that never jump.
+
+    It starts at `start`. Whoever compares it with the reference clock learns how far that was set, moves the stored
+    times of its schedule by as much, and then this clock: the pauses that are left stay as they were.
+    """
+
+    def __init__(self, start: datetime, steady: Callable[[], float]) -> None:
+        self._start = start
+        self._steady = steady
+        self._started = steady()
+
+    def now(self) -> datetime:
+        return self._start + timedelta(seconds=self._steady() - self._started)
+
+    def anchor(self, reference: datetime) -> None:
+        """Goes on from the time of the reference clock."""
+        self._start, self._started = reference, self._steady()
+
+    def step(self, reference: datetime) -> timedelta | None:
+        """How far the reference clock was set since this clock was anchored; None if it was not."""
+        return step_between(self.now(), reference)
+
+
+def step_between(expected: datetime, reference: datetime) -> timedelta | None:
+    difference = reference - expected
+    return difference if abs(difference) > _TOLERANCE else None
