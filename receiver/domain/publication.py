@@ -1,7 +1,7 @@
 """Publishing one event to one sink: the publication, the sink's result, and the decision about the event."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -91,11 +91,11 @@ class Publication:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """The sink has confirmed the event. It is a `duplicate` if the destination had the event already."""
+    """The sink has confirmed the event. `duplicate`: the destination had the event already, the result is the same."""
 
     response_code: int | None = None
     response: str | None = None
-    duplicate: bool = False
+    duplicate: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
