@@ -23,6 +23,7 @@ from receiver.domain.cloudevents import rfc3339
 from receiver.errors import SettingsError, line
 from receiver.explanation.installation import Findings, assess
 from receiver.settings import Settings
+from receiver.sinks.registry import probe_sink
 from receiver.storage import backup as backups
 from receiver.storage import schema, sqlite_file
 from receiver.storage.database import Database, is_sqlite, journal_file, weaknesses
@@ -128,11 +129,16 @@ _LATER: Final = "will be created at the first start"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check."""
+    """The result of one check. A warning prevents no start."""
 
     what: str
     ok: bool
     detail: str
+    warning: bool = False
+
+    @property
+    def result(self) -> str:
+        return "WARNING" if self.warning else "ok" if self.ok else "FAILED"
 
 
 def check(config: Path | None, *, json: bool) -> int:
@@ -143,16 +149,31 @@ def check(config: Path | None, *, json: bool) -> int:
     else:
         echo_table(
             ("CHECK", "RESULT", "DETAIL"),
-            [(finding.what, _RESULTS[finding.ok], finding.detail) for finding in findings],
+            [(finding.what, finding.result, finding.detail) for finding in findings],
         )
     return 0 if all(finding.ok for finding in findings) else 1
 
 
-_RESULTS: Final = {True: "ok", False: "FAILED"}
+_PROBE_SECONDS: Final = 5.0
 
 
 async def _findings(settings: Settings) -> list[Finding]:
-    return [await _finding(what, find, settings) for what, find in _CHECKS.items()]
+    sinks, *others = [await _finding(what, find, settings) for what, find in _CHECKS.items()]
+    return [sinks, *(await _probes(settings) if sinks.ok else ()), *others]
+
+
+async def _probes(settings: Settings) -> list[Finding]:
+    """Whether each sink can be reached. The server starts without: the events of such a sink wait."""
+    results = await asyncio.gather(*(probe_sink(table, seconds=_PROBE_SECONDS) for table in settings.sinks))
+    return [
+        Finding(
+            f"sink {table['name']}",
+            ok=True,
+            detail="can be reached" if result.error is None else f"cannot be reached: {result.error}",
+            warning=not result.ok,
+        )
+        for table, result in zip(settings.sinks, results, strict=True)
+    ]
 
 
 async def _finding(what: str, find: Callable[[Settings], Awaitable[str]], settings: Settings) -> Finding:

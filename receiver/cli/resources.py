@@ -187,10 +187,20 @@ def show_sink(name: SinkName, config: Config = None, json: Json = False) -> int:
 
 
 @sinks.command("test")
-def check_sink(name: SinkName, config: Config = None, json: Json = False) -> int:
+def check_sink(
+    name: Annotated[str | None, typer.Argument(metavar="[SINK]", help="The name of the sink.")] = None,
+    all_sinks: Annotated[bool, typer.Option("--all", help="Test every sink of the settings.")] = False,
+    config: Config = None,
+    json: Json = False,
+) -> int:
     """Test whether a sink of the settings can be reached, without publishing to it. Exit code 1 if not."""
     from receiver.cli.calls import Operations, named, with_operations
     from receiver.cli.output import echo, echo_error, echo_json
+
+    if (name is None) is not all_sinks:
+        raise typer.BadParameter("give the name of a sink, or --all")
+    if name is None:
+        return _test_all_sinks(config, json=json)
 
     async def work(perform: Operations) -> int:
         result = await perform(named("sinks.testSink"), {"name": name})
@@ -201,6 +211,27 @@ def check_sink(name: SinkName, config: Config = None, json: Json = False) -> int
         else:
             echo_error(f"{name} cannot be reached: {result.error}")
         return 0 if result.ok else 1
+
+    return with_operations(config, work, needs_database=False)
+
+
+def _test_all_sinks(config: Path | None, *, json: bool) -> int:
+    import asyncio
+
+    from receiver.cli.calls import Operations, named, with_operations
+    from receiver.cli.output import echo_json, echo_table
+
+    async def work(perform: Operations) -> int:
+        names = [str(table.get("name")) for table in perform.settings.sinks]
+        operation = named("sinks.testSink")
+        results = await asyncio.gather(*(perform(operation, {"name": name}) for name in names))
+        tested = list(zip(names, results, strict=True))
+        if json:
+            echo_json([{"sink": name, **one.model_dump()} for name, one in tested])
+        else:
+            rows = [(name, "ok" if one.ok else "FAILED", f"{one.seconds:.2f}", one.error) for name, one in tested]
+            echo_table(("SINK", "RESULT", "SECONDS", "ERROR"), rows)
+        return 0 if all(one.ok for one in results) else 1
 
     return with_operations(config, work, needs_database=False)
 

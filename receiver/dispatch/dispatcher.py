@@ -21,7 +21,7 @@ from receiver.domain.window import Settlement
 from receiver.errors import ReceiverError, StorageUnavailable
 from receiver.logs import Sampled
 from receiver.sinks.base import Sink
-from receiver.sinks.concurrency import call_sink, error_name
+from receiver.sinks.concurrency import call_sink, check_error, error_name
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import retries, sinks
 from receiver.storage.database import Database
@@ -141,6 +141,7 @@ class Dispatcher:
         self._ending = asyncio.Event()
         self._failures = 0
         self._outages = Sampled(log, "the database is unavailable")
+        self._is_probed = False
         self._task = asyncio.create_task(self._run())
 
     def wake(self) -> None:
@@ -210,6 +211,7 @@ class Dispatcher:
             renewing = asyncio.create_task(self._renew(lease))
             try:
                 await self._start_sink(lease)
+                await self._probe()
             finally:
                 renewing.cancel()
                 await asyncio.gather(renewing, return_exceptions=True)
@@ -240,6 +242,14 @@ class Dispatcher:
             await self._store_error(lease, f"did not start: {error_name(error)}")
             await self._measure()
             raise _NotStarted(error_name(error)) from None
+
+    async def _probe(self) -> None:
+        """Logs at the first start of the sink that it cannot be reached: the first event may come much later."""
+        if self._is_probed:
+            return
+        self._is_probed = True
+        if (reason := await check_error(self._sink.check)) is not None:
+            log.warning("sink cannot be reached", sink=self._name, reason=reason)
 
     async def _store_error(self, lease: Lease, error: str) -> None:
         """Stores why nothing is published, for `receiver sinks list`."""

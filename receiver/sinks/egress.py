@@ -60,12 +60,18 @@ def is_public(address: Address) -> bool:
     return not any(address in network for network in _NOT_PUBLIC)
 
 
-def first_blocked(addresses: Iterable[Address], allowed: Collection[Network]) -> Address | None:
-    """The first address that is neither public nor in an allowed network. A single one blocks the whole host."""
-    blocked = (
-        address for address in addresses if not is_public(address) and not any(address in net for net in allowed)
+def blocked(addresses: Iterable[Address], allowed: Collection[Network]) -> list[Address]:
+    """The addresses that are neither public nor in an allowed network. A single one blocks the whole host."""
+    return [address for address in addresses if not is_public(address) and not any(address in net for net in allowed)]
+
+
+def refusal(addresses: Sequence[Address]) -> str:
+    """Why a host with these blocked addresses is not connected to, with the line of the settings that allows it."""
+    networks = [f'"{str(address).partition("%")[0]}/{address.max_prefixlen}"' for address in addresses[:_MAX_ADDRESSES]]
+    return (
+        f"{addresses[0]} is not a public address and in no network of egress_allow; "
+        f"if it is meant, add egress_allow = [{', '.join(networks)}] to the sink"
     )
-    return next(blocked, None)
 
 
 # A name may resolve to any number of addresses; the first of them share the time there is to connect.
@@ -109,8 +115,8 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         addresses = await self._resolver.addresses(host)
         if isinstance(addresses, str):
             raise httpcore2.ConnectError(f"its name cannot be resolved: {addresses}")
-        if blocked := first_blocked(addresses, self._allowed):
-            raise httpcore2.ConnectError(f"{blocked} is not a public address and in no network of egress_allow")
+        if refused := blocked(addresses, self._allowed):
+            raise httpcore2.ConnectError(refusal(refused))
         return addresses
 
     async def _connect(

@@ -1,8 +1,10 @@
 """The sinks `jsonl` and `stdout`: one line of JSON per event, appended to a file or printed."""
 
 import asyncio
+import errno
 import os
 import select
+import stat
 import sys
 import threading
 from collections.abc import Iterable, Sequence
@@ -60,8 +62,18 @@ class JsonlSink(Sink):
         await asyncio.to_thread(self._close)
 
     def _try_open(self) -> None:
-        """Opens the file for appending and closes it. Writes nothing: another task may be in the middle of a line."""
-        os.close(_open(self._path))
+        """Opens the file for appending and closes it. Writes nothing: another task may be in the middle of a line.
+
+        It creates no file either: whoever runs `receiver check` may be another user than the one that is to write.
+        """
+        try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC))
+        except FileNotFoundError:
+            directory = self._path.absolute().parent
+            if not stat.S_ISDIR(directory.stat().st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+            if not os.access(directory, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
 
     def _append(self, content: bytes) -> None:
         # A write that outlived its timeout still holds the lock. A second write must not wait for it in another thread.

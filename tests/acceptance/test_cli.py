@@ -708,6 +708,48 @@ def test_sinks_test_reports_reachability(run: Run) -> None:
     assert run("sinks", "test", "what") == (1, "", "receiver: the settings have no sink what\n")
 
 
+REACHABILITY = {
+    "SINKS": json.dumps(
+        [
+            {"name": "here", "type": "jsonl", "path": "events.jsonl"},
+            {"name": "nowhere", "type": "jsonl", "path": "nowhere/events.jsonl"},
+            {"name": "refused", "type": "webhook", "url": "http://127.0.0.1:1/"},
+        ]
+    )
+}
+
+
+def test_sinks_test_all_tests_every_sink(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("sinks", "test", "--all", **REACHABILITY)
+    assert (code, err) == (1, "")
+    assert [line.split()[:2] for line in out.splitlines()[1:]] == [
+        ["here", "ok"],
+        ["nowhere", "FAILED"],
+        ["refused", "FAILED"],
+    ]
+    tested = run("sinks", "test", "--all", "--json", **REACHABILITY).json
+    assert [(one["sink"], one["ok"]) for one in tested] == [("here", True), ("nowhere", False), ("refused", False)]
+    assert 'add egress_allow = ["127.0.0.1/32"] to the sink' in tested[2]["error"]
+    # A test by another user must not leave a file that the server cannot write.
+    assert not (tmp_path / "events.jsonl").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["crm", "--all"]])
+def test_sinks_test_wants_a_name_or_all(run: Run, arguments: list[str]) -> None:
+    code, _, err = run("sinks", "test", *arguments)
+    assert code == 2
+    assert "give the name of a sink, or --all" in err
+
+
+def test_check_warns_of_sinks_that_cannot_be_reached(run: Run) -> None:
+    code, out, _ = run("check", **REACHABILITY)
+    assert code == 0
+    results = {line.split()[1]: line.split()[2] for line in out.splitlines() if line.startswith("sink ")}
+    assert results == {"here": "ok", "nowhere": "WARNING", "refused": "WARNING"}
+    findings = run("check", "--json", **REACHABILITY).json
+    assert [one["warning"] for one in findings if one["what"].startswith("sink ")] == [False, True, True]
+
+
 def test_messages_attempts_lists_delivery_attempts(with_sink: Run) -> None:
     heading, row = with_sink("messages", "attempts", "out-2").out.splitlines()
     assert heading.split()[:4] == ["STARTED", "SECONDS", "SINK", "STATUS"]

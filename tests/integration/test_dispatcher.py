@@ -97,6 +97,29 @@ async def test_duplicate_on_a_later_attempt_is_expected(database: Database, firs
     assert run.observed.duplicates == []
 
 
+@on_sqlite
+async def test_sink_that_cannot_be_reached_is_one_warning_at_its_start(
+    database: Database, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without events nothing else would show it. It starts all the same, and is not checked again by itself."""
+    sink = memory_sink()
+    checks: list[str] = []
+
+    async def check() -> str:
+        checks.append("checked")
+        return "no such stream"
+
+    memory(sink).check = check
+    async with running(database, sink) as run:
+        await eventually(lambda: checks)
+        await run.dispatchers.reload([sink])
+        entries = await append(database, life("a"))
+        await eventually(lambda: len(memory(sink).published) == len(entries))
+    assert checks == ["checked"]
+    [line] = [line for line in capfd.readouterr().out.splitlines() if "sink cannot be reached" in line]
+    assert "no such stream" in line
+
+
 async def test_a_wakeup_is_faster_than_the_next_poll(database: Database) -> None:
     sink = memory_sink()
     async with running(database, sink, poll_seconds=3600) as run:

@@ -5,6 +5,7 @@ import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from receiver.domain.publication import Published, Result, Retry, SinkDown
 from receiver.sinks import webhook as module
-from receiver.sinks.egress import BoundedStream, GuardedBackend
+from receiver.sinks.egress import BoundedStream, GuardedBackend, refusal
 from tests.brokers.own import lasting_port
 from tests.fault_servers import FaultServer, fault_server
 from tests.servers import Authority
@@ -130,7 +131,7 @@ async def test_a_dot_at_its_end_does_not_make_a_name_public(server: FaultServer,
     ],
 )
 async def test_what_is_blocked_is_named_with_the_setting_that_would_allow_it(host: str, address: str) -> None:
-    reason = f"{address} is not a public address and in no network of egress_allow"
+    reason = refusal([ip_address(address)])
     async with webhook(f"http://{host}/path-with-token") as sink:
         assert await post(sink) == SinkDown(reason=reason)
         assert await sink.check() == reason
@@ -153,7 +154,7 @@ async def test_one_blocked_address_among_a_names_condemns_all(
 ) -> None:
     names.echo(answer)
     result = await posted(f"http://{NAME}:{server.port}/200", egress_allow=LOOPBACK)
-    assert result == SinkDown(reason="127.0.0.2 is not a public address and in no network of egress_allow")
+    assert result == SinkDown(reason=refusal([ip_address("127.0.0.2")]))
     assert server.connections == 0
 
 
@@ -174,7 +175,7 @@ async def test_a_name_cannot_change_between_the_look_and_the_connection(
 async def test_an_address_with_a_zone_is_named_with_it(names: Names) -> None:
     names.echo(("fe80::1%7",))
     result = await posted(f"http://{NAME}/200")
-    assert result == SinkDown(reason="fe80::1%7 is not a public address and in no network of egress_allow")
+    assert result == SinkDown(reason=refusal([ip_address("fe80::1%7")]))
 
 
 @pytest.mark.parametrize(

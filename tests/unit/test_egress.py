@@ -1,12 +1,14 @@
 """Which addresses are the Internet's: every special block by its first and last address, and its neighbours."""
 
+import re
+import tomllib
 from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.sinks.egress import Address, first_blocked, is_public, plain
+from receiver.sinks.egress import Address, blocked, is_public, plain, refusal
 
 # each with public addresses on both sides, where there is another side
 BLOCKS = {
@@ -33,8 +35,8 @@ BLOCKS = {
 }
 
 
-def blocked(address: str) -> bool:
-    return first_blocked([plain(ip_address(address))], ()) is not None
+def is_blocked(address: str) -> bool:
+    return bool(blocked([plain(ip_address(address))], ()))
 
 
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
@@ -91,12 +93,12 @@ def test_a_special_block_is_not_public_and_its_neighbours_are(block: str) -> Non
     ],
 )
 def test_what_leads_inside_is_blocked(address: str) -> None:
-    assert blocked(address)
+    assert is_blocked(address)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "2a00:1450::1", "::ffff:8.8.8.8"])
 def test_the_internet_is_not_blocked(address: str) -> None:
-    assert not blocked(address)
+    assert not is_blocked(address)
 
 
 @given(st.ip_addresses().map(plain))
@@ -108,9 +110,9 @@ def test_nothing_is_public_that_the_standard_library_calls_special(address: Addr
 
 def test_one_blocked_address_is_found_among_any_number() -> None:
     inside, outside = ip_address("10.0.0.1"), ip_address("8.8.8.8")
-    assert first_blocked([outside, inside], ()) == inside
-    assert first_blocked([inside, outside], ()) == inside
-    assert first_blocked([outside], ()) is None
+    assert blocked([outside, inside], ()) == [inside]
+    assert blocked([inside, outside], ()) == [inside]
+    assert blocked([outside], ()) == []
 
 
 @pytest.mark.parametrize(
@@ -129,5 +131,17 @@ def test_one_blocked_address_is_found_among_any_number() -> None:
     ],
 )
 def test_a_network_lets_through_what_is_in_it(address: str, network: str, lets: bool) -> None:
-    blocked = first_blocked([plain(ip_address(address))], [ip_network("198.18.0.0/15"), ip_network(network)])
-    assert (blocked is None) == lets
+    refused = blocked([plain(ip_address(address))], [ip_network("198.18.0.0/15"), ip_network(network)])
+    assert (not refused) == lets
+
+
+@pytest.mark.parametrize(
+    "addresses", [["127.0.0.1"], ["::1", "127.0.0.1"], ["fe80::1%7"], ["10.0.0.1", "fd00::1", "192.168.0.1"]]
+)
+def test_refusal_has_the_line_that_lets_every_address_through(addresses: list[str]) -> None:
+    refused = [ip_address(address) for address in addresses]
+    text = refusal(refused)
+    assert text.startswith(f"{addresses[0]} is not a public address and in no network of egress_allow; ")
+    [line] = re.findall(r"egress_allow = .*\]", text)
+    named = tomllib.loads(line)["egress_allow"]
+    assert blocked(refused, [ip_network(network) for network in named]) == []
