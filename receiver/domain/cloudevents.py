@@ -71,13 +71,10 @@ def message_field(entry: LogEntry, name: str) -> Any:
     return entry.message.get(name) if value in (None, "", ()) else value
 
 
-EVENT_TYPES: Final = frozenset(
-    {
-        *(f"message.{status}" for status in Status if status is not Status.UNKNOWN),
-        "alert.fired",
-        "alert.resolved",
-    }
-)
+EVENT_TYPES: Final = frozenset(f"message.{status}" for status in Status if status is not Status.UNKNOWN)
+
+RESERVED_EVENT_TYPES: Final = frozenset({"alert.fired", "alert.resolved"})
+"""Types that a later version publishes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Protocol
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
-from receiver.domain.cloudevents import EVENT_TYPES, Filter
+from receiver.domain.cloudevents import EVENT_TYPES, RESERVED_EVENT_TYPES, Filter
 from receiver.domain.events import Direction
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry, SinkDown
 from receiver.domain.retry import MAX_AGE, SCHEDULE, RetryPolicy
@@ -80,6 +80,8 @@ def _content(path: Path) -> str:
 
 
 def _known(types: frozenset[str]) -> frozenset[str]:
+    if reserved := sorted(types & RESERVED_EVENT_TYPES):
+        raise ValueError(f"{reserved[0]} is not published yet: there are no alerts in this version")
     if unknown := sorted(types - EVENT_TYPES):
         raise ValueError(f"{unknown[0]} is not an event type; there are {', '.join(sorted(EVENT_TYPES))}")
     return types

@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from receiver.domain.cloudevents import EVENT_TYPES, Filter
+from receiver.domain.cloudevents import EVENT_TYPES, RESERVED_EVENT_TYPES, Filter
 from receiver.domain.events import Direction, MessageFields, Status
 from receiver.domain.publication import LogEntry, Snapshot
 from tests.factories import make_event
@@ -76,4 +76,5 @@ def test_event_without_tag_or_application_fails_filters_on_them() -> None:
 
 def test_the_event_types_are_those_of_the_interface() -> None:
     messages = "received queued sending sent unconfirmed delivered failed read"
-    assert {f"message.{word}" for word in messages.split()} | {"alert.fired", "alert.resolved"} == EVENT_TYPES
+    assert {f"message.{word}" for word in messages.split()} == EVENT_TYPES
+    assert {"alert.fired", "alert.resolved"} == RESERVED_EVENT_TYPES

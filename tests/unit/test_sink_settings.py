@@ -120,6 +120,10 @@ MISTAKES = [
     ({"name": 7, "type": "memory"}, "number 1: name: Input should be a valid string"),
     ({"name": "x", "type": "memory", "evnets": []}, "x: evnets is not a field of this sink"),
     ({"name": "x", "type": "memory", "events": ["message.lost"]}, "x: events: message.lost is not an event type"),
+    (
+        {"name": "x", "type": "memory", "events": ["message.failed", "alert.fired"]},
+        "x: events: alert.fired is not published yet: there are no alerts in this version",
+    ),
     ({"name": "x", "type": "memory", "start": "yesterday"}, 'x: start: must be "end", "beginning" or a time'),
     ({"name": "x", "type": "memory", "start": "2026-01-31T00:00:00"}, 'x: start: must be "end", "beginning" or a time'),
     ({"name": "x", "type": "memory", "start": datetime(2026, 1, 31)}, "x: start: must be"),  # noqa: DTZ001
