@@ -108,7 +108,7 @@ class Receiver:
         self._endpoints = CallbackEndpoints(
             self.journal, admission=_admission(settings), observer=self.metrics, clock=now
         )
-        self._other = Starlette(routes=self._routes(), exception_handlers=problems.APPLICATION_HANDLERS)
+        self._other = Starlette(routes=self._routes(settings), exception_handlers=problems.APPLICATION_HANDLERS)
         self._other.router.redirect_slashes = False
         self.app = _Application(
             routes=[*self._endpoints.routes(), Mount("", UnknownPaths(self._other, self.metrics))],
@@ -142,39 +142,41 @@ class Receiver:
 
         Requests that have begun use the settings of their start.
         """
+        # Every step that may fail comes before the first that changes something. The worker does the same.
         changed = self.settings.model_copy(update={name: getattr(settings, name) for name in RELOADED})
         configured_sinks(changed)
         tag_checker(changed)
         admission = _admission(changed)
+        new_routes = self._routes(changed)
         await self.worker.reload(changed)
         self.settings = changed
         self._endpoints.admission = admission
-        self._other.router.routes[:] = self._routes()
+        self._other.router.routes[:] = new_routes
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with self.running():
             yield
 
-    def _routes(self) -> list[BaseRoute]:
+    def _routes(self, settings: Settings) -> list[BaseRoute]:
         """All routes but the callback routes."""
-        tokens = Tokens(token.get_secret_value() for token in self.settings.api_tokens)
-        guard = [token_guard(tokens)] if self.settings.metrics_auth == "token" else []
+        tokens = Tokens(token.get_secret_value() for token in settings.api_tokens)
+        guard = [token_guard(tokens)] if settings.metrics_auth == "token" else []
         return [
             *Health(self.journal.probe).routes(),
             Route("/metrics", self._metrics, middleware=guard),
-            *routes.routes(self._api(tokens if self.settings.api_auth == "token" else None)),
+            *routes.routes(self._api(settings, tokens if settings.api_auth == "token" else None)),
         ]
 
-    def _api(self, tokens: Tokens | None) -> ApiContext:
+    def _api(self, settings: Settings, tokens: Tokens | None) -> ApiContext:
         return ApiContext(
             database=self.database,
             reprocess=self._reprocess,
             tokens=tokens,
-            tag_key=next(iter(tag_keys(self.settings).items()), None),
-            public_url=self.settings.public_url,
+            tag_key=next(iter(tag_keys(settings).items()), None),
+            public_url=settings.public_url,
             clock=now,
-            sinks={table["name"]: table for table in self.settings.sinks},
+            sinks={table["name"]: table for table in settings.sinks},
             settle=self._settling.wait,
             findings=self._findings,
         )

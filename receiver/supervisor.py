@@ -103,6 +103,8 @@ class WorkerThread:
         self._since: datetime | None = None
         self._thread: threading.Thread | None = None
         self._lock = worker_lock(settings)
+        # A reload waits until the worker has started.
+        self._changing = asyncio.Lock()
 
     async def start(self) -> None:
         self._lock.__enter__()
@@ -111,7 +113,8 @@ class WorkerThread:
         self._thread = threading.Thread(target=loop.run_forever, name="receiver-worker", daemon=True)
         self._thread.start()
         try:
-            await self._on_worker_loop(self._start_worker())
+            async with self._changing:
+                await self._on_worker_loop(self._start_worker())
         except BaseException:
             self._end_thread()
             raise
@@ -125,8 +128,10 @@ class WorkerThread:
             self._end_thread()
 
     async def reload(self, settings: Settings) -> None:
-        if self._worker is not None:
-            await self._on_worker_loop(self._worker.reload(settings))
+        async with self._changing:
+            if self._worker is not None:
+                await self._on_worker_loop(self._worker.reload(settings))
+            self._settings = settings
 
     def wake(self) -> None:
         if self._loop is not None and self._worker is not None:

@@ -131,13 +131,15 @@ class Worker:
 
         Raises SettingsError, or StorageUnavailable if new sinks cannot be registered; then nothing has changed.
         """
+        # Every step that may fail comes before the first that changes something.
         sinks = configured_sinks(settings)
         checker = tag_checker(settings)
-        # The only step that may fail comes first.
-        await self._dispatchers.reload(sinks)
+        names = frozenset(sink.name for sink in sinks)
+        await self._dispatchers.prepare(sinks)
         self.processor.checker = checker
-        self._pruner.sinks = frozenset(sink.name for sink in sinks)
-        self.metrics.name_sinks(self._pruner.sinks)
+        self._pruner.sinks = names
+        self.metrics.name_sinks(names)
+        await self._dispatchers.apply(sinks)
 
     def wake(self) -> None:
         """Wakes the processor: the journal has new callbacks."""
@@ -254,9 +256,7 @@ class _Child:
                 message = orjson.loads(line)
                 if "settings" in message:
                     # In a task, so that `stop` is read while a reload waits for the database.
-                    task = asyncio.create_task(
-                        self._reload(restore(orjson.dumps(message["settings"])), message["number"])
-                    )
+                    task = asyncio.create_task(self._reload(message["settings"], message["number"]))
                     self._reloads.add(task)
                     task.add_done_callback(self._reloads.discard)
                 elif "stop" in message:
@@ -265,8 +265,9 @@ class _Child:
         self._is_orphan = True
         self._ending.set()
 
-    async def _reload(self, settings: Settings, number: int) -> None:
+    async def _reload(self, dumped: dict[str, Any], number: int) -> None:
         try:
+            settings = restore(orjson.dumps(dumped))
             async with self._worker_lock:
                 if self._worker is not None:
                     await self._worker.reload(settings)

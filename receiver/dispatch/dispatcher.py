@@ -25,7 +25,7 @@ from receiver.sinks.concurrency import call_sink, check_error, error_name
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import retries, sinks
 from receiver.storage.database import Database
-from receiver.storage.sinks import Lease, LeaseLost
+from receiver.storage.sinks import Lease, LeaseLost, Registration
 
 # After its holder died, a sink gets nothing until the lease expires. The lease is renewed every fifth of this time.
 LEASE_SECONDS: Final = 15.0
@@ -82,40 +82,44 @@ class Dispatchers:
 
     async def start(self) -> None:
         """Registers the sinks, so that a new sink misses no event from here on, and starts their dispatchers."""
+        await self.prepare(tuple(self._configured.values()))
         for configured in self._configured.values():
-            await self._register(configured)
             self._dispatchers[configured.name] = Dispatcher(configured, self._resources)
 
     async def reload(self, configured: Sequence[ConfiguredSink]) -> None:
-        """Applies a new list of sinks. Unchanged sinks are restarted.
+        """Prepares and applies a new list of sinks. Raises as `prepare` does; then nothing has changed."""
+        await self.prepare(configured)
+        await self.apply(configured)
 
-        Raises StorageUnavailable, and changes nothing, when the sinks cannot be registered.
+    async def prepare(self, configured: Sequence[ConfiguredSink]) -> None:
+        """Registers the sinks that are new. Raises StorageUnavailable, and changes nothing, if that fails."""
+        registrations = [
+            Registration(name=sink.name, start=sink.settings.start, fingerprint=sink.fingerprint) for sink in configured
+        ]
+        await sinks.register_all(self._resources.database, registrations)
+
+    async def apply(self, configured: Sequence[ConfiguredSink]) -> None:
+        """Applies a new list of sinks that is prepared. Unchanged sinks are restarted. Does not raise.
+
+        A changed sink starts once it has stopped with its old settings.
         """
         wanted = {sink.name: sink for sink in configured}
         unchanged = {name for name, sink in wanted.items() if self._is_unchanged(sink)}
-        changed = wanted.keys() - unchanged
-        for name in changed:
-            await self._register(wanted[name])
         for name in unchanged:
             self._dispatchers[name].restart(wanted[name])
-        removed = [self._dispatchers.pop(name) for name in set(self._dispatchers) - unchanged]
+        removed = {name: self._dispatchers.pop(name) for name in set(self._dispatchers) - unchanged}
         self._configured = wanted
-        await asyncio.gather(*(dispatcher.stop() for dispatcher in removed))
-        for name in changed:
+        stopped = await asyncio.gather(*(one.stop() for one in removed.values()), return_exceptions=True)
+        for name, error in zip(removed, stopped, strict=True):
+            if error is not None:
+                log.error("dispatcher failed", sink=name, error=type(error).__name__)
+        for name in wanted.keys() - unchanged:
             self._dispatchers[name] = Dispatcher(wanted[name], self._resources)
 
     async def stop(self) -> None:
         """Finishes the publishes under way, settles them and releases the leases."""
         await asyncio.gather(*(dispatcher.stop() for dispatcher in self._dispatchers.values()))
         self._dispatchers = {}
-
-    async def _register(self, configured: ConfiguredSink) -> None:
-        await sinks.register(
-            self._resources.database,
-            configured.name,
-            start=configured.settings.start,
-            fingerprint=configured.fingerprint,
-        )
 
     def _is_unchanged(self, configured: ConfiguredSink) -> bool:
         before = self._configured.get(configured.name)

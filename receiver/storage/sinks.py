@@ -124,27 +124,47 @@ class Backlog:
     dead_letters: dict[str, int]
 
 
-async def register(database: Database, name: str, *, start: Start, fingerprint: str) -> None:
-    """Registers a sink; a new sink begins at `start`, a known one continues at its cursor.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """A sink of the settings: a new sink begins at `start`, a known one continues at its cursor."""
 
-    It does not write the row of a known sink: its lease holder may have locked it, and may be frozen.
+    name: str
+    start: Start
+    fingerprint: str
+
+
+async def register(database: Database, name: str, *, start: Start, fingerprint: str) -> None:
+    """Registers one sink; see `register_all`."""
+    await register_all(database, [Registration(name=name, start=start, fingerprint=fingerprint)])
+
+
+async def register_all(database: Database, registrations: Sequence[Registration]) -> None:
+    """Registers sinks in one transaction: all of them, or none if it raises.
+
+    It does not write the rows of known sinks: their lease holders may have locked them, and may be frozen.
     """
+    names = [one.name for one in registrations]
     async with database.reading() as connection:
-        if await connection.scalar(select(SINKS.c.name).where(SINKS.c.name == name)) is not None:
-            return
-    cursor = await _cursor_at(database, start)
-    async with database.writing() as connection:
-        row = {
-            "name": name,
-            "cursor": cursor,
+        known = set((await connection.scalars(select(SINKS.c.name).where(SINKS.c.name.in_(names)))).all())
+    rows = [
+        {
+            "name": one.name,
+            "cursor": await _cursor_at(database, one.start),
             "epoch": 0,
             "revision": 0,
             "paused": False,
-            "fingerprint": fingerprint,
+            "fingerprint": one.fingerprint,
             "failures": 0,
         }
-        insert = database.insert(SINKS).values(**row, seen_at=database.clock())
-        await connection.execute(insert.on_conflict_do_nothing(index_elements=["name"]))
+        for one in registrations
+        if one.name not in known
+    ]
+    if not rows:
+        return
+    async with database.writing() as connection:
+        for row in rows:
+            insert = database.insert(SINKS).values(**row, seen_at=database.clock())
+            await connection.execute(insert.on_conflict_do_nothing(index_elements=["name"]))
 
 
 async def control(connection: AsyncConnection, sink: str) -> SinkControl:
