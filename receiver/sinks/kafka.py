@@ -1,7 +1,6 @@
 """The sink `kafka`: each event is a record of a topic, keyed by its message id."""
 
 import asyncio
-import inspect
 import logging
 import re
 import ssl
@@ -27,6 +26,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FilePath, model_validator
 
 from receiver.sinks.base import Publication, Published, Refused, Result, Retry, Secret, Sink, SinkDown, SinkSettings
+from receiver.sinks.client_loop import ClientLoop
 from receiver.sinks.concurrency import check_error, error_name, publish_each
 from receiver.sinks.encoding import Binding, Template, bind, render
 
@@ -141,8 +141,9 @@ class KafkaSettings(SinkSettings):
 class KafkaSink(Sink):
     """Publishes with an idempotent producer. A record is published once all in-sync replicas have it.
 
-    After a record failed or timed out, the producer is discarded before the results are returned. It would deliver the
-    record in the background, perhaps hours later and after its retry, and it does not recover its sequence numbers.
+    After a record failed or timed out, the producer is discarded before the results are returned, with its event loop.
+    It would deliver the record in the background, perhaps hours later and after its retry, and it does not recover its
+    sequence numbers.
     """
 
     Settings: ClassVar[type[SinkSettings]] = KafkaSettings
@@ -166,7 +167,7 @@ class KafkaSink(Sink):
             "max_request_size": settings.max_request_size,
             "max_batch_size": _RECORD_BATCH_BYTES,
         }
-        self._producer: AIOKafkaProducer | None = None
+        self._client: tuple[ClientLoop, AIOKafkaProducer] | None = None
         self._is_unusable = False
 
     async def publish(self, batch: Sequence[Publication]) -> list[Result]:
@@ -174,13 +175,16 @@ class KafkaSink(Sink):
         until = clock() + self._seconds
         try:
             async with asyncio.timeout_at(until):
-                producer = await self._get_producer()
+                loop, producer = await self._get_client()
         except Exception as error:
             down = SinkDown(reason=await check_error(self.check) or error_name(error))
             return [down] * len(batch)
         send = partial(self._send, producer, is_alone=len(batch) == 1)
         try:
-            return await publish_each(batch, send, seconds=until - clock(), check=self.check)
+            return await loop.call(publish_each(batch, send, seconds=until - clock(), check=self.check))
+        except BaseException:
+            self._is_unusable = True
+            raise
         finally:
             if self._is_unusable:
                 await self.stop()
@@ -191,21 +195,25 @@ class KafkaSink(Sink):
         return None if None in errors else errors[0]
 
     async def stop(self) -> None:
-        producer, self._producer, self._is_unusable = self._producer, None, False
-        if producer is not None:
-            # A producer that is only half closed would stay for ever.
-            await asyncio.shield(_close_at_once(producer))
+        client, self._client, self._is_unusable = self._client, None, False
+        if client is not None:
+            await client[0].end()
 
-    async def _get_producer(self) -> AIOKafkaProducer:
-        if self._producer is None:
-            producer = AIOKafkaProducer(bootstrap_servers=list(self._brokers), **self._access, **self._options)
+    async def _get_client(self) -> tuple[ClientLoop, AIOKafkaProducer]:
+        if self._client is None:
+            loop = ClientLoop("receiver-kafka")
             try:
-                await producer.start()
+                self._client = loop, await loop.call(self._start_producer(loop))
             except BaseException:
-                await _close_at_once(producer)
+                await loop.end()
                 raise
-            self._producer = producer
-        return self._producer
+        return self._client
+
+    async def _start_producer(self, loop: ClientLoop) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(bootstrap_servers=list(self._brokers), **self._access, **self._options)
+        loop.close = producer.stop
+        await producer.start()
+        return producer
 
     async def _send(self, producer: AIOKafkaProducer, publication: Publication, *, is_alone: bool) -> Result:
         topic = render(self._topic, publication)
@@ -266,26 +274,3 @@ def _topic_error(error: type[KafkaError], topic: str) -> str | None:
     if error in (TopicAuthorizationFailedError, ClusterAuthorizationFailedError):
         return f"not authorized for topic {topic}"
     return None
-
-
-async def _close_at_once(producer: AIOKafkaProducer) -> None:
-    """Closes a producer at once and discards the records that it still has.
-
-    Its own `stop` first delivers everything and waits for that as long as it takes. The only other way is to cancel its
-    tasks, of which it keeps no list, and to abort its connections, which would otherwise send their buffers.
-    """
-    tasks = [task for task in asyncio.all_tasks() if _runs_method_of(task, producer._sender)]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    for connection in producer.client._conns.values():
-        if connection._writer is not None:
-            connection._writer.transport.abort()
-    await producer.client.close()
-    producer._closed = True
-
-
-def _runs_method_of(task: asyncio.Task[Any], owner: object) -> bool:
-    """Whether a task runs a method of an object."""
-    coroutine: Any = task.get_coro()
-    return inspect.getcoroutinelocals(coroutine).get("self") is owner

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import ssl
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -51,9 +52,10 @@ async def kafka_sink(cluster: KafkaCluster | str, topic: str = "events", **field
         assert of_the_client() == []
 
 
-def of_the_client() -> list[asyncio.Task[Any]]:
-    """The running tasks of the Kafka client."""
-    return [task for task in asyncio.all_tasks() if "/aiokafka/" in repr(task)]
+def of_the_client() -> list[object]:
+    """The running tasks of the Kafka client, and the threads of its event loops."""
+    tasks = [task for task in asyncio.all_tasks() if "/aiokafka/" in repr(task)]
+    return [*tasks, *(thread for thread in threading.enumerate() if thread.name == "receiver-kafka")]
 
 
 async def recovers(sink: Any, batch: Sequence[Publication]) -> None:
