@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from receiver.domain.publication import Publication, Result, Retry, SinkDown
+from receiver.sinks.client_loop import ClientLoop
 
 T = TypeVar("T")
 
@@ -17,13 +18,21 @@ async def publish_each(
     *,
     seconds: float,
     check: Callable[[], Awaitable[str | None]],
+    loop: ClientLoop | None = None,
 ) -> list[Result]:
     """Calls `publish_one` for all events at once and returns one result per event, in their order.
+
+    With a `loop` it is called there, and `check` still here.
 
     An exception of `publish_one`, or a timeout after `seconds`, is the event's fault if `check` then returns None, else
     the sink's. The text of an exception is left out of the result: it may contain what was published.
     """
-    outcomes = await asyncio.gather(*(_result_or_error(publish_one, publication, seconds) for publication in batch))
+    outcomes: list[Result | Exception]
+    try:
+        attempts = _publish_all(batch, publish_one, seconds)
+        outcomes = await (attempts if loop is None else loop.call(attempts))
+    except ConnectionResetError as error:
+        outcomes = [error for _ in batch]
     if not any(isinstance(outcome, Exception) for outcome in outcomes):
         return [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
     down = await check_error(check)
@@ -81,6 +90,12 @@ def error_name(error: Exception) -> str:
     if isinstance(error, Escaped):
         return str(error)
     return "timeout" if isinstance(error, TimeoutError) else type(error).__name__
+
+
+async def _publish_all(
+    batch: Sequence[Publication], publish_one: Callable[[Publication], Awaitable[Result]], seconds: float
+) -> list[Result | Exception]:
+    return await asyncio.gather(*(_result_or_error(publish_one, publication, seconds) for publication in batch))
 
 
 async def _result_or_error(

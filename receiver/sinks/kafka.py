@@ -181,7 +181,7 @@ class KafkaSink(Sink):
             return [down] * len(batch)
         send = partial(self._send, producer, is_alone=len(batch) == 1)
         try:
-            return await loop.call(publish_each(batch, send, seconds=until - clock(), check=self.check))
+            return await publish_each(batch, send, seconds=until - clock(), check=self.check, loop=loop)
         except BaseException:
             self._is_unusable = True
             raise

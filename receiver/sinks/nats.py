@@ -4,7 +4,6 @@ import asyncio
 import random
 import ssl
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import count
 from string import Formatter
@@ -14,12 +13,12 @@ from urllib.parse import urlsplit
 import orjson
 from nats.aio.client import NO_RESPONDERS_STATUS, Client, RawCredentials
 from nats.aio.msg import Msg
-from nats.aio.transport import TcpTransport
-from nats.errors import Error, NoServersError, SecureConnRequiredError
+from nats.errors import Error, NoServersError
 from nats.js.api import Header
 from pydantic import AfterValidator, Field, FilePath, SecretStr, model_validator
 
 from receiver.sinks.base import Publication, Published, Refused, Result, Retry, Secret, Sink, SinkDown, SinkSettings
+from receiver.sinks.client_loop import ClientLoop
 from receiver.sinks.concurrency import error_name, publish_each
 from receiver.sinks.encoding import Binding, Template, bind, render
 
@@ -119,7 +118,8 @@ class NatsSink(Sink):
             connection = await self._get_connection()
         except Exception as error:
             return [SinkDown(reason=_reason(error))] * len(batch)
-        return await publish_each(batch, partial(self._publish, connection), seconds=self._seconds, check=self.check)
+        publish = partial(self._publish, connection)
+        return await publish_each(batch, publish, seconds=self._seconds, check=self.check, loop=connection.loop)
 
     async def check(self) -> str | None:
         try:
@@ -128,7 +128,7 @@ class NatsSink(Sink):
             return _reason(error)
         try:
             async with asyncio.timeout(_CHECK_SECONDS):
-                return await self._check(connection)
+                return await connection.loop.call(self._check(connection))
         except BaseException as error:
             # This connection may never answer again, while a new connection would.
             await connection.close()
@@ -143,7 +143,10 @@ class NatsSink(Sink):
 
     async def _get_connection(self) -> "_Connection":
         async with self._connecting:
-            if self._connection is None or self._connection.is_closed:
+            if self._connection is not None and self._connection.is_closed:
+                await self._connection.close()
+                self._connection = None
+            if self._connection is None:
                 self._connection = await _connect(self._settings, self._tls)
             return self._connection
 
@@ -193,15 +196,19 @@ class _Connection:
     """
 
     def __init__(self, *, needs_tls: bool) -> None:
+        # The cleanup of the client ends early if its connection is broken, and reports nothing then.
+        self.loop = ClientLoop("receiver-nats", tls_only=needs_tls, on_lost=self._on_lost)
         self._client = Client()
-        # The client uses this transport instead of making its own.
-        self._client._transport = self._transport = _Transport(needs_tls=needs_tls)
+        self._is_lost = self._is_deaf = False
         self._inbox = ""
         self._numbers = count()
         self._waiting: dict[str, tuple[str, asyncio.Future[Msg]]] = {}
         self.last_error: Exception | None = None
 
     async def open(self, server: str, settings: NatsSettings, tls: ssl.SSLContext | None) -> None:
+        await self.loop.call(self._open(server, settings, tls))
+
+    async def _open(self, server: str, settings: NatsSettings, tls: ssl.SSLContext | None) -> None:
         await self._client.connect(
             [server],
             name="receiver",
@@ -225,17 +232,19 @@ class _Connection:
 
     @property
     def is_closed(self) -> bool:
-        return not self._client.is_connected
+        return self._is_lost or not self._client.is_connected
 
     @property
     def max_payload(self) -> int:
         return self._client.max_payload
 
     async def request(self, subject: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
-        """Publishes a message and returns JetStream's answer.
+        """Publishes a message and returns JetStream's answer. To be called on the loop of the connection.
 
         Raises _NoResponders, _NotPermitted, or ConnectionError when the connection is lost.
         """
+        if self._is_deaf:
+            raise _NotPermitted
         inbox = f"{self._inbox}.{next(self._numbers)}"
         answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
         self._waiting[inbox] = subject, answer
@@ -250,9 +259,11 @@ class _Connection:
         return parsed
 
     async def close(self) -> None:
-        """Closes the connection at once and discards what is not sent yet."""
-        self._transport.close()
-        await self._client.close()
+        """Closes the connection at once and discards what is not sent yet.
+
+        The client would send its buffer first, which never ends when the server no longer reads.
+        """
+        await self.loop.end()
 
     async def _on_answer(self, message: Msg) -> None:
         _, answer = self._waiting.get(message.subject, (None, None))
@@ -263,10 +274,15 @@ class _Connection:
         self.last_error = error
         text = str(error)
         if "permissions violation" in text:
-            # The only subscription is the one for the answers.
+            # The only subscription is the one for the answers: without it there will be none.
+            self._is_deaf = self._is_deaf or "subscription" in text
             self._fail(_NotPermitted, lambda subject: "subscription" in text or f'"{subject.lower()}"' in text)
 
     async def _on_closed(self) -> None:
+        self._on_lost()
+
+    def _on_lost(self) -> None:
+        self._is_lost = True
         self._fail(ConnectionResetError, lambda _: True)
 
     def _fail(self, error: type[Exception], concerns: Callable[[str], bool]) -> None:
@@ -281,43 +297,6 @@ class _NoResponders(Exception):
 
 class _NotPermitted(Exception):
     """The user lacks permission to publish to the subject or to receive the acknowledgement."""
-
-
-class _Transport(TcpTransport):
-    """TCP that closes at once, and that sends nothing in plain text when TLS is required.
-
-    Before it closes, the client sends its buffer. That never ends when the server no longer reads, and raises in the
-    middle of the client's cleanup when the connection is broken. The client sees a broken connection when it reads.
-    """
-
-    def __init__(self, *, needs_tls: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._needs_tls = needs_tls
-
-    def __bool__(self) -> bool:
-        return True
-
-    def write(self, payload: bytes) -> None:
-        assert self._io_writer is not None  # noqa: S101
-        if self._needs_tls and self._io_writer.get_extra_info("ssl_object") is None:
-            raise SecureConnRequiredError
-        self._io_writer.write(payload)
-
-    def writelines(self, payload: list[bytes]) -> None:
-        assert self._io_writer is not None  # noqa: S101
-        if not self._io_writer.is_closing():
-            self._io_writer.writelines(payload)
-
-    async def drain(self) -> None:
-        with suppress(OSError):
-            await super().drain()  # type: ignore[no-untyped-call]
-
-    def close(self) -> None:
-        if self._io_writer is not None:
-            self._io_writer.transport.abort()
-
-    async def wait_closed(self) -> None:
-        await asyncio.sleep(0)
 
 
 async def _connect(settings: NatsSettings, tls: ssl.SSLContext | None) -> _Connection:
