@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -86,14 +87,17 @@ async def test_cancelled_call_is_cancelled_on_the_loop() -> None:
     await loop.end()
 
 
-async def test_lost_connection_is_reported() -> None:
+async def test_lost_connection_is_reported(deaf: socket.socket) -> None:
     lost = threading.Event()
     loop = ClientLoop("tested", on_lost=lost.set)
-    server = await asyncio.start_server(lambda _, writer: writer.transport.abort(), "127.0.0.1", 0)
-    async with server:
-        await loop.call(asyncio.open_connection(*server.sockets[0].getsockname()))
-        assert await asyncio.to_thread(lost.wait, 10)
+    held = await loop.call(asyncio.open_connection(*deaf.getsockname()))
+    connection, _ = deaf.accept()
+    # A reset, as from a server that was killed.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+    assert await asyncio.to_thread(lost.wait, 10)
     await loop.end()
+    assert held[1].is_closing()
 
 
 async def test_tls_only_sends_nothing_in_plain_text(deaf: socket.socket) -> None:
