@@ -34,9 +34,17 @@ class SignedTag(Read):
 
 async def list_codes(call: Call) -> Listed[DeliveryCodeRead]:
     query: CodeQuery = call.query
-    codes = _codes(query.api)[:: 1 if query.order is SortOrder.ASC else -1]
+    codes = [code for code in _codes(query.api) if _has_words(code, query.search)]
+    codes = codes[:: 1 if query.order is SortOrder.ASC else -1]
     end = query.skip + query.size
     return by_number(Page(items=codes[query.skip : end], more=end < len(codes)), query)
+
+
+def _has_words(code: DeliveryCodeRead, search: str | None) -> bool:
+    """Whether each word that is searched for is in the number or the texts of a code, in its earlier name too."""
+    texts = (str(code.code), code.name, code.earlier_name, code.description, code.notes)
+    text = " ".join(filter(None, texts)).casefold()
+    return all(word in text for word in (search or "").casefold().split())
 
 
 async def get_code(call: Call) -> DeliveryCodeRead:

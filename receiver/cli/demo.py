@@ -30,8 +30,7 @@ from receiver.cli.output import echo, write
 from receiver.cli.serve import bind, run, serving, stop_signal
 from receiver.sandbox.app import application
 from receiver.sandbox.callback_sender import CallbackSender
-from receiver.sandbox.scenario import Rates
-from receiver.sandbox.settings import SandboxSettings
+from receiver.sandbox.settings import Rates, SandboxSettings
 from receiver.settings import GivenSettings, Settings
 from receiver.supervisor import Supervisor
 

@@ -8,7 +8,7 @@ from types import UnionType
 from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from receiver.models.parameters import Option
@@ -61,6 +61,56 @@ def with_query(model: type[Query], *, leave_out: frozenset[str] = frozenset()) -
     return decorate
 
 
+def with_settings(model: type[BaseModel], *, prefix: str) -> Callable[[Command], Command]:
+    """Gives a command every field of a model as an option and as a variable of the environment.
+
+    The command gets those that are given as `settings`: texts, lists of texts and flags, which the model validates.
+    """
+
+    def decorate(command: Command) -> Command:
+        own = [value for value in inspect.signature(command).parameters.values() if value.name != "settings"]
+
+        def with_options(**values: Any) -> int:
+            settings = {name: values.pop(name) for name in model.model_fields}
+            given = {name: value for name, value in settings.items() if value is not None and value != []}
+            return command(settings=given, **values)
+
+        described = [_setting(name, field, f"{prefix}{name.upper()}") for name, field in model.model_fields.items()]
+        with_options.__signature__ = inspect.Signature([*own, *described])  # type: ignore[attr-defined]
+        with_options.__doc__, with_options.__name__ = command.__doc__, command.__name__
+        return with_options  # type: ignore[return-value]
+
+    return decorate
+
+
+_LISTS: Final = (tuple, frozenset)
+
+
+def _setting(name: str, field: FieldInfo, variable: str) -> inspect.Parameter:
+    """One setting as an option: a flag, a text, or a text that may be repeated."""
+    option, text = option_name(name, field), _help(field).removesuffix(".")
+    types = set(_types(field.annotation))
+    if bool in types:
+        declared = option if field.default is False else f"{option}/--no-{option.removeprefix('--')}"
+        help_ = f"{text}{_default_of(field)}."
+        return _parameter(name, bool | None, None, typer.Option(declared, envvar=variable, help=help_))
+    metavar = _metavar(name, field, types)
+    # Rates are a model, written as pairs.
+    is_list = "=" in metavar or any(get_origin(kind) in _LISTS for kind in types)
+    more = ". May be repeated; in the variable separated by spaces." if is_list else f"{_default_of(field)}."
+    described = typer.Option(option, envvar=variable, metavar=metavar, help=text + more)
+    return _parameter(name, list[str] | None if is_list else str | None, None, described)
+
+
+def _default_of(field: FieldInfo) -> str:
+    """The words for the default of a setting, where it has one that its description does not name."""
+    value = field.default
+    if value in (None, False) or "default:" in (field.description or ""):
+        return ""
+    text = "yes" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
+    return f"; default: {text}"
+
+
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     """One parameter of a query as an option, of text that the query validates, or a flag."""
     if name == "order":
@@ -89,7 +139,17 @@ def option_name(name: str, field: FieldInfo) -> str:
 
 
 def _metadata(field: FieldInfo) -> Option | None:
-    return next((value for value in field.metadata if isinstance(value, Option)), None)
+    metadata = (*field.metadata, *_annotated(field.annotation))
+    return next((value for value in metadata if isinstance(value, Option)), None)
+
+
+def _annotated(annotation: Any) -> Iterator[Any]:
+    """The metadata within an annotation, as in `Annotated[str, …] | None`."""
+    if get_origin(annotation) is Annotated:
+        yield from annotation.__metadata__
+    elif get_origin(annotation) in (Union, UnionType):
+        for part in get_args(annotation):
+            yield from _annotated(part)
 
 
 def _help(field: FieldInfo) -> str:
@@ -104,11 +164,16 @@ _METAVARS: Final = {"sender": "NUMBER", "recipient": "NUMBER", "since": "TIME", 
 
 
 def _metavar(name: str, field: FieldInfo, types: set[Any]) -> str:
+    own = _metadata(field)
+    if own is not None and own.metavar:
+        return own.metavar
     choices = _choices(field.annotation)
     if choices:
         return "|".join(choices)
     if int in types:
         return "INTEGER"
+    if float in types:
+        return "NUMBER"
     return _METAVARS.get(name, "ID" if name.endswith("_id") else "TEXT")
 
 
@@ -144,7 +209,7 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def _kebab(alias: str) -> str:
-    return "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in alias)
+    return "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in alias.replace("_", "-"))
 
 
 Model = TypeVar("Model", bound=Query)

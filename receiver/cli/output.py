@@ -224,6 +224,7 @@ def code_fields(code: "DeliveryCodeRead") -> list[tuple[str, object]]:
     return [
         ("code", f"{code.code} ({code.api})"),
         ("name", code.name),
+        ("earlier name", code.earlier_name),
         ("meaning", code.description),
         ("category", code.category),
         ("outcome", code.outcome),

@@ -4,13 +4,14 @@ A command imports its code when it runs, so that `--help` is fast.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from receiver.cli import resources, tags
-from receiver.cli.options import Config, Json, group, with_query
+from receiver.cli.options import Config, Json, group, with_query, with_settings
 from receiver.models.queries import CodeQuery
+from receiver.sandbox.settings import SandboxSettings
 
 app = group("Receives Bandwidth's message callbacks and shows the status of every message.")
 
@@ -103,64 +104,17 @@ def restore(
 
 
 @app.command()
+@with_settings(SandboxSettings, prefix="SANDBOX_")
 def sandbox(
+    settings: dict[str, Any],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free port.")] = 8090,
-    outbound_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="The callback URL for outbound v2 messages.")
-    ] = None,
-    inbound_url: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="The callback URL for inbound v2 messages; default: the outbound URL."),
-    ] = None,
-    v1_inbound_url: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="The callback URL for inbound v1 messages; may contain user and password."),
-    ] = None,
-    callback_credentials: Annotated[
-        str | None,
-        typer.Option(
-            metavar="USER:PASSWORD",
-            envvar="SANDBOX_CALLBACK_CREDENTIALS",
-            help="Credentials for the v2 callback URLs.",
-        ),
-    ] = None,
-    credentials: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TOKEN:SECRET", help="Credentials of a client; may be repeated; default: token:secret."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The random seed; default: 1.")] = None,
-    speed: Annotated[float | None, typer.Option(help="The divisor of every delay; default: 1.")] = None,
-    rate: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=SHARE",
-            help="The probability of a fault, 0 to 1; may be repeated. Names: failed, unconfirmed, duplicate, "
-            "reorder, delay, late, missing, silent, contradict, unknownType, batch.",
-        ),
-    ] = None,
-    no_rate_limit: Annotated[
-        bool, typer.Option("--no-rate-limit", help="Accept more than one v1 message per second from one number.")
-    ] = False,
-    remote_callbacks: Annotated[
-        bool, typer.Option("--remote-callbacks", help="Post callbacks to other machines too, not only to this one.")
-    ] = False,
+    no_rate_limit: Annotated[bool, typer.Option("--no-rate-limit", help="Short for --messages-per-second 0.")] = False,
 ) -> int:
     """Simulate Bandwidth: accept messages through v1 and v2 of its API, post callbacks, send nothing."""
     from receiver.cli.sandbox import sandbox
 
-    parameters = {
-        "outbound_url": outbound_url,
-        "inbound_url": inbound_url,
-        "v1_inbound_url": v1_inbound_url,
-        "callback_credentials": callback_credentials,
-        "credentials": credentials or None,
-        "seed": seed,
-        "speed": speed,
-        "messages_per_second": 0 if no_rate_limit else None,
-        "remote_callbacks": remote_callbacks,
-    }
-    return sandbox(parameters, rates=rate or [], host=host, port=port)
+    return sandbox({**settings, "messages_per_second": "0"} if no_rate_limit else settings, host=host, port=port)
 
 
 @app.command()

@@ -90,7 +90,9 @@ def _code(entry: CodeEntry) -> tuple[str, ...]:
     retry = _YES_OR_NO[known.retryable if known else None] if entry.outcome != "delivered" else "no"
     limit = f", {'once' if entry.retry_limit == 1 else f'{entry.retry_limit} times'}" if entry.retry_limit else ""
     analogue = (str(entry.v2_analogue or "-"),) if entry.api is Api.V1 else ()
-    return f"`{entry.code}`", entry.name, entry.description, side, f"{retry}{limit}", *analogue
+    earlier = entry.earlier_name or entry.name
+    name = entry.name if earlier.casefold() == entry.name.casefold() else f"{entry.name} (earlier: {earlier})"
+    return f"`{entry.code}`", name, entry.description, side, f"{retry}{limit}", *analogue
 
 
 def commands() -> Iterator[str]:

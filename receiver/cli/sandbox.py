@@ -10,28 +10,35 @@ import typer
 from pydantic import ValidationError
 
 from receiver import logs
+from receiver.cli.options import option_name
 from receiver.cli.output import OutputClosed, echo, echo_error
 from receiver.cli.serve import bind, run, serving, stop_signal
 from receiver.sandbox.app import application
 from receiver.sandbox.client import is_local
 from receiver.sandbox.settings import SandboxSettings
 
-# Settings whose option has another name.
-_OPTIONS = {"messages_per_second": "--no-rate-limit", "rates": "--rate"}
 _JSON = "-H 'Content-Type: application/json'"
+# The word for an empty list: an empty variable of the environment counts as absent.
+_NONE = "none"
 
 
-def sandbox(options: dict[str, Any], *, rates: Iterable[str], host: str, port: int) -> int:
-    """Serves until SIGTERM or SIGINT. `options` are settings by name; None stands for the default."""
-    values = {name: value for name, value in options.items() if value is not None}
-    settings = _settings({**values, "rates": _parse_rates(rates)})
+def sandbox(values: dict[str, Any], *, host: str, port: int) -> int:
+    """Serves until SIGTERM or SIGINT. `values` are the given settings, as texts, lists of texts and flags."""
+    settings = _settings({name: _value(name, value) for name, value in values.items()})
     logs.configure(level="warning")
     with ExitStack() as stack:
         listeners = bind(host, port)
         for listener in listeners:
             stack.callback(listener.close)
+        _refuse_strangers(settings, host, listeners)
         run(_serve(settings, host, listeners))
     return 0
+
+
+def _value(name: str, value: Any) -> Any:
+    if name == "rates":
+        return _parse_rates(value)
+    return [] if value == [_NONE] else value
 
 
 def _settings(values: dict[str, Any]) -> SandboxSettings:
@@ -42,7 +49,7 @@ def _settings(values: dict[str, Any]) -> SandboxSettings:
         name = str(problem["loc"][0])
         keys = [part for part in problem["loc"][1:] if isinstance(part, str)]
         message = ": ".join([*keys, problem["msg"].removeprefix("Value error, ")])
-        option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+        option = option_name(name, SandboxSettings.model_fields[name])
         raise typer.BadParameter(message, param_hint=option) from None
 
 
@@ -54,13 +61,21 @@ def _parse_rates(rates: Iterable[str]) -> dict[str, str]:
     return {name: share for name, _, share in pairs}
 
 
+def _refuse_strangers(settings: SandboxSettings, host: str, listeners: Sequence[socket.socket]) -> None:
+    """Other machines are served only if that was asked for: whoever reaches `/sandbox/` can make it send requests."""
+    if not settings.remote_clients and not all(map(_is_loopback, listeners)):
+        raise typer.BadParameter(
+            f"other machines can reach {host}, and the paths under /sandbox/ need no credentials: "
+            "add --remote-clients if that is intended",
+            param_hint="--host",
+        )
+
+
 async def _serve(settings: SandboxSettings, host: str, listeners: Sequence[socket.socket]) -> None:
     stop = stop_signal()
     app = application(settings)
     async with serving(app, listeners):
         url = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}"
-        if not all(_is_loopback(listener) for listener in listeners):
-            echo_error(f"{url} is open to others, and the addresses under /sandbox/ need no credentials")
         for option in _remote_urls(settings):
             echo_error(f"{option} is not on this machine: callbacks are not sent there without --remote-callbacks")
         with suppress(OutputClosed):
@@ -75,6 +90,7 @@ def _remote_urls(settings: SandboxSettings) -> list[str]:
         "--outbound-url": settings.outbound_url,
         "--inbound-url": settings.inbound_url,
         "--v1-inbound-url": settings.v1_inbound_url,
+        "--v1-inbound-fallback-url": settings.v1_inbound_fallback_url,
     }
     if settings.remote_callbacks:
         return []
@@ -88,7 +104,8 @@ def _banner(settings: SandboxSettings, url: str) -> list[str]:
         "",
         "Send a message with v2 and with v1",
         f"  {_post(settings, url + '/api/v2/users/u-1/messages', _V2_MESSAGE)}",
-        f"  {_post(settings, url + '/v1/users/u-1/messages', _V1_MESSAGE)}",
+        # v1 answers 201 without a body: -i shows the address of the message.
+        f"  {_post(settings, '-i ' + url + '/v1/users/u-1/messages', _V1_MESSAGE)}",
         *_outbound_url_hint(settings),
         "Simulate an inbound message",
         f"  curl {url}/sandbox/inbound {_JSON} -d '{_INBOUND}'",

@@ -44,6 +44,7 @@ class DeliveryCodeRead(DeliveryCodeBase, Read):
     v2_analogue: int | None
     first_documented: str | None
     notes: str | None
+    earlier_name: str | None = Field(description="the name in earlier documents of Bandwidth's, where it differs")
 
 
 DELIVERY_CODES = table_of(DeliveryCodeRow)

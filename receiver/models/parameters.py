@@ -15,10 +15,11 @@ from receiver.domain.events import Api, Direction, number_key
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """The name and the help of the command's option for a parameter, where they are not the parameter's own."""
+    """The name, the help and the metavar of the command's option, where they are not the parameter's own."""
 
     name: str = ""
     help: str = ""
+    metavar: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,6 +213,9 @@ class CodeQuery(PagedQuery):
     """The parameters of the list of delivery codes."""
 
     api: Api | None = Field(None, description="codes of this API version")
+    search: Annotated[Text | None, Option("--search", metavar="WORDS")] = Field(
+        None, alias="q", description="codes with these words in their number, names, description or notes"
+    )
     order: SortOrder = Field(SortOrder.ASC, alias="sortOrder", description="`asc`: v1 first, smallest code first")
 
 

@@ -28,7 +28,8 @@ class CodeEntry(Reason):
     """A code as the provider's documents list it.
 
     `outcome` is its meaning for the delivery (`delivered`, `failed`, `unconfirmed`), `retry_limit` how many retries
-    make sense, `status` whether it is `current`, `historic` or `unlisted`, `v2_analogue` v2's number for a v1 code.
+    make sense, `status` whether it is `current`, `historic` or `unlisted`, `v2_analogue` v2's number for a v1 code,
+    `earlier_name` its name in earlier documents, where that differs.
     """
 
     api: Api
@@ -39,6 +40,7 @@ class CodeEntry(Reason):
     v2_analogue: int | None = None
     first_documented: str | None = None
     notes: str | None = None
+    earlier_name: str | None = None
 
 
 class Codes:

@@ -9,17 +9,18 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from receiver.sandbox import routes
 from receiver.sandbox.callback_sender import CallbackRecord, CallbackSender, Clock, QueueState
+from receiver.sandbox.host_check import HostCheck
 from receiver.sandbox.messages import ExpectedStatus, InboundRequest, timestamp
 from receiver.sandbox.routes import Handler, base_url, is_json, json_body, sandbox_state
-from receiver.sandbox.scenario import Rates
 from receiver.sandbox.scenario_writer import MagicNumber, magic_numbers
-from receiver.sandbox.settings import SandboxSettings
+from receiver.sandbox.settings import Rates, SandboxSettings
 from receiver.sandbox.state import State
 
 PREFIX: Final = "/sandbox/"
@@ -214,6 +215,14 @@ async def reset(request: Request) -> Response:
     return Response(status_code=204)
 
 
+async def show_start(_: Request) -> Response:
+    """What this server is, for somebody who opens its address."""
+    return PlainTextResponse(
+        "This is receiver's sandbox, a stand-in for Bandwidth: POST messages to /api/v2/users/u-1/messages or "
+        "/v1/users/u-1/messages, GET /sandbox/posts and /sandbox/numbers.\n"
+    )
+
+
 _HANDLERS: Final[tuple[tuple[str, str, Handler], ...]] = (
     ("POST", "inbound", simulate_inbound),
     ("GET", "expected", show_expected),
@@ -249,7 +258,8 @@ def application(settings: SandboxSettings | None = None) -> Starlette:
             yield
 
     app = Starlette(
-        routes=[*routes.V1_ROUTES, *routes.V2_ROUTES, *ROUTES],
+        routes=[Route("/", show_start), *routes.V1_ROUTES, *routes.V2_ROUTES, *ROUTES],
+        middleware=[Middleware(HostCheck, public_url=settings.public_url, on_error=_error_response)],
         exception_handlers={HTTPException: _error_response, ClientDisconnect: _nobody_to_answer},
         lifespan=lifespan,
         max_body_size=MAX_BODY_BYTES,

@@ -14,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
 import orjson
+import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,6 +30,8 @@ from receiver.sandbox.v2_requests import V2Error
 
 V1_PREFIX: Final = "/v1/"
 V2_PREFIXES: Final = ("/api/v2/", "/v2/")
+log = structlog.get_logger("receiver.sandbox")
+
 _V1_HEADERS: Final = {"Cache-Control": "no-cache"}
 _CHALLENGE: Final = {"WWW-Authenticate": 'Basic realm="Bandwidth API"'}
 
@@ -137,6 +140,18 @@ async def send_v1(request: Request) -> Response:
     return Response(status_code=201, headers={**_V1_HEADERS, "Location": v1.path(user_id(request), message.id)})
 
 
+async def send_v1_to_user(request: Request) -> Response:
+    """Accepts messages at the path of the user, as every curl example of v1's documents sends them.
+
+    Bandwidth does not, so the header and the log name the right path.
+    """
+    response = await send_v1(request)
+    right = v1.list_path(user_id(request))
+    response.headers["X-Sandbox-Hint"] = f"did you mean {right}?"
+    log.warning("a message was posted to the path of a user, which Bandwidth does not accept", did_you_mean=right)
+    return response
+
+
 def _v1_result(request: Request, body: Any) -> dict[str, Any]:
     """Accepts one message of an array and returns its result."""
     try:
@@ -172,6 +187,10 @@ async def get_v1(request: Request) -> Response:
 
 
 V1_ROUTES: Final = (
+    *(
+        Route(path, _authorized(v1_requests.ACCESS_DENIED, POST=send_v1_to_user), methods=["POST"])
+        for path in ("/v1/users/{userId}/", "/v1/users/{userId}")
+    ),
     Route(
         "/v1/users/{userId}/messages",
         _authorized(v1_requests.ACCESS_DENIED, GET=list_v1, POST=send_v1),

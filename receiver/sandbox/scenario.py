@@ -4,13 +4,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from random import Random
-from typing import Annotated, Final, Self
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic.alias_generators import to_camel
+from typing import Final
 
 from receiver.domain.events import Api, Failure
 from receiver.providers.bandwidth_codes import failure_side, proves_nothing
+from receiver.sandbox.settings import Fault
 
 
 class Kind(StrEnum):
@@ -111,34 +109,6 @@ def is_refused(api: Api, code: int | None) -> bool:
 
 # --- faults ---
 
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Fault(StrEnum):
-    """A fault in the callbacks of one recipient."""
-
-    DUPLICATE = "duplicate"
-    REORDER = "reorder"
-    DELAY = "delay"
-    LATE = "late"
-    MISSING = "missing"
-    SILENT = "silent"
-    CONTRADICT = "contradict"
-    UNKNOWN_TYPE = "unknown_type"
-    BATCH = "batch"
-
-
-DESCRIPTIONS: Final[Mapping[Fault, str]] = {
-    Fault.DUPLICATE: "every callback comes twice or three times",
-    Fault.REORDER: "the callbacks come in the opposite order",
-    Fault.DELAY: "every callback comes 5 to 120 seconds late",
-    Fault.LATE: "the final receipt comes 1 to 20 hours late",
-    Fault.MISSING: "no final receipt ever comes",
-    Fault.SILENT: "no callback ever comes",
-    Fault.CONTRADICT: "both delivered and failed come",
-    Fault.UNKNOWN_TYPE: "an event of a type that no document knows comes too",
-    Fault.BATCH: "v2 callbacks come with several events in one array",
-}
 # These faults show only where a recipient has more than one event.
 NEED_SEVERAL_EVENTS: Final = frozenset({Fault.REORDER, Fault.BATCH})
 # These faults concern delivery receipts, which inbound messages do not have.
@@ -154,37 +124,6 @@ _MAX_BATCH_EVENTS: Final = 10
 _MAX_BATCH_SECONDS: Final = 60.0
 # The failure that contradicts a delivered status: rejected by the carrier.
 _CONTRADICTING_CODES: Final = {Api.V1: 750, Api.V2: 4750}
-
-
-class Rates(BaseModel):
-    """The share of recipients, from 0 to 1, that each fault or failure applies to."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
-
-    failed: Share = Field(0, description="fail, with a code of the catalogue")
-    unconfirmed: Share = Field(0, description="end with a code that does not prove a failure")
-    duplicate: Share = Field(0, description=DESCRIPTIONS[Fault.DUPLICATE])
-    reorder: Share = Field(0, description=DESCRIPTIONS[Fault.REORDER])
-    delay: Share = Field(0, description=DESCRIPTIONS[Fault.DELAY])
-    late: Share = Field(0, description=DESCRIPTIONS[Fault.LATE])
-    missing: Share = Field(0, description=DESCRIPTIONS[Fault.MISSING])
-    silent: Share = Field(0, description=DESCRIPTIONS[Fault.SILENT])
-    contradict: Share = Field(0, description=DESCRIPTIONS[Fault.CONTRADICT])
-    unknown_type: Share = Field(0, description=DESCRIPTIONS[Fault.UNKNOWN_TYPE])
-    batch: Share = Field(0, description=DESCRIPTIONS[Fault.BATCH])
-
-    @model_validator(mode="after")
-    def _sum_is_a_share(self) -> Self:
-        if self.failed + self.unconfirmed > 1:
-            raise ValueError("the sum of failed and unconfirmed must be at most 1")
-        return self
-
-    def draw(self, random: Random) -> frozenset[Fault]:
-        """Draws the faults of one recipient.
-
-        Every fault takes one random number whatever its rate, so that a rate does not change the other faults.
-        """
-        return frozenset(fault for fault in Fault if random.random() < getattr(self, fault))
 
 
 def plan_callbacks(

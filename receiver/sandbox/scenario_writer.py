@@ -2,27 +2,27 @@
 
 Magic numbers are recipients whose messages end with a known code, or whose callbacks have a known fault: `+1555201` and
 four digits is a code of v1, `+1555202` and four digits a code of v2, `+1555209` and four digits a fault in both. A code
-works only with its own API version. As the sender of an outbound message a magic number has no effect.
+works only with its own API version. As the sender of an outbound message a magic number has no effect. Messages with
+the media file `too-large` are refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import PurePosixPath
 from random import Random
 from typing import Final
+from urllib.parse import urlsplit
 
 from receiver.domain.events import Api
 from receiver.providers.bandwidth_codes import CodeEntry, catalogue
 from receiver.sandbox.scenario import (
     DELIVERED,
     DELIVERED_CODES,
-    DESCRIPTIONS,
     NEED_SEVERAL_EVENTS,
     RECEIPT_FAULTS,
-    Fault,
     FinalStatus,
     Kind,
-    Rates,
     Receipts,
     Scenario,
     Sending,
@@ -30,6 +30,7 @@ from receiver.sandbox.scenario import (
     is_refused,
     plan_callbacks,
 )
+from receiver.sandbox.settings import DESCRIPTIONS, Fault, Rates
 
 _CODE_PREFIXES: Final = {Api.V1: "+1555201", Api.V2: "+1555202"}
 _FAULT_PREFIX: Final = "+1555209"
@@ -92,6 +93,17 @@ def _for_code(entry: CodeEntry) -> MagicNumber:
         f"{entry.outcome} with {entry.code} {entry.name}",
         FinalStatus(kind, entry.code),
     )
+
+
+# A media file with this name, whatever its extension, counts as larger than Bandwidth sends.
+_TOO_LARGE: Final = "too-large"
+_TOO_LARGE_CODES: Final = {Api.V1: 751, Api.V2: 4411}
+
+
+def media_final_status(api: Api, media: Iterable[str]) -> FinalStatus | None:
+    """How a message with these media ends: refused if one is `…/too-large.jpg`; None: nothing follows from them."""
+    names = (PurePosixPath(urlsplit(url).path).stem for url in media)
+    return FinalStatus(Kind.FAILED, _TOO_LARGE_CODES[api]) if _TOO_LARGE in names else None
 
 
 @cache

@@ -20,9 +20,9 @@ from receiver.sandbox.messages import (
     segment_count,
     timestamp,
 )
-from receiver.sandbox.scenario import FinalStatus, Kind, PlannedCallback, Rates, Scenario, Sending
-from receiver.sandbox.scenario_writer import write_inbound_scenario, write_scenario
-from receiver.sandbox.settings import SandboxSettings
+from receiver.sandbox.scenario import FinalStatus, Kind, PlannedCallback, Scenario, Sending
+from receiver.sandbox.scenario_writer import media_final_status, write_inbound_scenario, write_scenario
+from receiver.sandbox.settings import Rates, SandboxSettings
 
 # rejected-unallocated-from-number
 _UNALLOCATED_SENDER: Final = FinalStatus(Kind.FAILED, 4405)
@@ -65,7 +65,13 @@ class State:
                 recipients=(request.to,),
                 owner=request.from_,
                 created_at=now,
-                scenario=write_scenario(sending, self.rates, seed=self._seed, ordinal=ordinal),
+                scenario=write_scenario(
+                    sending,
+                    self.rates,
+                    seed=self._seed,
+                    ordinal=ordinal,
+                    final_status=media_final_status(Api.V1, request.media),
+                ),
                 target=request.target,
                 uri=base_url + v1.path(user, message_id),
                 text=request.text,
@@ -98,7 +104,7 @@ class State:
             self.rates,
             seed=self._seed,
             ordinal=ordinal,
-            final_status=_UNALLOCATED_SENDER if is_unallocated else None,
+            final_status=_UNALLOCATED_SENDER if is_unallocated else media_final_status(Api.V2, request.media),
         )
         return self._store(
             SandboxMessage(

@@ -7,13 +7,12 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from receiver.domain.events import Api, Direction, number_key
-from receiver.providers.registry import reason
+from receiver.providers.registry import entry, reason
 from receiver.sandbox.messages import SandboxMessage, timestamp
 from receiver.sandbox.scenario import Kind, Receipts, Step, is_refused
 from receiver.sandbox.v1_requests import ListRequest
 
 USER_AGENT: Final = "BandwidthAPI/v1"
-_DELIVERED_TO_CARRIER: Final = "Message delivered to carrier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +82,26 @@ def representation(message: SandboxMessage, now: datetime, speed: float) -> dict
 
 
 def _delivery(status: V1Status) -> dict[str, Any]:
-    """Returns the delivery fields. v1 sends the code as a string."""
+    """Returns the delivery fields. The code is a number, and a string in callbacks."""
     code = status.code
     return {
         "deliveryState": status.delivery_state,
-        "deliveryCode": None if code is None else str(code),
+        "deliveryCode": code,
         "deliveryDescription": None if code is None else _description(code),
     }
 
 
 def _description(code: int) -> str:
-    return _DELIVERED_TO_CARRIER if code == 0 else reason(Api.V1, code).name
+    """The text of a code in v1's documents; captured callbacks have the same."""
+    listed = entry(Api.V1, code)
+    return (listed and listed.earlier_name) or reason(Api.V1, code).name
 
 
 def event(message: SandboxMessage, step: Step, uri: str) -> dict[str, Any]:
     """Returns the event that reports a step."""
     inbound = message.direction is Direction.IN
     status = V1Status("received") if inbound else _status_after(message, step)
+    code = None if status.code is None else str(status.code)
     fields = {
         "eventType": "rcs" if step.kind is Kind.UNKNOWN_TYPE else "mms" if message.is_mms else "sms",
         "direction": message.direction,
@@ -113,6 +115,7 @@ def event(message: SandboxMessage, step: Step, uri: str) -> dict[str, Any]:
         "time": timestamp(message.created_at, "milliseconds"),
         "state": status.state,
         **_delivery(status),
+        "deliveryCode": code,
         "segmentCount": message.segment_count,
         "tag": message.tag,
     }

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from pydantic.alias_generators import to_camel
@@ -15,10 +14,10 @@ from pydantic_core import PydanticCustomError
 from receiver.domain.events import number_key
 from receiver.sandbox.messages import CallbackTarget, is_gsm, not_gsm
 from receiver.sandbox.scenario import Receipts
+from receiver.sandbox.settings import MAX_TIMEOUT_MS, is_http_url
 
 MAX_MESSAGES_PER_REQUEST: Final = 50
 MAX_TEXT_LENGTH: Final = 2048
-MAX_TIMEOUT_MS: Final = 10_000
 
 _E164: Final = re.compile(r"\+[1-9]\d{1,14}", re.ASCII)
 _SHORT_CODE: Final = re.compile(r"\d{3,8}", re.ASCII)
@@ -176,15 +175,6 @@ def _timeout(value: Any, info: ValidationInfo) -> int:
     return value
 
 
-def is_http_url(url: str) -> bool:
-    """Whether a text is an http or https URL with a host."""
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in url
-    except ValueError:
-        return False
-
-
 class MessageRequest(BaseModel):
     """A message to send. Null properties count as absent, unknown ones are ignored."""
 
@@ -280,7 +270,10 @@ def _key(value: Any) -> str:
 
 
 class ListRequest(BaseModel):
-    """The parameters of a list. The link to the next page has `sort_key_gt` or `sort_key_lt`."""
+    """The parameters of a list. The link to the next page has `sort_key_gt` or `sort_key_lt`.
+
+    A link with `sort_key_lt` and no order, as in v1's documents, leads to older messages: it means newest first.
+    """
 
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, hide_input_in_errors=True)
 
@@ -296,6 +289,12 @@ class ListRequest(BaseModel):
     sort_order: Annotated[str, BeforeValidator(_one_of("asc", "desc"))] = "asc"
     sort_key_gt: Annotated[int | None, BeforeValidator(_integer(0, 10**30)), Field(alias="sortKeyGT")] = None
     sort_key_lt: Annotated[int | None, BeforeValidator(_integer(0, 10**30)), Field(alias="sortKeyLT")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _descends_below_a_key(cls, parameters: Any) -> Any:
+        is_below = "sortKeyLT" in parameters and "sortKeyGT" not in parameters
+        return {"sortOrder": "desc", **parameters} if is_below else parameters
 
 
 def parse_list_parameters(parameters: Mapping[str, str]) -> ListRequest:

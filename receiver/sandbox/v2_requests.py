@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-from receiver.sandbox.v1_requests import is_http_url
+from receiver.sandbox.settings import is_http_url
 
 MAX_RECIPIENTS: Final = 10
 MAX_TEXT_LENGTH: Final = 2048

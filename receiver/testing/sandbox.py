@@ -27,9 +27,8 @@ from pydantic.alias_generators import to_camel
 from receiver.domain.events import Api
 from receiver.intake.server import server
 from receiver.sandbox.app import application
-from receiver.sandbox.scenario import Fault
 from receiver.sandbox.scenario_writer import code_number, fault_number, magic_number
-from receiver.sandbox.settings import SandboxSettings
+from receiver.sandbox.settings import Fault, SandboxSettings
 
 _HOST: Final = "127.0.0.1"
 _START_SECONDS: Final = 60.0

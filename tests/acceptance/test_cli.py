@@ -378,6 +378,10 @@ def test_codes_of_one_api_version(run: Run) -> None:
     assert "4720 (v2)" in run("codes", "4720").out
     assert len(run("codes").out.splitlines()) > 50
     assert run("codes", "4720", "--api", "v1").code == 1
+    assert "Statistical spam detected" in run("codes", "187").out
+    for words in ("statistical spam detected", "Spam Detected - Statistical", "187 statistical"):
+        assert [code["code"] for code in run("codes", "--search", words, "--json").json] == [187]
+    assert run("codes", "--search", "no such words").out.count("\n") <= 1
     assert run("codes", "1") == (1, "", "receiver: Bandwidth's documents list no code 1\n")
 
 

@@ -398,6 +398,9 @@ async def test_codes_are_listed_and_explained(api: AsyncClient) -> None:
     assert (await api.get("/api/codes/720?api=v2")).status_code == 404
     assert (await api.get("/api/codes/720")).json()["api"] == "v1"
     assert (await api.get("/api/codes/04720")).status_code == 404
+    [found] = (await api.get("/api/codes", params={"q": "message not acknowledge", "api": "v1"})).json()
+    assert (found["code"], found["name"], found["earlierName"]) == (630, "NACK", "Message not acknowledge")
+    assert await pages(api, "/api/codes?q=message+expired&size=1") != []
     descending = (await api.get("/api/codes?sortOrder=desc&size=1&api=v1")).json()
     assert [(one["api"], one["code"]) for one in descending] == [max(code for code in codes if code[0] == "v1")]
 

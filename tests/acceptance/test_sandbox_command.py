@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from receiver.sandbox.scenario import Fault, Rates
 from receiver.sandbox.scenario_writer import fault_number
+from receiver.sandbox.settings import Fault, Rates, SandboxSettings
 from tests.pages import blocks, page, section
 from tests.processes import PATIENT, foreground, is_open, receiver, serving, until
 from tests.sandboxes import V1, V2, v1_message, v2_message
@@ -64,7 +64,7 @@ def test_printed_examples_work(tmp_path: Path) -> None:
         lines = [line.strip() for line in running.text().splitlines() if line.startswith("  curl ")]
         v2, v1, inbound, posts, numbers = (shell(line, tmp_path) for line in lines)
         assert json.loads(v2)["direction"] == "out"
-        assert v1 == ""
+        assert "location: /v1/users/u-1/messages/m-" in v1.lower()
         assert len(json.loads(inbound)["messages"]) == 1
         assert isinstance(json.loads(posts), list)
         assert len(json.loads(numbers)) > 100
@@ -138,10 +138,111 @@ def test_default_v1_rate_limit_is_one_message_per_second(tmp_path: Path) -> None
         until(lambda: post(url + V1, v1_message()).status_code == 429)
 
 
-def test_warning_for_a_non_loopback_host(tmp_path: Path) -> None:
-    with foreground(tmp_path, "sandbox", "--port", "0", "--host", "0.0.0.0") as running:
-        running.address("sandbox")
-        assert "is open to others" in running.errors.read_text("utf-8")
+def test_host_that_other_machines_reach_needs_remote_clients(tmp_path: Path) -> None:
+    opened = ["sandbox", "--port", "0", "--host", "0.0.0.0"]
+    refused = receiver(tmp_path, *opened)
+    assert (refused.returncode, refused.stdout, refused.stderr.count(b"\n")) == (2, b"", 1)
+    assert b"Invalid value for --host: other machines can reach 0.0.0.0" in refused.stderr
+    assert b"--remote-clients" in refused.stderr
+    with foreground(tmp_path, *opened, SANDBOX_REMOTE_CLIENTS="1") as running:
+        port = urlsplit(running.address("sandbox")).port
+        assert get(f"http://127.0.0.1:{port}/sandbox/posts") == []
+        assert running.errors.read_text("utf-8") == ""
+
+
+# What another language has to be able to set, and two values other than the default: by option, and by variable.
+GIVEN: dict[str, tuple[str, str]] = {
+    "credentials": ("me:hunter2", "you:hunter3"),
+    "users": ("u-1", "u-2"),
+    "numbers": ("+19195551212", "+19195551213"),
+    "application_ids": ("app-1", "app-2"),
+    "remote_clients": ("true", "true"),
+    "outbound_url": ("http://127.0.0.1:1/a", "http://127.0.0.1:1/b"),
+    "inbound_url": ("http://127.0.0.1:1/a", "http://127.0.0.1:1/b"),
+    "callback_credentials": ("user:hunter2", "user:hunter3"),
+    "callback_types": ("message-failed", "message-read"),
+    "callback_timeout": ("2", "2.5"),
+    "v1_inbound_url": ("http://127.0.0.1:1/a", "http://127.0.0.1:1/b"),
+    "v1_inbound_fallback_url": ("http://127.0.0.1:1/a", "http://127.0.0.1:1/b"),
+    "v1_inbound_method": ("get", "get"),
+    "v1_inbound_timeout": ("1000", "2000"),
+    "remote_callbacks": ("true", "true"),
+    "public_url": ("http://sms.example.com", "https://sms.example.com"),
+    "seed": ("7", "8"),
+    "speed": ("60", "0.5"),
+    "messages_per_second": ("0", "2"),
+    "rates": ("failed=0.25", "unknownType=1"),
+    "mms_receipts": ("false", "false"),
+    "sent_events": ("true", "true"),
+    "connections": ("2", "3"),
+    "max_messages": ("2", "3"),
+    "max_posts": ("2", "3"),
+}
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[SandboxSettings]:
+    """The settings of the sandboxes that the command would have started."""
+    settings: list[SandboxSettings] = []
+
+    async def serve(given: SandboxSettings, *_: Any) -> None:
+        settings.append(given)
+
+    monkeypatch.setattr("receiver.cli.sandbox._serve", serve)
+    return settings
+
+
+def as_given(name: str, text: str) -> SandboxSettings:
+    """The settings with one value, as the fixture gets them."""
+    value: Any = text
+    if name == "rates":
+        value = dict([text.split("=")])
+    elif name in ("credentials", "users", "numbers", "application_ids", "callback_types"):
+        value = [text]
+    return SandboxSettings(**{name: value})
+
+
+@pytest.mark.parametrize("name", SandboxSettings.model_fields)
+def test_every_setting_of_the_fixture_is_an_option_and_a_variable(
+    name: str, started: list[SandboxSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from receiver import cli
+
+    option, (first, second) = "--rate" if name == "rates" else f"--{name.replace('_', '-')}", GIVEN[name]
+    flags = {"true": [option], "false": [f"--no-{option.removeprefix('--')}"]}
+    assert cli.main(["sandbox", "--port", "0", *flags.get(first, [option, first])]) == 0
+    monkeypatch.setenv(f"SANDBOX_{name.upper()}", second)
+    assert cli.main(["sandbox", "--port", "0"]) == 0
+    # An option wins over the variable.
+    assert cli.main(["sandbox", "--port", "0", *flags.get(first, [option, first])]) == 0
+    assert started == [as_given(name, first), as_given(name, second), as_given(name, first)]
+    monkeypatch.setenv(f"SANDBOX_{name.upper()}", "")
+    assert cli.main(["sandbox", "--port", "0"]) == 0
+    assert started[-1] == SandboxSettings()
+
+
+def test_lists_take_several_values_and_none(started: list[SandboxSettings], monkeypatch: pytest.MonkeyPatch) -> None:
+    from receiver import cli
+
+    monkeypatch.setenv("SANDBOX_NUMBERS", "+19195551212 +19195551213")
+    monkeypatch.setenv("SANDBOX_RATES", "failed=0.5 batch=1")
+    assert cli.main(["sandbox", "--port", "0", "--credentials", "none", "--users", "u-1", "--users", "u-2"]) == 0
+    [settings] = started
+    assert settings.numbers == ("+19195551212", "+19195551213")
+    assert (settings.rates.failed, settings.rates.batch) == (0.5, 1)
+    assert (settings.credentials, settings.users) == ((), ("u-1", "u-2"))
+
+
+def test_numbers_and_applications_are_refused_as_set_by_variables(tmp_path: Path) -> None:
+    """What a test in another language needs: the documented refusals."""
+    variables = {"SANDBOX_NUMBERS": "+19195551212", "SANDBOX_APPLICATION_IDS": "app-1", "SANDBOX_USERS": "u-1"}
+    with foreground(tmp_path, "sandbox", "--port", "0", **variables) as running:
+        url = running.address("sandbox")
+        refused = post(url + V1, v1_message(**{"from": "+19195550000"}))
+        assert (refused.status_code, refused.json()["code"]) == (401, "number-access-denied")
+        assert post(url + V2, v2_message(applicationId="app-2")).status_code == 400
+        assert post(url + V2.replace("u-1", "u-2"), v2_message()).status_code == 401
+        assert post(url + V2, v2_message()).status_code == 202
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from receiver.sandbox.scenario import Fault, Rates
 from receiver.sandbox.scenario_writer import magic_numbers
+from receiver.sandbox.settings import Fault, Rates
 from receiver.testing.sandbox import Sandbox, running_sandbox
 from tests.pages import blocks, page, section
 from tests.processes import PATIENT

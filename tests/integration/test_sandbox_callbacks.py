@@ -9,9 +9,8 @@ import pytest
 from receiver.domain.events import Api, Event, Quarantine, Status
 from receiver.providers import parse
 from receiver.sandbox.callback_sender import RETRY_DELAYS
-from receiver.sandbox.scenario import Fault
 from receiver.sandbox.scenario_writer import code_number, fault_number, magic_numbers
-from receiver.sandbox.settings import CALLBACK_TYPES
+from receiver.sandbox.settings import CALLBACK_TYPES, Fault
 from tests.sandboxes import V1, V2, Application, Sandbox, sandbox, v1_message, v2_message
 
 pytestmark = pytest.mark.anyio

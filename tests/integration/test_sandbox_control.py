@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from receiver.sandbox.app import application
-from receiver.sandbox.scenario import Fault, Rates
 from receiver.sandbox.scenario_writer import fault_number, magic_numbers
-from receiver.sandbox.settings import SandboxSettings
+from receiver.sandbox.settings import Fault, Rates, SandboxSettings
 from tests.sandboxes import V1, V2, sandbox, v1_message, v2_message
 from tests.web import serving
 
@@ -96,6 +95,38 @@ async def test_numbers_lists_the_magic_numbers() -> None:
         assert by_number["+15552010720"]["api"] == "v1"
         assert by_number[fault_number(Fault.LATE)]["fault"] == "late"
         assert by_number[fault_number(Fault.LATE)]["api"] is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1:8090", "localhost", "[::1]:8090", "sandbox:80", "192.0.2.7", "a.localhost.", "host.docker.internal"],
+)
+async def test_host_header_that_is_no_strangers_name_is_served(host: str) -> None:
+    async with sandbox() as box:
+        assert (await box.client.get("/sandbox/posts", headers={"host": host})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8090", "127.0.0.1.evil.example", "user@evil.example", "[::"]
+)
+async def test_host_header_with_a_strangers_name_is_421(host: str) -> None:
+    """DNS rebinding: a web page from that name would read the messages."""
+    async with sandbox() as box:
+        for path in ("/sandbox/posts", V1, V2, "/"):
+            refused = await box.client.get(path, headers={"host": host})
+            assert refused.status_code == 421
+            assert "public_url" in refused.text or path == V2
+    async with sandbox(public_url="http://evil.example/") as box:
+        assert (await box.client.get("/sandbox/posts", headers={"host": "evil.example"})).status_code == 200
+
+
+async def test_root_says_what_the_server_is() -> None:
+    async with sandbox() as box:
+        shown = await box.client.get("/", auth=None)
+        assert shown.headers["content-type"].startswith("text/plain")
+        assert shown.text.count("\n") == 1
+        for path in ("/api/v2/users/u-1/messages", "/v1/users/u-1/messages", "/sandbox/posts", "/sandbox/numbers"):
+            assert path in shown.text
 
 
 async def test_clock_moves_only_forward() -> None:

@@ -27,6 +27,47 @@ async def test_v1_message_is_created_and_can_be_fetched() -> None:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", shown["time"])
 
 
+@pytest.mark.parametrize("path", ["/v1/users/u-1/", "/v1/users/u-1"])
+async def test_v1_message_posted_to_the_user_is_created_with_a_hint(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every curl example of v1's documents leaves `messages` out."""
+    async with sandbox() as box:
+        answer = await box.send(path, v1_message(), 201)
+        assert answer.headers["x-sandbox-hint"] == "did you mean /v1/users/u-1/messages?"
+        assert (await box.client.get(answer.headers["location"])).json()["text"] == "hello"
+        assert (await box.send(path, [v1_message()], 202)).json()[0]["result"] == "accepted"
+        assert (await box.send(path, v1_message(to=""), 400)).json()["code"] == "blank-property"
+        assert (await box.client.post(path, json=v1_message(), auth=("token", "wrong"))).status_code == 401
+        assert "x-sandbox-hint" not in (await box.send(V1, v1_message(), 201)).headers
+
+
+async def test_message_with_a_media_file_called_too_large_is_refused() -> None:
+    media = ["http://x.y/small.jpg", "https://x.y/files/too-large.jpg?size=9"]
+    async with sandbox() as box:
+        sent = (await box.send(V2, v2_message(media=media), 202)).json()
+        location = (await box.send(V1, v1_message(media=media), 201)).headers["location"]
+        await box.send(V2, v2_message(media=media[:1]), 202)
+        await box.wait_until_idle()
+        finals = [(event["type"], event.get("errorCode")) for event in box.application.events()]
+        assert (await box.expected(sent["id"]))[0]["code"] == 4411
+        assert (await box.client.get(location)).json()["state"] == "error"
+    assert ("message-failed", 4411) in finals
+    assert finals.count(("message-delivered", None)) == 1
+
+
+async def test_v1_code_is_a_number_in_get_and_a_text_in_callbacks() -> None:
+    async with sandbox() as box:
+        message = v1_message(receiptRequested="all", callbackUrl=f"{box.application.url}/v1", to="+15552010720")
+        location = (await box.send(V1, message, 201)).headers["location"]
+        await box.wait_until_idle()
+        shown = (await box.client.get(location)).json()
+        assert (shown["deliveryCode"], shown["deliveryDescription"]) == (720, "Invalid destination number")
+        [listed] = (await box.client.get(V1, params={"deliveryState": "not-delivered"})).json()
+        assert listed["deliveryCode"] == 720
+        assert box.application.on("/v1")[-1].json["deliveryCode"] == "720"
+
+
 async def test_v1_array_has_a_result_for_each_message_in_order() -> None:
     async with sandbox() as box:
         sent = [v1_message(), v1_message(to=""), v1_message(text="there")]

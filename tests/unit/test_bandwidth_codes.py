@@ -56,6 +56,30 @@ def test_unlisted_code_has_the_category_of_its_listed_neighbours(listed: CodeEnt
     assert meaning_of_digits.retryable == listed.retryable or listed.code == 4785
 
 
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        (0, "Message delivered to carrier"),
+        (100, "Message not delivered to carrier"),
+        (187, "Statistical spam detected"),
+        (188, "Keyword spam detected"),
+        (189, "Spam detected"),
+        (482, "Loop detected"),
+        (600, "Destination carrier could not accept messages"),
+        (610, "Message submittion failed"),
+        (620, "Destination application error"),
+        (630, "Message not acknowledge"),
+        (720, "Invalid destination number"),
+        (740, "Invalid source number"),
+        (999, "Unknown error"),
+    ],
+)
+def test_names_of_the_first_v1_documents_are_known(code: int, name: str) -> None:
+    listed = entry(V1, code)
+    assert listed
+    assert name in (listed.name, listed.earlier_name)
+
+
 def test_an_entry_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         catalogue()[0].name = "other"  # type: ignore[misc]

@@ -14,8 +14,9 @@ from receiver.domain.message import fold
 from receiver.providers import parse
 from receiver.sandbox import v1, v2
 from receiver.sandbox.messages import CallbackTarget, ExpectedStatus, SandboxMessage, expected_statuses
-from receiver.sandbox.scenario import Fault, Kind, PlannedCallback, Rates, Receipts, Sending, Step
+from receiver.sandbox.scenario import Kind, PlannedCallback, Receipts, Sending, Step
 from receiver.sandbox.scenario_writer import code_number, fault_number, write_inbound_scenario, write_scenario
+from receiver.sandbox.settings import Fault, Rates
 from tests.factories import at
 from tests.unit.test_sandbox_scenario_writer import rates, sendings
 

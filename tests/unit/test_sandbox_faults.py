@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from receiver.domain.events import Api
-from receiver.sandbox.scenario import FINAL, Fault, Kind, Rates, Receipts, Scenario, Sending, Step
+from receiver.sandbox.scenario import FINAL, Kind, Receipts, Scenario, Sending, Step
 from receiver.sandbox.scenario_writer import code_number, fault_number, write_scenario
+from receiver.sandbox.settings import Fault, Rates
 
 HOUR = 3600
 ORDINALS = range(1, 30)

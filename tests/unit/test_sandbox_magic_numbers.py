@@ -7,8 +7,9 @@ from importlib.resources import files
 import pytest
 
 from receiver.domain.events import Api
-from receiver.sandbox.scenario import Fault, FinalStatus, Kind
+from receiver.sandbox.scenario import FinalStatus, Kind
 from receiver.sandbox.scenario_writer import code_number, fault_number, magic_number, magic_numbers
+from receiver.sandbox.settings import Fault
 
 _CODES = [
     (Api(each["api"]), each["code"], each["outcome"])

@@ -8,17 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.domain.events import Api
-from receiver.sandbox.scenario import (
-    FINAL,
-    Fault,
-    FinalStatus,
-    Kind,
-    PlannedCallback,
-    Rates,
-    Receipts,
-    Scenario,
-    Sending,
-)
+from receiver.sandbox.scenario import FINAL, FinalStatus, Kind, PlannedCallback, Receipts, Scenario, Sending
 from receiver.sandbox.scenario_writer import (
     code_number,
     fault_number,
@@ -26,6 +16,7 @@ from receiver.sandbox.scenario_writer import (
     write_inbound_scenario,
     write_scenario,
 )
+from receiver.sandbox.settings import Fault, Rates
 
 ONE, TWO = "+19195551213", "+19195551214"
 _GOOD = Rates()

@@ -287,8 +287,8 @@ def test_representation_has_the_documented_fields() -> None:
         "fallbackUrl": "http://x/z",
         "receiptRequested": "all",
         "deliveryState": "not-delivered",
-        "deliveryCode": "720",
-        "deliveryDescription": "Invalid Destination Address",
+        "deliveryCode": 720,
+        "deliveryDescription": "Invalid destination number",
     }
 
 
@@ -467,6 +467,16 @@ def test_sort_keys_page_without_gaps(order: str) -> None:
             break
         parameters[page.next[0]] = str(page.next[1])
     assert seen == ([1, 2, 3, 4, 5] if order == "asc" else [5, 4, 3, 2, 1])
+
+
+def test_link_with_a_key_below_and_no_order_leads_to_older_messages() -> None:
+    """The link in v1's documents has `sortKeyLT` and no `sortOrder`."""
+    below = {"sortKeyLT": str(MESSAGES[3].sort_key), "size": "2"}
+    assert listed(MESSAGES, **below) == [3, 2]
+    page = v1.page(parse_list_parameters(below), MESSAGES, LATER, SPEED)
+    assert page.next == ("sortKeyLT", MESSAGES[1].sort_key)
+    assert listed(MESSAGES, **below, sortOrder="asc") == [1, 2]
+    assert listed(MESSAGES, sortKeyGT=str(MESSAGES[2].sort_key)) == [4, 5]
 
 
 def test_full_last_page_has_no_next_page() -> None:
