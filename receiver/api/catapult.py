@@ -4,7 +4,16 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Final
 
-from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, WithJsonSchema, computed_field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    WithJsonSchema,
+    computed_field,
+    field_validator,
+)
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
@@ -52,6 +61,12 @@ class CatapultMessage(Read):
     delivery_state: str | None = None
     delivery_code: int | None = None
     delivery_description: str | None = None
+
+    @field_validator("delivery_description")
+    @classmethod
+    def _describes_a_code(cls, description: str | None, info: ValidationInfo) -> str | None:
+        # A v2 event has a description of its type, which a v1 client would take for the meaning of a code.
+        return description if info.data.get("delivery_code") is not None else None
 
     @computed_field
     def message_id(self) -> str:

@@ -22,7 +22,9 @@ from receiver.api import problems
 from receiver.api.auth import Scheme, TokenBackend, is_admin
 from receiver.api.operations import JSON, ApiContext, Call, Listed, Operation
 from receiver.api.problems import InvalidValue, Problem, ProblemError, as_problem, invalid_values_problem
+from receiver.domain.cloudevents import rfc3339
 from receiver.errors import ReceiverError
+from receiver.models.parameters import is_relative, moment
 from receiver.models.queries import Query
 from receiver.providers.fields import storable
 
@@ -226,11 +228,21 @@ def _response(operation: Operation, request: Request, context: ApiContext, resul
     link: Mapping[str, str] = {}
     if isinstance(result, Listed):
         if result.next_page is not None:
-            link = next_page(request, context.public_url, **result.next_page)
+            changes = {**_absolute_times(request), **result.next_page}
+            link = next_page(request, context.public_url, **changes)
         result = result.items
     if operation.csv is not None and prefers_csv(request.headers.get("accept", "")):
         return csv_answer(operation.csv(result), name=operation.path.rpartition("/")[2], link=link)
     return json_answer(result, link=link, media_type=operation.media_type, leave_out_null=operation.leaves_out_null)
+
+
+_TIMES: Final = ("fromDateTime", "toDateTime")
+
+
+def _absolute_times(request: Request) -> dict[str, str]:
+    """The relative times among the parameters as absolute ones: on the next page `2h` would mean another time."""
+    times = {name: request.query_params.get(name, "") for name in _TIMES}
+    return {name: rfc3339(moment(value)) for name, value in times.items() if is_relative(value)}
 
 
 def _pending_header(call: Call) -> dict[str, str]:

@@ -2,14 +2,15 @@
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 
 import orjson
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from receiver.clock import now
 from receiver.domain.events import Api, Direction, number_key
 
 
@@ -61,19 +62,46 @@ _MOMENT: Final = re.compile(
     r"(?P<zone>[Zz]|[-+ ]\d\d:\d\d)?)?)?)?",
     re.ASCII,
 )
-_NOT_A_MOMENT: Final = "must be a time: yyyy-MM-dd hh:mm:ss (the last parts may be left out) or RFC 3339"
+_NOT_A_MOMENT: Final = (
+    "must be a time: yyyy-MM-dd hh:mm:ss (the last parts may be left out), RFC 3339, or back from now: 30m, 2h, 7d, "
+    "today, yesterday"
+)
+_BACK_FROM_NOW: Final = re.compile(r"(?P<number>\d{1,6})(?P<unit>[smhdw])", re.ASCII)
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_DAYS: Final = {"today": 0, "yesterday": 1}
 
 
-def moment(value: str) -> datetime:
-    """A time in the form of the Catapult API (UTC; a part left out has its earliest value) or of RFC 3339."""
+def is_relative(value: str) -> bool:
+    """Whether a time depends on now."""
+    return value in ("now", *_DAYS) or _BACK_FROM_NOW.fullmatch(value) is not None
+
+
+def _relative(value: str, now: datetime) -> datetime:
+    """A time before now: `2h` is two hours ago, `yesterday` begins at midnight UTC, as a date alone does."""
+    if value == "now":
+        return now
+    if value in _DAYS:
+        return now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=_DAYS[value])
+    parts = _BACK_FROM_NOW.fullmatch(value)
+    assert parts is not None  # noqa: S101
+    return now - timedelta(**{_UNITS[parts["unit"]]: int(parts["number"])})
+
+
+def moment(value: str, clock: Callable[[], datetime] = now) -> datetime:
+    """A time as in the Catapult API (UTC; a part left out has its earliest value), of RFC 3339, or back from now."""
+    if is_relative(value):
+        try:
+            return _relative(value, clock())
+        except OverflowError:
+            raise ValueError(_NOT_A_MOMENT) from None
     parts = _MOMENT.fullmatch(value)
     if parts is None:
         raise ValueError(_NOT_A_MOMENT)
     date = f"{parts['year']}-{parts['month'] or '01'}-{parts['day'] or '01'}"
-    clock = f"{parts['hour'] or '00'}:{parts['minute'] or '00'}:{parts['second'] or '00'}{parts['fraction'] or ''}"
+    hours = f"{parts['hour'] or '00'}:{parts['minute'] or '00'}:{parts['second'] or '00'}{parts['fraction'] or ''}"
     zone = (parts["zone"] or "Z").upper().replace(" ", "+")
     try:
-        return datetime.fromisoformat(f"{date}T{clock}{zone}").astimezone(UTC)
+        return datetime.fromisoformat(f"{date}T{hours}{zone}").astimezone(UTC)
     except (ValueError, OverflowError):
         raise ValueError(_NOT_A_MOMENT) from None
 

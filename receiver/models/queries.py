@@ -5,10 +5,11 @@ by. A new field needs one more change, its condition in storage. Python uses a f
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from receiver.domain.events import Api, Direction, Quarantine, TagVerdict
@@ -90,8 +91,8 @@ class PagedQuery(Query):
 _CURSOR = "where the page begins; only from a `Link`"
 
 
-class CatapultMessageQuery(PagedQuery):
-    """The parameters of the Catapult API's list of messages, oldest first by default.
+class MessageFilter(PagedQuery):
+    """The parameters that the Catapult API's list of messages and ours have in common.
 
     `since` is inclusive, `until` exclusive; both compare the creation of the message, else its first receipt.
     """
@@ -115,14 +116,47 @@ class CatapultMessageQuery(PagedQuery):
     delivery_state: Literal["waiting", "delivered", "not-delivered"] | None = Field(
         None, description="the `deliveryState` of the message, as in v1"
     )
-    order: SortOrder = Field(SortOrder.ASC, alias="sortOrder", description="`asc`: oldest first")
     after: MessageCursor | None = Field(None, alias="cursor", description=_CURSOR)
 
+
+class CatapultMessageQuery(MessageFilter):
+    """The parameters of the Catapult API's list of messages, oldest first by default.
+
+    They are read as that API reads them: an empty one is absent, and the case of a word does not matter.
+    """
+
+    order: SortOrder = Field(SortOrder.ASC, alias="sortOrder", description="`asc`: oldest first")
+    key_above: Large | None = Field(
+        None, alias="sortKeyGT", description="messages created after this: the nanoseconds since 1970 in UTC"
+    )
+    key_below: Large | None = Field(
+        None, alias="sortKeyLT", description="messages created before this; without `sortOrder`, newest first"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_there(cls, values: dict[str, Any]) -> dict[str, Any]:
+        given = {name: value for name, value in values.items() if value != ""}
+        words = ("direction", "state", "deliveryState", "sortOrder")
+        given |= {name: given[name].lower() for name in words if isinstance(given.get(name), str)}
+        # The link in that API's documents has a key to go below, and no order: it leads to older messages.
+        return {"sortOrder": "desc", **given} if "sortKeyLT" in given and "sortKeyGT" not in given else given
+
     def as_message_query(self) -> "MessageQuery":
-        return MessageQuery(**dict(self))
+        values = {name: value for name, value in self if not name.startswith("key_")}
+        # A time is stored in microseconds: the first one above a key, and the first one not below it.
+        since = self.since, _time_of(self.key_above // 1000 + 1) if self.key_above is not None else None
+        until = self.until, _time_of(-(-self.key_below // 1000)) if self.key_below is not None else None
+        values["since"] = max(filter(None, since), default=None)
+        values["until"] = min(filter(None, until), default=None)
+        return MessageQuery(**values)
 
 
-class MessageQuery(CatapultMessageQuery):
+def _time_of(microseconds: int) -> datetime:
+    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=microseconds)
+
+
+class MessageQuery(MessageFilter):
     """The parameters of the list of messages, newest first by default."""
 
     order: SortOrder = Field(SortOrder.DESC, alias="sortOrder", description="`desc`: newest first")

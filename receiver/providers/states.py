@@ -57,6 +57,8 @@ def of_delivery(delivery: Delivery) -> States:
         state = "error"
     if delivery.stated:
         state = delivery.stated.state
+        # An event with a state is v1's, whose `deliveryState` is a receipt's: without a receipt nothing is derived.
+        delivery_state = delivery_state if status is not _FAILED else None
     if delivery.receipted:
         delivery_state = delivery.receipted.delivery_state
     return state, delivery_state

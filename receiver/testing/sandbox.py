@@ -40,11 +40,17 @@ _DEFAULTS: Final = {"speed": 1000.0, "messages_per_second": 0.0}
 
 
 class Sandbox:
-    """A running sandbox. Send messages to `url`, with `credentials` as Basic authentication."""
+    """A running sandbox. Send messages to `url`, with Basic authentication.
 
-    def __init__(self, url: str, credentials: tuple[str, str] | None) -> None:
+    `credentials` are "token:secret", written as in every setting; `auth` is the pair, as HTTP clients take it. Both are
+    None if no credentials are needed.
+    """
+
+    def __init__(self, url: str, credentials: str | None) -> None:
         self.url = url
         self.credentials = credentials
+        token, _, secret = (credentials or "").partition(":")
+        self.auth = (token, secret) if credentials else None
         self._client = httpx2.Client(base_url=f"{url}/sandbox/", timeout=_REQUEST_SECONDS, trust_env=False)
 
     def send_inbound(self, *, sender: str, to: str | list[str], text: str | None = None, **more: Any) -> list[str]:
@@ -154,9 +160,6 @@ def _port(running: uvicorn.Server, thread: threading.Thread) -> int:
     return int(running.servers[0].sockets[0].getsockname()[1])
 
 
-def _credentials(settings: SandboxSettings) -> tuple[str, str] | None:
+def _credentials(settings: SandboxSettings) -> str | None:
     """Returns the first accepted credentials, None if none are needed."""
-    if not settings.credentials:
-        return None
-    token, _, secret = settings.credentials[0].get_secret_value().partition(":")
-    return token, secret
+    return settings.credentials[0].get_secret_value() if settings.credentials else None

@@ -5,13 +5,14 @@ import csv
 import io
 import json
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from httpx2 import AsyncClient
 
-from receiver import tags
+from receiver import clock, tags
 from receiver.domain.events import Status, TagVerdict
 from receiver.models.events import EVENTS
 from receiver.storage.database import Database
@@ -538,6 +539,46 @@ async def test_catapult_client_lists_and_gets_messages(database: Database) -> No
         assert await walked(
             api, "/v1/users/u/messages?from=%2b19195550001&direction=out&toDateTime=2024-06-12%2012:02"
         ) == ["m-1"]
+
+
+async def test_catapult_link_with_a_sort_key_leads_to_older_messages(database: Database) -> None:
+    await insert(database, *(message(f"m-{number}", api="v1", at=minutes(number)) for number in range(5)))
+    key = int(minutes(3).timestamp()) * 10**9
+    async with client(application(database), CATAPULT) as api:
+        assert await walked(api, f"/v1/users/u/messages?sortKeyLT={key}&size=1") == ["m-2", "m-1", "m-0"]
+        assert await walked(api, f"/v1/users/u/messages?sortKeyLT={key + 989}&size=2") == ["m-3", "m-2", "m-1", "m-0"]
+        assert await walked(api, f"/v1/users/u/messages?sortKeyGT={key}&size=1") == ["m-4"]
+        assert await walked(api, "/v1/users/u/messages?from=&to=&sortOrder=DESC&size=3") == [
+            "m-4",
+            "m-3",
+            "m-2",
+            "m-1",
+            "m-0",
+        ]
+
+
+async def test_catapult_message_has_a_description_only_with_a_code(database: Database) -> None:
+    await insert(
+        database,
+        message("v2", delivery_description="Message delivered to carrier."),
+        inbound("in", delivery_description="Incoming message received"),
+        message("v1", api="v1", delivery_code=720, delivery_description="Invalid destination number"),
+    )
+    async with client(application(database), CATAPULT) as api:
+        shown = {one["id"]: one for one in (await api.get("/v1/users/u/messages")).json()}
+    assert shown["v1"]["deliveryDescription"] == "Invalid destination number"
+    assert "deliveryDescription" not in shown["v2"]
+    assert "deliveryDescription" not in shown["in"]
+
+
+async def test_link_of_a_relative_time_has_an_absolute_one(database: Database) -> None:
+    await insert(database, *(message(f"m-{number}", at=clock.now() - timedelta(minutes=number)) for number in range(5)))
+    async with client(application(database), AUTHORIZED) as api:
+        answer = await api.get("/api/messages?fromDateTime=1h&size=2")
+        assert "fromDateTime=1h" not in answer.headers["link"]
+        assert f"fromDateTime={clock.now().year}" in answer.headers["link"]
+        assert len(await walked(api, "/api/messages?fromDateTime=1h&size=2")) == 5
+        assert await walked(api, "/api/messages?toDateTime=yesterday") == []
 
 
 @pytest.mark.parametrize(

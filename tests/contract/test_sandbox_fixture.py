@@ -41,7 +41,7 @@ def box(shared: Sandbox) -> Sandbox:
 
 
 def send(box: Sandbox, path: str, body: Any) -> httpx2.Response:
-    return httpx2.post(box.url + path, json=body, auth=box.credentials, **PATIENT)
+    return httpx2.post(box.url + path, json=body, auth=box.auth, **PATIENT)
 
 
 # --- in another project
@@ -110,7 +110,8 @@ def receiver_sandbox_settings() -> Mapping[str, Any]:
 
 
 def test_receiver_sandbox_settings_can_be_overridden(receiver_sandbox: Sandbox) -> None:
-    assert receiver_sandbox.credentials == ("user", "with:colons")
+    assert receiver_sandbox.credentials == "user:with:colons"
+    assert receiver_sandbox.auth == ("user", "with:colons")
     assert [send(receiver_sandbox, V1, v1_message()).status_code for _ in range(2)] == [201, 429]
 
 

@@ -168,6 +168,13 @@ def test_v1_words_are_shown_as_they_came() -> None:
     )
 
 
+def test_v1_error_without_a_receipt_has_no_delivery_state() -> None:
+    made = rows([v1(Status.FAILED, state="error", failure=Failure.REFUSED)])
+    assert (made.message["status"], made.message["state"], made.message["delivery_state"]) == ("failed", "error", None)
+    with_receipt = rows([v1(Status.FAILED, state="error", delivery_state="not-delivered", failure=Failure.REFUSED)])
+    assert with_receipt.message["delivery_state"] == "not-delivered"
+
+
 def test_v1_sent_awaits_a_receipt_only_if_requested() -> None:
     unrequested = v1(Status.SENT, state="sent")
     requested = v1(Status.SENT, state="sent", delivery_state="waiting")

@@ -1,7 +1,7 @@
 """Query parameters: how they are parsed, and which are refused by name."""
 
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -60,10 +60,38 @@ def test_times_of_the_catapult_api_and_of_rfc_3339_are_parsed(text: str, expecte
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("now", utc(2024, 6, 12, 12, 30, 15, 76_000)),
+        ("90s", utc(2024, 6, 12, 12, 28, 45, 76_000)),
+        ("30m", utc(2024, 6, 12, 12, 0, 15, 76_000)),
+        ("2h", utc(2024, 6, 12, 10, 30, 15, 76_000)),
+        ("7d", utc(2024, 6, 5, 12, 30, 15, 76_000)),
+        ("1w", utc(2024, 6, 5, 12, 30, 15, 76_000)),
+        ("today", utc(2024, 6, 12)),
+        ("yesterday", utc(2024, 6, 11)),
+    ],
+)
+def test_times_back_from_now_are_parsed(text: str, expected: datetime) -> None:
+    assert moment(text, lambda: utc(2024, 6, 12, 12, 30, 15, 76_000)) == expected
+
+
+def test_a_query_takes_times_back_from_now() -> None:
+    since = query_of("fromDateTime=2h").since
+    assert since
+    assert timedelta(hours=2) <= datetime.now(UTC) - since < timedelta(hours=2, minutes=5)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",
-        "yesterday",
+        "tomorrow",
+        "2 h",
+        "-2h",
+        "2h30m",
+        "999999w",
+        "Yesterday",
         "2014-5-25",
         "2014-02-30",
         "2014-13",
@@ -139,6 +167,33 @@ def test_default_is_the_newest_25_messages() -> None:
 
 def test_catapult_list_is_oldest_first() -> None:
     assert parse_query(CatapultMessageQuery, b"").order is SortOrder.ASC
+
+
+def test_catapult_parameters_are_read_as_that_api_reads_them() -> None:
+    empty = "from=&to=&fromDateTime=&toDateTime=&direction=&state=&deliveryState=&page=&size=&sortOrder="
+    assert parse_query(CatapultMessageQuery, empty.encode()) == CatapultMessageQuery()
+    shouted = parse_query(CatapultMessageQuery, b"sortOrder=DESC&direction=Out&state=SENT&deliveryState=Not-Delivered")
+    assert (shouted.order, shouted.direction) == (SortOrder.DESC, Direction.OUT)
+    assert (shouted.state, shouted.delivery_state) == ("sent", "not-delivered")
+    assert invalid("from=") == ["from"]
+
+
+def test_catapult_keys_are_nanoseconds() -> None:
+    """The key of the link in that API's documents: sortKeyLT=1458576004287000989."""
+
+    def read(query: str) -> MessageQuery:
+        return parse_query(CatapultMessageQuery, query.encode()).as_message_query()
+
+    below = read("sortKeyLT=1458576004287000989")
+    assert (below.since, below.until, below.order) == (None, utc(2016, 3, 21, 16, 0, 4, 287_001), SortOrder.DESC)
+    assert read("sortKeyLT=1458576004287000000").until == utc(2016, 3, 21, 16, 0, 4, 287_000)
+    assert read("sortKeyLT=1458576004287000989&sortOrder=asc").order is SortOrder.ASC
+    above = read("sortKeyGT=1458576004287000000")
+    assert (above.since, above.until, above.order) == (utc(2016, 3, 21, 16, 0, 4, 287_001), None, SortOrder.ASC)
+    both = read("sortKeyGT=1458576004287000000&sortKeyLT=1458576004288000000&fromDateTime=2016&toDateTime=2017")
+    assert (both.since, both.until) == (utc(2016, 3, 21, 16, 0, 4, 287_001), utc(2016, 3, 21, 16, 0, 4, 288_000))
+    assert invalid("sortKeyLT=x", CatapultMessageQuery) == ["sortKeyLT"]
+    assert invalid("sortKeyLT=1") == ["sortKeyLT"]
 
 
 def test_every_status_of_a_message_is_a_filter() -> None:

@@ -12,7 +12,7 @@ class Shop:
 
     def __init__(self, user, password):
         self.expected = _basic(user, password)
-        self.bandwidth_url, self.bandwidth_credentials = None, ("", "")
+        self.bandwidth_url, self.bandwidth_credentials = None, ":"
         self.delivered, self.undeliverable, self.replies, self._seen = set(), set(), [], set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.shop = self
@@ -35,7 +35,7 @@ class Shop:
         request = urllib.request.Request(
             f"{self.bandwidth_url}/api/v2/users/shop/messages",
             json.dumps(body).encode(),
-            {"Content-Type": "application/json", "Authorization": _basic(*self.bandwidth_credentials)},
+            {"Content-Type": "application/json", "Authorization": _basic(*self.bandwidth_credentials.split(":", 1))},
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)["id"]
