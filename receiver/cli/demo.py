@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -29,9 +30,10 @@ from receiver.cli.demo_messages import INBOUND, MessageSettings, Request, genera
 from receiver.cli.output import echo, write
 from receiver.cli.serve import bind, run, serving, stop_signal
 from receiver.sandbox.app import application
-from receiver.sandbox.callback_sender import CallbackSender
+from receiver.sandbox.callback_sender import CallbackSender, Clock
 from receiver.sandbox.settings import Rates, SandboxSettings
 from receiver.settings import GivenSettings, Settings
+from receiver.storage.processor import Settling
 from receiver.supervisor import Supervisor
 
 _HOST: Final = "127.0.0.1"
@@ -51,6 +53,7 @@ _RATES: Final = Rates(
     batch=0.2,
 )
 _IDLE_SECONDS: Final = 15.0
+_DELAYS: Final = timedelta(hours=1)
 # A terminal shows the counts in one line that is rewritten, other outputs get a new line each time.
 _REWRITE_SECONDS: Final = 0.5
 _LINE_SECONDS: Final = 10.0
@@ -86,6 +89,7 @@ class _Demo:
     receiver: Receiver
     sandbox_url: str
     callback_sender: CallbackSender
+    sandbox_clock: Clock
     keeps_data: bool
 
 
@@ -114,7 +118,7 @@ def demo(
                 sending = _send(client, requests, sent, per_second=per_second, messages=messages, seconds=seconds)
                 await _first_of(
                     stop.wait(),
-                    _send_until_idle(sending, demo.callback_sender),
+                    _send_until_idle(sending, demo),
                     _show_counts(demo.receiver.worker, sent),
                 )
             _show_summary(demo, sent)
@@ -142,6 +146,7 @@ async def _running(data_dir: Path | None, *, seed: int, speed: float) -> AsyncIt
             receiver=receiver,
             sandbox_url=f"http://{_HOST}:{_port(sandbox_listeners)}",
             callback_sender=callback_sender,
+            sandbox_clock=sandbox.state.sandbox.clock,
             keeps_data=data_dir is not None,
         )
 
@@ -223,10 +228,18 @@ async def _send(
         await asyncio.sleep(started_at + next_at - loop.time())
 
 
-async def _send_until_idle(sending: Awaitable[None], callback_sender: CallbackSender) -> None:
-    """Sends, then waits until every callback is sent, at most 15 seconds."""
+async def _send_until_idle(sending: Awaitable[None], demo: _Demo) -> None:
+    """Sends, then waits until every callback is sent and processed, so that the summary is final.
+
+    After 15 seconds the clock of the sandbox moves forward: a delayed callback comes up to two minutes late.
+    """
     await sending
-    await callback_sender.wait_until_idle(_IDLE_SECONDS)
+    state = await demo.callback_sender.wait_until_idle(_IDLE_SECONDS)
+    if not state.is_idle:
+        demo.sandbox_clock.advance(_DELAYS)
+        demo.callback_sender.wake()
+        await demo.callback_sender.wait_until_idle(_IDLE_SECONDS)
+    await Settling(demo.receiver.database).wait()
 
 
 async def _first_of(*awaitables: Awaitable[object]) -> None:

@@ -342,6 +342,15 @@ async def test_locked_status_table_delays_no_answer_and_readyz_stays_ready(sqlit
         assert await processed(sqlite_url, "SELECT status FROM messages") == [("delivered",)]
 
 
+async def test_root_has_links_in_one_line(sqlite_client: httpx2.AsyncClient) -> None:
+    shown = await sqlite_client.get("/", auth=None)
+    assert shown.headers["content-type"].startswith("text/plain")
+    links = [word.strip(",\n") for word in shown.text.split(" ") if word.startswith("http")]
+    assert (len(links), shown.text.count("\n")) == (3, 1)
+    for link in links:
+        assert (await sqlite_client.get(link, auth=None)).status_code == 200
+
+
 def remove_journal(folder: Path) -> None:
     for file in folder.glob("callbacks.db*"):
         file.unlink()

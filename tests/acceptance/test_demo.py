@@ -92,6 +92,14 @@ def test_messages_limit_ends_the_demo_and_data_dir_keeps_the_data(tmp_path: Path
     assert published
 
 
+@pytest.mark.slow
+def test_summary_has_the_callbacks_that_come_two_minutes_late(tmp_path: Path) -> None:
+    output = receiver(tmp_path, "demo", "--messages", "80", "--per-second", "200", TMPDIR=str(tmp_path)).stdout.decode()
+    [*_, counts] = [line for line in output.splitlines() if line.startswith("out ")]
+    assert "were not due yet" not in output
+    assert int(re.search(r"\((\d+) repeated\)", counts)[1]) > 0  # type: ignore[index]
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl: what is printed is for it")
 def test_sigint_stops_both_and_deletes_the_data(tmp_path: Path) -> None:
     # One process: even SIGKILL leaves nothing running.

@@ -54,6 +54,7 @@ async def test_mounted_application_serves_callbacks_api_and_links_under_its_pref
         one = await client.get("/api/messages/of%2F1", headers=TOKEN)
         assert one.json()["status"] == "delivered"
         assert (await client.get("/readyz")).text == "ready\n"
+        assert f" {base}/sms/docs, " in (await client.get("/")).text
         assert (await client.post("/callbacks/bandwidth/v2", content=b"[]")).status_code == 401
 
 
@@ -80,6 +81,7 @@ async def test_links_of_a_mounted_application_begin_with_the_public_url(tmp_path
         body = json.dumps([v2_event("m1"), v2_event("m2")])
         assert (await client.post("/callbacks/bandwidth/v2", content=body)).status_code == 200
         page = await client.get("/api/messages", params={"size": 1})
+        assert " https://sms.example.com/hooks/docs, " in (await client.get("/")).text
     assert page.links["next"]["url"].startswith("https://sms.example.com/hooks/api/messages?")
 
 
