@@ -106,7 +106,7 @@ async def answer_error(_: Request, error: Exception) -> Response:
     details = [CatapultErrorDetail(name=value.parameter, value=value.detail) for value in problem.errors]
     body = CatapultError(category=category, code=code, message=problem.detail or phrase, details=details)
     headers = {"Cache-Control": "no-store", **(problem.headers or {})}
-    return Response(to_json(body), problem.status, headers, JSON)
+    return Response(to_json(body) + b"\n", problem.status, headers, JSON)
 
 
 async def list_messages(call: Call) -> Listed[CatapultMessage]:

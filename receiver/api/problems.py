@@ -95,7 +95,7 @@ async def answer(_: Request, error: Exception) -> Response:
         errors=problem.errors or None,
     )
     headers = {"Cache-Control": "no-store", **(problem.headers or {})}
-    return Response(to_json(body, exclude_none=True), problem.status, headers, MEDIA_TYPE)
+    return Response(to_json(body, exclude_none=True) + b"\n", problem.status, headers, MEDIA_TYPE)
 
 
 def _title(status: int) -> str:

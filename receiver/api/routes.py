@@ -59,7 +59,7 @@ async def _openapi(_: Request) -> Response:
 @cache
 def _document_as_json() -> bytes:
     # Made once: anybody may request it, without a token.
-    return to_json(_document())
+    return to_json(_document()) + b"\n"
 
 
 @cache

@@ -85,8 +85,8 @@ def json_answer(
     value: Any, *, link: Mapping[str, str] | None = None, media_type: str = JSON, leave_out_null: bool = False
 ) -> Response:
     """Models, lists of them, or plain values as JSON; `link` is a header from `next_page`."""
-    # Bytes are JSON already.
-    body = value if isinstance(value, bytes) else to_json(value, by_alias=True, exclude_none=leave_out_null)
+    # Bytes are JSON already. The end of the line is for terminals: the prompt after `curl` begins a line.
+    body = value if isinstance(value, bytes) else to_json(value, by_alias=True, exclude_none=leave_out_null) + b"\n"
     return Response(body, headers={**_HEADERS, **(link or {})}, media_type=media_type)
 
 

@@ -18,7 +18,7 @@ from receiver.sandbox import routes
 from receiver.sandbox.callback_sender import CallbackRecord, CallbackSender, Clock, QueueState
 from receiver.sandbox.host_check import HostCheck
 from receiver.sandbox.messages import ExpectedStatus, InboundRequest, timestamp
-from receiver.sandbox.routes import Handler, base_url, is_json, json_body, sandbox_state
+from receiver.sandbox.routes import Handler, base_url, is_json, json_body, json_line, sandbox_state
 from receiver.sandbox.scenario_writer import MagicNumber, magic_numbers
 from receiver.sandbox.settings import Rates, SandboxSettings
 from receiver.sandbox.state import State
@@ -76,7 +76,7 @@ def _error_text(error: Any) -> str:
 
 
 def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
-    return Response(orjson.dumps(value), status, headers, "application/json")
+    return Response(json_line(value), status, headers, "application/json")
 
 
 async def _body(request: Request) -> Any:

@@ -76,6 +76,11 @@ def is_json(request: Request) -> bool:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
 
 
+def json_line(value: Any) -> bytes:
+    """A value as JSON, with the end of the line: the prompt after `curl` begins a line then."""
+    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+
+
 async def json_body(request: Request) -> Any:
     """Returns the parsed body. Raises ValueError if it is not JSON."""
     return orjson.loads(await request.body())
@@ -120,7 +125,7 @@ def v1_error_response(request: Request, error: HTTPException) -> Response:
 
 
 def _v1_json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(value), status, headers or _V1_HEADERS, "application/json")
+    return Response(json_line(value), status, headers or _V1_HEADERS, "application/json")
 
 
 async def send_v1(request: Request) -> Response:
@@ -221,7 +226,7 @@ def v2_error_response(request: Request, error: HTTPException) -> Response:
 
 
 def _v2_json(value: Any, status: int = 200, headers: Any = None) -> Response:
-    return Response(orjson.dumps(value), status, headers, "application/json; charset=utf-8")
+    return Response(json_line(value), status, headers, "application/json; charset=utf-8")
 
 
 async def send_v2(request: Request) -> Response:

@@ -608,6 +608,24 @@ async def test_errors_of_catapult_routes_have_the_catapult_form(
         assert answer.headers["www-authenticate"].startswith("Basic ")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/messages",
+        "/api/codes/4720",
+        "/api/messages/nobody",
+        "/api/nowhere",
+        "/openapi.json",
+        "/v1/users/u/messages",
+    ],
+)
+async def test_json_ends_with_the_end_of_a_line(api: AsyncClient, path: str) -> None:
+    """The prompt after `curl` begins a line, and the next answer on a connection does too."""
+    answer = await api.get(path)
+    assert answer.content.endswith(b"\n")
+    assert answer.json() is not None
+
+
 async def test_openapi_json_needs_no_token(api: AsyncClient) -> None:
     answer = await api.get("/openapi.json", headers={"Authorization": ""})
     assert answer.status_code == 200

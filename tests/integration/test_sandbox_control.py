@@ -120,6 +120,14 @@ async def test_host_header_with_a_strangers_name_is_421(host: str) -> None:
         assert (await box.client.get("/sandbox/posts", headers={"host": "evil.example"})).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/sandbox/posts", "/sandbox/nothing", V1, f"{V1}/nobody", f"{V2}?limit=1", "/v2/x"])
+async def test_json_ends_with_the_end_of_a_line(path: str) -> None:
+    async with sandbox() as box:
+        answer = await box.client.get(path)
+        assert answer.content.endswith(b"\n")
+        assert answer.json() is not None
+
+
 async def test_root_says_what_the_server_is() -> None:
     async with sandbox() as box:
         shown = await box.client.get("/", auth=None)
