@@ -93,7 +93,7 @@ class WebMetrics:
         self.loop_delayed, self.log_lines_dropped = self._process.loop_delayed, self._process.log_lines_dropped
         self._accepted = Counter("receiver_accepted", "Callbacks answered 200", registry=registry)
         self._rejected = Counter(
-            "receiver_refused", "Requests to callback routes that were refused", ["reason"], registry=registry
+            "receiver_refused", "Requests that were refused before they were stored", ["reason"], registry=registry
         )
         # Looked up once: each v2 callback is refused once, before it comes with credentials.
         self._rejected_for = {reason: self._rejected.labels(reason) for reason in reasons}

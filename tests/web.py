@@ -38,10 +38,11 @@ uvicorn.server.asyncio = _QuickAsyncio()  # type: ignore[assignment]
 
 
 @asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[str]:
+async def serving(app: Any, **options: Any) -> AsyncIterator[str]:
     """The base URL of a server that runs while the block runs, and stops as on SIGTERM."""
     receiver = getattr(getattr(app, "state", None), "receiver", None)
-    running = server(app, host="127.0.0.1", port=0, observer=receiver.metrics if receiver is not None else None)
+    observer = receiver.metrics if receiver is not None else None
+    running = server(app, host="127.0.0.1", port=0, **{"observer": observer, **options})
     task = asyncio.create_task(running.serve())
     async with asyncio.timeout(10):
         while not running.started:

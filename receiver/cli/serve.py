@@ -267,6 +267,7 @@ async def _serve(
         lifespan=False,
         keep_alive=settings.keep_alive,
         observer=receiver.metrics,
+        trusted_proxies=settings.trusted_proxies,
     ).config
     running = _Server(config, on_exit=receiver.worker.will_stop)
     _ignore_repeated_signals()

@@ -44,6 +44,7 @@ REASONS: Final = (
     "disconnected",
     "full",
     "unavailable",
+    "connections",
 )
 """Why a request is refused: the labels of its metric."""
 
@@ -55,10 +56,10 @@ _SECRET_HEADERS: Final = frozenset({b"authorization", b"proxy-authorization", b"
 
 
 class _RequestRejected(Exception):
-    """A request is answered without being appended to the journal."""
+    """A request is answered without being appended to the journal. `drains`: the rest of its body is read then."""
 
-    def __init__(self, status: int, reason: str, *headers: tuple[bytes, bytes]) -> None:
-        self.status, self.reason, self.headers = status, reason, headers
+    def __init__(self, status: int, reason: str, *headers: tuple[bytes, bytes], drains: bool = False) -> None:
+        self.status, self.reason, self.headers, self.drains = status, reason, headers, drains
 
 
 def basic_pair(authorization: bytes) -> bytes | None:
@@ -143,7 +144,7 @@ class CallbackEndpoints:
                 failpoints.reach("accepted")
         except _RequestRejected as rejection:
             self._report(rejection, url, scope)
-            await _answer(send, rejection.status, *rejection.headers)
+            await _answer(send, rejection.status, *rejection.headers, drained=receive if rejection.drains else None)
         except JournalFull:
             self._observer.rejected("full")
             await _answer(send, 503, _RETRY_AFTER)
@@ -173,7 +174,7 @@ class CallbackEndpoints:
         admission = self.admission
         method: str = scope["method"]
         remote = _remote(scope)
-        if admission.networks and not _is_in(remote, admission.networks):
+        if admission.networks and not is_in(remote, admission.networks):
             raise _RequestRejected(403, "network")
         if method not in url.methods:
             raise _RequestRejected(405, "method", (b"allow", ", ".join(url.methods).encode()))
@@ -258,10 +259,8 @@ async def _body(headers: Mapping[str, str], receive: Receive, max_bytes: int) ->
     over = _declares_more(headers.get("content-length", ""), max_bytes)
     body = None if over else await _stream(receive, max_bytes)
     if body is None:
-        # Reading would send "100 Continue" to a sender that waits for it ("expect") before it sends the body.
-        if not (over and "expect" in headers):
-            await _drain(receive)
-        raise _RequestRejected(413, "too-large", _CLOSE)
+        # A sender that waits for "100 Continue" ("expect") sends no body after this answer.
+        raise _RequestRejected(413, "too-large", _CLOSE, drains=not (over and "expect" in headers))
     return body
 
 
@@ -313,8 +312,12 @@ def new_callback_id(now: datetime) -> str:
     return f"{round(now.timestamp() * 1_000_000):014x}{_PROCESS}{next(_numbers) & 0xFFFFFFFF:08x}"
 
 
-async def _answer(send: Send, status: int, *headers: tuple[bytes, bytes]) -> None:
+async def _answer(send: Send, status: int, *headers: tuple[bytes, bytes], drained: Receive | None = None) -> None:
     await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0"), *headers]})
+    if drained is not None:
+        # Between start and end of the answer: after its end no server reads on, and a server that closes the connection
+        # then takes the answer with it.
+        await _drain(drained)
     await send({"type": "http.response.body", "body": b""})
 
 
@@ -338,7 +341,8 @@ def _remote(scope: Scope) -> str | None:
     return client[0] if client else None
 
 
-def _is_in(address: str | None, networks: Sequence[Network]) -> bool:
+def is_in(address: str | None, networks: Sequence[Network]) -> bool:
+    """Whether an address is in one of the networks."""
     try:
         parsed = ipaddress.ip_address(address or "")
     except ValueError:

@@ -1,10 +1,14 @@
-"""uvicorn, configured for untrusted clients, with the deadline for requests and the bound on headers that it lacks."""
+"""uvicorn, configured for untrusted clients, with the deadline for requests and the bounds that it lacks."""
 
 import asyncio
+import ipaddress
 import logging
 import resource
+from collections import Counter
+from collections.abc import Sequence
 from enum import StrEnum
 from functools import partial
+from itertools import chain
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
@@ -13,6 +17,7 @@ import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from receiver.intake.endpoint import Network, is_in
 from receiver.logs import Sampled
 
 log = structlog.get_logger("receiver.server")
@@ -26,7 +31,17 @@ GRACEFUL_SECONDS: Final = 10
 KEEP_ALIVE_SECONDS: Final = 75
 # More than this, and connections that only wait are closed. Fewer where the process may open fewer files.
 MAX_CONNECTIONS: Final = 4096
+# If none waits, so many more are accepted, for probes: anything else is answered 503 there.
+SPARE_CONNECTIONS: Final = 64
 _OTHER_FILES: Final = 256
+# A client with more than this part of all connections gives up one of its own for each new one.
+_LARGE_SHARE: Final = 4
+_COUNT_EVERY_SECONDS: Final = 0.1
+# A Content-Length of so many digits is read to its end whatever the answer: the connection serves further requests.
+_SMALL_BODY_DIGITS: Final = 5
+# What is read and thrown away of a larger body that nobody wants, so that the client can read the answer to it.
+LINGER_BYTES: Final = 8 * 1024 * 1024
+_PROBES: Final = ("/healthz", "/readyz")
 _LOG_EVERY_SECONDS: Final = 60.0
 _SAMPLED: Final = {
     "not-http": Sampled(log, "a connection was closed: what it sent is not HTTP"),
@@ -47,13 +62,21 @@ class Closed(StrEnum):
 
 
 class ServerObserver(Protocol):
-    """Receives the measurements of the connections."""
+    """Receives the measurements of the connections, and the reason for each request that the server refuses itself."""
 
     def connection_closed(self, reason: str) -> None: ...
+
+    def rejected(self, reason: str) -> None: ...
 
 
 class _Unobserved:
     def connection_closed(self, reason: str) -> None: ...
+
+    def rejected(self, reason: str) -> None: ...
+
+
+class _TooManyRequests(Exception):
+    """Ends the parsing of data with too many pipelined requests; the connection is closed."""
 
 
 class _Parser:
@@ -86,6 +109,10 @@ class _Parser:
             try:
                 self._parser.feed_data(data)
                 return
+            except httptools.HttpParserCallbackError:
+                if self._protocol.transport.is_closing():
+                    return
+                raise
             except httptools.HttpParserUpgrade as offer:
                 if not self.is_offered_upgrade:
                     raise
@@ -104,29 +131,71 @@ class _Waiting:
     """The connections of one server that wait for their client, longest first: between requests, or within one.
 
     Whoever opens connections and sends nothing must not shut out those who do: at the limit the connection that has
-    waited longest is closed, and one whose request is being answered never.
+    waited longest is closed, and one whose request is being answered never. If one client has very many, it gives up
+    one of its own. Below the limit a client may have any number. Trusted proxies, which bring many, never count as one
+    client.
     """
 
     def __init__(self) -> None:
         self.idle: dict[DeadlineProtocol, None] = {}
         self.reading: dict[DeadlineProtocol, None] = {}
-        self._logged_at = float("-inf")
+        self.by_address: Counter[str] = Counter()
+        self._logged_at = self._counted_at = float("-inf")
+        self._largest = ""
 
     def remove(self, connection: "DeadlineProtocol") -> None:
         self.idle.pop(connection, None)
         self.reading.pop(connection, None)
 
     def shed(self, latest: "DeadlineProtocol") -> None:
-        """Closes the connection that has waited longest, or the latest if none waits."""
-        others = (connection for waiting in (self.idle, self.reading) for connection in waiting)
-        closed = next((connection for connection in others if connection is not latest), latest)
-        self.remove(closed)
-        closed.transport.abort()
-        latest.observer.connection_closed(Closed.LIMIT)
+        """Closes the connection that has waited longest, if one besides the latest waits."""
         now = latest.loop.time()
         if now - self._logged_at >= _LOG_EVERY_SECONDS:
             self._logged_at = now
             log.warning("too many connections; those that wait longest are closed", limit=_max_connections())
+        closed = self._waits_longest(latest)
+        if closed is not None:
+            self.remove(closed)
+            closed.transport.abort()
+            # uvicorn does it later, and this connection no longer counts.
+            closed.connections.discard(closed)
+            latest.observer.connection_closed(Closed.LIMIT)
+
+    def _waits_longest(self, latest: "DeadlineProtocol") -> "DeadlineProtocol | None":
+        """Of the connections of a client that has very many, else of all."""
+        crowd, longest = self._crowd(latest), None
+        for other in chain(self.idle, self.reading):
+            if other is not latest:
+                if crowd is None or other.address == crowd:
+                    return other
+                longest = longest or other
+        return longest
+
+    def _crowd(self, latest: "DeadlineProtocol") -> str | None:
+        """The address with the most connections, if it has a large part of all."""
+        now = latest.loop.time()
+        if now - self._counted_at >= _COUNT_EVERY_SECONDS and self.by_address:
+            # Very many addresses take a fraction of a millisecond, which not every connection of a flood may cost.
+            self._counted_at, self._largest = now, max(self.by_address, key=self.by_address.__getitem__)
+        is_large = self.by_address[self._largest] * _LARGE_SHARE > len(latest.connections)
+        return self._largest if is_large else None
+
+
+class _LingeringTransport:
+    """The transport of a request whose body has not been read completely: closing it lingers."""
+
+    def __init__(self, protocol: "DeadlineProtocol") -> None:
+        self.write, self.is_closing = protocol.transport.write, protocol.transport.is_closing
+        self.close = protocol.linger
+
+
+def _address(host: str) -> str:
+    """The address of a client; of IPv6 the network of 64 bits, which one client may have to itself."""
+    if ":" not in host:
+        return host
+    address = ipaddress.ip_address(host)
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped) if mapped else address.exploded[:19]
 
 
 _waiting: Final[WeakKeyDictionary[Any, _Waiting]] = WeakKeyDictionary()
@@ -143,9 +212,19 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     The checks run once for each piece of data: overriding the method that uvicorn calls for every header took a seventh
     of a callback's CPU time. Once the head of a request is complete, uvicorn's `cycle` has the scope of the protocol.
+
+    An answer that is given before the body was read ends the connection: the rest is read without being parsed, up to a
+    bound, since most clients read an answer only when they have sent everything, and a closed connection would take
+    the answer with it.
     """
 
     parser: Any
+    address = ""
+    # How many bytes are still thrown away; None while requests are read.
+    _lingering: int | None = None
+    # The request that came in pieces and is prepared for an early answer, and whether its connection stays open then.
+    _prepared: object = None
+    _keep_alive = False
     # The scope of the request that is being read, and of the last request that was read completely.
     _reading: object = None
     _complete: object = None
@@ -155,26 +234,65 @@ class DeadlineProtocol(HttpToolsProtocol):
     _deadline: float | None = None
     _timer: asyncio.TimerHandle | None = None
 
-    def __init__(self, *arguments: Any, observer: ServerObserver, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, observer: ServerObserver, trusted_proxies: Sequence[Network] = (), **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
         self.observer = observer
         self.parser = _Parser(self)
+        self._trusted_proxies = trusted_proxies
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        host = self.client[0] if self.client else ""
+        self.address = "" if is_in(host, self._trusted_proxies) else _address(host)
+        self._lingering_transport: Any = _LingeringTransport(self)
         self._waiting = _waiting.setdefault(self.server_state, _Waiting())
         self._waiting.idle[self] = None
-        if len(self.connections) > _max_connections():
+        if self.address:
+            self._waiting.by_address[self.address] += 1
+        limit = _max_connections()
+        if len(self.connections) > limit:
             self._waiting.shed(self)
+        if len(self.connections) > limit:
+            self._refuse(all_requests=len(self.connections) > limit + SPARE_CONNECTIONS)
         self._start_deadline()
+
+    def _refuse(self, *, all_requests: bool) -> None:
+        """Every connection is being answered: this one is closed, or serves probes only."""
+        if all_requests:
+            self.observer.rejected("connections")
+            self.observer.connection_closed(Closed.LIMIT)
+            self.transport.abort()
+        else:
+            self.app = partial(self._answer_probes, self.app)
+
+    async def _answer_probes(self, app: Any, scope: Any, receive: Any, send: Any) -> None:
+        """Answers 503 to all requests but probes: a process that is busy must not count as dead."""
+        if scope["path"].endswith(_PROBES):
+            await app(scope, receive, send)
+            return
+        self.observer.rejected("connections")
+        headers = [(b"content-length", b"0"), (b"retry-after", b"2"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._waiting.remove(self)
+        counts = self._waiting.by_address
+        counts[self.address] -= 1
+        if counts[self.address] <= 0:
+            del counts[self.address]
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._lingering is not None:
+            self._lingering -= len(data)
+            if self._lingering < 0:
+                self.transport.abort()
+            return
         self._waiting.idle.pop(self, None)
         complete, cycle = self._complete, self.cycle
         in_body = cycle is not None and cycle.scope is self.scope is not complete
@@ -185,14 +303,19 @@ class DeadlineProtocol(HttpToolsProtocol):
             self._abort(Closed.LONG_HEAD)
             return
         super().data_received(data)
-        if len(self.pipeline) > MAX_PIPELINED:
-            self._abort(Closed.PIPELINED)
+        if self.transport.is_closing():
             return
         if self.scope is self._complete is not None:
             self._deadline, self._head_bytes = None, 0
             self._waiting.reading.pop(self, None)
+            if self.cycle.response_complete:
+                # The end of a body whose request is answered already, or an empty line: uvicorn no longer times this
+                # connection.
+                self._wait_for_request()
             return
         self._waiting.reading[self] = None
+        if self.cycle is not None and self.cycle.scope is self.scope is not self._prepared:
+            self._prepare_to_linger()
         if self.scope is not self._reading:
             self._reading, self._head_bytes = self.scope, 0
             self._start_deadline()
@@ -218,6 +341,10 @@ class DeadlineProtocol(HttpToolsProtocol):
         if self.parser.is_offered_upgrade:
             # The parser reads the request again without the offer.
             return
+        if len(self.pipeline) >= MAX_PIPELINED:
+            # Within the data: one piece of it has room for ten thousand requests, each of which takes 5 KB.
+            self._abort(Closed.PIPELINED)
+            raise _TooManyRequests
         super().on_headers_complete()
         # uvicorn adds the trailers of a chunked body to the headers: trailers must not set credentials or addresses.
         self.headers = []
@@ -226,9 +353,50 @@ class DeadlineProtocol(HttpToolsProtocol):
         if self.parser.is_offered_upgrade:
             return
         self._complete = self.scope
+        cycle: Any = self.cycle
+        if cycle.transport is not self.transport:
+            cycle.transport = self.transport
+            if not cycle.response_started:
+                cycle.keep_alive = self._keep_alive
         super().on_message_complete()
 
+    def shutdown(self) -> None:
+        self._keep_alive = False
+        super().shutdown()
+
+    def _prepare_to_linger(self) -> None:
+        """Makes an answer that comes before the body was read close the connection, unless the body is small.
+
+        The first request for each of Bandwidth's callbacks is answered 401, and the next one uses the same connection.
+        """
+        self._prepared = self.scope
+        lengths = [value.lstrip(b"0") for name, value in self.scope["headers"] if name == b"content-length"]
+        if any(len(length) <= _SMALL_BODY_DIGITS for length in lengths):
+            return
+        cycle: Any = self.cycle
+        self._keep_alive = cycle.keep_alive
+        cycle.keep_alive, cycle.transport = False, self._lingering_transport
+
+    def linger(self) -> None:
+        """Ends the connection after the answer to a request that was not read completely, without losing the answer."""
+        if self.transport.is_closing():
+            return
+        self._lingering = LINGER_BYTES
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()
+
+    def _wait_for_request(self) -> None:
+        if self.pipeline or self.transport.is_closing():
+            return
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._waiting.idle[self] = None
+
     def on_response_complete(self) -> None:
+        if self._lingering is not None:
+            self.server_state.total_requests += 1
+            return
         super().on_response_complete()
         if self._deadline is None and not self.pipeline and not self.transport.is_closing():
             self._waiting.idle[self] = None
@@ -248,7 +416,10 @@ class DeadlineProtocol(HttpToolsProtocol):
         if left > 0:
             self._timer = self.loop.call_later(left, self._look)
         elif not self.transport.is_closing():
-            self.transport.write(_TOO_SLOW)
+            cycle = self.cycle
+            is_answered = cycle is not None and cycle.response_started
+            if not (is_answered and (cycle.scope is self.scope or not cycle.response_complete)):
+                self.transport.write(_TOO_SLOW)
             self.transport.close()
             # Not in the log: browsers open connections in advance, and leave them idle.
             self.observer.connection_closed(Closed.SLOW)
@@ -267,17 +438,20 @@ def server(
     lifespan: bool = True,
     keep_alive: int = KEEP_ALIVE_SECONDS,
     observer: ServerObserver | None = None,
+    trusted_proxies: Sequence[Network] = (),
 ) -> uvicorn.Server:
     """A server for the application; SIGTERM lets it finish the accepted requests. `lifespan` runs that of the app.
 
-    `keep_alive` are the seconds for which a connection stays open between two requests.
+    `keep_alive` are the seconds for which a connection stays open between two requests. `trusted_proxies` may have
+    any number of connections.
     """
     logging.getLogger("uvicorn.error").addFilter(_is_no_warning_for_each_request)
+    protocol: Any = partial(DeadlineProtocol, observer=observer or _Unobserved(), trusted_proxies=trusted_proxies)
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
-        http=partial(DeadlineProtocol, observer=observer or _Unobserved()),  # type: ignore[arg-type]
+        http=protocol,
         ws="none",
         lifespan="on" if lifespan else "off",
         log_config=None,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import sqlite3
 import time
 from base64 import b64encode
@@ -10,6 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 
 from tests.factories import v2_event
@@ -77,6 +79,24 @@ async def test_burst_of_a_thousand_connections_is_accepted_within_five_seconds(s
     answers = await post_many(server, 1000, "burst-")
     assert {status for status, _, _ in answers} == {200}
     assert max(seconds for _, _, seconds in answers) < PROMISED_SECONDS + BUSY_SECONDS
+
+
+async def test_probes_are_answered_while_every_connection_waits_for_the_journal(server: Server, tmp_path: Path) -> None:
+    # Of 300 files 256 are for other things than connections.
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (300, 300))
+    with held_lock(tmp_path / "receiver-data/callbacks.db"):
+        waiting = asyncio.gather(*(post(server, f"busy-{number}") for number in range(44)))
+        await asyncio.sleep(0.5)
+        async with httpx2.AsyncClient(base_url=server.url, timeout=30, trust_env=False, verify=False) as client:
+            assert (await client.get("/healthz")).status_code == 200
+        _, head, seconds = await post(server, "one-more")
+        assert b" 503 " in head
+        assert b"retry-after: " in head.lower()
+        assert seconds < PROMISED_SECONDS + BUSY_SECONDS
+        assert {status for status, _, _ in await waiting} == {503}
+    async with httpx2.AsyncClient(base_url=server.url, timeout=30, trust_env=False, verify=False) as client:
+        metrics = (await client.get("/metrics", headers={"Authorization": "Bearer token-of-a-test"})).text
+    assert 'receiver_refused_total{reason="connections"} 1.0' in metrics
 
 
 async def test_locked_main_file_delays_no_answer(server: Server, tmp_path: Path) -> None:
