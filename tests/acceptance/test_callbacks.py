@@ -538,12 +538,25 @@ async def test_body_in_many_chunks_is_accepted(sqlite_client: httpx2.AsyncClient
     assert await select(sqlite_url, "SELECT length(body) FROM callbacks") == [(len(body),)]
 
 
-async def test_flood_of_pipelined_requests_closes_the_connection(sqlite_client: httpx2.AsyncClient) -> None:
+async def test_flood_of_pipelined_requests_closes_the_connection(
+    sqlite_client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
     assert (await raw(sqlite_client, request * 10, request[:-4] + b"\r\nconnection: close\r\n\r\n")).count(
         b"HTTP/1.1 200"
     ) == 11
+    begun = web_server.HttpToolsProtocol.on_headers_complete
+    parsed = 0
+
+    def counted(protocol: Any) -> None:
+        nonlocal parsed
+        parsed += 1
+        begun(protocol)
+
+    monkeypatch.setattr(web_server.HttpToolsProtocol, "on_headers_complete", counted)
     assert (await raw(sqlite_client, request * 4000)).count(b"HTTP/1.1 200") < 1000
+    assert parsed <= web_server.MAX_PIPELINED + 10
+    assert caplog.text.count("Invalid HTTP request") == 0
 
 
 @pytest.mark.parametrize(
