@@ -5,11 +5,13 @@ import json
 import signal
 import subprocess
 import sys
+from base64 import b64encode
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 import pytest
+import uvicorn
 
 from receiver.app import create_app
 from receiver.settings import GivenSettings
@@ -115,6 +117,35 @@ def test_uvicorn_starts_the_application_as_a_factory(tmp_path: Path) -> None:
         # uvicorn raises the signal once more when all is done
         assert process.wait(60) in (0, -signal.SIGTERM)
     assert (tmp_path / "receiver-data/callbacks.db").exists()
+
+
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+async def test_413_arrives_from_any_server_after_the_whole_body(
+    tmp_path: Path, http: Literal["httptools", "h11"]
+) -> None:
+    """The server that mounts the application may close a connection with the unread body, and lose the answer."""
+    settings = GivenSettings(
+        data_dir=tmp_path, callback_credentials=[":".join(CREDENTIALS)], api_auth="none", metrics_auth="none"
+    )
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, http=http, log_config=None))
+    running = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        credentials = b64encode(":".join(CREDENTIALS).encode()).decode()
+        head = f"POST /callbacks/bandwidth/v2 HTTP/1.1\r\nhost: x\r\nauthorization: Basic {credentials}\r\n"
+        writer.write(head.encode() + b"content-length: 4000000\r\n\r\n")
+        for _ in range(40):
+            writer.write(b" " * 100_000)
+            await writer.drain()
+        async with asyncio.timeout(20):
+            assert (await reader.read()).startswith(b"HTTP/1.1 413")
+        writer.close()
+    finally:
+        server.should_exit = True
+        await running
 
 
 async def test_two_applications_for_one_sqlite_database_are_refused(tmp_path: Path) -> None:
