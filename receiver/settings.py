@@ -206,7 +206,7 @@ class Settings(BaseSettings):
         toml = TomlConfigSettingsSource(settings_cls)
         if isinstance(env_settings, EnvSettingsSource):
             given = env_settings.env_vars.items()
-            env_settings.env_vars = {name: value for name, value in given if not _is_service_link(name.upper(), value)}
+            env_settings.env_vars = {name: value for name, value in given if not is_service_link(name.upper(), value)}
         return init_settings, env_settings, toml, file_secret_settings
 
     @property
@@ -324,7 +324,7 @@ def _refuse_unknown_variables() -> None:
     for variable in os.environ:
         if variable in SOURCES or not variable.startswith(PREFIX) or variable.startswith(_TEST_PREFIX):
             continue
-        if _is_service_link(variable, os.environ[variable]):
+        if is_service_link(variable, os.environ[variable]):
             continue
         if variable.removeprefix(PREFIX).lower().split("__")[0] not in Settings.model_fields:
             raise SettingsError(f"{variable} is not a setting of receiver")
@@ -334,11 +334,11 @@ def _refuse_unknown_variables() -> None:
 _SERVICE_LINK: Final = re.compile(r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
 
 
-def _is_service_link(variable: str, value: str | None) -> bool:
-    """Whether a variable is one that Kubernetes adds for a Service called `receiver`, and no setting of anybody."""
-    if variable == f"{PREFIX}PORT":
+def is_service_link(variable: str, value: str | None, prefix: str = PREFIX) -> bool:
+    """Whether a variable is one that Kubernetes adds for a Service called as the prefix, and no setting of anybody."""
+    if variable == f"{prefix}PORT":
         return value is not None and re.match(r"(tcp|udp|sctp)://", value) is not None
-    return variable.startswith(PREFIX) and _SERVICE_LINK.fullmatch(variable.removeprefix(PREFIX)) is not None
+    return variable.startswith(prefix) and _SERVICE_LINK.fullmatch(variable.removeprefix(prefix)) is not None
 
 
 def _first_line(error: ValidationError) -> str:

@@ -11,7 +11,7 @@ import typer
 from receiver.cli import resources, tags
 from receiver.cli.options import Config, Json, group, with_query, with_settings
 from receiver.models.queries import CodeQuery
-from receiver.sandbox.settings import SandboxSettings
+from receiver.sandbox.settings import VARIABLES, SandboxSettings
 
 app = group("Receives Bandwidth's message callbacks and shows the status of every message.")
 
@@ -104,7 +104,7 @@ def restore(
 
 
 @app.command()
-@with_settings(SandboxSettings, prefix="SANDBOX_")
+@with_settings(SandboxSettings, prefix=VARIABLES)
 def sandbox(
     settings: dict[str, Any],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",

@@ -100,6 +100,8 @@ def commands() -> Iterator[str]:
     yield from ("For users of the command line: every command of `receiver` with its arguments and options.", "")
     yield "Exit codes: 0 means success, 1 a failure or nothing found, 2 a wrong call or a wrong setting. An error is"
     yield from ("one line on standard error.", "")
+    yield "A `TIME` is `2026-01-31 12:00:00` in UTC, of which the last parts may be left out, a time of RFC 3339, or"
+    yield from ("back from now: `30m`, `2h`, `7d`, `today`, `yesterday`.", "")
     root: Any = get_command(app)
     yield from _commands(typer.Context(root, info_name="receiver"))
 

@@ -1,6 +1,7 @@
 """`receiver sandbox`: stands in for Bandwidth until it is stopped."""
 
 import ipaddress
+import os
 import socket
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
@@ -13,9 +14,11 @@ from receiver import logs
 from receiver.cli.options import option_name
 from receiver.cli.output import OutputClosed, echo, echo_error
 from receiver.cli.serve import bind, run, serving, stop_signal
+from receiver.errors import SettingsError
 from receiver.sandbox.app import application
 from receiver.sandbox.client import is_local
-from receiver.sandbox.settings import SandboxSettings
+from receiver.sandbox.settings import VARIABLES, SandboxSettings
+from receiver.settings import is_service_link
 
 _JSON = "-H 'Content-Type: application/json'"
 # The word for an empty list: an empty variable of the environment counts as absent.
@@ -24,6 +27,7 @@ _NONE = "none"
 
 def sandbox(values: dict[str, Any], *, host: str, port: int) -> int:
     """Serves until SIGTERM or SIGINT. `values` are the given settings, as texts, lists of texts and flags."""
+    _refuse_unknown_variables()
     settings = _settings({name: _value(name, value) for name, value in values.items()})
     logs.configure(level="warning")
     with ExitStack() as stack:
@@ -33,6 +37,14 @@ def sandbox(values: dict[str, Any], *, host: str, port: int) -> int:
         _refuse_strangers(settings, host, listeners)
         run(_serve(settings, host, listeners))
     return 0
+
+
+def _refuse_unknown_variables() -> None:
+    """Refuses a variable with the prefix whose name is no setting: it would be ignored silently."""
+    for variable, value in os.environ.items():
+        is_setting = variable.removeprefix(VARIABLES).lower() in SandboxSettings.model_fields
+        if variable.startswith(VARIABLES) and not is_setting and not is_service_link(variable, value, VARIABLES):
+            raise SettingsError(f"{variable} is not a setting of the sandbox")
 
 
 def _value(name: str, value: Any) -> Any:

@@ -19,6 +19,8 @@ CALLBACK_TYPES: Final = frozenset(
     {"message-sending", "message-sent", "message-delivered", "message-failed", "message-read"}
 )
 MAX_TIMEOUT_MS: Final = 10_000
+# The prefix of the variables of the environment.
+VARIABLES: Final = "SANDBOX_"
 
 
 def is_http_url(url: str) -> bool:

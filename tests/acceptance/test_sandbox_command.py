@@ -233,6 +233,20 @@ def test_lists_take_several_values_and_none(started: list[SandboxSettings], monk
     assert (settings.credentials, settings.users) == ((), ("u-1", "u-2"))
 
 
+def test_unknown_variable_is_refused_and_links_of_kubernetes_are_not(
+    started: list[SandboxSettings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from receiver import cli
+
+    monkeypatch.setenv("SANDBOX_PORT", "tcp://10.0.0.1:8090")
+    monkeypatch.setenv("SANDBOX_SERVICE_HOST", "10.0.0.1")
+    assert cli.main(["sandbox", "--port", "0"]) == 0
+    monkeypatch.setenv("SANDBOX_NUMBER", "+19195551212")
+    assert cli.main(["sandbox", "--port", "0"]) == 2
+    assert "SANDBOX_NUMBER is not a setting of the sandbox" in capsys.readouterr().err
+    assert len(started) == 1
+
+
 def test_numbers_and_applications_are_refused_as_set_by_variables(tmp_path: Path) -> None:
     """What a test in another language needs: the documented refusals."""
     variables = {"SANDBOX_NUMBERS": "+19195551212", "SANDBOX_APPLICATION_IDS": "app-1", "SANDBOX_USERS": "u-1"}
