@@ -328,6 +328,33 @@ async def test_client_with_very_many_connections_gives_up_its_own(site: Site, mo
                 assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 404")
 
 
+@pytest.mark.parametrize("program", ["receiver", "sandbox"])
+async def test_slow_request_is_408_unless_it_is_answered_already(
+    site: Site, program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_server, "REQUEST_SECONDS", 0.3)
+    [*_, refused] = [route for each, route in REFUSED if each == program]
+    assert statuses(await site.raw(b"POST /")) == [408]
+    for length in (b"20000", b"2000000"):
+        # The body never comes: no second answer follows the first one.
+        assert statuses(await site.raw(refused.head(length=length) + b"\r\n", b"x")) == [refused.status]
+
+
+@pytest.mark.parametrize(
+    ("host", "counted_as"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8::1", "2001:0db8:0000:0000"),
+        ("2001:db8:0:0:ffff::2", "2001:0db8:0000:0000"),
+        ("2001:db8:0:1::1", "2001:0db8:0000:0001"),
+        ("", ""),
+    ],
+)
+def test_clients_are_counted_by_address_or_network(host: str, counted_as: str) -> None:
+    assert web_server._address(host) == counted_as
+
+
 async def test_trusted_proxy_may_have_very_many_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """All clients behind a proxy come from its address: none of them is taken for a crowd."""
     monkeypatch.setattr(web_server, "MAX_CONNECTIONS", 8)
