@@ -72,7 +72,9 @@ def codes() -> Iterator[str]:
     yield from ("For support staff and developers: every delivery code that Bandwidth documents.", "")
     yield "A failure is `refused` where Bandwidth rejects the message before the network, `network` where a carrier"
     yield "or the handset fails, and `other` where the code does not say. `receiver codes CODE` prints more"
-    yield "about one code. Whether a retry helps is documented for v2 only; a v1 code has the entry of its v2 code."
+    yield "about one code, `receiver codes --search WORDS` finds codes by their names, also by those of"
+    yield "Bandwidth's first documents. Whether a retry helps is documented for v2 only; a v1 code has the"
+    yield "entry of its v2 code."
     yield ""
     for provider in PROVIDERS.values():
         if not (listed := provider.codes.listed()):
