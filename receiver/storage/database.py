@@ -1,5 +1,6 @@
 """Connections to the database, embedded SQLite or PostgreSQL, with the same SQLAlchemy Core statements for both."""
 
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
@@ -33,7 +34,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from receiver.errors import SettingsError, StorageUnavailable
 from receiver.models.columns import json_text
 from receiver.storage.bulk import SqliteAppender, Transaction
-from receiver.storage.postgresql import STATEMENT_SECONDS, DriverConnection, PostgresqlAppender, postgresql_engine
+from receiver.storage.postgresql import STATEMENT_SECONDS, DriverConnection, PostgresqlAppender, PostgresqlServer
+from receiver.storage.postgresql_url import postgresql_url
 
 SQLITE_PRAGMAS: Final = (
     "PRAGMA journal_mode = WAL",
@@ -54,65 +56,36 @@ _TRANSIENT_SQLSTATES: Final = ("08", "25", "28", "3D", "40", "42501", "53", "55"
 
 
 def driver_url(url: str) -> URL:
-    """The URL with the async driver: users write only `sqlite:///…` or `postgresql://…`. Raises SettingsError."""
+    """The URL with the async driver: users write only `sqlite:///…` or `postgresql://…`. Raises SettingsError.
+
+    An error contains no part of the URL that may belong to a password.
+    """
+    url = url.strip()
+    if re.match(r"postgres(ql)?(\+asyncpg)?://", url):
+        return postgresql_url(url)
     try:
         parsed = make_url(url)
-    except SQLAlchemyError as error:
-        raise SettingsError("RECEIVER_DATABASE_URL is not a database URL", topic="settings") from error
-    match parsed.get_backend_name():
-        case "sqlite" if parsed.database and parsed.database != ":memory:":
-            return parsed.set(drivername="sqlite+aiosqlite")
-        case "sqlite":
-            raise SettingsError(
-                "RECEIVER_DATABASE_URL: SQLite needs a file; a database in memory is lost with the process",
-                topic="settings",
-            )
-        case "postgresql" | "postgres":
-            return _for_asyncpg(parsed)
-        case other:
-            raise SettingsError(
-                f"RECEIVER_DATABASE_URL: {other} is not supported; use sqlite:/// or postgresql://", topic="settings"
-            )
+    except (SQLAlchemyError, ValueError):
+        raise SettingsError("RECEIVER_DATABASE_URL is not a database URL", topic="settings") from None
+    backend = parsed.get_backend_name()
+    if backend != "sqlite":
+        # Another name may be the beginning of anything.
+        named = parsed.drivername if backend in _OTHERS else "this kind of database"
+        raise _refused(f"{named} is not supported; use sqlite:/// or postgresql://")
+    if parsed.host:
+        raise _refused("SQLite's file follows three slashes or four: sqlite:///relative.db, sqlite:////absolute.db")
+    if parsed.query:
+        raise _refused("SQLite takes no parameters; a ? in the name of a file is written %3F")
+    if not parsed.database or parsed.database == ":memory:":
+        raise _refused("SQLite needs a file; a database in memory is lost with the process")
+    return parsed.set(drivername="sqlite+aiosqlite")
 
 
-# libpq's parameters as hosts of databases print them. These have nothing to set here: asyncpg authenticates without
-# channel binding, and the timeouts and the name of a session are ours.
-_NOT_NEEDED: Final = frozenset(
-    {
-        "application_name",
-        "channel_binding",
-        "client_encoding",
-        "connect_timeout",
-        "gssencmode",
-        "keepalives",
-        "keepalives_count",
-        "keepalives_idle",
-        "keepalives_interval",
-        "tcp_user_timeout",
-    }
-)
-_TAKEN: Final = {
-    "host": "host",
-    "passfile": "passfile",
-    "password": "password",
-    "port": "port",
-    "prepared_statement_cache_size": "prepared_statement_cache_size",
-    "ssl": "ssl",
-    "sslmode": "ssl",
-    "target_session_attrs": "target_session_attrs",
-    "user": "user",
-}
+_OTHERS: Final = ("cockroachdb", "mariadb", "mssql", "mysql", "oracle", "postgres", "postgresql")
 
 
-def _for_asyncpg(url: URL) -> URL:
-    """The URL for asyncpg, from the one that libpq's programs take. Raises SettingsError for an unknown parameter."""
-    query = {}
-    for name, value in url.query.items():
-        if name in _TAKEN:
-            query[_TAKEN[name]] = value
-        elif name not in _NOT_NEEDED:
-            raise SettingsError(f"RECEIVER_DATABASE_URL: the parameter {name} is not supported", topic="settings")
-    return url.set(drivername="postgresql+asyncpg", query=query)
+def _refused(reason: str) -> SettingsError:
+    return SettingsError(f"RECEIVER_DATABASE_URL: {reason}", topic="settings")
 
 
 def is_sqlite(url: str) -> bool:
@@ -137,21 +110,18 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.file = Path(self.url.database or "") if self.is_sqlite else None
         self.journal_file = journal_file(self.file) if self.file else None
-        if self.journal_file:
-            self.engine = _sqlite_engine(self.url, attached=self.journal_file)
-            self._journal_engine = _sqlite_engine(self.url.set(database=str(self.journal_file)))
-        else:
-            self.engine = self._journal_engine = postgresql_engine(self.url, pool_size)
+        self._server = None if self.is_sqlite else PostgresqlServer(self.url)
         self._appender: SqliteAppender | PostgresqlAppender
         self._turn: AbstractAsyncContextManager[None]
-        if self.is_sqlite:
+        if self._server is not None:
+            self.engine = self._journal_engine = self._server.engine(pool_size)
+            self._appender, self._turn = PostgresqlAppender(self._server, _LOG_LOCK), nullcontext()
+        else:
+            assert self.journal_file is not None  # noqa: S101
+            self.engine = _sqlite_engine(self.url, attached=self.journal_file)
+            self._journal_engine = _sqlite_engine(self.url.set(database=str(self.journal_file)))
             self._appender = appender = SqliteAppender(self.url.database or "", SQLITE_PRAGMAS)
             self._turn = appender.turn
-        else:
-            self._appender, self._turn = (
-                PostgresqlAppender(postgresql_engine(self.url, 1), _LOG_LOCK),
-                nullcontext(),
-            )
 
     async def close(self) -> None:
         await self._appender.close()
@@ -201,8 +171,8 @@ class Database:
         """
         engine = (
             _sqlite_engine(self.url, foreign_keys=False)
-            if self.is_sqlite
-            else postgresql_engine(self.url, 1, bounded=False)
+            if self._server is None
+            else self._server.engine(1, bounded=False)
         )
         try:
             with unavailable():
@@ -215,7 +185,8 @@ class Database:
 
     def driver_connection(self) -> "DriverConnection":
         """A connection of PostgreSQL's driver, outside of the pool, so that readers do not use it up for callbacks."""
-        return DriverConnection(postgresql_engine(self.url, 1))
+        assert self._server is not None  # noqa: S101
+        return DriverConnection(self._server)
 
     async def lock_log(self, connection: AsyncConnection) -> None:
         """Locks the event log against appends until this transaction ends; SQLite's write lock already does that."""
@@ -308,7 +279,20 @@ _DATA_SQLSTATES: Final = ("22", "23502", "23514", "54")
 def _driver_message(error: Exception) -> str:
     """The first line of the driver's error, without SQLAlchemy's statement and link."""
     driver_error = getattr(error, "orig", None) or error
-    return str(driver_error).partition("\n")[0] or type(driver_error).__name__
+    reason = str(driver_error).partition("\n")[0] or type(driver_error).__name__
+    # SQLAlchemy's class of the error is no part of what happened.
+    reason = re.sub(r"^<class '[\w.]+'>: ", "", reason)
+    remedy = _REMEDIES.get(getattr(driver_error, "sqlstate", None) or "")
+    return f"{reason}; {remedy}" if remedy else reason
+
+
+# Faults that waiting does not end, by SQLSTATE: the password, the user, the database, and a grant.
+_REMEDIES: Final = {
+    "28P01": "correct the password in RECEIVER_DATABASE_URL",
+    "28000": "correct the user in RECEIVER_DATABASE_URL, or let it in (pg_hba.conf)",
+    "3D000": "create it (createdb), or correct its name in RECEIVER_DATABASE_URL",
+    "42501": "grant it to the user in RECEIVER_DATABASE_URL",
+}
 
 
 def _is_transient(error: Exception) -> bool:

@@ -1,9 +1,11 @@
 """PostgreSQL through its driver: the transaction that appends to the event log, and connections outside of the pool."""
 
 import asyncio
+import os
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -21,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from receiver.models.columns import Json, UTCDateTime, json_text
 from receiver.storage.bulk import ExecuteMany, Spelling, Step, Transaction, row_reader, select_text
+from receiver.storage.postgresql_url import DEFAULT_PORT, POOLER
 
 Result = TypeVar("Result")
 
@@ -40,13 +43,161 @@ _SESSION: Final = {
 }
 
 
+# A session behind a connection pooler is another one in each transaction, so these are set for the transaction. The
+# others of `_SESSION` need a session of one's own, or have no effect on statements without a name.
+_OF_TRANSACTION: Final = ("lock_timeout", "idle_in_transaction_session_timeout", "synchronous_commit", "jit")
+# Poolers track these two, and give them to the session that a transaction gets.
+_TRACKED_BY_POOLERS: Final = ("application_name", "timezone")
+_SET_LOCAL: Final = "; ".join(f"SET LOCAL {name} = '{_SESSION[name]}'" for name in _OF_TRANSACTION)
+_SET_LOCAL_BY_QUERY: Final = "SELECT " + ", ".join(
+    f"set_config('{name}', '{_SESSION[name]}', true)" for name in _OF_TRANSACTION
+)
+
+
+class PostgresqlServer:
+    """The server, or the servers, of a URL: makes engines for it.
+
+    `is_pooled` says that a connection pooler such as PgBouncer stands before it, which the first connection finds out.
+    A pooler may give each transaction another session, so nothing then outlives a transaction: statements have no names
+    and settings hold for the transaction.
+    """
+
+    def __init__(self, url: URL) -> None:
+        self.is_pooled = url.query.get(POOLER) == "true"
+        self._url = url.difference_update_query([POOLER])
+        # The place of the host that answered last.
+        self._host = 0
+
+    def engine(self, pool_size: int, *, bounded: bool = True) -> AsyncEngine:
+        engine = create_async_engine(
+            self._url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=STATEMENT_SECONDS,
+            hide_parameters=True,
+            json_serializer=json_text,
+            json_deserializer=orjson.loads,
+            connect_args={
+                "async_creator_fn": self._connect,
+                "command_timeout": STATEMENT_SECONDS + 1 if bounded else None,
+            },
+        )
+        event.listen(engine.sync_engine, "do_connect", self._open)
+        event.listen(engine.sync_engine, "begin", self._begin)
+        event.listen(engine.sync_engine, "handle_error", _discard_if_read_only)
+        return engine
+
+    def begin(self, *statements: str) -> str:
+        """The statements that begin a transaction, for the driver."""
+        return "; ".join(
+            ("BEGIN ISOLATION LEVEL READ COMMITTED", *([_SET_LOCAL] if self.is_pooled else ()), *statements)
+        )
+
+    def _open(self, dialect: Any, _record: Any, _arguments: Any, options: dict[str, Any]) -> Any:
+        """Opens a connection; if that finds a pooler, which nobody expected, another one for it."""
+        was_pooled = self.is_pooled
+        connection = dialect.connect(**options, **self._options())
+        if self.is_pooled == was_pooled:
+            return connection
+        connection.close()
+        return dialect.connect(**options, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        if not self.is_pooled:
+            return {"server_settings": _SESSION}
+        return {
+            "server_settings": {name: _SESSION[name] for name in _TRACKED_BY_POOLERS},
+            "statement_cache_size": 0,
+            "prepared_statement_cache_size": 0,
+        }
+
+    def _begin(self, connection: Any) -> None:
+        if self.is_pooled:
+            connection.exec_driver_sql(_SET_LOCAL_BY_QUERY)
+
+    async def _connect(self, **options: Any) -> Any:
+        """The driver's connection to the first host that can be used; each host has its share of the time."""
+        hosts = _listed(options.pop("host", None))
+        ports = _listed(options.pop("port", None))
+        failures = []
+        for attempt in range(len(hosts)):
+            place = (self._host + attempt) % len(hosts)
+            try:
+                connection = await self._connect_to(
+                    hosts[place], ports[place], timeout=STATEMENT_SECONDS / len(hosts), **options
+                )
+            except _connection_errors() as error:
+                if len(hosts) == 1:
+                    raise
+                failures.append(str(error))
+            else:
+                self._host = place
+                return connection
+        raise ConnectionError("; ".join(failures))
+
+    async def _connect_to(self, host: str | None, port: int | None, **options: Any) -> Any:
+        import asyncpg
+
+        try:
+            connection = await self._connect_directly(host, port, **options)
+            if not self.is_pooled:
+                # A pooler gives numbers of its own to its sessions. The status tells how many rows there are; a query
+                # with rows would leave a named statement behind in a session of the pooler.
+                ours = f"SELECT WHERE pg_backend_pid() = {connection.get_server_pid()}"
+                self.is_pooled = await connection.execute(ours) != "SELECT 1"
+        except TimeoutError:
+            raise ConnectionError(f"{_address(host, port)}: no answer within {options['timeout']:.0f} s") from None
+        except asyncpg.TargetServerAttributeNotMatched:
+            raise ConnectionError(f"{_address(host, port)}: the server takes no writes") from None
+        except OSError as error:
+            raise ConnectionError(f"{_address(host, port)}: {_reason(error)}") from error
+        return connection
+
+    async def _connect_directly(self, host: str | None, port: int | None, **options: Any) -> Any:
+        import asyncpg
+
+        given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+        try:
+            return await asyncpg.connect(**given, **options)
+        except asyncpg.ProtocolViolationError as error:
+            if "startup parameter" not in str(error):
+                raise
+            self.is_pooled = True
+            return await asyncpg.connect(**given, **options | {"server_settings": {}})
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _address(host: str | None, port: int | None) -> str:
+    if host is not None and host.startswith("/"):
+        return f"database server at {host}"
+    return f"database server {host or 'localhost'} port {port or DEFAULT_PORT}"
+
+
+def _reason(error: OSError) -> str:
+    """Why a connection failed, without the number that only programs read."""
+    if error.errno is not None and error.errno > 0 and not isinstance(error, ssl.SSLError):
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or type(error).__name__
+
+
+@cache
+def _connection_errors() -> tuple[type[Exception], ...]:
+    # Imported when it is needed: commands on SQLite start without the driver of PostgreSQL.
+    import asyncpg
+
+    return (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError)
+
+
 class PostgresqlAppender:
     """Appends with asyncpg directly, over an engine of its own: readers must not use up the intake's connection."""
 
-    def __init__(self, engine: AsyncEngine, lock: int) -> None:
-        self._engine = engine
-        # Set explicitly, whatever the server's default: reads after the lock must see what its last holder wrote.
-        self._begin = f"BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({lock})"
+    def __init__(self, server: PostgresqlServer, lock: int) -> None:
+        self._server = server
+        self._engine = server.engine(1)
+        self._lock = f"SELECT pg_advisory_xact_lock({lock})"
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -72,12 +223,14 @@ class PostgresqlAppender:
         """
         driver: Any = (await pooled.get_raw_connection()).driver_connection
         try:
-            await driver.execute(self._begin)
+            # The isolation is set, whatever the server's default: reads after the lock must see what its last holder
+            # wrote.
+            await driver.execute(self._server.begin(self._lock))
         except BaseException as error:
             if isinstance(error, Exception) and driver.is_closed():
                 await pooled.invalidate()
                 driver = (await pooled.get_raw_connection()).driver_connection
-                await driver.execute(self._begin)
+                await driver.execute(self._server.begin(self._lock))
             else:
                 await _abandon(driver)
                 raise
@@ -168,8 +321,9 @@ def _array(column: Any) -> str:
 class DriverConnection:
     """One connection of PostgreSQL's driver, opened at its first use and reopened after it was lost."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, server: PostgresqlServer) -> None:
+        self._server = server
+        self._engine = server.engine(1)
         self._pooled: AsyncConnection | None = None
 
     async def use(self, work: Callable[[Any], Awaitable[Result]]) -> Result:
@@ -187,13 +341,24 @@ class DriverConnection:
             self._pooled = await self._engine.connect()
         driver: Any = (await self._pooled.get_raw_connection()).driver_connection
         try:
-            return await work(driver)
+            return await (self._in_transaction(driver, work) if self._server.is_pooled else work(driver))
         except BaseException as error:
             if driver.is_closed() or is_read_only(error):
                 pooled, self._pooled = self._pooled, None
                 await pooled.invalidate()
                 await pooled.close()
             raise
+
+    async def _in_transaction(self, driver: Any, work: Callable[[Any], Awaitable[Result]]) -> Result:
+        """Calls `work` in a transaction, because a pooler could give each of its statements another session."""
+        try:
+            await driver.execute(self._server.begin())
+            result = await work(driver)
+            await driver.execute("COMMIT")
+        except BaseException:
+            await _abandon(driver)
+            raise
+        return result
 
     async def close(self) -> None:
         if self._pooled is not None:
@@ -213,22 +378,3 @@ def is_read_only(error: BaseException) -> bool:
 def _discard_if_read_only(context: ExceptionContext) -> None:
     if context.original_exception is not None and is_read_only(context.original_exception):
         context.is_disconnect = True
-
-
-def postgresql_engine(url: URL, pool_size: int, *, bounded: bool = True) -> AsyncEngine:
-    engine = create_async_engine(
-        url,
-        pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=STATEMENT_SECONDS,
-        hide_parameters=True,
-        json_serializer=json_text,
-        json_deserializer=orjson.loads,
-        connect_args={
-            "timeout": STATEMENT_SECONDS,
-            "command_timeout": STATEMENT_SECONDS + 1 if bounded else None,
-            "server_settings": dict(_SESSION),
-        },
-    )
-    event.listen(engine.sync_engine, "handle_error", _discard_if_read_only)
-    return engine

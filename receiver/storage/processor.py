@@ -60,11 +60,15 @@ async def acquire(database: Database, *, holder: str, seconds: float, take_over:
     return ProcessorLease(epoch=row.epoch, cursor=row.cursor) if row is not None else None
 
 
-# A session that began after the lease ended is another one that reuses the process number.
+# A session that began after the lease ended is another one that reuses the process number, and a transaction that began
+# after it is one of somebody else to whom a connection pooler gave the session.
 _END_SESSION: Final = select(func.pg_terminate_backend(literal_column("a.pid"))).select_from(
     PROCESSOR.join(
         sql("pg_stat_activity AS a"),
-        sql("a.pid = processor.backend AND a.usename = current_user AND a.backend_start < processor.lease_until"),
+        sql(
+            "a.pid = processor.backend AND a.usename = current_user AND a.backend_start < processor.lease_until "
+            "AND a.xact_start < processor.lease_until"
+        ),
     )
 )
 

@@ -12,6 +12,7 @@ from receiver.storage import schema
 from receiver.storage.database import Database, driver_url, is_sqlite
 from receiver.storage.journal import journal_writer
 from tests.factories import callback, v2_event
+from tests.processing import process
 from tests.servers import named_database, on_postgres, random_name
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +30,12 @@ pytestmark = pytest.mark.anyio
             "postgresql+asyncpg",
             {"ssl": "require"},
         ),
-        ("postgresql:///receiver?host=/var/run/postgresql", "postgresql+asyncpg", {"host": "/var/run/postgresql"}),
+        (
+            "postgresql://u@db/receiver?options=endpoint%3Dx",
+            "postgresql+asyncpg",
+            {"dsn": "postgresql://?options=endpoint%3Dx"},
+        ),
+        ("postgresql://u:p@db:6543/receiver?pgbouncer=true", "postgresql+asyncpg", {"pgbouncer": "true"}),
     ],
 )
 def test_the_driver_is_ours_to_name(url: str, driver: str, query: dict[str, str]) -> None:
@@ -38,10 +44,77 @@ def test_the_driver_is_ours_to_name(url: str, driver: str, query: dict[str, str]
     assert is_sqlite(url) is url.startswith("sqlite")
 
 
-@pytest.mark.parametrize("url", ["", "no url", "sqlite://", "sqlite:///:memory:", "mysql://u@h/d"])
-def test_what_cannot_be_a_database_is_refused_by_name(url: str) -> None:
-    with pytest.raises(SettingsError, match="RECEIVER_DATABASE_URL"):
+@pytest.mark.parametrize(
+    ("url", "host", "port", "user", "password", "name"),
+    [
+        ("postgresql://u:p@db:6000/receiver", "db", 6000, "u", "p", "receiver"),
+        ("postgresql://u:p%40ss%2F@db/receiver", "db", None, "u", "p@ss/", "receiver"),
+        ("postgresql://u:p@ss:word@db/receiver", "db", None, "u", "p@ss:word", "receiver"),
+        ("postgresql://u:p@[::1]:6000/receiver", "::1", 6000, "u", "p", "receiver"),
+        ("postgresql:///receiver?host=/var/run/postgresql", "/var/run/postgresql", None, None, None, "receiver"),
+        ("postgresql://%2Fvar%2Frun%2Fpostgresql/receiver", "/var/run/postgresql", None, None, None, "receiver"),
+        ("postgresql://db/receiver?user=me%40azure&password=p&port=6000", "db", 6000, "me@azure", "p", "receiver"),
+        (" postgresql://u:p@db/receiver\n", "db", None, "u", "p", "receiver"),
+    ],
+)
+def test_parts_of_a_url(
+    url: str, host: str, port: int | None, user: str | None, password: str | None, name: str
+) -> None:
+    made = driver_url(url)
+    assert (made.host, made.port, made.username, made.password, made.database) == (host, port, user, password, name)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:p@one,two:6000/receiver",
+        "postgresql://u:p@/receiver?host=one,two&port=5432,6000",
+        "postgresql://u:p@one,two/receiver?port=5432,6000&target_session_attrs=read-write",
+    ],
+)
+def test_several_hosts_of_a_url_must_take_writes(url: str) -> None:
+    assert driver_url(url).query == {"host": "one,two", "port": "5432,6000", "target_session_attrs": "read-write"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "no url",
+        "hunter2",
+        "hunter2://db/receiver",
+        "u:hunter2@db/receiver",
+        "host=db user=u password=hunter2",
+        "mysql://u:hunter2@db/receiver",
+        "mysql://u:p@ss:hunter2@db/receiver",
+        "postgresql+psycopg://u:hunter2@db/receiver",
+        "postgresql:/u:hunter2@db/receiver",
+        "postgres//u:hunter2@db/receiver",
+        "postgresql://u:hunter2",
+        "postgresql://u:hunter2/x@db/receiver",
+        "postgresql://u:5432/hunter2@db/receiver",
+        "postgresql://u:p?hunter2=x@db/receiver",
+        "postgresql://u:5432?hunter=1@db/receiver",
+        "postgresql://u:hunter2@db:port/receiver",
+        "postgresql://u:hunter2@db:99999/receiver",
+        "postgresql://u:hunter2@[::1/receiver",
+        "postgresql://u:hunter2@one host/receiver",
+        "postgresql://u:hunter2@one,two/receiver?port=1,2,3",
+        "postgresql://u:p@db/receiver?sslmode=hunter2",
+        "postgresql://u:hunter2@db/receiver?target_session_attrs=standby",
+        "postgresql://u:hunter2@db/receiver?sslrootcert=/nowhere/root.crt",
+        "postgresql://db/receiver?password=hunter2&colour=1",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite://u:hunter2@db/receiver",
+        "sqlite:///receiver.db?key=hunter2",
+    ],
+)
+def test_wrong_url_is_one_line_with_the_setting_and_without_the_password(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^RECEIVER_DATABASE_URL\b.*") as caught:
         driver_url(url)
+    assert "\n" not in str(caught.value)
+    assert "hunter" not in str(caught.value)
 
 
 def test_unknown_parameter_of_a_url_is_refused_without_its_password() -> None:
@@ -104,6 +177,23 @@ async def test_connection_made_to_a_read_only_server_is_thrown_away(
         # The connection that was open in between may be found out by this use.
         await uses[kind]()
     await uses[kind]()
+    await writer.close()
+    await database.close()
+
+
+async def test_url_with_pgbouncer_leaves_nothing_behind_in_a_session(postgres_url: str) -> None:
+    """Behind a pooler the next transaction, perhaps of another program, has the same session."""
+    database = Database(f"{postgres_url}?pgbouncer=true")
+    await process(database, callback([v2_event()]))
+    writer = journal_writer(database)
+    await writer.probe()
+    async with database.reading() as connection:
+        assert (await connection.execute(text("SELECT id FROM messages"))).all()
+        assert not (await connection.execute(text("SELECT name FROM pg_prepared_statements"))).all()
+        assert (await connection.execute(text("SHOW lock_timeout"))).scalar_one() == "4s"
+        await connection.rollback()
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert await driver.fetchval("SHOW lock_timeout") == "0"
     await writer.close()
     await database.close()
 
