@@ -248,6 +248,10 @@ class Proxy:
         self.cut()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
+    def lead_to(self, host: str, port: int) -> None:
+        """Leads new connections to another server; old ones stay where they are."""
+        self._target = (host, port)
+
     def cut(self) -> None:
         """Resets all connections; new ones are taken as before."""
         for writer in self._writers:

