@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Literal
 
 from pydantic import computed_field
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, UniqueConstraint
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, PrimaryKeyConstraint, UniqueConstraint
 from sqlmodel import Field
 
 from receiver.domain.events import Api, Quarantine
@@ -104,6 +104,7 @@ class QuarantineRow(QuarantineBase, table=True):
 
     __tablename__ = "quarantine"
     __table_args__ = (
+        PrimaryKeyConstraint("callback_id", "element", name="pk_quarantine"),
         Index("ix_quarantine_reason", "reason", "callback_id"),
         Index("ix_quarantine_message", "message_id", **only_where("message_id IS NOT NULL")),
     )

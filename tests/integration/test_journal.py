@@ -642,6 +642,30 @@ async def test_file_that_is_no_database_is_unavailable(sqlite_url: str) -> None:
                 await journal.probe()
 
 
+async def test_probe_fails_wherever_a_damaged_page_makes_appends_fail(sqlite_url: str) -> None:
+    """Otherwise a balancer would go on sending callbacks to a server that answers each of them 503."""
+    file = files(sqlite_url)[1]
+    async with opened(sqlite_url) as database, running(database) as journal:
+        for number in range(60):
+            await journal.append(callback([v2_event(f"m{number}")]))
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        [size] = connection.execute("PRAGMA page_size").fetchone()
+    whole = file.read_bytes()
+    failed = 0
+    for page in range(1, len(whole) // size):
+        removed(file)
+        file.write_bytes(whole[: page * size] + b"\xff" * size + whole[(page + 1) * size :])
+        async with opened(sqlite_url) as database, running(database) as journal:
+            try:
+                await journal.append(callback([v2_event()]))
+            except StorageUnavailable:
+                failed += 1
+                with pytest.raises(StorageUnavailable):
+                    await journal.probe()
+    assert failed
+
+
 # --- faults that are none of the journal's ---
 
 

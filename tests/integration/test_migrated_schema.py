@@ -1,20 +1,27 @@
 """A migrated database is what the models say: tables, columns, indexes and the names of all constraints."""
 
+import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import CheckConstraint, Connection, inspect
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 
 from receiver.models import callbacks, codes, events, messages, sinks  # noqa: F401  (declare the tables)
+from receiver.storage import schema
 from receiver.storage.database import Database
 from tests.processing import opened
 
 pytestmark = pytest.mark.anyio
 
+ROOT = Path(__file__).resolve().parents[2]
 # SQLite has the journal in a file of its own, and needs no list of what is pending.
 NOT_IN_SQLITE = {callbacks.CallbackRow.__tablename__, callbacks.PendingCallbackRow.__tablename__}
 
@@ -32,21 +39,36 @@ def differences(connection: Connection) -> list[Any]:
         return list(compare_metadata(MigrationContext.configure(connection, opts=options), SQLModel.metadata))
 
 
-def constraint_names(connection: Connection) -> tuple[set[str | None], set[str | None]]:
-    """The names of constraints as the models have them, and as the database has them."""
-    inspector = inspect(connection)
-    modelled, found = set(), set()
-    for name in inspector.get_table_names():
-        if (table := SQLModel.metadata.tables.get(name)) is None:
-            continue
-        modelled |= {
-            str(constraint.name) for constraint in table.constraints if isinstance(constraint, CheckConstraint)
-        }
-        modelled |= {str(constraint.name) for constraint in (table.primary_key, *table.foreign_key_constraints)}
-        found |= {constraint["name"] for constraint in inspector.get_check_constraints(name)}
-        found |= {inspector.get_pk_constraint(name)["name"]}
-        found |= {constraint["name"] for constraint in inspector.get_foreign_keys(name)}
-    return modelled, found
+def sqlite_names(connection: Connection) -> set[str]:
+    """Each index as SQLite stores it, and the name of each constraint with its table."""
+    found = set()
+    rows = connection.exec_driver_sql("SELECT type, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+    for kind, table, statement in rows:
+        if table in SQLModel.metadata.tables and table not in NOT_IN_SQLITE:
+            if kind == "index":
+                found.add(" ".join(statement.split()))
+            found |= {f"{table}: {name}" for name in re.findall(r"CONSTRAINT (\w+)", statement)}
+    return found
+
+
+def postgresql_names(connection: Connection, schema: str) -> set[str]:
+    """Each index and each constraint of a schema, as PostgreSQL prints it."""
+    connection.exec_driver_sql(f"SET LOCAL search_path TO {schema}")
+    indexes = connection.exec_driver_sql(
+        "SELECT tablename, replace(indexdef, schemaname || '.', '') FROM pg_indexes WHERE schemaname = current_schema()"
+    )
+    constraints = connection.exec_driver_sql(
+        "SELECT conrelid::regclass::text, conname || ': ' || pg_get_constraintdef(oid) FROM pg_constraint "
+        "WHERE connamespace = current_schema()::regnamespace AND contype <> 'n'"
+    )
+    return {f"{table}: {text}" for table, text in (*indexes, *constraints) if table in SQLModel.metadata.tables}
+
+
+def made_in_postgresql(connection: Connection) -> set[str]:
+    connection.exec_driver_sql("CREATE SCHEMA made")
+    connection.exec_driver_sql("SET LOCAL search_path TO made")
+    SQLModel.metadata.create_all(connection)
+    return postgresql_names(connection, "made")
 
 
 async def test_migrated_schema_is_that_of_the_models(database: Database) -> None:
@@ -54,8 +76,73 @@ async def test_migrated_schema_is_that_of_the_models(database: Database) -> None
         assert await connection.run_sync(differences) == []
 
 
-async def test_migrated_constraints_have_the_names_of_the_models(postgres_url: str) -> None:
-    # SQLite does not rename constraints, and nothing there depends on their names.
+async def test_migrated_indexes_and_constraints_are_those_of_the_models_on_sqlite(sqlite_url: str) -> None:
+    async with opened(sqlite_url) as database, database.reading() as connection:
+        migrated = await connection.run_sync(sqlite_names)
+    engine = create_engine("sqlite://")
+    with engine.begin() as made:
+        SQLModel.metadata.create_all(made)
+        assert migrated == sqlite_names(made)
+    engine.dispose()
+
+
+async def test_migrated_indexes_and_constraints_are_those_of_the_models_on_postgresql(postgres_url: str) -> None:
     async with opened(postgres_url) as database, database.reading() as connection:
-        modelled, found = await connection.run_sync(constraint_names)
-    assert found == modelled
+        migrated = await connection.run_sync(postgresql_names, "public")
+        assert migrated == await connection.run_sync(made_in_postgresql)
+        await connection.rollback()
+
+
+REPLAY = (
+    "INSERT INTO replays (sink, state, after_position, to_position, position, published, dead_letters, requested_at) "
+    "VALUES ('s', '{state}', 0, 1, 0, 0, 0, '2026-01-01T00:00:00.000000Z')"
+)
+FILLED = (
+    (
+        "INSERT INTO sinks (name, cursor, epoch, revision, paused, fingerprint, failures, seen_at) "
+        "VALUES ('s', 0, 0, 0, 0, '', 0, '2026-01-01T00:00:00.000000Z')"
+    ),
+    (
+        "INSERT INTO events (position, id, api, message_id, direction, type, status, received_at, tag_verdict, route, "
+        "callback_id, changed, facts, delivery) VALUES (7, 'e', 'v2', 'm', 'out', 't', 'sending', "
+        "'2026-01-01T00:00:00.000000Z', 'unchecked', 'primary', 'c', 1, '{}', '{}')"
+    ),
+    (
+        "INSERT INTO retries (sink, position, ordering_key, state, attempts, first_at) "
+        "VALUES ('s', 7, 'k', 'held', 3, '2026-01-01T00:00:00.000000Z')"
+    ),
+    REPLAY.format(state="finished"),
+    REPLAY.format(state="running"),
+    "DELETE FROM replays WHERE state = 'running'",
+)
+
+
+def upgrade_to_0005(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "0005")
+
+
+def rows(connection: Connection) -> list[Any]:
+    return [row for table in ("retries", "replays") for row in connection.exec_driver_sql(f"SELECT * FROM {table}")]
+
+
+async def test_names_of_an_existing_sqlite_database_are_mended_without_losing_a_row(tmp_path: Path) -> None:
+    file = tmp_path / "receiver.db"
+    file.touch()
+    async with opened(f"sqlite:///{file}") as database:
+        async with database.migrating() as connection:
+            await connection.run_sync(upgrade_to_0005)
+            for statement in FILLED:
+                await connection.execute(text(statement))
+            before = await connection.run_sync(rows)
+        await schema.migrate(database)
+        async with database.writing() as connection:
+            assert await connection.run_sync(rows) == before
+            assert not await connection.run_sync(differences)
+            with pytest.raises(IntegrityError, match="ck_retries_state"):
+                await connection.execute(text("UPDATE retries SET state = 'lost'"))
+            await connection.execute(text(REPLAY.format(state="paused")))
+            # Replay 2 was removed, and its number is given to no other.
+            assert (await connection.execute(text("SELECT max(id) FROM replays"))).scalar_one() == 3
