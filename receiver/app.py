@@ -62,6 +62,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
     mounting`). The worker runs in a thread, unless the setting `worker` is set.
     """
     given = settings or load()
+    # Before any file is made.
+    configured_sinks(given)
     if is_sqlite(given.database) and given.database_url is None:
         credentials.make_data_dir(given)
     secured = credentials.secure(given).settings
@@ -126,6 +128,7 @@ class Receiver:
                 file = sqlite_file.prepare(self.settings.database)
                 stack.enter_context(sqlite_file.held(file))
                 sqlite_file.refuse_unfit(file)
+                sqlite_file.close(file)
             stack.push_async_callback(self.database.close)
             await prepare_database(self.database)
             await self.journal.start()

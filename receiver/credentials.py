@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from receiver.errors import SettingsError
 from receiver.settings import PREFIX, Settings
+from receiver.storage import sqlite_file
 from receiver.storage.database import is_sqlite
 
 FILE: Final = "credentials.json"
@@ -49,7 +50,23 @@ def secure(settings: Settings) -> Secured:
 
 
 def make_data_dir(settings: Settings) -> None:
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Creates the data directory, for the owner alone; raises SettingsError if it cannot be used."""
+    directory = settings.data_dir
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is not a directory" if isinstance(error, FileExistsError) else error.strerror
+        raise SettingsError(
+            f"{PREFIX}DATA_DIR: {directory.absolute()} cannot be created ({reason}); name a directory that this user "
+            "can write",
+            topic=TOPIC,
+        ) from None
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise SettingsError(
+            f"{PREFIX}DATA_DIR: this user cannot write in {directory.absolute()}; correct its owner and mode, or name "
+            "another directory",
+            topic=TOPIC,
+        )
 
 
 def missing(settings: Settings) -> list[str]:
@@ -77,6 +94,7 @@ _EXAMPLES: Final = {"callback_credentials": "user:password", "api_tokens": "toke
 def _read(file: Path) -> dict[str, list[str]]:
     if not file.exists():
         return {}
+    sqlite_file.close_to_others(file)
     try:
         stored = json.loads(file.read_text("utf-8"))
         return {name: _texts(stored[name]) for name in _GENERATORS if stored.get(name)}

@@ -11,7 +11,8 @@ ReceiverError
 └── Expired             the requested data is no longer stored
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 
 
 class ReceiverError(Exception):
@@ -25,7 +26,11 @@ class ReceiverError(Exception):
 
 
 class SettingsError(ReceiverError):
-    """A setting is wrong, unknown or missing."""
+    """A setting is wrong, unknown or missing. `problems` has a line for each fault, the message one for the first."""
+
+    def __init__(self, *arguments: object, topic: str | None = None, problems: Sequence[str] = ()) -> None:
+        super().__init__(*arguments, topic=topic)
+        self.problems = tuple(problems) or tuple(map(str, arguments))
 
 
 class SchemaError(ReceiverError):
@@ -62,6 +67,16 @@ class Ambiguous(Conflict):
 
 class Expired(ReceiverError):
     """The requested data is no longer stored."""
+
+
+def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "") -> str:
+    """The end of an error line about an unknown name: the known name that looks most like it, if one does.
+
+    `prefix` is what all these names begin with, and have in common with any other.
+    """
+    endings = [one.removeprefix(prefix) for one in known]
+    found = get_close_matches(name.removeprefix(prefix), endings, n=1, cutoff=0.7)
+    return f"; did you mean {prefix}{found[0]}?" if found else ""
 
 
 def see(topic: str | None) -> str:

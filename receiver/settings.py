@@ -7,6 +7,8 @@ import ipaddress
 import os
 import re
 import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -23,18 +25,21 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
     PydanticBaseSettingsSource,
+    SecretsSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
-from pydantic_settings import SettingsError as PydanticSettingsError
 
 from receiver.domain.delivery import FinalConflict
-from receiver.errors import SettingsError
+from receiver.errors import SettingsError, did_you_mean
 from receiver.providers import PROVIDERS
+from receiver.storage.database import driver_url
 from receiver.tags import TagPolicy, parse_keys
 
 PREFIX: Final = "RECEIVER_"
@@ -150,14 +155,25 @@ class Settings(BaseSettings):
         "delivered win over a failure on the network's side. Run `receiver rebuild` after a change.",
     )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="A callback with a larger body is answered 413.")
+    # Not in `repr`: the tables may contain passwords.
     sinks: list[dict[str, Any]] = Field(
-        [], description="The sinks that events are published to: `name`, `type` and the fields of the type."
+        [], repr=False, description="The sinks that events are published to: `name`, `type` and the fields of the type."
     )
     retention: Retention = Field(Retention(), description="Days after which data is deleted; 0 keeps it for ever.")
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="The format of the log on standard error; `auto` is `console` on a terminal, else `json`."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The lowest level logged.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            try:
+                driver_url(url.get_secret_value())
+            except SettingsError as error:
+                raise ValueError(str(error)) from None
+        return url
 
     @field_validator("public_url")
     @classmethod
@@ -184,8 +200,16 @@ class Settings(BaseSettings):
     @field_validator("api_tokens")
     @classmethod
     def _check_tokens(cls, tokens: list[SecretStr]) -> list[SecretStr]:
-        if any(token.get_secret_value().endswith((":read:", ":admin:")) or not token for token in tokens):
-            raise ValueError("a token is empty")
+        for number, token in enumerate(tokens, start=1):
+            name, *rest = token.get_secret_value().split(":", 2)
+            if not (rest or name) or (len(rest) == 2 and not rest[1]):
+                raise ValueError("a token is empty")
+            # A misspelled `read` would give a token, by another name, the right to do everything.
+            if rest and (len(rest) < 2 or rest[0] not in ("read", "admin") or not name):
+                raise ValueError(
+                    f'entry {number}: must be "token", "name:read:token" or "name:admin:token"; '
+                    "a token alone has no colon"
+                )
         return tokens
 
     @field_validator("tag_keys")
@@ -203,11 +227,10 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        toml = TomlConfigSettingsSource(settings_cls)
-        if isinstance(env_settings, EnvSettingsSource):
-            given = env_settings.env_vars.items()
-            env_settings.env_vars = {name: value for name, value in given if not is_service_link(name.upper(), value)}
-        return init_settings, env_settings, toml, file_secret_settings
+        environment = _Environment(settings_cls)
+        given = environment.env_vars.items()
+        environment.env_vars = {name: value for name, value in given if not is_service_link(name.upper(), value)}
+        return init_settings, environment, TomlConfigSettingsSource(settings_cls), _Secrets(settings_cls)
 
     @property
     def database(self) -> str:
@@ -233,17 +256,70 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
-        switched_off = [
-            f"{PREFIX}{name.upper()}" for name in ("callback_auth", "api_auth") if getattr(self, name) == "none"
-        ]
-        if switched_off and not self.is_loopback and not self.insecure_no_auth:
-            raise ValueError(
-                f"{switched_off[0]}: authentication is off, but {self.base_url} is not a loopback address; "
+        problems = []
+        if not self.is_loopback and not self.insecure_no_auth:
+            switched_off = [
+                f"{PREFIX}{name.upper()}" for name in ("callback_auth", "api_auth") if getattr(self, name) == "none"
+            ]
+            problems += [
+                f"{name}: authentication is off, but {self.base_url} is not a loopback address; "
                 f"switch it on, or set {PREFIX}INSECURE_NO_AUTH=1 to allow this"
-            )
+                for name in switched_off[:1]
+            ]
+            problems += self._weak_secrets()
         if self.tag_policy is TagPolicy.REQUIRE and not self.tag_keys:
-            raise ValueError(f"{PREFIX}TAG_POLICY: require needs a key in {PREFIX}TAG_KEYS")
+            problems.append(f"{PREFIX}TAG_POLICY: require needs a key in {PREFIX}TAG_KEYS")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
+
+    def _weak_secrets(self) -> Iterator[str]:
+        """A line for each secret that could be guessed by those who reach this server."""
+        secrets = {
+            "api_tokens": (16, [bare_token(token.get_secret_value()) for token in self.api_tokens]),
+            "callback_credentials": (8, [_after_colon(pair) for pair in self.callback_credentials]),
+            "tag_keys": (16, [_after_colon(key) for key in self.tag_keys]),
+        }
+        for name, (least, values) in secrets.items():
+            for number, value in enumerate(values, start=1):
+                if len(value) < least:
+                    yield (
+                        f"{PREFIX}{name.upper()}: entry {number}: the secret has fewer than {least} characters, but "
+                        f"{self.base_url} is not a loopback address; make it longer, or set {PREFIX}INSECURE_NO_AUTH=1"
+                    )
+
+
+def bare_token(entry: str) -> str:
+    """The token that a request carries, from `token` or `name:access:token`."""
+    parts = entry.split(":", 2)
+    return parts[2] if len(parts) == 3 and parts[1] in ("read", "admin") else entry
+
+
+def _after_colon(pair: SecretStr) -> str:
+    return pair.get_secret_value().partition(":")[2]
+
+
+class _NotJson(str):
+    """A value of the environment or of a secret that should be JSON and is not."""
+
+    __slots__ = ()
+
+
+class _Environment(EnvSettingsSource):
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        # An error here would hide the errors of all other settings.
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return _NotJson(value)
+
+
+class _Secrets(SecretsSettingsSource):
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return _NotJson(value)
 
 
 class GivenSettings(Settings):
@@ -272,25 +348,27 @@ def _plain(value: object) -> str:
 def load(config: Path | None = None, **overrides: Any) -> Settings:
     """Reads the settings from environment, TOML file and secrets directory; `overrides` win over all.
 
-    Raises SettingsError with one line that names the setting.
+    Raises SettingsError with one line that names the setting; its `problems` are the lines of all wrong settings.
     """
     toml, secrets = _config_file(config), _secrets_directory()
 
     class Sourced(Settings):
         model_config = SettingsConfigDict(toml_file=toml, secrets_dir=secrets)
 
-    _refuse_unknown_variables()
-    _refuse_unknown_secrets(secrets)
+    problems = [*_unknown_variables(), *_unknown_secrets(secrets)]
+    settings = None
     try:
-        return Sourced(**overrides)
+        settings = Sourced(**overrides)
     except ValidationError as error:
-        raise SettingsError(_first_line(error)) from None
-    except PydanticSettingsError as error:
-        raise SettingsError(_not_json(str(error))) from None
+        problems += _problems(error, toml)
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{toml}: {error}") from None
+        problems.append(f"{toml}: {error}")
     except UnicodeDecodeError:
-        raise SettingsError(f"{toml or secrets} is not UTF-8; save it as UTF-8") from None
+        problems.append(f"{toml or secrets} is not UTF-8; save it as UTF-8")
+    if settings is None or problems:
+        others = f" (and {len(problems) - 1} more; receiver check lists all)" if len(problems) > 1 else ""
+        raise SettingsError(problems[0] + others, problems=problems)
+    return settings
 
 
 def _config_file(config: Path | None) -> Path | None:
@@ -301,7 +379,7 @@ def _config_file(config: Path | None) -> Path | None:
     file = Path(named or DEFAULT_CONFIG)
     # A container engine that mounts a missing file creates a directory of that name, which must be an error.
     if not file.is_file():
-        raise SettingsError(f"{PREFIX}CONFIG: there is no file {file}")
+        raise SettingsError(f"{'--config' if config else f'{PREFIX}CONFIG'}: there is no file {file}")
     return file
 
 
@@ -312,22 +390,25 @@ def _secrets_directory() -> str | None:
     return named
 
 
-def _refuse_unknown_secrets(directory: str | None) -> None:
-    """Refuses a file with the prefix of settings whose name is not a setting: it would be ignored silently."""
+def _unknown_secrets(directory: str | None) -> Iterator[str]:
+    """A line for each file with the prefix of settings whose name is not a setting: it would be ignored silently."""
     for name in sorted(file.name for file in Path(directory).iterdir()) if directory else ():
         variable = name.upper()
         if variable.startswith(PREFIX) and variable.removeprefix(PREFIX).lower() not in Settings.model_fields:
-            raise SettingsError(f"{PREFIX}SECRETS_DIR: {name} is not a setting of receiver")
+            prefix = PREFIX.lower()
+            meant = did_you_mean(name.lower(), (f"{prefix}{field}" for field in Settings.model_fields), prefix=prefix)
+            yield f"{PREFIX}SECRETS_DIR: {name} is not a setting of receiver{meant}"
 
 
-def _refuse_unknown_variables() -> None:
+def _unknown_variables() -> Iterator[str]:
     for variable in os.environ:
         if variable in SOURCES or not variable.startswith(PREFIX) or variable.startswith(_TEST_PREFIX):
             continue
         if is_service_link(variable, os.environ[variable]):
             continue
         if variable.removeprefix(PREFIX).lower().split("__")[0] not in Settings.model_fields:
-            raise SettingsError(f"{variable} is not a setting of receiver")
+            known = (*SOURCES, *(f"{PREFIX}{field}".upper() for field in Settings.model_fields))
+            yield f"{variable} is not a setting of receiver{did_you_mean(variable, known, prefix=PREFIX)}"
 
 
 # A Service of the name `receiver` in the same namespace: https://kubernetes.io/docs/concepts/services-networking/service/
@@ -341,23 +422,53 @@ def is_service_link(variable: str, value: str | None, prefix: str = PREFIX) -> b
     return variable.startswith(prefix) and _SERVICE_LINK.fullmatch(variable.removeprefix(prefix)) is not None
 
 
-def _first_line(error: ValidationError) -> str:
-    problem = error.errors(include_url=False, include_input=False)[0]
-    message = problem["msg"].removeprefix("Value error, ")
-    if not problem["loc"]:
-        return message
-    name = PREFIX + "__".join(part for part in problem["loc"] if isinstance(part, str)).upper()
-    if problem["type"] == "extra_forbidden":
-        return f"{name} is not a setting of receiver"
-    entries = [f"entry {part + 1}: " for part in problem["loc"] if isinstance(part, int)]
-    return f"{name}: {''.join(entries)}{message}"
+def _problems(error: ValidationError, file: Path | None) -> Iterator[str]:
+    """A line for each wrong setting, with the TOML file for those that are written there."""
+    written = tomllib.loads(file.read_text("utf-8")) if file is not None else {}
+    for problem in error.errors(include_url=False):
+        path = [part for part in problem["loc"] if isinstance(part, str)]
+        if not path:
+            # All contradictions at once.
+            yield from problem["msg"].removeprefix("Value error, ").splitlines()
+            continue
+        name = f"{PREFIX}{'__'.join(path)}".upper()
+        is_in_file = _is_written(path, written) and name not in map(str.upper, os.environ)
+        if problem["type"] == "extra_forbidden":
+            fields = (Settings if len(path) == 1 else Retention).model_fields
+            if is_in_file:
+                prefix = "".join(f"{part}." for part in path[:-1])
+                meant = did_you_mean(".".join(path), (prefix + field for field in fields), prefix=prefix)
+                yield f"{file}: {'.'.join(path)} is not a setting of receiver{meant}"
+            else:
+                prefix = PREFIX + "".join(f"{part}__".upper() for part in path[:-1])
+                meant = did_you_mean(name, (prefix + field.upper() for field in fields), prefix=prefix)
+                yield f"{name} is not a setting of receiver{meant}"
+        elif isinstance(problem["input"], _NotJson):
+            yield f'{name} must be JSON, for example ["value"]'
+        else:
+            entries = [f"entry {part + 1}: " for part in problem["loc"] if isinstance(part, int)]
+            reason = f"{''.join(entries)}{_reason(path, problem)}{f' (in {file})' if is_in_file else ''}"
+            # An error about the database's URL begins with the name.
+            yield reason if reason.startswith(name) else f"{name}: {reason}"
 
 
-def _not_json(message: str) -> str:
-    """The error of pydantic-settings about a value that is not JSON, with the name of the variable."""
-    field = re.search(r'field "(\w+)"', message)
-    name = f"{PREFIX}{field[1].upper()}" if field else "a setting"
-    return f'{name} must be JSON, for example ["value"]'
+def _is_written(path: Sequence[str], table: Any) -> bool:
+    for part in path:
+        if not isinstance(table, dict) or part not in table:
+            return False
+        table = table[part]
+    return True
+
+
+def _reason(path: Sequence[str], problem: ErrorDetails) -> str:
+    """What is wrong with a value, without the value."""
+    value = problem["input"]
+    if path == ["sinks"] and isinstance(value, dict):
+        return "must be a list of tables; in TOML write [[sinks]], not [sinks]"
+    if problem["type"] == "ip_any_network":
+        with suppress(ValueError):
+            return f"the address has bits beyond its prefix; did you mean {ipaddress.ip_network(value, strict=False)}?"
+    return problem["msg"].removeprefix("Value error, ")
 
 
 def _host_of(url: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 COMMAND = Path(sys.executable).with_name("receiver")
-_LISTENS = re.compile(r"^receiver listens on (http://\S+)$", re.MULTILINE)
+_LISTENS = re.compile(r"^receiver listens on (http://[^\s,]+)", re.MULTILINE)
 
 PATIENT: dict[str, Any] = {"timeout": 60, "trust_env": False, "verify": False}
 """Options of requests to another process: without proxies, and with a timeout for a busy machine.

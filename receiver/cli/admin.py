@@ -1,7 +1,7 @@
 """`receiver status`, `check`, `backup`, `restore`, `migrate`, `rebuild` and `prune`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -142,8 +142,18 @@ class Finding:
 
 
 def check(config: Path | None, *, json: bool) -> int:
-    settings = read_settings(config)
+    """Prints a line for each part of a start; the exit code is 1 if one fails, and 2 if a setting is wrong."""
+    try:
+        settings = read_settings(config)
+    except SettingsError as error:
+        _echo_findings([Finding("settings", ok=False, detail=problem) for problem in error.problems], json=json)
+        return 2
     findings = [Finding("settings", ok=True, detail="are valid"), *asyncio.run(_findings(settings))]
+    _echo_findings(findings, json=json)
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _echo_findings(findings: Sequence[Finding], *, json: bool) -> None:
     if json:
         echo_json(findings)
     else:
@@ -151,7 +161,6 @@ def check(config: Path | None, *, json: bool) -> int:
             ("CHECK", "RESULT", "DETAIL"),
             [(finding.what, finding.result, finding.detail) for finding in findings],
         )
-    return 0 if all(finding.ok for finding in findings) else 1
 
 
 _PROBE_SECONDS: Final = 5.0
@@ -183,6 +192,18 @@ async def _finding(what: str, find: Callable[[Settings], Awaitable[str]], settin
         return Finding(what, ok=False, detail=line(error))
 
 
+async def _address(settings: Settings) -> str:
+    if is_sqlite(settings.database):
+        holder = sqlite_file.holder(sqlite_file.file_of(settings.database))
+        if holder is not None:
+            return f"{holder} serves this database already"
+    from receiver.cli.serve import bind
+
+    for listener in bind(settings.host, settings.port):
+        listener.close()
+    return f"{settings.listen_url} is free" if settings.port else "the start takes a free port"
+
+
 async def _sinks(settings: Settings) -> str:
     return ", ".join(sink.name for sink in configured_sinks(settings)) or "none"
 
@@ -192,7 +213,8 @@ async def _credentials(settings: Settings) -> str:
     if not missing:
         return "in the settings"
     if not is_sqlite(settings.database):
-        raise SettingsError(credentials.what_to_set(missing), topic=credentials.TOPIC)
+        lines = "; ".join(credentials.what_to_set([name]) for name in missing)
+        raise SettingsError(lines, topic=credentials.TOPIC)
     file = settings.data_dir / credentials.FILE
     return f"in {file}" if file.exists() else _LATER
 
@@ -229,6 +251,7 @@ async def _schema(settings: Settings) -> str:
 _CHECKS: Final[dict[str, Callable[[Settings], Awaitable[str]]]] = {
     "sinks": _sinks,
     "credentials": _credentials,
+    "address": _address,
     "database": _database,
     "schema": _schema,
 }

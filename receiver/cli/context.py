@@ -64,6 +64,7 @@ async def check_schema(settings: Settings) -> None:
 
 def make_embedded(settings: Settings) -> Path:
     """The file of the embedded database. A missing file is created with mode 0600."""
+    sqlite_file.refuse_network(sqlite_file.file_of(settings.database))
     if settings.database_url is None:
         credentials.make_data_dir(settings)
     return sqlite_file.prepare(settings.database)
@@ -74,7 +75,8 @@ def refuse_absent(settings: Settings) -> None:
     if is_sqlite(settings.database) and not sqlite_file.file_of(settings.database).exists():
         file = sqlite_file.file_of(settings.database)
         raise SchemaError(
-            f"there is no database {file}; `receiver serve` or `receiver migrate` creates it", topic="first-run"
+            f"there is no database {file.absolute()}; `receiver serve` or `receiver migrate` creates it",
+            topic="first-run",
         )
 
 

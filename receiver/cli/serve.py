@@ -24,10 +24,10 @@ from receiver.errors import ReceiverError, line
 from receiver.intake.server import server
 from receiver.providers import PROVIDERS
 from receiver.providers.base import Provider
-from receiver.settings import PREFIX, Settings, load
+from receiver.settings import PREFIX, Settings, bare_token, load
 from receiver.storage.database import is_sqlite
 from receiver.supervisor import Supervisor
-from receiver.worker import freeze_garbage_collection
+from receiver.worker import configured_sinks, freeze_garbage_collection
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
@@ -109,7 +109,7 @@ def banner(settings: Settings, *, given: Settings, file: Path | None, secrets: b
     Without `secrets` the lines name the file or the setting that holds the credentials.
     """
     return [
-        f"receiver listens on {settings.base_url}",
+        f"receiver listens on {settings.listen_url}{_public(settings)}",
         *_unreachable(settings),
         "",
         *(line for api in sorted(PROVIDERS) for line in _urls(settings, PROVIDERS[api], secrets)),
@@ -131,6 +131,10 @@ def _urls(settings: Settings, provider: Provider, secrets: bool) -> Iterator[str
             yield f"  {_with_user(settings, url.path, secrets)}"
         elif url.route == "primary":
             yield f"  {settings.base_url}{url.path}"
+
+
+def _public(settings: Settings) -> str:
+    return f", and is called {settings.base_url}" if settings.public_url is not None else ""
 
 
 def _unreachable(settings: Settings) -> list[str]:
@@ -166,13 +170,7 @@ def _user(settings: Settings, secrets: bool) -> list[str]:
 def _token(settings: Settings, secrets: bool) -> list[str]:
     if not settings.api_tokens or not secrets:
         return []
-    return [f"API token    {_bare(settings.api_tokens[0].get_secret_value())}"]
-
-
-def _bare(token: str) -> str:
-    """The token that a request carries, from `token` or `name:access:token`."""
-    parts = token.split(":", 2)
-    return parts[2] if len(parts) == 3 and parts[1] in ("read", "admin") else token
+    return [f"API token    {bare_token(settings.api_tokens[0].get_secret_value())}"]
 
 
 def _stored_in(name: str, settings: Settings, given: Settings, file: Path | None, secrets: bool) -> list[str]:
@@ -199,13 +197,15 @@ def serve(config: Path | None, *, host: str | None, port: int | None) -> int:
     overrides = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     given = load(config, **overrides)
     configure_logs(given)
+    # Sinks and port before any file is made: a start that fails leaves nothing half made.
+    configured_sinks(given)
     with ExitStack() as stack:
-        if is_sqlite(given.database):
-            make_embedded(given)
-        secured = credentials.secure(given)
         listeners = bind(given.host, given.port)
         for listener in listeners:
             stack.callback(listener.close)
+        if is_sqlite(given.database):
+            make_embedded(given)
+        secured = credentials.secure(given)
         settings = secured.settings.model_copy(update={"port": listeners[0].getsockname()[1]})
         receiver = Receiver(settings)
         reload = Reload(receiver, lambda: credentials.secure(load(config, **overrides)).settings)
@@ -321,6 +321,6 @@ async def _when_started(running: uvicorn.Server, worker: Supervisor, echo_banner
 
 
 def _echo_banner(settings: Settings, given: Settings, file: Path | None) -> None:
-    log.info("listening", address=settings.base_url)
+    log.info("listening", address=settings.listen_url, public_url=settings.public_url)
     with suppress(OutputClosed):
         echo(*banner(settings, given=given, file=file, secrets=sys.stdout.isatty()))

@@ -100,7 +100,7 @@ class JsonlSink(Sink):
 
     def _is_rotated(self, descriptor: int) -> bool:
         try:
-            return not os.path.samestat(os.fstat(descriptor), self._path.stat())
+            return not os.path.samestat(os.fstat(descriptor), self._path.lstat())
         except FileNotFoundError:
             return True
 
@@ -116,8 +116,15 @@ class JsonlSink(Sink):
 
 def _open(path: Path) -> int:
     """Opens a file for appending and creates it if it is missing."""
-    # Readable by its owner only: events contain message text.
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        # Readable by its owner only: events contain message text.
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            # Whoever may write in the folder could lead the events into another file.
+            raise OSError(errno.ELOOP, "path is a symbolic link; name the file that it leads to") from None
+        raise
     try:
         if not os.fstat(descriptor).st_size:
             _sync_directory(path)

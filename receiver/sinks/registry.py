@@ -15,7 +15,7 @@ import orjson
 from pydantic import ValidationError
 
 from receiver import documents
-from receiver.errors import SettingsError
+from receiver.errors import SettingsError, did_you_mean
 from receiver.sinks.base import Sink, SinkSettings
 from receiver.sinks.concurrency import call_sink, run_check
 
@@ -81,7 +81,8 @@ def _sink(table: Mapping[str, Any], index: int, own_urls: Collection[str]) -> Co
         settings = kind.Settings.model_validate(table, context={"own_urls": own_urls})
         return ConfiguredSink(settings, _with_valid_limits(kind(settings)))
     except ValidationError as error:
-        raise SettingsError(f"{_SETTING}: {name}: {_first_line(error)}", topic=_topic(table)) from None
+        problem = _first_line(error, kind.Settings)
+        raise SettingsError(f"{_SETTING}: {name}: {problem}", topic=_topic(table)) from None
     except ValueError as error:
         raise SettingsError(f"{_SETTING}: {name}: {error}", topic=_topic(table)) from None
     except Exception as error:
@@ -119,7 +120,10 @@ def _with_valid_limits(sink: Sink) -> Sink:
 def _installed(type_name: str) -> Any:
     known = entry_points(group=GROUP)
     if type_name not in known.names:
-        raise ValueError(f"type: there is no {type_name!r}; there are {', '.join(sorted(known.names))}")
+        names = sorted(known.names)
+        raise ValueError(
+            f"type: there is no {type_name!r}; there are {', '.join(names)}{did_you_mean(type_name, names)}"
+        )
     entry = known[type_name]
     try:
         return entry.load()
@@ -139,11 +143,13 @@ def _private(type_name: str) -> Any:
         raise ValueError(f"type: {type_name} cannot be loaded: {error}") from None
 
 
-def _first_line(error: ValidationError) -> str:
-    problem = error.errors(include_url=False, include_input=False)[0]
+def _first_line(error: ValidationError, model: type[SinkSettings]) -> str:
+    problems = error.errors(include_url=False, include_input=False)
+    # A misspelled field before the missing one that it was meant to be.
+    problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
     field = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"{field} is not a field of this sink"
+        return f"{field} is not a field of this sink{did_you_mean(field, model.model_fields)}"
     message = problem["msg"].removeprefix("Value error, ").splitlines()[0]
     return f"{field}: {message}" if field else message
 

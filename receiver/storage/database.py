@@ -74,6 +74,8 @@ def driver_url(url: str) -> URL:
         raise _refused(f"{named} is not supported; use sqlite:/// or postgresql://")
     if parsed.host:
         raise _refused("SQLite's file follows three slashes or four: sqlite:///relative.db, sqlite:////absolute.db")
+    if (parsed.database or "").startswith("file:"):
+        raise _refused("give SQLite's file as a path, sqlite:///path, not as a file: URI")
     if parsed.query:
         raise _refused("SQLite takes no parameters; a ? in the name of a file is written %3F")
     if not parsed.database or parsed.database == ":memory:":

@@ -4,10 +4,13 @@ import fcntl
 import os
 import re
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
+
+import structlog
 
 from receiver.errors import ReceiverError, SettingsError
 from receiver.storage.database import driver_url, journal_file
@@ -21,6 +24,8 @@ _NETWORK_FILESYSTEM: Final = re.compile(
     r"|fuse\.(blobfuse2|ceph|davfs|gcsfuse|glusterfs|juicefs|rclone|s3fs|smbnetfs|sshfs)"
 )
 
+log = structlog.get_logger("receiver.database")
+
 
 class UnfitDatabase(ReceiverError):
     """The embedded database cannot be used: another server uses it, or its file is damaged."""
@@ -29,21 +34,49 @@ class UnfitDatabase(ReceiverError):
 
 
 def file_of(url: str) -> Path:
-    """The file that an SQLite URL names; raises SettingsError for a file: URI."""
-    name = driver_url(url).database or ""
-    if name.startswith("file:"):
-        raise SettingsError(
-            "RECEIVER_DATABASE_URL: give SQLite's file as a path, sqlite:///path, not as a file: URI", topic="settings"
-        )
-    return Path(name)
+    """The file that an SQLite URL names."""
+    return Path(driver_url(url).database or "")
 
 
 def make(file: Path) -> None:
     """Creates an empty file with mode 0600 if it is missing; SQLite gives the files beside it the same mode."""
     if not file.parent.is_dir():
-        raise SettingsError(f"RECEIVER_DATABASE_URL: there is no directory {file.parent}", topic="settings")
+        raise SettingsError(f"RECEIVER_DATABASE_URL: there is no directory {file.parent.absolute()}", topic="settings")
     with suppress(FileExistsError):
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def files(file: Path) -> list[Path]:
+    """The files of a database that exist: main file and journal, and those that SQLite has beside each."""
+    named = (one.with_name(one.name + ending) for one in (file, journal_file(file)) for ending in ("", "-wal", "-shm"))
+    return [one for one in named if one.exists()]
+
+
+def close_to_others(file: Path) -> None:
+    """Takes the rights of all other users from a file, and says so; rights of its group stay, which somebody gave it.
+
+    A database holds message text and phone numbers, the file of credentials passwords.
+    """
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if not mode & stat.S_IRWXO:
+        return
+    try:
+        file.chmod(mode & ~stat.S_IRWXO)
+    except OSError as error:
+        log.warning(
+            "file is open to all users of this machine", file=str(file), mode=f"{mode:04o}", error=error.strerror
+        )
+    else:
+        log.warning(
+            "file was open to all users of this machine, its mode is corrected", file=str(file), mode=f"{mode:04o}"
+        )
+
+
+def warn_of_open_directory(directory: Path) -> None:
+    """Says that every user of this machine can replace the files of a directory. Its mode may have a reason."""
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        log.warning("every user of this machine can replace files here", directory=str(directory), mode=f"{mode:04o}")
 
 
 SERVER: Final = "serves"
@@ -66,14 +99,20 @@ def refuse_unfit(file: Path) -> None:
         refuse_damaged(existing)
 
 
+def close(file: Path) -> None:
+    """Closes the files of a database to other users of the machine, and warns of an open directory."""
+    for existing in files(file):
+        close_to_others(existing)
+    warn_of_open_directory(file.absolute().parent)
+
+
 @contextmanager
 def held(file: Path, role: str = SERVER) -> Iterator[None]:
     """Makes this process the only one that serves a database, or works for it.
 
     Raises UnfitDatabase if another process does. The system releases the lock even if this process is killed.
     """
-    lock = file.with_name(f"{file.name}.lock" if role == SERVER else f"{file.name}.worker.lock")
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(_lock_file(file, role), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         _lock(descriptor, file, role)
         os.truncate(descriptor, 0)
@@ -88,9 +127,33 @@ def _lock(descriptor: int, file: Path, role: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
-        process = f"process {holder}" if holder.isdigit() else "another process"
+        process = _process(descriptor)
         raise UnfitDatabase(f"{process} already {role} the database {file}; an embedded database has one") from None
+
+
+def _process(descriptor: int) -> str:
+    number = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
+    return f"process {number}" if number.isdigit() else "another process"
+
+
+def holder(file: Path) -> str | None:
+    """The process that serves a database now; None: none does."""
+    try:
+        descriptor = os.open(_lock_file(file, SERVER), os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        # Shared and given back at once, so that it hardly ever is in the way of a server that starts.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _process(descriptor)
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _lock_file(file: Path, role: str) -> Path:
+    return file.with_name(f"{file.name}.lock" if role == SERVER else f"{file.name}.worker.lock")
 
 
 def refuse_network(file: Path) -> None:

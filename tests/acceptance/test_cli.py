@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from receiver.intake.transfer import from_line, to_line
 from receiver.storage.journal import first_id
 from receiver.storage.sqlite_file import WORKER, held
 from tests.factories import at, callback, v1_event, v2_event
-from tests.processes import COMMAND, environment, receiver
+from tests.processes import COMMAND, environment, receiver, serving
 from tests.processing import now
 from tests.servers import named_database, on_postgres, random_name
 
@@ -172,7 +173,7 @@ def test_version_is_printed(run: Run) -> None:
         (["sinks", "replay", "crm", "--since", "what"], "receiver: Invalid value for --since: must be a time"),
         (["sinks", "replay", "crm", "--cancel", "--dry-run"], "receiver: Invalid value: --dry-run is for --since"),
         (["tag", "sign", "x"], "receiver: set RECEIVER_TAG_KEYS"),
-        (["serve", "--config", "nowhere.toml"], "receiver: RECEIVER_CONFIG: there is no file nowhere.toml"),
+        (["serve", "--config", "nowhere.toml"], "receiver: --config: there is no file nowhere.toml"),
     ],
 )
 def test_a_wrong_call_is_one_line_and_exit_code_2(run: Run, arguments: list[str], line: str) -> None:
@@ -210,7 +211,7 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("arguments", [command for command in COMMANDS if command != ["check"]], ids=" ".join)
 def test_a_wrong_setting_is_one_line_and_exit_code_2(run: Run, arguments: list[str]) -> None:
     assert run(*arguments, COLOUR="blue") == (2, "", "receiver: RECEIVER_COLOUR is not a setting of receiver\n")
 
@@ -238,8 +239,8 @@ def test_no_reading_command_creates_a_database(run: Run, tmp_path: Path, argumen
     code, out, err = run(*arguments)
     assert (code, out) == (1, "")
     assert err == (
-        "receiver: there is no database receiver-data/receiver.db; `receiver serve` or `receiver migrate` creates it "
-        "(see: receiver help first-run)\n"
+        f"receiver: there is no database {tmp_path}/receiver-data/receiver.db; `receiver serve` or `receiver migrate` "
+        "creates it (see: receiver help first-run)\n"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -293,31 +294,59 @@ def test_migrate_creates_the_database_with_mode_0600(run: Run, tmp_path: Path) -
     assert run("migrate", "--check").code == 0
 
 
-def test_migrate_names_the_missing_directory_of_the_database(run: Run) -> None:
+def test_migrate_names_the_missing_directory_of_the_database(run: Run, tmp_path: Path) -> None:
     code, _, err = run("migrate", DATABASE_URL="sqlite:///nowhere/receiver.db")
     assert code == 2
-    assert err == "receiver: RECEIVER_DATABASE_URL: there is no directory nowhere (see: receiver help settings)\n"
+    assert (
+        err
+        == f"receiver: RECEIVER_DATABASE_URL: there is no directory {tmp_path}/nowhere (see: receiver help settings)\n"
+    )
 
 
 def test_check_on_an_empty_machine_is_ok_and_creates_nothing(run: Run, tmp_path: Path) -> None:
-    code, out, _ = run("check")
+    code, out, _ = run("check", PORT="0")
     assert code == 0
     assert "will be created at the first start" in out
     assert list(tmp_path.iterdir()) == []
 
 
 def test_check_after_migrate_prints_a_line_per_check(filled: Run) -> None:
-    code, out, _ = filled("check", API_TOKENS='["t"]', CALLBACK_CREDENTIALS='["u:p"]')
+    code, out, _ = filled("check", PORT="0", API_TOKENS='["t"]', CALLBACK_CREDENTIALS='["u:p"]')
     assert code == 0
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [
-        [what, "ok"] for what in ("settings", "sinks", "credentials", "database", "schema")
+        [what, "ok"] for what in ("settings", "sinks", "credentials", "address", "database", "schema")
     ]
+
+
+def test_check_names_every_wrong_setting(run: Run) -> None:
+    code, out, err = run("check", PORT="http", LOG_LEVEL="loud", COLOUR="blue")
+    assert (code, err) == (2, "")
+    assert [line.split()[:3] for line in out.splitlines()[1:]] == [
+        ["settings", "FAILED", name] for name in ("RECEIVER_COLOUR", "RECEIVER_PORT:", "RECEIVER_LOG_LEVEL:")
+    ]
+
+
+def test_check_names_a_port_in_use(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, out, _ = run("check", PORT=str(port))
+    assert code == 1
+    assert re.search(
+        rf"^address +FAILED +cannot listen on 127\.0\.0\.1 port {port}: Address already in use$", out, re.M
+    )
+
+
+def test_check_beside_the_server_of_the_database_is_ok(run: Run, tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        code, out, _ = run("check", PORT=server.url.rpartition(":")[2])
+        assert code == 0
+        assert f"process {server.process.pid} serves this database already" in out
 
 
 def test_check_names_every_problem(run: Run, tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_bytes(b"SQLite format 3\0" + b"broken " * 1000)
     code, out, _ = run(
-        "check", "--json", DATABASE_URL="sqlite:///broken.db", SINKS='[{"name": "crm", "type": "nonsense"}]'
+        "check", "--json", PORT="0", DATABASE_URL="sqlite:///broken.db", SINKS='[{"name": "crm", "type": "nonsense"}]'
     )
     assert code == 1
     findings = {finding["what"]: finding for finding in json.loads(out)}
@@ -329,19 +358,19 @@ def test_check_of_postgresql_names_missing_credentials_and_schema(run: Run, post
     name = random_name()
     on_postgres(postgres, f"CREATE DATABASE {name}")
     try:
-        code, out, _ = run("check", DATABASE_URL=named_database(postgres, name))
+        code, out, _ = run("check", PORT="0", DATABASE_URL=named_database(postgres, name))
         assert code == 1
         assert "set RECEIVER_CALLBACK_CREDENTIALS" in out
         assert "run: receiver migrate" in out
         assert run("migrate", DATABASE_URL=named_database(postgres, name)).code == 0
         settings = {"API_TOKENS": '["t"]', "CALLBACK_CREDENTIALS": '["u:p"]'}
-        assert run("check", DATABASE_URL=named_database(postgres, name), **settings).code == 0
+        assert run("check", PORT="0", DATABASE_URL=named_database(postgres, name), **settings).code == 0
     finally:
         on_postgres(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def test_check_of_unreachable_postgresql_fails(run: Run) -> None:
-    code, out, err = run("check", DATABASE_URL="postgresql://receiver@127.0.0.1:9/receiver")
+    code, out, err = run("check", PORT="0", DATABASE_URL="postgresql://receiver@127.0.0.1:9/receiver")
     assert (code, err) == (1, "")
     assert out.count("FAILED") == 3
 

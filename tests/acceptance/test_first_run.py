@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import sqlite3
@@ -179,7 +180,40 @@ def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
 def test_data_dir_that_cannot_be_created_is_one_line(tmp_path: Path) -> None:
     (tmp_path / DATA).write_text("in the way")
     done = receiver(tmp_path, "serve", "--port", "0")
-    assert (done.returncode, done.stderr) == (1, f"receiver: {DATA}: File exists\n".encode())
+    line = f"receiver: RECEIVER_DATA_DIR: {tmp_path / DATA} cannot be created (it is not a directory); name a directory"
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert done.stderr.decode().startswith(line)
+
+
+@pytest.mark.parametrize("fault", ["port", "sink", "setting"])
+def test_start_that_fails_creates_nothing(tmp_path: Path, fault: str) -> None:
+    settings = {
+        "port": {},
+        "sink": {"SINKS": '[{"name": "crm", "type": "nonsense"}]'},
+        "setting": {"LOG_LEVEL": "loud"},
+    }[fault]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = receiver(tmp_path, "serve", "--port", str(taken.getsockname()[1]), **settings)
+    assert done.returncode
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_open_to_all_users_are_closed_and_it_is_logged(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        assert server.stop() == 0
+    data = tmp_path / DATA
+    data.chmod(0o777)
+    files = [data / name for name in ("receiver.db", "callbacks.db", "credentials.json")]
+    for file in files:
+        file.chmod(0o666)
+    with serving(tmp_path) as server:
+        assert server.stop() == 0
+    # The rights of the group stay: somebody gave it them.
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o660}
+    lines = [json.loads(line) for line in server.errors.read_text("utf-8").splitlines()]
+    corrected = [line["file"] for line in lines if line["event"].startswith("file was open to all users")]
+    assert sorted(corrected) == sorted(f"{DATA}/{file.name}" for file in files)
+    assert [line["mode"] for line in lines if line["event"].startswith("every user of this machine")] == ["0777"]
 
 
 def test_a_public_address_without_authentication_is_refused(tmp_path: Path) -> None:
@@ -253,9 +287,13 @@ def test_banner_on_a_terminal_has_secrets(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_banner_urls_begin_with_public_url(tmp_path: Path) -> None:
-    settings = {"PUBLIC_URL": "https://sms.example.com/", "CALLBACK_CREDENTIALS": '["u:p"]', "API_TOKENS": '["t"]'}
+    credentials = {"CALLBACK_CREDENTIALS": '["u:password"]', "API_TOKENS": '["token-of-16-chars"]'}
+    settings = {"PUBLIC_URL": "https://sms.example.com/", **credentials}
     output = next(output for output in on_a_terminal(tmp_path, **settings) if "API token" in output)
-    assert "https://u:p@sms.example.com/callbacks/bandwidth/v1\n" in output
+    assert re.search(
+        r"^receiver listens on http://127\.0\.0\.1:\d+, and is called https://sms\.example\.com$", output, re.M
+    )
+    assert "https://u:password@sms.example.com/callbacks/bandwidth/v1\n" in output
     assert "https://sms.example.com/callbacks/bandwidth/v2\n" in output
     assert "https://sms.example.com/openapi.json\n" in output
     assert "RECEIVER_PUBLIC_URL" not in output

@@ -138,6 +138,20 @@ async def test_jsonl_appends_to_an_existing_file(tmp_path: Path) -> None:
     assert ids((tmp_path / "events.jsonl").read_bytes()) == ["e0", one.id]
 
 
+async def test_jsonl_does_not_follow_a_symbolic_link(tmp_path: Path) -> None:
+    """Not at first, and not where the file is replaced by a link while the sink runs."""
+    secret, path = tmp_path / "secret", tmp_path / "events.jsonl"
+    secret.touch()
+    [one, two] = publications(2)
+    async with jsonl(path) as sink:
+        assert await sink.publish([one]) == [Published()]
+        path.unlink()
+        path.symlink_to(secret)
+        assert await sink.publish([two]) == [SinkDown(reason="path is a symbolic link; name the file that it leads to")]
+        assert await sink.check() == "path is a symbolic link; name the file that it leads to"
+    assert secret.read_bytes() == b""
+
+
 async def test_jsonl_ends_a_torn_last_line_first(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(b'{"id":"e0"}\n{"id":"torn')

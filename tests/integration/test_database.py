@@ -137,6 +137,37 @@ async def test_a_server_that_does_not_let_us_in_is_unavailable(postgres_url: str
     await database.close()
 
 
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        ("postgresql://u@127.0.0.1:1/d", "database server 127.0.0.1 port 1: Connection refused"),
+        (
+            "postgresql://u@127.0.0.1:1,127.0.0.1:2/d",
+            "database server 127.0.0.1 port 1: Connection refused; database server 127.0.0.1 port 2: Connection",
+        ),
+        ("postgresql://u@/d?host=/nowhere", "database server at /nowhere: No such file or directory"),
+        ("postgresql://u@nowhere.invalid/d", "database server nowhere.invalid port 5432: "),
+    ],
+)
+async def test_unreachable_server_is_named_with_host_and_port(url: str, line: str) -> None:
+    database = Database(url)
+    with pytest.raises(StorageUnavailable) as caught:
+        async with database.reading():
+            pass
+    assert str(caught.value).startswith(line)
+    await database.close()
+
+
+async def test_missing_database_is_named_with_the_remedy(postgres_url: str) -> None:
+    database = Database(named_database(postgres_url, "receiver_test_nowhere"))
+    with pytest.raises(
+        StorageUnavailable, match=r'^database "receiver_test_nowhere" does not exist; create it \(createdb\)'
+    ):
+        async with database.reading():
+            pass
+    await database.close()
+
+
 async def test_migrating_twice_changes_nothing_and_check_is_content(database_url: str) -> None:
     database = Database(database_url)
     await schema.migrate(database)

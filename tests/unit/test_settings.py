@@ -244,7 +244,14 @@ WRONG: list[tuple[dict[str, str], str]] = [
     ({"API_TOKENS": '[""]'}, "RECEIVER_API_TOKENS: a token is empty"),
     ({"API_TOKENS": '["ops:read:"]'}, "RECEIVER_API_TOKENS: a token is empty"),
     ({"API_TOKENS": "[1]"}, "RECEIVER_API_TOKENS: entry 1: "),
-    ({"TRUSTED_PROXIES": '["10.0.0.1/8"]'}, "RECEIVER_TRUSTED_PROXIES: entry 1: "),
+    ({"API_TOKENS": '["t", "ops:Read:hunter2"]'}, "RECEIVER_API_TOKENS: entry 2: must be "),
+    ({"API_TOKENS": '["ops:hunter2"]'}, "RECEIVER_API_TOKENS: entry 1: must be "),
+    ({"API_TOKENS": '[":read:hunter2"]'}, "RECEIVER_API_TOKENS: entry 1: must be "),
+    (
+        {"TRUSTED_PROXIES": '["10.0.0.1/8"]'},
+        "RECEIVER_TRUSTED_PROXIES: entry 1: the address has bits beyond its prefix; did you mean 10.0.0.0/8?",
+    ),
+    ({"RETENTON": "{}"}, "RECEIVER_RETENTON is not a setting of receiver; did you mean RECEIVER_RETENTION?"),
     ({"CALLBACK_NETWORKS": '["everywhere"]'}, "RECEIVER_CALLBACK_NETWORKS: entry 1: "),
     ({"TAG_KEYS": '["hunter2"]'}, 'RECEIVER_TAG_KEYS: tag key 1 is not "kid:secret"'),
     ({"TAG_KEYS": '["k1:a", "k1:hunter2"]'}, "RECEIVER_TAG_KEYS: tag key 2 has the kid of an earlier key"),
@@ -277,7 +284,7 @@ def test_unknown_secret_file_is_named_in_one_line(tmp_path: Path, set_env: Set, 
     set_env(SECRETS_DIR="secrets")
     assert load().port == 8080
     (tmp_path / "secrets" / name).write_text("hunter2")
-    with pytest.raises(SettingsError, match=f"^RECEIVER_SECRETS_DIR: {name} is not a setting of receiver$"):
+    with pytest.raises(SettingsError, match=f"^RECEIVER_SECRETS_DIR: {name} is not a setting of receiver\\b"):
         load()
 
 
@@ -290,9 +297,14 @@ def test_config_that_is_a_directory_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("toml", "line"),
     [
-        ("colour = 1", "RECEIVER_COLOUR is not a setting of receiver"),
-        ("port = 'http'", "RECEIVER_PORT: "),
-        ("[retention]\ntxt = 1", "RECEIVER_RETENTION__TXT is not a setting of receiver"),
+        ("colour = 1", "receiver.toml: colour is not a setting of receiver"),
+        ("porrt = 1", "receiver.toml: porrt is not a setting of receiver; did you mean port?"),
+        ("port = 'http'", "RECEIVER_PORT: Input should be a valid integer"),
+        (
+            "[retention]\ntxt = 1",
+            "receiver.toml: retention.txt is not a setting of receiver; did you mean retention.text?",
+        ),
+        ("[sinks]\nname = 'a'", "RECEIVER_SINKS: must be a list of tables; in TOML write [[sinks]], not [sinks]"),
         ("port =", "receiver.toml: "),
         ("callback_credentials = ['hunter2']", "RECEIVER_CALLBACK_CREDENTIALS: "),
         ("host = '\udcff'", "receiver.toml is not UTF-8"),
@@ -307,12 +319,42 @@ def test_error_in_the_toml_file_is_one_line(tmp_path: Path, toml: str, line: str
     assert "hunter2" not in str(caught.value)
 
 
+def test_wrong_value_in_the_toml_file_names_the_file_unless_the_environment_has_it(
+    tmp_path: Path, set_env: Set
+) -> None:
+    (tmp_path / "receiver.toml").write_text("port = 70000")
+    with pytest.raises(SettingsError, match=r"^RECEIVER_PORT: .* \(in receiver\.toml\)$"):
+        load()
+    set_env(PORT="80000")
+    with pytest.raises(SettingsError, match=r"^RECEIVER_PORT: .*65535$"):
+        load()
+
+
+def test_all_wrong_settings_are_found_at_once(tmp_path: Path, set_env: Set) -> None:
+    (tmp_path / "receiver.toml").write_text("colour = 1\nlog_level = 'loud'")
+    set_env(PROT="1", PORT="http", API_TOKENS="hunter2", TRUSTED_PROXIES='["10.0.0.1/8"]')
+    with pytest.raises(SettingsError) as caught:
+        load()
+    assert [problem.partition(": ")[0] for problem in caught.value.problems] == [
+        "RECEIVER_PROT is not a setting of receiver; did you mean RECEIVER_PORT?",
+        "RECEIVER_PORT",
+        'RECEIVER_API_TOKENS must be JSON, for example ["value"]',
+        "RECEIVER_TRUSTED_PROXIES",
+        "RECEIVER_LOG_LEVEL",
+        "receiver.toml",
+    ]
+    assert str(caught.value) == f"{caught.value.problems[0]} (and 5 more; receiver check lists all)"
+    assert "hunter2" not in "".join(caught.value.problems)
+
+
 def test_repr_of_settings_has_no_secrets(set_env: Set) -> None:
     set_env(
         DATABASE_URL="postgresql://u:hunter2@h/d",
         CALLBACK_CREDENTIALS='["u:hunter2"]',
         API_TOKENS='["hunter2"]',
         TAG_KEYS='["k1:hunter2"]',
+        CALLBACK_KEYS='{"v2": "hunter2"}',
+        SINKS='[{"name": "a", "type": "webhook", "url": "https://u:hunter2@h/", "secret": "hunter2"}]',
     )
     assert "hunter2" not in repr(load()) + str(load())
 
@@ -356,6 +398,26 @@ def test_loopback_address_without_authentication_is_allowed(
 ) -> None:
     set_env(**switched_off, HOST=host)
     assert load().is_loopback
+
+
+WEAK = [
+    ({"API_TOKENS": '["ops:read:hunter2"]'}, "RECEIVER_API_TOKENS: entry 1: the secret has fewer than 16 characters"),
+    ({"CALLBACK_CREDENTIALS": '["u:long enough", "u:hunter2"]'}, "RECEIVER_CALLBACK_CREDENTIALS: entry 2: the secret"),
+    ({"TAG_KEYS": '["k1:hunter2"]'}, "RECEIVER_TAG_KEYS: entry 1: the secret has fewer than 16 characters"),
+]
+
+
+@pytest.mark.parametrize(("secrets", "line"), WEAK, ids=lambda value: str(value)[:30])
+def test_short_secret_is_refused_on_a_public_address(set_env: Set, secrets: dict[str, str], line: str) -> None:
+    set_env(**secrets)
+    load()
+    set_env(PUBLIC_URL="https://sms.example.com")
+    with pytest.raises(SettingsError) as caught:
+        load()
+    assert str(caught.value).startswith(line)
+    assert "hunter2" not in str(caught.value)
+    set_env(INSECURE_NO_AUTH="1")
+    load()
 
 
 def test_metrics_auth_none_is_allowed_on_a_public_address(set_env: Set) -> None:

@@ -118,7 +118,9 @@ MISTAKES = [
     ({"name": "", "type": "memory"}, "number 1: name: String should match pattern"),
     ({"name": "a\nb", "type": "memory"}, "number 1: name: String should match pattern"),
     ({"name": 7, "type": "memory"}, "number 1: name: Input should be a valid string"),
-    ({"name": "x", "type": "memory", "evnets": []}, "x: evnets is not a field of this sink"),
+    ({"name": "x", "type": "memory", "evnets": []}, "x: evnets is not a field of this sink; did you mean events?"),
+    ({"name": "x", "type": "webhook", "urll": ""}, "x: urll is not a field of this sink; did you mean url?"),
+    ({"name": "x", "type": "webhok"}, "x: type: there is no 'webhok'; "),
     ({"name": "x", "type": "memory", "events": ["message.lost"]}, "x: events: message.lost is not an event type"),
     (
         {"name": "x", "type": "memory", "events": ["message.failed", "alert.fired"]},
