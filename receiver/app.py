@@ -118,6 +118,8 @@ class Receiver:
             middleware=_middleware(settings),
         )
         self.app.router.redirect_slashes = False
+        # A path with a line feed matches no route, not even that of everything.
+        self.app.router.default = self._other
         self.app.state.receiver = self
 
     @asynccontextmanager

@@ -100,11 +100,16 @@ MOUNTED_AT: Final = "receiver.mounted_at"
 """The key in a request's scope for the path under which another application mounts this one."""
 
 
+# The characters that https://www.rfc-editor.org/rfc/rfc3986 allows in a path, and that of what is encoded.
+_IN_PATHS: Final = "/:@!$&'()*+,;=%"
+
+
 def next_page(request: Request, public_url: str | None, **changes: str) -> dict[str, str]:
     """The `Link` header with this request's own address, some parameters changed, and without `page`."""
     query = parse_qsl(request.scope["query_string"].decode(), keep_blank_values=True)
     unchanged = [(name, value) for name, value in query if name not in {"page", *changes}]
-    path: str = request.scope["path"]
+    # Encoded already, but for characters that a client should have encoded: a > would end the link.
+    path = quote(request.scope["path"], safe=_IN_PATHS)
     # The Host header, unless `public_url` is set, which includes the path where the application is mounted.
     if public_url is None:
         address = f"{request.url.scheme}://{request.url.netloc}{path}"

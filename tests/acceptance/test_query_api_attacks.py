@@ -1,12 +1,15 @@
 """Attacks on the query API and mistakes of its users: no response reveals more than it must."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 import pytest
 from httpx2 import AsyncClient, Response
 
+from receiver.app import Receiver
+from receiver.settings import Settings
 from receiver.storage.database import Database
 from tests.rows import callback, insert, insert_callbacks, message, minutes, problem
 from tests.web import ADMIN, AUTHORIZED, READER, TAG_KEY, application, basic, client, serving
@@ -150,11 +153,13 @@ async def test_no_path_has_a_second_spelling(small: AsyncClient, path: str) -> N
     assert answer.headers["content-type"] == ("application/json" if password else "application/problem+json")
 
 
-async def raw(url: str, target: bytes, method: bytes = b"GET") -> bytes:
+async def raw(
+    url: str, target: bytes, method: bytes = b"GET", *, authorization: str = AUTHORIZED["Authorization"]
+) -> bytes:
     """The response to a request line that a client library refuses to send."""
     reader, writer = await asyncio.open_connection(*urlsplit(url).netloc.split(":"))
-    head = b"%b %b HTTP/1.1\r\nHost: receiver.example\r\nConnection: close\r\nAuthorization: Bearer %b\r\n\r\n"
-    writer.write(head % (method, target, ADMIN.encode()))
+    head = b"%b %b HTTP/1.1\r\nHost: receiver.example\r\nConnection: close\r\nAuthorization: %b\r\n\r\n"
+    writer.write(head % (method, target, authorization.encode()))
     async with asyncio.timeout(30):
         answer = await reader.read()
     writer.close()
@@ -254,6 +259,26 @@ async def test_forged_host_header_cannot_break_out_of_the_link(api: AsyncClient,
         assert answer.status_code == 200
         assert list(answer.links) == ["next"]
         assert "evil" not in answer.headers["link"]
+
+
+async def test_path_cannot_break_out_of_the_link(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    await insert(database, message("a", api="v1"), message("b", api="v1"))
+    async with serving(application(database)) as url:
+        for user in (b"x>y", b"x%3Ey", b"x>;rel=x,<y", b"%0d%0aX:%20y", b"x\\y"):
+            target = b"/v1/users/%b/messages?size=1" % user
+            head = (await raw(url, target, authorization=basic(ADMIN))).partition(b"\r\n\r\n")[0].decode()
+            [link] = re.findall("^link: (.*)$", head, re.M | re.I)
+            assert re.fullmatch(r'<http://receiver\.example/v1/users/[^<>\s]+/messages\?[^<>\s]+>; rel="next"\r?', link)
+            assert not re.search("^x:", head, re.M | re.I)
+    await database.close()
+
+
+async def test_path_with_a_line_feed_is_404_and_no_traceback(sqlite_url: str) -> None:
+    settings = Settings(database_url=sqlite_url, callback_credentials=["u:p"], api_tokens=[ADMIN], worker="none")
+    async with serving(Receiver(settings).app) as url:
+        for target in (b"/%0a", b"/api/messages%0a", b"/x%0d%0aX:%20y", b"/docs/x%0ay", b"/callbacks/%0a/x"):
+            assert (await raw(url, target)).startswith(b"HTTP/1.1 404 Not Found")
 
 
 async def test_cursor_cannot_bypass_a_filter(api: AsyncClient, database: Database) -> None:
