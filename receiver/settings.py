@@ -371,6 +371,34 @@ def load(config: Path | None = None, **overrides: Any) -> Settings:
     return settings
 
 
+def sources(config: Path | None = None) -> dict[tuple[str, ...], str]:
+    """Where the value of each setting comes from, by its path; `load` must accept the settings."""
+    file, directory = _config_file(config), _secrets_directory()
+    written = tomllib.loads(file.read_text("utf-8")) if file is not None else {}
+    secrets = {one.name.lower(): one for one in Path(directory).iterdir()} if directory else {}
+    variables = {name.upper(): value for name, value in os.environ.items() if not _is_service_link(name.upper(), value)}
+
+    def source(*path: str) -> str:
+        name, whole = (f"{PREFIX}{'__'.join(part)}".upper() for part in (path, path[:1]))
+        if name in variables:
+            return name
+        # The variable of the whole table may hold some of its settings.
+        if whole in variables and path[1] in orjson.loads(variables[whole]):
+            return whole
+        if _is_written(path, written):
+            return str(file)
+        secret = secrets.get(whole.lower())
+        return str(secret) if secret is not None else "default"
+
+    found: dict[tuple[str, ...], str] = {}
+    for name in Settings.model_fields:
+        if name == "retention":
+            found |= {(name, inner): source(name, inner) for inner in Retention.model_fields}
+        else:
+            found[(name,)] = source(name)
+    return found
+
+
 def _config_file(config: Path | None) -> Path | None:
     """The TOML file: of `--config` or RECEIVER_CONFIG, which must exist, else ./receiver.toml if it exists."""
     named = config or os.environ.get(f"{PREFIX}CONFIG")

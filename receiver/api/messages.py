@@ -13,9 +13,9 @@ from receiver.models.columns import shown_names
 from receiver.models.events import MessageEventRead
 from receiver.models.messages import MessageRead, RecipientRead
 from receiver.models.parameters import message_cursor
-from receiver.models.queries import AttemptQuery, MessageQuery, OneMessageQuery
+from receiver.models.queries import AttemptQuery, CallbackQuery, MessageQuery, OneMessageQuery
 from receiver.models.sinks import AttemptRead, without_responses
-from receiver.storage import messages, publications
+from receiver.storage import callbacks, messages, publications
 
 _OF_RECIPIENT: Final = tuple(name for name in shown_names(RecipientRead) if name != "reason")
 # The values of a single recipient are in the columns of the recipient, the list of numbers is its rows.
@@ -77,10 +77,22 @@ async def list_messages(call: Call) -> Listed[MessageRead]:
 async def get_message(call: Call) -> MessageRead:
     found = await messages.with_id(call.database, call.path["id"], call.query.api, call.query.direction)
     if not found:
-        raise Unknown(f"there is no message {call.path['id']}")
+        raise await _unknown(call)
     if len(found) > 1:
         raise Ambiguous(f"{len(found)} messages have this id", choices=_choices(found))
     return found[0]
+
+
+async def _unknown(call: Call) -> Unknown:
+    """The error about a message that is not there, with what that can mean."""
+    id_ = call.path["id"]
+    query = CallbackQuery(message_id=id_, outcome="quarantined", size=1)
+    quarantined = (await callbacks.find(call.database, query)).items
+    if quarantined:
+        return Unknown(
+            f"there is no message {id_}, but the quarantined callback {quarantined[0].id} names it", topic="support"
+        )
+    return Unknown(f"there is no message {id_}: no callback about it came, or retention removed it", topic="support")
 
 
 def _choices(found: Sequence[MessageRead]) -> dict[str, list[str]]:

@@ -1,11 +1,14 @@
-"""`receiver status`, `check`, `backup`, `restore`, `migrate`, `rebuild` and `prune`."""
+"""`receiver status`, `check`, `settings`, `backup`, `restore`, `migrate`, `rebuild` and `prune`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import reduce
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from pydantic import TypeAdapter
 
 from receiver import credentials
 from receiver.api.status import (
@@ -22,11 +25,11 @@ from receiver.clock import now
 from receiver.domain.cloudevents import rfc3339
 from receiver.errors import SettingsError, line
 from receiver.explanation.installation import Findings, assess
-from receiver.settings import Settings
+from receiver.settings import PREFIX, Settings, sources
 from receiver.sinks.registry import probe_sink
 from receiver.storage import backup as backups
 from receiver.storage import schema, sqlite_file
-from receiver.storage.database import Database, is_sqlite, journal_file, weaknesses
+from receiver.storage.database import Database, driver_url, is_sqlite, journal_file, weaknesses
 from receiver.storage.rebuild import Rebuild
 from receiver.storage.retention import Pruner
 from receiver.storage.status import StatusReader
@@ -122,6 +125,56 @@ def _size(size: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting that holds, without its secrets, and the variable or file that it comes from."""
+
+    name: str
+    value: str
+    source: str
+
+
+def show_settings(config: Path | None, *, json: bool) -> int:
+    settings = read_settings(config)
+    origins = sources(config)
+    generated = settings.data_dir / credentials.FILE
+    if is_sqlite(settings.database) and generated.exists():
+        origins |= {(name,): str(generated) for name in credentials.missing(settings)}
+        settings = credentials.secure(settings).settings
+    shown = [
+        Setting(f"{PREFIX}{'__'.join(path)}".upper(), _value(settings, path), source)
+        for path, source in origins.items()
+    ]
+    if json:
+        echo_json(shown)
+    else:
+        echo_table(("SETTING", "VALUE", "FROM"), [(one.name, one.value, one.source) for one in shown])
+    return 0
+
+
+def _value(settings: Settings, path: Sequence[str]) -> str:
+    """A value as it is written in a variable of the environment, without its secrets."""
+    value = reduce(getattr, path, settings)
+    match path[0]:
+        case "database_url":
+            return _database_url(settings)
+        case "sinks":
+            # A field of a sink may be a password, whatever its name.
+            return ", ".join(f"{table.get('name')} ({table.get('type')})" for table in settings.sinks)
+        case _:
+            return "" if value is None else TypeAdapter(Any).dump_json(value).decode().strip('"')
+
+
+def _database_url(settings: Settings) -> str:
+    if settings.database_url is None:
+        return ""
+    url = driver_url(settings.database)
+    if is_sqlite(settings.database):
+        return f"sqlite:///{url.database}"
+    hosts = url.host or str(url.query.get("host", ""))
+    return f"postgresql://{url.username or ''}@{hosts}/{url.database or ''}, password and parameters hidden"
 
 
 _LATER: Final = "will be created at the first start"

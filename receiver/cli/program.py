@@ -162,10 +162,18 @@ def migrate(
 
 @app.command()
 def check(config: Config = None, json: Json = False) -> int:
-    """Check whether `serve` would start: settings, sinks, credentials, database and schema."""
+    """Check whether `serve` would start: settings, sinks, credentials, address, database and schema."""
     from receiver.cli.admin import check
 
     return check(config, json=json)
+
+
+@app.command()
+def settings(config: Config = None, json: Json = False) -> int:
+    """Show every setting that holds, without its secrets, and the variable or file that it comes from."""
+    from receiver.cli.admin import show_settings
+
+    return show_settings(config, json=json)
 
 
 @app.command()

@@ -318,6 +318,38 @@ def test_check_after_migrate_prints_a_line_per_check(filled: Run) -> None:
     ]
 
 
+def test_settings_are_shown_with_their_source_and_without_secrets(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "receiver.toml").write_text("log_level = 'error'\nkeep_alive = 60\n[retention]\ntext = 7")
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets/receiver_api_tokens").write_text('["hunter2"]')
+    sinks = [{"name": "crm", "type": "webhook", "url": "https://u:hunter2@h/", "secret": "hunter2"}]
+    code, out, err = run(
+        "settings",
+        "--json",
+        DATABASE_URL="postgresql://u:hunter2@db:6000/receiver?sslmode=require",
+        SINKS=json.dumps(sinks),
+        KEEP_ALIVE="50",
+        SECRETS_DIR="secrets",
+        RETENTION='{"events": 3}',
+    )
+    assert (code, err, "hunter2" in out) == (0, "", False)
+    shown = {one["name"].removeprefix("RECEIVER_"): (one["value"], one["source"]) for one in json.loads(out)}
+    assert shown["DATABASE_URL"] == (
+        "postgresql://u@db/receiver, password and parameters hidden",
+        "RECEIVER_DATABASE_URL",
+    )
+    assert shown["SINKS"] == ("crm (webhook)", "RECEIVER_SINKS")
+    assert shown["KEEP_ALIVE"] == ("50", "RECEIVER_KEEP_ALIVE")
+    assert shown["LOG_LEVEL"] == ("error", "receiver.toml")
+    assert shown["API_TOKENS"] == ('["**********"]', "secrets/receiver_api_tokens")
+    assert (shown["RETENTION__EVENTS"], shown["RETENTION__TEXT"]) == (
+        ("3", "RECEIVER_RETENTION"),
+        ("7", "receiver.toml"),
+    )
+    assert shown["PORT"] == ("8080", "default")
+    assert run("settings").out.startswith("SETTING ")
+
+
 def test_check_names_every_wrong_setting(run: Run) -> None:
     code, out, err = run("check", PORT="http", LOG_LEVEL="loud", COLOUR="blue")
     assert (code, err) == (2, "")
@@ -440,7 +472,14 @@ def test_a_message_is_shown_with_its_recipients_and_events(filled: Run) -> None:
 
 
 def test_messages_show_of_unknown_and_of_ambiguous_id(filled: Run) -> None:
-    assert filled("messages", "show", "what") == (1, "", "receiver: there is no message what\n")
+    assert filled("messages", "show", "what") == (
+        1,
+        "",
+        (
+            "receiver: there is no message what: no callback about it came, or retention removed it "
+            "(see: receiver help support)\n"
+        ),
+    )
     assert filled("messages", "show", "both").code == 2
     assert filled("messages", "show", "both", "--api", "v1", "--json").json["api"] == "v1"
 

@@ -363,6 +363,17 @@ async def test_reprocess_stores_events_that_can_be_parsed_now(api: AsyncClient, 
     assert (await api.post("/api/callbacks/09/reprocess")).status_code == 404
 
 
+async def test_message_that_only_a_quarantined_callback_names_is_404_with_the_callback(
+    api: AsyncClient, database: Database
+) -> None:
+    await insert_callbacks(database, callback("07", problems=(problem(message_id="m-7"),)))
+    answers = [await api.get(f"/api/messages/{id_}") for id_ in ("m-7", "m-8")]
+    assert [(answer.status_code, answer.json()["detail"]) for answer in answers] == [
+        (404, "There is no message m-7, but the quarantined callback 07 names it."),
+        (404, "There is no message m-8: no callback about it came, or retention removed it."),
+    ]
+
+
 async def test_quarantined_callbacks_are_reprocessed_page_by_page_oldest_first(
     api: AsyncClient, database: Database
 ) -> None:
