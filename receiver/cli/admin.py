@@ -280,7 +280,8 @@ async def _database(settings: Settings) -> str:
         found = await weaknesses(database)
     finally:
         await database.close()
-    return "; ".join(found) or "PostgreSQL answers"
+    answers = "PostgreSQL answers through a connection pooler" if database.is_pooled else "PostgreSQL answers"
+    return "; ".join(found) or answers
 
 
 def _embedded(settings: Settings) -> str:

@@ -74,8 +74,10 @@ def refuse_absent(settings: Settings) -> None:
     """Raises SchemaError if the SQLite file is missing: SQLite would create an empty database."""
     if is_sqlite(settings.database) and not sqlite_file.file_of(settings.database).exists():
         file = sqlite_file.file_of(settings.database)
+        remedy = "set RECEIVER_DATA_DIR" if settings.database_url is None else "correct RECEIVER_DATABASE_URL"
         raise SchemaError(
-            f"there is no database {file.absolute()}; `receiver serve` or `receiver migrate` creates it",
+            f"there is no database {file.absolute()}; run this where receiver serve runs, or {remedy}; "
+            "receiver migrate creates a new one",
             topic="first-run",
         )
 

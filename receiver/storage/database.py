@@ -125,6 +125,11 @@ class Database:
             self._appender = appender = SqliteAppender(self.url.database or "", SQLITE_PRAGMAS)
             self._turn = appender.turn
 
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a connection found out that a pooler such as PgBouncer stands before the server."""
+        return self._server is not None and self._server.is_pooled
+
     async def close(self) -> None:
         await self._appender.close()
         await self.engine.dispose()

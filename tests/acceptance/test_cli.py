@@ -239,8 +239,8 @@ def test_no_reading_command_creates_a_database(run: Run, tmp_path: Path, argumen
     code, out, err = run(*arguments)
     assert (code, out) == (1, "")
     assert err == (
-        f"receiver: there is no database {tmp_path}/receiver-data/receiver.db; `receiver serve` or `receiver migrate` "
-        "creates it (see: receiver help first-run)\n"
+        f"receiver: there is no database {tmp_path}/receiver-data/receiver.db; run this where receiver serve runs, or "
+        "set RECEIVER_DATA_DIR; receiver migrate creates a new one (see: receiver help first-run)\n"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -57,7 +57,9 @@ async def test_pgbouncer_changes_nothing_and_its_restart_loses_nothing(
         events = await audit(postgres_url, load)
         await arrive(lambda: published(tmp_path / "events.jsonl"), events)
         audit_sink(published(tmp_path / "events.jsonl"), events)
-        for command in (["check"], ["status"], ["messages", "list"], ["rebuild", "--dry-run"], ["prune"]):
+        checked = receiver(tmp_path, "check", PORT="0", **settings)
+        assert (checked.returncode, b"through a connection pooler" in checked.stdout) == (0, True)
+        for command in (["status"], ["messages", "list"], ["rebuild", "--dry-run"], ["prune"]):
             ran = receiver(tmp_path, *command, **settings)
             assert ran.returncode == 0, ran.stderr
         assert server.stop() == 0
