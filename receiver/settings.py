@@ -93,8 +93,8 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None,
         description="`sqlite:///relative.db`, `sqlite:////absolute.db` (the journal is a file beside it: "
-        "`callbacks.db` for `receiver.db`, else `name-callbacks.db`) or `postgresql://user:password@host/name`. "
-        "Without it SQLite in the data directory.",
+        "`callbacks.db` for `receiver.db`, else `name-callbacks.db`) or `postgresql://user:password@host/name` "
+        "(see `receiver help deploy`). Without it SQLite in the data directory.",
     )
     host: str = Field("127.0.0.1", min_length=1, description="The address to listen on.")
     port: int = Field(8080, ge=0, le=65535, description="The port to listen on; 0 takes a free port.")
@@ -118,7 +118,8 @@ class Settings(BaseSettings):
     callback_credentials: list[SecretStr] = Field(
         [],
         description='List of `"user:password"` for callbacks. Each of them is accepted, the first is printed. With '
-        "SQLite the first start generates them.",
+        "SQLite the first start generates them. On an address that others can reach a password has at least 8 "
+        "characters.",
     )
     callback_keys: dict[str, SecretStr] = Field(
         {},
@@ -129,12 +130,13 @@ class Settings(BaseSettings):
     api_tokens: list[SecretStr] = Field(
         [],
         description='List of `"token"`, `"name:read:token"` or `"name:admin:token"`; a token without a name may do '
-        "everything. With SQLite the first start generates a token.",
+        "everything. With SQLite the first start generates a token. On an address that others can reach a token has at "
+        "least 16 characters.",
     )
     api_auth: Literal["token", "none"] = Field("token", description="How the query API is authenticated.")
     metrics_auth: Literal["token", "none"] = Field("token", description="How `/metrics` is authenticated.")
     insecure_no_auth: bool = Field(
-        False, description="Allows a public address or URL with authentication switched off."
+        False, description="Allows a public address or URL with authentication switched off, or with short secrets."
     )
     trusted_proxies: list[IPvAnyNetwork] = Field([], description="Networks whose `X-Forwarded-*` headers are trusted.")
     callback_networks: list[IPvAnyNetwork] = Field(
@@ -142,7 +144,9 @@ class Settings(BaseSettings):
         description="Networks that callbacks may come from; others are answered 403. Empty: any network.",
     )
     tag_keys: list[SecretStr] = Field(
-        [], description='List of `"kid:secret"`: the first key signs tags, all keys verify them.'
+        [],
+        description='List of `"kid:secret"`: the first key signs tags, all keys verify them. On an address that others '
+        "can reach a secret has at least 16 characters.",
     )
     tag_policy: TagPolicy = Field(
         TagPolicy.RECORD,

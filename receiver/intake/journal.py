@@ -61,6 +61,8 @@ class Journal:
         # One transaction at a time: a probe waits for the commit of a group, and a group for a probe.
         self._turn = asyncio.Lock()
         self._failures = _Failures()
+        # Of their own: probes that succeed between appends that fail would begin a line of the log each time.
+        self._probe_failures = _Failures()
 
     async def start(self) -> None:
         self._tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._watch())]
@@ -94,8 +96,14 @@ class Journal:
         """Commits on the same path as a callback; raises JournalFull or StorageUnavailable if that fails."""
         if self._stopping or len(self._waiting) >= _MAX_WAITING or self._bytes >= _MAX_WAITING_BYTES:
             raise JournalFull("too many callbacks wait to be committed")
-        async with self._turn:
-            await self._writer.probe()
+        try:
+            async with self._turn:
+                await self._writer.probe()
+        except StorageUnavailable as error:
+            # Without callbacks nothing else tells why this process is not ready.
+            self._probe_failures.add(0, str(error))
+            raise
+        self._probe_failures.end()
 
     @property
     def waiting(self) -> int:

@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 from starlette.types import Message
+from structlog.testing import capture_logs
 
 from receiver.domain.events import Callback
 from receiver.errors import StorageUnavailable
@@ -616,6 +617,18 @@ async def test_file_removed_replaced_or_truncated_is_unavailable_until_restart(
                 await journal.append(callback([v2_event()]))
             with pytest.raises(StorageUnavailable, match=r"callbacks\.db.*restart"):
                 await journal.probe()
+
+
+async def test_failing_probe_is_logged_once_without_any_callback(sqlite_url: str) -> None:
+    with capture_logs() as lines:
+        async with opened(sqlite_url) as database, running(database) as journal:
+            await journal.probe()
+            removed(files(sqlite_url)[1])
+            for _ in range(3):
+                with pytest.raises(StorageUnavailable):
+                    await journal.probe()
+    [line] = [line for line in lines if line["event"] == "callbacks could not be committed"]
+    assert "callbacks.db was removed, replaced or truncated" in line["error"]
 
 
 async def test_missing_file_is_not_made_again_by_an_append(sqlite_url: str) -> None:
