@@ -380,7 +380,7 @@ def sources(config: Path | None = None) -> dict[tuple[str, ...], str]:
     file, directory = _config_file(config), _secrets_directory()
     written = tomllib.loads(file.read_text("utf-8")) if file is not None else {}
     secrets = {one.name.lower(): one for one in Path(directory).iterdir()} if directory else {}
-    variables = {name.upper(): value for name, value in os.environ.items() if not _is_service_link(name.upper(), value)}
+    variables = {name.upper(): value for name, value in os.environ.items() if not is_service_link(name.upper(), value)}
 
     def source(*path: str) -> str:
         name, whole = (f"{PREFIX}{'__'.join(part)}".upper() for part in (path, path[:1]))

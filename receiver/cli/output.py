@@ -2,6 +2,7 @@
 
 import errno
 import re
+import select
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,14 +40,18 @@ def plain(text: str) -> str:
 def write(content: bytes) -> None:
     """Writes all of the content to standard output, and flushes it."""
     buffered, rest = sys.stdout.buffer, memoryview(content)
-    # Past the buffer: what a closed pipe did not accept would stay in it, and at its end Python would fail to write it.
+    # Not through the text layer: with PYTHONUNBUFFERED it silently drops what a closing pipe did not accept. And not
+    # through the buffer: what a closed pipe left in it would make Python end with exit code 120.
     stream = getattr(buffered, "raw", buffered)
     try:
-        # Not through the text layer: with PYTHONUNBUFFERED it silently drops what a closing pipe did not accept.
         buffered.flush()
         while rest:
-            rest = rest[stream.write(rest) :]
-        stream.flush()
+            written = stream.write(rest)
+            if written is None:
+                # The log may have made the terminal, which both share, non-blocking.
+                select.select((), (stream,), ())
+            else:
+                rest = rest[written:]
     except BrokenPipeError:
         raise OutputClosed from None
     except OSError as error:

@@ -281,6 +281,17 @@ def test_closed_pipe_ends_a_command_by_sigpipe(crowded: Path, arguments: list[st
         assert process.stderr.read() == b""
 
 
+def test_output_to_a_full_non_blocking_pipe_is_complete() -> None:
+    size = 1_000_000
+    script = (
+        "import os; from receiver.cli.output import write;"
+        f"os.set_blocking(1, False); write(b'x' * {size}); print('whole', file=__import__('sys').stderr)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        output, errors = process.communicate(timeout=60)
+    assert (len(output), errors, process.returncode) == (size, b"whole\n", 0)
+
+
 # --- migrate and check
 
 
