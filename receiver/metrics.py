@@ -12,6 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from receiver.domain.events import Quarantine, Status, TagVerdict
 from receiver.domain.publication import DeadLetterReason, Outcome
 from receiver.explanation.installation import DatabaseSize
+from receiver.providers.registry import catalogue
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ARRIVAL_SECONDS: Final = (*_SECONDS, 30, 60, 300, 1800, 3600, 21_600, 86_400)
@@ -228,7 +229,7 @@ class WorkerMetrics:
             ["api", "code"],
             registry=registry,
         )
-        for entry in registry.catalogue():
+        for entry in catalogue():
             for code in (str(entry.code), "other", "none"):
                 if entry.outcome == "failed" or code in ("other", "none"):
                     self._failures.labels(entry.api, code)

@@ -2,12 +2,14 @@
 
 import asyncio
 import ipaddress
+import logging
 import resource
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from enum import StrEnum
 from functools import partial
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
 import httptools
@@ -16,6 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from receiver.intake.endpoint import Network, is_in
+from receiver.logs import Sampled
 
 log = structlog.get_logger("receiver.server")
 
@@ -40,7 +43,36 @@ _SMALL_BODY_DIGITS: Final = 5
 LINGER_BYTES: Final = 8 * 1024 * 1024
 _PROBES: Final = ("/healthz", "/readyz")
 _LOG_EVERY_SECONDS: Final = 60.0
+_SAMPLED: Final = {
+    "not-http": Sampled(log, "a connection was closed: what it sent is not HTTP"),
+    "long-head": Sampled(log, "a connection was closed: the head of its request is too long"),
+    "pipelined": Sampled(log, "a connection was closed: it sent too many requests without waiting for answers"),
+}
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+class Closed(StrEnum):
+    """Why the server closes a connection before the client does: the labels of its metric."""
+
+    NOT_HTTP = "not-http"
+    LONG_HEAD = "long-head"
+    PIPELINED = "pipelined"
+    SLOW = "slow"
+    LIMIT = "limit"
+
+
+class ServerObserver(Protocol):
+    """Receives the measurements of the connections, and the reason for each request that the server refuses itself."""
+
+    def connection_closed(self, reason: str) -> None: ...
+
+    def rejected(self, reason: str) -> None: ...
+
+
+class _Unobserved:
+    def connection_closed(self, reason: str) -> None: ...
+
+    def rejected(self, reason: str) -> None: ...
 
 
 class _TooManyRequests(Exception):
@@ -127,6 +159,7 @@ class _Waiting:
             closed.transport.abort()
             # uvicorn does it later, and this connection no longer counts.
             closed.connections.discard(closed)
+            latest.observer.connection_closed(Closed.LIMIT)
 
     def _waits_longest(self, latest: "DeadlineProtocol") -> "DeadlineProtocol | None":
         """Of the connections of a client that has very many, else of all."""
@@ -182,7 +215,7 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     An answer that is given before the body was read ends the connection: the rest is read without being parsed, up to a
     bound, since most clients read an answer only when they have sent everything, and a closed connection would take
-    the answer with it. `on_refused` is called with the reason for each request that is answered here.
+    the answer with it.
     """
 
     parser: Any
@@ -202,15 +235,11 @@ class DeadlineProtocol(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
 
     def __init__(
-        self,
-        *arguments: Any,
-        on_refused: Callable[[str], None] | None = None,
-        trusted_proxies: Sequence[Network] = (),
-        **options: Any,
+        self, *arguments: Any, observer: ServerObserver, trusted_proxies: Sequence[Network] = (), **options: Any
     ) -> None:
         super().__init__(*arguments, **options)
+        self.observer = observer
         self.parser = _Parser(self)
-        self._on_refused = on_refused
         self._trusted_proxies = trusted_proxies
 
     def connection_made(self, transport: Any) -> None:
@@ -232,21 +261,18 @@ class DeadlineProtocol(HttpToolsProtocol):
     def _refuse(self, *, all_requests: bool) -> None:
         """Every connection is being answered: this one is closed, or serves probes only."""
         if all_requests:
-            self._count_refused()
+            self.observer.rejected("connections")
+            self.observer.connection_closed(Closed.LIMIT)
             self.transport.abort()
         else:
             self.app = partial(self._answer_probes, self.app)
-
-    def _count_refused(self) -> None:
-        if self._on_refused is not None:
-            self._on_refused("connections")
 
     async def _answer_probes(self, app: Any, scope: Any, receive: Any, send: Any) -> None:
         """Answers 503 to all requests but probes: a process that is busy must not count as dead."""
         if scope["path"].endswith(_PROBES):
             await app(scope, receive, send)
             return
-        self._count_refused()
+        self.observer.rejected("connections")
         headers = [(b"content-length", b"0"), (b"retry-after", b"2"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": 503, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
@@ -274,7 +300,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         left = MAX_HEADER_BYTES - self._head_bytes
         # The parser holds a head in memory, so a head that is too long must not reach it.
         if len(data) > left and not in_body and data.find(b"\r\n\r\n", 0, left) < 0:
-            self.transport.abort()
+            self._abort(Closed.LONG_HEAD)
             return
         super().data_received(data)
         if self.transport.is_closing():
@@ -297,7 +323,19 @@ class DeadlineProtocol(HttpToolsProtocol):
             is_body = in_body and (len(cycle.body) > body_bytes or cycle.response_complete)
             self._head_bytes += 0 if is_body else len(data)
         if self._head_bytes > MAX_HEADER_BYTES:
-            self.transport.abort()
+            self._abort(Closed.LONG_HEAD)
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(msg)
+        self._report_closed(Closed.NOT_HTTP)
+
+    def _abort(self, reason: Closed) -> None:
+        self.transport.abort()
+        self._report_closed(reason)
+
+    def _report_closed(self, reason: Closed) -> None:
+        self.observer.connection_closed(reason)
+        _SAMPLED[reason].add(remote=self.client[0] if self.client else None)
 
     def on_headers_complete(self) -> None:
         if self.parser.is_offered_upgrade:
@@ -305,7 +343,7 @@ class DeadlineProtocol(HttpToolsProtocol):
             return
         if len(self.pipeline) >= MAX_PIPELINED:
             # Within the data: one piece of it has room for ten thousand requests, each of which takes 5 KB.
-            self.transport.abort()
+            self._abort(Closed.PIPELINED)
             raise _TooManyRequests
         super().on_headers_complete()
         # uvicorn adds the trailers of a chunked body to the headers: trailers must not set credentials or addresses.
@@ -383,6 +421,13 @@ class DeadlineProtocol(HttpToolsProtocol):
             if not (is_answered and (cycle.scope is self.scope or not cycle.response_complete)):
                 self.transport.write(_TOO_SLOW)
             self.transport.close()
+            # Not in the log: browsers open connections in advance, and leave them idle.
+            self.observer.connection_closed(Closed.SLOW)
+
+
+def _is_no_warning_for_each_request(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn may be logged. Its protocol warns each time a stranger sends what it cannot read."""
+    return record.module != HttpToolsProtocol.__module__.rpartition(".")[2] or record.levelno >= logging.ERROR
 
 
 def server(
@@ -392,15 +437,16 @@ def server(
     port: int,
     lifespan: bool = True,
     keep_alive: int = KEEP_ALIVE_SECONDS,
-    on_refused: Callable[[str], None] | None = None,
+    observer: ServerObserver | None = None,
     trusted_proxies: Sequence[Network] = (),
 ) -> uvicorn.Server:
     """A server for the application; SIGTERM lets it finish the accepted requests. `lifespan` runs that of the app.
 
-    `keep_alive` are the seconds for which a connection stays open between two requests. `on_refused` is called with the
-    reason for each request that the server refuses itself. `trusted_proxies` may have any number of connections.
+    `keep_alive` are the seconds for which a connection stays open between two requests. `trusted_proxies` may have
+    any number of connections.
     """
-    protocol: Any = partial(DeadlineProtocol, on_refused=on_refused, trusted_proxies=trusted_proxies)
+    logging.getLogger("uvicorn.error").addFilter(_is_no_warning_for_each_request)
+    protocol: Any = partial(DeadlineProtocol, observer=observer or _Unobserved(), trusted_proxies=trusted_proxies)
     config = uvicorn.Config(
         app,
         host=host,
