@@ -27,6 +27,8 @@ _CONTROLS: Final = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2
 _NOT_PLAIN: Final = re.compile(f"[{_CONTROLS}]|[\ud800-\udfff]")
 _NOT_PLAIN_JSON: Final = re.compile(f"(?![\n])[{_CONTROLS}]")
 
+_MOST_NUMBERS: Final = 2
+
 
 class OutputClosed(Exception):
     """The other end of the pipe on standard output is closed."""
@@ -127,11 +129,18 @@ def _message(message: "MessageRead") -> tuple[object, ...]:
         message.id,
         message.direction,
         message.sender,
-        message.numbers,
+        _few(message.numbers),
         message.status,
         message.delivery_code,
         message.tag,
     )
+
+
+def _few(numbers: Sequence[str]) -> str:
+    """The numbers of a message. Of many only the first: one message to 40 would make every line 600 characters long."""
+    if len(numbers) <= _MOST_NUMBERS:
+        return cell(list(numbers))
+    return f"{plain(numbers[0])} and {len(numbers) - 1} more"
 
 
 def _event(event: "MessageEventRead") -> tuple[object, ...]:

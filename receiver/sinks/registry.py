@@ -139,6 +139,10 @@ def _private(type_name: str) -> Any:
     module, _, attribute = type_name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"type: {type_name} cannot be loaded: {error}; install it, or put its folder into PYTHONPATH"
+        ) from None
     except Exception as error:
         raise ValueError(f"type: {type_name} cannot be loaded: {error}") from None
 

@@ -236,6 +236,7 @@ def test_a_wrong_database_url_is_one_line_and_exit_code_2(run: Run, arguments: l
 
 @pytest.mark.parametrize("arguments", COMMANDS[3:5] + COMMANDS[7:], ids=" ".join)
 def test_no_reading_command_creates_a_database(run: Run, tmp_path: Path, arguments: list[str]) -> None:
+    """It names the folder where it looked, and does not advise to create an empty database there."""
     code, out, err = run(*arguments)
     assert (code, out) == (1, "")
     assert err == (
@@ -471,6 +472,19 @@ def test_messages_list_is_newest_first_and_filtered_by_options(filled: Run) -> N
     assert ids("--from", "15559999", "--to", "+15550001", "--size", "1") < ids()
     assert ids("--until", "2025") == set()
     assert "(there are more: --page 1)" in filled("messages", "list", "--size", "2").out
+
+
+def test_group_message_does_not_widen_the_list(filled: Run, tmp_path: Path) -> None:
+    numbers = [f"+1919555{number:04}" for number in range(40)]
+    events = [v2_event("pair", message={"to": numbers[:2]}), v2_event("group", message={"to": numbers})]
+    (tmp_path / "in.jsonl").write_bytes(to_line(received(events, 60)))
+    assert filled("callbacks", "import", "in.jsonl").code == 0
+    lines = filled("messages", "list").out.splitlines()
+    assert any("  +19195550000 and 39 more  " in line for line in lines)
+    assert any("  +19195550000, +19195550001  " in line for line in lines)
+    assert max(map(len, lines)) < 140
+    shown = next(message for message in filled("messages", "list", "--json").json if message["id"] == "group")
+    assert shown["to"] == numbers
 
 
 def test_a_message_is_shown_with_its_recipients_and_events(filled: Run) -> None:

@@ -60,6 +60,25 @@ def test_first_start_creates_everything_and_accepts_a_callback(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".txt"] == [DATA]
 
 
+def test_every_address_of_the_banner_is_answered(tmp_path: Path) -> None:
+    settings = {"CALLBACK_CREDENTIALS": '["u:p"]', "API_TOKENS": '["t"]'}
+    with serving(tmp_path, settings=settings) as server:
+        addresses = re.findall(r"http://\S+", server.output.read_text("utf-8"))
+        answers = {
+            urlsplit(address).path: httpx2.get(f"{server.url}{urlsplit(address).path}", **PATIENT).status_code
+            for address in addresses
+        }
+    assert answers.pop("") in {200, 404}  # its own address, which has a page once there are pages
+    assert answers == {
+        "/callbacks/bandwidth/v1": 401,
+        "/callbacks/bandwidth/v1/fallback": 401,
+        "/callbacks/bandwidth/v2": 405,
+        "/api/messages": 401,
+        "/docs": 200,
+        "/openapi.json": 200,
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("level", ["info", "debug"])
 def test_log_has_no_sql_statements_at_info(tmp_path: Path, level: str) -> None:

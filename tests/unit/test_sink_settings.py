@@ -111,7 +111,10 @@ MISTAKES = [
     ({"name": "x"}, "x: type: Field required"),
     ({"name": "x", "type": 7}, "x: type: Field required"),
     ({"name": "x", "type": "pulsar"}, "x: type: there is no 'pulsar'; there are jsonl, kafka, "),
-    ({"name": "x", "type": "no_such_module:Sink"}, "x: type: no_such_module:Sink cannot be loaded"),
+    (
+        {"name": "x", "type": "no_such_module:Sink"},
+        "cannot be loaded: No module named 'no_such_module'; install it, or put its folder into PYTHONPATH",
+    ),
     ({"name": "x", "type": "json:NoSuchClass"}, "x: type: json:NoSuchClass cannot be loaded"),
     ({"name": "x", "type": f"{__name__}:NoSink"}, "is not a sink, it lacks max_batch"),
     ({"name": "a b", "type": "memory"}, "a b: name: String should match pattern"),
