@@ -180,6 +180,7 @@ class Receiver:
             tokens=tokens,
             tag_key=next(iter(tag_keys(settings).items()), None),
             public_url=settings.public_url,
+            source=settings.source,
             clock=now,
             sinks={table["name"]: table for table in settings.sinks},
             settle=self._settling.wait,

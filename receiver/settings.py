@@ -115,6 +115,11 @@ class Settings(BaseSettings):
         description="The beginning of the printed URLs and of the links of the API. Without it they are made from host "
         "and port.",
     )
+    source: str | None = Field(
+        None,
+        description="The beginning of the `source` of published events, in place of `/bandwidth`: `/sms/staging` makes "
+        "`/sms/staging/v2`. So the events of two receivers on one bus can be told apart.",
+    )
     callback_credentials: list[SecretStr] = Field(
         [],
         description='List of `"user:password"` for callbacks. Each of them is accepted, the first is printed. With '
@@ -185,6 +190,13 @@ class Settings(BaseSettings):
         if url is not None and not (url.startswith(("http://", "https://")) and _host_of(url)):
             raise ValueError("must begin with https:// or http:// and a host")
         return url
+
+    @field_validator("source")
+    @classmethod
+    def _check_source(cls, source: str | None) -> str | None:
+        if source is not None and not re.fullmatch(r"[A-Za-z0-9._~:/?#@!$&'()*+,;=%-]*[A-Za-z0-9]/?", source):
+            raise ValueError("must be the beginning of a URI or of a path, for example /sms/staging")
+        return source
 
     @field_validator("callback_credentials")
     @classmethod

@@ -77,7 +77,8 @@ def tag_keys(settings: Settings) -> dict[str, str]:
 def configured_sinks(settings: Settings) -> list[ConfiguredSink]:
     """The sinks of the settings. None of them may publish to a callback URL of this receiver."""
     addresses = {settings.base_url, settings.listen_url}
-    return registry.configure(settings.sinks, {address + url.path for address in addresses for _, url in URLS})
+    own_urls = {address + url.path for address in addresses for _, url in URLS}
+    return registry.configure(settings.sinks, own_urls, settings.source)
 
 
 class Worker:

@@ -8,7 +8,7 @@ from receiver.domain.publication import LogEntry
 from receiver.errors import Conflict, Expired
 from receiver.models.codes import reason_of
 from receiver.models.queries import PullQuery
-from receiver.providers import PROVIDERS
+from receiver.providers import registry
 from receiver.storage import event_log
 from receiver.storage.event_log import LogBounds
 
@@ -25,7 +25,8 @@ async def pull_events(call: Call) -> Listed[dict[str, Any]]:
         entries, log = await event_log.pull(call.database, query.after, query.limit)
     refuse_gap(query.after, log)
     position = entries[-1].position if entries else query.after
-    return Listed(items=[_published(entry) for entry in entries], next_page={"after": str(position)})
+    source = call.context.source
+    return Listed(items=[_published(entry, source) for entry in entries], next_page={"after": str(position)})
 
 
 def refuse_gap(after: int, log: LogBounds) -> None:
@@ -43,10 +44,10 @@ def refuse_gap(after: int, log: LogBounds) -> None:
         )
 
 
-def _published(entry: LogEntry) -> dict[str, Any]:
+def _published(entry: LogEntry, source: str | None) -> dict[str, Any]:
     api = entry.event.api
     reason = reason_of(api, entry.delivery.code)
-    return cloud_event(entry, PROVIDERS[api].source, reason.model_dump() if reason else None)
+    return cloud_event(entry, registry.source(api, source), reason.model_dump() if reason else None)
 
 
 OPERATIONS: Final = (

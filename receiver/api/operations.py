@@ -36,8 +36,8 @@ class ApiContext:
     until the callbacks accepted so far are processed, and returns how many are still pending (`Settling.wait`).
     `tokens` are the accepted tokens (None: no token is required). `sinks` are the sink tables of the settings by name.
     `tag_key` is the kid and the secret of the key that signs tags (None: there is no key). `public_url` is the start
-    of every link (None: the Host header). `findings` reads the state of the installation (None: from the database
-    alone).
+    of every link (None: the Host header). `source` is the setting of that name. `findings` reads the state of the
+    installation (None: from the database alone).
     """
 
     database: Database
@@ -47,6 +47,7 @@ class ApiContext:
     sinks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     tag_key: tuple[str, str] | None = field(default=None, repr=False)
     public_url: str | None = None
+    source: str | None = None
     settle: Callable[[], Awaitable[int]] = _no_pending_callbacks
     findings: Callable[[], Awaitable["Findings"]] | None = field(default=None, repr=False)
 

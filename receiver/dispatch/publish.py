@@ -31,7 +31,7 @@ from receiver.domain.publication import (
     Superseded,
 )
 from receiver.domain.window import Attempt
-from receiver.providers import PROVIDERS, registry
+from receiver.providers import registry
 from receiver.sinks.base import Sink
 from receiver.sinks.concurrency import CHECK_SECONDS, call_sink, check_error, error_name
 
@@ -41,10 +41,13 @@ _RESULTS: Final = (Published, Retry, Refused, SinkDown)
 _MAX_RESPONSE_CODE: Final = 2**31
 
 
-def publication(entry: LogEntry) -> Publication:
-    """Makes the publication of a log entry: the CloudEvent and its JSON, the same for every sink."""
+def publication(entry: LogEntry, source: str | None = None) -> Publication:
+    """Makes the publication of a log entry: the CloudEvent and its JSON, the same for every sink.
+
+    `source` is the setting of that name.
+    """
     event = entry.event
-    envelope = cloud_event(entry, PROVIDERS[event.api].source, _meaning(event.api, entry.delivery.code))
+    envelope = cloud_event(entry, registry.source(event.api, source), _meaning(event.api, entry.delivery.code))
     return Publication(
         id=event.id,
         position=entry.position,

@@ -54,6 +54,7 @@ class LogReader:
     def __init__(self, database: Database, configured: ConfiguredSink, window: Window) -> None:
         self._database = database
         self._sink = configured.name
+        self._source = configured.source
         self._filter = configured.settings.filter
         self._latest_only = configured.settings.coalesce == "latest"
         self._window = window
@@ -101,7 +102,7 @@ class LogReader:
         for entry in entries:
             is_import = self._imports.is_import(entry.event.received_at, now)
             if entry.position in passing:
-                pending = PendingPublication(publication=publication(entry), is_import=is_import)
+                pending = PendingPublication(publication=publication(entry, self._source), is_import=is_import)
                 self._queue(
                     pending, is_blocked=ordering_key(entry) in blocked, is_superseded=entry.position in superseded
                 )
@@ -126,10 +127,14 @@ class LogReader:
                 found = await retries.waiting_in(self._database, connection, self._sink, ordering_keys, limit=_MAX_READ)
             new = {retry.position: retry for retry in found if not self._window.holds_retry(retry.position)}
             entries = await event_log.read_at(connection, list(new)) if new else []
-        waiting = {entry.position: _retry(entry, new[entry.position]) for entry in entries}
+        waiting = {entry.position: self._retry(entry, new[entry.position]) for entry in entries}
         self._queue_retries([waiting[retry.position] for retry in due if retry.position in waiting])
         if self._latest_only:
             self._drop_superseded(waiting.values())
+
+    def _retry(self, entry: LogEntry, retry: WaitingRetry) -> PendingPublication:
+        made = publication(entry, self._source)
+        return PendingPublication(publication=made, attempts=retry.attempts, since=retry.first_at)
 
     def _queue_retries(self, due: Iterable[PendingPublication]) -> None:
         for pending in due:
@@ -152,10 +157,6 @@ def _superseded(wanted: Iterable[LogEntry], later: Iterable[LogEntry]) -> frozen
     """The positions of the entries whose delivery has a newer entry in `later`."""
     newer = {_delivery(entry) for entry in later}
     return frozenset(entry.position for entry in wanted if _delivery(entry) in newer)
-
-
-def _retry(entry: LogEntry, retry: WaitingRetry) -> PendingPublication:
-    return PendingPublication(publication=publication(entry), attempts=retry.attempts, since=retry.first_at)
 
 
 def _delivery(entry: LogEntry) -> tuple[str, str | None]:
@@ -195,6 +196,7 @@ class ReplayReader:
         self.window = Window(replay.position, slots=slots, keeps_order=configured.sink.keeps_order)
         self._database = database
         self._settings = configured.settings
+        self._source = configured.source
         self._filter = configured.settings.filter
         self._end = replay.to_position
         self._attempts: Counter[int] = Counter()
@@ -212,7 +214,8 @@ class ReplayReader:
             awaited = await retries.awaited(connection, self._settings.name, self.window.read_to, read_to)
         for entry in entries:
             if entry.position <= self._end and entry.position not in awaited and self._filter.passes(entry):
-                self.window.queue(PendingPublication(publication=replace(publication(entry), replayed=True)))
+                made = replace(publication(entry, self._source), replayed=True)
+                self.window.queue(PendingPublication(publication=made))
         self.window.pass_over(read_to)
 
     def is_backing_off(self, now: float) -> bool:

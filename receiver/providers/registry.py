@@ -31,6 +31,11 @@ def parse(callback: Callback) -> Iterator[Element]:
     return PROVIDERS[callback.api].parse(callback)
 
 
+def source(api: Api, prefix: str | None) -> str:
+    """The `source` of published events: `prefix` and the API, or without a prefix that of the provider."""
+    return f"{prefix.rstrip('/')}/{api}" if prefix is not None else PROVIDERS[api].source
+
+
 __all__ = ["CodeEntry", "Reason", "catalogue", "entry", "failure_side", "meaning", "reason"]
 
 

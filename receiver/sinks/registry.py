@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any, Final
 
@@ -40,10 +40,11 @@ _REQUIRED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ConfiguredSink:
-    """A sink and the settings it was made from."""
+    """A sink and the settings it was made from. `source` is the setting of that name, the same for all sinks."""
 
     settings: SinkSettings
     sink: Sink
+    source: str | None = None
 
     @property
     def name(self) -> str:
@@ -57,13 +58,15 @@ class ConfiguredSink:
         return hashlib.sha256(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
-def configure(tables: Iterable[Mapping[str, Any]], own_urls: Collection[str] = ()) -> list[ConfiguredSink]:
+def configure(
+    tables: Iterable[Mapping[str, Any]], own_urls: Collection[str] = (), source: str | None = None
+) -> list[ConfiguredSink]:
     """Makes the sinks that settings tables describe.
 
     `own_urls` are the URLs at which this receiver accepts callbacks; a webhook must not post to them. Raises
     SettingsError with one line that names the sink and the field.
     """
-    sinks = [_sink(table, index, own_urls) for index, table in enumerate(tables)]
+    sinks = [replace(_sink(table, index, own_urls), source=source) for index, table in enumerate(tables)]
     if len(sinks) > _MAX_SINKS:
         raise SettingsError(f"{_SETTING}: {len(sinks)} sinks are more than the {_MAX_SINKS} there may be", topic=_TOPIC)
     for name, count in Counter(sink.name for sink in sinks).items():

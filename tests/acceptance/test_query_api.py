@@ -13,7 +13,7 @@ import pytest
 from httpx2 import AsyncClient
 
 from receiver import clock, tags
-from receiver.domain.events import Status, TagVerdict
+from receiver.domain.events import Api, Status, TagVerdict
 from receiver.models.events import EVENTS
 from receiver.storage.database import Database
 from receiver.storage.processor import Settling
@@ -480,6 +480,13 @@ async def test_event_log_is_pulled_by_cursor(api: AsyncClient, database: Databas
     assert pulled[0]["data"]["text"] == "hello"
     assert pulled[0]["data"]["reason"]["category"] == "carrier-client"
     assert f"after={sequences[-1]}" in address
+
+
+async def test_events_have_the_source_of_the_settings(database: Database) -> None:
+    await append(database, [make_event(), make_event(api=Api.V1)])
+    async with client(application(database, source="https://sms.example.com")) as api:
+        pulled = (await api.get("/api/events")).json()
+    assert [one["source"] for one in pulled] == ["https://sms.example.com/v2", "https://sms.example.com/v1"]
 
 
 async def test_cursor_before_the_oldest_event_is_410(api: AsyncClient, database: Database) -> None:

@@ -1,6 +1,7 @@
 """What settings and operators choose for a sink: on_refused, coalesce, max_age, pause, replay."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -11,6 +12,7 @@ from receiver.domain.events import Status
 from receiver.domain.publication import LogEntry, Publication, Published, Refused, Result, Retry, SinkDown
 from receiver.models.queries import DeadLetterChoice
 from receiver.models.sinks import ATTEMPTS, REPLAYS
+from receiver.sinks.registry import configure
 from receiver.storage import dead_letters, replays, sinks
 from receiver.storage.database import Database
 from tests.dispatching import (
@@ -279,6 +281,28 @@ async def test_replay_publishes_old_events_with_their_ids_and_a_mark(database: D
     assert sorted(ids(again)) == sorted(entry.event.id for entry in entries)
     assert in_order(again)
     assert await rows(database) == []
+
+
+async def test_source_setting_is_in_the_first_copy_in_a_retry_and_in_a_replay(database: Database) -> None:
+    [sink] = configure(
+        [{"name": "crm", "type": "memory", "start": "beginning", "schedule": SOON}], source="/sms/staging/"
+    )
+    entries = await append(database, life("m"))
+    failing = iter([Retry(reason="status 503")])
+    memory(sink).answer = lambda _: next(failing, Published())
+
+    async def no_retries() -> bool:
+        return await rows(database) == []
+
+    async with running(database, sink) as run:
+        await eventually(lambda: len(memory(sink).attempted) >= 1)
+        run.clock.ahead = timedelta(minutes=1)
+        await settled_at(database, entries)
+        await eventually(no_retries)
+        await ended(database, await replayed(database))
+    assert len(memory(sink).published) == 2 * len(entries)
+    assert {one.event["source"] for one in memory(sink).published} == {"/sms/staging/v2"}
+    assert {json.loads(one.body)["source"] for one in memory(sink).published} == {"/sms/staging/v2"}
 
 
 async def test_replay_failure_is_a_dead_letter_after_three_attempts(
