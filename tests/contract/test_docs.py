@@ -16,10 +16,13 @@ import pytest
 import typer.main
 
 from receiver import settings
+from receiver.api.openapi import document
+from receiver.api.routes import GROUPS
 from receiver.cli.program import app
 from receiver.documents import FOLDER, Topic
 from receiver.domain.cloudevents import EVENT_TYPES
 from receiver.domain.events import Status
+from receiver.providers.registry import URLS
 from receiver.settings import Retention, Settings
 from receiver.sinks.base import SinkSettings
 from receiver.sinks.registry import GROUP, configure
@@ -189,6 +192,27 @@ def test_every_setting_named_exists(file: Path) -> None:
     known |= {f"TEST_{server}_URL" for server in ("POSTGRES", "NATS", "REDIS", "RABBITMQ")}
     named = set(re.findall(r"\bRECEIVER_([A-Z][A-Z_]*[A-Z])", text_of(file)))
     assert named <= known
+
+
+# --- installing and deploying
+
+
+def test_every_install_line_names_this_folder_or_a_package_of_somebody_else() -> None:
+    """The distribution is in no package index: by its name it is found only where it is installed already."""
+    files = [*FILES, ROOT / "deploy/receiver.service", ROOT / "deploy/Dockerfile"]
+    lines = [line for file in files for line in re.findall(r"pip install [^`\n]+", text_of(file))]
+    assert len(lines) > 5
+    assert [line for line in lines if "bandwidth-receiver" in line] == []
+
+
+def test_the_proxy_that_publishes_callbacks_alone_publishes_all_of_them() -> None:
+    [prefix] = re.findall(r"handle (/\S+/)\*", section(page("deploy"), "Behind a reverse proxy"))
+    assert [url.path for _, url in URLS if not url.path.startswith(prefix)] == []
+    assert [path for path in document(GROUPS, "1")["paths"] if path.startswith(prefix)] == []
+
+
+def test_what_a_sink_of_ones_own_may_do_is_said() -> None:
+    assert "it can read every setting with its secrets" in section(page("own-sinks"), "Trust")
 
 
 # --- the database

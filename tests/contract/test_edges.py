@@ -1,0 +1,524 @@
+"""What trials, attacks and public reports broke, and the tests that show that each of it holds.
+
+Each finding has its number in the list of the trials, a few words, and its tests. A finding in `OPEN` has no test yet.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+TESTS: Final = Path(__file__).resolve().parents[1]
+
+ACCEPTANCE_CALLBACKS: Final = "acceptance/test_callbacks.py"
+CLI: Final = "acceptance/test_cli.py"
+FIRST_RUN: Final = "acceptance/test_first_run.py"
+JOURNAL: Final = "integration/test_journal.py"
+POISON: Final = "integration/test_poison.py"
+PROCESSOR: Final = "integration/test_processor.py"
+PROCESSOR_FAULTS: Final = "integration/test_processor_faults.py"
+TRANSFER: Final = "integration/test_export_import.py"
+EGRESS: Final = "integration/test_egress.py"
+OVERLOAD: Final = "acceptance/test_overload.py"
+QUERIES: Final = "integration/test_message_queries.py"
+FIRST_VERSION: Final = "integration/test_first_version.py"
+DOCS: Final = "contract/test_docs.py"
+
+OPEN: Final = frozenset(
+    {
+        # logs, metrics, files for deployment
+        "F-2",
+        "F-9",
+        "M4",
+        "L3",
+        "N3",
+        "N19",
+        "N20",
+        "21",
+        "22",
+        "R33",
+        "R46",
+        # sinks
+        "F-6",
+        "I1",
+        "I2",
+        "N9",
+        "alert.fired",
+        "R29",
+        # PostgreSQL, SQLite files, settings, start
+        "F-7",
+        "F-10",
+        "L5",
+        "L9",
+        "L10",
+        "L13",
+        "N4",
+        "N17",
+        "N18",
+        "R11",
+        "R13",
+        # sandbox, reading API, HTTP
+        "23",
+        "25",
+        "27",
+        "28",
+        "30",
+        "M5",
+        *(f"seed-{number}" for number in range(1, 14)),
+        # own
+        "24",
+        # search as people type, statistics and trials over days come with later work
+        "N1",
+        "26",
+        "R31",
+        "R39",
+    }
+)
+"""Findings for which no test stands in the table yet."""
+
+EDGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    # reliability
+    "F-1": (
+        "troubles of the database answered 200 and filed as unreadable",
+        (
+            f"{JOURNAL}::test_fault_of_the_journal_file_is_unavailable_and_heals",
+            f"{JOURNAL}::test_fault_of_the_postgresql_journal_is_unavailable_and_heals",
+            f"{JOURNAL}::test_unexpected_error_of_a_callback_request_is_answered_503",
+            f"{PROCESSOR_FAULTS}::test_fault_stops_the_processor_and_nothing_is_quarantined",
+            f"{PROCESSOR_FAULTS}::test_error_that_says_nothing_of_the_callback_quarantines_nothing",
+            f"{PROCESSOR_FAULTS}::test_data_error_quarantines_its_callback_alone",
+            f"{PROCESSOR_FAULTS}::test_fault_of_the_database_is_no_data_error",
+        ),
+    ),
+    "F-2": ("a log pipe that nobody reads stops the process", ()),
+    "F-3": (
+        "everybody waits for one large message or body",
+        (
+            f"{POISON}::test_poison_body_costs_bounded_time_and_so_does_what_follows",
+            f"{POISON}::test_recipients_of_a_message_are_bounded_over_all_of_its_events",
+            f"{POISON}::test_event_10001_of_a_message_is_too_large_and_repeats_are_still_recognised",
+            f"{POISON}::test_batch_of_many_large_messages_reads_a_bounded_number_of_events",
+            f"{POISON}::test_long_parsing_and_folding_let_others_have_their_turn",
+            f"{POISON}::test_backlog_of_64_megabytes_is_processed_in_bounded_memory",
+        ),
+    ),
+    "F-4": (
+        "/readyz says ready while no callback can be committed, or not ready while callbacks can",
+        (
+            f"{ACCEPTANCE_CALLBACKS}::test_while_the_journal_cannot_commit_the_answer_is_503_and_not_ready",
+            f"{ACCEPTANCE_CALLBACKS}::test_locked_status_table_delays_no_answer_and_readyz_stays_ready",
+            f"{JOURNAL}::test_lock_of_the_event_log_does_not_hold_up_the_journal",
+            f"{JOURNAL}::test_fault_of_the_main_file_does_not_hold_up_the_journal",
+            "unit/test_journal_group.py::test_probe_takes_its_turn_between_two_commits",
+        ),
+    ),
+    "F-5": (
+        "an SQLite file removed, replaced or truncated under the server",
+        (
+            f"{JOURNAL}::test_file_removed_replaced_or_truncated_is_unavailable_until_restart",
+            f"{ACCEPTANCE_CALLBACKS}::test_removed_journal_file_is_503_and_not_ready",
+        ),
+    ),
+    "F-6": ("retries by the process's clock", ()),
+    "F-7": ("PgBouncer in transaction mode", ()),
+    "F-8": (
+        "4,096 idle connections shut everybody out",
+        (
+            f"{ACCEPTANCE_CALLBACKS}::test_waiting_connections_shut_nobody_out",
+            f"{ACCEPTANCE_CALLBACKS}::test_request_in_progress_outlives_idle_connections",
+        ),
+    ),
+    "F-9": ("alarms that are promised and missing: write-ahead log, held event loop", ()),
+    "F-10": ("starts without standard error, on a full disk, without memory", ()),
+    "F-11": (
+        "imported old events behind young ones are not pruned",
+        (
+            "integration/test_retention.py::test_old_imported_events_behind_young_ones_are_pruned",
+            "integration/test_retention.py::test_a_young_event_among_old_ones_does_not_hide_those_behind_it",
+            "integration/test_retention.py::test_pruning_reads_young_blocks_of_the_log_once",
+        ),
+    ),
+    "F-12": (
+        "the queue of callbacks is bounded in number and not in time",
+        (
+            f"{OVERLOAD}::test_burst_of_a_thousand_connections_is_accepted_within_five_seconds",
+            f"{OVERLOAD}::test_locked_journal_answers_a_burst_with_503_and_retry_after_within_five_seconds",
+            "unit/test_journal_group.py::test_watchdog_answers_within_five_seconds",
+            "unit/test_journal_group.py::test_journal_is_full_when_too_much_waits",
+        ),
+    ),
+    # tests that were missing, by the number of the promise
+    "R2": (
+        "killed between commit and answer",
+        ("faults/test_failpoints.py::test_web_process_killed_at_failpoint_gets_a_repeat_and_logs_it_once",),
+    ),
+    "R7": (
+        "synced before the 200",
+        (
+            f"{JOURNAL}::test_fdatasync_of_the_journal_comes_before_every_200",
+            f"{JOURNAL}::test_sqlite_writer_syncs_every_commit",
+            f"{JOURNAL}::test_postgresql_writer_commits_synchronously_whatever_the_database_s_default",
+        ),
+    ),
+    "R8": (
+        "disk full",
+        (
+            f"{JOURNAL}::test_fault_of_the_journal_file_is_unavailable_and_heals",
+            f"{JOURNAL}::test_fault_of_the_postgresql_journal_is_unavailable_and_heals",
+        ),
+    ),
+    "R11": ("PostgreSQL restarted, then promoted", ()),
+    "R12": (
+        "connections of PostgreSQL exhausted",
+        (f"{JOURNAL}::test_fault_of_the_postgresql_journal_is_unavailable_and_heals",),
+    ),
+    "R13": ("through PgBouncer", ()),
+    "R26": (
+        "a burst, and large bodies",
+        (
+            f"{OVERLOAD}::test_burst_of_a_thousand_connections_is_accepted_within_five_seconds",
+            f"{POISON}::test_poison_body_costs_bounded_time_and_so_does_what_follows",
+        ),
+    ),
+    "R29": ("steps of the clock", ()),
+    "R31": ("two versions at once", ()),
+    "R32": (
+        "killed in the middle of a migration",
+        (f"{FIRST_VERSION}::test_interrupted_migration_is_completed_by_the_next_one",),
+    ),
+    "R33": ("event loop held", ()),
+    "R39": ("days of use", ()),
+    "R46": ("standard error that nobody reads, or closed", ()),
+    "damaged page": (
+        "a damaged page under the server",
+        (
+            f"{PROCESSOR_FAULTS}::test_damaged_journal_stops_the_processor_and_skips_nothing",
+            f"{PROCESSOR_FAULTS}::test_fault_stops_the_processor_and_nothing_is_quarantined",
+        ),
+    ),
+    "intake lock": (
+        "/readyz against a held lock",
+        (f"{JOURNAL}::test_lock_of_the_event_log_does_not_hold_up_the_journal",),
+    ),
+    # security
+    "H1": (
+        "an inbound event rewrites an outbound message",
+        (
+            f"{PROCESSOR}::test_inbound_event_with_the_id_of_an_outbound_message_is_another_message",
+            f"{PROCESSOR}::test_without_a_valid_tag_nothing_posted_changes_an_outbound_message",
+            f"{QUERIES}::test_an_inbound_event_never_changes_an_outbound_message_nor_the_reverse",
+            f"{FIRST_VERSION}::test_rebuild_splits_messages_that_mixed_inbound_and_outbound_and_changes_no_other",
+        ),
+    ),
+    "H2": (
+        "an endless header or trailer",
+        (f"{ACCEPTANCE_CALLBACKS}::test_endless_headers_and_trailers_close_the_connection",),
+    ),
+    "H3": (
+        "pipelined requests fill the memory",
+        (f"{ACCEPTANCE_CALLBACKS}::test_flood_of_pipelined_requests_closes_the_connection",),
+    ),
+    "M1": (
+        "a bound tag is valid for an event about another number",
+        (
+            "unit/test_tag_checker.py::test_a_tag_bound_to_recipients_is_forged_for_another_number",
+            "unit/test_tags.py::test_a_bound_tag_is_forged_for_a_neighbouring_set_of_recipients",
+            f"{PROCESSOR}::test_without_a_valid_tag_nothing_posted_changes_an_outbound_message",
+        ),
+    ),
+    "M2": (
+        "idle connections up to the limit of descriptors",
+        (f"{ACCEPTANCE_CALLBACKS}::test_waiting_connections_shut_nobody_out",),
+    ),
+    "M3": (
+        "bodies of 1 MB that cost seconds",
+        (
+            f"{POISON}::test_poison_body_costs_bounded_time_and_so_does_what_follows",
+            f"{POISON}::test_quarantine_of_half_a_million_elements_is_a_hundred_rows",
+            f"{POISON}::test_hundred_thousand_recipients_are_too_large",
+            f"{POISON}::test_batch_is_bounded_in_events",
+        ),
+    ),
+    "M4": ("strangers fill the log", ()),
+    "M5": ("floods without credentials, and bodies behind a refusal", ()),
+    "L1": ("a Content-Length of 5,000 digits", (f"{ACCEPTANCE_CALLBACKS}::test_huge_content_length_is_not_a_500",)),
+    "L2": (
+        "part of a password in an error line",
+        (
+            f"{CLI}::test_a_wrong_database_url_is_one_line_and_exit_code_2",
+            "integration/test_database.py::test_unknown_parameter_of_a_url_is_refused_without_its_password",
+        ),
+    ),
+    "L3": ("authentication switched off is not logged", ()),
+    "L4": (
+        "lines of an import: impossible times, known ids, long addresses",
+        (
+            f"{TRANSFER}::test_a_broken_line_says_what_is_wrong_and_nothing_of_what_is_in_it",
+            f"{TRANSFER}::test_a_line_with_a_known_id_is_left_alone_entirely",
+            f"{TRANSFER}::test_broken_lines_are_named_by_their_number_and_stop_no_other",
+        ),
+    ),
+    "L5": ("files that others may write are used without a word", ()),
+    "L6": (
+        "links that follow the caller's host, and break out of their brackets",
+        (
+            "acceptance/test_query_api_attacks.py::test_an_id_cannot_break_out_of_the_link",
+            "acceptance/test_query_api_attacks.py::test_forged_host_header_cannot_break_out_of_the_link",
+            "acceptance/test_query_api.py::test_links_begin_with_public_url",
+        ),
+    ),
+    "L7": (
+        "not written: sinks of one's own are trusted, how to publish the callbacks alone",
+        (
+            f"{DOCS}::test_the_proxy_that_publishes_callbacks_alone_publishes_all_of_them",
+            f"{DOCS}::test_what_a_sink_of_ones_own_may_do_is_said",
+        ),
+    ),
+    "L8": (
+        "the first of several headers counts",
+        (
+            "acceptance/test_query_api_attacks.py::test_two_authorization_headers_are_401",
+            f"{ACCEPTANCE_CALLBACKS}::test_compressed_body_is_415",
+        ),
+    ),
+    "L9": ("secrets in the repr of the settings", ()),
+    "L10": ("weak secrets, and a misspelt role that makes an admin", ()),
+    "L11": (
+        "a sandbox that others can reach",
+        (
+            "acceptance/test_sandbox_command.py::test_warning_for_a_non_loopback_host",
+            "integration/test_sandbox_control.py::test_other_content_types_are_rejected_against_cross_origin_requests",
+        ),
+    ),
+    "L12": (
+        "/readyz says ready for a role that may not insert",
+        (f"{JOURNAL}::test_role_without_insert_is_unavailable_and_heals",),
+    ),
+    "L13": ("a file of a sink that is a link, or that others may read", ()),
+    # interoperability
+    "I1": ("Kafka: structured records with a header of the binary form", ()),
+    "I2": ("RabbitMQ: the prefix of the headers", ()),
+    "I3": (
+        "NATS: two sinks of one stream remove each other's events as duplicates",
+        ("integration/test_nats_sink.py::test_two_sinks_of_one_stream_store_an_event_each",),
+    ),
+    "I4": (
+        "database URLs as hosts hand them out",
+        (
+            "integration/test_database.py::test_the_driver_is_ours_to_name",
+            "integration/test_database.py::test_what_cannot_be_a_database_is_refused_by_name",
+        ),
+    ),
+    "I5": (
+        "mounted under a prefix, and no factory",
+        (
+            "acceptance/test_mounted.py::test_mounted_application_serves_callbacks_api_and_links_under_its_prefix",
+            "acceptance/test_mounted.py::test_uvicorn_starts_the_application_as_a_factory",
+        ),
+    ),
+    "I6": (
+        "two receivers on one bus cannot be told apart",
+        (
+            "integration/test_sink_choices.py::test_source_setting_is_in_the_first_copy_in_a_retry_and_in_a_replay",
+            "acceptance/test_query_api.py::test_events_have_the_source_of_the_settings",
+        ),
+    ),
+    # seen while reading the code
+    "reload": (
+        "a reload that fails has changed half of the settings",
+        (
+            "acceptance/test_reload.py::test_sighup_keeps_old_settings_on_error",
+            "acceptance/test_reload.py::test_sighup_with_wrong_settings_changes_neither_web_process_nor_worker",
+            "integration/test_sinks_reloaded.py::test_reload_keeps_old_sinks_when_the_database_is_unavailable",
+        ),
+    ),
+    "alert.fired": ("a filter for an event that nothing publishes", ()),
+    "constraints": (
+        "constraints whose names are not those of the models",
+        ("integration/test_migrated_schema.py::test_migrated_constraints_have_the_names_of_the_models",),
+    ),
+    # new users
+    "N1": ("a number as people write it finds nothing", ()),
+    "N2": (
+        "what a published event looks like is written nowhere",
+        (
+            f"{DOCS}::test_every_field_of_an_event_is_documented",
+            f"{DOCS}::test_every_event_type_is_documented",
+            "contract/test_readme.py::test_the_events_page_shows_the_event_of_the_readme",
+            "integration/test_columns.py::test_every_field_is_in_the_cloud_event",
+        ),
+    ),
+    "N3": ("the log is silent when callbacks are refused", ()),
+    "N4": ("serve says that it listens where it does not", ()),
+    "N5": (
+        "`messages show` is no answer to a support person",
+        (
+            "acceptance/test_messages_show.py::test_failed_message_begins_with_the_answer",
+            "acceptance/test_messages_show.py::test_group_has_a_summary_and_a_line_for_each_recipient",
+            "acceptance/test_messages_show.py::test_contradiction_is_explained",
+            "acceptance/test_messages_show.py::test_every_sink_says_what_it_was_sent",
+        ),
+    ),
+    "N6": (
+        "a callback in quarantine cannot be found by the message it names",
+        (
+            f"{CLI}::test_callbacks_of_a_message_are_listed",
+            "integration/test_callbacks.py::test_a_quarantined_element_is_found_by_the_message_it_names",
+        ),
+    ),
+    "N7": (
+        "an import stops at the same line for ever, and names the wrong one",
+        (
+            f"{TRANSFER}::test_callbacks_with_many_events_are_imported_and_processed",
+            f"{TRANSFER}::test_batches_are_bounded_by_lines_and_by_bytes",
+            f"{TRANSFER}::test_an_append_that_fails_is_tried_again",
+            f"{TRANSFER}::test_an_import_stops_after_a_minute_and_names_the_first_line_that_is_missing",
+        ),
+    ),
+    "N8": (
+        "one README of 1,482 lines, and addresses that do not exist",
+        (
+            "contract/test_readme.py::test_readme_has_at_most_200_lines",
+            "acceptance/test_help_command.py::test_help_prints_the_markdown_of_a_topic",
+            "acceptance/test_docs_pages.py::test_every_link_leads_to_a_page_and_an_anchor_without_a_token",
+            f"{FIRST_RUN}::test_every_address_of_the_banner_is_answered",
+        ),
+    ),
+    "N9": ("`check` and `serve` call sinks fine that cannot work", ()),
+    "N10": (
+        "the suite is too long for a contributor",
+        ("contract/test_readme.py::test_the_two_commands_come_first_and_ci_runs_the_second",),
+    ),
+    "N11": (
+        "install lines that fail on a fresh machine",
+        (f"{DOCS}::test_every_install_line_names_this_folder_or_a_package_of_somebody_else",),
+    ),
+    "N12": (
+        "where the module of a sink of one's own must lie",
+        (
+            "contract/test_docs_own_sink.py::test_it_is_found_by_module_and_class",
+            "unit/test_sink_settings.py::test_a_mistake_is_one_line_that_names_sink_and_field",
+        ),
+    ),
+    "N13": (
+        "the first webhook of every developer is refused",
+        (
+            "contract/test_readme.py::test_the_first_callback_is_published_as_the_event_shown_to_the_program_shown",
+            f"{EGRESS}::test_what_is_blocked_is_named_with_the_setting_that_would_allow_it",
+        ),
+    ),
+    "N14": (
+        "traps of the view for people who query it",
+        (
+            "integration/test_status_view.py::test_view_tells_what_is_final_delivered_and_awaited",
+            "integration/test_status_view.py::test_day_of_the_view_is_read_by_the_index_of_messages",
+            "acceptance/test_docs_examples.py::test_the_five_queries_are_answered_on_sqlite",
+            "acceptance/test_docs_examples.py::test_the_five_queries_are_answered_on_postgresql",
+            "acceptance/test_docs_examples.py::test_read_only_database_user_example",
+        ),
+    ),
+    "N15": (
+        "commands take seconds before they do anything",
+        (
+            "acceptance/test_command_start.py::test_messages_list_imports_no_server_and_no_other_driver",
+            "acceptance/test_command_start.py::test_messages_list_takes_little_more_cpu_than_its_libraries",
+            f"{CLI}::test_help_loads_nothing_heavy",
+        ),
+    ),
+    "N16": (
+        "advice that creates an empty database in the wrong folder",
+        (f"{CLI}::test_no_reading_command_creates_a_database",),
+    ),
+    "N17": ("error lines without host, file or setting", ()),
+    "N18": ("a start that fails leaves things behind", ()),
+    "N19": ("metrics that are wrong, and metrics that are missing", ()),
+    "N20": ("files for deployment", ()),
+    # smaller ones
+    "21": ("colours in a file", ()),
+    "22": ("the message of a log line under `event`", ()),
+    "23": ("credentials of the sandbox fixture are a tuple", ()),
+    "24": ("where a setting comes from", ()),
+    "25": ("relative times", ()),
+    "26": ("a part of a tag, in another case", ()),
+    "27": ("an example that prints nothing", ()),
+    "28": ("the summary of the demo is not final", ()),
+    "29": ("a group message widens the table", (f"{CLI}::test_group_message_does_not_widen_the_list",)),
+    "30": ("`GET /` is a 404 in JSON", ()),
+    **{f"seed-{number}": ("the documents of the API against sandbox and receiver", ()) for number in range(1, 14)},
+    # small cases from public reports
+    "Upgrade": (
+        "a client that offers another protocol",
+        (
+            f"{ACCEPTANCE_CALLBACKS}::test_offered_upgrade_is_ignored_and_the_body_is_kept",
+            f"{ACCEPTANCE_CALLBACKS}::test_offers_in_pipelined_requests_are_ignored",
+            f"{ACCEPTANCE_CALLBACKS}::test_get_with_an_offer_leaves_the_connection_in_use",
+        ),
+    ),
+    "keep-alive": (
+        "idle connections closed sooner than by proxies, and at a stop",
+        (f"{FIRST_RUN}::test_idle_connections_are_closed_after_keep_alive",),
+    ),
+    "X-Forwarded-Proto": (
+        "a chain of protocols",
+        (f"{ACCEPTANCE_CALLBACKS}::test_links_begin_with_the_protocol_that_the_client_used",),
+    ),
+    "Content-Encoding": (
+        "a charset as the encoding",
+        (f"{ACCEPTANCE_CALLBACKS}::test_charset_as_content_encoding_is_no_compression",),
+    ),
+    "failover": (
+        "connections to a server that became read-only",
+        ("integration/test_database.py::test_connection_made_to_a_read_only_server_is_thrown_away",),
+    ),
+    "Latin-1": (
+        "a database that is not UTF-8",
+        ("integration/test_database.py::test_database_that_is_not_utf_8_is_refused",),
+    ),
+    "rotation": (
+        "a file that is rotated by copying and truncating",
+        (
+            "acceptance/test_reload.py::test_rotated_jsonl_file_is_released_with_and_without_sighup",
+            "contract/test_sinks.py::test_jsonl_reopens_a_rotated_file",
+        ),
+    ),
+    "data directory": (
+        "a data directory with a question mark in its name",
+        (f"{FIRST_RUN}::test_data_lies_in_the_data_directory_whatever_its_name",),
+    ),
+}
+
+
+@cache
+def names_in(path: str) -> frozenset[str]:
+    """The names of the test functions of a file, those of its classes too."""
+    tree = ast.parse((TESTS / path).read_text("utf-8"))
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return frozenset(function.name for function in functions if function.name.startswith("test_"))
+
+
+def named() -> Iterator[str]:
+    for _, tests in EDGES.values():
+        yield from tests
+
+
+@pytest.mark.parametrize("test", sorted(set(named())))
+def test_every_named_test_exists(test: str) -> None:
+    path, _, name = test.partition("::")
+    assert name in names_in(path)
+
+
+def test_every_finding_has_a_test_or_is_open() -> None:
+    assert {number for number, (_, tests) in EDGES.items() if not tests} == OPEN
+
+
+def test_every_finding_says_in_a_few_words_what_it_is() -> None:
+    assert all(0 < len(words) <= 100 for words, _ in EDGES.values())
+
+
+def test_every_number_of_the_trials_is_in_the_table() -> None:
+    series = {"F-": 12, "H": 3, "M": 5, "L": 13, "I": 6, "N": 20, "seed-": 13}
+    numbers = {f"{letter}{number}" for letter, last in series.items() for number in range(1, last + 1)}
+    assert numbers | {str(number) for number in range(21, 31)} <= EDGES.keys()
