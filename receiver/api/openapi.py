@@ -1,6 +1,6 @@
 """The OpenAPI 3.1 document of the HTTP API, made from the table of operations and their models.
 
-It is also a Markdown topic, the API reference, to be read and searched like the other topics.
+The same document is also a Markdown topic, the API reference, which is read and searched like the other topics.
 """
 
 import re
@@ -18,7 +18,6 @@ from receiver.documents import Anchors
 
 Json = dict[str, Any]
 Part = tuple[str, str]
-
 _COMPONENT: Final = "#/components/schemas/"
 _SECURITY: Final = {BEARER: "token", BASIC: "tokenAsPassword"}
 _SECURITY_SCHEMES: Final = {
@@ -42,26 +41,6 @@ _PENDING_DESCRIPTION: Final = (
     "does not contain them; absent where there are none, which the request waits for up to a second"
 )
 _PENDING: Final = (PENDING_HEADER, _PENDING_DESCRIPTION)
-
-
-# What a short name of the code says only there.
-_WORDS: Final = {
-    "Api": "ApiVersion",
-    "Outcome": "AttemptOutcome",
-    "Quarantine": "QuarantineReason",
-    "Status": "DeliveryStatus",
-}
-
-
-class _Schemas(GenerateJsonSchema):
-    """JSON Schema without titles, which repeat the names; a noun is called by its name."""
-
-    def normalize_name(self, name: str) -> str:
-        plain = super().normalize_name(name).removesuffix("Read")
-        return _WORDS.get(plain, plain)
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        return False
 
 
 def document(groups: Sequence[Group], version: str) -> Json:
@@ -114,6 +93,26 @@ def _types(groups: Sequence[Group]) -> Iterator[tuple[Part, Literal["validation"
         yield (operation.name, "error"), "serialization", TypeAdapter(group.error)
         if operation.body is not None:
             yield (operation.name, "body"), "validation", TypeAdapter(operation.body)
+
+
+# What a short name of the code says only there.
+_WORDS: Final = {
+    "Api": "ApiVersion",
+    "Outcome": "AttemptOutcome",
+    "Quarantine": "QuarantineReason",
+    "Status": "DeliveryStatus",
+}
+
+
+class _Schemas(GenerateJsonSchema):
+    """JSON Schema without titles, which repeat the names; a noun is called by its name."""
+
+    def normalize_name(self, name: str) -> str:
+        plain = super().normalize_name(name).removesuffix("Read")
+        return _WORDS.get(plain, plain)
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
 
 
 def _summary(operation: Operation, group: Group) -> Json:
@@ -178,57 +177,11 @@ def _headers(*headers: tuple[str, str] | None) -> Json:
     return {"headers": described} if described else {}
 
 
-_FORMATS: Final = {"password": "secret string", "ipvanynetwork": "network", "path": "path"}
-_BOUNDS: Final = (
-    ("minimum", "at least {}"),
-    ("maximum", "at most {}"),
-    ("minItems", "at least {} items"),
-    ("maxItems", "at most {} items"),
-    ("maxLength", "at most {} characters"),
-)
-
-
 def api_reference(document: Json) -> str:
     """Every operation with its parameters, body and responses, then every schema."""
     return "\n".join(
         [*_introduction(document), *_operation_lines(document["paths"]), *_schema_lines(document["components"])]
     )
-
-
-def type_words(schema: Json) -> str:
-    """The type of a JSON Schema as Markdown text: `string or null`, `list of [Recipient](#recipient)`."""
-    if "$ref" in schema:
-        name = schema["$ref"].rpartition("/")[2]
-        return f"[{name}](#{Anchors().add(name)})"
-    if "anyOf" in schema:
-        return " or ".join(map(type_words, schema["anyOf"]))
-    if "const" in schema:
-        return f"`{schema['const']}`"
-    if "enum" in schema:
-        *others, last = (f"`{value}`" for value in schema["enum"])
-        return f"{', '.join(others)} or {last}" if others else last
-    return ", ".join([_base_type(schema), *(words.format(schema[key]) for key, words in _BOUNDS if key in schema)])
-
-
-def _base_type(schema: Json) -> str:
-    kind: str = schema.get("type", "any value")
-    if kind == "array":
-        return f"list of {type_words(schema.get('items', {}))}"
-    if isinstance(schema.get("additionalProperties"), Mapping):
-        return f"object, each value {type_words(schema['additionalProperties'])}"
-    form = schema.get("format")
-    return _FORMATS.get(form, f"{kind} ({form})") if form else kind
-
-
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """The lines of a Markdown table and an empty line; no lines if there are no rows."""
-    lines = [_row(row) for row in rows]
-    if lines:
-        yield from (_row(headings), _row(["---"] * len(headings)), *lines, "")
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _introduction(document: Json) -> Iterator[str]:
@@ -300,3 +253,49 @@ def _sentence(text: str) -> str:
     if not text:
         return ""
     return f"{text[0].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+
+
+_FORMATS: Final = {"password": "secret string", "ipvanynetwork": "network", "path": "path"}
+_BOUNDS: Final = (
+    ("minimum", "at least {}"),
+    ("maximum", "at most {}"),
+    ("minItems", "at least {} items"),
+    ("maxItems", "at most {} items"),
+    ("maxLength", "at most {} characters"),
+)
+
+
+def type_words(schema: Json) -> str:
+    """The type of a JSON Schema as Markdown text: `string or null`, `list of [Recipient](#recipient)`."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{Anchors().add(name)})"
+    if "anyOf" in schema:
+        return " or ".join(map(type_words, schema["anyOf"]))
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if "enum" in schema:
+        *others, last = (f"`{value}`" for value in schema["enum"])
+        return f"{', '.join(others)} or {last}" if others else last
+    return ", ".join([_base_type(schema), *(words.format(schema[key]) for key, words in _BOUNDS if key in schema)])
+
+
+def _base_type(schema: Json) -> str:
+    kind: str = schema.get("type", "any value")
+    if kind == "array":
+        return f"list of {type_words(schema.get('items', {}))}"
+    if isinstance(schema.get("additionalProperties"), Mapping):
+        return f"object, each value {type_words(schema['additionalProperties'])}"
+    form = schema.get("format")
+    return _FORMATS.get(form, f"{kind} ({form})") if form else kind
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """The lines of a Markdown table and an empty line; no lines if there are no rows."""
+    lines = [_row(row) for row in rows]
+    if lines:
+        yield from (_row(headings), _row(["---"] * len(headings)), *lines, "")
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"

@@ -28,51 +28,14 @@ from receiver.models.parameters import is_relative, moment
 from receiver.models.queries import Query
 from receiver.providers.fields import storable
 
+CSV: Final = "text/csv"
+PENDING_HEADER: Final = "Receiver-Pending"
+MOUNTED_AT: Final = "receiver.mounted_at"
+"""The key in a request's scope for the path under which another application mounts this one."""
+
+MAX_BODY_BYTES: Final = 65_536
 _MAX_PARAMETERS: Final = 100
 _MAX_NAME: Final = 60
-
-Model = TypeVar("Model", bound=Query)
-
-
-def parse_query(model: type[Model], query_string: bytes) -> Model:
-    """The parameters in a query string; raises a problem that names every invalid parameter."""
-    values = _values(query_string, model.repeatable)
-    try:
-        return model.model_validate(values, by_alias=True, by_name=False)
-    except ValidationError as error:
-        raise invalid_values_problem(invalid_values(error)) from None
-
-
-def invalid_values(error: ValidationError) -> list[InvalidValue]:
-    """The values that a model refuses, by name. The values are left out: one may be a secret in the wrong field."""
-    return [_invalid_value(item["loc"], item["type"], item["msg"]) for item in error.errors(include_url=False)]
-
-
-def _invalid_value(location: tuple[int | str, ...], kind: str, message: str) -> InvalidValue:
-    name = ".".join(str(part) for part in location) or "body"
-    detail = "is not a known parameter or field" if kind == "extra_forbidden" else message.removeprefix("Value error, ")
-    return InvalidValue(parameter=name[:_MAX_NAME], detail=detail)
-
-
-def _values(query_string: bytes, repeatable: Collection[str]) -> dict[str, str | list[str]]:
-    try:
-        text = query_string.decode("utf-8")
-        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS)
-    except ValueError:
-        raise ProblemError(
-            400, f"The query string is not UTF-8, or has more than {_MAX_PARAMETERS} parameters."
-        ) from None
-    values: dict[str, list[str]] = {}
-    for name, value in pairs:
-        values.setdefault(name, []).append(storable(value))
-    repeated = [name for name, items in values.items() if len(items) > 1 and name not in repeatable]
-    if repeated:
-        errors = [InvalidValue(parameter=name[:_MAX_NAME], detail="is given more than once") for name in repeated]
-        raise invalid_values_problem(errors)
-    return {name: items if name in repeatable else items[0] for name, items in values.items()}
-
-
-CSV: Final = "text/csv"
 _HEADERS: Final = {
     # Responses hold message texts and numbers, which no cache may store.
     "Cache-Control": "no-store",
@@ -80,98 +43,8 @@ _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 
-
-def json_answer(
-    value: Any, *, link: Mapping[str, str] | None = None, media_type: str = JSON, leave_out_null: bool = False
-) -> Response:
-    """Models, lists of them, or plain values as JSON; `link` is a header from `next_page`."""
-    # Bytes are JSON already. The end of the line is for terminals: the prompt after `curl` begins a line.
-    body = value if isinstance(value, bytes) else to_json(value, by_alias=True, exclude_none=leave_out_null) + b"\n"
-    return Response(body, headers={**_HEADERS, **(link or {})}, media_type=media_type)
-
-
-def csv_answer(text: str, *, name: str, link: Mapping[str, str]) -> Response:
-    """A table as a file to download: a browser must not render text that strangers wrote."""
-    disposition = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
-    return Response(text, 200, {**_HEADERS, **disposition, **link}, f"{CSV}; charset=utf-8; header=present")
-
-
-MOUNTED_AT: Final = "receiver.mounted_at"
-"""The key in a request's scope for the path under which another application mounts this one."""
-
-
-# The characters that https://www.rfc-editor.org/rfc/rfc3986 allows in a path, and that of what is encoded.
-_IN_PATHS: Final = "/:@!$&'()*+,;=%"
-
-
-def next_page(request: Request, public_url: str | None, **changes: str) -> dict[str, str]:
-    """The `Link` header with this request's own address, some parameters changed, and without `page`."""
-    query = parse_qsl(request.scope["query_string"].decode(), keep_blank_values=True)
-    unchanged = [(name, value) for name, value in query if name not in {"page", *changes}]
-    # Encoded already, but for characters that a client should have encoded: a > would end the link.
-    path = quote(request.scope["path"], safe=_IN_PATHS)
-    # The Host header, unless `public_url` is set, which includes the path where the application is mounted.
-    if public_url is None:
-        address = f"{request.url.scheme}://{request.url.netloc}{path}"
-    else:
-        address = public_url.rstrip("/") + path.removeprefix(request.scope.get(MOUNTED_AT, ""))
-    address += f"?{urlencode([*unchanged, *changes.items()])}"
-    return {"Link": f'<{address}>; rel="next"'}
-
-
-def prefers_csv(accept: str) -> bool:
-    """Whether an Accept header prefers CSV to JSON."""
-    return _quality(accept, "text", "csv") > _quality(accept, "application", "json")
-
-
-def _quality(accept: str, kind: str, subtype: str) -> float:
-    """The quality of a media type in an Accept header, by the most specific range that covers it."""
-    ranges = {}
-    for part in accept.lower().split(","):
-        name, *parameters = (piece.strip() for piece in part.split(";"))
-        ranges[name] = _weight(parameters)
-    wanted = (f"{kind}/{subtype}", f"{kind}/*", "*/*")
-    return next((ranges[name] for name in wanted if name in ranges), 0.0)
-
-
-def _weight(parameters: list[str]) -> float:
-    for parameter in parameters:
-        if parameter.startswith("q="):
-            try:
-                return float(parameter.removeprefix("q="))
-            except ValueError:
-                return 0.0
-    return 1.0
-
-
-MAX_BODY_BYTES: Final = 65_536
-
+Model = TypeVar("Model", bound=Query)
 Body = TypeVar("Body", bound=BaseModel)
-
-
-async def read_body(request: Request, model: type[Body]) -> Body:
-    """The body as a model; raises a problem that names every invalid field."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
-        raise ProblemError(415, "The body must be application/json.")
-    try:
-        return model.model_validate_json(await _body(request))
-    except ValidationError as error:
-        raise invalid_values_problem(invalid_values(error)) from None
-
-
-async def _body(request: Request) -> bytes:
-    body = b""
-    try:
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_BODY_BYTES:
-                raise ProblemError(413, headers={"Connection": "close"})
-    except ClientDisconnect:
-        raise ProblemError(400) from None
-    return body
-
-
-PENDING_HEADER: Final = "Receiver-Pending"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +102,74 @@ def _route(operation: Operation, context: ApiContext, prefix: str) -> Route:
     return Route(path, endpoint, methods=[operation.method], name=operation.name)
 
 
+def parse_query(model: type[Model], query_string: bytes) -> Model:
+    """The parameters in a query string; raises a problem that names every invalid parameter."""
+    values = _values(query_string, model.repeatable)
+    try:
+        return model.model_validate(values, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise invalid_values_problem(invalid_values(error)) from None
+
+
+def _values(query_string: bytes, repeatable: Collection[str]) -> dict[str, str | list[str]]:
+    try:
+        text = query_string.decode("utf-8")
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS)
+    except ValueError:
+        raise ProblemError(
+            400, f"The query string is not UTF-8, or has more than {_MAX_PARAMETERS} parameters."
+        ) from None
+    values: dict[str, list[str]] = {}
+    for name, value in pairs:
+        values.setdefault(name, []).append(storable(value))
+    repeated = [name for name, items in values.items() if len(items) > 1 and name not in repeatable]
+    if repeated:
+        errors = [InvalidValue(parameter=name[:_MAX_NAME], detail="is given more than once") for name in repeated]
+        raise invalid_values_problem(errors)
+    return {name: items if name in repeatable else items[0] for name, items in values.items()}
+
+
+def invalid_values(error: ValidationError) -> list[InvalidValue]:
+    """The values that a model refuses, by name. The values are left out: one may be a secret in the wrong field."""
+    return [_invalid_value(item["loc"], item["type"], item["msg"]) for item in error.errors(include_url=False)]
+
+
+def _invalid_value(location: tuple[int | str, ...], kind: str, message: str) -> InvalidValue:
+    name = ".".join(str(part) for part in location) or "body"
+    detail = "is not a known parameter or field" if kind == "extra_forbidden" else message.removeprefix("Value error, ")
+    return InvalidValue(parameter=name[:_MAX_NAME], detail=detail)
+
+
+async def read_body(request: Request, model: type[Body]) -> Body:
+    """The body as a model; raises a problem that names every invalid field."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
+        raise ProblemError(415, "The body must be application/json.")
+    try:
+        return model.model_validate_json(await _body(request))
+    except ValidationError as error:
+        raise invalid_values_problem(invalid_values(error)) from None
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                raise ProblemError(413, headers={"Connection": "close"})
+    except ClientDisconnect:
+        raise ProblemError(400) from None
+    return body
+
+
+def _decoded(value: str) -> str:
+    """A decoded value of the path. One that is not UTF-8 cannot be an id, so the answer is 404."""
+    try:
+        return storable(unquote_to_bytes(value).decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ProblemError(404) from None
+
+
 def _response(operation: Operation, request: Request, context: ApiContext, result: Any) -> Response:
     link: Mapping[str, str] = {}
     if isinstance(result, Listed):
@@ -250,14 +191,65 @@ def _absolute_times(request: Request) -> dict[str, str]:
     return {name: rfc3339(moment(value)) for name, value in times.items() if is_relative(value)}
 
 
+def json_answer(
+    value: Any, *, link: Mapping[str, str] | None = None, media_type: str = JSON, leave_out_null: bool = False
+) -> Response:
+    """Models, lists of them, or plain values as JSON; `link` is a header from `next_page`."""
+    # Bytes are JSON already. The end of the line is for terminals: the prompt after `curl` begins a line.
+    body = value if isinstance(value, bytes) else to_json(value, by_alias=True, exclude_none=leave_out_null) + b"\n"
+    return Response(body, headers={**_HEADERS, **(link or {})}, media_type=media_type)
+
+
+def csv_answer(text: str, *, name: str, link: Mapping[str, str]) -> Response:
+    """A table as a file to download: a browser must not render text that strangers wrote."""
+    disposition = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
+    return Response(text, 200, {**_HEADERS, **disposition, **link}, f"{CSV}; charset=utf-8; header=present")
+
+
+# The characters that https://www.rfc-editor.org/rfc/rfc3986 allows in a path, and that of what is encoded.
+_IN_PATHS: Final = "/:@!$&'()*+,;=%"
+
+
+def next_page(request: Request, public_url: str | None, **changes: str) -> dict[str, str]:
+    """The `Link` header with this request's own address, some parameters changed, and without `page`."""
+    query = parse_qsl(request.scope["query_string"].decode(), keep_blank_values=True)
+    unchanged = [(name, value) for name, value in query if name not in {"page", *changes}]
+    # Encoded already, but for characters that a client should have encoded: a > would end the link.
+    path = quote(request.scope["path"], safe=_IN_PATHS)
+    # The Host header, unless `public_url` is set, which includes the path where the application is mounted.
+    if public_url is None:
+        address = f"{request.url.scheme}://{request.url.netloc}{path}"
+    else:
+        address = public_url.rstrip("/") + path.removeprefix(request.scope.get(MOUNTED_AT, ""))
+    address += f"?{urlencode([*unchanged, *changes.items()])}"
+    return {"Link": f'<{address}>; rel="next"'}
+
+
+def prefers_csv(accept: str) -> bool:
+    """Whether an Accept header prefers CSV to JSON."""
+    return _quality(accept, "text", "csv") > _quality(accept, "application", "json")
+
+
+def _quality(accept: str, kind: str, subtype: str) -> float:
+    """The quality of a media type in an Accept header, by the most specific range that covers it."""
+    ranges = {}
+    for part in accept.lower().split(","):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        ranges[name] = _weight(parameters)
+    wanted = (f"{kind}/{subtype}", f"{kind}/*", "*/*")
+    return next((ranges[name] for name in wanted if name in ranges), 0.0)
+
+
+def _weight(parameters: list[str]) -> float:
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                return float(parameter.removeprefix("q="))
+            except ValueError:
+                return 0.0
+    return 1.0
+
+
 def _pending_header(call: Call) -> dict[str, str]:
     """The header with the number of callbacks that are not in the response yet; no header if there are none."""
     return {PENDING_HEADER: str(call.pending)} if call.pending else {}
-
-
-def _decoded(value: str) -> str:
-    """A decoded value of the path. One that is not UTF-8 cannot be an id, so the answer is 404."""
-    try:
-        return storable(unquote_to_bytes(value).decode("utf-8"))
-    except UnicodeDecodeError:
-        raise ProblemError(404) from None

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import typer
 
@@ -72,13 +72,6 @@ class Operations:
         return left
 
 
-def named(name: str) -> Operation:
-    """The operation `module.name` of `receiver.api`. Only its module is imported, so that a command starts quickly."""
-    module, _, operation_name = name.partition(".")
-    operations: tuple[Operation, ...] = import_module(f"receiver.api.{module}").OPERATIONS
-    return next(operation for operation in operations if operation.name == operation_name)
-
-
 def with_operations(
     config: Path | None, work: Callable[[Operations], Awaitable[int]], *, needs_database: bool = True
 ) -> int:
@@ -90,17 +83,11 @@ def with_operations(
     return with_database(config, run, must_exist=needs_database)
 
 
-def show_list(
-    name: str, config: Path | None, *, query: Query, json: bool, path: Mapping[str, str] | None = None
-) -> int:
-    """Runs an operation that returns a list, and writes the list."""
-    operation = named(name)
-
-    async def work(perform: Operations) -> int:
-        write_list(operation, await perform(operation, path, query=query), query=query, json=json)
-        return 0
-
-    return with_operations(config, work)
+def named(name: str) -> Operation:
+    """The operation `module.name` of `receiver.api`. Only its module is imported, so that a command starts quickly."""
+    module, _, operation_name = name.partition(".")
+    operations: tuple[Operation, ...] = import_module(f"receiver.api.{module}").OPERATIONS
+    return next(operation for operation in operations if operation.name == operation_name)
 
 
 def show(
@@ -121,6 +108,19 @@ def show(
             echo_json(result)
         else:
             text(result)
+        return 0
+
+    return with_operations(config, work)
+
+
+def show_list(
+    name: str, config: Path | None, *, query: Query, json: bool, path: Mapping[str, str] | None = None
+) -> int:
+    """Runs an operation that returns a list, and writes the list."""
+    operation = named(name)
+
+    async def work(perform: Operations) -> int:
+        write_list(operation, await perform(operation, path, query=query), query=query, json=json)
         return 0
 
     return with_operations(config, work)
@@ -162,19 +162,6 @@ def explain_message(config: Path | None, message_id: str, query: OneMessageQuery
     return with_operations(config, work)
 
 
-def _echo_columns(message: MessageRead, events: Sequence[MessageEventRead]) -> None:
-    echo_fields(set_fields(message.model_dump(mode="json", by_alias=True, exclude={"recipients"})))
-    for recipient in message.recipients:
-        echo("", f"to {recipient.recipient or 'an unknown number'}")
-        values = recipient.model_dump(mode="json", by_alias=True, exclude={"recipient"})
-        reason = values.pop("reason")
-        meaning = f"{reason['name']}: {reason['description']}" if reason else None
-        echo_fields([*set_fields(values), ("meaning", meaning)], indent="  ")
-    echo("", "events, in order of arrival")
-    table = TABLES["MessageEventRead"]
-    echo_table(table.headings, [table.row(event) for event in events])
-
-
 def echo_explanation(
     explanation: Explanation, publications: Sequence[PublicationRead], configured: Collection[str]
 ) -> None:
@@ -195,7 +182,7 @@ def echo_explanation(
         echo_table(_SINKS, [_sink_row(publication, configured) for publication in publications])
 
 
-_TIMELINE = ("BANDWIDTH'S TIME", "OUR TIME", "APART", "TYPE", "EVENT")
+_TIMELINE: Final = ("BANDWIDTH'S TIME", "OUR TIME", "APART", "TYPE", "EVENT")
 
 
 def _timeline_row(entry: TimelineEntry) -> tuple[object, ...]:
@@ -203,12 +190,29 @@ def _timeline_row(entry: TimelineEntry) -> tuple[object, ...]:
     return *times, entry.clocks, entry.type, entry.sentence
 
 
-_SINKS = ("SINK", "EVENT", "RECIPIENT", "STATE")
+_SINKS: Final = ("SINK", "EVENT", "RECIPIENT", "STATE")
 
 
 def _sink_row(publication: PublicationRead, configured: Collection[str]) -> tuple[object, ...]:
     state = explain_publication(publication, is_configured=publication.sink in configured)
     return publication.sink, f"message.{publication.status}", publication.recipient, state
+
+
+def _echo_columns(message: MessageRead, events: Sequence[MessageEventRead]) -> None:
+    echo_fields(set_fields(message.model_dump(mode="json", by_alias=True, exclude={"recipients"})))
+    for recipient in message.recipients:
+        echo("", f"to {recipient.recipient or 'an unknown number'}")
+        values = recipient.model_dump(mode="json", by_alias=True, exclude={"recipient"})
+        reason = values.pop("reason")
+        meaning = f"{reason['name']}: {reason['description']}" if reason else None
+        echo_fields([*set_fields(values), ("meaning", meaning)], indent="  ")
+    echo("", "events, in order of arrival")
+    table = TABLES["MessageEventRead"]
+    echo_table(table.headings, [table.row(event) for event in events])
+
+
+# More than the documents list.
+_ALL: Final = 1000
 
 
 def codes(config: Path | None, query: CodeQuery, *, code: str | None, json: bool) -> int:
@@ -230,7 +234,3 @@ def codes(config: Path | None, query: CodeQuery, *, code: str | None, json: bool
         return 0
 
     return with_operations(config, work, needs_database=False)
-
-
-# More than the documents list.
-_ALL = 1000

@@ -23,10 +23,17 @@ from receiver.storage.event_log import EventsOfMessages
 from receiver.storage.messages import Rows, rows_of
 from receiver.tags import TagPolicy
 
+# After this many elements the event loop gets a turn for other work.
+YIELD_EVERY: Final = 100
+# A batch reads at most this many stored events; messages with more are folded in several batches.
+_MAX_KNOWN_EVENTS: Final = 20_000
 _REASONS: Final = {
     TagVerdict.UNSIGNED: Quarantine.TAG_UNSIGNED,
     TagVerdict.MISSING: Quarantine.TAG_MISSING,
 }
+
+log = structlog.get_logger("receiver.processor")
+
 _Found = tuple[TagVerdict, str | None]
 """The verdict on a tag, and the tag without its signature."""
 
@@ -88,14 +95,6 @@ def _with(event: Event, verdict: TagVerdict, value: str | None) -> Event:
     if verdict is event.tag_verdict and fields is event.fields:
         return event
     return structs.replace(event, tag_verdict=verdict, fields=fields)
-
-
-# After this many elements the event loop gets a turn for other work.
-YIELD_EVERY: Final = 100
-# A batch reads at most this many stored events; messages with more are folded in several batches.
-_MAX_KNOWN_EVENTS: Final = 20_000
-
-log = structlog.get_logger("receiver.processor")
 
 
 @dataclass(slots=True)

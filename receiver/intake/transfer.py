@@ -1,6 +1,7 @@
-"""Exports callbacks of the journal as JSON lines, and imports such lines into a journal, with their ids and times.
+"""Exports callbacks of the journal as JSON lines, imports such lines into a journal, and processes callbacks again.
 
-An import skips ids that the journal has already, so an interrupted import is completed by running it again.
+Lines keep the ids and times of their callbacks. An import skips ids that the journal has already, so an interrupted
+import is completed by running it again.
 """
 
 import asyncio
@@ -26,74 +27,12 @@ from receiver.storage.bulk import Transaction
 from receiver.storage.database import Database
 from receiver.storage.journal import JournalWriter, first_id
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reprocessed:
-    """The result of reprocessing: callbacks processed, new events, and callbacks that stay in quarantine."""
-
-    callbacks: int = 0
-    events: int = 0
-    quarantined: int = 0
-
-    def __add__(self, other: "Reprocessed") -> "Reprocessed":
-        return Reprocessed(
-            callbacks=self.callbacks + other.callbacks,
-            events=self.events + other.events,
-            quarantined=self.quarantined + other.quarantined,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reprocessing:
-    """Processes callbacks of the journal again with today's code and keys; a worker may run at the same time."""
-
-    database: Database
-    checker: TagChecker
-    conflict: FinalConflict
-    clock: Callable[[], datetime]
-
-    async def ids(self, ids: Sequence[str]) -> Reprocessed:
-        """Reprocesses the callbacks with these ids, oldest first; an id that the journal does not have is skipped."""
-        return await self._all(callbacks.pages_with_ids(self.database, ids))
-
-    async def query(self, query: CallbackQuery) -> Reprocessed:
-        """Reprocesses all callbacks that match a query, oldest first."""
-        return await self._all(callbacks.pages(self.database, query))
-
-    async def _all(self, pages: AsyncIterator[list[Callback]]) -> Reprocessed:
-        total = Reprocessed()
-        async for page in pages:
-            total += await self._page(page)
-        return total
-
-    async def _page(self, page: Sequence[Callback]) -> Reprocessed:
-        folder, total = Folder(self.database, self.conflict), Reprocessed()
-        batch = [await parse(callback, self.checker) for callback in page]
-
-        async def finish(transaction: Transaction, folded: Sequence[Parsed]) -> None:
-            now = transaction.spelling.time(self.clock())
-            rows = [row for parsed in folded for row in parsed.quarantine_rows(now)]
-            ids = [parsed.callback.id for parsed in folded]
-            await transaction.run([processor.take_from_quarantine(ids), processor.add_to_quarantine(rows)])
-
-        while batch:
-            folded = await folder.fold(batch, finish)
-            total += Reprocessed(
-                callbacks=len(folded),
-                events=sum(len(parsed.new) for parsed in folded),
-                quarantined=sum(parsed.is_quarantined for parsed in folded),
-            )
-            batch = batch[len(folded) :]
-        return total
-
-
 _BATCH_LINES: Final = 250
 _BATCH_BYTES: Final = 1024 * 1024
 _RETRY_SECONDS: Final = 60.0
 _FIRST_BACKOFF_SECONDS: Final = 0.1
 _MAX_BACKOFF_SECONDS: Final = 5.0
 _MAX_PAUSE_SECONDS: Final = 0.5
-
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # Clocks differ, and a journal may come from a machine in another time zone that uses local time as UTC.
 _AHEAD: Final = timedelta(days=1)
@@ -148,6 +87,13 @@ def to_line(callback: Callback) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
 
 
+def _encoded(body: bytes) -> tuple[str, str]:
+    try:
+        return body.decode("utf-8"), "utf-8"
+    except UnicodeDecodeError:
+        return base64.b64encode(body).decode("ascii"), "base64"
+
+
 def from_line(line: bytes, *, now: datetime) -> Callback:
     """The callback in a line of JSON; unknown fields are ignored. Raises BrokenLine.
 
@@ -188,13 +134,6 @@ def _bounded_id(callback_id: str, now: datetime) -> str:
     if callback_id > first_id(now + _AHEAD):
         raise BrokenLine("id: begins with a time of receipt that is more than a day from now")
     return callback_id
-
-
-def _encoded(body: bytes) -> tuple[str, str]:
-    try:
-        return body.decode("utf-8"), "utf-8"
-    except UnicodeDecodeError:
-        return base64.b64encode(body).decode("ascii"), "base64"
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -277,6 +216,22 @@ async def import_lines(writer: JournalWriter, lines: Iterable[bytes], how: Impor
     return done
 
 
+def _batches(lines: Iterable[bytes]) -> Iterator[dict[int, bytes]]:
+    """The non-blank lines by their numbers, one batch at a time; a batch is appended in one transaction."""
+    batch: dict[int, bytes] = {}
+    size = 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        batch[number] = line
+        size += len(line)
+        if len(batch) >= _BATCH_LINES or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = {}, 0
+    if batch:
+        yield batch
+
+
 def _parsed(batch: Mapping[int, bytes], done: Imported, how: Importing) -> dict[int, Callback]:
     now = how.clock()
     callbacks: dict[int, Callback] = {}
@@ -305,17 +260,64 @@ async def _append(writer: JournalWriter, callbacks: list[Callback], how: Importi
         backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
 
 
-def _batches(lines: Iterable[bytes]) -> Iterator[dict[int, bytes]]:
-    """The non-blank lines by their numbers, one batch at a time; a batch is appended in one transaction."""
-    batch: dict[int, bytes] = {}
-    size = 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        batch[number] = line
-        size += len(line)
-        if len(batch) >= _BATCH_LINES or size >= _BATCH_BYTES:
-            yield batch
-            batch, size = {}, 0
-    if batch:
-        yield batch
+# --- reprocessing ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reprocessed:
+    """The result of reprocessing: callbacks processed, new events, and callbacks that stay in quarantine."""
+
+    callbacks: int = 0
+    events: int = 0
+    quarantined: int = 0
+
+    def __add__(self, other: "Reprocessed") -> "Reprocessed":
+        return Reprocessed(
+            callbacks=self.callbacks + other.callbacks,
+            events=self.events + other.events,
+            quarantined=self.quarantined + other.quarantined,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reprocessing:
+    """Processes callbacks of the journal again with today's code and keys; a worker may run at the same time."""
+
+    database: Database
+    checker: TagChecker
+    conflict: FinalConflict
+    clock: Callable[[], datetime]
+
+    async def ids(self, ids: Sequence[str]) -> Reprocessed:
+        """Reprocesses the callbacks with these ids, oldest first; an id that the journal does not have is skipped."""
+        return await self._all(callbacks.pages_with_ids(self.database, ids))
+
+    async def query(self, query: CallbackQuery) -> Reprocessed:
+        """Reprocesses all callbacks that match a query, oldest first."""
+        return await self._all(callbacks.pages(self.database, query))
+
+    async def _all(self, pages: AsyncIterator[list[Callback]]) -> Reprocessed:
+        total = Reprocessed()
+        async for page in pages:
+            total += await self._page(page)
+        return total
+
+    async def _page(self, page: Sequence[Callback]) -> Reprocessed:
+        folder, total = Folder(self.database, self.conflict), Reprocessed()
+        batch = [await parse(callback, self.checker) for callback in page]
+
+        async def finish(transaction: Transaction, folded: Sequence[Parsed]) -> None:
+            now = transaction.spelling.time(self.clock())
+            rows = [row for parsed in folded for row in parsed.quarantine_rows(now)]
+            ids = [parsed.callback.id for parsed in folded]
+            await transaction.run([processor.take_from_quarantine(ids), processor.add_to_quarantine(rows)])
+
+        while batch:
+            folded = await folder.fold(batch, finish)
+            total += Reprocessed(
+                callbacks=len(folded),
+                events=sum(len(parsed.new) for parsed in folded),
+                quarantined=sum(parsed.is_quarantined for parsed in folded),
+            )
+            batch = batch[len(folded) :]
+        return total

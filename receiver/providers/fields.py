@@ -17,11 +17,83 @@ from receiver.domain.events import MAX_RECIPIENTS, Element, Event, Quarantine, R
 Payload = dict[str, Any]
 """A JSON object, or the parameters of a query string."""
 
-_UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
-_DIGITS: Final = re.compile(r"-?[0-9]{1,19}")
 LARGEST: Final = 2**63 - 1
 # Ids and numbers are indexed, and an index entry of PostgreSQL has room for some 2700 bytes: for two of these and more.
 LONGEST: Final = 250
+
+
+class ParseError(ValueError):
+    """A callback cannot be parsed; the text gives the reason in words for people."""
+
+
+_SMALLEST: Final = -(2**63)
+_TOO_LARGE: Final = 2**64
+# A string, or a comma directly before a closing bracket. Possessive quantifiers keep the time linear for every body.
+_STRING_OR_SPARE_COMMA: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?|,(?=\s*+[}\]])', re.DOTALL)
+
+
+def parse_json(body: bytes) -> Any:
+    """The JSON value of a body, parsed strictly if possible, else leniently; raises ParseError and nothing else."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return _parse_leniently(body)
+
+
+def _parse_leniently(body: bytes) -> Any:
+    """Also parses UTF-16 and -32, a byte order mark, broken UTF-8, control characters in strings, lone surrogates,
+    NaN and infinities (as null), integers of any size and trailing commas (Bandwidth's two-factor samples have one).
+    """
+    if not body.strip():
+        raise ParseError("the body is empty")
+    text = body.decode(json.detect_encoding(body), errors="replace")
+    try:
+        return _DECODER.decode(_STRING_OR_SPARE_COMMA.sub(_without_spare_comma, text))
+    except RecursionError:
+        raise ParseError("the body is nested too deeply") from None
+    except ValueError as error:
+        raise ParseError(f"the body is not JSON: {str(error)[:120]}") from None
+
+
+def _without_spare_comma(match: re.Match[str]) -> str:
+    found = match[0]
+    return "" if found == "," else found
+
+
+def _integer(digits: str) -> int | float:
+    """A whole number of 64 bits; a larger one becomes a float, as in orjson. Python's `int` raises for 4,301 digits."""
+    number = int(digits) if len(digits) <= 20 else _TOO_LARGE
+    return number if _SMALLEST <= number < _TOO_LARGE else float(digits)
+
+
+def _null(_constant: str) -> None:
+    """Replaces NaN, Infinity and -Infinity by null."""
+
+
+_DECODER: Final = json.JSONDecoder(strict=False, parse_int=_integer, parse_constant=_null)
+_NUMBERS: Final = ("from", "to")
+
+
+def parse_query(query: str) -> Payload:
+    """The fields of a raw query string: the first value of a repeated parameter, but all values of `media`."""
+    pairs = parse_qsl(query, keep_blank_values=True, errors="replace")
+    payload: Payload = dict(reversed(pairs))
+    media = [value for name, value in pairs if name == "media"]
+    if len(media) > 1:
+        payload["media"] = media
+    for name in _NUMBERS:
+        if name in payload:
+            payload[name] = _with_plus(payload[name])
+    return payload
+
+
+def _with_plus(number: str) -> str:
+    """The number, with its plus restored if that was not escaped and so was decoded as a space."""
+    return "+" + number[1:] if number.startswith(" ") else number
+
+
+_UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
+_DIGITS: Final = re.compile(r"-?[0-9]{1,19}")
 # .NET writes the first for "no time"; asyncpg takes both for infinities and returns them without a time zone.
 _NO_TIMES: Final = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 
@@ -136,75 +208,3 @@ def with_storable_ids(element: Element, index: int) -> Element:
     if all(value is None or len(value) <= LONGEST for value in looked_up):
         return element
     return Rejected(index, Quarantine.UNREADABLE, f"an id or a number has more than {LONGEST} characters")
-
-
-class ParseError(ValueError):
-    """A callback cannot be parsed; the text gives the reason in words for people."""
-
-
-_SMALLEST: Final = -(2**63)
-_TOO_LARGE: Final = 2**64
-# A string, or a comma directly before a closing bracket. Possessive quantifiers keep the time linear for every body.
-_STRING_OR_SPARE_COMMA: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?|,(?=\s*+[}\]])', re.DOTALL)
-
-
-def parse_json(body: bytes) -> Any:
-    """The JSON value of a body, parsed strictly if possible, else leniently; raises ParseError and nothing else."""
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return _parse_leniently(body)
-
-
-def _parse_leniently(body: bytes) -> Any:
-    """Also parses UTF-16 and -32, a byte order mark, broken UTF-8, control characters in strings, lone surrogates,
-    NaN and infinities (as null), integers of any size and trailing commas (Bandwidth's two-factor samples have one).
-    """
-    if not body.strip():
-        raise ParseError("the body is empty")
-    text = body.decode(json.detect_encoding(body), errors="replace")
-    try:
-        return _DECODER.decode(_STRING_OR_SPARE_COMMA.sub(_without_spare_comma, text))
-    except RecursionError:
-        raise ParseError("the body is nested too deeply") from None
-    except ValueError as error:
-        raise ParseError(f"the body is not JSON: {str(error)[:120]}") from None
-
-
-def _without_spare_comma(match: re.Match[str]) -> str:
-    found = match[0]
-    return "" if found == "," else found
-
-
-def _integer(digits: str) -> int | float:
-    """A whole number of 64 bits; a larger one becomes a float, as in orjson. Python's `int` raises for 4,301 digits."""
-    number = int(digits) if len(digits) <= 20 else _TOO_LARGE
-    return number if _SMALLEST <= number < _TOO_LARGE else float(digits)
-
-
-def _null(_constant: str) -> None:
-    """Replaces NaN, Infinity and -Infinity by null."""
-
-
-_DECODER: Final = json.JSONDecoder(strict=False, parse_int=_integer, parse_constant=_null)
-
-
-_NUMBERS: Final = ("from", "to")
-
-
-def parse_query(query: str) -> Payload:
-    """The fields of a raw query string: the first value of a repeated parameter, but all values of `media`."""
-    pairs = parse_qsl(query, keep_blank_values=True, errors="replace")
-    payload: Payload = dict(reversed(pairs))
-    media = [value for name, value in pairs if name == "media"]
-    if len(media) > 1:
-        payload["media"] = media
-    for name in _NUMBERS:
-        if name in payload:
-            payload[name] = _with_plus(payload[name])
-    return payload
-
-
-def _with_plus(number: str) -> str:
-    """The number, with its plus restored if that was not escaped and so was decoded as a space."""
-    return "+" + number[1:] if number.startswith(" ") else number

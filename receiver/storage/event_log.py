@@ -1,4 +1,7 @@
-"""The event log: one row per event, in one total order; and positions in it."""
+"""The event log: one row per event, in one total order.
+
+Entries are appended to it and read on from a position; the events of a message are read together.
+"""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,12 +32,102 @@ from receiver.providers import PROVIDERS
 from receiver.storage.bulk import InsertMany, Spelling, Transaction
 from receiver.storage.database import Database
 
-_OF_MESSAGE: Final = (*PLAIN_FIELDS, "recipients", "text", "media")
+# --- appending ---
 
 
 def append(entries: Sequence[Appended], spelling: Spelling) -> InsertMany:
     """The step that appends entries to the log."""
     return InsertMany(EVENTS, _WRITTEN, [_row(entry, spelling) for entry in entries])
+
+
+_WRITTEN: Final = (
+    "id",
+    "api",
+    "message_id",
+    "recipient",
+    "direction",
+    "type",
+    "status",
+    "occurred_at",
+    "received_at",
+    "code",
+    "description",
+    "tag_verdict",
+    "route",
+    "callback_id",
+    "previous_status",
+    "changed",
+    "facts",
+    "delivery",
+)
+# The fields of a message that the log stores as they are; text and media are stored with the message alone.
+_SHARED: Final = tuple(
+    field for field in msgspec.structs.fields(MessageFields) if field.name not in ("text", "media", "created_at")
+)
+_SHARED_NAMES: Final = tuple(field.name for field in _SHARED)
+_shared_values: Final = attrgetter(*_SHARED_NAMES)
+# The column `facts`: the fields of an event that have no column of their own; absent fields are omitted.
+_Stored: Final[Any] = msgspec.defstruct(
+    "_Stored",
+    [
+        *((field.name, field.type, field.default) for field in _SHARED),
+        ("created_at", str | None, None),
+        ("read_at", str | None, None),
+        ("failure", str | None, None),
+        ("state", str | None, None),
+        ("delivery_state", str | None, None),
+        ("contradicted", bool, False),
+    ],
+    omit_defaults=True,
+    gc=False,
+)
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def _row(entry: Appended, spelling: Spelling) -> tuple[Any, ...]:
+    event, previous = entry.event, entry.previous_status
+    return (
+        event.id,
+        event.api.value,
+        event.message_id,
+        event.recipient,
+        event.direction.value,
+        event.type,
+        event.status.value,
+        spelling.time(event.occurred_at),
+        spelling.time(event.received_at),
+        event.code,
+        event.description,
+        event.tag_verdict.value,
+        event.route,
+        event.callback_id,
+        previous and str(previous),
+        spelling.flag(entry.changed),
+        _stored(event),
+        _encode(entry.delivery).decode(),
+    )
+
+
+def _stored(event: Event) -> str:
+    """The JSON for the column `facts`."""
+    return _encode(
+        _Stored(
+            *_shared_values(event.fields),
+            created_at=_time_text(event.fields.created_at),
+            read_at=_time_text(event.read_at),
+            failure=event.failure,
+            state=event.state,
+            delivery_state=event.delivery_state,
+            contradicted=event.contradicted,
+        )
+    ).decode()
+
+
+def _time_text(time: datetime | None) -> str | None:
+    return time.isoformat() if time is not None else None
+
+
+# --- the events of messages ---
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +216,49 @@ async def of_message(connection: AsyncConnection, key: MessageKey) -> list[Event
     return [event_of(row) for row in await connection.execute(select(EVENTS).where(of_it).order_by(EVENTS.c.position))]
 
 
-_ENTRIES: Final = select(EVENTS, *(MESSAGES.c[name].label(f"message_{name}") for name in _OF_MESSAGE)).outerjoin(
+def event_of(row: Row[Any]) -> Event:
+    """The event of a row of the log; its text and media are stored with the message."""
+    stored, provider = msgspec.convert(row.facts, _Stored), PROVIDERS[row.api]
+    expects_receipt = provider.expects_receipt
+    return Event(
+        id=row.id,
+        api=provider.api,
+        message_id=row.message_id,
+        direction=Direction(row.direction),
+        type=row.type,
+        status=Status(row.status),
+        recipient=row.recipient,
+        occurred_at=row.occurred_at,
+        read_at=_time(stored.read_at),
+        code=row.code,
+        description=row.description,
+        failure=Failure(stored.failure) if stored.failure is not None else None,
+        state=stored.state,
+        delivery_state=stored.delivery_state,
+        receipt_expected=expects_receipt is None or expects_receipt(stored.delivery_state),
+        contradicted=stored.contradicted,
+        tag_verdict=TagVerdict(row.tag_verdict),
+        fields=_fields(stored),
+        received_at=row.received_at,
+        route=row.route,
+        callback_id=row.callback_id,
+    )
+
+
+def _fields(stored: Any) -> MessageFields:
+    shared = dict(zip(_SHARED_NAMES, _shared_values(stored), strict=True))
+    return MessageFields(**shared, created_at=_time(stored.created_at))
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+# --- reading on ---
+
+# The fields of its message that an entry is read with.
+_JOINED: Final = (*PLAIN_FIELDS, "recipients", "text", "media")
+_ENTRIES: Final = select(EVENTS, *(MESSAGES.c[name].label(f"message_{name}") for name in _JOINED)).outerjoin(
     MESSAGES,
     and_(
         MESSAGES.c.api == EVENTS.c.api,
@@ -160,6 +295,54 @@ def _positions_of(message_id: ColumnElement[str], after: int) -> Select[Any]:
     return select(EVENTS.c.position).where(EVENTS.c.message_id == message_id, EVENTS.c.position + 0 > after)
 
 
+def _entry(row: Row[Any]) -> LogEntry:
+    columns = row._mapping
+    return LogEntry(
+        position=row.position,
+        event=event_of(row),
+        previous_status=row.previous_status,
+        changed=row.changed,
+        delivery=Snapshot(**row.delivery),
+        message={name: columns[f"message_{name}"] for name in _JOINED},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LogBounds:
+    """The oldest stored position (None: the log is empty) and the last one ever assigned (0: none was)."""
+
+    oldest: int | None
+    last: int
+
+
+async def pull(database: Database, after: int, limit: int) -> tuple[list[LogEntry], LogBounds]:
+    """The next entries after a position, and then the bounds of the log.
+
+    The order matters: events that retention removes in between show as missing instead of being skipped silently.
+    """
+    async with database.reading() as connection:
+        entries = await read_after(connection, after, limit)
+        return entries, await _log_bounds(database, connection)
+
+
+async def _log_bounds(database: Database, connection: AsyncConnection) -> LogBounds:
+    oldest, newest = await bounds(connection)
+    if oldest:
+        return LogBounds(oldest, newest)
+    last = await connection.scalar(_SQLITE_LAST if database.is_sqlite else _POSTGRESQL_LAST)
+    return LogBounds(None, last or 0)
+
+
+# The last assigned position is known also after retention has emptied the log.
+_SQLITE_LAST: Final = sql("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
+_POSTGRESQL_LAST: Final = sql(
+    "SELECT pg_sequence_last_value(CAST(pg_get_serial_sequence('events', 'position') AS regclass))"
+)
+
+
+# --- positions ---
+
+
 async def bounds(connection: AsyncConnection) -> tuple[int, int]:
     """The smallest and the largest position in the log; (0, 0) for an empty one."""
     row = (await connection.execute(_BOUNDS)).one()
@@ -175,149 +358,6 @@ def within(after: int, until: int) -> ColumnElement[bool]:
 _BOUNDS: Final = select(
     select(func.min(EVENTS.c.position)).scalar_subquery(), select(func.max(EVENTS.c.position)).scalar_subquery()
 )
-
-
-# The fields of a message that the log stores as they are; text and media are stored with the message alone.
-_SHARED: Final = tuple(
-    field for field in msgspec.structs.fields(MessageFields) if field.name not in ("text", "media", "created_at")
-)
-_SHARED_NAMES: Final = tuple(field.name for field in _SHARED)
-_shared_values: Final = attrgetter(*_SHARED_NAMES)
-# The column `facts`: the fields of an event that have no column of their own; absent fields are omitted.
-_Stored: Final[Any] = msgspec.defstruct(
-    "_Stored",
-    [
-        *((field.name, field.type, field.default) for field in _SHARED),
-        ("created_at", str | None, None),
-        ("read_at", str | None, None),
-        ("failure", str | None, None),
-        ("state", str | None, None),
-        ("delivery_state", str | None, None),
-        ("contradicted", bool, False),
-    ],
-    omit_defaults=True,
-    gc=False,
-)
-
-
-_encode: Final = msgspec.json.Encoder().encode
-
-
-def event_of(row: Row[Any]) -> Event:
-    """The event of a row of the log; its text and media are stored with the message."""
-    stored, provider = msgspec.convert(row.facts, _Stored), PROVIDERS[row.api]
-    expects_receipt = provider.expects_receipt
-    return Event(
-        id=row.id,
-        api=provider.api,
-        message_id=row.message_id,
-        direction=Direction(row.direction),
-        type=row.type,
-        status=Status(row.status),
-        recipient=row.recipient,
-        occurred_at=row.occurred_at,
-        read_at=_time(stored.read_at),
-        code=row.code,
-        description=row.description,
-        failure=Failure(stored.failure) if stored.failure is not None else None,
-        state=stored.state,
-        delivery_state=stored.delivery_state,
-        receipt_expected=expects_receipt is None or expects_receipt(stored.delivery_state),
-        contradicted=stored.contradicted,
-        tag_verdict=TagVerdict(row.tag_verdict),
-        fields=_fields(stored),
-        received_at=row.received_at,
-        route=row.route,
-        callback_id=row.callback_id,
-    )
-
-
-def _fields(stored: Any) -> MessageFields:
-    shared = dict(zip(_SHARED_NAMES, _shared_values(stored), strict=True))
-    return MessageFields(**shared, created_at=_time(stored.created_at))
-
-
-def _stored(event: Event) -> str:
-    """The JSON for the column `facts`."""
-    return _encode(
-        _Stored(
-            *_shared_values(event.fields),
-            created_at=_time_text(event.fields.created_at),
-            read_at=_time_text(event.read_at),
-            failure=event.failure,
-            state=event.state,
-            delivery_state=event.delivery_state,
-            contradicted=event.contradicted,
-        )
-    ).decode()
-
-
-_WRITTEN: Final = (
-    "id",
-    "api",
-    "message_id",
-    "recipient",
-    "direction",
-    "type",
-    "status",
-    "occurred_at",
-    "received_at",
-    "code",
-    "description",
-    "tag_verdict",
-    "route",
-    "callback_id",
-    "previous_status",
-    "changed",
-    "facts",
-    "delivery",
-)
-
-
-def _row(entry: Appended, spelling: Spelling) -> tuple[Any, ...]:
-    event, previous = entry.event, entry.previous_status
-    return (
-        event.id,
-        event.api.value,
-        event.message_id,
-        event.recipient,
-        event.direction.value,
-        event.type,
-        event.status.value,
-        spelling.time(event.occurred_at),
-        spelling.time(event.received_at),
-        event.code,
-        event.description,
-        event.tag_verdict.value,
-        event.route,
-        event.callback_id,
-        previous and str(previous),
-        spelling.flag(entry.changed),
-        _stored(event),
-        _encode(entry.delivery).decode(),
-    )
-
-
-def _entry(row: Row[Any]) -> LogEntry:
-    columns = row._mapping
-    return LogEntry(
-        position=row.position,
-        event=event_of(row),
-        previous_status=row.previous_status,
-        changed=row.changed,
-        delivery=Snapshot(**row.delivery),
-        message={name: columns[f"message_{name}"] for name in _OF_MESSAGE},
-    )
-
-
-def _time(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
-
-
-def _time_text(time: datetime | None) -> str | None:
-    return time.isoformat() if time is not None else None
-
-
 # No index has the time of receipt, so the log is searched in parts, each of which is quick.
 _SEARCHED_AT_ONCE: Final = 50_000
 
@@ -358,36 +398,3 @@ async def count(database: Database, after: int, until: int) -> int:
             number += await connection.scalar(piece) or 0
         place = end
     return number
-
-
-@dataclass(frozen=True, slots=True)
-class LogBounds:
-    """The oldest stored position (None: the log is empty) and the last one ever assigned (0: none was)."""
-
-    oldest: int | None
-    last: int
-
-
-async def pull(database: Database, after: int, limit: int) -> tuple[list[LogEntry], LogBounds]:
-    """The next entries after a position, and then the bounds of the log.
-
-    The order matters: events that retention removes in between show as missing instead of being skipped silently.
-    """
-    async with database.reading() as connection:
-        entries = await read_after(connection, after, limit)
-        return entries, await _log_bounds(database, connection)
-
-
-async def _log_bounds(database: Database, connection: AsyncConnection) -> LogBounds:
-    oldest, newest = await bounds(connection)
-    if oldest:
-        return LogBounds(oldest, newest)
-    last = await connection.scalar(_SQLITE_LAST if database.is_sqlite else _POSTGRESQL_LAST)
-    return LogBounds(None, last or 0)
-
-
-# The last assigned position is known also after retention has emptied the log.
-_SQLITE_LAST: Final = sql("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
-_POSTGRESQL_LAST: Final = sql(
-    "SELECT pg_sequence_last_value(CAST(pg_get_serial_sequence('events', 'position') AS regclass))"
-)
