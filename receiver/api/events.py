@@ -7,6 +7,7 @@ from receiver.domain.cloudevents import cloud_event
 from receiver.domain.publication import LogEntry
 from receiver.errors import Conflict, Expired
 from receiver.models.codes import reason_of
+from receiver.models.published import CloudEvent
 from receiver.models.queries import PullQuery
 from receiver.providers import registry
 from receiver.storage import event_log
@@ -58,7 +59,7 @@ OPERATIONS: Final = (
         description="`Link` has the address of the next request, also at the end of the log.",
         handle=pull_events,
         query=PullQuery,
-        answer=list[dict[str, Any]],
+        answer=list[CloudEvent],
         media_type=MEDIA_TYPE,
         has_next=True,
         settles_itself=True,

@@ -15,6 +15,7 @@ from receiver.api.auth import BASIC, BEARER
 from receiver.api.operations import JSON, Operation
 from receiver.api.routing import CSV, PENDING_HEADER, Group
 from receiver.documents import Anchors
+from receiver.models.published import CloudEvent, MessageEventData
 
 Json = dict[str, Any]
 Part = tuple[str, str]
@@ -68,8 +69,26 @@ def document(groups: Sequence[Group], version: str) -> Json:
         },
         "servers": [{"url": "/"}],
         "paths": paths,
+        "webhooks": {"messageEvent": {"post": _WEBHOOK}},
         "components": {"schemas": components, "securitySchemes": _SECURITY_SCHEMES},
     }
+
+
+# What a sink of the type `webhook` posts, in the form `structured`.
+_WEBHOOK: Final[Json] = {
+    "summary": "An event, as a webhook of yours gets it",
+    "requestBody": {
+        "required": True,
+        "content": {"application/cloudevents+json": {"schema": {"$ref": f"{_COMPONENT}{CloudEvent.__name__}"}}},
+    },
+    "responses": {"2XX": {"description": "The event was taken. Any other answer: see the page about webhooks."}},
+}
+
+
+def event_schema() -> Json:
+    """The JSON Schema of the `data` of an event."""
+    schema = MessageEventData.model_json_schema(schema_generator=_Schemas, mode="serialization")
+    return {"$schema": GenerateJsonSchema.schema_dialect, "title": "MessageEventData", **schema}
 
 
 def _operations(groups: Iterable[Group]) -> Iterator[tuple[Group, Operation]]:

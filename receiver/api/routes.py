@@ -14,6 +14,7 @@ from receiver.api import callbacks, catapult, dead_letters, docs, events, messag
 from receiver.api.auth import BEARER
 from receiver.api.operations import ApiContext
 from receiver.api.routing import Group, json_answer, mount
+from receiver.models.published import SCHEMA_PATH
 
 OWN: Final = Group(
     prefix="/api",
@@ -36,6 +37,7 @@ def routes(context: ApiContext) -> list[BaseRoute]:
     return [
         Route("/", _start(context.public_url), include_in_schema=False),
         Route("/openapi.json", _openapi, name="openapi"),
+        Route(SCHEMA_PATH, _event_schema, name="eventSchema"),
         *docs.routes(_document),
         *(mount(group, context) for group in GROUPS),
     ]
@@ -54,6 +56,15 @@ def _start(public_url: str | None) -> Callable[[Request], Awaitable[Response]]:
 
 async def _openapi(_: Request) -> Response:
     return json_answer(_document_as_json())
+
+
+async def _event_schema(_: Request) -> Response:
+    return json_answer(_event_schema_as_json(), media_type="application/schema+json")
+
+
+@cache
+def _event_schema_as_json() -> bytes:
+    return to_json(openapi.event_schema())
 
 
 @cache

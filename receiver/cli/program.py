@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from receiver.cli import resources, tags
+from receiver.cli import events, resources, tags
 from receiver.cli.options import Config, Json, group, with_query, with_settings
 from receiver.models.queries import CodeQuery
 from receiver.sandbox.settings import VARIABLES, SandboxSettings
@@ -240,5 +240,6 @@ def help_(
 app.add_typer(tags.app, name="tag")
 app.add_typer(resources.messages, name="messages")
 app.add_typer(resources.callbacks, name="callbacks")
+app.add_typer(events.app, name="events")
 app.add_typer(resources.sinks, name="sinks")
 app.add_typer(resources.dead_letters, name="dead-letters")

@@ -458,6 +458,19 @@ def test_codes_of_one_api_version(run: Run) -> None:
     assert run("codes", "1") == (1, "", "receiver: Bandwidth's documents list no code 1\n")
 
 
+# --- events
+
+
+def test_sample_of_a_published_event_needs_no_database(run: Run, tmp_path: Path) -> None:
+    event = run("events", "sample", "--type", "message.failed").json
+    assert (event["type"], event["data"]["deliveryCode"], event["data"]["status"]) == ("message.failed", 4720, "failed")
+    assert (event["data"]["tag"], event["data"]["tagVerdict"]) == ("order 4711", "unchecked")
+    assert event["data"]["reason"]["name"] == "invalid-destination-address"
+    assert run("events", "sample").json["type"] == "message.delivered"
+    assert run("events", "sample", "--type", "message.lost").code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- messages
 
 

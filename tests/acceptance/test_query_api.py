@@ -644,6 +644,17 @@ async def test_json_ends_with_the_end_of_a_line(api: AsyncClient, path: str) -> 
     assert answer.json() is not None
 
 
+async def test_schema_of_events_needs_no_token(database: Database) -> None:
+    async with client(application(database), headers={}) as anyone:
+        answer = await anyone.get("/schemas/message-event/1")
+        document = (await anyone.get("/openapi.json")).json()
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/schema+json")
+    schema = answer.json()
+    assert set(schema["required"]) == set(schema["properties"]) >= {"messageId", "previousStatus", "sequence"}
+    assert document["components"]["schemas"]["MessageEventData"]["properties"].keys() == schema["properties"].keys()
+    assert document["webhooks"].keys() == {"messageEvent"}
+
+
 async def test_openapi_json_needs_no_token(api: AsyncClient) -> None:
     answer = await api.get("/openapi.json", headers={"Authorization": ""})
     assert answer.status_code == 200

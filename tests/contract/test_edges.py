@@ -347,6 +347,9 @@ EDGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
         (
             f"{DOCS}::test_every_field_of_an_event_is_documented",
             f"{DOCS}::test_every_event_type_is_documented",
+            "unit/test_cloudevents.py::test_every_event_is_as_its_schema_says",
+            "acceptance/test_query_api.py::test_schema_of_events_needs_no_token",
+            f"{CLI}::test_sample_of_a_published_event_needs_no_database",
             "contract/test_readme.py::test_the_events_page_shows_the_event_of_the_readme",
             "integration/test_columns.py::test_every_field_is_in_the_cloud_event",
         ),

@@ -7,9 +7,12 @@ import orjson
 import pytest
 from msgspec.structs import replace
 
-from receiver.domain.cloudevents import cloud_event, rfc3339
+from receiver.cli.events import sample_event
+from receiver.domain.cloudevents import EVENT_TYPES, cloud_event, rfc3339
 from receiver.domain.events import MessageFields, Status, TagVerdict
 from receiver.domain.publication import LogEntry, Snapshot
+from receiver.models.columns import shown_names
+from receiver.models.published import CloudEvent, MessageEventData
 from tests.factories import at, make_event
 
 SOURCE = "/bandwidth/v2"
@@ -154,3 +157,13 @@ def test_text_never_comes_from_the_event() -> None:
 )
 def test_times_are_rfc_3339_in_utc(moment: datetime, written: str) -> None:
     assert rfc3339(moment) == written
+
+
+@pytest.mark.parametrize("type_", sorted(EVENT_TYPES - {"alert.fired", "alert.resolved"}))
+def test_every_event_is_as_its_schema_says(type_: str) -> None:
+    event = orjson.loads(orjson.dumps(sample_event(type_)))
+    assert event["type"] == type_
+    assert event["data"]["status"] == type_.removeprefix("message.")
+    assert set(event) == set(shown_names(CloudEvent))
+    assert tuple(event["data"]) == shown_names(MessageEventData)
+    assert CloudEvent.model_validate(event).data.message_id == event["subject"]

@@ -1,0 +1,100 @@
+"""`receiver events sample`: an event as it is published, for a test of the program that receives it."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import orjson
+import typer
+
+from receiver.cli.options import group
+
+app = group("Print a sample of a published event.")
+
+_TYPES: Final = {
+    "message.received": ("message-received", None),
+    "message.queued": ("message-queued", None),
+    "message.sending": ("message-sending", None),
+    "message.sent": ("message-sent", None),
+    "message.unconfirmed": ("message-failed", 9902),
+    "message.delivered": ("message-delivered", None),
+    "message.failed": ("message-failed", 4720),
+    "message.read": ("message-read", None),
+}
+"""By the type of a published event what Bandwidth calls it, and the code that comes with it."""
+_RECEIVED_AT: Final = datetime(2026, 1, 1, 12, 0, 5, 500_000, tzinfo=UTC)
+_US: Final = "+19195551234"
+_THEM: Final = "+19195554321"
+
+
+@app.command("sample")
+def sample(
+    type_: Annotated[
+        str, typer.Option("--type", metavar="TYPE", help=f"The type of the event: {', '.join(_TYPES)}.")
+    ] = "message.delivered",
+) -> int:
+    """Print an event as sinks get it, made from a callback as Bandwidth documents it. Needs no database."""
+    from receiver.cli.output import echo_json
+
+    if type_ not in _TYPES:
+        raise typer.BadParameter(f"must be one of {', '.join(_TYPES)}", param_hint="--type")
+    echo_json(sample_event(type_))
+    return 0
+
+
+def sample_event(type_: str) -> dict[str, Any]:
+    """The event that a callback of this kind becomes, as the first of its message."""
+    from receiver.domain.cloudevents import cloud_event
+    from receiver.domain.delivery import EMPTY_DELIVERY, Change, merge
+    from receiver.domain.events import Api, Callback, Event
+    from receiver.domain.publication import Appended, LogEntry
+    from receiver.intake.fold import TagChecker
+    from receiver.models.codes import reason_of
+    from receiver.providers import registry, states
+
+    callback = Callback(
+        id="0" * 32,
+        received_at=_RECEIVED_AT,
+        api=Api.V2,
+        route="primary",
+        method="POST",
+        remote=None,
+        query="",
+        headers={},
+        body=orjson.dumps([_payload(*_TYPES[type_])]),
+    )
+    [parsed] = registry.parse(callback)
+    assert type(parsed) is Event  # noqa: S101
+    event = TagChecker().check(parsed, 0)
+    assert type(event) is Event  # noqa: S101
+    appended = Appended.of(event, Change(None, merge(EMPTY_DELIVERY, event), True), states)
+    entry = LogEntry(
+        position=1,
+        event=event,
+        previous_status=None,
+        changed=True,
+        delivery=appended.delivery,
+        message={"text": event.fields.text, "media": event.fields.media},
+    )
+    reason = reason_of(Api.V2, appended.delivery.code)
+    return cloud_event(entry, registry.source(Api.V2, None), reason.model_dump() if reason else None)
+
+
+def _payload(type_: str, code: int | None) -> dict[str, Any]:
+    is_inbound = type_ == "message-received"
+    sender, recipient = (_THEM, _US) if is_inbound else (_US, _THEM)
+    message = {
+        "id": "16613658148593u7gx2aqjgrbkwn",
+        "owner": _US,
+        "applicationId": "93de2206-9669-4e07-948d-329f4b722ee2",
+        "time": "2026-01-01T12:00:00.000Z",
+        "segmentCount": 1,
+        "direction": "in" if is_inbound else "out",
+        "from": sender,
+        "to": [recipient],
+        "text": "Your order is on its way",
+        **({} if is_inbound else {"tag": "order 4711"}),
+    }
+    failure = {"errorCode": code} if code is not None else {}
+    return {"type": type_, "time": "2026-01-01T12:00:05.123Z", "description": "", "to": recipient, **failure} | {
+        "message": message
+    }

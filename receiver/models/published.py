@@ -1,0 +1,62 @@
+"""What a published event looks like, for programs that read it: the schema of the CloudEvent and of its `data`.
+
+`receiver.domain.cloudevents` makes the events themselves, as dictionaries; a test compares the two.
+"""
+
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from receiver.domain.events import Api, Direction, Status, TagVerdict
+from receiver.models.codes import ReasonRead
+from receiver.models.columns import Time, json_name
+
+SCHEMA_PATH: Final = "/schemas/message-event/1"
+
+
+class MessageEventData(BaseModel):
+    """The `data` of a published event. Every field is always there; further fields may be added."""
+
+    model_config = ConfigDict(frozen=True, alias_generator=json_name)
+
+    message_id: str = Field(description="Bandwidth's id of the message")
+    api: Api
+    direction: Direction
+    recipient: str | None = Field(description="the number this event is about; null where the callback did not name it")
+    sender: str | None = Field(alias="from")
+    numbers: list[str] = Field(alias="to", description="all recipients of the message")
+    status: Status = Field(description="the delivery's status after this event")
+    previous_status: Status | None = Field(description="its status before; null for the first event of a delivery")
+    changed: bool = Field(description="whether this event changed the status")
+    state: str | None = Field(description="the status in v1's words, also for v2")
+    delivery_state: str | None = Field(description="the status in v1's words, also for v2")
+    delivery_code: int | None = Field(description="Bandwidth's code")
+    delivery_description: str | None = Field(description="the text that came with the code")
+    reason: ReasonRead | None
+    tag: str | None = Field(description="the tag without its signature")
+    tag_verdict: TagVerdict
+    application_id: str | None
+    segment_count: int | None
+    channel: str | None
+    carrier_name: str | None
+    text: str | None
+    media: list[str]
+    contradicted: bool = Field(description="whether delivered and failed were both reported for this delivery")
+    route: Literal["primary", "fallback"] = Field(description="by which URL the callback came")
+    received_at: Time = Field(description="when the callback was received")
+    sequence: int = Field(description="the position in the event log, rising")
+
+
+class CloudEvent(BaseModel):
+    """A published event: CloudEvents 1.0 in JSON."""
+
+    model_config = ConfigDict(frozen=True)
+
+    specversion: Literal["1.0"]
+    id: str = Field(description="the same in every copy of the event")
+    source: str
+    type: str = Field(description="`message.` and the status that the event itself reports")
+    subject: str = Field(description="the message id")
+    time: Time = Field(description="Bandwidth's time of the event; without one the time of receipt")
+    datacontenttype: Literal["application/json"]
+    data: MessageEventData
