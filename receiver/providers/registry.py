@@ -31,6 +31,7 @@ def parse(callback: Callback) -> Iterator[Element]:
     return PROVIDERS[callback.api].parse(callback)
 
 
+@lru_cache(maxsize=64)
 def source(api: Api, prefix: str | None) -> str:
     """The `source` of published events: `prefix` and the API, or without a prefix that of the provider."""
     return f"{prefix.rstrip('/')}/{api}" if prefix is not None else PROVIDERS[api].source
