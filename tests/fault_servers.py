@@ -146,6 +146,13 @@ async def _many_headers(server: FaultServer, request: Request, writer: asyncio.S
         await _send(writer, b"x-more: yes\r\n" * 1000)
 
 
+async def _idle(server: FaultServer, request: Request, writer: asyncio.StreamWriter) -> None:
+    """Answers, and closes the connection a moment later without having said so."""
+    await _send(writer, OK)
+    await asyncio.sleep(0.05)
+    raise ConnectionError
+
+
 async def _packed(server: FaultServer, request: Request, writer: asyncio.StreamWriter) -> None:
     head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n"
     await _send(writer, head % len(BOMB) + BOMB)
@@ -181,6 +188,7 @@ _FAULTS: dict[str, Callable[[FaultServer, Request, asyncio.StreamWriter], Awaita
     "/short-chunks": _short_chunks,
     "/interim-answers": _interim_answers,
     "/many-headers": _many_headers,
+    "/idle": _idle,
     "/packed": _packed,
     "/cookie": _cookie,
     "/answer": _answer,

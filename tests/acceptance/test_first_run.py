@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -25,6 +25,9 @@ from tests.processes import COMMAND, PATIENT, environment, receiver, serving, un
 from tests.servers import named_database, on_postgres, random_name
 
 DATA = "receiver-data"
+HALF_SENT = (
+    b"POST /callbacks/bandwidth/v2 HTTP/1.1\r\nhost: x\r\nauthorization: Basic dTpw\r\ncontent-length: 500\r\n\r\n[{"
+)
 
 
 def credentials(folder: Path) -> dict[str, Any]:
@@ -434,6 +437,24 @@ def test_idle_connections_are_closed_after_keep_alive(tmp_path: Path) -> None:
             connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
             received = b"".join(iter(lambda: connection.recv(4096), b""))
     assert received.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.slow
+def test_sigterm_with_idle_connections_and_a_half_sent_request_ends_in_time(tmp_path: Path) -> None:
+    """In time is within the 30 s of the files for deployment."""
+    with serving(tmp_path, settings={"CALLBACK_CREDENTIALS": '["u:p"]'}) as server, ExitStack() as stack:
+        address = urlsplit(server.url)
+        assert address.hostname
+        assert address.port
+        for request in (*[b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"] * 5, HALF_SENT):
+            connection = socket.create_connection((address.hostname, address.port), timeout=20)
+            stack.enter_context(connection)
+            connection.sendall(request)
+            if request is not HALF_SENT:
+                assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - started < 25
 
 
 def test_data_lies_in_the_data_directory_whatever_its_name(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ POISON: Final = "integration/test_poison.py"
 PROCESSOR: Final = "integration/test_processor.py"
 PROCESSOR_FAULTS: Final = "integration/test_processor_faults.py"
 TRANSFER: Final = "integration/test_export_import.py"
+WEBHOOK: Final = "integration/test_webhook_sink.py"
 EGRESS: Final = "integration/test_egress.py"
 OVERLOAD: Final = "acceptance/test_overload.py"
 QUERIES: Final = "integration/test_message_queries.py"
@@ -39,6 +40,7 @@ OPEN: Final = frozenset(
         "N20",
         "21",
         "22",
+        "R9",
         "R33",
         "R46",
         # sinks
@@ -150,6 +152,10 @@ EDGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
         ),
     ),
     # tests that were missing, by the number of the promise
+    "R1": (
+        "killed at any moment, with several sinks",
+        ("faults/test_killed_servers.py::test_kill_9_at_any_moment_loses_nothing_and_repeats_nothing",),
+    ),
     "R2": (
         "killed between commit and answer",
         ("faults/test_failpoints.py::test_web_process_killed_at_failpoint_gets_a_repeat_and_logs_it_once",),
@@ -169,6 +175,7 @@ EDGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
             f"{JOURNAL}::test_fault_of_the_postgresql_journal_is_unavailable_and_heals",
         ),
     ),
+    "R9": ("a write-ahead log that grows", ()),
     "R11": ("PostgreSQL restarted, then promoted", ()),
     "R12": (
         "connections of PostgreSQL exhausted",
@@ -461,7 +468,10 @@ EDGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     ),
     "keep-alive": (
         "idle connections closed sooner than by proxies, and at a stop",
-        (f"{FIRST_RUN}::test_idle_connections_are_closed_after_keep_alive",),
+        (
+            f"{FIRST_RUN}::test_idle_connections_are_closed_after_keep_alive",
+            f"{FIRST_RUN}::test_sigterm_with_idle_connections_and_a_half_sent_request_ends_in_time",
+        ),
     ),
     "X-Forwarded-Proto": (
         "a chain of protocols",
@@ -484,6 +494,60 @@ EDGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
         (
             "acceptance/test_reload.py::test_rotated_jsonl_file_is_released_with_and_without_sighup",
             "contract/test_sinks.py::test_jsonl_reopens_a_rotated_file",
+        ),
+    ),
+    "HEAD": (
+        "health checks by HEAD",
+        (
+            "unit/test_health.py::test_head_is_answered_as_get",
+            f"{ACCEPTANCE_CALLBACKS}::test_other_method_is_405_with_allow",
+        ),
+    ),
+    "Kubernetes": (
+        "a Service called receiver in the same namespace",
+        ("unit/test_settings.py::test_variables_of_a_kubernetes_service_called_receiver_are_no_settings",),
+    ),
+    "passwords": (
+        "passwords with special characters in URLs",
+        (
+            f"{FIRST_RUN}::test_banner_on_a_terminal_has_secrets",
+            "integration/test_sandbox_callbacks.py::test_v1_credentials_in_the_url_are_sent_and_not_shown",
+            "integration/test_database.py::test_the_driver_is_ours_to_name",
+        ),
+    ),
+    "pipes": (
+        "commands in pipes and on poor terminals",
+        (
+            f"{CLI}::test_closed_pipe_ends_a_command_by_sigpipe",
+            f"{CLI}::test_control_characters_of_callbacks_are_escaped_in_every_output",
+            "acceptance/test_help_command.py::test_help_is_printed_where_the_encoding_lacks_characters",
+        ),
+    ),
+    "virtual host": (
+        "ways to write the default virtual host of RabbitMQ",
+        ("integration/test_rabbitmq_sink.py::test_default_virtual_host_is_found_however_it_is_written",),
+    ),
+    "idle consumer": (
+        "a webhook's consumer closes idle connections",
+        (f"{WEBHOOK}::test_connection_that_the_consumer_has_closed_is_not_used",),
+    ),
+    "ce- headers": (
+        "headers of a binary CloudEvent over HTTP",
+        (f"{WEBHOOK}::test_in_binary_form_the_attributes_are_headers_that_nothing_can_break_out_of",),
+    ),
+    "callback bodies": (
+        "commas in media URLs, plus and percent in a query, byte order marks, a group of 40",
+        (
+            "contract/test_callback_fixtures.py::test_a_callback_is_read_as_its_fixture_says",
+            f"{ACCEPTANCE_CALLBACKS}::test_v1_callback_by_get_with_unescaped_plus",
+            "unit/test_fields.py::test_media_come_as_a_list_as_files_or_between_brackets",
+        ),
+    ),
+    "malformed header": (
+        "a webhook's consumer answers 200 with a header line that is not well formed",
+        (
+            f"{WEBHOOK}::test_malformed_header_does_not_hide_the_status",
+            "unit/test_response_head.py::test_h11_accepts_every_repaired_head",
         ),
     ),
     "data directory": (

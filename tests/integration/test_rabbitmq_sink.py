@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aio_pika
 import orjson
@@ -170,6 +171,16 @@ async def test_a_message_holds_the_event_and_says_whose_it_is(exchange: Exchange
     assert message.headers == {"receiver-message-id": one.event["subject"]}
     assert message.timestamp is not None
     assert message.timestamp.astimezone(UTC) == one.received_at.replace(microsecond=0)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/%2F", "//"])
+async def test_default_virtual_host_is_found_however_it_is_written(exchange: Exchange, path: str) -> None:
+    address = urlsplit(exchange.url)
+    assert address.path in {"", "/", "/%2F"}
+    [one] = publications()
+    async with rabbitmq_sink(f"{address.scheme}://{address.netloc}{path}", exchange.name) as sink:
+        assert await sink.publish([one]) == [Published()]
+    assert event_ids(await exchange.taken()) == [one.id]
 
 
 async def test_in_binary_mode_the_attributes_are_headers(exchange: Exchange) -> None:

@@ -178,6 +178,14 @@ async def test_response_limit_counts_each_response(server: FaultServer) -> None:
     assert server.connections == 1
 
 
+async def test_connection_that_the_consumer_has_closed_is_not_used(server: FaultServer) -> None:
+    async with webhook(server.url("/idle")) as sink:
+        for number in range(1, 5):
+            assert await post(sink) == Published(response_code=200, response="ok")
+            await eventually(lambda: server.closed == number)  # noqa: B023
+    assert (server.connections, len(server.requests)) == (4, 4)
+
+
 async def test_a_cookie_is_not_sent_back(server: FaultServer) -> None:
     async with webhook(server.url("/cookie")) as sink:
         assert [type(await post(sink)) for _ in range(2)] == [Published, Published]

@@ -52,3 +52,12 @@ async def test_readyz_repeats_a_failed_probe() -> None:
 
     async with asking(probe) as client:
         assert [(await client.get("/readyz")).status_code for _ in range(2)] == [503, 200]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_head_is_answered_as_get(path: str) -> None:
+    async def probe() -> None: ...
+
+    async with asking(probe) as client:
+        answer = await client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
