@@ -18,7 +18,7 @@ from receiver.app import RELOADED
 from receiver.cli.program import app
 from receiver.domain.events import Api
 from receiver.providers import PROVIDERS, registry
-from receiver.providers.registry import CodeEntry
+from receiver.providers.base import CodeEntry
 from receiver.settings import PREFIX, SOURCES, Settings
 
 _COLUMNS: Final = 118

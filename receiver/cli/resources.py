@@ -1,29 +1,31 @@
 """The commands `receiver messages`, `callbacks`, `sinks` and `dead-letters`: operations of the query API.
 
-Their options are the parameters of the operations' queries."""
+Their options are the parameters of the operations' queries.
+"""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from receiver.cli.options import Config, Json, group, with_query
-from receiver.models.queries import AttemptQuery, CallbackFilter, CallbackQuery, MessageQuery, OneMessageQuery
-
-if TYPE_CHECKING:
-    from receiver.models.callbacks import CallbackRead
-from collections.abc import Callable
-from typing import Any
-
-from receiver.cli.options import DryRun, SinkName, parse_query
+from receiver.cli.options import Config, DryRun, Json, SinkName, group, parse_query, with_query
 from receiver.models.queries import (
+    AttemptQuery,
+    CallbackFilter,
+    CallbackQuery,
     DeadLetterChoice,
     DeadLetterFilter,
     DeadLetterQuery,
     DryRunQuery,
+    MessageQuery,
+    OneMessageQuery,
     ReplayQuery,
     SinkQuery,
 )
+
+if TYPE_CHECKING:
+    from receiver.models.callbacks import CallbackRead
 
 messages = group("List and show messages, their events and their delivery attempts.")
 

@@ -14,7 +14,7 @@ from receiver.explanation.words import capitalised, paragraph, quoted, recipient
 from receiver.models.columns import Read
 from receiver.models.messages import MessageRead, RecipientRead
 from receiver.providers import registry
-from receiver.providers.registry import CodeEntry, Reason
+from receiver.providers.base import CodeEntry, Reason
 
 
 class Charged(StrEnum):

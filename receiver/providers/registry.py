@@ -37,9 +37,6 @@ def source(api: Api, prefix: str | None) -> str:
     return f"{prefix.rstrip('/')}/{api}" if prefix is not None else PROVIDERS[api].source
 
 
-__all__ = ["CodeEntry", "Reason", "catalogue", "entry", "failure_side", "meaning", "reason"]
-
-
 @cache
 def catalogue() -> Sequence[CodeEntry]:
     """Every code that documents list, by API, in rising order."""
