@@ -252,7 +252,9 @@ class Dispatcher:
         if self._is_probed:
             return
         self._is_probed = True
-        if (reason := await check_error(self._sink.check)) is not None:
+        # A sink that does not inherit from `Sink` may lack `probe`.
+        probe = getattr(self._sink, "probe", self._sink.check)
+        if (reason := await check_error(probe)) is not None:
             log.warning("sink cannot be reached", sink=self._name, reason=reason)
 
     async def _store_error(self, lease: Lease, error: str) -> None:

@@ -189,6 +189,10 @@ class Sink(Protocol):
         """Returns why the destination cannot be reached now, in a few words without message text; None if it can."""
         return None
 
+    async def probe(self) -> str | None:
+        """Checks once, when the sink has started. For sinks whose `check` the destination would take for something."""
+        return await self.check()
+
     async def stop(self) -> None:
         """Closes every connection and file and ends every task. May be called twice, and without a `start` before."""
         return

@@ -216,6 +216,24 @@ class WebhookSink(Sink):
             return "connection broken"
         return None
 
+    async def probe(self) -> str | None:
+        """Connects and sends nothing: a consumer may take any request for an event."""
+        host, is_encrypted = self._url.host.decode("ascii"), self._url.scheme == b"https"
+        port, seconds = (
+            self._url.port or _PORTS["https" if is_encrypted else "http"],
+            self._extensions["timeout"]["connect"],
+        )
+        try:
+            stream = await GuardedBackend(self._allowed).connect_tcp(host, port, seconds)
+            try:
+                if is_encrypted:
+                    stream = await stream.start_tls(_tls(self._ca_file), host, seconds)
+            finally:
+                await stream.aclose()
+        except _UNREACHABLE as error:
+            return str(error)
+        return None
+
     async def stop(self) -> None:
         if self._pool is not None:
             await self._pool.aclose()

@@ -335,6 +335,19 @@ async def test_check_returns_why_nothing_answers(server: FaultServer) -> None:
         assert await sink.check() == "connection broken"
 
 
+async def test_probe_says_what_is_wrong_and_sends_nothing(server: FaultServer) -> None:
+    """A consumer may count requests, or take any of them for an event."""
+    async with webhook(server.url("/200")) as sink:
+        assert await sink.probe() is None
+    assert (server.connections, server.requests) == (1, [])
+    async with webhook(f"http://127.0.0.1:{lasting_port()}/") as sink:
+        assert await sink.probe() == "Connection refused"
+    async with webhooks.webhook(server.url("/200")) as sink:
+        assert "is not a public address" in await sink.probe()
+    async with webhook(server.url("/200").replace("http:", "https:"), timeout="1s") as sink:
+        assert await sink.probe() == "no TLS in time"
+
+
 async def test_from_the_log_to_a_webhook_several_messages_at_a_time(database: Database, server: FaultServer) -> None:
     entries = await append(database, [event for number in range(20) for event in life(f"m{number}")])
     table = {"name": "crm", "type": "webhook", "url": server.url("/hold"), "secrets": [SECRET], "start": "beginning"}
