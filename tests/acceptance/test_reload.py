@@ -222,3 +222,21 @@ def test_rotated_jsonl_file_is_released_with_and_without_sighup(tmp_path: Path, 
         until(lambda: messages(path) == ["m2"])
         assert messages(tmp_path / "events.jsonl.1") == ["m1"]
         assert not any("jsonl.1" in one for one in open_files(server))
+
+
+@pytest.mark.slow
+def test_reloads_leave_no_memory_behind(tmp_path: Path) -> None:
+    write(tmp_path, OLD)
+    with serving(tmp_path) as server:
+
+        def memory() -> float:
+            """In MiB, without mapped files."""
+            status = Path(f"/proc/{server.process.pid}/status").read_text()
+            return int(status.partition("RssAnon:")[2].split()[0]) / 1024
+
+        for _ in range(10):
+            reload(server)
+        before = memory()
+        for _ in range(40):
+            reload(server)
+        assert memory() - before < 3

@@ -196,7 +196,13 @@ EDGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
         (f"{FIRST_VERSION}::test_interrupted_migration_is_completed_by_the_next_one",),
     ),
     "R33": ("event loop held", ()),
-    "R39": ("hours of use", ("faults/test_soak.py::test_load_and_small_faults_leave_nothing_behind",)),
+    "R39": (
+        "hours of use",
+        (
+            "faults/test_soak.py::test_load_and_small_faults_leave_nothing_behind",
+            "acceptance/test_reload.py::test_reloads_leave_no_memory_behind",
+        ),
+    ),
     "R46": ("standard error that nobody reads, or closed", ()),
     "damaged page": (
         "a damaged page under the server",
