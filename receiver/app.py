@@ -181,6 +181,7 @@ class Receiver:
             tag_key=next(iter(tag_keys(settings).items()), None),
             public_url=settings.public_url,
             source=settings.source,
+            country_code=settings.country_code,
             clock=now,
             sinks={table["name"]: table for table in settings.sinks},
             settle=self._settling.wait,

@@ -120,6 +120,11 @@ class Settings(BaseSettings):
         description="The beginning of the `source` of published events, in place of `/bandwidth`: `/sms/staging` makes "
         "`/sms/staging/v2`. So the events of two receivers on one bus can be told apart.",
     )
+    country_code: str = Field(
+        "1",
+        pattern=r"^[1-9][0-9]{0,2}$",
+        description="The country code of a number that is searched for without one. Callbacks are stored as they come.",
+    )
     callback_credentials: list[SecretStr] = Field(
         [],
         description='List of `"user:password"` for callbacks. Each of them is accepted, the first is printed. With '

@@ -175,4 +175,5 @@ def _(element: Explained, compiler: Any, **options: Any) -> str:
 async def plan(database: Database, query: MessageQuery) -> str:
     """The plan for a page of messages."""
     async with database.reading() as connection:
-        return "\n".join(str(row) for row in await connection.execute(Explained(messages.statement(query))))
+        statement = await messages.statement(connection, query)
+        return "\n".join(str(row) for row in await connection.execute(Explained(statement)))

@@ -37,11 +37,12 @@ _FORMULA: Final = re.compile(r"[\s\u200b-\u200f\u2060\ufeff]*[=+\-@\uff1d\uff0b\
 _PHONE_NUMBER: Final = re.compile(r"\+[0-9]{1,15}", re.ASCII)
 
 
-def csv_table(messages: Iterable[MessageRead]) -> str:
-    """The messages as CSV (RFC 4180, with a header line, every cell in quotes)."""
+def csv_table(messages: Iterable[MessageRead], *, header: bool = True) -> str:
+    """The messages as CSV (RFC 4180, by default with a header line, every cell in quotes)."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
-    writer.writeheader()
+    if header:
+        writer.writeheader()
     for message in messages:
         writer.writerows({name: cell(value) for name, value in row.items()} for row in _rows(message))
     return text.getvalue()

@@ -4,7 +4,7 @@ The same document is also a Markdown topic, the API reference, which is read and
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final, Literal
 
@@ -52,7 +52,7 @@ def document(groups: Sequence[Group], version: str) -> Json:
         parameters = components[operation.query.__name__]
         described = {
             **_summary(operation, group),
-            "parameters": [*_path_parameters(operation), *_query_parameters(parameters)],
+            "parameters": [*_path_parameters(operation), *_query_parameters(parameters, operation.query.repeatable)],
             **_body(operation, schemas),
             "responses": _responses(operation, group, schemas),
         }
@@ -153,11 +153,14 @@ def _path_parameters(operation: Operation) -> Iterator[Json]:
         }
 
 
-def _query_parameters(described: Json) -> Iterator[Json]:
+def _query_parameters(described: Json, repeatable: Collection[str]) -> Iterator[Json]:
     required = described.get("required", ())
     for name, schema in described.get("properties", {}).items():
         description = {"description": schema["description"]} if "description" in schema else {}
-        yield {"name": name, "in": "query", "required": name in required, **description, "schema": _not_null(schema)}
+        parameter = {"name": name, "in": "query", "required": name in required, **description}
+        # A list is one parameter, with commas, unless the parameter may be repeated.
+        listed = {"style": "form", "explode": False} if schema.get("type") == "array" and name not in repeatable else {}
+        yield {**parameter, **listed, "schema": _not_null(schema)}
 
 
 def _not_null(schema: Json) -> Json:

@@ -36,8 +36,8 @@ class ApiContext:
     until the callbacks accepted so far are processed, and returns how many are still pending (`Settling.wait`).
     `tokens` are the accepted tokens (None: no token is required). `sinks` are the sink tables of the settings by name.
     `tag_key` is the kid and the secret of the key that signs tags (None: there is no key). `public_url` is the start
-    of every link (None: the Host header). `source` is the setting of that name. `findings` reads the state of the
-    installation (None: from the database alone).
+    of every link (None: the Host header). `source` is the setting of that name. `country_code` is that of a number
+    typed without one. `findings` reads the state of the installation (None: from the database alone).
     """
 
     database: Database
@@ -48,6 +48,7 @@ class ApiContext:
     tag_key: tuple[str, str] | None = field(default=None, repr=False)
     public_url: str | None = None
     source: str | None = None
+    country_code: str = "1"
     settle: Callable[[], Awaitable[int]] = _no_pending_callbacks
     findings: Callable[[], Awaitable["Findings"]] | None = field(default=None, repr=False)
 

@@ -24,7 +24,7 @@ from receiver.api.operations import JSON, ApiContext, Call, Listed, Operation
 from receiver.api.problems import InvalidValue, Problem, ProblemError, as_problem, invalid_values_problem
 from receiver.domain.cloudevents import rfc3339
 from receiver.errors import ReceiverError
-from receiver.models.parameters import is_relative, moment
+from receiver.models.parameters import NumberContext, is_relative, moment
 from receiver.models.queries import Query
 from receiver.providers.fields import storable
 
@@ -84,7 +84,7 @@ def _route(operation: Operation, context: ApiContext, prefix: str) -> Route:
     async def endpoint(request: Request) -> Response:
         call = Call(
             context=context,
-            query=parse_query(operation.query, request.scope["query_string"]),
+            query=parse_query(operation.query, request.scope["query_string"], context.country_code),
             path={name: _decoded(value) for name, value in request.path_params.items()},
             body=await read_body(request, operation.body) if operation.body is not None else None,
             is_admin=is_admin(request),
@@ -102,13 +102,21 @@ def _route(operation: Operation, context: ApiContext, prefix: str) -> Route:
     return Route(path, endpoint, methods=[operation.method], name=operation.name)
 
 
-def parse_query(model: type[Model], query_string: bytes) -> Model:
-    """The parameters in a query string; raises a problem that names every invalid parameter."""
+def parse_query(model: type[Model], query_string: bytes, country_code: str = "1") -> Model:
+    """The parameters in a query string; raises a problem that names every invalid parameter.
+
+    `country_code` is that of a number typed without one.
+    """
     values = _values(query_string, model.repeatable)
     try:
-        return model.model_validate(values, by_alias=True, by_name=False)
+        context: NumberContext = {"country_code": lambda: country_code}
+        return model.model_validate(values, by_alias=True, by_name=False, context=context)
     except ValidationError as error:
-        raise invalid_values_problem(invalid_values(error)) from None
+        # A value of a list has the name of its parameter.
+        refused = ((item["loc"][:1] or ("query",), item) for item in error.errors(include_url=False))
+        raise invalid_values_problem(
+            [_invalid_value(location, item["type"], item["msg"]) for location, item in refused]
+        ) from None
 
 
 def _values(query_string: bytes, repeatable: Collection[str]) -> dict[str, str | list[str]]:

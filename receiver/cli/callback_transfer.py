@@ -1,25 +1,21 @@
 """Reprocessing, export and import of the callbacks of the journal."""
 
-import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 import typer
 
 from receiver.cli.context import STALLED_SECONDS, process_pending, reprocessing, with_database
-from receiver.cli.output import echo, echo_error, echo_fields, echo_json, write
+from receiver.cli.output import Progress, echo, echo_error, echo_fields, echo_json, written
 from receiver.clock import now
 from receiver.intake.transfer import Imported, Importing, ImportStopped, exported, import_lines
 from receiver.models.queries import CallbackFilter, CallbackQuery
 from receiver.settings import Settings
 from receiver.storage import journal
 from receiver.storage.database import Database
-
-_PROGRESS_SECONDS: Final = 2.0
 
 
 def reprocess_callbacks(config: Path | None, ids: Sequence[str], query: CallbackFilter, *, json: bool) -> int:
@@ -45,30 +41,12 @@ def reprocess_callbacks(config: Path | None, ids: Sequence[str], query: Callback
 
 def export_callbacks(config: Path | None, query: CallbackFilter, *, output: Path | None) -> int:
     async def work(_: Settings, database: Database) -> int:
-        with _written(output) as write_part:
+        with written(output) as write_part:
             async for part in exported(database, CallbackQuery(**dict(query))):
                 write_part(part)
         return 0
 
     return with_database(config, work)
-
-
-@contextmanager
-def _written(output: Path | None) -> Iterator[Callable[[bytes], object]]:
-    """Writes an export to a file with mode 0600, all of it or nothing, or to standard output."""
-    if output is None:
-        yield write
-        return
-    draft = output.with_name(f"{output.name}.new")
-    draft.unlink(missing_ok=True)
-    try:
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-            yield stream.write
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(output)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def import_callbacks(config: Path | None, file: str, *, json: bool) -> int:
@@ -79,7 +57,7 @@ def import_callbacks(config: Path | None, file: str, *, json: bool) -> int:
             echo_error(str(error))
             _echo_imported(error.done, pending=None, json=json)
             return 1
-        progress = _Progress("processed")
+        progress = Progress("processed")
         pending = await process_pending(settings, database, on_progress=progress.show, stalled_seconds=STALLED_SECONDS)
         if pending:
             echo_error(
@@ -92,7 +70,7 @@ def import_callbacks(config: Path | None, file: str, *, json: bool) -> int:
 
 
 async def _append(database: Database, file: str) -> Imported:
-    progress = _Progress("lines read")
+    progress = Progress("lines read")
     how = Importing(
         clock=now,
         on_broken=lambda number, detail: echo_error(f"line {number}: {detail}"),
@@ -104,19 +82,6 @@ async def _append(database: Database, file: str) -> Imported:
             return await import_lines(writer, lines, how)
     finally:
         await writer.close()
-
-
-class _Progress:
-    """Reports progress on standard error every few seconds."""
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._shown_at = time.monotonic()
-
-    def show(self, number: int) -> None:
-        if time.monotonic() - self._shown_at >= _PROGRESS_SECONDS:
-            self._shown_at = time.monotonic()
-            echo_error(f"{number:,} {self._label}")
 
 
 @contextmanager

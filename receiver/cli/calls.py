@@ -8,9 +8,22 @@ from typing import Any, Final, get_args
 
 import typer
 
+from receiver.api.messages import csv_table
 from receiver.api.operations import ApiContext, Call, Listed, Operation
 from receiver.cli.context import reprocessing, with_database
-from receiver.cli.output import TABLES, code_fields, echo, echo_error, echo_fields, echo_json, echo_table, set_fields
+from receiver.cli.options import filter_options
+from receiver.cli.output import (
+    TABLES,
+    Progress,
+    code_fields,
+    echo,
+    echo_error,
+    echo_fields,
+    echo_json,
+    echo_table,
+    set_fields,
+    written,
+)
 from receiver.clock import now
 from receiver.errors import Ambiguous, Unknown
 from receiver.explanation.message import Explanation, explain
@@ -18,7 +31,7 @@ from receiver.explanation.timeline import TimelineEntry, explain_publication
 from receiver.explanation.words import time_text
 from receiver.models.events import MessageEventRead
 from receiver.models.messages import MessageRead
-from receiver.models.queries import CodeQuery, OneMessageQuery, PagedQuery, Query
+from receiver.models.queries import CodeQuery, MessageQuery, OneMessageQuery, PagedQuery, Query
 from receiver.models.sinks import PublicationRead
 from receiver.settings import Settings
 from receiver.storage import messages
@@ -134,9 +147,40 @@ def write_list(operation: Operation, result: Any, *, query: Query | None = None,
         return
     [model] = get_args(operation.answer)
     table = TABLES[model.__name__]
+    if not items and query is not None and (filters := filter_options(query)):
+        echo(f"nothing matches {filters}")
+        return
     echo_table(table.headings, [table.row(item) for item in items])
     if isinstance(result, Listed) and result.next_page is not None and isinstance(query, PagedQuery):
         echo(f"(there are more: --page {query.page + 1})")
+
+
+def export_messages(config: Path | None, query: MessageQuery, *, lines: bool, output: Path | None) -> int:
+    """Writes all messages that match a query: as CSV, or as lines of JSON."""
+
+    async def work(_: Settings, database: Database) -> int:
+        page_query = query.model_copy(update={"size": _EXPORT_SIZE, "page": 0})
+        count, progress = 0, Progress("messages")
+        await settle(database)
+        with written(output) as write_part:
+            more = True
+            while more:
+                page = await messages.find(database, page_query)
+                write_part(_json_lines(page.items) if lines else csv_table(page.items, header=not count).encode())
+                count, more = count + len(page.items), page.more
+                progress.show(count)
+                if more:
+                    page_query = page_query.model_copy(update={"after": page.items[-1].place})
+        return 0
+
+    return with_database(config, work)
+
+
+_EXPORT_SIZE = 1000
+
+
+def _json_lines(found: Sequence[MessageRead]) -> bytes:
+    return b"".join(message.model_dump_json(by_alias=True).encode() + b"\n" for message in found)
 
 
 def explain_message(config: Path | None, message_id: str, query: OneMessageQuery, *, all_: bool, json: bool) -> int:

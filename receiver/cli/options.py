@@ -1,7 +1,9 @@
 """Options and arguments of several commands, and the parameters of a query as options."""
 
 import inspect
+import shlex
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from types import UnionType
@@ -11,7 +13,8 @@ import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from receiver.models.parameters import Option
+from receiver.domain.cloudevents import rfc3339
+from receiver.models.parameters import NumberContext, Option
 from receiver.models.queries import Query, SortOrder
 
 
@@ -49,7 +52,7 @@ def with_query(model: type[Query], *, leave_out: frozenset[str] = frozenset()) -
 
         def with_options(**values: Any) -> int:
             chosen = {name: values.pop(name) for name in options}
-            return command(query=_parse(model, chosen), **values)
+            return command(query=_parse(model, chosen, values.get("config")), **values)
 
         required = [value for value in own if value.default is inspect.Parameter.empty]
         optional = [value for value in own if value.default is not inspect.Parameter.empty]
@@ -122,7 +125,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         declared = option if field.default is False else f"{option}/--no-{option.removeprefix('--')}"
         kind = bool if field.default is False else bool | None
         return _parameter(name, kind, field.default, typer.Option(declared, help=help_))
-    default = str(field.default) if field.default is not None and not field.is_required() else None
+    default = str(field.default) if field.default not in (None, ()) and not field.is_required() else None
     metavar = _metavar(name, field, types)
     return _parameter(name, str | None, default, typer.Option(option_name(name, field), metavar=metavar, help=help_))
 
@@ -136,6 +139,28 @@ def option_name(name: str, field: FieldInfo) -> str:
     """The option of a parameter: its own, or the parameter's name in the address, with hyphens."""
     own = _metadata(field)
     return own.name if own is not None and own.name else f"--{_kebab(field.alias or name)}"
+
+
+def filter_options(query: Query) -> str:
+    """The filters of a query as the options that give them, with their values as they were understood."""
+    given = (
+        (option_name(name, field), getattr(query, name))
+        for name, field in type(query).model_fields.items()
+        if name not in _NO_FILTERS and getattr(query, name) != field.default
+    )
+    return " ".join(_option_text(option, value) for option, value in given)
+
+
+_NO_FILTERS: Final = frozenset({"page", "size", "order", "after"})
+
+
+def _option_text(option: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return option if value else f"--no-{option.removeprefix('--')}"
+    if isinstance(value, datetime):
+        return f"{option} {rfc3339(value)}"
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(getattr(value, "text", value))
+    return f"{option} {shlex.quote(text)}"
 
 
 def _metadata(field: FieldInfo) -> Option | None:
@@ -160,7 +185,13 @@ def _help(field: FieldInfo) -> str:
     return begun.replace("`", "") + "."
 
 
-_METAVARS: Final = {"sender": "NUMBER", "recipient": "NUMBER", "since": "TIME", "until": "TIME"}
+_METAVARS: Final = {
+    "sender": "NUMBER",
+    "recipient": "NUMBER",
+    "number": "NUMBER",
+    "since": "TIME",
+    "until": "TIME",
+}
 
 
 def _metavar(name: str, field: FieldInfo, types: set[Any]) -> str:
@@ -195,6 +226,8 @@ def _types(annotation: Any) -> Iterator[Any]:
     elif origin in (Union, UnionType):
         for part in get_args(annotation):
             yield from _types(part)
+    elif origin is tuple:
+        yield from _types(get_args(annotation)[0])
     elif annotation is not type(None):
         yield annotation
 
@@ -215,7 +248,7 @@ def _kebab(alias: str) -> str:
 Model = TypeVar("Model", bound=Query)
 
 
-def _parse(model: type[Model], values: Mapping[str, Any]) -> Model:
+def _parse(model: type[Model], values: Mapping[str, Any], config: Path | None) -> Model:
     present = {name: value for name, value in values.items() if value is not None}
     if "order" in present:
         turned = present.pop("order")
@@ -223,13 +256,23 @@ def _parse(model: type[Model], values: Mapping[str, Any]) -> Model:
         present["order"] = (
             {SortOrder.ASC: SortOrder.DESC, SortOrder.DESC: SortOrder.ASC}[default] if turned else default
         )
-    return parse_query(model, present)
+    return parse_query(model, present, config)
 
 
-def parse_query(model: type[Model], values: Mapping[str, Any]) -> Model:
-    """The query with these values, by the names of its fields; raises a usage error that names the option."""
+def parse_query(model: type[Model], values: Mapping[str, Any], config: Path | None = None) -> Model:
+    """The query with these values, by the names of its fields; raises a usage error that names the option.
+
+    The settings are read only if a number without a country code needs them.
+    """
+
+    def country_code() -> str:
+        from receiver.settings import load
+
+        return load(config).country_code
+
+    context: NumberContext = {"country_code": country_code}
     try:
-        return model.model_validate(values, by_alias=False, by_name=True)
+        return model.model_validate(values, by_alias=False, by_name=True, context=context)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = str(problem["loc"][0])

@@ -1,12 +1,16 @@
 """Output of the commands: text that is safe for a terminal, tables, JSON; and what is shown of each noun."""
 
 import errno
+import os
 import re
 import select
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from receiver.domain.cloudevents import rfc3339
@@ -76,6 +80,40 @@ def echo(*lines: str) -> None:
 def echo_error(text: str) -> None:
     """Writes one line to standard error, after the name of the program."""
     sys.stderr.write(f"receiver: {plain(text)}\n")
+
+
+@contextmanager
+def written(output: Path | None) -> Iterator[Callable[[bytes], object]]:
+    """Writes an export to a file with mode 0600, all of it or nothing, or to standard output."""
+    if output is None:
+        yield write
+        return
+    draft = output.with_name(f"{output.name}.new")
+    draft.unlink(missing_ok=True)
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+            yield stream.write
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(output)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+_PROGRESS_SECONDS: Final = 2.0
+
+
+class Progress:
+    """Reports progress on standard error every few seconds."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._shown_at = time.monotonic()
+
+    def show(self, number: int) -> None:
+        if time.monotonic() - self._shown_at >= _PROGRESS_SECONDS:
+            self._shown_at = time.monotonic()
+            echo_error(f"{number:,} {self._label}")
 
 
 def echo_json(value: Any) -> None:

@@ -41,6 +41,25 @@ def list_messages(query: MessageQuery, config: Config = None, json: Json = False
     return show_list("messages.listMessages", config, query=query, json=json)
 
 
+@messages.command("export")
+@with_query(MessageQuery, leave_out=frozenset({"page", "size"}))
+def export_messages(
+    query: MessageQuery,
+    csv: Annotated[bool, typer.Option("--csv", help="Write CSV, one row per recipient; the default.")] = False,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="Write lines of JSON, one per message.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write; default: standard output.")
+    ] = None,
+    config: Config = None,
+) -> int:
+    """Write all messages that the options choose, with their texts. Long exports report their progress."""
+    from receiver.cli.calls import export_messages
+
+    if csv and jsonl:
+        raise typer.BadParameter("give either --csv or --jsonl, not both")
+    return export_messages(config, query, lines=jsonl, output=output)
+
+
 @messages.command("show")
 @with_query(OneMessageQuery)
 def show_message(

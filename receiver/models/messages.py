@@ -8,8 +8,7 @@ from datetime import datetime
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, computed_field
-from sqlalchemy import Index, PrimaryKeyConstraint, false
-from sqlalchemy import text as sql
+from sqlalchemy import Index, PrimaryKeyConstraint, false, literal_column
 from sqlmodel import Field
 
 from receiver.domain.events import Api, Direction, MessageKey, Status, TagVerdict
@@ -26,10 +25,8 @@ from receiver.models.columns import (
     time_column,
 )
 from receiver.models.parameters import MessagePlace
-from receiver.models.queries import MessageStatus
+from receiver.models.queries import TAG_START_CHARACTERS, MessageStatus
 
-# An index entry of PostgreSQL has room for some 2700 bytes; a tag may be longer.
-TAG_START_CHARACTERS: Final = 200
 _TAG_START: Final = f"substr(tag, 1, {TAG_START_CHARACTERS})"
 
 
@@ -84,7 +81,14 @@ class MessageRow(MessageBase, table=True):
         Index("ix_messages_listed", "listed_at", "api", "direction", "id"),
         Index("ix_messages_sender", "sender_key", "listed_at"),
         Index("ix_messages_status", "status", "listed_at", **only_where("status NOT IN ('delivered', 'received')")),
-        Index("ix_messages_tag", sql(_TAG_START), "listed_at", **only_where(f"{_TAG_START} IS NOT NULL")),
+        # The operator class serves both equality and prefixes, whatever the collation of the database.
+        Index(
+            "ix_messages_tag",
+            literal_column(_TAG_START).label("tag_start"),
+            "listed_at",
+            postgresql_ops={"tag_start": "text_pattern_ops"},
+            **only_where(f"{_TAG_START} IS NOT NULL"),
+        ),
         Index("ix_messages_application", "application_id", "listed_at", **only_where("application_id IS NOT NULL")),
         Index("ix_messages_state", "state", "listed_at", **only_where("state IN ('queued', 'sending', 'error')")),
         Index(

@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 
 import orjson
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
 from receiver.clock import now
-from receiver.domain.events import Api, Direction, number_key
+from receiver.domain.events import Api, Direction
+from receiver.models.numbers import typed_number_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,44 @@ def _boolean(value: Any) -> Any:
     return value
 
 
-def _number(value: Any) -> Any:
+@dataclass(frozen=True, slots=True)
+class SearchText:
+    """What a person types into the one box: the text, and the key of the number that it may be."""
+
+    text: str
+    number: str | None
+
+
+NumberContext = dict[str, Callable[[], str]]
+"""The validation context of queries: `country_code` returns the country code of a number typed without one."""
+
+
+def _number(value: Any, info: ValidationInfo) -> Any:
     """A telephone number in the form in which numbers are compared. A space in front is an unescaped plus."""
-    return number_key(value.lstrip(" +")) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    text = f"+{value.lstrip(' +')}" if value[:1] in (" ", "+") else value
+    return typed_number_key(text, (info.context or _NO_CONTEXT)["country_code"])
+
+
+_NO_CONTEXT: Final[NumberContext] = {"country_code": lambda: "1"}
+
+
+def _search_text(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(value, str) or not value.strip():
+        return value
+    try:
+        number = _number(value, info)
+    except ValueError:
+        number = None
+    return SearchText(value.strip(), number)
+
+
+def _comma_separated(value: Any) -> Any:
+    """The values of a list that is one parameter; a single value is a list of one."""
+    if isinstance(value, str):
+        return value.split(",")
+    return value if value is None or isinstance(value, list | tuple) else [value]
 
 
 # The form of the Catapult API, with parts left out from the right, and RFC 3339, whose plus may arrive as a space.
@@ -160,8 +196,14 @@ Number = Annotated[
     str,
     BeforeValidator(_number),
     Field(min_length=1),
-    WithJsonSchema({"type": "string", "pattern": "[^ +]", "examples": ["+19195551212"]}),
+    WithJsonSchema({"type": "string", "format": "telephone-number", "examples": ["+19195551212"]}),
 ]
+Search = Annotated[
+    SearchText,
+    BeforeValidator(_search_text),
+    WithJsonSchema({"type": "string", "pattern": r"\S", "examples": ["(919) 555-1212"]}),
+]
+CommaSeparated = BeforeValidator(_comma_separated)
 PageNumber = Annotated[int, Field(ge=0, le=1_000_000_000), BeforeValidator(_digits)]
 Size = Annotated[int, Field(ge=1, le=1000), BeforeValidator(_digits)]
 # Up to the largest number of the database.

@@ -4,10 +4,12 @@ The fields of a query are the parameters of the API's operation, the options of 
 by. A new field needs one more change, its condition in storage. Python uses a field's name, a request its alias.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from itertools import product
+from typing import Annotated, Any, ClassVar, Final, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -17,6 +19,7 @@ from receiver.domain.publication import DeadLetterReason
 from receiver.models.parameters import (
     Boolean,
     CallbackCursor,
+    CommaSeparated,
     Large,
     MessageCursor,
     Moment,
@@ -24,6 +27,7 @@ from receiver.models.parameters import (
     NumberCursor,
     Option,
     PageNumber,
+    Search,
     Size,
     Text,
 )
@@ -45,6 +49,10 @@ MessageStatus = Literal[
     "partial",
 ]
 CallbackOutcome = Literal["pending", "accepted", "quarantined"]
+
+
+# An index entry of PostgreSQL has room for some 2700 bytes; a tag may be longer.
+TAG_START_CHARACTERS: Final = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +99,18 @@ class PagedQuery(Query):
 _CURSOR = "where the page begins; only from a `Link`"
 
 
+# An empty list cannot be written into an address.
+_NOT_EMPTY: Final[dict[str, Any]] = {"minItems": 1}
+
+
 class MessageFilter(PagedQuery):
     """The parameters that the Catapult API's list of messages and ours have in common.
 
     `since` is inclusive, `until` exclusive; both compare the creation of the message, else its first receipt.
     """
 
-    sender: Number | None = Field(None, alias="from", description="the number of the sender, with or without plus")
-    recipient: Number | None = Field(None, alias="to", description="the number of a recipient, with or without plus")
+    sender: Number | None = Field(None, alias="from", description="the number of the sender, in any usual spelling")
+    recipient: Number | None = Field(None, alias="to", description="the number of a recipient, in any usual spelling")
     since: Annotated[Moment | None, Option("--since")] = Field(
         None,
         alias="fromDateTime",
@@ -160,12 +172,31 @@ class MessageQuery(MessageFilter):
     """The parameters of the list of messages, newest first by default."""
 
     order: SortOrder = Field(SortOrder.DESC, alias="sortOrder", description="`desc`: newest first")
-    status: MessageStatus | None = Field(None, description="the status of the message as a whole")
-    delivery_code: Annotated[Large | None, Option("--code")] = Field(
-        None, description="the delivery code of any recipient; together with `to`, of that recipient"
+    number: Number | None = Field(
+        None, description="the number at either end, sender or recipient, in any usual spelling"
+    )
+    q: Search | None = Field(None, description="a message id, a whole tag, or a number at either end")
+    status: Annotated[tuple[MessageStatus, ...], CommaSeparated] = Field(
+        (),
+        json_schema_extra=_NOT_EMPTY,
+        description="the status of the message as a whole; several values are separated by commas",
+    )
+    delivery_code: Annotated[tuple[Large, ...], CommaSeparated, Option("--code")] = Field(
+        (),
+        json_schema_extra=_NOT_EMPTY,
+        max_length=20,
+        description="the delivery code of any recipient; together with `to`, of that recipient; several values are "
+        "separated by commas",
     )
     tag: Text | None = Field(None, description="the whole tag, without signature")
-    tag_verdict: TagVerdict | None = Field(None, description="the result of the tag check")
+    tag_prefix: Annotated[Text, Field(max_length=TAG_START_CHARACTERS)] | None = Field(
+        None, description="the beginning of the tag"
+    )
+    tag_verdict: Annotated[tuple[TagVerdict, ...], CommaSeparated] = Field(
+        (),
+        json_schema_extra=_NOT_EMPTY,
+        description="the result of the tag check; several values are separated by commas",
+    )
     application_id: Annotated[Text | None, Option("--application")] = Field(
         None, description="the id of the application at Bandwidth"
     )
@@ -173,6 +204,75 @@ class MessageQuery(MessageFilter):
     awaiting_receipt: Annotated[Boolean | None, Option("--awaiting")] = Field(
         None, description="whether a final event is still to be expected"
     )
+
+    @model_validator(mode="after")
+    def _has_few_alternatives(self) -> Self:
+        combinations = max(1, len(self.status)) * max(1, len(self.delivery_code)) * max(1, len(self.tag_verdict))
+        if combinations > _MOST_COMBINATIONS:
+            raise ValueError(
+                f"status, deliveryCode and tagVerdict have {combinations} combinations of values, and "
+                f"{_MOST_COMBINATIONS} are allowed"
+            )
+        return self
+
+    def alternatives(self) -> list["Alternative"]:
+        """The queries whose union this query is, without those that no message can match."""
+        alternatives = (
+            self._alternative({"status": status, "delivery_code": code, "tag_verdict": verdict}, *places)
+            for status, code, verdict in product(
+                self.status or (None,), self.delivery_code or (None,), self.tag_verdict or (None,)
+            )
+            for places in product(self._number_places(), self._search_places())
+        )
+        return list(dict.fromkeys(found for found in alternatives if found is not None and not found.is_contradictory))
+
+    def _number_places(self) -> Iterator[dict[str, Any]]:
+        yield from ({"sender": self.number}, {"recipient": self.number}) if self.number is not None else ({},)
+
+    def _search_places(self) -> Iterator[dict[str, Any]]:
+        if self.q is None:
+            yield {}
+            return
+        yield from ({"message_id": self.q.text}, {"tag": self.q.text})
+        if self.q.number is not None:
+            yield from ({"sender": self.q.number}, {"recipient": self.q.number})
+
+    def _alternative(self, *choices: dict[str, Any]) -> "Alternative | None":
+        """The query with these values, None if two of them contradict each other."""
+        values: dict[str, Any] = {
+            "sender": self.sender,
+            "recipient": self.recipient,
+            "tag": self.tag,
+            "direction": self.direction,
+            "state": self.state,
+            "delivery_state": self.delivery_state,
+        }
+        for choice in choices:
+            for name, value in choice.items():
+                if values.get(name) not in (None, value):
+                    return None
+                values[name] = value
+        return Alternative(**values)
+
+
+# Each combination is a SELECT of its own.
+_MOST_COMBINATIONS: Final = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """One value for each filter of a query that may have several, so that one index gives the matches in order."""
+
+    sender: str | None
+    recipient: str | None
+    tag: str | None
+    direction: Direction | None
+    state: str | None
+    delivery_state: str | None
+    status: str | None
+    delivery_code: int | None
+    tag_verdict: TagVerdict | None
+    message_id: str | None = None
 
     @property
     def is_contradictory(self) -> bool:

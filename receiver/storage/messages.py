@@ -3,6 +3,7 @@
 A page takes two statements, and an index serves every filter.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +11,14 @@ from operator import attrgetter, itemgetter
 from typing import Any, Final
 
 from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, Row, Select, and_, exists, literal_column, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, and_, exists, func, literal_column, select, tuple_, union
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.events import PLAIN_FIELDS, Api, Direction, Event, MessageFields, MessageKey, number_key
 from receiver.domain.message import Message, Recipient, roll_up
 from receiver.models.columns import json_text
-from receiver.models.messages import DELIVERIES, MESSAGES, TAG_START_CHARACTERS, MessageRead, RecipientRead
-from receiver.models.queries import MessageQuery, Page, SortOrder
+from receiver.models.messages import DELIVERIES, MESSAGES, MessageRead, RecipientRead
+from receiver.models.queries import TAG_START_CHARACTERS, Alternative, MessageQuery, Page, SortOrder
 from receiver.providers import states
 from receiver.storage import event_log
 from receiver.storage.bulk import ExecuteMany, InsertMany, Spelling, Step, Transaction, upsert
@@ -182,13 +183,13 @@ def write_rows(changes: Iterable[tuple[bool, Rows | None, Rows]]) -> list[Step]:
 
 # The filters that compare one column of `messages` with one value.
 _COLUMNS: Final = {
+    "message_id": MESSAGES.c.id,
     "sender": MESSAGES.c.sender_key,
     "direction": MESSAGES.c.direction,
     "status": MESSAGES.c.status,
     "state": MESSAGES.c.state,
     "delivery_state": MESSAGES.c.delivery_state,
     "tag_verdict": MESSAGES.c.tag_verdict,
-    "application_id": MESSAGES.c.application_id,
 }
 # The values of these columns that a partial index leaves out, and its condition: SQLite uses such an index only if the
 # statement has the same condition, word for word.
@@ -212,10 +213,10 @@ _FLAGS: Final = {"contradicted": "messages.contradicted", "awaiting_receipt": "m
 
 async def find(database: Database, query: MessageQuery) -> Page[MessageRead]:
     """A page of the messages that match a query, with their recipients."""
-    if query.is_contradictory:
+    if not query.alternatives():
         return Page(items=[], more=False)
     async with database.reading() as connection:
-        rows = (await connection.execute(statement(query))).all()
+        rows = (await connection.execute(await statement(connection, query))).all()
         found = await _with_recipients(database, connection, rows[: query.size])
     return Page(items=found, more=len(rows) > query.size)
 
@@ -239,26 +240,67 @@ async def events(database: Database, key: MessageKey) -> list[Event]:
         return await event_log.of_message(connection, key)
 
 
-def statement(query: MessageQuery) -> Select[Any]:
+async def statement(connection: AsyncConnection, query: MessageQuery) -> Select[Any]:
     """The SELECT for a page of messages and one row more, which tells whether the list goes on.
 
     An inner SELECT finds the keys of the page, from an index alone if it has all columns, and an outer one their rows:
     a page that skips half a million messages reads none of their rows.
     """
-    keys = _keys(query).subquery("page")
+    of_prefix = await _of_prefix(connection, query.tag_prefix) if query.tag_prefix is not None else []
+    keys = _keys(query, of_prefix).subquery("page")
     same = and_(MESSAGES.c.api == keys.c.api, MESSAGES.c.direction == keys.c.direction, MESSAGES.c.id == keys.c.id)
     return select(*_MESSAGE).join_from(keys, MESSAGES, same).order_by(*_in_order(query, tuple(keys.c)))
 
 
-def _keys(query: MessageQuery) -> Select[Any]:
+async def _of_prefix(connection: AsyncConnection, prefix: str) -> list[ColumnElement[bool]]:
+    """The condition that a tag has a prefix, in the form that reads few rows.
+
+    The index of the tags finds the matches in the order of their tags. If there are many, sorting them takes longer
+    than reading the list of messages in its order until a page is full.
+    """
+    has_prefix = func.substr(MESSAGES.c.tag, 1, len(prefix)) == prefix
+    at_least, less = ("~>=~", "~<~") if connection.dialect.name == "postgresql" else (">=", "<")
+    in_index = [_TAG_START.op(at_least)(prefix)]
+    if (end := _after_prefix(prefix)) is not None:
+        in_index.append(_TAG_START.op(less)(end))
+    some = select(literal_column("1")).select_from(MESSAGES).where(*in_index).limit(_MANY_MATCHES).subquery()
+    matches = await connection.scalar(select(func.count()).select_from(some))
+    return [has_prefix] if matches == _MANY_MATCHES else [has_prefix.is_(True), *in_index]
+
+
+_MANY_MATCHES: Final = 10_000
+
+
+def _after_prefix(prefix: str) -> str | None:
+    """The smallest text that is larger than every text with this prefix, None if there is none."""
+    for place in range(len(prefix) - 1, -1, -1):
+        following = ord(prefix[place]) + 1
+        # UTF-8 cannot encode surrogates.
+        following = 0xE000 if 0xD800 <= following < 0xE000 else following
+        if following <= sys.maxunicode:
+            return prefix[:place] + chr(following)
+    return None
+
+
+def _keys(query: MessageQuery, of_prefix: Sequence[ColumnElement[bool]]) -> Select[Any]:
     """The SELECT for the places in the list, which contain the keys, of a page of messages."""
-    of_message, of_delivery = _of_message(query), _of_delivery(query)
+    alternatives = query.alternatives()
+    if len(alternatives) == 1:
+        return _keys_of(query, alternatives[0], of_prefix).limit(query.size + 1).offset(query.skip)
+    # Every alternative gives its first matches in the order of its index; the page is among them.
+    firsts = (_keys_of(query, each, of_prefix).limit(query.skip + query.size + 1) for each in alternatives)
+    found = union(*(select(first.subquery()) for first in firsts)).subquery("found")
+    return select(found).order_by(*_in_order(query, tuple(found.c))).limit(query.size + 1).offset(query.skip)
+
+
+def _keys_of(query: MessageQuery, alternative: Alternative, of_prefix: Sequence[ColumnElement[bool]]) -> Select[Any]:
+    of_message, of_delivery = [*_of_message(query, alternative), *of_prefix], _of_delivery(alternative)
     place = _DELIVERY_PLACE if of_delivery else _MESSAGE_PLACE
     names = (column.label(name) for column, name in zip(place, _PLACE_NAMES, strict=True))
     page = select(*names).where(*of_message, *of_delivery, *_of_place(query, place))
     if of_delivery and of_message:
         page = page.join_from(DELIVERIES, MESSAGES, _SAME_MESSAGE)
-    return page.order_by(*_in_order(query, place)).limit(query.size + 1).offset(query.skip)
+    return page.order_by(*_in_order(query, place))
 
 
 Place = Sequence[ColumnElement[Any]]
@@ -283,14 +325,16 @@ def _in_order(query: MessageQuery, place: Place) -> list[ColumnElement[Any]]:
     return [column.asc() if query.order is SortOrder.ASC else column.desc() for column in place]
 
 
-def _of_message(query: MessageQuery) -> list[ColumnElement[bool]]:
+def _of_message(query: MessageQuery, alternative: Alternative) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     for name, column in _COLUMNS.items():
-        value = getattr(query, name)
+        value = getattr(alternative, name)
         if value is not None:
             conditions += _with_value(name, column, str(value))
-    if query.tag is not None:
-        conditions += [_TAG_START.op("=")(query.tag[:TAG_START_CHARACTERS]), (MESSAGES.c.tag == query.tag).is_(True)]
+    if query.application_id is not None:
+        conditions.append(MESSAGES.c.application_id == query.application_id)
+    if (tag := alternative.tag) is not None:
+        conditions += [_TAG_START.op("=")(tag[:TAG_START_CHARACTERS]), (MESSAGES.c.tag == tag).is_(True)]
     for name, flag in _FLAGS.items():
         wanted = getattr(query, name)
         if wanted is not None:
@@ -307,14 +351,14 @@ def _with_value(name: str, column: ColumnElement[Any], value: str) -> list[Colum
     return [column == value] if value in left_out else [column == value, literal_column(condition)]
 
 
-def _of_delivery(query: MessageQuery) -> list[ColumnElement[bool]]:
+def _of_delivery(alternative: Alternative) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
-    if query.recipient is not None:
-        conditions.append(DELIVERIES.c.recipient_key == query.recipient)
-    if query.delivery_code is not None:
-        conditions.append(DELIVERIES.c.delivery_code == query.delivery_code)
-        if query.recipient is None:
-            conditions.append(~_earlier_with_code(query.delivery_code))
+    if alternative.recipient is not None:
+        conditions.append(DELIVERIES.c.recipient_key == alternative.recipient)
+    if alternative.delivery_code is not None:
+        conditions.append(DELIVERIES.c.delivery_code == alternative.delivery_code)
+        if alternative.recipient is None:
+            conditions.append(~_earlier_with_code(alternative.delivery_code))
     return conditions
 
 

@@ -1,5 +1,7 @@
 """The commands: their output, their exit codes, and that their output cannot control a terminal."""
 
+import csv
+import io
 import json
 import os
 import re
@@ -20,6 +22,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from receiver import cli
+from receiver.cli import calls
 from receiver.cli.output import plain
 from receiver.domain.events import Api, Callback
 from receiver.intake.transfer import from_line, to_line
@@ -157,6 +160,7 @@ def test_version_is_printed(run: Run) -> None:
         (["messages", "list", "--what"], "receiver: No such option: --what"),
         (["messages", "list", "--size", "0"], "receiver: Invalid value for --size: "),
         (["messages", "list", "--status", "what"], "receiver: Invalid value for --status: "),
+        (["messages", "list", "--to", "call me maybe"], "receiver: Invalid value for --to: must be a telephone number"),
         (["messages", "list", "--since", "tomorrow"], "receiver: Invalid value for --since: must be a time"),
         (["callbacks", "list", "--outcome", "what"], "receiver: Invalid value for --outcome: "),
         (["callbacks", "export", "--outcome", "what"], "receiver: Invalid value for --outcome: "),
@@ -192,6 +196,7 @@ COMMANDS = [
     ["tag", "sign", "x"],
     ["tag", "verify", "x"],
     ["messages", "list"],
+    ["messages", "export"],
     ["messages", "show", "x"],
     ["callbacks", "list"],
     ["callbacks", "show", "x"],
@@ -484,6 +489,10 @@ def test_messages_list_is_newest_first_and_filtered_by_options(filled: Run) -> N
     assert ids("--tag", "order-1") == {"out-1"}
     assert ids("--from", "15559999", "--to", "+15550001", "--size", "1") < ids()
     assert ids("--until", "2025") == set()
+    assert ids("--status", "failed,delivered", "--code", "4720") == {"out-2"}
+    assert ids("--number", "+1 (555) 999-9") == ids("--number", "15559999")
+    assert ids("--q", "out-1") == {"out-1"}
+    assert ids("--tag-prefix", "order") == {"out-1"}
     assert "(there are more: --page 1)" in filled("messages", "list", "--size", "2").out
 
 
@@ -498,6 +507,30 @@ def test_group_message_does_not_widen_the_list(filled: Run, tmp_path: Path) -> N
     assert max(map(len, lines)) < 140
     shown = next(message for message in filled("messages", "list", "--json").json if message["id"] == "group")
     assert shown["to"] == numbers
+
+
+def test_empty_list_says_what_was_searched_for(filled: Run) -> None:
+    found = filled("messages", "list", "--to", "(919) 555-4321", "--status", "failed,sent", "--since", "2026")
+    assert found == (0, "nothing matches --to 19195554321 --since 2026-01-01T00:00:00Z --status failed,sent\n", "")
+    assert filled("messages", "list", "--to", "(919) 555-4321", "--json").json == []
+    found = filled("messages", "list", "--to", "030 1234567", "--no-contradicted", COUNTRY_CODE="49")
+    assert found.out == "nothing matches --to 49301234567 --no-contradicted\n"
+    assert filled("messages", "list", "--q", "no such tag").out == "nothing matches --q 'no such tag'\n"
+
+
+def test_messages_export_writes_all_messages(filled: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "_EXPORT_SIZE", 2)
+    listed = filled("messages", "list", "--json").json
+    exported = filled("messages", "export", "--jsonl").out
+    assert [json.loads(line) for line in exported.rstrip("\n").split("\n")] == listed
+    rows = list(csv.DictReader(io.StringIO(filled("messages", "export").out)))
+    assert {row["id"] for row in rows} == {message["id"] for message in listed}
+    assert len(rows) == sum(len(message["recipients"]) for message in listed)
+    file = tmp_path / "failed.csv"
+    assert filled("messages", "export", "--csv", "--status", "failed", "-o", str(file)).out == ""
+    assert [row["id"] for row in csv.DictReader(io.StringIO(file.read_text("utf-8")))] == ["out-2"]
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert filled("messages", "export", "--csv", "--jsonl").code == 2
 
 
 def test_a_message_is_shown_with_its_recipients_and_events(filled: Run) -> None:

@@ -45,6 +45,7 @@ _PLACES = st.builds(
     st.text(st.characters(codec="utf-8", exclude_characters="\0")),
 )
 schemathesis.openapi.format("date-time-prefix", _TIMES.map(lambda time: time.strftime("%Y-%m-%d %H:%M:%S").zfill(19)))
+schemathesis.openapi.format("telephone-number", st.from_regex(r"\A\+[1-9][0-9]{5,14}\Z"))
 schemathesis.openapi.format("message-cursor", _PLACES.map(message_cursor))
 schemathesis.openapi.format(
     "callback-cursor", st.from_regex(r"[0-9a-f]{32}", fullmatch=True).map(lambda id_: encode_cursor([id_]))

@@ -168,6 +168,10 @@ async def test_filters_work_over_http(api: AsyncClient, database: Database) -> N
     assert await listed(api, contradicted="true", status="failed") == ["failed"]
     assert await listed(api, fromDateTime="2024-06-12 12:01", toDateTime="2024-06-12T12:02:00Z") == ["in"]
     assert [one["id"] for one in (await api.get("/api/messages?from=+15550100")).json()] == ["in"]
+    assert [one["id"] for one in (await api.get("/api/messages?number=1%20555%200100")).json()] == ["in"]
+    assert (await api.get("/api/messages?to=nobody%20at%20home")).json()["errors"] == [
+        {"parameter": "to", "detail": "must be a telephone number, a short code or an alphanumeric sender"}
+    ]
 
 
 async def test_link_next_leads_through_all_pages(api: AsyncClient, database: Database) -> None:

@@ -88,6 +88,25 @@ FILTERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "not contradicted": ({"contradicted": False}, [id_ for id_ in EVERYTHING if id_ != "both"]),
     "awaiting a receipt": ({"awaiting_receipt": True}, ["waiting"]),
     "not awaiting a receipt": ({"awaiting_receipt": False}, [id_ for id_ in EVERYTHING if id_ != "waiting"]),
+    "number of a sender": ({"number": "15550100"}, ["inbound"]),
+    "number of a recipient": ({"number": "+1 555-0203"}, ["group"]),
+    "number and sender": ({"number": "15550203", "sender": "15550100"}, []),
+    "number at the other end": ({"number": "15550203", "sender": "19195550001"}, ["group"]),
+    "q, an id": ({"q": "forged"}, ["forged"]),
+    "q, a tag": ({"q": "order 7"}, ["sending"]),
+    "q, a number": ({"q": "15550202"}, ["group"]),
+    "q, an alphanumeric sender": ({"q": "BRAND"}, ["v1"]),
+    "q, none of them": ({"q": "what is this, then?"}, []),
+    "q and status": ({"q": "order 8", "status": "delivered"}, ["forged"]),
+    "tag prefix": ({"tag_prefix": "order "}, ["forged", "sending"]),
+    "tag prefix, whole tag": ({"tag_prefix": "order 8"}, ["forged"]),
+    "tag prefix, case matters": ({"tag_prefix": "Order"}, []),
+    "tag prefix and verdict": ({"tag_prefix": "o", "tag_verdict": "valid"}, ["sending"]),
+    "two statuses": ({"status": "partial,sent"}, ["group", "waiting"]),
+    "two codes": ({"delivery_code": "0,4720"}, ["group", "v1"]),
+    "two verdicts": ({"tag_verdict": "valid,forged"}, ["forged", "sending"]),
+    "statuses and codes": ({"status": "partial,delivered", "delivery_code": "0,4720"}, ["group", "v1"]),
+    "statuses of both directions": ({"status": "received,failed"}, ["both", "refused", "inbound"]),
     "several": ({"status": "failed", "contradicted": False, "direction": Direction.OUT}, ["refused"]),
 }
 
@@ -239,6 +258,13 @@ INDEXES: dict[str, tuple[dict[str, Any], str]] = {
     "delivery state delivered": ({"delivery_state": "delivered"}, "ix_messages_listed"),
     "code": ({"delivery_code": 4720}, "ix_deliveries_code"),
     "tag": ({"tag": "order 7"}, "ix_messages_tag"),
+    "tag prefix": ({"tag_prefix": "order 7"}, "ix_messages_tag"),
+    "number, sent": ({"number": "15550201"}, "ix_messages_sender"),
+    "number, got": ({"number": "15550201"}, "ix_deliveries_recipient"),
+    "q, a tag": ({"q": "15550201"}, "ix_messages_tag"),
+    "q, a number": ({"q": "15550201"}, "ix_deliveries_recipient"),
+    "two statuses": ({"status": "failed,delivered"}, "ix_messages_status"),
+    "two codes": ({"delivery_code": "1,4720"}, "ix_deliveries_code"),
     "verdict forged": ({"tag_verdict": TagVerdict.FORGED}, "ix_messages_tag_verdict"),
     "verdict missing": ({"tag_verdict": TagVerdict.MISSING}, "ix_messages_tag_verdict"),
     "verdict valid": ({"tag_verdict": TagVerdict.VALID}, "ix_messages_tag_verdict"),
@@ -283,7 +309,9 @@ async def test_every_filter_is_answered_by_an_index(database: Database) -> None:
 
 async def test_a_deep_page_begins_at_its_place_in_the_index(database: Database) -> None:
     await fill(database)
-    for fields, index in INDEXES.values():
+    for name, (fields, index) in INDEXES.items():
+        if name == "tag prefix":
+            continue  # The matches are few, and sorted.
         query = MessageQuery(**fields, after=MessagePlace(minutes(-4000), Api.V2, Direction.OUT, "m4000"))
         deep = await plan(database, query)
         assert index in deep

@@ -87,6 +87,7 @@ VALUES: list[tuple[str, str, Any, Any]] = [
     ("metrics_auth", "none", "none", "none"),
     ("insecure_no_auth", "1", True, True),
     ("keep_alive", "60", 60, 60),
+    ("country_code", "49", "49", "49"),
     ("trusted_proxies", '["10.0.0.0/8"]', ["10.0.0.0/8"], [ip_network("10.0.0.0/8")]),
     ("callback_networks", '["192.0.2.0/24", "2001:db8::/32"]', ["192.0.2.0/24", "2001:db8::/32"], None),
     ("tag_keys", '["k1:s:t"]', ["k1:s:t"], ["k1:s:t"]),
