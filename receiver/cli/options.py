@@ -118,7 +118,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     """One parameter of a query as an option, of text that the query validates, or a flag."""
     if name == "order":
         return _parameter(name, bool, False, typer.Option(_order_flag(field), help=_order_help(field)))
-    types = set(_types(field.annotation))
+    types = set(_item_types(field.annotation))
     help_ = _help(field)
     if bool in types:
         option = option_name(name, field)
@@ -226,14 +226,18 @@ def _types(annotation: Any) -> Iterator[Any]:
     elif origin in (Union, UnionType):
         for part in get_args(annotation):
             yield from _types(part)
-    elif origin is tuple:
-        yield from _types(get_args(annotation)[0])
     elif annotation is not type(None):
         yield annotation
 
 
-def _choices(annotation: Any) -> list[str]:
+def _item_types(annotation: Any) -> Iterator[Any]:
+    """The same, of a list those of its items."""
     for kind in _types(annotation):
+        yield from _types(get_args(kind)[0]) if get_origin(kind) is tuple else (kind,)
+
+
+def _choices(annotation: Any) -> list[str]:
+    for kind in _item_types(annotation):
         if get_origin(kind) is Literal:
             return [str(value) for value in get_args(kind)]
         if isinstance(kind, type) and issubclass(kind, Enum):

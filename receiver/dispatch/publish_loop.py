@@ -191,19 +191,21 @@ class PublishLoop:
             replay = await replays.open_of(connection, self._name)
             asked_at = self._monotonic()
             reference = await self._resources.reference(connection)
+            # At once: giving the connection back may take seconds, which would look like a step of the clock.
+            read_at = self._resources.steady()
             is_fresh = self._monotonic() - asked_at < _REFERENCE_SECONDS
         # A late answer would look like a clock that was set back.
         if is_fresh or not self._is_clock_anchored:
-            await self._follow_clock(reference)
+            await self._follow_clock(reference, read_at)
         self._apply_control(control)
         self._apply_replay(replay if replay is not None and replay.state == "running" else None)
         self._polled_at = self._monotonic()
         self._reader.log_grew = self._reader.retries_moved = True
 
-    async def _follow_clock(self, reference: datetime) -> None:
+    async def _follow_clock(self, reference: datetime, read_at: float) -> None:
         """Keeps the pauses of retries when the reference clock was set, by hand or by its time server."""
         if self._is_clock_anchored:
-            step = self._clock.step(reference)
+            step = self._clock.step(reference, read_at)
         else:
             # Set forward while nobody held the lease: that cannot be told from time that has passed.
             seen_at = self._lease.previous_seen_at
@@ -214,7 +216,7 @@ class PublishLoop:
             await retries.move_schedule(self._resources.database, self._lease, health, step)
             self._window.move_schedule(step)
             self._health.health = health
-        self._clock.anchor(reference)
+        self._clock.anchor(reference, read_at)
         self._is_clock_anchored = True
 
     def _apply_control(self, control: SinkControl) -> None:

@@ -23,13 +23,13 @@ class ScheduleClock:
     def now(self) -> datetime:
         return self._start + timedelta(seconds=self._steady() - self._started)
 
-    def anchor(self, reference: datetime) -> None:
-        """Goes on from the time of the reference clock."""
-        self._start, self._started = reference, self._steady()
+    def anchor(self, reference: datetime, read_at: float) -> None:
+        """Goes on from the time of the reference clock, which was read at `read_at` of the steady clock."""
+        self._start, self._started = reference, read_at
 
-    def step(self, reference: datetime) -> timedelta | None:
+    def step(self, reference: datetime, read_at: float) -> timedelta | None:
         """How far the reference clock was set since this clock was anchored; None if it was not."""
-        return step_between(self.now(), reference)
+        return step_between(self._start + timedelta(seconds=read_at - self._started), reference)
 
 
 def step_between(expected: datetime, reference: datetime) -> timedelta | None:

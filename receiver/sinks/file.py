@@ -67,7 +67,7 @@ class JsonlSink(Sink):
         It creates no file either: whoever runs `receiver check` may be another user than the one that is to write.
         """
         try:
-            os.close(os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC))
+            os.close(_open_without_links(self._path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC))
         except FileNotFoundError:
             directory = self._path.absolute().parent
             if not stat.S_ISDIR(directory.stat().st_mode):
@@ -116,15 +116,7 @@ class JsonlSink(Sink):
 
 def _open(path: Path) -> int:
     """Opens a file for appending and creates it if it is missing."""
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        # Readable by its owner only: events contain message text.
-        descriptor = os.open(path, flags, 0o600)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            # Whoever may write in the folder could lead the events into another file.
-            raise OSError(errno.ELOOP, "path is a symbolic link; name the file that it leads to") from None
-        raise
+    descriptor = _open_without_links(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
     try:
         if not os.fstat(descriptor).st_size:
             _sync_directory(path)
@@ -132,6 +124,17 @@ def _open(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _open_without_links(path: Path, flags: int) -> int:
+    """Opens a file that is no symbolic link: whoever may write in the folder could lead the events elsewhere."""
+    try:
+        # Readable by its owner only: events contain message text.
+        return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "path is a symbolic link; name the file that it leads to") from None
+        raise
 
 
 def _end_torn_line(descriptor: int) -> None:

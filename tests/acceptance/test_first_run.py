@@ -233,9 +233,9 @@ def test_files_open_to_all_users_are_closed_and_it_is_logged(tmp_path: Path) -> 
     # The rights of the group stay: somebody gave it them.
     assert {file.stat().st_mode & 0o777 for file in files} == {0o660}
     lines = [json.loads(line) for line in server.errors.read_text("utf-8").splitlines()]
-    corrected = [line["file"] for line in lines if line["event"].startswith("file was open to all users")]
+    corrected = [line["file"] for line in lines if line["message"].startswith("file was open to all users")]
     assert sorted(corrected) == sorted(f"{DATA}/{file.name}" for file in files)
-    assert [line["mode"] for line in lines if line["event"].startswith("every user of this machine")] == ["0777"]
+    assert [line["mode"] for line in lines if line["message"].startswith("every user of this machine")] == ["0777"]
 
 
 def test_a_public_address_without_authentication_is_refused(tmp_path: Path) -> None:

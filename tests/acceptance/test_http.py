@@ -89,6 +89,15 @@ each_route = pytest.mark.parametrize(("program", "route"), EACH, ids=lambda valu
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
+class Refusals:
+    """Collects the reasons for which the server refuses requests itself."""
+
+    def __init__(self, reasons: list[str]) -> None:
+        self.rejected = reasons.append
+
+    def connection_closed(self, reason: str) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """A running program."""
@@ -392,7 +401,7 @@ async def test_probes_are_answered_while_every_connection_is_busy(monkeypatch: p
     paths = ("/healthz", "/readyz")
     app = Starlette(routes=[StarletteRoute("/work", work), *(StarletteRoute(path, alive) for path in paths)])
     get = "GET {} HTTP/1.1\r\nhost: x\r\n\r\n"
-    async with serving(app, on_refused=refused.append) as url, AsyncExitStack() as stack:
+    async with serving(app, observer=Refusals(refused)) as url, AsyncExitStack() as stack:
         site = Site(url, app)
 
         async def asked(path: str) -> Connection:
@@ -426,7 +435,7 @@ async def test_more_busy_connections_than_spare_ones_are_closed_and_counted(monk
         return PlainTextResponse("done")
 
     app = Starlette(routes=[StarletteRoute("/healthz", work)])
-    async with serving(app, on_refused=refused.append) as url, AsyncExitStack() as stack:
+    async with serving(app, observer=Refusals(refused)) as url, AsyncExitStack() as stack:
         site = Site(url, app)
         opened = []
         for _ in range(3):

@@ -203,7 +203,8 @@ PAYLOADS = (
     "a\r\nSet-Cookie: x=1",
     "\u202e\u0000",
 )
-TEXTS = ("from", "to", "tag", "applicationId")
+TEXTS = ("q", "tag", "tagPrefix", "applicationId")
+NUMBERS = ("from", "to", "number")
 CHOICES = ("sortOrder", "state", "deliveryState", "status", "direction", "tagVerdict", "contradicted", "cursor", "size")
 
 
@@ -213,6 +214,9 @@ async def test_sql_injection_in_parameters(api: AsyncClient, database: Database,
     for name in TEXTS:
         answer = await api.get("/api/messages", params={name: payload}, headers=AUTHORIZED)
         assert (answer.status_code, answer.json()) == (200, [])
+    for name in NUMBERS:
+        answer = await api.get("/api/messages", params={name: payload}, headers=AUTHORIZED)
+        assert answer.json() == [] if answer.status_code == 200 else is_problem(answer, 400)
     for name in (*CHOICES, payload):
         answer = await api.get("/api/messages", params={name: payload}, headers=AUTHORIZED)
         assert is_problem(answer, 400)
@@ -277,7 +281,7 @@ async def test_path_cannot_break_out_of_the_link(sqlite_url: str) -> None:
 async def test_path_with_a_line_feed_is_404_and_no_traceback(sqlite_url: str) -> None:
     settings = Settings(database_url=sqlite_url, callback_credentials=["u:p"], api_tokens=[ADMIN], worker="none")
     async with serving(Receiver(settings).app) as url:
-        for target in (b"/%0a", b"/api/messages%0a", b"/x%0d%0aX:%20y", b"/docs/x%0ay", b"/callbacks/%0a/x"):
+        for target in (b"/%0a%0a", b"/api/messages%0a", b"/x%0d%0aX:%20y", b"/docs/x%0ay", b"/callbacks/%0a/x"):
             assert (await raw(url, target)).startswith(b"HTTP/1.1 404 Not Found")
 
 
