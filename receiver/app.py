@@ -51,6 +51,7 @@ RELOADED: Final = (
 # A scrape must not wait for a database that does not answer.
 _SCRAPE_SECONDS: Final = 1.0
 _STORAGE_LOG_SECONDS: Final = 3600.0
+_WORKER_START_SECONDS: Final = 5.0
 
 log = structlog.get_logger("receiver.app")
 
@@ -184,9 +185,13 @@ class Receiver:
             country_code=settings.country_code,
             clock=now,
             sinks={table["name"]: table for table in settings.sinks},
-            settle=self._settling.wait,
+            settle=self._settle,
             findings=self._findings,
         )
+
+    async def _settle(self) -> int:
+        # The first callbacks often come before the worker has started, and those who sent them look for them at once.
+        return await self._settling.wait(_WORKER_START_SECONDS if self.worker.is_starting else None)
 
     async def _findings(self) -> Findings:
         """The state of this installation, from its database and from this process."""

@@ -253,13 +253,13 @@ class Settling:
         self._seen: Backlog | None = None
         self._seen_at = float("-inf")
 
-    async def wait(self) -> int:
+    async def wait(self, seconds: float | None = None) -> int:
         """Waits until the pending callbacks are processed or the time is over; returns how many are left.
 
-        Raises StorageUnavailable.
+        Without `seconds` it is the time of the constructor. Raises StorageUnavailable.
         """
         before = now = await self._look()
-        end, deadline = before.last, self._monotonic() + self._seconds
+        end, deadline = before.last, self._monotonic() + (self._seconds if seconds is None else seconds)
         while now.holds(end):
             if now.processed == self._stuck_at or self._monotonic() >= deadline:
                 self._stuck_at = now.processed if now.processed in (before.processed, self._stuck_at) else None

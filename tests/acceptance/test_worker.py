@@ -1,5 +1,6 @@
 """The worker as a supervised process: the effects of its death, a freeze, a signal or a fault."""
 
+import asyncio
 import json
 import os
 import signal
@@ -15,9 +16,13 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from receiver.app import Receiver
+from receiver.settings import Settings
 from tests.factories import v2_event
 from tests.faults.load import children, freeze, is_gone, worker_of
 from tests.processes import PATIENT, Server, serving, until, whole_lines
+from tests.processing import drain
+from tests.web import serving as serving_here
 
 GIVEN = {"CALLBACK_CREDENTIALS": '["u:p"]', "API_TOKENS": '["token"]'}
 FILE = {"name": "file", "type": "jsonl", "path": "events.jsonl", "start": "beginning"}
@@ -364,3 +369,21 @@ def test_restarted_worker_on_postgresql_takes_over_leases_without_waiting(postgr
         # its successor has the same name in the leases, which last 15 s
         assert waited < 10
         assert server.stop() == 0
+
+
+@pytest.mark.anyio
+async def test_request_waits_for_a_worker_that_starts(sqlite_url: str) -> None:
+    """Those who sent the first callback look for it at once."""
+    settings = Settings(database_url=sqlite_url, callback_credentials=["u:p"], api_auth="none", worker="none")
+    receiver = Receiver(settings)
+    async with (
+        serving_here(receiver.app) as url,
+        httpx2.AsyncClient(base_url=url, auth=("u", "p"), trust_env=False, verify=False) as client,
+    ):
+        receiver.worker.is_starting = True  # type: ignore[misc]
+        assert (await client.post("/callbacks/bandwidth/v2", json=[v2_event("m1")])).status_code == 200
+        answer = asyncio.create_task(client.get("/api/messages"))
+        # longer than a request waits for a worker that has started
+        await asyncio.sleep(1.2)
+        await drain(receiver.database)
+        assert [message["id"] for message in (await answer).json()] == ["m1"]
