@@ -62,6 +62,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     Its lifespan must run: uvicorn runs it, and an application that mounts this one has to run it (see `receiver help
     mounting`). The worker runs in a thread, unless the setting `worker` is set.
     """
+    logs.use_logging()
     given = settings or load()
     # Before any file is made.
     configured_sinks(given)

@@ -84,6 +84,29 @@ def configure(*, form: str = "auto", level: str = "info", threaded: bool = True)
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
+def use_logging() -> None:
+    """Sends log lines to `logging`, where an application that mounts this one decides what becomes of them.
+
+    Does nothing if structlog is configured, by the application or by `configure`: structlog by itself prints each line
+    to standard output.
+    """
+    if structlog.is_configured():
+        return
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, _no_secrets, _no_control_characters, _as_text],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def _as_text(_: WrappedLogger, __: str, event: EventDict) -> tuple[tuple[str], dict[str, Any]]:
+    """The message with its fields behind it; `logging` formats a traceback itself."""
+    message, with_traceback = event.pop("event"), event.pop("exc_info", None)
+    text = " ".join((str(message), *(f"{name}={value}" for name, value in event.items())))
+    return (text,), {"exc_info": with_traceback} if with_traceback else {}
+
+
 def flush(seconds: float = FLUSH_SECONDS) -> None:
     """Waits until the lines that were logged so far are written, but no longer than some seconds."""
     for handler in logging.getLogger().handlers:

@@ -89,11 +89,13 @@ async def test_links_of_a_mounted_application_begin_with_the_public_url(tmp_path
 
 def test_uvicorn_starts_the_application_as_a_factory(tmp_path: Path) -> None:
     port = free_port()
-    with (tmp_path / "stderr.txt").open("wb") as stderr:
+    given = {"CALLBACK_CREDENTIALS": json.dumps([":".join(CREDENTIALS)]), "API_TOKENS": '["token-of-a-test"]'}
+    with (tmp_path / "stderr.txt").open("wb") as stderr, (tmp_path / "stdout.txt").open("wb") as stdout:
         process = subprocess.Popen(
             [sys.executable, "-m", "uvicorn", "--factory", "receiver.app:create_app", "--port", str(port)],
             cwd=tmp_path,
-            env=environment(CALLBACK_CREDENTIALS=json.dumps([":".join(CREDENTIALS)]), API_TOKENS='["token-of-a-test"]'),
+            env=environment(**given, METRICS_AUTH="none"),
+            stdout=stdout,
             stderr=stderr,
         )
     url = f"http://127.0.0.1:{port}"
@@ -117,6 +119,34 @@ def test_uvicorn_starts_the_application_as_a_factory(tmp_path: Path) -> None:
         # uvicorn raises the signal once more when all is done
         assert process.wait(60) in (0, -signal.SIGTERM)
     assert (tmp_path / "receiver-data/callbacks.db").exists()
+    assert "authentication" not in (tmp_path / "stdout.txt").read_text("utf-8")
+    logged = (tmp_path / "stderr.txt").read_text("utf-8")
+    assert "authentication is switched off setting=RECEIVER_METRICS_AUTH effect=" in logged
+
+
+def test_log_of_a_mounted_application_is_that_of_its_host() -> None:
+    program = """
+import logging
+from receiver import logs
+
+logs.use_logging()
+import structlog
+
+logging.basicConfig(format="%(name)s %(levelname)s %(message)s", level="INFO")
+log = structlog.get_logger("receiver.app")
+log.debug("not wanted")
+log.info("100% of it", url="postgresql://user:hunter2@host/name", lines="a\\nb")
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.exception("failed")
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout == ""
+    first, second, *traceback = found.stderr.splitlines()
+    assert first == "receiver.app INFO 100% of it url=postgresql://user:***@host/name lines=a\\nb"
+    assert second == "receiver.app ERROR failed"
+    assert traceback[-1].startswith("ZeroDivisionError")
 
 
 @pytest.mark.parametrize("http", ["httptools", "h11"])

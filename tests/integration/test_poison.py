@@ -315,7 +315,7 @@ async def run_backlog(url: str, what: str) -> bytes:
 @pytest.mark.slow
 async def test_backlog_of_64_megabytes_is_processed_in_bounded_memory(database_url: str) -> None:
     await run_backlog(database_url, "fill")
-    before, peak = json.loads(await run_backlog(database_url, "drain"))
+    before, peak = json.loads((await run_backlog(database_url, "drain")).splitlines()[-1])
     assert peak - before < 200
     async with opened(database_url) as database:
         assert await select(database, "SELECT callbacks, last_error FROM processor") == [(66, None)]
