@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import product
-from typing import Annotated, Any, ClassVar, Final, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -205,26 +205,32 @@ class MessageQuery(MessageFilter):
         None, description="whether a final event is still to be expected"
     )
 
-    @model_validator(mode="after")
-    def _has_few_alternatives(self) -> Self:
-        combinations = max(1, len(self.status)) * max(1, len(self.delivery_code)) * max(1, len(self.tag_verdict))
-        if combinations > _MOST_COMBINATIONS:
-            raise ValueError(
-                f"status, deliveryCode and tagVerdict have {combinations} combinations of values, and "
-                f"{_MOST_COMBINATIONS} are allowed"
-            )
-        return self
-
     def alternatives(self) -> list["Alternative"]:
         """The queries whose union this query is, without those that no message can match."""
+        expanded, kept = self._expanded()
         alternatives = (
-            self._alternative({"status": status, "delivery_code": code, "tag_verdict": verdict}, *places)
-            for status, code, verdict in product(
-                self.status or (None,), self.delivery_code or (None,), self.tag_verdict or (None,)
-            )
+            self._alternative(kept, dict(zip(expanded, values, strict=True)), *places)
+            for values in product(*expanded.values())
             for places in product(self._number_places(), self._search_places())
         )
         return list(dict.fromkeys(found for found in alternatives if found is not None and not found.is_contradictory))
+
+    def _expanded(self) -> tuple[dict[str, tuple[Any, ...]], dict[str, Any]]:
+        """The filters with several values: those that become an alternative for each, and those that stay lists."""
+        expanded: dict[str, tuple[Any, ...]] = {}
+        kept: dict[str, Any] = {}
+        combinations = 1
+        for name, values in (
+            ("delivery_code", self.delivery_code),
+            ("status", self.status),
+            ("tag_verdict", self.tag_verdict),
+        ):
+            different = tuple(dict.fromkeys(values)) or (None,)
+            if combinations * len(different) <= _MOST_COMBINATIONS:
+                expanded[name], combinations = different, combinations * len(different)
+            else:
+                expanded[name], kept[f"{name}_among"] = (None,), different
+        return expanded, kept
 
     def _number_places(self) -> Iterator[dict[str, Any]]:
         yield from ({"sender": self.number}, {"recipient": self.number}) if self.number is not None else ({},)
@@ -255,7 +261,8 @@ class MessageQuery(MessageFilter):
         return Alternative(**values)
 
 
-# Each combination is a SELECT of its own.
+# Each combination is a SELECT of its own. 20 codes always are; beyond that the values of a filter stay a list, and the
+# order of the index is lost.
 _MOST_COMBINATIONS: Final = 60
 
 
@@ -273,6 +280,8 @@ class Alternative:
     delivery_code: int | None
     tag_verdict: TagVerdict | None
     message_id: str | None = None
+    status_among: tuple[str, ...] = ()
+    tag_verdict_among: tuple[TagVerdict, ...] = ()
 
     @property
     def is_contradictory(self) -> bool:

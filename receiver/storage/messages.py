@@ -331,6 +331,9 @@ def _of_message(query: MessageQuery, alternative: Alternative) -> list[ColumnEle
         value = getattr(alternative, name)
         if value is not None:
             conditions += _with_value(name, column, str(value))
+    for name in ("status", "tag_verdict"):
+        if among := getattr(alternative, f"{name}_among"):
+            conditions.append(_COLUMNS[name].in_(map(str, among)))
     if query.application_id is not None:
         conditions.append(MESSAGES.c.application_id == query.application_id)
     if (tag := alternative.tag) is not None:

@@ -106,6 +106,14 @@ FILTERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "two codes": ({"delivery_code": "0,4720"}, ["group", "v1"]),
     "two verdicts": ({"tag_verdict": "valid,forged"}, ["forged", "sending"]),
     "statuses and codes": ({"status": "partial,delivered", "delivery_code": "0,4720"}, ["group", "v1"]),
+    "more combinations than alternatives": (
+        {
+            "status": "partial,failed,sent,sending,queued,unknown,pending,read,unconfirmed,received,partial",
+            "delivery_code": "0,4720,1,2,3,4,5,6",
+            "tag_verdict": "unchecked,valid",
+        },
+        ["group"],
+    ),
     "statuses of both directions": ({"status": "received,failed"}, ["both", "refused", "inbound"]),
     "several": ({"status": "failed", "contradicted": False, "direction": Direction.OUT}, ["refused"]),
 }
