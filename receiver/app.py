@@ -186,6 +186,7 @@ class Receiver:
             country_code=settings.country_code,
             clock=now,
             sinks={table["name"]: table for table in settings.sinks},
+            append=self.journal.append,
             settle=self._settle,
             findings=self._findings,
         )

@@ -61,6 +61,10 @@ class CatapultMessage(Read):
     delivery_state: str | None = None
     delivery_code: int | None = None
     delivery_description: str | None = None
+    receipt_requested: str | None = Field(None, description="as the send was registered, like the fields after it")
+    callback_url: str | None = Field(None, description="without user name and password")
+    callback_timeout: int | None = None
+    fallback_url: str | None = Field(None, description="without user name and password")
 
     @field_validator("delivery_description")
     @classmethod

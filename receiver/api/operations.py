@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel
 
+from receiver.domain.events import Callback
+from receiver.errors import StorageUnavailable
 from receiver.models.queries import Page, PagedQuery, Query
 from receiver.storage.database import Database
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from receiver.explanation.installation import Findings
 
 JSON: Final = "application/json"
+MAX_BODY_BYTES: Final = 65_536
 
 Item = TypeVar("Item")
 
@@ -28,12 +31,17 @@ async def _no_pending_callbacks() -> int:
     return 0
 
 
+async def _no_journal(_: Callback) -> None:
+    raise StorageUnavailable("this process appends nothing to the journal")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiContext:
     """What the operations need.
 
-    `reprocess` processes the callbacks with these ids again and returns when the result is committed. `settle` waits
-    until the callbacks accepted so far are processed, and returns how many are still pending (`Settling.wait`).
+    `append` appends an entry to the journal and returns once it is on disk. `reprocess` processes the callbacks with
+    these ids again and returns when the result is committed. `settle` waits until the callbacks accepted so far are
+    processed, and returns how many are still pending (`Settling.wait`).
     `tokens` are the accepted tokens (None: no token is required). `sinks` are the sink tables of the settings by name.
     `tag_key` is the kid and the secret of the key that signs tags (None: there is no key). `public_url` is the start
     of every link (None: the Host header). `source` is the setting of that name. `country_code` is that of a number
@@ -49,6 +57,7 @@ class ApiContext:
     public_url: str | None = None
     source: str | None = None
     country_code: str = "1"
+    append: Callable[[Callback], Awaitable[object]] = _no_journal
     settle: Callable[[], Awaitable[int]] = _no_pending_callbacks
     findings: Callable[[], Awaitable["Findings"]] | None = field(default=None, repr=False)
 
@@ -117,6 +126,7 @@ class Operation:
     handle: Handle
     query: type[Query] = Query
     body: type[BaseModel] | None = None
+    max_body_bytes: int = MAX_BODY_BYTES
     answer: Any
     media_type: str = JSON
     csv: Callable[[Any], str] | None = None

@@ -10,7 +10,19 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from receiver.api import callbacks, catapult, dead_letters, docs, events, messages, openapi, reference, sinks, status
+from receiver.api import (
+    callbacks,
+    catapult,
+    dead_letters,
+    docs,
+    events,
+    messages,
+    openapi,
+    reference,
+    sends,
+    sinks,
+    status,
+)
 from receiver.api.auth import BEARER
 from receiver.api.operations import ApiContext
 from receiver.api.routing import Group, json_answer, mount
@@ -21,6 +33,7 @@ OWN: Final = Group(
     scheme=BEARER,
     operations=(
         *messages.OPERATIONS,
+        *sends.OPERATIONS,
         *callbacks.OPERATIONS,
         *reference.OPERATIONS,
         *events.OPERATIONS,

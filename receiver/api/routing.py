@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Scope
 
 from receiver.api import problems
 from receiver.api.auth import Scheme, TokenBackend, is_admin
-from receiver.api.operations import JSON, ApiContext, Call, Listed, Operation
+from receiver.api.operations import JSON, MAX_BODY_BYTES, ApiContext, Call, Listed, Operation
 from receiver.api.problems import InvalidValue, Problem, ProblemError, as_problem, invalid_values_problem
 from receiver.domain.cloudevents import rfc3339
 from receiver.errors import ReceiverError
@@ -33,7 +33,6 @@ PENDING_HEADER: Final = "Receiver-Pending"
 MOUNTED_AT: Final = "receiver.mounted_at"
 """The key in a request's scope for the path under which another application mounts this one."""
 
-MAX_BODY_BYTES: Final = 65_536
 _MAX_PARAMETERS: Final = 100
 _MAX_NAME: Final = 60
 _HEADERS: Final = {
@@ -86,7 +85,9 @@ def _route(operation: Operation, context: ApiContext, prefix: str) -> Route:
             context=context,
             query=parse_query(operation.query, request.scope["query_string"], context.country_code),
             path={name: _decoded(value) for name, value in request.path_params.items()},
-            body=await read_body(request, operation.body) if operation.body is not None else None,
+            body=await read_body(request, operation.body, operation.max_body_bytes)
+            if operation.body is not None
+            else None,
             is_admin=is_admin(request),
         )
         try:
@@ -148,22 +149,22 @@ def _invalid_value(location: tuple[int | str, ...], kind: str, message: str) -> 
     return InvalidValue(parameter=name[:_MAX_NAME], detail=detail)
 
 
-async def read_body(request: Request, model: type[Body]) -> Body:
+async def read_body(request: Request, model: type[Body], max_bytes: int = MAX_BODY_BYTES) -> Body:
     """The body as a model; raises a problem that names every invalid field."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
         raise ProblemError(415, "The body must be application/json.")
     try:
-        return model.model_validate_json(await _body(request))
+        return model.model_validate_json(await _body(request, max_bytes))
     except ValidationError as error:
         raise invalid_values_problem(invalid_values(error)) from None
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, max_bytes: int) -> bytes:
     body = b""
     try:
         async for part in request.stream():
             body += part
-            if len(body) > MAX_BODY_BYTES:
+            if len(body) > max_bytes:
                 raise ProblemError(413, headers={"Connection": "close"})
     except ClientDisconnect:
         raise ProblemError(400) from None
@@ -194,7 +195,10 @@ _TIMES: Final = ("fromDateTime", "toDateTime")
 
 
 def _absolute_times(request: Request) -> dict[str, str]:
-    """The relative times among the parameters as absolute ones: on the next page `2h` would mean another time."""
+    """The relative times among the parameters as absolute ones: on the next page `2h` would mean another time.
+
+    A duration, of `olderThan`, stays: on the next page it may add messages at the newest end, and leaves none out.
+    """
     times = {name: request.query_params.get(name, "") for name in _TIMES}
     return {name: rfc3339(moment(value)) for name, value in times.items() if is_relative(value)}
 

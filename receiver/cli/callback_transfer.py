@@ -78,14 +78,15 @@ async def _append(database: Database, file: str) -> Imported:
     )
     writer = journal.journal_writer(database)
     try:
-        with _opened(file) as lines:
+        with opened(file) as lines:
             return await import_lines(writer, lines, how)
     finally:
         await writer.close()
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[BinaryIO]:
+def opened(file: str) -> Iterator[BinaryIO]:
+    """The lines of a file; - is standard input."""
     if file == "-":
         yield sys.stdin.buffer
         return

@@ -25,6 +25,7 @@ from receiver.cli.output import (
     written,
 )
 from receiver.clock import now
+from receiver.domain.events import Callback
 from receiver.errors import Ambiguous, Unknown
 from receiver.explanation.message import Explanation, explain
 from receiver.explanation.timeline import TimelineEntry, explain_publication
@@ -36,6 +37,7 @@ from receiver.models.sinks import PublicationRead
 from receiver.settings import Settings
 from receiver.storage import messages
 from receiver.storage.database import Database
+from receiver.storage.journal import journal_writer
 from receiver.storage.processor import settle
 from receiver.storage.publications import publications_of_message
 
@@ -53,7 +55,7 @@ class Operations:
         path: Mapping[str, str] | None = None,
         *,
         query: Query | None = None,
-        body: Mapping[str, Any] | None = None,
+        body: Any = None,
     ) -> Any:
         """The result of an operation; raises a usage error that names the options which choose one of several."""
         call = Call(
@@ -63,6 +65,7 @@ class Operations:
                 tokens=None,
                 clock=now,
                 sinks={str(table.get("name")): table for table in self.settings.sinks},
+                append=self._append,
                 settle=self._settle,
             ),
             query=query if query is not None else operation.query(),
@@ -76,6 +79,13 @@ class Operations:
 
     async def _reprocess(self, ids: Sequence[str]) -> object:
         return await reprocessing(self.settings, self.database).ids(ids)
+
+    async def _append(self, callback: Callback) -> None:
+        writer = journal_writer(self.database)
+        try:
+            await writer.append([callback])
+        finally:
+            await writer.close()
 
     async def _settle(self) -> int:
         """Waits up to a second for the processor; a line on standard error has the number of callbacks it left."""

@@ -27,7 +27,7 @@ from receiver.models.queries import (
 if TYPE_CHECKING:
     from receiver.models.callbacks import CallbackRead
 
-messages = group("List and show messages, their events and their delivery attempts.")
+messages = group("List, show, export and register messages; list their events and their delivery attempts.")
 
 MessageId = Annotated[str, typer.Argument(help="The id of the message.")]
 
@@ -58,6 +58,22 @@ def export_messages(
     if csv and jsonl:
         raise typer.BadParameter("give either --csv or --jsonl, not both")
     return export_messages(config, query, lines=jsonl, output=output)
+
+
+@messages.command("register")
+def register_sends(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Lines of JSON; - for standard input.")],
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Register messages that were sent, so that silence about them is visible: `messages list --awaiting`.
+
+    Each line has what Bandwidth answered to a send (see `receiver help registered-sends`). A wrong line is named and
+    does not stop the others. A send that is registered already is skipped, so that the command can be run again.
+    """
+    from receiver.cli.sends import register_sends
+
+    return register_sends(config, file, json=json)
 
 
 @messages.command("show")

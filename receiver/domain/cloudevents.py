@@ -81,6 +81,8 @@ RESERVED_EVENT_TYPES: Final = frozenset({"alert.fired", "alert.resolved"})
 class Filter:
     """The filter of a sink. An event passes if it meets every condition; an empty condition is met by all events.
 
+    A registration never passes: it is the sender's own, and tells a sink nothing that happened.
+
     `number_prefixes` have no plus, and match the number of the sender or of a recipient.
     """
 
@@ -93,7 +95,8 @@ class Filter:
 
     def passes(self, entry: LogEntry) -> bool:
         return (
-            (not self.types or event_type(entry.event) in self.types)
+            not entry.event.is_registration
+            and (not self.types or event_type(entry.event) in self.types)
             and (entry.changed or not self.changes_only)
             and (self.direction is None or entry.event.direction == self.direction)
             and (not self.applications or message_field(entry, "application_id") in self.applications)

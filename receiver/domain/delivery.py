@@ -74,7 +74,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `winner` is the event that decides the status: the highest rank, then the earliest. Among the events of that rank,
     `coded`, `described`, `stated` and `receipted` are the first with a code, a description, a `state` and a
-    `delivery_state`.
+    `delivery_state`. `delivered_received_at` is when, by our clock, the first event came that proves the delivery.
     """
 
     rank: int = 0
@@ -91,6 +91,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     delivered_at: datetime | None = None
     failed_at: datetime | None = None
     read_at: datetime | None = None
+    delivered_received_at: datetime | None = None
     updated_at: datetime | None = None
 
     @property
@@ -112,8 +113,11 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def awaits_receipt(self) -> bool:
-        """Whether a final event is still expected; where no event came, one is."""
-        return self.is_pending and (self.receipt_expected or self.winner is None)
+        """Whether a final event is still expected; where no event came, one is.
+
+        A registration decides the status only where no event of the provider came: then it says whether one is to come.
+        """
+        return self.is_pending and (self.receipt_expected or self.winner is None or self.winner.callback_expected)
 
     @property
     def is_pending(self) -> bool:
@@ -173,6 +177,7 @@ def _begin(event: Event, rank: int) -> Delivery:
         seen_failed=status is _FAILED,
         self_contradicted=event.contradicted,
         receipt_expected=event.receipt_expected,
+        delivered_received_at=event.received_at if status in _PROOFS else None,
         updated_at=event.received_at,
         **time,
     )
@@ -191,6 +196,8 @@ def _history(delivery: Delivery, event: Event) -> dict[str, Any]:
     if (name := _TIME_OF.get(status)) is not None:
         read_at = event.read_at if status is _READ else None
         history[name] = _earliest(getattr(delivery, name), read_at or event.occurred_at)
+    if status in _PROOFS:
+        history["delivered_received_at"] = _earliest(delivery.delivered_received_at, event.received_at)
     return history
 
 

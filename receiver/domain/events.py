@@ -17,6 +17,8 @@ __all__ = [
     "MAX_MENTIONS",
     "MAX_RECIPIENTS",
     "PLAIN_FIELDS",
+    "REGISTERED",
+    "REGISTERED_FIELDS",
     "Api",
     "Callback",
     "Direction",
@@ -43,6 +45,9 @@ MAX_EVENTS: Final = 10_000
 MAX_MENTIONS: Final = 1_000_000
 
 
+REGISTERED: Final = "registered"
+"""The route of an entry of the journal that the sender wrote, and no provider: it registers sends."""
+
 MessageKey = tuple[Api, Direction, str]
 """The identity of a message. An inbound and an outbound message with the same id are two messages."""
 
@@ -52,7 +57,8 @@ class MessageFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `recipients` is `message.to` (v1: `to`) as given, empty if the event has none. The log does not store `text` and
     `media`, which are stored with the message alone: in an event that is read from the log, `has_text` and `has_media`
-    say whether the callback had any. `created_at` is when the provider created the message.
+    say whether the callback had any. `created_at` is when the provider created the message. The fields from
+    `callback_url` on are parameters of the send, which no callback has: only a registration does.
     """
 
     sender: str | None = None
@@ -69,6 +75,10 @@ class MessageFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     carrier_name: str | None = None
     priority: str | None = None
     created_at: datetime | None = None
+    callback_url: str | None = None
+    callback_timeout: int | None = None
+    fallback_url: str | None = None
+    receipt_requested: str | None = None
 
 
 # The fields that are a text or a number: a message has the first non-empty value of each.
@@ -82,6 +92,8 @@ PLAIN_FIELDS: Final = (
     "carrier_name",
     "priority",
 )
+# Likewise, but in registrations alone.
+REGISTERED_FIELDS: Final = ("callback_url", "callback_timeout", "fallback_url", "receipt_requested")
 
 
 @final
@@ -94,6 +106,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     sends a final event after this one. `contradicted` is true if the event contradicts itself. `occurred_at` is the
     provider's clock (never set for v1, whose `time` is the creation of the message), `received_at` ours. `id` is the
     digest made by `event_id`.
+
+    A registration (`receiver.providers.sends`) is the one event that no provider reported. Its status is `unknown`,
+    and `callback_expected` tells whether any callback about the message should come.
     """
 
     id: str
@@ -111,6 +126,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     state: str | None = None
     delivery_state: str | None = None
     receipt_expected: bool = True
+    callback_expected: bool = False
     contradicted: bool = False
     tag_verdict: TagVerdict = TagVerdict.UNCHECKED
     fields: MessageFields = msgspec.field(default_factory=MessageFields)
@@ -129,6 +145,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         if time == other_time:
             return self.id < other.id
         return other_time is None or (time is not None and time < other_time)
+
+    @property
+    def is_registration(self) -> bool:
+        """Whether the sender registered the message with this event; it comes after all others in their `order`."""
+        return self.route == REGISTERED
 
     @property
     def key(self) -> MessageKey:

@@ -13,6 +13,7 @@ from receiver.domain.events import (
     MAX_MENTIONS,
     MAX_RECIPIENTS,
     PLAIN_FIELDS,
+    REGISTERED_FIELDS,
     Api,
     Direction,
     Event,
@@ -36,6 +37,7 @@ class Recipient(msgspec.Struct, frozen=True, gc=False):
 
 # The fields that are the same in an event and in a message; recipients, text and media have rules of their own.
 _FIELD_NAMES: Final = (*PLAIN_FIELDS, "created_at")
+_REGISTERED_NAMES: Final = (*_FIELD_NAMES, *REGISTERED_FIELDS)
 
 
 class Message:
@@ -61,6 +63,7 @@ class Message:
         "direction",
         "first_received_at",
         "id",
+        "registered_at",
         "updated_at",
     )
 
@@ -77,6 +80,8 @@ class Message:
         self.conflict = conflict
         self.first_received_at: datetime | None = None
         self.updated_at: datetime | None = None
+        # When the sender registered the message, by our clock; None: only callbacks told of it.
+        self.registered_at: datetime | None = None
         self._events = 0
         self._mentions = 0
         self._first: Event | None = None
@@ -127,17 +132,20 @@ class Message:
     def fields(self) -> MessageFields:
         """The first non-empty value of each field, by the order of the events; `recipients` stays empty."""
         assert self._first is not None  # noqa: S101
-        if self._events == 1:
+        if self._events == 1 and not self._first.is_registration:
             return _non_empty(self._first.fields)
         self._take_fields()
         return MessageFields(**{name: getattr(event.fields, name) for name, event in self._fields.items()})
 
     @property
     def tag_verdict(self) -> TagVerdict:
-        """The verdict on the first event with a tag; without a tag, on the first event."""
+        """The verdict on the first callback's event with a tag; without a tag, on the first event."""
         if self._events > 1:
             self._take_fields()
-        event = self._fields.get("tag") or self._first
+        event = self._fields.get("tag")
+        # The tag of a registration proves nothing about the callbacks of the message.
+        if event is None or event.is_registration:
+            event = self._first
         assert event is not None  # noqa: S101
         return event.tag_verdict
 
@@ -153,6 +161,8 @@ class Message:
         numbers, recipient = event.fields.recipients, event.recipient
         self._first = event
         self.first_received_at = self.updated_at = event.received_at
+        if event.is_registration:
+            self.registered_at = event.received_at
         self._events = 1
         self._mentions = len(numbers)
         self._new.append(event)
@@ -194,6 +204,8 @@ class Message:
         self._first = first_of(self._first, event)
         self.first_received_at = min(self.first_received_at or received_at, received_at)
         self.updated_at = max(self.updated_at or received_at, received_at)
+        if event.is_registration:
+            self.registered_at = min(self.registered_at or received_at, received_at)
         self._events += 1
         self._mentions += len(event.fields.recipients)
         self._new.append(event)
@@ -203,7 +215,7 @@ class Message:
         sources = self._fields
         for event in self._new:
             fields = event.fields
-            for name in _FIELD_NAMES:
+            for name in _REGISTERED_NAMES if event.is_registration else _FIELD_NAMES:
                 if getattr(fields, name) not in (None, ""):
                     sources[name] = first_of(sources.get(name), event)
             if fields.has_text:

@@ -88,7 +88,7 @@ class _Explainer:
             charged=charged,
             charge=charge,
             recipients=recipients,
-            timeline=tuple(timeline(self._message, self._recipients.events)),
+            timeline=tuple(timeline(self._message, self._recipients.all_events)),
             notes=tuple(notes(self._recipients)),
         )
 
@@ -152,6 +152,10 @@ class _Explainer:
         return min(message.created_at or message.first_received_at, message.first_received_at)
 
     def _normal_in_v1(self) -> str:
+        if all(row.status == Status.UNKNOWN for row in self._message.recipients):
+            if self._message.awaiting_receipt:
+                return "A callback is expected. Bandwidth's documents do not say how long it may take."
+            return "No callback is expected, because the message was sent without a callback URL."
         if not self._message.awaiting_receipt:
             return "No delivery receipt is expected, because none was requested: this may be the last event."
         return "A delivery receipt is expected. Bandwidth's documents do not say how long it may take."

@@ -139,11 +139,12 @@ class Moment:
 
 
 class Recipients:
-    """The recipients of one message, with its events."""
+    """The recipients of one message, with its events; `all_events` has its registrations too."""
 
     def __init__(self, message: MessageRead, events: Sequence[Event]) -> None:
         self.message = message
-        self.events = sorted(events, key=lambda event: event.order)
+        self.all_events = sorted(events, key=lambda event: event.order)
+        self.events = [event for event in self.all_events if not event.is_registration]
         self.is_inbound = message.direction is Direction.IN
         self.is_group = len(message.recipients) > 1
         self._by_recipient: dict[str | None, list[Event]] = defaultdict(list)
@@ -185,6 +186,9 @@ class Recipients:
                 return f"The message to {to} was read{moment.on}."
             case Status.RECEIVED:
                 return self.inbound(to)
+            case _ if self.message.registered_at is not None:
+                when = time_text(self.message.registered_at)
+                return f"The message to {to} was registered on {when}; nothing was heard of it yet."
             case _:
                 return f"Bandwidth has reported nothing about the message to {to} yet."
 

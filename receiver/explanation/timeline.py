@@ -34,8 +34,8 @@ _VERDICTS: Final = {
 class TimelineEntry(Read):
     """One event, or the creation of the message (`event_id` is None), by both clocks.
 
-    `type` is Bandwidth's word for the event. `occurred_at` is Bandwidth's clock, `received_at` ours; `clocks` says how
-    far they are apart.
+    `type` is Bandwidth's word for the event, or `message-registered`. `occurred_at` is Bandwidth's clock, `received_at`
+    ours; `clocks` says how far they are apart.
     """
 
     event_id: str | None
@@ -71,6 +71,8 @@ def timeline(message: MessageRead, events: Iterable[Event]) -> Iterable[Timeline
 
 def _what(event: Event) -> str:
     """`Failed for +15550001: code 4720 (invalid-destination-address)`"""
+    if event.is_registration:
+        return "Registered by the sender"
     words = {
         Status.UNCONFIRMED: "Unconfirmed",
         Status.SENDING: "Sending",
@@ -86,6 +88,8 @@ def _what(event: Event) -> str:
 
 def _clocks(event: Event) -> str:
     """How far Bandwidth's time of an event and our receipt of it are apart."""
+    if event.is_registration:
+        return "our time"
     if event.occurred_at is None:
         return "Bandwidth gives no time"
     delay = event.received_at - event.occurred_at
@@ -201,7 +205,7 @@ def _retention_notes(of: Recipients) -> Iterable[str]:
         yield "No callback about this message has come."
     elif not events:
         yield "The events of this message are no longer stored: retention has deleted them."
-    elif min(event.received_at for event in events) > message.first_received_at:
+    elif min(event.received_at for event in of.all_events) > message.first_received_at:
         yield "The earlier events of this message are no longer stored: retention has deleted them."
 
 

@@ -21,7 +21,7 @@ import structlog
 from receiver import failpoints
 from receiver.domain.arrival import ImportDetector
 from receiver.domain.delivery import FinalConflict
-from receiver.domain.events import Event, Quarantine, Status
+from receiver.domain.events import REGISTERED, Event, Quarantine, Status
 from receiver.errors import StorageUnavailable
 from receiver.intake.fold import YIELD_EVERY, Folder, Parsed, TagChecker, parse
 from receiver.logs import Sampled
@@ -245,7 +245,7 @@ class Processor:
         async def finish(transaction: Transaction, folded: Sequence[Parsed]) -> None:
             rows = [row for parsed in folded for row in parsed.quarantine_rows()]
             await transaction.run([processor.add_to_quarantine(rows)])
-            callbacks = [parsed.callback for parsed in folded if not self._is_import(parsed)]
+            callbacks = [parsed.callback for parsed in folded if self._tells_of_the_provider(parsed)]
             progress = Progress(
                 sequences=sequences[: len(folded)],
                 repeats=sum(parsed.is_repeat for parsed in folded),
@@ -284,6 +284,10 @@ class Processor:
                     self._quarantined.add(callback=parsed.callback.id, reason=str(reason))
         except Exception:
             log.exception("the processor's measurements were lost")
+
+    def _tells_of_the_provider(self, parsed: Parsed) -> bool:
+        """Whether a callback shows that the provider reaches this receiver now."""
+        return parsed.callback.route != REGISTERED and not self._is_import(parsed)
 
     def _is_import(self, parsed: Parsed) -> bool:
         return self._imports.is_import(parsed.callback.received_at, self._clock())
@@ -380,6 +384,8 @@ def _counted(batch: Sequence[Parsed], seconds: float, now: datetime, is_import: 
     for parsed in batch:
         results["quarantined" if parsed.is_quarantined else "duplicate" if parsed.is_repeat else "accepted"] += 1
         for event in parsed.new:
+            if event.is_registration:
+                continue
             events[event.status] += 1
             verdicts[event.tag_verdict] += 1
             if event.status is Status.FAILED:

@@ -63,6 +63,7 @@ class MessageBase(Model):
     delivery_description: str | None = text_column(nullable=True)
     contradicted: bool
     first_received_at: Time = time_column(nullable=False)
+    registered_at: Time | None = time_column()
     awaiting_receipt: bool
     updated_at: Time = time_column(nullable=False)
 
@@ -71,7 +72,8 @@ class MessageRow(MessageBase, table=True):
     """A message, known by version, direction and id: its fields and its status.
 
     `listed_at` is `created_at`, else `first_received_at`. `events_forgotten` is set once retention has removed events
-    of the message; the row does not change after that.
+    of the message; the row does not change after that. The parameters of the send, from `callback_url` on, come from
+    its registration; the Catapult API, which has them too, shows them.
     """
 
     __tablename__ = "messages"
@@ -112,6 +114,10 @@ class MessageRow(MessageBase, table=True):
     sender_key: str | None = text_column(nullable=True)
     listed_at: datetime = time_column(nullable=False)
     events_forgotten: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    callback_url: str | None = text_column(nullable=True)
+    callback_timeout: int | None = integer_column(nullable=True)
+    fallback_url: str | None = text_column(nullable=True)
+    receipt_requested: str | None = text_column(nullable=True)
 
 
 class DeliveryBase(Model):
@@ -132,7 +138,10 @@ class DeliveryBase(Model):
 
 
 class DeliveryRow(DeliveryBase, table=True):
-    """How far one message got to one recipient. `recipient_key` is the number without plus; empty: number unknown."""
+    """How far one message got to one recipient. `recipient_key` is the number without plus; empty: number unknown.
+
+    `delivered_received_at` is when, by our clock, the first event came that says delivered or read.
+    """
 
     __tablename__ = "deliveries"
     # No foreign key to `messages`: the same transaction writes both tables, and PostgreSQL checks a foreign key per
@@ -150,6 +159,7 @@ class DeliveryRow(DeliveryBase, table=True):
     recipient_key: str = text_column(primary_key=True)
     place: int
     listed_at: datetime = time_column(nullable=False)
+    delivered_received_at: datetime | None = time_column()
 
 
 MESSAGES = table_of(MessageRow)
@@ -171,6 +181,10 @@ class MessageRead(MessageBase, Read):
 
     media: Media
     listed_at: datetime = Field(exclude=True)
+    callback_url: str | None = Field(None, exclude=True)
+    callback_timeout: int | None = Field(None, exclude=True)
+    fallback_url: str | None = Field(None, exclude=True)
+    receipt_requested: str | None = Field(None, exclude=True)
     recipients: list[RecipientRead]
 
     @property

@@ -142,6 +142,15 @@ def moment(value: str, clock: Callable[[], datetime] = now) -> datetime:
         raise ValueError(_NOT_A_MOMENT) from None
 
 
+def _age(value: Any) -> Any:
+    """The time before which something is older than a duration."""
+    if not isinstance(value, str):
+        return value
+    if _BACK_FROM_NOW.fullmatch(value) is None:
+        raise ValueError("must be a duration: 90s, 15m, 2h, 7d")
+    return moment(value)
+
+
 def _moment(value: Any) -> Any:
     return moment(value) if isinstance(value, str) else value
 
@@ -213,6 +222,12 @@ Moment = Annotated[
     datetime,
     BeforeValidator(_moment),
     WithJsonSchema({"type": "string", "format": "date-time-prefix", "examples": ["2014-05-25 12:00:00"]}),
+]
+# How old something has to be, as the time that lies so long before now.
+Age = Annotated[
+    datetime,
+    BeforeValidator(_age),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9]{1,6}[smhdw]$", "examples": ["15m"]}),
 ]
 MessageCursor = Annotated[
     MessagePlace, BeforeValidator(_message_place), WithJsonSchema({"type": "string", "format": "message-cursor"})

@@ -17,6 +17,7 @@ from pydantic.alias_generators import to_camel
 from receiver.domain.events import Api, Direction, Quarantine, TagVerdict
 from receiver.domain.publication import DeadLetterReason
 from receiver.models.parameters import (
+    Age,
     Boolean,
     CallbackCursor,
     CommaSeparated,
@@ -203,6 +204,11 @@ class MessageQuery(MessageFilter):
     contradicted: Boolean | None = Field(None, description="whether both delivered and failed were reported")
     awaiting_receipt: Annotated[Boolean | None, Option("--awaiting")] = Field(
         None, description="whether a final event is still to be expected"
+    )
+    older_than: Annotated[Age | None, Option("--older-than", metavar="DURATION")] = Field(
+        None,
+        description="messages created longer ago than this: `90s`, `15m`, `2h`, `7d`; without a creation time, "
+        "first received",
     )
 
     def alternatives(self) -> list["Alternative"]:

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from receiver.domain.events import (
     MAX_EVENTS,
     PLAIN_FIELDS,
+    REGISTERED,
     Direction,
     Event,
     Failure,
@@ -77,6 +78,9 @@ _Stored: Final[Any] = msgspec.defstruct(
         ("state", str | None, None),
         ("delivery_state", str | None, None),
         ("contradicted", bool, False),
+        # Of a registration alone; for an event the rule of its provider decides.
+        ("receipt_expected", bool | None, None),
+        ("callback_expected", bool, False),
     ],
     omit_defaults=True,
     gc=False,
@@ -119,6 +123,8 @@ def _stored(event: Event) -> str:
             state=event.state,
             delivery_state=event.delivery_state,
             contradicted=event.contradicted,
+            receipt_expected=event.receipt_expected if event.is_registration else None,
+            callback_expected=event.callback_expected,
         )
     ).decode()
 
@@ -220,6 +226,9 @@ def event_of(row: Row[Any]) -> Event:
     """The event of a row of the log; its text and media are stored with the message."""
     stored, provider = msgspec.convert(row.facts, _Stored), PROVIDERS[row.api]
     expects_receipt = provider.expects_receipt
+    receipt_expected = stored.receipt_expected
+    if receipt_expected is None:
+        receipt_expected = expects_receipt is None or expects_receipt(stored.delivery_state)
     return Event(
         id=row.id,
         api=provider.api,
@@ -235,7 +244,8 @@ def event_of(row: Row[Any]) -> Event:
         failure=Failure(stored.failure) if stored.failure is not None else None,
         state=stored.state,
         delivery_state=stored.delivery_state,
-        receipt_expected=expects_receipt is None or expects_receipt(stored.delivery_state),
+        receipt_expected=receipt_expected,
+        callback_expected=stored.callback_expected,
         contradicted=stored.contradicted,
         tag_verdict=TagVerdict(row.tag_verdict),
         fields=_fields(stored),
@@ -268,9 +278,13 @@ _ENTRIES: Final = select(EVENTS, *(MESSAGES.c[name].label(f"message_{name}") for
 )
 
 
-async def read_after(connection: AsyncConnection, position: int, limit: int) -> list[LogEntry]:
-    """The next entries after a position, with the fields of their messages."""
+async def read_after(
+    connection: AsyncConnection, position: int, limit: int, *, registrations: bool = True
+) -> list[LogEntry]:
+    """The next entries after a position, with the fields of their messages; registrations can be left out."""
     statement = _ENTRIES.where(EVENTS.c.position > position).order_by(EVENTS.c.position).limit(limit)
+    if not registrations:
+        statement = statement.where(EVENTS.c.route != REGISTERED)
     return [_entry(row) for row in await connection.execute(statement)]
 
 
@@ -316,12 +330,12 @@ class LogBounds:
 
 
 async def pull(database: Database, after: int, limit: int) -> tuple[list[LogEntry], LogBounds]:
-    """The next entries after a position, and then the bounds of the log.
+    """The next entries after a position without registrations, and then the bounds of the log.
 
     The order matters: events that retention removes in between show as missing instead of being skipped silently.
     """
     async with database.reading() as connection:
-        entries = await read_after(connection, after, limit)
+        entries = await read_after(connection, after, limit, registrations=False)
         return entries, await _log_bounds(database, connection)
 
 

@@ -14,7 +14,16 @@ from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, Row, Select, and_, exists, func, literal_column, select, tuple_, union
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.domain.events import PLAIN_FIELDS, Api, Direction, Event, MessageFields, MessageKey, number_key
+from receiver.domain.events import (
+    PLAIN_FIELDS,
+    REGISTERED_FIELDS,
+    Api,
+    Direction,
+    Event,
+    MessageFields,
+    MessageKey,
+    number_key,
+)
 from receiver.domain.message import Message, Recipient, roll_up
 from receiver.models.columns import json_text
 from receiver.models.messages import DELIVERIES, MESSAGES, MessageRead, RecipientRead
@@ -29,7 +38,7 @@ _NOT_IN_THE_LOG: Final = ("text", "media")
 
 
 # The columns whose value is a field of the events as it is; those below them are computed.
-_FROM_FIELDS: Final = tuple(name for name in (*PLAIN_FIELDS, "text") if name in MESSAGES.c)
+_FROM_FIELDS: Final = tuple(name for name in (*PLAIN_FIELDS, *REGISTERED_FIELDS, "text") if name in MESSAGES.c)
 _field_values: Final = attrgetter(*_FROM_FIELDS)
 MESSAGE_COLUMNS: Final = (
     *_FROM_FIELDS,
@@ -50,6 +59,7 @@ MESSAGE_COLUMNS: Final = (
     "contradicted",
     "awaiting_receipt",
     "first_received_at",
+    "registered_at",
     "updated_at",
 )
 # In the order of the values that `_delivery_row` makes: a value too few or too many fails every write.
@@ -103,6 +113,7 @@ def _message_row(
         flag(summary.contradicted),
         flag(summary.awaiting_receipt),
         time(message.first_received_at),
+        time(message.registered_at),
         time(message.updated_at),
     )
 
@@ -131,6 +142,7 @@ def _delivery_row(
         key,
         place,
         listed_at,
+        time(delivery.delivered_received_at),
     )
 
 
@@ -382,8 +394,8 @@ def _of_place(query: MessageQuery, place: Place) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     if query.since is not None:
         conditions.append(listed_at >= query.since)
-    if query.until is not None:
-        conditions.append(listed_at < query.until)
+    for until in filter(None, (query.until, query.older_than)):
+        conditions.append(listed_at < until)
     if (after := query.after) is not None:
         types = [column.type for column in place]
         there = tuple_(after.listed_at, after.api, after.direction, after.id, types=types)

@@ -7,7 +7,7 @@ from typing import Any, Final
 from sqlalchemy import Row, and_, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.domain.events import MessageKey
+from receiver.domain.events import REGISTERED, MessageKey
 from receiver.domain.publication import Outcome
 from receiver.models.events import EVENTS
 from receiver.models.sinks import ATTEMPTS, DEAD_LETTERS, RETRIES, SINKS, AttemptBase, AttemptRead, PublicationRead
@@ -16,9 +16,10 @@ _Place = tuple[str, int]
 
 
 async def publications_of_message(connection: AsyncConnection, key: MessageKey) -> list[PublicationRead]:
-    """The publications of a message's events to every sink that was ever registered: by sink, in the log's order."""
+    """The publications of a message's events to every sink that ever existed: by sink, in the log's order."""
     columns = (EVENTS.c.position, EVENTS.c.id, EVENTS.c.status, EVENTS.c.recipient)
-    events = (await connection.execute(select(*columns).where(_is_of(key)).order_by(EVENTS.c.position))).all()
+    published = select(*columns).where(_is_of(key), EVENTS.c.route != REGISTERED).order_by(EVENTS.c.position)
+    events = (await connection.execute(published)).all()
     sinks = (await connection.execute(select(SINKS).order_by(SINKS.c.name))).all()
     attempts = await _by_place(connection, ATTEMPTS, ATTEMPTS.c.id, key)
     retries = await _by_place(connection, RETRIES, RETRIES.c.position, key)

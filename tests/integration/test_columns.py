@@ -12,7 +12,16 @@ from sqlmodel import SQLModel
 from receiver.api.messages import COLUMNS as CSV
 from receiver.cli.program import app
 from receiver.domain.cloudevents import cloud_event
-from receiver.domain.events import PLAIN_FIELDS, Api, Direction, MessageFields, Status, TagVerdict
+from receiver.domain.events import (
+    PLAIN_FIELDS,
+    REGISTERED,
+    REGISTERED_FIELDS,
+    Api,
+    Direction,
+    MessageFields,
+    Status,
+    TagVerdict,
+)
 from receiver.domain.message import fold
 from receiver.models.columns import shown_names
 from receiver.models.messages import (
@@ -51,6 +60,7 @@ NOT_IN_EVENT = {
     "priority": "of a callback alone",
     "time": "the CloudEvent has the time of the event",
     "firstReceivedTime": "the event has its own",
+    "registeredTime": "of the sender, while events are the provider's",
     "updatedTime": "the event has its own",
     "awaitingReceipt": "of the message, while events are of a delivery",
     "sentTime": "the time of an earlier event",
@@ -87,7 +97,7 @@ def test_every_column_is_written() -> None:
 
 def test_fields_of_a_row_alone_are_not_shown() -> None:
     own = set(MessageRow.model_fields) - set(MessageBase.model_fields)
-    assert own == {"sender_key", "listed_at", "events_forgotten"}
+    assert own == {"sender_key", "listed_at", "events_forgotten", *REGISTERED_FIELDS}
     assert not own & set(shown_names(MessageRead))
     assert not {"recipient_key", "place"} & set(shown_names(RecipientRead))
     assert set(DeliveryRow.model_fields) >= set(DeliveryBase.model_fields)
@@ -130,6 +140,7 @@ VALUES: dict[str, Any] = {
     "application_id": "a-1",
     "contradicted": True,
     "awaiting_receipt": False,
+    "older_than": datetime(2026, 1, 3, tzinfo=UTC),
     "page": 3,
     "size": 7,
 }
@@ -178,11 +189,12 @@ def test_values_of_a_row_stand_under_their_columns() -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2], ids=["one event", "two events"])
-@pytest.mark.parametrize("field", PLAIN_FIELDS)
+@pytest.mark.parametrize("field", [*PLAIN_FIELDS, *REGISTERED_FIELDS])
 def test_field_of_an_event_reaches_the_row_and_survives_the_log(field: str, times: int) -> None:
-    value = 3 if field == "segment_count" else "a value"
+    value = 3 if field in ("segment_count", "callback_timeout") else "a value"
     fields = MessageFields(**{"recipients": ("+15550001",), field: value})
-    events = [structs.replace(make_event(time=time), fields=fields) for time in range(times)]
+    route = REGISTERED if field in REGISTERED_FIELDS else "primary"
+    events = [structs.replace(make_event(time=time, route=route), fields=fields) for time in range(times)]
     row = dict(zip(MESSAGE_COLUMNS, rows_of(fold(events), AS_THEY_ARE).message, strict=True))
     assert row[field] == value
     stored = convert(loads(event_log._stored(events[0])), event_log._Stored)

@@ -118,7 +118,7 @@ def test_message_schema_has_the_documented_fields() -> None:
         *("id", "api", "direction", "from", "to", "owner", "applicationId", "text", "media", "tag", "tagVerdict"),
         *("segmentCount", "channel", "carrierName", "priority", "time", "status", "state", "deliveryState"),
         *("deliveryCode", "deliveryDescription", "contradicted", "awaitingReceipt", "firstReceivedTime"),
-        *("updatedTime", "recipients"),
+        *("registeredTime", "updatedTime", "recipients"),
     }
     assert set(schema("Recipient")["required"]) == {
         *("to", "status", "state", "deliveryState", "deliveryCode", "deliveryDescription", "reason", "sentTime"),
