@@ -14,7 +14,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from receiver.sandbox import routes
+from receiver.domain.events import Api
+from receiver.sandbox import routes, v1, v2
 from receiver.sandbox.callback_sender import CallbackRecord, CallbackSender, Clock, QueueState
 from receiver.sandbox.host_check import HostCheck
 from receiver.sandbox.messages import ExpectedStatus, InboundRequest, timestamp
@@ -99,6 +100,18 @@ async def simulate_inbound(request: Request) -> Response:
     inbound = await _parse_body(request, InboundRequest)
     messages = sandbox_state(request).receive(inbound, base_url(request))
     return _json({"messages": [{"id": message.id, "to": message.owner} for message in messages]}, 202)
+
+
+async def show_sends(request: Request) -> Response:
+    """The sent messages in the form in which a receiver registers them: `POST /api/messages`."""
+    state = sandbox_state(request)
+    now, speed = state.clock.now(), state.settings.speed
+    return _json(
+        [
+            v1.representation(message, now, speed) if message.api is Api.V1 else v2.representation(message)
+            for message in state.sent()
+        ]
+    )
 
 
 async def show_expected(request: Request) -> Response:
@@ -225,6 +238,7 @@ async def show_start(_: Request) -> Response:
 
 _HANDLERS: Final[tuple[tuple[str, str, Handler], ...]] = (
     ("POST", "inbound", simulate_inbound),
+    ("GET", "sends", show_sends),
     ("GET", "expected", show_expected),
     ("GET", "clock", show_clock),
     ("POST", "clock", move_clock),

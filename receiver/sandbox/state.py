@@ -142,6 +142,10 @@ class State:
         """Returns the messages of a user, oldest first."""
         return [message for message in self._messages.values() if (message.api, message.user) == (api, user)]
 
+    def sent(self) -> Iterable[SandboxMessage]:
+        """Returns the messages that were sent by the API, of all users, oldest first."""
+        return [message for message in self._messages.values() if message.direction is Direction.OUT]
+
     def expected(self, message_id: str | None = None) -> list[ExpectedStatus]:
         """Returns the expected status of every delivery, or of the deliveries of one message."""
         if message_id is None:

@@ -35,6 +35,7 @@ _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.005
 _REQUEST_SECONDS: Final = 60.0
+_REGISTERED_AT_ONCE: Final = 500
 # Delays are a thousand times shorter, and v1 has no rate limit.
 _DEFAULTS: Final = {"speed": 1000.0, "messages_per_second": 0.0}
 
@@ -71,6 +72,27 @@ class Sandbox:
         """Returns the status that your application should have for each delivery, of all messages or of one."""
         expected: list[dict[str, Any]] = self._get("expected", {"messageId": message_id} if message_id else {})
         return expected
+
+    def sends(self) -> list[dict[str, Any]]:
+        """Returns the messages that your application sent, as the API of Bandwidth shows them, oldest first."""
+        sends: list[dict[str, Any]] = self._get("sends", {})
+        return sends
+
+    def register_sends(self, url: str, token: str) -> list[dict[str, Any]]:
+        """Registers these messages with the receiver at `url`, and returns its result for each.
+
+        `token` is an API token with the access `admin`. Raises ValueError if the receiver refuses the request.
+        """
+        results: list[dict[str, Any]] = []
+        sends, headers = self.sends(), {"Authorization": f"Bearer {token}"}
+        for begin in range(0, len(sends), _REGISTERED_AT_ONCE):
+            answer = self._client.post(
+                f"{url.rstrip('/')}/api/messages", json=sends[begin : begin + _REGISTERED_AT_ONCE], headers=headers
+            )
+            if answer.status_code != 200:
+                raise ValueError(f"the receiver answered {answer.status_code}: {answer.text}")
+            results += answer.json()
+        return results
 
     def wait_until_idle(self, seconds: float = 10) -> None:
         """Waits until every callback is sent. Raises TimeoutError if callbacks are still due after `seconds`."""
