@@ -21,7 +21,8 @@ from receiver.domain.events import Api, Callback
 from tests.factories import v2_event
 from tests.pages import blocks, page, section
 from tests.processes import COMMAND, environment, receiver, serving, until
-from tests.processing import opened, process
+from tests.processing import opened, process, select
+from tests.sandboxes import API_TOKEN, V1, V2, round_trip, v1_message, v2_message
 from tests.servers import free_port, on_postgres
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl: the examples use it")
@@ -176,10 +177,18 @@ def test_the_five_queries_are_answered_on_sqlite(sqlite_url: str) -> None:
     assert [round(seconds) for seconds in times[0]] == [10, 10]
 
 
-def test_the_five_queries_are_answered_on_postgresql(postgres_url: str) -> None:
-    fill(postgres_url)
-    for query in queries("sql", "postgresql"):
-        on_postgres(postgres_url, query)
+@pytest.mark.anyio
+async def test_the_five_queries_are_answered_on_postgresql(postgres_url: str) -> None:
+    await asyncio.to_thread(fill, postgres_url)
+    async with opened(postgres_url) as database:
+        per_day, reasons, senders, silent, times = [
+            await select(database, query) for query in queries("sql", "postgresql")
+        ]
+    assert [tuple(row) for row in per_day] == [("2026-01-02", 2, 1, 50)]
+    assert [(row[0], row[1], row[-1]) for row in reasons] == [("v2", 4720, 1)]
+    assert [tuple(row) for row in senders] == [("+19195551234", 2, 50)]
+    assert [row[0] for row in silent] == ["m3"]
+    assert [value.total_seconds() for value in times[0]] == [10, 10]
 
 
 def test_read_only_database_user_example(postgres_url: str) -> None:
@@ -192,3 +201,30 @@ def test_read_only_database_user_example(postgres_url: str) -> None:
     finally:
         on_postgres(postgres_url, f"DROP OWNED BY {role}")
         on_postgres(postgres_url, f"DROP ROLE {role}")
+
+
+# --- registered sends
+
+
+@pytest.mark.anyio
+async def test_the_client_of_three_lines_registers_what_it_sends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_v2, of_v1 = blocks(section(page("registered-sends"), "Register what you send"), "python")
+    async with round_trip(tmp_path) as trip:
+        monkeypatch.setenv("TOKEN", API_TOKEN)
+
+        def run_with(program: str, path: str, name: str, *arguments: Any) -> Any:
+            names: dict[str, Any] = {}
+            monkeypatch.setenv("BANDWIDTH_MESSAGES", trip.sandbox_url + path)
+            exec(compile(program.replace("http://127.0.0.1:8080", trip.server.url), "registered-sends", "exec"), names)
+            return names[name](*arguments)
+
+        silent = "+15552090006"
+        sent = await asyncio.to_thread(run_with, of_v2, V2, "send", v2_message(to=silent))
+        v1 = v1_message(to=silent, receiptRequested="all", callbackUrl=trip.v1_callback_url())
+        one = await asyncio.to_thread(run_with, of_v1, V1, "send_v1", v1)
+        many = await asyncio.to_thread(run_with, of_v1, V1, "send_many_v1", [v1, {**v1, "to": ""}])
+        assert [result["result"] for result in many] == ["registered", "refused"]
+        answer = await trip.receiver.get("/api/messages", params={"awaitingReceipt": "true", "status": "unknown"})
+        assert {message["id"] for message in answer.json()} == {sent, one["id"], many[0]["id"]}

@@ -2,8 +2,9 @@
 
 import pytest
 
+from receiver.domain.events import Api
 from receiver.storage.database import Database
-from tests.factories import callback, v2_event
+from tests.factories import callback, v1_event, v2_event
 from tests.processing import append, drain, opened, select
 
 pytestmark = pytest.mark.anyio
@@ -23,6 +24,30 @@ async def test_view_tells_what_is_final_delivered_and_awaited(database: Database
         ("seen", True, True, False),
         ("sent", False, False, True),
     ]
+
+
+async def test_view_has_the_time_of_the_delivery_by_our_clock_for_both_versions(database: Database) -> None:
+    v1 = v1_event("m1", state="sent", deliveryState="delivered", deliveryCode="0")
+    await append(database, callback(v1, api=Api.V1, received=5), callback([v2_event("m2")], received=7))
+    await drain(database)
+    rows = await select(
+        database,
+        "SELECT message_id, delivered_at IS NULL, delivered_received_at = updated_at, registered_at IS NULL "
+        "FROM message_status ORDER BY message_id",
+    )
+    assert [(row[0], *map(bool, row[1:])) for row in rows] == [("m1", True, True, True), ("m2", False, True, True)]
+
+
+async def test_every_column_of_the_view_has_a_comment_on_postgresql(postgres_url: str) -> None:
+    async with opened(postgres_url) as database:
+        rows = await select(
+            database,
+            "SELECT attname FROM pg_attribute WHERE attrelid = 'message_status'::regclass AND attnum > 0 "
+            "AND coalesce(col_description(attrelid, attnum), '') = ''",
+        )
+        assert rows == []
+        [[comment]] = await select(database, "SELECT obj_description('message_status'::regclass)")
+        assert comment.startswith("One row per delivery")
 
 
 async def test_day_of_the_view_is_read_by_the_index_of_messages(sqlite_url: str) -> None:
