@@ -15,11 +15,13 @@ from receiver.api.auth import Tokens
 from receiver.api.operations import ApiContext
 from receiver.api.routes import routes
 from receiver.domain.delivery import FinalConflict
+from receiver.domain.events import Callback
 from receiver.intake.fold import TagChecker
 from receiver.intake.server import server
 from receiver.intake.transfer import Reprocessing
 from receiver.storage.database import Database
 from tests.dispatching import now
+from tests.processing import append
 
 
 class _QuickAsyncio:
@@ -75,9 +77,20 @@ def application(database: Database, **more: Any) -> Starlette:
         conflict = FinalConflict.FAILED_WINS
         return await Reprocessing(database=database, checker=TagChecker(), conflict=conflict, clock=now).ids(ids)
 
+    async def append_one(entry: Callback) -> None:
+        await append(database, entry)
+
     tokens = Tokens([ADMIN, f"reporting:read:{READER}"])
     api = ApiContext(
-        **{"database": database, "reprocess": reprocess, "tokens": tokens, "tag_key": TAG_KEY, "clock": now, **more}
+        **{
+            "database": database,
+            "append": append_one,
+            "reprocess": reprocess,
+            "tokens": tokens,
+            "tag_key": TAG_KEY,
+            "clock": now,
+            **more,
+        }
     )
     app = Starlette(routes=routes(api), exception_handlers=problems.APPLICATION_HANDLERS)
     app.router.redirect_slashes = False

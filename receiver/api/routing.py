@@ -60,8 +60,12 @@ class Group:
 
 def mount(group: Group, context: ApiContext) -> Mount:
     """The routes of a group, behind its token check."""
+    # One route for each path, so that a 405 names all of its methods.
+    by_path: dict[str, list[Operation]] = {}
+    for operation in group.operations:
+        by_path.setdefault(operation.path.removeprefix(group.prefix), []).append(operation)
     app: ASGIApp = Router(
-        [_route(operation, context, group.prefix) for operation in group.operations], redirect_slashes=False
+        [_route(path, operations, context) for path, operations in by_path.items()], redirect_slashes=False
     )
     if context.tokens is not None:
         app = AuthenticationMiddleware(app, backend=TokenBackend(context.tokens, group.scheme))
@@ -79,8 +83,11 @@ class EncodedMount(Mount):
         return match, {**child, "path": path, MOUNTED_AT: scope.get("root_path", "")}
 
 
-def _route(operation: Operation, context: ApiContext, prefix: str) -> Route:
+def _route(path: str, operations: Sequence[Operation], context: ApiContext) -> Route:
+    by_method = {operation.method: operation for operation in operations}
+
     async def endpoint(request: Request) -> Response:
+        operation = by_method["GET" if request.method == "HEAD" else request.method]
         call = Call(
             context=context,
             query=parse_query(operation.query, request.scope["query_string"], context.country_code),
@@ -99,8 +106,7 @@ def _route(operation: Operation, context: ApiContext, prefix: str) -> Route:
         response.headers.update(_pending_header(call))
         return response
 
-    path = operation.path.removeprefix(prefix)
-    return Route(path, endpoint, methods=[operation.method], name=operation.name)
+    return Route(path, endpoint, methods=list(by_method), name=operations[0].name)
 
 
 def parse_query(model: type[Model], query_string: bytes, country_code: str = "1") -> Model:

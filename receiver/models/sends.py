@@ -32,7 +32,7 @@ class Send(BaseModel):
     tag: str | None = Field(None, description="as it was sent; a signature is left out")
     application_id: str | None = None
     owner: str | None = None
-    segment_count: int | None = None
+    segment_count: int | str | None = None
     channel: str | None = None
     priority: str | None = None
     receipt_expected: bool | None = Field(
@@ -42,16 +42,17 @@ class Send(BaseModel):
     )
     receipt_requested: Literal["none", "error", "all"] | None = Field(None, description="v1's parameter")
     callback_url: str | None = Field(None, description="v1's parameter; stored without user name and password")
-    callback_timeout: int | None = Field(None, description="v1's parameter")
+    callback_timeout: int | str | None = Field(None, description="v1's parameter")
     fallback_url: str | None = Field(None, description="v1's parameter; stored without user name and password")
-    request: dict[str, Any] | list[dict[str, Any]] | None = None
-    results: list[dict[str, Any]] | None = None
+    request: dict[str, Any] | list[Any] | None = None
+    results: list[Any] | None = None
 
 
 class Sends(RootModel[Any]):
     """One send or a list of sends. Each is checked by itself, so that a wrong one does not stop the others."""
 
-    root: Annotated[SkipValidation[Send | list[Send]], Field(description="one send or a list of sends")]
+    # A list may have anything, because a wrong send in it is answered and not an error of the request.
+    root: Annotated[SkipValidation[Send | list[Send | Any]], Field(description="one send or a list of sends")]
 
 
 class SendResult(Read):

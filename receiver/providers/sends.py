@@ -172,14 +172,15 @@ def _refuse_unsent(given: Payload) -> None:
 
 
 def _id(given: Payload) -> str:
-    for name in ("id", "messageId"):
-        if given.get(name) not in (None, ""):
-            return _text(given, name) or ""
+    named = _text(given, "id") or _text(given, "messageId")
     for name in ("location", "Location"):
-        if (location := _text(given, name)) is not None:
+        location = _text(given, name)
+        if named is None and location is not None:
             if found := _MESSAGE.search(location):
                 return found[1]
             raise SendError(name, "must be the address of a message: …/messages/ID")
+    if named is not None:
+        return named
     raise SendError("id", "is missing: give the id of the message, or the Location that v1 answered")
 
 

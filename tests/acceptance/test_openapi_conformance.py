@@ -111,6 +111,9 @@ async def stock_sink(database: Database) -> None:
 def test_every_operation_conforms_to_the_openapi_document(case: Any, server: str) -> None:
     # which values cannot be signed depends on the key: no schema can say it
     excluded = [positive_data_acceptance] if case.path == "/api/tags" else []
+    if (case.path, case.method) == ("/api/messages", "POST"):
+        # an id or the location that ends in it: either is required, and the answer to it names what is missing
+        excluded = [positive_data_acceptance]
     if case.path == "/v1/users/{userId}/messages":
         # like the Catapult API it takes empty parameters, and words in capitals, which the document does not recommend
         excluded = [negative_data_rejection]

@@ -113,6 +113,7 @@ async def test_a_message_has_the_documented_shape(api: AsyncClient, database: Da
         "deliveryDescription": None,
         "contradicted": False,
         "awaitingReceipt": False,
+        "registeredTime": None,
         "firstReceivedTime": "2024-06-12T12:00:00.048000Z",
         "updatedTime": "2024-06-12T12:00:00.048000Z",
     }

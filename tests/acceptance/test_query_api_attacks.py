@@ -99,13 +99,13 @@ async def test_api_auth_none_needs_no_token(sqlite_url: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("POST", "/api/messages", {"GET", "HEAD"}),
+        ("PUT", "/api/messages", {"GET", "HEAD", "POST"}),
         ("DELETE", "/api/messages/m", {"GET", "HEAD"}),
         ("PUT", "/api/callbacks/01", {"GET", "HEAD"}),
         ("GET", "/api/callbacks/01/reprocess", {"POST"}),
         ("GET", "/api/tags", {"POST"}),
-        ("OPTIONS", "/api/messages", {"GET", "HEAD"}),
-        ("TRACE", "/api/messages", {"GET", "HEAD"}),
+        ("OPTIONS", "/api/messages", {"GET", "HEAD", "POST"}),
+        ("TRACE", "/api/messages", {"GET", "HEAD", "POST"}),
         ("PROPFIND", "/api/events", {"GET", "HEAD"}),
         ("POST", "/openapi.json", {"GET", "HEAD"}),
     ],

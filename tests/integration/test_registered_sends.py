@@ -10,7 +10,7 @@ import pytest
 from httpx2 import AsyncClient
 
 from receiver.domain.delivery import FinalConflict
-from receiver.domain.events import Api, Callback
+from receiver.domain.events import Api
 from receiver.intake.fold import TagChecker
 from receiver.intake.transfer import Importing, Reprocessing, exported, import_lines
 from receiver.models.queries import CallbackQuery
@@ -58,14 +58,11 @@ def accepted(id_: str = "m1", **more: Any) -> dict[str, Any]:
 async def api(database: Database) -> AsyncIterator[AsyncClient]:
     """The API, which processes what is pending before it answers a read."""
 
-    async def append_one(entry: Callback) -> None:
-        await append(database, entry)
-
     async def settle() -> int:
         await drain(database)
         return 0
 
-    async with client(application(database, append=append_one, settle=settle)) as opened:
+    async with client(application(database, settle=settle)) as opened:
         yield opened
 
 

@@ -61,6 +61,7 @@ def message(*recipients: RecipientRead, **fields: Any) -> MessageRead:
             "awaiting_receipt": False,
             "listed_at": NOON,
             "first_received_at": NOON,
+            "registered_at": None,
             "updated_at": NOON,
             "recipients": list(recipients),
             **fields,
