@@ -25,7 +25,16 @@ from receiver.domain.events import (
     Rejected,
     Status,
 )
-from receiver.providers.fields import LARGEST, Payload, moment, moment_text, storable, with_storable_ids
+from receiver.providers.fields import (
+    LARGEST,
+    ParseError,
+    Payload,
+    moment,
+    moment_text,
+    parse_json,
+    storable,
+    with_storable_ids,
+)
 
 TYPE: Final = "message-registered"
 """The type of the event."""
@@ -42,7 +51,14 @@ class SendError(ValueError):
 
 def parse(callback: Callback) -> Iterator[Element]:
     """Yields the events of an entry of the journal that registers sends."""
-    sends = orjson.loads(callback.body)
+    try:
+        sends = parse_json(callback.body)
+    except ParseError as error:
+        yield Rejected(0, Quarantine.UNREADABLE, str(error))
+        return
+    if type(sends) is not list:
+        yield Rejected(0, Quarantine.UNREADABLE, "an entry that registers sends must be an array")
+        return
     for index, send in enumerate(sends):
         try:
             yield event_of(normalized(send), callback)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.domain.delivery import FinalConflict
-from receiver.domain.events import Api, Event, Failure, Status, TagVerdict
+from receiver.domain.events import REGISTERED, Api, Callback, Event, Failure, Status, TagVerdict
 from receiver.domain.message import fold
 from receiver.explanation.message import Explanation, explain
 from receiver.explanation.recipient import Charged
@@ -17,6 +17,7 @@ from receiver.explanation.timeline import explain_publication
 from receiver.explanation.words import duration_text, time_text
 from receiver.models.messages import MessageRead, RecipientRead
 from receiver.models.sinks import PublicationRead
+from receiver.providers.sends import event_of, normalized
 from receiver.storage.bulk import Spelling
 from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, rows_of
 from tests.factories import at, make_event
@@ -636,3 +637,36 @@ def test_no_explanation_contradicts_the_status(
     assert any("both as" in note or "contradicts itself" in note for note in explanation.notes) == view.contradicted
     shared = {one.charged for one in explanation.recipients}
     assert explanation.charged == (shared.pop() if len(shared) == 1 else None)
+
+
+# --- registered sends
+
+
+def registered(**send: Any) -> Event:
+    entry = Callback(id="entry", received_at=at(3), api=Api.V2, route=REGISTERED, method="POST")
+    return event_of(normalized({"id": "1661365814859loidf7mcwd4qacn7", "to": [ONE], **send}), entry)
+
+
+def test_registered_message_of_which_nothing_was_heard() -> None:
+    explanation = explained(registered())
+    assert explanation.headline == (
+        "The message to +15550001 was registered on 2026-01-01 00:00:03 UTC; nothing was heard of it yet."
+    )
+    assert [(entry.type, entry.sentence, entry.clocks) for entry in explanation.timeline] == [
+        ("message-registered", "Registered by the sender", "our time")
+    ]
+    assert explanation.notes == ("No callback about this message has come.",)
+
+
+def test_registered_message_of_v1_says_whether_a_callback_is_expected() -> None:
+    explained_v1 = explained(registered(api="v1", callbackUrl="https://example.com", text="x"))
+    assert "A callback is expected." in (explained_v1.why or "")
+    explained_v1 = explained(registered(api="v1", text="x"))
+    assert "No callback is expected, because the message was sent without a callback URL." in (explained_v1.why or "")
+
+
+def test_registration_is_no_event_that_the_notes_count() -> None:
+    explanation = explained(registered(), make_event(Status.DELIVERED, time=4, received=600))
+    assert explanation.headline == "The message to +15550001 was delivered on 2026-01-01 00:00:04 UTC."
+    assert any(note.startswith("The event came late") for note in explanation.notes)
+    assert not any("no longer stored" in note for note in explanation.notes)

@@ -156,6 +156,13 @@ def test_wrong_send_in_the_journal_is_quarantined_alone() -> None:
     assert isinstance(third, Event)
 
 
+@pytest.mark.parametrize("body", [b"", b"{", b'{"id":"a"}', b"7"])
+def test_entry_that_is_no_list_of_sends_is_quarantined(body: bytes) -> None:
+    callback = Callback(id="entry", received_at=at(0), api=Api.V2, route=REGISTERED, method="POST", body=body)
+    [rejected] = parse(callback)
+    assert isinstance(rejected, Rejected)
+
+
 # --- silence
 
 
