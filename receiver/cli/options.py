@@ -144,11 +144,16 @@ def option_name(name: str, field: FieldInfo) -> str:
 def filter_options(query: Query) -> str:
     """The filters of a query as the options that give them, with their values as they were understood."""
     given = (
-        (option_name(name, field), getattr(query, name))
+        (_understood(name, field), getattr(query, name))
         for name, field in type(query).model_fields.items()
         if name not in _NO_FILTERS and getattr(query, name) != field.default
     )
     return " ".join(_option_text(option, value) for option, value in given)
+
+
+def _understood(name: str, field: FieldInfo) -> str:
+    own = _metadata(field)
+    return own.understood if own is not None and own.understood else option_name(name, field)
 
 
 _NO_FILTERS: Final = frozenset({"page", "size", "order", "after"})

@@ -17,11 +17,15 @@ from receiver.models.numbers import typed_number_key
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """The name, the help and the metavar of the command's option, where they are not the parameter's own."""
+    """The name, the help and the metavar of the command's option, where they are not the parameter's own.
+
+    `understood` is the option that takes the value as it was understood, where that is another.
+    """
 
     name: str = ""
     help: str = ""
     metavar: str = ""
+    understood: str = ""
 
 
 @dataclass(frozen=True, slots=True)

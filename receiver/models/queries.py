@@ -205,7 +205,7 @@ class MessageQuery(MessageFilter):
     awaiting_receipt: Annotated[Boolean | None, Option("--awaiting")] = Field(
         None, description="whether a final event is still to be expected"
     )
-    older_than: Annotated[Age | None, Option("--older-than", metavar="DURATION")] = Field(
+    older_than: Annotated[Age | None, Option("--older-than", metavar="DURATION", understood="--until")] = Field(
         None,
         description="messages created longer ago than this: `90s`, `15m`, `2h`, `7d`; without a creation time, "
         "first received",

@@ -515,6 +515,9 @@ def test_empty_list_says_what_was_searched_for(filled: Run) -> None:
     assert filled("messages", "list", "--to", "(919) 555-4321", "--json").json == []
     found = filled("messages", "list", "--to", "030 1234567", "--no-contradicted", COUNTRY_CODE="49")
     assert found.out == "nothing matches --to 49301234567 --no-contradicted\n"
+    # A duration is a time by then, so the option is the one that takes a time.
+    old = filled("messages", "list", "--awaiting", "--older-than", "3w", "--to", "19195550999").out
+    assert re.fullmatch(r"nothing matches --to 19195550999 --awaiting --until 20[-0-9T:.]+Z\n", old)
     assert filled("messages", "list", "--q", "no such tag").out == "nothing matches --q 'no such tag'\n"
 
 

@@ -282,6 +282,8 @@ INDEXES: dict[str, tuple[dict[str, Any], str]] = {
     "application": ({"application_id": "a-1"}, "ix_messages_application"),
     "contradicted": ({"contradicted": True}, "ix_messages_contradicted"),
     "awaiting a receipt": ({"awaiting_receipt": True}, "ix_messages_awaiting"),
+    "awaiting a receipt for long": ({"awaiting_receipt": True, "older_than": "15m"}, "ix_messages_awaiting"),
+    "old": ({"older_than": "15m"}, "ix_messages_listed"),
 }
 
 
