@@ -74,13 +74,16 @@ ADDED = {
 
 
 def upgrade() -> None:
-    op.execute("DROP VIEW message_status")
+    is_postgresql = op.get_bind().dialect.name == "postgresql"
     for table, columns in ADDED.items():
         for column in columns:
             op.add_column(table, column)
     shown = ", ".join(f"{expression} AS {name}" for name, expression, _ in COLUMNS)
-    op.execute(f"CREATE VIEW message_status AS SELECT {shown} {FROM}")
-    if op.get_bind().dialect.name == "postgresql":
+    if not is_postgresql:
+        op.execute("DROP VIEW message_status")
+    # PostgreSQL adds the columns at the end of the view: the rights of reporting users and views made on it stay.
+    op.execute(f"CREATE {'OR REPLACE ' if is_postgresql else ''}VIEW message_status AS SELECT {shown} {FROM}")
+    if is_postgresql:
         op.execute("COMMENT ON VIEW message_status IS 'One row per delivery: a message and one of its recipients'")
         for name, _, comment in COLUMNS:
             quoted = comment.replace("'", "''")

@@ -1,5 +1,6 @@
 """A migrated database is what the models say: tables, columns, indexes and the names of all constraints."""
 
+import asyncio
 import re
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from receiver.models import callbacks, codes, events, messages, sinks  # noqa: F
 from receiver.storage import schema
 from receiver.storage.database import Database
 from tests.processing import opened
+from tests.servers import named_database, on_postgres, random_name
 
 pytestmark = pytest.mark.anyio
 
@@ -146,3 +148,21 @@ async def test_names_of_an_existing_sqlite_database_are_mended_without_losing_a_
             await connection.execute(text(REPLAY.format(state="paused")))
             # Replay 2 was removed, and its number is given to no other.
             assert (await connection.execute(text("SELECT max(id) FROM replays"))).scalar_one() == 3
+
+
+async def test_reporting_user_can_read_the_view_after_an_upgrade(postgres: str) -> None:
+    name, role = random_name(), f"reporting_{random_name()}"
+    await asyncio.to_thread(on_postgres, postgres, f"CREATE DATABASE {name}", f"CREATE ROLE {role}")
+    try:
+        async with opened(named_database(postgres, name)) as database:
+            async with database.migrating() as connection:
+                await connection.run_sync(upgrade_to_0005)
+                await connection.execute(text(f"GRANT SELECT ON message_status TO {role}"))
+                await connection.execute(text("CREATE VIEW failures AS SELECT status FROM message_status"))
+            await schema.migrate(database)
+            async with database.reading() as connection:
+                may_read = text(f"SELECT has_table_privilege('{role}', 'message_status', 'SELECT')")
+                assert await connection.scalar(may_read) is True
+                assert await connection.scalar(text("SELECT count(delivered_received_at) FROM message_status")) == 0
+    finally:
+        await asyncio.to_thread(on_postgres, postgres, f"DROP DATABASE {name} WITH (FORCE)", f"DROP ROLE {role}")
