@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from receiver.domain.events import Api, Callback
@@ -198,6 +199,10 @@ def test_read_only_database_user_example(postgres_url: str) -> None:
     try:
         for statement in statements:
             on_postgres(postgres_url, statement)
+        on_postgres(postgres_url, f"SET ROLE {role}", "SELECT count(*) FROM message_status")
+        for refused in ("SELECT count(*) FROM callbacks", "DELETE FROM messages"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                on_postgres(postgres_url, f"SET ROLE {role}", refused)
     finally:
         on_postgres(postgres_url, f"DROP OWNED BY {role}")
         on_postgres(postgres_url, f"DROP ROLE {role}")

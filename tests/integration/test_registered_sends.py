@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from receiver.domain.events import Api
 from receiver.intake.fold import TagChecker
 from receiver.intake.transfer import Importing, Reprocessing, exported, import_lines
 from receiver.models.queries import CallbackQuery
-from receiver.storage import event_log, journal, processor
+from receiver.storage import event_log, journal, processor, schema
 from receiver.storage.database import Database
 from receiver.storage.rebuild import Rebuild
 from tests.dispatching import dispatching, memory, memory_sink
@@ -272,7 +273,9 @@ async def test_registration_is_not_a_sign_of_life_of_bandwidth(api: AsyncClient,
     assert (await processor.state(database)).last_callbacks == {}
 
 
-async def test_registration_is_reprocessed_exported_and_imported(api: AsyncClient, database: Database) -> None:
+async def test_registration_is_reprocessed_exported_and_imported(
+    api: AsyncClient, database: Database, tmp_path: Path
+) -> None:
     await registered(api, accepted())
     before = await shown(api)
     [entry] = (await api.get("/api/callbacks")).json()
@@ -287,6 +290,17 @@ async def test_registration_is_reprocessed_exported_and_imported(api: AsyncClien
         await writer.close()
     assert (imported.known, imported.broken) == (1, 0)
     assert await shown(api) == before
+    elsewhere = Database(f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    await schema.migrate(elsewhere)
+    writer = journal.journal_writer(elsewhere)
+    try:
+        assert (await import_lines(writer, lines, Importing(clock=now, sleep=_at_once))).callbacks == 1
+        await drain(elsewhere)
+        [row] = await select(elsewhere, "SELECT message_id, status, registered_at IS NOT NULL FROM message_status")
+        assert (row[0], row[1], bool(row[2])) == ("m1", "unknown", True)
+    finally:
+        await writer.close()
+        await elsewhere.close()
 
 
 async def _at_once(_: float) -> None:
