@@ -74,7 +74,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `winner` is the event that decides the status: the highest rank, then the earliest. Among the events of that rank,
     `coded`, `described`, `stated` and `receipted` are the first with a code, a description, a `state` and a
-    `delivery_state`. `delivered_received_at` is when, by our clock, the first event came that proves the delivery.
+    `delivery_state`. `callback_expected` is true if a registration waits for any event, until the provider's first one
+    outranks it. `delivered_received_at` is when, by our clock, the first event came that proves the delivery.
     """
 
     rank: int = 0
@@ -87,6 +88,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     seen_failed: bool = False
     self_contradicted: bool = False
     receipt_expected: bool = False
+    callback_expected: bool = False
     sent_at: datetime | None = None
     delivered_at: datetime | None = None
     failed_at: datetime | None = None
@@ -113,11 +115,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def awaits_receipt(self) -> bool:
-        """Whether a final event is still expected; where no event came, one is.
-
-        A registration decides the status only where no event of the provider came: then it says whether one is to come.
-        """
-        return self.is_pending and (self.receipt_expected or self.winner is None or self.winner.callback_expected)
+        """Whether a final event is still expected; where no event came, one is."""
+        return self.is_pending and (self.receipt_expected or self.winner is None or self.callback_expected)
 
     @property
     def is_pending(self) -> bool:
@@ -157,6 +156,7 @@ def merge(delivery: Delivery, event: Event, conflict: FinalConflict = FinalConfl
         described=first_of(same.described, event) if event.description else same.described,
         stated=first_of(same.stated, event) if event.state is not None else same.stated,
         receipted=first_of(same.receipted, event) if event.delivery_state is not None else same.receipted,
+        callback_expected=same.callback_expected or event.callback_expected,
         **history,
     )
 
@@ -177,6 +177,7 @@ def _begin(event: Event, rank: int) -> Delivery:
         seen_failed=status is _FAILED,
         self_contradicted=event.contradicted,
         receipt_expected=event.receipt_expected,
+        callback_expected=event.callback_expected,
         delivered_received_at=event.received_at if status in _PROOFS else None,
         updated_at=event.received_at,
         **time,

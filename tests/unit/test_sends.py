@@ -185,6 +185,17 @@ def test_registered_message_awaits_what_bandwidth_is_to_send(send: Any, awaits: 
     assert (row.delivery.status, row.delivery.awaits_receipt) == (Status.UNKNOWN, awaits)
 
 
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_wait_of_one_of_several_registrations_counts(order: tuple[int, ...]) -> None:
+    sends = [
+        {"id": "m-1", "to": "+15550001", "receiptExpected": False},
+        {"location": LOCATION},
+        {"from": "+1", "to": "+15550001", "text": "x", "location": LOCATION},
+    ]
+    [row] = fold([registered(sends[number]) for number in order]).recipients()
+    assert row.delivery.awaits_receipt
+
+
 def test_first_event_of_v1_without_receipts_ends_the_wait() -> None:
     send = registered({**V1_REQUEST, "receiptRequested": "none", "location": LOCATION})
     sent = make_event(Status.SENT, api=Api.V1, message_id="m-1", time=None, state="sent", type="sms")
