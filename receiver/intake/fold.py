@@ -12,10 +12,10 @@ from msgspec import structs
 
 from receiver import failpoints, tags
 from receiver.domain.delivery import FinalConflict
-from receiver.domain.events import Callback, Direction, Event, Quarantine, Rejected, TagVerdict
+from receiver.domain.events import REGISTERED, Callback, Direction, Event, Quarantine, Rejected, TagVerdict
 from receiver.domain.fold import Batch, MessageKey, Repeat
 from receiver.domain.publication import Appended
-from receiver.providers import registry, states
+from receiver.providers import PROVIDERS, sends, states
 from receiver.storage import event_log, messages, processor
 from receiver.storage.bulk import Step, Transaction
 from receiver.storage.database import Database, is_data_error
@@ -141,8 +141,9 @@ class Parsed:
 async def parse(callback: Callback, checker: TagChecker) -> Parsed:
     """Parses one callback and checks its tags. A callback on which the parser fails is quarantined."""
     parsed = Parsed(callback)
+    parser = sends.parse if callback.route == REGISTERED else PROVIDERS[callback.api].parse
     try:
-        for index, element in enumerate(registry.parse(callback)):
+        for index, element in enumerate(parser(callback)):
             checked = checker.check(element, index) if type(element) is Event else element
             if type(checked) is Event:
                 parsed.events.append((index, checked))

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Final
 
-from receiver.domain.events import REGISTERED, Api, Callback, Element, Failure
-from receiver.providers import bandwidth, sends
+from receiver.domain.events import Api, Callback, Element, Failure
+from receiver.providers import bandwidth
 from receiver.providers.base import CallbackUrl, CodeEntry, Provider, Reason
 
 # Requests are compared with the URLs in this order: the busiest API comes first.
@@ -27,9 +27,7 @@ URLS: Final[tuple[tuple[Provider, CallbackUrl], ...]] = tuple(
 
 
 def parse(callback: Callback) -> Iterator[Element]:
-    """Yields the elements of a callback, as its provider parses it, or those of an entry that registers sends."""
-    if callback.route == REGISTERED:
-        return sends.parse(callback)
+    """Yields the elements of a callback, as its provider parses it."""
     return PROVIDERS[callback.api].parse(callback)
 
 

@@ -11,8 +11,7 @@ from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import REGISTERED, Api, Callback, Direction, Event, Rejected, Status, TagVerdict
 from receiver.domain.message import Message, fold
 from receiver.intake.fold import TagChecker
-from receiver.providers import parse
-from receiver.providers.sends import SendError, event_of, expanded, normalized
+from receiver.providers.sends import SendError, event_of, expanded, normalized, parse
 from receiver.storage.bulk import Spelling
 from receiver.storage.messages import MESSAGE_COLUMNS, rows_of
 from receiver.tags import TagPolicy, sign
