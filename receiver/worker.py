@@ -78,7 +78,7 @@ def configured_sinks(settings: Settings) -> list[ConfiguredSink]:
     """The sinks of the settings. None of them may publish to a callback URL of this receiver."""
     addresses = {settings.base_url, settings.listen_url}
     own_urls = {address + url.path for address in addresses for _, url in URLS}
-    return registry.configure(settings.sinks, own_urls, settings.source)
+    return registry.configure(settings.sinks, own_urls, settings.source, settings.public_url)
 
 
 class Worker:

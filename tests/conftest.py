@@ -9,13 +9,17 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 from hypothesis import settings
 
+from receiver.api import events
+from receiver.dispatch import publish
 from receiver.storage import schema
 from receiver.storage.database import Database, journal_file
+from tests import event_schema
 from tests.brokers.kafka import KafkaCluster
 from tests.brokers.nats import nats_server
 from tests.brokers.rabbitmq import rabbitmq_server
@@ -53,6 +57,22 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The temporary folder that all workers of this run have in common."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _events_are_as_their_schema_says() -> Iterator[None]:
+    """Checks every event that a test publishes or pulls in this process; `tests/fault_servers.py` checks the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (publish, events):
+            made = module.cloud_event
+
+            def checked(*arguments: Any, made: Any = made) -> dict[str, Any]:
+                event: dict[str, Any] = made(*arguments)
+                event_schema.check(event)
+                return event
+
+            patch.setattr(module, "cloud_event", checked)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -172,6 +172,7 @@ def make_publication(
         "subject": message_id,
         "time": "2026-01-01T00:00:00Z",
         "datacontenttype": "application/json",
+        "dataschema": "urn:bandwidth-receiver:schemas/message-event/1",
         "data": event_data,
     }
     return Publication(

@@ -2,8 +2,8 @@
 
 from typing import Any, Final
 
-from receiver.api.operations import Call, Listed, Operation
-from receiver.domain.cloudevents import cloud_event
+from receiver.api.operations import ApiContext, Call, Listed, Operation
+from receiver.domain.cloudevents import cloud_event, schema_uri
 from receiver.domain.publication import LogEntry
 from receiver.errors import Conflict, Expired
 from receiver.models.codes import reason_of
@@ -26,8 +26,7 @@ async def pull_events(call: Call) -> Listed[dict[str, Any]]:
         entries, log = await event_log.pull(call.database, query.after, query.limit)
     refuse_gap(query.after, log)
     position = entries[-1].position if entries else query.after
-    source = call.context.source
-    return Listed(items=[_published(entry, source) for entry in entries], next_page={"after": str(position)})
+    return Listed(items=[published(entry, call.context) for entry in entries], next_page={"after": str(position)})
 
 
 def refuse_gap(after: int, log: LogBounds) -> None:
@@ -45,10 +44,11 @@ def refuse_gap(after: int, log: LogBounds) -> None:
         )
 
 
-def _published(entry: LogEntry, source: str | None) -> dict[str, Any]:
+def published(entry: LogEntry, context: ApiContext) -> dict[str, Any]:
+    """The CloudEvent of an entry, as sinks get it."""
     api = entry.event.api
-    reason = reason_of(api, entry.delivery.code)
-    return cloud_event(entry, registry.source(api, source), reason.model_dump() if reason else None)
+    reason, schema = reason_of(api, entry.delivery.code), schema_uri(context.public_url)
+    return cloud_event(entry, registry.source(api, context.source), reason.model_dump() if reason else None, schema)
 
 
 OPERATIONS: Final = (

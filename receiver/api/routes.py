@@ -26,7 +26,7 @@ from receiver.api import (
 from receiver.api.auth import BEARER
 from receiver.api.operations import ApiContext
 from receiver.api.routing import Group, json_answer, mount
-from receiver.models.published import SCHEMA_PATH
+from receiver.domain.cloudevents import SCHEMA_PATH
 
 OWN: Final = Group(
     prefix="/api",

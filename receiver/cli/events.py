@@ -43,7 +43,7 @@ def sample(
 
 def sample_event(type_: str) -> dict[str, Any]:
     """The event that a callback of this kind becomes, as the first of its message."""
-    from receiver.domain.cloudevents import cloud_event
+    from receiver.domain.cloudevents import cloud_event, schema_uri
     from receiver.domain.delivery import EMPTY_DELIVERY, Change, merge
     from receiver.domain.events import Api, Callback, Event
     from receiver.domain.publication import Appended, LogEntry
@@ -75,8 +75,8 @@ def sample_event(type_: str) -> dict[str, Any]:
         delivery=appended.delivery,
         message={"text": event.fields.text, "media": event.fields.media},
     )
-    reason = reason_of(Api.V2, appended.delivery.code)
-    return cloud_event(entry, registry.source(Api.V2, None), reason.model_dump() if reason else None)
+    reason, schema = reason_of(Api.V2, appended.delivery.code), schema_uri(None)
+    return cloud_event(entry, registry.source(Api.V2, None), reason.model_dump() if reason else None, schema)
 
 
 def _payload(type_: str, code: int | None) -> dict[str, Any]:

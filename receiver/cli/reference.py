@@ -1,7 +1,8 @@
-"""The documentation topics `settings`, `codes` and `commands`, rendered from the code.
+"""The documentation topics `settings`, `codes` and `commands`, and the schema of events, rendered from the code.
 
-They are files like the other topics, so that links to them work wherever the files are read. After a change of a
-setting, a code or a command `python -m receiver.cli.reference` writes them; a test fails until then.
+They are files, so that links to them work wherever the files are read, and programs find the schema in the package.
+After a change of a setting, a code, a command or a field of an event `python -m receiver.cli.reference` writes them; a
+test fails until then.
 """
 
 import json
@@ -13,7 +14,7 @@ import typer
 from typer.main import get_command
 
 from receiver import documents
-from receiver.api.openapi import table, type_words
+from receiver.api.openapi import event_schema, table, type_words
 from receiver.app import RELOADED
 from receiver.cli.program import app
 from receiver.domain.events import Api
@@ -128,6 +129,14 @@ def _command(context: typer.Context) -> Iterator[str]:
 TOPICS: Final[Mapping[str, Callable[[], Iterator[str]]]] = {"codes": codes, "commands": commands, "settings": settings}
 
 
+SCHEMA_FILE: Final = documents.FOLDER.parent / "schemas" / "message-event-1.json"
+
+
+def rendered_schema() -> str:
+    """The JSON Schema of the `data` of an event, as it is in the package."""
+    return json.dumps(event_schema(), indent=2) + "\n"
+
+
 def rendered(name: str) -> str:
     """The Markdown of a topic."""
     return "\n".join(TOPICS[name]()).strip() + "\n"
@@ -136,3 +145,4 @@ def rendered(name: str) -> str:
 if __name__ == "__main__":
     for name in TOPICS:
         (documents.FOLDER / f"{name}.md").write_text(rendered(name), "utf-8")
+    SCHEMA_FILE.write_text(rendered_schema(), "utf-8")

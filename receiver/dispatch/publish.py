@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import orjson
 import structlog
 
-from receiver.domain.cloudevents import cloud_event, event_type
+from receiver.domain.cloudevents import cloud_event, event_type, schema_uri
 from receiver.domain.events import Api
 from receiver.domain.publication import (
     DeadLettered,
@@ -41,13 +41,14 @@ _RESULTS: Final = (Published, Retry, Refused, SinkDown)
 _MAX_RESPONSE_CODE: Final = 2**31
 
 
-def publication(entry: LogEntry, source: str | None = None) -> Publication:
+def publication(entry: LogEntry, source: str | None = None, public_url: str | None = None) -> Publication:
     """Makes the publication of a log entry: the CloudEvent and its JSON, the same for every sink.
 
-    `source` is the setting of that name.
+    `source` and `public_url` are the settings of these names.
     """
     event = entry.event
-    envelope = cloud_event(entry, registry.source(event.api, source), _meaning(event.api, entry.delivery.code))
+    meaning = _meaning(event.api, entry.delivery.code)
+    envelope = cloud_event(entry, registry.source(event.api, source), meaning, schema_uri(public_url))
     return Publication(
         id=event.id,
         position=entry.position,

@@ -14,6 +14,7 @@ from receiver.domain.publication import (
     Done,
     LogEntry,
     PendingPublication,
+    Publication,
     Result,
     Retry,
     Superseded,
@@ -54,7 +55,7 @@ class LogReader:
     def __init__(self, database: Database, configured: ConfiguredSink, window: Window) -> None:
         self._database = database
         self._sink = configured.name
-        self._source = configured.source
+        self._configured = configured
         self._filter = configured.settings.filter
         self._latest_only = configured.settings.coalesce == "latest"
         self._window = window
@@ -102,7 +103,7 @@ class LogReader:
         for entry in entries:
             is_import = self._imports.is_import(entry.event.received_at, now)
             if entry.position in passing:
-                pending = PendingPublication(publication=publication(entry, self._source), is_import=is_import)
+                pending = PendingPublication(publication=_publication(entry, self._configured), is_import=is_import)
                 self._queue(
                     pending, is_blocked=ordering_key(entry) in blocked, is_superseded=entry.position in superseded
                 )
@@ -133,7 +134,7 @@ class LogReader:
             self._drop_superseded(waiting.values())
 
     def _retry(self, entry: LogEntry, retry: WaitingRetry) -> PendingPublication:
-        made = publication(entry, self._source)
+        made = _publication(entry, self._configured)
         return PendingPublication(publication=made, attempts=retry.attempts, since=retry.first_at)
 
     def _queue_retries(self, due: Iterable[PendingPublication]) -> None:
@@ -146,6 +147,10 @@ class LogReader:
         for pending in waiting:
             if pending.position < newest[pending.delivery]:
                 self._window.drop(pending, Superseded())
+
+
+def _publication(entry: LogEntry, configured: ConfiguredSink) -> Publication:
+    return publication(entry, configured.source, configured.public_url)
 
 
 def has_room(window: Window) -> bool:
@@ -196,7 +201,7 @@ class ReplayReader:
         self.window = Window(replay.position, slots=slots, keeps_order=configured.sink.keeps_order)
         self._database = database
         self._settings = configured.settings
-        self._source = configured.source
+        self._configured = configured
         self._filter = configured.settings.filter
         self._end = replay.to_position
         self._attempts: Counter[int] = Counter()
@@ -214,7 +219,7 @@ class ReplayReader:
             awaited = await retries.awaited(connection, self._settings.name, self.window.read_to, read_to)
         for entry in entries:
             if entry.position <= self._end and entry.position not in awaited and self._filter.passes(entry):
-                made = replace(publication(entry, self._source), replayed=True)
+                made = replace(_publication(entry, self._configured), replayed=True)
                 self.window.queue(PendingPublication(publication=made))
         self.window.pass_over(read_to)
 

@@ -18,8 +18,22 @@ def rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"
 
 
-def cloud_event(entry: LogEntry, source: str, reason: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The CloudEvent of an entry; `source` is its provider's, `reason` the meaning of its delivery's code."""
+SCHEMA_PATH: Final = "/schemas/message-event/1"
+
+
+def schema_uri(public_url: str | None) -> str:
+    """The `dataschema` of published events: where the schema is, or without a public URL its name.
+
+    A name, since CloudEvents wants an absolute URI and consumers cannot reach an address such as 127.0.0.1:8080.
+    """
+    return f"{public_url.rstrip('/')}{SCHEMA_PATH}" if public_url else f"urn:bandwidth-receiver:{SCHEMA_PATH[1:]}"
+
+
+def cloud_event(entry: LogEntry, source: str, reason: Mapping[str, Any] | None, schema: str) -> dict[str, Any]:
+    """The CloudEvent of an entry.
+
+    `source` is its provider's, `reason` the meaning of its delivery's code, `schema` the URI from `schema_uri`.
+    """
     event = entry.event
     return {
         "specversion": "1.0",
@@ -29,6 +43,7 @@ def cloud_event(entry: LogEntry, source: str, reason: Mapping[str, Any] | None) 
         "subject": event.message_id,
         "time": rfc3339(event.occurred_at or event.received_at),
         "datacontenttype": "application/json",
+        "dataschema": schema,
         "data": _data(entry, reason),
     }
 

@@ -3,15 +3,13 @@
 `receiver.domain.cloudevents` makes the events themselves, as dictionaries; a test compares the two.
 """
 
-from typing import Final, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from receiver.domain.events import Api, Direction, Status, TagVerdict
 from receiver.models.codes import ReasonRead
 from receiver.models.columns import Time, json_name
-
-SCHEMA_PATH: Final = "/schemas/message-event/1"
 
 
 class MessageEventData(BaseModel):
@@ -59,4 +57,5 @@ class CloudEvent(BaseModel):
     subject: str = Field(description="the message id")
     time: Time = Field(description="Bandwidth's time of the event; without one the time of receipt")
     datacontenttype: Literal["application/json"]
+    dataschema: str = Field(description="the URI of the schema of `data`; it ends in `schemas/message-event/1`")
     data: MessageEventData

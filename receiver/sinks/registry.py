@@ -40,11 +40,15 @@ _REQUIRED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ConfiguredSink:
-    """A sink and the settings it was made from. `source` is the setting of that name, the same for all sinks."""
+    """A sink and the settings it was made from.
+
+    `source` and `public_url` are the settings of these names, the same for all sinks.
+    """
 
     settings: SinkSettings
     sink: Sink
     source: str | None = None
+    public_url: str | None = None
 
     @property
     def name(self) -> str:
@@ -59,14 +63,20 @@ class ConfiguredSink:
 
 
 def configure(
-    tables: Iterable[Mapping[str, Any]], own_urls: Collection[str] = (), source: str | None = None
+    tables: Iterable[Mapping[str, Any]],
+    own_urls: Collection[str] = (),
+    source: str | None = None,
+    public_url: str | None = None,
 ) -> list[ConfiguredSink]:
     """Makes the sinks that settings tables describe.
 
     `own_urls` are the URLs at which this receiver accepts callbacks; a webhook must not post to them. Raises
     SettingsError with one line that names the sink and the field.
     """
-    sinks = [replace(_sink(table, index, own_urls), source=source) for index, table in enumerate(tables)]
+    sinks = [
+        replace(_sink(table, index, own_urls), source=source, public_url=public_url)
+        for index, table in enumerate(tables)
+    ]
     if len(sinks) > _MAX_SINKS:
         raise SettingsError(f"{_SETTING}: {len(sinks)} sinks are more than the {_MAX_SINKS} there may be", topic=_TOPIC)
     for name, count in Counter(sink.name for sink in sinks).items():

@@ -283,9 +283,11 @@ async def test_replay_publishes_old_events_with_their_ids_and_a_mark(database: D
     assert await rows(database) == []
 
 
-async def test_source_setting_is_in_the_first_copy_in_a_retry_and_in_a_replay(database: Database) -> None:
+async def test_source_and_public_url_are_in_the_first_copy_in_a_retry_and_in_a_replay(database: Database) -> None:
     [sink] = configure(
-        [{"name": "crm", "type": "memory", "start": "beginning", "schedule": SOON}], source="/sms/staging/"
+        [{"name": "crm", "type": "memory", "start": "beginning", "schedule": SOON}],
+        source="/sms/staging/",
+        public_url="https://sms.example.com/",
     )
     entries = await append(database, life("m"))
     failing = iter([Retry(reason="status 503")])
@@ -303,6 +305,8 @@ async def test_source_setting_is_in_the_first_copy_in_a_retry_and_in_a_replay(da
     assert len(memory(sink).published) == 2 * len(entries)
     assert {one.event["source"] for one in memory(sink).published} == {"/sms/staging/v2"}
     assert {json.loads(one.body)["source"] for one in memory(sink).published} == {"/sms/staging/v2"}
+    schema = "https://sms.example.com/schemas/message-event/1"
+    assert {json.loads(one.body)["dataschema"] for one in memory(sink).published} == {schema}
 
 
 async def test_replay_failure_is_a_dead_letter_after_three_attempts(

@@ -8,14 +8,16 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.cli.events import sample_event
-from receiver.domain.cloudevents import EVENT_TYPES, cloud_event, rfc3339
+from receiver.domain.cloudevents import EVENT_TYPES, cloud_event, rfc3339, schema_uri
 from receiver.domain.events import MessageFields, Status, TagVerdict
 from receiver.domain.publication import LogEntry, Snapshot
 from receiver.models.columns import shown_names
 from receiver.models.published import CloudEvent, MessageEventData
+from tests import event_schema
 from tests.factories import at, make_event
 
 SOURCE = "/bandwidth/v2"
+SCHEMA = "https://sms.example.com/schemas/message-event/1"
 REASON = {"name": "x", "description": "y", "category": "carrier", "retryable": False, "billable": None}
 
 
@@ -50,7 +52,7 @@ def test_an_entry_becomes_exactly_this() -> None:
         tag_verdict=TagVerdict.VALID,
     )
     logged = entry(event=event, message={"text": "hello", "media": ["https://media.example/1"]})
-    assert orjson.loads(orjson.dumps(cloud_event(logged, SOURCE, REASON))) == {
+    assert orjson.loads(orjson.dumps(cloud_event(logged, SOURCE, REASON, SCHEMA))) == {
         "specversion": "1.0",
         "id": event.id,
         "source": "/bandwidth/v2",
@@ -58,6 +60,7 @@ def test_an_entry_becomes_exactly_this() -> None:
         "subject": "m1",
         "time": "2026-01-01T00:00:01.500000Z",
         "datacontenttype": "application/json",
+        "dataschema": SCHEMA,
         "data": {
             "messageId": "m1",
             "api": "v2",
@@ -91,7 +94,7 @@ def test_an_entry_becomes_exactly_this() -> None:
 
 def test_without_an_event_time_the_time_received_stands_in() -> None:
     logged = entry(event=make_event(Status.SENT, time=None, received=9))
-    assert cloud_event(logged, SOURCE, None)["time"] == rfc3339(at(9))
+    assert cloud_event(logged, SOURCE, None, SCHEMA)["time"] == rfc3339(at(9))
 
 
 OF_THE_MESSAGE = {
@@ -131,18 +134,18 @@ def test_field_is_the_event_s_own_else_its_message_s(name: str, field: str) -> N
     logged = entry(event=replace(event, fields=MessageFields(**OF_THE_EVENT)), message=OF_THE_MESSAGE)  # type: ignore[arg-type]
     silent = entry(event=replace(event, fields=MessageFields()), message=OF_THE_MESSAGE)
     own, of_message = OF_THE_EVENT[name], OF_THE_MESSAGE[name]
-    assert cloud_event(logged, SOURCE, None)["data"][field] == (list(own) if isinstance(own, tuple) else own)
-    assert cloud_event(silent, SOURCE, None)["data"][field] == of_message
+    assert cloud_event(logged, SOURCE, None, SCHEMA)["data"][field] == (list(own) if isinstance(own, tuple) else own)
+    assert cloud_event(silent, SOURCE, None, SCHEMA)["data"][field] == of_message
 
 
 def test_a_forgotten_message_leaves_gaps_and_breaks_nothing() -> None:
-    data = cloud_event(entry(message={"text": None, "media": None, "recipients": None}), SOURCE, None)["data"]
+    data = cloud_event(entry(message={"text": None, "media": None, "recipients": None}), SOURCE, None, SCHEMA)["data"]
     assert (data["text"], data["media"], data["reason"]) == (None, [], None)
 
 
 def test_text_never_comes_from_the_event() -> None:
     event = replace(make_event(), fields=MessageFields(text="stale", media=("https://stale.example",)))
-    data = cloud_event(entry(event=event), SOURCE, None)["data"]
+    data = cloud_event(entry(event=event), SOURCE, None, SCHEMA)["data"]
     assert (data["text"], data["media"]) == (None, [])
 
 
@@ -159,11 +162,17 @@ def test_times_are_rfc_3339_in_utc(moment: datetime, written: str) -> None:
     assert rfc3339(moment) == written
 
 
+def test_dataschema_without_a_public_url_is_a_name_that_ends_alike() -> None:
+    assert schema_uri(None) == "urn:bandwidth-receiver:schemas/message-event/1"
+    assert schema_uri("https://sms.example.com/") == "https://sms.example.com/schemas/message-event/1"
+
+
 @pytest.mark.parametrize("type_", sorted(EVENT_TYPES - {"alert.fired", "alert.resolved"}))
 def test_every_event_is_as_its_schema_says(type_: str) -> None:
     event = orjson.loads(orjson.dumps(sample_event(type_)))
     assert event["type"] == type_
     assert event["data"]["status"] == type_.removeprefix("message.")
     assert set(event) == set(shown_names(CloudEvent))
+    event_schema.check(event)
     assert tuple(event["data"]) == shown_names(MessageEventData)
     assert CloudEvent.model_validate(event).data.message_id == event["subject"]

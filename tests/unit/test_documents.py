@@ -189,6 +189,12 @@ def test_generated_topics_are_up_to_date(name: str) -> None:
     assert written == reference.rendered(name), "run: python -m receiver.cli.reference"
 
 
+def test_schema_of_events_in_the_package_is_up_to_date() -> None:
+    assert reference.SCHEMA_FILE.read_text("utf-8") == reference.rendered_schema(), (
+        "run: python -m receiver.cli.reference"
+    )
+
+
 def test_every_error_names_a_topic_that_exists() -> None:
     sources = "".join(path.read_text("utf-8") for path in (ROOT / "receiver").rglob("*.py"))
     named = set(re.findall(r'\btopic ?= ?"([\w-]+)"|\b_?TOPIC: Final = "([\w-]+)"', sources))
