@@ -71,7 +71,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     secured = credentials.secure(given).settings
     if "worker" not in given.model_fields_set:
         secured = secured.model_copy(update={"worker": "inline"})
-    return Receiver(secured).app
+    return Receiver(secured, in_application=True).app
 
 
 class _Application(Starlette):
@@ -89,9 +89,9 @@ class _Application(Starlette):
 
 
 class Receiver:
-    """Everything that the web process runs."""
+    """Everything that the web process runs; `in_application`: within somebody's application."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, in_application: bool = False) -> None:
         self.settings = settings
         # Before anything is opened, so that a wrong sink table prevents the start.
         configured_sinks(settings)
@@ -105,7 +105,7 @@ class Receiver:
             check=self._check_storage,
         )
         self._storage = logs.Sampled(log, "the database needs room", seconds=_STORAGE_LOG_SECONDS)
-        self.worker = supervisor(settings)
+        self.worker = supervisor(settings, in_application=in_application)
         self._status = StatusReader(self.database)
         self._settling = Settling(self.database)
         self.journal = Journal(journal.journal_writer(self.database), observer=self.metrics, on_append=self.worker.wake)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -20,6 +21,7 @@ from receiver.explanation.installation import WorkerRecord
 from receiver.intake.processor import ProcessorStatus
 from receiver.metrics import WorkerMetrics
 from receiver.settings import Settings, dump
+from receiver.sinks.python import APPLICATION_LOOP
 from receiver.worker import LINE_BYTES, REPORT_SECONDS, Worker, loop_factory, worker_lock
 
 _FIRST_BACKOFF_SECONDS: Final = 0.1
@@ -65,12 +67,13 @@ class Supervisor(Protocol):
         ...
 
 
-def supervisor(settings: Settings) -> Supervisor:
+def supervisor(settings: Settings, *, in_application: bool = False) -> Supervisor:
+    """The supervisor for these settings; `in_application`: the web process is that of somebody's application."""
     match settings.worker:
         case "process":
             return WorkerProcess(settings)
         case "inline":
-            return WorkerThread(settings)
+            return WorkerThread(settings, in_application=in_application)
         case _:
             return WorkerElsewhere()
 
@@ -94,10 +97,14 @@ class WorkerElsewhere:
 
 
 class WorkerThread:
-    """A worker in a thread of this process, with an event loop of its own."""
+    """A worker in a thread of this process, with an event loop of its own.
 
-    def __init__(self, settings: Settings) -> None:
+    `in_application`: sinks that call async functions of the application call them on the event loop of the application.
+    """
+
+    def __init__(self, settings: Settings, *, in_application: bool = False) -> None:
         self._settings = settings
+        self._in_application = in_application
         self._loop: asyncio.AbstractEventLoop | None = None
         self._worker: Worker | None = None
         self._since: datetime | None = None
@@ -165,7 +172,11 @@ class WorkerThread:
     async def _on_worker_loop(self, work: Any) -> None:
         """Runs a coroutine on the event loop of the worker, and waits for it."""
         assert self._loop is not None  # noqa: S101
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+        # The work and every task that it begins has a copy of the context.
+        context = copy_context()
+        if self._in_application:
+            context.run(APPLICATION_LOOP.set, asyncio.get_running_loop())
+        await asyncio.wrap_future(context.run(asyncio.run_coroutine_threadsafe, work, self._loop))
 
     def _end_thread(self) -> None:
         assert self._loop is not None  # noqa: S101

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from nats import connect
 from nats.aio.msg import Msg
 from redis.asyncio import Redis
 
-from receiver.domain.publication import Publication, Published, Refused
+from receiver.domain.publication import Publication, Published, Refused, Result
 from receiver.sinks.base import SinkSettings
 from receiver.sinks.memory import MemorySink
 from receiver.testing import SinkTarget
@@ -49,6 +50,47 @@ def memory() -> Iterator[SinkTarget]:
     )
     SharedMemorySink.stored.clear()
     SharedMemorySink.refused.clear()
+
+
+class Functions:
+    """Functions that keep the events of the sink `python`."""
+
+    stored: ClassVar[list[str]] = []
+    refused: ClassVar[set[str]] = set()
+    open_: ClassVar[threading.Event] = threading.Event()
+
+    @classmethod
+    def plain(cls, event: dict[str, Any]) -> Result:
+        cls.open_.wait()
+        return cls._take(event)
+
+    @classmethod
+    async def asynchronous(cls, event: dict[str, Any]) -> Result:
+        while not cls.open_.is_set():
+            await asyncio.sleep(0.01)
+        return cls._take(event)
+
+    @classmethod
+    def _take(cls, event: dict[str, Any]) -> Result:
+        if event["id"] in cls.refused:
+            return Refused(reason="refused by the test")
+        cls.stored.append(event["id"])
+        return Published()
+
+
+@contextmanager
+def python(function: str) -> Iterator[SinkTarget]:
+    Functions.open_.set()
+    yield SinkTarget(
+        settings={"type": "python", "target": f"{__name__}:Functions.{function}", "concurrency": 4},
+        arrived=lambda: Functions.stored,
+        freeze=Functions.open_.clear,
+        thaw=Functions.open_.set,
+        refuse=lambda event: Functions.refused.add(event.id),
+    )
+    Functions.open_.set()
+    Functions.stored.clear()
+    Functions.refused.clear()
 
 
 @contextmanager

@@ -33,6 +33,20 @@ class TestMemory(Conformance):
             yield target
 
 
+class TestPlainFunction(Conformance):
+    @pytest.fixture
+    def target(self) -> Iterator[SinkTarget]:
+        with sink_targets.python("plain") as target:
+            yield target
+
+
+class TestAsyncFunction(Conformance):
+    @pytest.fixture
+    def target(self) -> Iterator[SinkTarget]:
+        with sink_targets.python("asynchronous") as target:
+            yield target
+
+
 class TestStdout(Conformance):
     @pytest.fixture
     async def target(self, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SinkTarget]:
