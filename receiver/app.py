@@ -19,6 +19,7 @@ from receiver.api import problems, routes
 from receiver.api.auth import Tokens, token_guard
 from receiver.api.health import Health
 from receiver.api.operations import ApiContext
+from receiver.api.streams import Streams
 from receiver.clock import now
 from receiver.explanation.installation import Findings, disk_problems
 from receiver.intake.endpoint import REASONS, Admission, CallbackEndpoints, Credentials, UnknownPaths
@@ -108,6 +109,7 @@ class Receiver:
         self.worker = supervisor(settings, in_application=in_application)
         self._status = StatusReader(self.database)
         self._settling = Settling(self.database)
+        self._streams = Streams()
         self.journal = Journal(journal.journal_writer(self.database), observer=self.metrics, on_append=self.worker.wake)
         self._endpoints = CallbackEndpoints(
             self.journal, admission=_admission(settings), observer=self.metrics, clock=now
@@ -159,6 +161,9 @@ class Receiver:
         self.settings = changed
         self._endpoints.admission = admission
         self._other.router.routes[:] = new_routes
+        if settings.api_auth == "token":
+            tokens = _tokens(changed)
+            self._streams.revoke(lambda digest: digest is not None and tokens.has(digest))
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -167,7 +172,7 @@ class Receiver:
 
     def _routes(self, settings: Settings) -> list[BaseRoute]:
         """All routes but the callback routes."""
-        tokens = Tokens(token.get_secret_value() for token in settings.api_tokens)
+        tokens = _tokens(settings)
         guard = [token_guard(tokens)] if settings.metrics_auth == "token" else []
         return [
             *Health(self.journal.probe).routes(),
@@ -189,6 +194,7 @@ class Receiver:
             append=self.journal.append,
             settle=self._settle,
             findings=self._findings,
+            streams=self._streams,
         )
 
     async def _settle(self) -> int:
@@ -249,6 +255,10 @@ _OPEN_DOORS: Final = {
     "api_auth": "whoever reaches this address can read and change everything",
     "metrics_auth": "whoever reaches this address can read the metrics",
 }
+
+
+def _tokens(settings: Settings) -> Tokens:
+    return Tokens(token.get_secret_value() for token in settings.api_tokens)
 
 
 def _admission(settings: Settings) -> Admission:

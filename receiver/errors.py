@@ -49,6 +49,10 @@ class JournalFull(ReceiverError):
     """Too many callbacks wait for their commit; nothing was stored."""
 
 
+class Busy(ReceiverError):
+    """Something has as many users as it may have; there may be room later."""
+
+
 class Unknown(ReceiverError):
     """Nothing has this name or id."""
 

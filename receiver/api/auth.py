@@ -48,6 +48,10 @@ class Tokens:
     def __init__(self, entries: Iterable[str]) -> None:
         self._tokens = [ApiToken.parse(entry) for entry in entries]
 
+    def has(self, digest: bytes) -> bool:
+        """Whether the token with this digest is accepted."""
+        return any(hmac.compare_digest(token.digest, digest) for token in self._tokens)
+
     def access(self, presented: bytes) -> Access | None:
         """What a presented token permits; None if it is not accepted."""
         digest = _digest(presented)
@@ -88,8 +92,9 @@ _READING: Final = frozenset({"GET", "HEAD"})
 class ApiUser(BaseUser):
     """Who presented a token."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, digest: bytes) -> None:
         self.access = access
+        self.digest = digest
 
     @property
     def is_authenticated(self) -> bool:
@@ -108,12 +113,12 @@ class TokenBackend(AuthenticationBackend):
         # A proxy and this application might disagree about which of two headers counts.
         token = self._scheme.token(presented[0].encode("latin-1")) if len(presented) == 1 else None
         access = self._tokens.access(token) if token is not None else None
-        if access is None:
+        if token is None or access is None:
             detail = "This token is not accepted." if presented else "A token is required."
             raise ProblemError(401, detail, headers={"WWW-Authenticate": self._scheme.challenge})
         if access is Access.READ and conn.scope["method"] not in _READING:
             raise ProblemError(403, "This token may only read.")
-        return AuthCredentials(), ApiUser(access)
+        return AuthCredentials(), ApiUser(access, _digest(token))
 
 
 def is_admin(request: Request) -> bool:
@@ -121,6 +126,12 @@ def is_admin(request: Request) -> bool:
     # Another application that mounts this one may have users of its own.
     user = request.scope.get("user")
     return user.access is Access.ADMIN if isinstance(user, ApiUser) else True
+
+
+def token_digest(request: Request) -> bytes | None:
+    """The digest of the token of a request; None if it needs no token."""
+    user = request.scope.get("user")
+    return user.digest if isinstance(user, ApiUser) else None
 
 
 def token_guard(tokens: Tokens) -> Middleware:

@@ -1,14 +1,20 @@
 """The event log, pulled by a consumer that stores its own cursor."""
 
+import time
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
+import orjson
+
 from receiver.api.operations import ApiContext, Call, Listed, Operation
-from receiver.domain.cloudevents import cloud_event, schema_uri
+from receiver.api.problems import InvalidValue, invalid_values_problem
+from receiver.api.streams import Subscription
+from receiver.domain.cloudevents import Filter, cloud_event, schema_uri
 from receiver.domain.publication import LogEntry
-from receiver.errors import Conflict, Expired
+from receiver.errors import Conflict, Expired, StorageUnavailable
 from receiver.models.codes import reason_of
 from receiver.models.published import CloudEvent
-from receiver.models.queries import PullQuery
+from receiver.models.queries import PullQuery, StreamQuery
 from receiver.providers import registry
 from receiver.storage import event_log
 from receiver.storage.event_log import LogBounds
@@ -51,6 +57,87 @@ def published(entry: LogEntry, context: ApiContext) -> dict[str, Any]:
     return cloud_event(entry, registry.source(api, context.source), reason.model_dump() if reason else None, schema)
 
 
+HEARTBEAT_SECONDS: Final = 15.0
+_LAST_EVENT_ID: Final = "Last-Event-ID"
+# Read and sent at once: a client that reads slowly costs no more memory than that.
+_AT_ONCE: Final = 50
+_RETRY_SECONDS: Final = 1.0
+
+
+async def stream_events(call: Call) -> "EventStream":
+    query: StreamQuery = call.query
+    after = _last_event_id(call.headers.get(_LAST_EVENT_ID))
+    after = after if after is not None else query.after
+    if after is None and query.since is not None:
+        after = await event_log.position_before(call.database, query.since)
+    _, log = await event_log.pull(call.database, after or 0, 1)
+    if after is not None:
+        refuse_gap(after, log)
+    subscription = call.context.streams.open(call.database, call.token)
+    return EventStream(call.context, query.filter, log.last if after is None else after, subscription)
+
+
+def _last_event_id(value: str | None) -> int | None:
+    # An empty one is what a client has before its first event.
+    if not value:
+        return None
+    if not (value.isascii() and value.isdecimal() and len(value) < _DIGITS):
+        detail = "must be the id of an event of this stream, a whole number"
+        raise invalid_values_problem([InvalidValue(parameter=_LAST_EVENT_ID, detail=detail)])
+    return int(value)
+
+
+# The largest position has 19 digits.
+_DIGITS: Final = 19
+
+
+class EventStream:
+    """The events after a position that a filter lets pass, as server-sent events; the id of each is its position.
+
+    Each client reads the log from a cursor of its own. https://html.spec.whatwg.org/multipage/server-sent-events.html
+    """
+
+    def __init__(self, context: ApiContext, filter_: Filter, position: int, subscription: Subscription) -> None:
+        self._context = context
+        self._filter = filter_
+        self._position = position
+        self._subscription = subscription
+        self.ended = subscription.ended
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        # The client knows its place from the beginning: if it comes again before the first event, nothing is lost.
+        yield f"retry: {1000 * _RETRY_SECONDS:.0f}\nid: {self._position}\n\n".encode()
+        sent_at = time.monotonic()
+        while not self.ended.is_set():
+            try:
+                entries, log = await event_log.pull(self._context.database, self._position, _AT_ONCE)
+                refuse_gap(self._position, log)
+            except StorageUnavailable:
+                entries = []
+            except (Conflict, Expired) as error:
+                yield f"event: gap\ndata: {error}\n\n".encode()
+                return
+            part = b"".join(_server_sent(published(one, self._context)) for one in entries if self._filter.passes(one))
+            if entries:
+                self._position = entries[-1].position
+            if not part and time.monotonic() - sent_at >= HEARTBEAT_SECONDS:
+                # Moves the client's place too, beyond events that its filter leaves out.
+                part = f": heartbeat\nid: {self._position}\n\n".encode()
+            if part:
+                yield part
+                sent_at = time.monotonic()
+            if len(entries) < _AT_ONCE:
+                await self._subscription.wait(max(0.0, sent_at + HEARTBEAT_SECONDS - time.monotonic()))
+
+    def close(self) -> None:
+        self._context.streams.close(self._subscription)
+
+
+def _server_sent(event: dict[str, Any]) -> bytes:
+    # JSON has no line feed outside of a text, and there it is escaped.
+    return b"id: %d\ndata: %b\n\n" % (event["data"]["sequence"], orjson.dumps(event))
+
+
 OPERATIONS: Final = (
     Operation(
         name="pullEvents",
@@ -63,6 +150,20 @@ OPERATIONS: Final = (
         media_type=MEDIA_TYPE,
         has_next=True,
         settles_itself=True,
+        problems=(409, 410),
+    ),
+    Operation(
+        name="streamEvents",
+        path="/api/events/stream",
+        summary="Follow the event log: every event as it is appended, as server-sent events",
+        description="The data of each is a CloudEvent, its id the position. The response ends when the server stops or "
+        "the token is removed; whoever comes again with `Last-Event-ID` misses nothing.",
+        handle=stream_events,
+        query=StreamQuery,
+        answer=str,
+        media_type="text/event-stream",
+        is_stream=True,
+        headers={_LAST_EVENT_ID: "the id of the last event that was read"},
         problems=(409, 410),
     ),
 )

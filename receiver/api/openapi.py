@@ -52,7 +52,11 @@ def document(groups: Sequence[Group], version: str) -> Json:
         parameters = components[operation.query.__name__]
         described = {
             **_summary(operation, group),
-            "parameters": [*_path_parameters(operation), *_query_parameters(parameters, operation.query.repeatable)],
+            "parameters": [
+                *_path_parameters(operation),
+                *_query_parameters(parameters, operation.query.repeatable),
+                *_header_parameters(operation),
+            ],
             **_body(operation, schemas),
             "responses": _responses(operation, group, schemas),
         }
@@ -161,6 +165,11 @@ def _query_parameters(described: Json, repeatable: Collection[str]) -> Iterator[
         # A list is one parameter, with commas, unless the parameter may be repeated.
         listed = {"style": "form", "explode": False} if schema.get("type") == "array" and name not in repeatable else {}
         yield {**parameter, **listed, "schema": _not_null(schema)}
+
+
+def _header_parameters(operation: Operation) -> Iterator[Json]:
+    for name, description in operation.headers.items():
+        yield {"name": name, "in": "header", "description": description, "schema": {"type": "string"}}
 
 
 def _not_null(schema: Json) -> Json:

@@ -4,13 +4,15 @@ The routes, the OpenAPI document and the commands that show or change the same t
 handler knows no request and no response: a request and a command call it in the same way.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 
+from receiver.api.streams import Streams
 from receiver.domain.events import Callback
 from receiver.errors import StorageUnavailable
 from receiver.models.queries import Page, PagedQuery, Query
@@ -45,7 +47,8 @@ class ApiContext:
     `tokens` are the accepted tokens (None: no token is required). `sinks` are the sink tables of the settings by name.
     `tag_key` is the kid and the secret of the key that signs tags (None: there is no key). `public_url` is the start
     of every link (None: the Host header). `source` is the setting of that name. `country_code` is that of a number
-    typed without one. `findings` reads the state of the installation (None: from the database alone).
+    typed without one. `findings` reads the state of the installation (None: from the database alone). `streams` are
+    the clients that stay connected.
     """
 
     database: Database
@@ -60,6 +63,7 @@ class ApiContext:
     append: Callable[[Callback], Awaitable[object]] = _no_journal
     settle: Callable[[], Awaitable[int]] = _no_pending_callbacks
     findings: Callable[[], Awaitable["Findings"]] | None = field(default=None, repr=False)
+    streams: Streams = field(default_factory=Streams, repr=False)
 
     @property
     def sink_types(self) -> dict[str, str]:
@@ -72,6 +76,7 @@ class Call:
     """One call of an operation: its parameters, the decoded values of its path, its body, and who calls.
 
     `pending` is the number of callbacks that the result does not contain, because they are not processed yet.
+    `headers` are those of the request that the operation reads, `token` is the digest of its token.
     """
 
     context: ApiContext
@@ -80,6 +85,8 @@ class Call:
     body: Any = None
     is_admin: bool = True
     pending: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
+    token: bytes | None = None
 
     @property
     def database(self) -> Database:
@@ -104,6 +111,15 @@ def by_number(page: Page[Item], query: PagedQuery) -> Listed[Item]:
     return Listed(items=page.items, next_page={"page": str(query.page + 1)} if page.more else None)
 
 
+class Streamed(Protocol):
+    """A result without an end: its parts as the client takes them, until `ended` is set."""
+
+    ended: asyncio.Event
+
+    def parts(self) -> AsyncIterator[bytes]: ...
+    def close(self) -> None: ...
+
+
 Handle = Callable[[Call], Awaitable[Any]]
 
 
@@ -113,9 +129,10 @@ class Operation:
 
     `answer` is the type of the body of a 200, `problems` are the expected error statuses besides those that every
     operation has, `path_words` describes the parameters in the path. `csv` writes the items of a list as a table.
+    `is_stream`: the result is Streamed.
     `reads_processed`: the response shows what the processor writes, so the operation waits for the processor, and the
     header `Receiver-Pending` has the number of callbacks that are still pending. `settles_itself`: the handler does
-    both, where its response needs them.
+    both, where its response needs them. `headers` describes the headers of the request that the handler reads.
     """
 
     name: str
@@ -131,11 +148,13 @@ class Operation:
     media_type: str = JSON
     csv: Callable[[Any], str] | None = None
     leaves_out_null: bool = False
+    is_stream: bool = False
     has_next: bool = False
     reads_processed: bool = False
     settles_itself: bool = False
     problems: tuple[int, ...] = ()
     path_words: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     async def __call__(self, call: Call) -> Any:
         """The result: a model, a list of models, or a page of them. Raises ProblemError or an error of the tree."""

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from receiver.errors import Ambiguous, Conflict, Expired, JournalFull, StorageUnavailable, Unknown
+from receiver.errors import Ambiguous, Busy, Conflict, Expired, JournalFull, StorageUnavailable, Unknown
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 2
@@ -67,6 +67,8 @@ def as_problem(error: Exception) -> ProblemError:
             return ProblemError(error.status_code, detail, headers=error.headers)
         case StorageUnavailable() | JournalFull():
             return ProblemError(503, _UNAVAILABLE, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+        case Busy():
+            return ProblemError(503, _sentence(error), headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
         case Unknown():
             return ProblemError(404, _sentence(error))
         case Ambiguous():
@@ -107,7 +109,7 @@ Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 def handlers(answer: Handler = answer) -> dict[Any, Handler]:
     """The handlers of expected errors, for `ExceptionMiddleware`. Other errors are left to the application."""
-    expected = (ProblemError, HTTPException, StorageUnavailable, JournalFull, Unknown, Conflict, Expired)
+    expected = (ProblemError, HTTPException, StorageUnavailable, JournalFull, Busy, Unknown, Conflict, Expired)
     return dict.fromkeys(expected, answer)
 
 

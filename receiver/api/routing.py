@@ -4,7 +4,9 @@ Query strings and bodies are parsed by the models of an operation, which refuse 
 name. A result becomes JSON or CSV, with a link to the next page.
 """
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode
@@ -16,14 +18,15 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Mount, Route, Router
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from receiver.api import problems
-from receiver.api.auth import Scheme, TokenBackend, is_admin
-from receiver.api.operations import JSON, MAX_BODY_BYTES, ApiContext, Call, Listed, Operation
+from receiver.api.auth import Scheme, TokenBackend, is_admin, token_digest
+from receiver.api.operations import JSON, MAX_BODY_BYTES, ApiContext, Call, Listed, Operation, Streamed
 from receiver.api.problems import InvalidValue, Problem, ProblemError, as_problem, invalid_values_problem
 from receiver.domain.cloudevents import rfc3339
 from receiver.errors import ReceiverError
+from receiver.intake.server import STREAMED
 from receiver.models.parameters import NumberContext, is_relative, moment
 from receiver.models.queries import Query
 from receiver.providers.fields import storable
@@ -96,6 +99,8 @@ def _route(path: str, operations: Sequence[Operation], context: ApiContext) -> R
             if operation.body is not None
             else None,
             is_admin=is_admin(request),
+            headers={name: request.headers[name] for name in operation.headers if name in request.headers},
+            token=token_digest(request),
         )
         try:
             response = _response(operation, request, context, await operation(call))
@@ -192,6 +197,8 @@ def _response(operation: Operation, request: Request, context: ApiContext, resul
             changes = {**_absolute_times(request), **result.next_page}
             link = next_page(request, context.public_url, **changes)
         result = result.items
+    if operation.is_stream:
+        return StreamedResponse(result, operation.media_type)
     if operation.csv is not None and prefers_csv(request.headers.get("accept", "")):
         return csv_answer(operation.csv(result), name=operation.path.rpartition("/")[2], link=link)
     return json_answer(result, link=link, media_type=operation.media_type, leave_out_null=operation.leaves_out_null)
@@ -222,6 +229,53 @@ def csv_answer(text: str, *, name: str, link: Mapping[str, str]) -> Response:
     """A table as a file to download: a browser must not render text that strangers wrote."""
     disposition = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
     return Response(text, 200, {**_HEADERS, **disposition, **link}, f"{CSV}; charset=utf-8; header=present")
+
+
+# How long the client of a stream that ends may take to read the rest.
+_LAST_SECONDS: Final = 1.0
+
+
+class StreamedResponse(Response):
+    """A response that ends when the client goes or the stream ends. Without a reader, nothing more is read for it."""
+
+    def __init__(self, stream: Streamed, media_type: str) -> None:
+        # nginx would collect the response before it passes on a part.
+        super().__init__(headers={**_HEADERS, "X-Accel-Buffering": "no"}, media_type=media_type)
+        del self.headers["content-length"]
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        tasks: list[asyncio.Task[Any]] = []
+        scope[STREAMED] = True
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.body"})
+                return
+            sending = asyncio.create_task(self._send(send))
+            gone = asyncio.create_task(_gone(receive))
+            tasks = [sending, gone, asyncio.create_task(self._stream.ended.wait())]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not gone.done():
+                await asyncio.wait([sending], timeout=_LAST_SECONDS)
+            if sending.done():
+                sending.result()
+        finally:
+            self._stream.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _send(self, send: Send) -> None:
+        async with aclosing(self._stream.parts()) as parts:  # type: ignore[type-var]
+            async for part in parts:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body"})
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 # The characters that https://www.rfc-editor.org/rfc/rfc3986 allows in a path, and that of what is encoded.

@@ -29,6 +29,10 @@ MAX_HEADER_BYTES: Final = 65_536
 MAX_PIPELINED: Final = 64
 GRACEFUL_SECONDS: Final = 10
 KEEP_ALIVE_SECONDS: Final = 75
+STREAMED: Final = "receiver.streamed"
+"""The key in a request's scope that says that its response has no end of its own."""
+# How long a stop waits for the client of a stream to take the rest.
+STREAM_SECONDS: Final = 2.0
 # More than this, and connections that only wait are closed. Fewer where the process may open fewer files.
 MAX_CONNECTIONS: Final = 4096
 # If none waits, so many more are accepted, for probes: anything else is answered 503 there.
@@ -363,6 +367,9 @@ class DeadlineProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         self._keep_alive = False
         super().shutdown()
+        # A stream ends by itself, but a client that does not read would hold up the stop.
+        if self.scope and STREAMED in self.scope:
+            self.loop.call_later(STREAM_SECONDS, self.transport.abort)
 
     def _prepare_to_linger(self) -> None:
         """Makes an answer that comes before the body was read close the connection, unless the body is small.

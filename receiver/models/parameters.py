@@ -211,6 +211,13 @@ Number = Annotated[
     Field(min_length=1),
     WithJsonSchema({"type": "string", "format": "telephone-number", "examples": ["+19195551212"]}),
 ]
+NumberPrefix = Annotated[
+    str,
+    # A plus may arrive as a space.
+    BeforeValidator(lambda value: value.lstrip(" +") if isinstance(value, str) else value),
+    Field(pattern=r"^[0-9]+$"),
+    WithJsonSchema({"type": "string", "pattern": r"^\+?[0-9]+$", "examples": ["1919"]}),
+]
 Search = Annotated[
     SearchText,
     BeforeValidator(_search_text),

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
+from receiver.domain.cloudevents import Filter
 from receiver.domain.events import Api, Direction, Quarantine, TagVerdict
 from receiver.domain.publication import DeadLetterReason
 from receiver.models.parameters import (
@@ -26,6 +27,7 @@ from receiver.models.parameters import (
     Moment,
     Number,
     NumberCursor,
+    NumberPrefix,
     Option,
     PageNumber,
     Search,
@@ -48,6 +50,16 @@ MessageStatus = Literal[
     "received",
     "pending",
     "partial",
+]
+PublishedType = Literal[
+    "message.received",
+    "message.queued",
+    "message.sending",
+    "message.sent",
+    "message.unconfirmed",
+    "message.delivered",
+    "message.failed",
+    "message.read",
 ]
 CallbackOutcome = Literal["pending", "accepted", "quarantined"]
 
@@ -427,3 +439,49 @@ class PullQuery(Query):
 
     after: Large = Field(0, description="the position of the last event that was read; 0: from the oldest stored event")
     limit: Size = Field(100, description="the largest number of events in the response")
+
+
+class StreamQuery(Query):
+    """The parameters of a stream of the event log: where it begins, and the filters of a sink."""
+
+    after: Large | None = Field(
+        None,
+        description="the position of the last event that was read; 0: from the oldest stored event; default: only new "
+        "events; `Last-Event-ID` wins",
+    )
+    since: Annotated[Moment | None, Option("--since")] = Field(
+        None, alias="fromDateTime", description="begin with the events that were received at this time or later"
+    )
+    types: Annotated[tuple[PublishedType, ...], CommaSeparated, Option("--type")] = Field(
+        (),
+        alias="type",
+        json_schema_extra=_NOT_EMPTY,
+        description="the types of events; several values are separated by commas",
+    )
+    changes_only: Boolean = Field(False, description="only events that changed a status")
+    direction: Direction | None = Field(None, description="only inbound or outbound messages")
+    application_id: Annotated[tuple[Text, ...], CommaSeparated, Option("--application")] = Field(
+        (),
+        json_schema_extra=_NOT_EMPTY,
+        description="the ids of applications; several values are separated by commas",
+    )
+    number_prefix: Annotated[tuple[NumberPrefix, ...], CommaSeparated] = Field(
+        (),
+        json_schema_extra=_NOT_EMPTY,
+        description="the beginning of the number of sender or recipient, with the country code; several values are "
+        "separated by commas",
+    )
+    tag_prefix: Annotated[tuple[Text, ...], CommaSeparated] = Field(
+        (), json_schema_extra=_NOT_EMPTY, description="the beginning of the tag; several values are separated by commas"
+    )
+
+    @property
+    def filter(self) -> Filter:
+        return Filter(
+            types=frozenset(self.types),
+            changes_only=self.changes_only,
+            direction=self.direction,
+            applications=frozenset(self.application_id),
+            number_prefixes=self.number_prefix,
+            tag_prefixes=self.tag_prefix,
+        )

@@ -38,7 +38,7 @@ def _function(target: str) -> Function:
     if not (module and colon and attribute):
         raise ValueError('must be a module and a function such as "shop.events:handle"')
     try:
-        function = attrgetter(attribute)(importlib.import_module(module))
+        function: Function = attrgetter(attribute)(importlib.import_module(module))
     except ModuleNotFoundError as error:
         raise ValueError(f"{target} cannot be loaded: {error}; install it, or put its folder into PYTHONPATH") from None
     except AttributeError as error:
