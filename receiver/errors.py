@@ -5,6 +5,7 @@ ReceiverError
 ├── SchemaError         the schema of the database is not that of this version
 ├── StorageUnavailable  the database could not commit now; the same call may succeed later
 ├── JournalFull         too many callbacks wait for their commit
+├── Busy                something has as many users as it may have
 ├── Unknown             nothing has this name or id
 ├── Conflict            the present state does not allow the action
 │   └── Ambiguous       several things have this id

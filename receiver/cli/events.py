@@ -1,4 +1,4 @@
-"""`receiver events sample`: an event as it is published, for a test of the program that receives it."""
+"""`receiver events`: a sample of an event, for a test of the program that receives it, and the log as it grows."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
@@ -6,9 +6,10 @@ from typing import Annotated, Any, Final
 import orjson
 import typer
 
-from receiver.cli.options import group
+from receiver.cli.options import Config, group, with_query
+from receiver.models.queries import StreamQuery
 
-app = group("Print a sample of a published event.")
+app = group("Print a sample of a published event; follow the event log.")
 
 _TYPES: Final = {
     "message.received": ("message-received", None),
@@ -39,6 +40,33 @@ def sample(
         raise typer.BadParameter(f"must be one of {', '.join(_TYPES)}", param_hint="--type")
     echo_json(sample_event(type_))
     return 0
+
+
+Url = Annotated[str | None, typer.Option("--url", metavar="URL", help="The address of a receiver elsewhere.")]
+Token = Annotated[
+    str | None, typer.Option("--token", metavar="TOKEN", help="Its API token; also env:NAME or file:PATH.")
+]
+Count = Annotated[int | None, typer.Option("--count", min=1, help="Stop after this number of events.")]
+After = Annotated[
+    int | None, typer.Option("--after", min=0, metavar="POSITION", help="Begin after this position of the log.")
+]
+
+
+@app.command("tail")
+@with_query(StreamQuery)
+def tail(
+    query: StreamQuery,
+    after: After = None,
+    url: Url = None,
+    token: Token = None,
+    count: Count = None,
+    config: Config = None,
+    json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON, as sinks get it.")] = False,
+) -> int:
+    """Print events as they are appended to the log, until Ctrl-C: from the database, or with --url from a server."""
+    from receiver.cli.live import tail
+
+    return tail(config, query.model_copy(update={"after": after}), url=url, token=token, count=count, json=json)
 
 
 def sample_event(type_: str) -> dict[str, Any]:

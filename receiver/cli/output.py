@@ -124,6 +124,13 @@ def echo_json(value: Any) -> None:
     _write_text(_NOT_PLAIN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
+def echo_json_line(value: Any) -> None:
+    """Writes a plain value as JSON on one line."""
+    from pydantic_core import to_json
+
+    _write_text(_NOT_PLAIN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", to_json(value).decode()) + "\n")
+
+
 def echo_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Writes rows under headings, in columns of the necessary width."""
     cells = [list(headings), *([cell(value) for value in row] for row in rows)]

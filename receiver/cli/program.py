@@ -10,7 +10,7 @@ import typer
 
 from receiver.cli import events, resources, tags
 from receiver.cli.options import Config, Json, group, with_query, with_settings
-from receiver.models.queries import CodeQuery
+from receiver.models.queries import CodeQuery, StreamQuery
 from receiver.sandbox.settings import VARIABLES, SandboxSettings
 
 app = group("Receives Bandwidth's message callbacks and shows the status of every message.")
@@ -203,6 +203,33 @@ def prune(
     from receiver.cli.admin import prune
 
     return prune(config, dry_run=dry_run, json=json)
+
+
+@app.command()
+@with_query(StreamQuery)
+def listen(
+    query: StreamQuery,
+    forward: Annotated[str, typer.Option("--forward", metavar="URL", help="The URL that events are posted to.")],
+    url: events.Url = None,
+    token: events.Token = None,
+    secret: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECRET", help="What posts are signed with; also env:NAME or file:PATH; default: a new secret."
+        ),
+    ] = None,
+    after: events.After = None,
+    count: events.Count = None,
+    config: Config = None,
+) -> int:
+    """Post events of a server to a program on this machine, signed as a webhook, until Ctrl-C. No sink is needed.
+
+    Without --url the server is the one that runs here. Each event is posted once; the line of each has the answer.
+    """
+    from receiver.cli.live import listen
+
+    chosen = query.model_copy(update={"after": after})
+    return listen(config, chosen, forward=forward, url=url, token=token, secret=secret, count=count)
 
 
 @app.command()

@@ -452,11 +452,11 @@ class StreamQuery(Query):
     since: Annotated[Moment | None, Option("--since")] = Field(
         None, alias="fromDateTime", description="begin with the events that were received at this time or later"
     )
-    types: Annotated[tuple[PublishedType, ...], CommaSeparated, Option("--type")] = Field(
+    types: Annotated[tuple[PublishedType, ...], CommaSeparated, Option("--type", metavar="TYPE")] = Field(
         (),
         alias="type",
         json_schema_extra=_NOT_EMPTY,
-        description="the types of events; several values are separated by commas",
+        description="the types of events, such as message.failed; several values are separated by commas",
     )
     changes_only: Boolean = Field(False, description="only events that changed a status")
     direction: Direction | None = Field(None, description="only inbound or outbound messages")

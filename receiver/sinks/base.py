@@ -57,7 +57,7 @@ def _duration(value: Any) -> Any:
     return duration
 
 
-def _resolved(value: Any) -> Any:
+def resolved(value: Any) -> Any:
     """Reads the secret from the environment or the file that the value names."""
     if not isinstance(value, str):
         return value
@@ -102,7 +102,7 @@ def _start(value: Any) -> Any:
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 """A time span, written "15s", "2m", "72h" or as a number of seconds."""
 
-Secret = Annotated[SecretStr, BeforeValidator(_resolved)]
+Secret = Annotated[SecretStr, BeforeValidator(resolved)]
 """A text that is never shown; written in the settings as itself, as "env:NAME" or as "file:/path"."""
 
 
