@@ -88,7 +88,7 @@ def listen(
 def _given(secret: str | None) -> str | None:
     """A secret of the command line, which may be `env:NAME` or `file:PATH`, so that no list of processes shows it."""
     try:
-        return resolved(secret)
+        return str(resolved(secret)) if secret is not None else None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -179,7 +179,7 @@ async def _from_server(url: str, token: str | None, query: StreamQuery) -> Event
                 async with client.stream("GET", _address(url), params=parameters, headers=sent) as response:
                     await _refuse_error(response, url)
                     lost = f"{url} ended the connection"
-                    async with aclosing(_blocks(response)) as blocks:
+                    async with aclosing(_blocks(response)) as blocks:  # type: ignore[type-var]
                         async for block in blocks:
                             place, pause = block.get("id", place), _FIRST_PAUSE_SECONDS
                             if block.get("event") == "gap":

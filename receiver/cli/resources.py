@@ -111,7 +111,7 @@ def list_attempts(id: MessageId, query: AttemptQuery, config: Config = None, jso
     return show_list("messages.listMessageAttempts", config, query=query, json=json, path={"id": id})
 
 
-callbacks = group("List, show, reprocess, export and import the callbacks of the journal.")
+callbacks = group("List, show, reprocess, replay, export and import the callbacks of the journal.")
 
 
 @callbacks.command("list")
@@ -200,6 +200,24 @@ def import_callbacks(
     from receiver.cli.callback_transfer import import_callbacks
 
     return import_callbacks(config, file, json=json)
+
+
+@callbacks.command("replay")
+def replay_callbacks(
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The ids of callbacks.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="URL", help="Where to send them; credentials as user:password@ in it.")
+    ],
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Send callbacks of the journal to a program of yours, as they came: method, query, headers, body.
+
+    Headers with secrets are not stored, so they are not sent. Exit code 1 if an answer is not 2xx.
+    """
+    from receiver.cli.callback_replay import replay_callbacks
+
+    return replay_callbacks(config, ids, to=to, json=json)
 
 
 sinks = group("List, test, pause and resume sinks; replay old events to them.")
