@@ -2,14 +2,14 @@
 
 from datetime import datetime
 from functools import partial
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from receiver.api.operations import Call, Handle, Listed, Operation, by_cursor, by_number
 from receiver.errors import Unknown
 from receiver.models.columns import Read, Time
-from receiver.models.parameters import encode_cursor, moment
+from receiver.models.parameters import Moment, Text, encode_cursor, moment
 from receiver.models.queries import DryRunQuery, ReplayQuery, SinkQuery
 from receiver.models.sinks import ReplayAction, ReplayRead, SinkRead
 from receiver.sinks.registry import probe_sink
@@ -39,14 +39,32 @@ Since = Annotated[
 ]
 
 
+_MAX_MESSAGES: Final = 1000
+
+
 class ReplayRequest(BaseModel):
-    """A replay of the events that were received from a time on."""
+    """A replay of the events that were received from a time on, or of the events of given messages."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    from_: Since = Field(
-        alias="from", description="`beginning` (the oldest stored event), or a time: events received from then on"
+    from_: Since | None = Field(
+        None,
+        alias="from",
+        description="`beginning` (the oldest stored event), or a time: events received from then on; required without "
+        "`messageIds`",
     )
+    until: Moment | None = Field(None, description="only events that were received before this time")
+    message_ids: list[Text] = Field(
+        [], alias="messageIds", max_length=_MAX_MESSAGES, description="only the events of messages with these ids"
+    )
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> Self:
+        if self.from_ is None and not self.message_ids:
+            raise ValueError("give from, messageIds, or both")
+        if isinstance(self.from_, datetime) and self.until is not None and self.until <= self.from_:
+            raise ValueError("until must be later than from")
+        return self
 
 
 class ReplayResponse(Read):
@@ -86,11 +104,13 @@ async def pause_sink(call: Call, *, paused: bool) -> SinkRead:
 
 
 async def replay_sink(call: Call) -> ReplayResponse:
-    name, since, dry_run = call.path["name"], call.body.from_, call.query.dry_run
+    name, dry_run, request = call.path["name"], call.query.dry_run, call.body
+    since: replays.Since = request.from_ if request.from_ is not None else "beginning"
+    only = {"until": request.until, "message_ids": request.message_ids}
     if dry_run:
-        started, log_range = None, await replays.log_range(call.database, name, since)
+        started, log_range = None, await replays.log_range(call.database, name, since, **only)
     else:
-        started, log_range = await replays.begin(call.database, name, since, now=call.context.clock())
+        started, log_range = await replays.begin(call.database, name, since, now=call.context.clock(), **only)
     return ReplayResponse(
         id=started.id if started is not None else None,
         sink=name,
@@ -192,7 +212,8 @@ OPERATIONS: Final = (
         413,
         415,
         method="POST",
-        description="From a time on, or from the oldest stored event, up to the sink's cursor; one replay at a time.",
+        description="From a time on, or from the oldest stored event, up to a time or the sink's cursor; all events or "
+        "those of given messages. One replay at a time.",
         query=DryRunQuery,
         body=ReplayRequest,
     ),

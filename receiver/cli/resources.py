@@ -322,6 +322,11 @@ def replay_sink(
     beginning: Annotated[
         bool, typer.Option("--beginning", help="Replay all stored events, up to the cursor of the sink.")
     ] = False,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Only events received before this time.")] = None,
+    message_ids: Annotated[
+        list[str] | None,
+        typer.Option("--message", metavar="ID", help="Only the events of this message. May be repeated."),
+    ] = None,
     pause: Annotated[bool, typer.Option("--pause", help="Pause the open replay.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the paused replay.")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the open replay for good.")] = False,
@@ -335,12 +340,14 @@ def replay_sink(
     """
     flags = {"pause": pause, "resume": resume, "cancel": cancel}
     actions = [action for action, is_set in flags.items() if is_set]
-    if len(actions) + beginning + (since is not None) != 1:
-        raise typer.BadParameter("give one of --since, --beginning, --pause, --resume and --cancel")
+    begun = bool(beginning + (since is not None) or message_ids)
+    if len(actions) + begun != 1 or (beginning and since is not None):
+        raise typer.BadParameter("give one of --since, --beginning, --message, --pause, --resume and --cancel")
     if not actions:
-        return _begin_replay(config, name, since or "beginning", dry_run=dry_run, json=json)
-    if dry_run:
-        raise typer.BadParameter("--dry-run is for --since and --beginning")
+        body = {"from": since or "beginning", "until": until, "messageIds": message_ids or []}
+        return _begin_replay(config, name, body, dry_run=dry_run, json=json)
+    if dry_run or until is not None:
+        raise typer.BadParameter("--dry-run and --until are for --since, --beginning and --message")
     return _act(
         config,
         f"sinks.{actions[0]}Replay",
@@ -350,16 +357,23 @@ def replay_sink(
     )
 
 
-def _begin_replay(config: Path | None, name: str, since: str, *, dry_run: bool, json: bool) -> int:
-    from receiver.models.parameters import moment
+def _begin_replay(config: Path | None, name: str, body: dict[str, Any], *, dry_run: bool, json: bool) -> int:
+    from pydantic import ValidationError
+
+    from receiver.api.sinks import ReplayRequest
 
     try:
-        if since != "beginning":
-            moment(since)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--since") from None
+        ReplayRequest.model_validate(body)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = str(problem["loc"][0]) if problem["loc"] else "until"
+        message = problem["msg"].removeprefix("Value error, ").replace("than from", "than --since")
+        raise typer.BadParameter(message, param_hint=_REPLAY_OPTIONS[field]) from None
     query = DryRunQuery(dry_run=dry_run)
-    return _act(config, "sinks.replaySink", name, _replay_text, json=json, query=query, body={"from": since})
+    return _act(config, "sinks.replaySink", name, _replay_text, json=json, query=query, body=body)
+
+
+_REPLAY_OPTIONS = {"from": "--since", "until": "--until", "messageIds": "--message"}
 
 
 def _replay_text(replay: Any) -> str:

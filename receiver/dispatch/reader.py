@@ -204,6 +204,7 @@ class ReplayReader:
         self._configured = configured
         self._filter = configured.settings.filter
         self._end = replay.to_position
+        self._message_ids = replay.message_ids or ()
         self._attempts: Counter[int] = Counter()
         self.is_stopped = False
         self._backoff_until = float("-inf")
@@ -214,7 +215,7 @@ class ReplayReader:
             return
         room = WINDOW - len(self.window)
         async with self._database.reading() as connection:
-            entries = await event_log.read_after(connection, self.window.read_to, room)
+            entries = await self._read_log(connection, room)
             read_to = min(entries[-1].position, self._end) if len(entries) == room else self._end
             awaited = await retries.awaited(connection, self._settings.name, self.window.read_to, read_to)
         for entry in entries:
@@ -222,6 +223,12 @@ class ReplayReader:
                 made = replace(_publication(entry, self._configured), replayed=True)
                 self.window.queue(PendingPublication(publication=made))
         self.window.pass_over(read_to)
+
+    async def _read_log(self, connection: Any, room: int) -> list[LogEntry]:
+        after = self.window.read_to
+        if self._message_ids:
+            return await event_log.read_messages(connection, self._message_ids, after, self._end, room)
+        return await event_log.read_after(connection, after, room)
 
     def is_backing_off(self, now: float) -> bool:
         """Whether the replay waits because an event failed. `now` is in monotonic seconds."""

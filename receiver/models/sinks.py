@@ -14,6 +14,7 @@ from receiver.models.columns import (
     Model,
     Read,
     Time,
+    json_column,
     only_where,
     position_column,
     serial_column,
@@ -90,8 +91,8 @@ class RetryRow(Model, table=True):
 class ReplayBase(Model):
     """A range of the event log that is published to a sink again.
 
-    The events after `after_position` up to and including `to_position`; those up to `position` are done, and
-    `published` and `dead_letters` count those that the sink's filter let through.
+    The events after `after_position` up to and including `to_position`, all or those of `message_ids`; those up to
+    `position` are done, and `published` and `dead_letters` count those that the sink's filter let through.
     """
 
     sink: str = text_column()
@@ -103,6 +104,7 @@ class ReplayBase(Model):
     dead_letters: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     requested_at: Time = time_column(nullable=False)
     ended_at: Time | None = time_column()
+    message_ids: list[str] | None = json_column(nullable=True)
 
 
 class ReplayRow(ReplayBase, table=True):

@@ -294,6 +294,27 @@ async def read_at(connection: AsyncConnection, positions: Sequence[int]) -> list
     return [_entry(row) for row in await connection.execute(statement)]
 
 
+async def positions_of_messages(
+    connection: AsyncConnection, message_ids: Iterable[str], after: int, until: int
+) -> list[tuple[int, str]]:
+    """Position and message id of the events of messages with these ids in a part of the log, in rising order."""
+    statement = select(EVENTS.c.position, EVENTS.c.message_id).where(
+        EVENTS.c.message_id.in_(sorted(set(message_ids))),
+        # `+ 0` makes the planner use the index on the message; so does sorting here.
+        EVENTS.c.position + 0 > after,
+        EVENTS.c.position + 0 <= until,
+    )
+    return sorted((row.position, row.message_id) for row in await connection.execute(statement))
+
+
+async def read_messages(
+    connection: AsyncConnection, message_ids: Iterable[str], after: int, until: int, limit: int
+) -> list[LogEntry]:
+    """The next entries of messages with these ids in a part of the log."""
+    found = await positions_of_messages(connection, message_ids, after, until)
+    return await read_at(connection, [position for position, _ in found[:limit]]) if found else []
+
+
 async def later_of_messages(
     database: Database, connection: AsyncConnection, message_ids: Iterable[str], after: int
 ) -> list[LogEntry]:

@@ -1,5 +1,6 @@
 """Replays: an operator has old events published to a sink again, in parallel with the new ones."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -50,30 +51,76 @@ async def find(connection: AsyncConnection, sink: str, query: ReplayQuery) -> Pa
     return Page(items=[_replay(row) for row in rows[: query.size]], more=len(rows) > query.size)
 
 
-async def log_range(database: Database, sink: str, since: Since) -> LogRange:
+async def log_range(
+    database: Database, sink: str, since: Since, *, until: datetime | None = None, message_ids: Sequence[str] = ()
+) -> LogRange:
     """The log range of a replay if it began now; raises the same errors as `begin`."""
-    after = await _before(database, since)
+    after, end = await _limits(database, since, until)
     async with database.reading() as connection:
         row = await sinks.row_of(connection, sink)
         await _refuse(connection, sink, since)
-    return await _log_range(database, after, row.cursor)
+        asked = await _asked(connection, message_ids, after, min(end, row.cursor))
+    return await _log_range(database, asked)
 
 
-async def begin(database: Database, sink: str, since: Since, *, now: datetime) -> tuple[ReplayRead | None, LogRange]:
+async def begin(
+    database: Database,
+    sink: str,
+    since: Since,
+    *,
+    now: datetime,
+    until: datetime | None = None,
+    message_ids: Sequence[str] = (),
+) -> tuple[ReplayRead | None, LogRange]:
     """Begins a replay to a sink: the events before its cursor, from a time on or from the oldest stored event.
 
+    `until` leaves out those that were received then or later, `message_ids` those of other messages.
+
     Events after the cursor are published anyway. Without any event there is no replay. Raises UnknownSink, Conflict if
-    another replay has not ended, or Expired if retention may have removed events of that time.
+    another replay has not ended, Unknown if a message has no event, or Expired if retention may have removed events of
+    that time.
     """
-    after = await _before(database, since)
+    after, end = await _limits(database, since, until)
     async with database.writing() as connection:
         # Retention takes this lock too: either it sees the replay and leaves its events, or we see the events it left.
         await database.lock_log(connection)
         row = await sinks.lock_row(connection, sink)
         await _refuse(connection, sink, since)
-        is_empty = await event_log.first(connection, event_log.within(after, row.cursor)) is None
-        replay = None if is_empty else await _insert(connection, sink, after, row.cursor, now)
-    return replay, await _log_range(database, after, row.cursor)
+        asked = await _asked(connection, message_ids, after, min(end, row.cursor))
+        is_empty = await event_log.first(connection, event_log.within(asked.after, asked.to)) is None
+        replay = None if is_empty else await _insert(connection, sink, asked, now)
+    return replay, await _log_range(database, asked)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """The part of the log that a replay is asked for, and of which messages (none: of all); `events` is their count."""
+
+    after: int
+    to: int
+    message_ids: Sequence[str] = ()
+    events: int | None = None
+
+
+async def _limits(database: Database, since: Since, until: datetime | None) -> tuple[int, int]:
+    end = _NO_END if until is None else await event_log.position_before(database, until)
+    return await _before(database, since), end
+
+
+_NO_END: Final = 2**63 - 1
+
+
+async def _asked(connection: AsyncConnection, message_ids: Sequence[str], after: int, to: int) -> _Asked:
+    if not message_ids:
+        return _Asked(after=after, to=max(after, to))
+    known = {message_id for _, message_id in await event_log.positions_of_messages(connection, message_ids, 0, _NO_END)}
+    if unknown := [message_id for message_id in message_ids if message_id not in known]:
+        raise Unknown(f"there is no event of a message {unknown[0]}")
+    found = await event_log.positions_of_messages(connection, message_ids, after, to)
+    if not found:
+        return _Asked(after=after, to=after, events=0)
+    # Retention leaves the events of an open replay, so it holds no more of the log than it needs.
+    return _Asked(after=found[0][0] - 1, to=found[-1][0], message_ids=message_ids, events=len(found))
 
 
 async def act(
@@ -106,8 +153,9 @@ async def _with_id(connection: AsyncConnection, sink: str, replay_id: int) -> Re
     return _replay(row) if row is not None else None
 
 
-async def _insert(connection: AsyncConnection, sink: str, after: int, to: int, now: datetime) -> ReplayRead:
-    row = {"sink": sink, "state": "running", "after_position": after, "to_position": to, "position": after}
+async def _insert(connection: AsyncConnection, sink: str, asked: _Asked, now: datetime) -> ReplayRead:
+    part = {"after_position": asked.after, "to_position": asked.to, "position": asked.after}
+    row = {"sink": sink, "state": "running", **part, "message_ids": sorted(set(asked.message_ids)) or None}
     counted = {"published": 0, "dead_letters": 0, "requested_at": now}
     insert = REPLAYS.insert().values(**row, **counted).returning(*REPLAYS.c)
     return _replay((await connection.execute(insert)).one())
@@ -128,13 +176,13 @@ async def _before(database: Database, since: Since) -> int:
     return 0 if since == "beginning" else await event_log.position_before(database, since)
 
 
-async def _log_range(database: Database, after: int, to: int) -> LogRange:
+async def _log_range(database: Database, asked: _Asked) -> LogRange:
     async with database.reading() as connection:
-        first = await event_log.first(connection, event_log.within(after, to))
+        first = await event_log.first(connection, event_log.within(asked.after, asked.to))
     return LogRange(
-        after_position=after,
-        to_position=to,
-        events=await event_log.count(database, after, to),
+        after_position=asked.after,
+        to_position=asked.to,
+        events=asked.events if asked.events is not None else await event_log.count(database, asked.after, asked.to),
         first_at=first.received_at if first is not None else None,
     )
 

@@ -236,6 +236,7 @@ async def test_replay_progress_pause_resume_and_cancel(api: AsyncClient) -> None
         "deadLetters": 0,
         "requestedTime": "2026-01-01T00:01:40Z",
         "endedTime": None,
+        "messageIds": None,
     }
     assert await get(api, "/api/sinks/crm/replays") == [expected]
     assert (await get(api, "/api/sinks/crm"))["replay"] == expected
@@ -266,7 +267,13 @@ async def test_a_second_replay_is_a_conflict(api: AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("body", "blamed"),
     [
-        ({}, {"from"}),
+        ({}, {"body"}),
+        ({"until": "2026-01-01"}, {"body"}),
+        ({"messageIds": []}, {"body"}),
+        ({"messageIds": [""]}, {"messageIds"}),
+        ({"messageIds": ["m"] * 1001}, {"messageIds"}),
+        ({"from": "beginning", "until": "soon"}, {"until"}),
+        ({"from": "2026-01-02", "until": "2026-01-01"}, {"body"}),
         ({"from": "tomorrow"}, {"from"}),
         ({"from": "end"}, {"from"}),
         ({"from": 5}, {"from"}),
@@ -516,6 +523,12 @@ def test_pause_resume_and_replay_beside_a_running_server(site: Site) -> None:
     assert site.replays()[0]["published"] == len(first)
     site.receive("last")
     until(lambda: site.published() == [*first * 2, "last"])
+    begun = site.run("sinks", "replay", "file", "--message", "m2", "--until", "now")
+    assert begun.startswith("replay 2: 1 events, received from 20")
+    until(lambda: site.replays()[0]["state"] == "finished")
+    assert site.published() == [*first * 2, "last", "m2"]
+    assert site.replays()[0]["messageIds"] == ["m2"]
+    assert "there is no event to replay" in site.run("sinks", "replay", "file", "--beginning", "--until", "2020")
 
 
 async def test_responses_of_sinks_are_for_admin_tokens_only(api: AsyncClient, stocked: Database) -> None:

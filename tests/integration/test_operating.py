@@ -233,6 +233,38 @@ async def test_events_that_came_late_into_the_log_do_not_hide_those_before_them(
     assert (await replays.log_range(database, SINK, at(500))).events == 8
 
 
+async def test_a_replay_until_a_time_leaves_out_what_was_received_then_or_later(log: Worker) -> None:
+    await log.done()
+    only = {"until": at(120)}
+    assert (await replays.log_range(log.database, SINK, "beginning", **only)).events == 2
+    replay, log_range = await replays.begin(log.database, SINK, at(60), now=at(1000), **only)
+    assert replay is not None
+    assert (log_range.events, replay.to_position) == (1, log.entries[1].position)
+
+
+async def test_a_replay_of_messages_holds_only_the_part_of_the_log_that_has_them(database: Database) -> None:
+    entries = await append(database, [*life("first"), *life("second"), *life("third"), *life("behind")])
+    log = await worker(database, entries)
+    await log.settle(log.first(12, Done()))
+    positions = [entry.position for entry in entries]
+    only = {"message_ids": ["second", "third", "second"]}
+    assert (await replays.log_range(database, SINK, "beginning", **only)).events == 8
+    replay, log_range = await replays.begin(database, SINK, "beginning", now=at(1000), **only)
+    assert replay is not None
+    assert (replay.after_position, replay.to_position) == (positions[4] - 1, positions[11])
+    assert (replay.message_ids, log_range.events) == (["second", "third"], 8)
+
+
+async def test_a_replay_of_unknown_messages_is_rejected_and_of_coming_events_not_begun(database: Database) -> None:
+    entries = await append(database, [*life("first"), *life("behind")])
+    log = await worker(database, entries)
+    await log.settle(log.first(3, Done()))
+    with pytest.raises(Unknown, match="there is no event of a message nobody"):
+        await replays.begin(database, SINK, "beginning", now=at(1000), message_ids=["first", "nobody"])
+    replay, log_range = await replays.begin(database, SINK, "beginning", now=at(1000), message_ids=["behind"])
+    assert (replay, log_range.events) == (None, 0)
+
+
 @pytest.mark.parametrize("since", [at(181), at(10**8)], ids=["beyond the cursor", "beyond the log"])
 async def test_replay_of_an_empty_range_is_rejected(log: Worker, since: Any) -> None:
     await log.settle(log.first(3, Done()))

@@ -283,6 +283,21 @@ async def test_replay_publishes_old_events_with_their_ids_and_a_mark(database: D
     assert await rows(database) == []
 
 
+async def test_replay_of_messages_publishes_their_events_alone_and_in_order(database: Database) -> None:
+    sink = memory_sink()
+    entries = await append(database, messages(400))
+    wanted = [entry for entry in entries if int(entry.event.message_id[1:]) % 3 == 0]
+    chosen = sorted({entry.event.message_id for entry in wanted})
+    async with running(database, sink):
+        await settled_at(database, entries)
+        replay, _ = await replays.begin(database, "crm", "beginning", now=now(), message_ids=chosen)
+        over = await ended(database, replay)
+    assert (over.state, over.published) == ("finished", len(wanted))
+    again = [one for one in memory(sink).published if one.replayed]
+    assert sorted(ids(again)) == sorted(entry.event.id for entry in wanted)
+    assert in_order(again)
+
+
 async def test_source_and_public_url_are_in_the_first_copy_in_a_retry_and_in_a_replay(database: Database) -> None:
     [sink] = configure(
         [{"name": "crm", "type": "memory", "start": "beginning", "schedule": SOON}],

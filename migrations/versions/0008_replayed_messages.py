@@ -1,0 +1,18 @@
+"""A replay may be of given messages alone."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
+
+revision = "0008"
+down_revision = "0007"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("replays", sa.Column("message_ids", JSONB().with_variant(sa.Text(), "sqlite"), nullable=True))
+
+
+def downgrade() -> None:
+    op.drop_column("replays", "message_ids")
