@@ -64,6 +64,9 @@ def document(groups: Sequence[Group], version: str) -> Json:
     # The models of query parameters are in the document as parameters, not as schemas.
     for name in {operation.query.__name__ for _, operation in _operations(groups)}:
         del components[name]
+    for name, schema in components.items():
+        # Some generators call their classes by the title.
+        schema["title"] = name
     return {
         "openapi": "3.1.0",
         "info": {
