@@ -487,7 +487,7 @@ async def test_event_log_is_pulled_by_cursor(api: AsyncClient, database: Databas
     assert f"after={sequences[-1]}" in address
 
 
-async def test_events_have_the_source_and_the_public_url_of_the_settings(database: Database) -> None:
+async def test_events_have_the_source_of_the_settings(database: Database) -> None:
     await append(database, [make_event(), make_event(api=Api.V1)])
     public_url = "https://sms.example.com/receiver"
     async with client(application(database, source="https://sms.example.com", public_url=public_url)) as api:

@@ -298,7 +298,7 @@ async def test_replay_of_messages_publishes_their_events_alone_and_in_order(data
     assert in_order(again)
 
 
-async def test_source_and_public_url_are_in_the_first_copy_in_a_retry_and_in_a_replay(database: Database) -> None:
+async def test_source_setting_is_in_the_first_copy_in_a_retry_and_in_a_replay(database: Database) -> None:
     [sink] = configure(
         [{"name": "crm", "type": "memory", "start": "beginning", "schedule": SOON}],
         source="/sms/staging/",
