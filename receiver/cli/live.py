@@ -2,6 +2,8 @@
 
 import asyncio
 import secrets
+import select
+import sys
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,7 +20,7 @@ from receiver import credentials
 from receiver.api.events import HEARTBEAT_SECONDS, published, refuse_gap
 from receiver.api.operations import ApiContext
 from receiver.cli.context import read_settings, refuse_absent
-from receiver.cli.output import echo, echo_error, echo_json_line
+from receiver.cli.output import OutputClosed, echo, echo_error, echo_json_line
 from receiver.cli.serve import stop_signal
 from receiver.clock import now
 from receiver.domain.publication import Publication, Result
@@ -106,21 +108,31 @@ def _own_server(config: Path | None, token: str | None) -> tuple[str, str | None
 
 
 def _until_stopped(work: Callable[[], Awaitable[None]]) -> int:
-    """Runs `work` to its end, or until SIGINT or SIGTERM."""
+    """Runs `work` to its end, or until SIGINT or SIGTERM, or until nobody reads the output any more."""
 
     async def run() -> int:
         working = asyncio.ensure_future(work())
-        stopping = asyncio.ensure_future(stop_signal().wait())
-        await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
-        elif (error := working.exception()) is not None:
+        stopping, unread = asyncio.ensure_future(stop_signal().wait()), asyncio.ensure_future(_output_closed())
+        ended, others = await asyncio.wait([working, stopping, unread], return_when=asyncio.FIRST_COMPLETED)
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        if working in ended and (error := working.exception()) is not None:
             raise error
+        if unread in ended:
+            raise OutputClosed
         return 0
 
     return asyncio.run(run())
+
+
+async def _output_closed() -> None:
+    """Waits until the reader of a pipe on standard output has gone: without an event no write would fail."""
+    output = select.poll()
+    # A closed reader is reported whatever is asked for.
+    output.register(sys.stdout, 0)
+    while not any(found & (select.POLLERR | select.POLLHUP) for _, found in output.poll(0)):
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 # --- where events come from
