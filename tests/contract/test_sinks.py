@@ -33,14 +33,14 @@ class TestMemory(Conformance):
             yield target
 
 
-class TestPlainFunction(Conformance):
+class TestPython(Conformance):
     @pytest.fixture
     def target(self) -> Iterator[SinkTarget]:
         with sink_targets.python("plain") as target:
             yield target
 
 
-class TestAsyncFunction(Conformance):
+class TestPythonAsync(Conformance):
     @pytest.fixture
     def target(self) -> Iterator[SinkTarget]:
         with sink_targets.python("asynchronous") as target:
