@@ -347,7 +347,8 @@ def replay_sink(
         body = {"from": since or "beginning", "until": until, "messageIds": message_ids or []}
         return _begin_replay(config, name, body, dry_run=dry_run, json=json)
     if dry_run or until is not None:
-        raise typer.BadParameter("--dry-run and --until are for --since, --beginning and --message")
+        option = "--dry-run" if dry_run else "--until"
+        raise typer.BadParameter(f"{option} is for --since, --beginning and --message")
     return _act(
         config,
         f"sinks.{actions[0]}Replay",

@@ -110,8 +110,8 @@ async def stock_sink(database: Database) -> None:
 @schema.exclude(path="/api/events/stream").parametrize()
 @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 def test_every_operation_conforms_to_the_openapi_document(case: Any, server: str) -> None:
-    # which values cannot be signed depends on the key: no schema can say it
-    excluded = [positive_data_acceptance] if case.path == "/api/tags" else []
+    # which values cannot be signed depends on the key, which times are in order on each other: no schema can say it
+    excluded = [positive_data_acceptance] if case.path in ("/api/tags", "/api/sinks/{name}/replay") else []
     if (case.path, case.method) == ("/api/messages", "POST"):
         # an id or the location that ends in it: either is required, and the answer to it names what is missing
         excluded = [positive_data_acceptance]
