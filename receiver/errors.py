@@ -9,7 +9,8 @@ ReceiverError
 ├── Unknown             nothing has this name or id
 ├── Conflict            the present state does not allow the action
 │   └── Ambiguous       several things have this id
-└── Expired             the requested data is no longer stored
+├── Expired             the requested data is no longer stored
+└── TooMuch             the answer would be too large
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -72,6 +73,10 @@ class Ambiguous(Conflict):
 
 class Expired(ReceiverError):
     """The requested data is no longer stored."""
+
+
+class TooMuch(ReceiverError):
+    """The answer would be too large; the message says how to get a smaller one."""
 
 
 def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "") -> str:

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from receiver.errors import Ambiguous, Busy, Conflict, Expired, JournalFull, StorageUnavailable, Unknown
+from receiver.errors import Ambiguous, Busy, Conflict, Expired, JournalFull, StorageUnavailable, TooMuch, Unknown
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 2
@@ -78,6 +78,8 @@ def as_problem(error: Exception) -> ProblemError:
             return ProblemError(409, _sentence(error))
         case Expired():
             return ProblemError(410, _sentence(error))
+        case TooMuch():
+            return ProblemError(400, _sentence(error))
         case _:
             return ProblemError(500, _UNEXPECTED)
 

@@ -21,6 +21,7 @@ from receiver.api import (
     reference,
     sends,
     sinks,
+    statistics,
     status,
 )
 from receiver.api.auth import BEARER
@@ -34,6 +35,7 @@ OWN: Final = Group(
     operations=(
         *messages.OPERATIONS,
         *sends.OPERATIONS,
+        *statistics.OPERATIONS,
         *callbacks.OPERATIONS,
         *reference.OPERATIONS,
         *events.OPERATIONS,

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import reduce
 from pathlib import Path
@@ -346,10 +346,12 @@ def rebuild(config: Path | None, *, dry_run: bool, json: bool) -> int:
     async def work(settings: Settings, database: Database) -> int:
         rebuilt = await Rebuild(database, settings.final_conflict, writes=not dry_run).run()
         if json:
-            echo_json({"messages": rebuilt.messages, "forgotten": rebuilt.forgotten, "differing": rebuilt.differing})
+            echo_json(asdict(rebuilt))
             return 0
         differ = "differ" if dry_run else "differed and were corrected"
         echo(f"{rebuilt.messages} messages read, {rebuilt.differing} rows {differ}")
+        if rebuilt.statistics:
+            echo(f"{rebuilt.statistics} cells of the statistics {differ}")
         if rebuilt.forgotten:
             echo(f"{rebuilt.forgotten} messages left unchanged: some of their events are no longer stored")
         return 0

@@ -16,11 +16,12 @@ from receiver.domain.events import REGISTERED, Callback, Direction, Event, Quara
 from receiver.domain.fold import Batch, MessageKey, Repeat
 from receiver.domain.publication import Appended
 from receiver.providers import PROVIDERS, sends, states
-from receiver.storage import event_log, messages, processor
+from receiver.storage import event_log, messages, processor, statistics
 from receiver.storage.bulk import Step, Transaction
 from receiver.storage.database import Database, is_data_error
 from receiver.storage.event_log import EventsOfMessages
 from receiver.storage.messages import Rows, rows_of
+from receiver.storage.rebuild import stored_rows
 from receiver.tags import TagPolicy
 
 # After this many elements the event loop gets a turn for other work.
@@ -276,9 +277,13 @@ async def _take(folded: Batch[Any], batch: Sequence[Parsed]) -> None:
 
 async def _steps(folded: Batch[Rows], existing: Mapping[MessageKey, bool], transaction: Transaction) -> list[Step]:
     changes = []
+    # Rows that no event of the log explains: they are read, to be taken out of the statistics.
+    unexplained = {key[2] for key in folded.moved() if key in existing and key not in folded.before}
+    stored = await stored_rows(transaction, unexplained) if unexplained else {}
     for place, key in enumerate(folded.moved(), start=1):
         after = rows_of(folded.messages[key], transaction.spelling)
-        changes.append((key in existing, folded.before.get(key), after))
+        changes.append((key in existing, folded.before.get(key) or stored.get(key), after))
         if place % YIELD_EVERY == 0:
             await asyncio.sleep(0)
-    return [*messages.write_rows(changes), event_log.append(folded.appended, transaction.spelling)]
+    appended = event_log.append(folded.appended, transaction.spelling)
+    return [*messages.write_rows(changes), statistics.count(changes), appended]

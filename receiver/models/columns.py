@@ -104,9 +104,10 @@ def json_column(name: str | None = None, *, nullable: bool = True, **field: Any)
     return Field(sa_column=Column(name, Json, nullable=nullable) if name else Column(Json, nullable=nullable), **field)
 
 
-def integer_column(*, nullable: bool = False, **field: Any) -> Any:
+def integer_column(*, primary_key: bool = False, nullable: bool = False, **field: Any) -> Any:
     """A number of up to 19 digits, which Bandwidth or a count can reach."""
-    return Field(sa_column=Column(BigInteger, nullable=nullable), **field)
+    column = Column(BigInteger, primary_key=primary_key, autoincrement=False, nullable=nullable)
+    return Field(sa_column=column, **field)
 
 
 def position_column(*, primary_key: bool = False, nullable: bool = False) -> Any:

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, Final
@@ -15,10 +15,11 @@ from receiver.domain.message import fold
 from receiver.models.columns import Json, UTCDateTime, json_text
 from receiver.models.events import EVENTS
 from receiver.models.messages import DELIVERIES, MESSAGES
-from receiver.storage import event_log, messages
+from receiver.storage import event_log, messages, statistics
 from receiver.storage.bulk import Transaction
 from receiver.storage.database import Database
 from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, Rows, _RowValues, rows_of
+from receiver.storage.statistics import Recount
 
 # A batch holds the lock of the event log. It has at most this many message ids, and events unless one id has more.
 _BATCH_IDS: Final = 100
@@ -32,17 +33,22 @@ _RECIPIENT_KEY: Final = DELIVERY_COLUMNS.index("recipient_key")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rebuilt:
-    """The result of a rebuild: messages read, messages skipped because retention removed events, and wrong rows."""
+    """The result of a rebuild: messages read, messages skipped because retention removed events, and wrong rows.
+
+    `statistics` are the cells of the statistics that did not count the rows.
+    """
 
     messages: int = 0
     forgotten: int = 0
     differing: int = 0
+    statistics: int = 0
 
     def __add__(self, other: "Rebuilt") -> "Rebuilt":
         return Rebuilt(
             messages=self.messages + other.messages,
             forgotten=self.forgotten + other.forgotten,
             differing=self.differing + other.differing,
+            statistics=self.statistics + other.statistics,
         )
 
 
@@ -60,13 +66,13 @@ class Rebuild:
         self._writes = writes
 
     async def run(self) -> Rebuilt:
-        """Rebuilds all messages in batches; the processor runs in between."""
+        """Rebuilds all messages in batches, then the statistics; the processor runs in between."""
         total, ids = Rebuilt(), await self._ids_after("")
         while ids:
             total += await self._rebuild(ids)
             await asyncio.sleep(0)
             ids = await self._ids_after(ids[-1])
-        return total
+        return total + Rebuilt(statistics=await Recount(self._database, writes=self._writes).run())
 
     async def _ids_after(self, message_id: str) -> Sequence[str]:
         """The next message ids: as many as have about `_BATCH_EVENTS` events, but at least one."""
@@ -98,20 +104,23 @@ class Rebuild:
             known = await event_log.of_messages(transaction, wanted, limit=sys.maxsize - 1, needed=())
             existing = await messages.existing_rows(transaction, ids)
             forgotten = {key for key, events_forgotten in existing.items() if events_forgotten}
-            stored = await _stored(transaction, ids)
+            stored = await stored_rows(transaction, ids)
             rebuilt = {
                 key: rows_of(fold(events, self._conflict), transaction.spelling)
                 for key, events in known.events.items()
                 if key not in forgotten
             }
-            changes = [(key in existing, _comparable(stored.get(key), rows), rows) for key, rows in rebuilt.items()]
-            differing = sum(_differing(before, after) for _, before, after in changes)
+            changes = {
+                key: (key in existing, _comparable(stored.get(key), rows), rows) for key, rows in rebuilt.items()
+            }
+            differing = sum(_differing(before, after) for _, before, after in changes.values())
             if differing and self._writes:
-                await transaction.run(messages.write_rows(changes))
+                counted = [(is_stored, stored.get(key), rows) for key, (is_stored, _, rows) in changes.items()]
+                await transaction.run([*messages.write_rows(changes.values()), statistics.count(counted)])
         return Rebuilt(messages=len(rebuilt), forgotten=len(forgotten & known.events.keys()), differing=differing)
 
 
-async def _stored(transaction: Transaction, ids: Sequence[str]) -> Mapping[MessageKey, Rows]:
+async def stored_rows(transaction: Transaction, ids: Collection[str]) -> Mapping[MessageKey, Rows]:
     """The stored rows of the messages with these ids; `message` is empty if there are only deliveries."""
     messages: dict[MessageKey, _RowValues] = {}
     deliveries: dict[MessageKey, dict[str, _RowValues]] = {}
@@ -123,7 +132,7 @@ async def _stored(transaction: Transaction, ids: Sequence[str]) -> Mapping[Messa
 
 
 async def _select(
-    transaction: Transaction, table: Any, names: Sequence[str], id_name: str, ids: Sequence[str]
+    transaction: Transaction, table: Any, names: Sequence[str], id_name: str, ids: Collection[str]
 ) -> list[_RowValues]:
     """Rows of a table in the form of `rows_of`: times as the driver takes them, JSON as text."""
     columns = [table.c[name] for name in names]

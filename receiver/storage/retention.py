@@ -28,7 +28,7 @@ from receiver.errors import StorageUnavailable
 from receiver.models.callbacks import CALLBACKS, PENDING, QUARANTINE
 from receiver.models.messages import DELIVERIES, MESSAGES
 from receiver.models.sinks import ATTEMPTS
-from receiver.storage import journal
+from receiver.storage import journal, statistics
 from receiver.storage.database import Database
 from receiver.storage.event_retention import (
     MESSAGE_KEY,
@@ -97,7 +97,10 @@ class Pruner:
 
     async def prune(self) -> dict[Kind, int]:
         """Removes all old rows, and returns how many of each kind were removed."""
-        return {task.kind: await self._prune(task) for task in self._tasks()}
+        removed = {task.kind: await self._prune(task) for task in self._tasks()}
+        async with holding_log(self._database) as connection:
+            await statistics.sweep(connection, self._clock())
+        return removed
 
     async def count(self) -> dict[Kind, int]:
         """How many rows of each kind `prune` would remove."""
@@ -207,10 +210,12 @@ async def _prune_text(database: Database, task: PruneTask, _: int) -> Batch:
 
 
 async def _prune_messages(database: Database, task: PruneTask, _: int) -> Batch:
-    found = select(*MESSAGE_KEY).where(_old_message(task)).limit(task.limit)
+    wanted = select(*MESSAGE_KEY).where(_old_message(task)).limit(task.limit)
     async with holding_log(database) as connection:
-        keys = [bound(row.api, row.direction, row.id) for row in await connection.execute(found)]
+        found = {tuple(row) for row in await connection.execute(wanted)}
+        keys = [bound(*key) for key in found]
         if keys:
+            await statistics.forget(database, connection, found)
             await connection.execute(_DROP_DELIVERIES, keys)
             await connection.execute(_DROP_MESSAGE, keys)
     return _all_of(task, len(keys))
