@@ -29,7 +29,7 @@ class Processed:
 
     `duplicates` are events that the log had already, `reasons` counts rejected elements by reason, `failures` new
     events with the status failed by API and delivery code (`other` if no document lists the code, `none` without one),
-    `deliveries` those whose status changed by their new status.
+    `deliveries` those whose status changed by their new status, `categories` those with a code by status and category.
     `lag_seconds` has for each callback the time from receipt until its status was visible, but nothing for imported
     callbacks, which are as old as they are.
     """
@@ -39,6 +39,7 @@ class Processed:
     verdicts: Count[str]
     failures: Count[tuple[str, str]] = field(default_factory=Count)
     deliveries: Count[str] = field(default_factory=Count)
+    categories: Count[tuple[str, str]] = field(default_factory=Count)
     duplicates: int
     reasons: Count[str]
     seconds: float
@@ -223,6 +224,15 @@ class WorkerMetrics:
         )
         for status in Status:
             self._deliveries.labels(status)
+        self._categories = Counter(
+            "receiver_delivery_categories",
+            "Deliveries with a delivery code that reached a status, by the category of the code; other: not listed",
+            ["status", "category"],
+            registry=registry,
+        )
+        for entry in catalogue():
+            self._categories.labels(entry.outcome, entry.category)
+        self._categories.labels(Status.FAILED, "other")
         self._failures = Counter(
             "receiver_failures",
             "New events with the status failed, by delivery code: those that documents list, other, and none",
@@ -341,6 +351,8 @@ class WorkerMetrics:
             self._quarantined.labels(reason).inc(elements)
         for status, deliveries in batch.deliveries.items():
             self._deliveries.labels(status).inc(deliveries)
+        for (status, category), deliveries in batch.categories.items():
+            self._categories.labels(status, category).inc(deliveries)
         for (api, code), events in batch.failures.items():
             self._failures.labels(api, code).inc(events)
         self._duplicates.inc(batch.duplicates)

@@ -1,5 +1,6 @@
 """Runs operations of the query API within a command, and writes what they return: lists, codes, explained messages."""
 
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,6 +14,7 @@ from receiver.api.operations import ApiContext, Call, Listed, Operation
 from receiver.cli.context import reprocessing, with_database
 from receiver.cli.options import filter_options
 from receiver.cli.output import (
+    STATISTICS_HEADINGS,
     TABLES,
     Progress,
     code_fields,
@@ -22,6 +24,7 @@ from receiver.cli.output import (
     echo_json,
     echo_table,
     set_fields,
+    statistic_cells,
     written,
 )
 from receiver.clock import now
@@ -32,8 +35,17 @@ from receiver.explanation.timeline import TimelineEntry, explain_publication
 from receiver.explanation.words import time_text
 from receiver.models.events import MessageEventRead
 from receiver.models.messages import MessageRead
-from receiver.models.queries import CodeQuery, MessageQuery, OneMessageQuery, PagedQuery, Query
+from receiver.models.queries import (
+    DIMENSIONS,
+    CodeQuery,
+    MessageQuery,
+    OneMessageQuery,
+    PagedQuery,
+    Query,
+    StatisticsQuery,
+)
 from receiver.models.sinks import PublicationRead
+from receiver.models.statistics import StatisticsRead
 from receiver.settings import Settings
 from receiver.storage import messages
 from receiver.storage.database import Database
@@ -163,6 +175,18 @@ def write_list(operation: Operation, result: Any, *, query: Query | None = None,
     echo_table(table.headings, [table.row(item) for item in items])
     if isinstance(result, Listed) and result.next_page is not None and isinstance(query, PagedQuery):
         echo(f"(there are more: --page {query.page + 1})")
+
+
+def show_statistics(config: Path | None, query: StatisticsQuery, *, json: bool) -> int:
+    """Shows the statistics: the dimensions, then the counts."""
+
+    def write(found: StatisticsRead) -> None:
+        echo(f"deliveries of messages from {time_text(found.since)} to {time_text(found.until)}")
+        fields = [DIMENSIONS[dimension] for dimension in dict.fromkeys(query.by)]
+        headings = [re.sub(r"(?<=[a-z])(?=[A-Z])", " ", dimension).upper() for dimension in dict.fromkeys(query.by)]
+        echo_table((*headings, *STATISTICS_HEADINGS), [statistic_cells(row, fields) for row in found.rows])
+
+    return show("statistics.getStatistics", config, {}, json=json, text=write, query=query)
 
 
 def export_messages(config: Path | None, query: MessageQuery, *, lines: bool, output: Path | None) -> int:

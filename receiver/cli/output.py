@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from receiver.models.events import MessageEventRead
     from receiver.models.messages import MessageRead
     from receiver.models.sinks import AttemptRead, DeadLetterRead, ReplayRead, SinkRead
+    from receiver.models.statistics import StatisticRead
 
 
 View = TypeVar("View")
@@ -255,6 +256,25 @@ TABLES: Final[Mapping[str, Table]] = {
     "DeadLetterRead": Table(("ID", "SINK", "DIED", "MESSAGE", "STATUS", "REASON", "ATTEMPTS", "DETAIL"), _dead_letter),
     "DeliveryCodeRead": Table(("API", "CODE", "NAME", "CATEGORY", "OUTCOME", "RETRYABLE", "BILLABLE"), _code),
 }
+
+
+STATISTICS_HEADINGS: Final = ("DELIVERIES", "DELIVERED", "FAILED", "UNCONFIRMED", "AWAITING", "SUCCESS", "P50", "P95")
+
+
+def statistic_cells(row: "StatisticRead", dimensions: Iterable[str]) -> tuple[object, ...]:
+    """The cells of a row of statistics: its dimensions, then the counts."""
+    values = (getattr(row, name) for name in dimensions)
+    times = (f"{time:g} s" if time is not None else None for time in (row.p50_seconds, row.p95_seconds))
+    return (
+        *(time_text(value) if isinstance(value, datetime) else value for value in values),
+        row.deliveries,
+        row.delivered,
+        row.failed,
+        row.unconfirmed,
+        row.awaiting_receipt,
+        f"{row.success_rate:.1%}" if row.success_rate is not None else None,
+        *times,
+    )
 
 
 def sink_fields(sink: "SinkRead") -> list[tuple[str, object]]:

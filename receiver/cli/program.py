@@ -10,7 +10,7 @@ import typer
 
 from receiver.cli import events, resources, tags
 from receiver.cli.options import Config, Json, group, with_query, with_settings
-from receiver.models.queries import CodeQuery, StreamQuery
+from receiver.models.queries import CodeQuery, StatisticsQuery, StreamQuery
 from receiver.sandbox.settings import VARIABLES, SandboxSettings
 
 app = group("Receives Bandwidth's message callbacks and shows the status of every message.")
@@ -244,6 +244,15 @@ def codes(
     from receiver.cli.calls import codes
 
     return codes(config, query, code=code, json=json)
+
+
+@app.command()
+@with_query(StatisticsQuery)
+def stats(query: StatisticsQuery, config: Config = None, json: Json = False) -> int:
+    """Count deliveries: how many were delivered, failed or wait, and how long delivery took. Default: of 30 days."""
+    from receiver.cli.calls import show_statistics
+
+    return show_statistics(config, query, json=json)
 
 
 @app.command("help")

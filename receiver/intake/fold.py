@@ -12,10 +12,10 @@ from msgspec import structs
 
 from receiver import failpoints, tags
 from receiver.domain.delivery import FinalConflict
-from receiver.domain.events import REGISTERED, Callback, Direction, Event, Quarantine, Rejected, TagVerdict
+from receiver.domain.events import REGISTERED, Api, Callback, Direction, Event, Quarantine, Rejected, TagVerdict
 from receiver.domain.fold import Batch, MessageKey, Repeat
 from receiver.domain.publication import Appended
-from receiver.providers import PROVIDERS, sends, states
+from receiver.providers import PROVIDERS, registry, sends, states
 from receiver.storage import event_log, messages, processor, statistics
 from receiver.storage.bulk import Step, Transaction
 from receiver.storage.database import Database, is_data_error
@@ -107,7 +107,8 @@ class Parsed:
 
     `rejected` holds the first `MAX_LISTED` rejected elements, `reasons` counts all. After folding, `new` are the events
     appended to the log, `known` has for each other event the callback that first had it, and `too_large` are the events
-    that exceed a limit of their message. `reached` counts the deliveries whose status changed, by their new status.
+    that exceed a limit of their message. `reached` counts the deliveries whose status changed, by their new status,
+    `categories` by status and category of the code where they have a code.
     """
 
     callback: Callback
@@ -118,6 +119,7 @@ class Parsed:
     known: list[str] = field(default_factory=list)
     too_large: list[Rejected] = field(default_factory=list)
     reached: Counter[str] = field(default_factory=Counter)
+    categories: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @property
     def is_quarantined(self) -> bool:
@@ -256,7 +258,8 @@ def _prefix(batch: Sequence[Parsed], known: EventsOfMessages) -> Sequence[Parsed
 async def _take(folded: Batch[Any], batch: Sequence[Parsed]) -> None:
     taken = 0
     for parsed in batch:
-        parsed.new, parsed.known, parsed.too_large, parsed.reached = [], [], [], Counter()
+        parsed.new, parsed.known, parsed.too_large = [], [], []
+        parsed.reached, parsed.categories = Counter(), Counter()
         for index, event in parsed.events:
             try:
                 result = folded.take(event, index)
@@ -266,6 +269,8 @@ async def _take(folded: Batch[Any], batch: Sequence[Parsed]) -> None:
                 parsed.new.append(event)
                 if result.delivery.status != result.previous_status:
                     parsed.reached[result.delivery.status] += 1
+                    if (code := result.delivery.code) is not None:
+                        parsed.categories[result.delivery.status, _category(event.api, code)] += 1
             elif type(result) is Repeat:
                 parsed.known.append(result.callback_id)
             elif type(result) is Rejected:
@@ -273,6 +278,12 @@ async def _take(folded: Batch[Any], batch: Sequence[Parsed]) -> None:
             taken += 1
             if taken % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
+
+
+def _category(api: Api, code: int) -> str:
+    """The category of a code as a label, whose values are bounded: that of an unlisted code is `other`."""
+    entry = registry.entry(api, code)
+    return entry.category if entry is not None else "other"
 
 
 async def _steps(folded: Batch[Rows], existing: Mapping[MessageKey, bool], transaction: Transaction) -> list[Step]:

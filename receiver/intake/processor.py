@@ -379,6 +379,7 @@ def _counted(batch: Sequence[Parsed], seconds: float, now: datetime, is_import: 
     reasons: Counter[str] = Counter()
     failures: Counter[tuple[str, str]] = Counter()
     deliveries: Counter[str] = Counter()
+    categories: Counter[tuple[str, str]] = Counter()
     lags: list[float] = []
     duplicates = 0
     for parsed in batch:
@@ -393,6 +394,7 @@ def _counted(batch: Sequence[Parsed], seconds: float, now: datetime, is_import: 
         if not is_import(parsed):
             lags.append((now - parsed.callback.received_at).total_seconds())
         deliveries.update(parsed.reached)
+        categories.update(parsed.categories)
         reasons.update(parsed.reasons)
         for rejected in parsed.too_large:
             reasons[rejected.reason] += 1
@@ -407,6 +409,7 @@ def _counted(batch: Sequence[Parsed], seconds: float, now: datetime, is_import: 
         lag_seconds=lags,
         failures=failures,
         deliveries=deliveries,
+        categories=categories,
     )
 
 

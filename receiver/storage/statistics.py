@@ -13,7 +13,7 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, and_, case, delete, func, or_, select, union_all
+from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.events import Api, Status
@@ -375,47 +375,39 @@ _COUNTED: Final = {
 
 # --- reading ---
 
-# The cells of the hours of a month by sender, application and carrier can be a million; their statement takes seconds.
+# What a request may read into memory, and what it may answer.
 _MOST_GROUPS: Final = 200_000
 _MOST_ROWS: Final = 10_000
 _DEFAULT_RANGE: Final = timedelta(days=30)
-_MEASURES: Final = ("deliveries", "final", "delivered", "failed", "unconfirmed", "awaiting_receipt")
-
-
-def _sum_of(*statuses: Status) -> ColumnElement[int]:
-    return func.sum(case((STATISTICS.c.status.in_(statuses), STATISTICS.c.deliveries), else_=0))
-
-
-# In the order of `_MEASURES`.
-_SUMS: Final = (
-    func.sum(STATISTICS.c.deliveries),
-    _sum_of(*_FINAL),
-    _sum_of(*_ARRIVED),
-    _sum_of(Status.FAILED),
-    _sum_of(Status.UNCONFIRMED),
-    func.sum(STATISTICS.c.awaiting),
-)
 
 
 @dataclass(slots=True)
 class _Group:
-    """The sums of a row of statistics, and its deliveries by bucket of the time to delivery."""
+    """The deliveries of a row of statistics by status, and those by bucket of the time to delivery."""
 
-    sums: list[int] = field(default_factory=lambda: [0] * len(_MEASURES))
+    statuses: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    awaiting: int = 0
     buckets: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+
+    def add(self, status: str, bucket: int, deliveries: int, awaiting: int) -> None:
+        self.statuses[status] += deliveries
+        self.awaiting += awaiting
+        if bucket != NO_BUCKET:
+            self.buckets[bucket] += deliveries
+
+    def number(self, *statuses: Status) -> int:
+        """The deliveries with one of these statuses."""
+        return sum(self.statuses.get(status, 0) for status in statuses)
 
     def percentile(self, percent: int) -> float | None:
         """The time in seconds within which this part of the deliveries were delivered: the middle of its bucket."""
-        total = sum(self.buckets.values())
-        if not total:
-            return None
         # The rank is rounded up, in whole numbers.
-        rank, passed = -(-total * percent // 100), 0
+        rank = -(-sum(self.buckets.values()) * percent // 100)
         for bucket in sorted(self.buckets):
-            passed += self.buckets[bucket]
-            if passed >= rank:
+            rank -= self.buckets[bucket]
+            if rank <= 0:
                 return _middle(bucket)
-        raise AssertionError
+        return None
 
 
 def _middle(bucket: int) -> float:
@@ -436,10 +428,11 @@ async def find(database: Database, query: StatisticsQuery, now: datetime) -> Sta
             if len(found) > _MOST_GROUPS:
                 raise _too_many()
             for row in found:
-                _add(groups[_values(names, dict(zip(grouped, row, strict=False)))], row[len(grouped) :])
+                key = _values(names, dict(zip(grouped, row, strict=False)))
+                groups[key].add(*row[len(grouped) : -2], *map(int, row[-2:]))
     if len(groups) > _MOST_ROWS:
         raise _too_many()
-    rows = [_row(names, key, groups[key]) for key in sorted(groups, key=_in_order) if groups[key].sums[0]]
+    rows = [_row(names, key, groups[key]) for key in sorted(groups, key=_in_order) if groups[key].number(*Status) > 0]
     return StatisticsRead(since=_start(first), until=_start(end), rows=rows)
 
 
@@ -471,7 +464,7 @@ def _statements(query: StatisticsQuery, grouped: Sequence[str], first: int, end:
     has_sender = query.sender is not None or "from" in query.by
     hour_grain, day_grain = (SENDER_HOUR, SENDER_DAY) if has_sender else (HOUR, DAY)
     columns = [STATISTICS.c[name] for name in grouped]
-    keys = [*columns, STATISTICS.c.bucket]
+    keys = [*columns, STATISTICS.c.status.label("of_status"), STATISTICS.c.bucket]
     conditions = list(_conditions(query))
     for grain, start, stop in _parts(first, end, hours_only="hour" in query.by):
         if start < stop:
@@ -480,7 +473,11 @@ def _statements(query: StatisticsQuery, grouped: Sequence[str], first: int, end:
                 STATISTICS.c.hour >= start,
                 STATISTICS.c.hour < stop,
             )
-            yield select(*keys, *_SUMS).where(*chosen, *conditions).group_by(*keys)
+            yield (
+                select(*keys, func.sum(STATISTICS.c.deliveries), func.sum(STATISTICS.c.awaiting))
+                .where(*chosen, *conditions)
+                .group_by(*keys)
+            )
 
 
 def _parts(first: int, end: int, *, hours_only: bool) -> Iterator[tuple[int, int, int]]:
@@ -506,14 +503,6 @@ def _conditions(query: StatisticsQuery) -> Iterator[ColumnElement[bool]]:
     for name in ("direction", "api"):
         if (value := getattr(query, name)) is not None:
             yield STATISTICS.c[name] == value
-
-
-def _add(group: _Group, row: Sequence[Any]) -> None:
-    """Adds a row: the bucket, then the sums."""
-    bucket, *sums = row
-    group.sums = [old + int(new) for old, new in zip(group.sums, sums, strict=True)]
-    if bucket != NO_BUCKET:
-        group.buckets[bucket] += int(sums[0])
 
 
 def _values(names: Sequence[str], columns: Mapping[str, Any]) -> Key:
@@ -542,12 +531,18 @@ def _in_order(key: Key) -> list[tuple[bool, Any]]:
 
 
 def _row(names: Sequence[str], key: Key, group: _Group) -> StatisticRead:
-    sums = dict(zip(_MEASURES, group.sums, strict=True))
-    ended = sums["delivered"] + sums["failed"] + sums["unconfirmed"]
+    delivered, failed = group.number(*_ARRIVED), group.number(Status.FAILED)
+    unconfirmed = group.number(Status.UNCONFIRMED)
+    ended = delivered + failed + unconfirmed
     return StatisticRead(
         **dict(zip(names, key, strict=True)),
-        **sums,
-        success_rate=round(sums["delivered"] / ended, 6) if ended else None,
+        deliveries=group.number(*Status),
+        final=group.number(*_FINAL),
+        delivered=delivered,
+        failed=failed,
+        unconfirmed=unconfirmed,
+        awaiting_receipt=group.awaiting,
+        success_rate=round(delivered / ended, 6) if ended > 0 else None,
         p50_seconds=group.percentile(50),
         p95_seconds=group.percentile(95),
     )

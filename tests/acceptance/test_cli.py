@@ -690,11 +690,27 @@ def test_an_import_waits_for_the_worker_that_has_the_database(filled: Run, tmp_p
     assert filled("messages", "show", "new").code == 0
 
 
+# --- statistics
+
+
+def test_statistics_count_deliveries_by_dimensions(filled: Run) -> None:
+    found = filled("stats", "--by", "direction,status", "--since", "2000", "--json").json
+    assert sum(row["deliveries"] for row in found["rows"]) == 6
+    assert [list(row)[:2] for row in found["rows"]] == [["status", "direction"]] * len(found["rows"])
+    heading, *lines = filled("stats", "--by", "deliveryCode,from", "--since", "2000").out.splitlines()
+    assert heading.startswith("deliveries of messages from 2000-01-01 00:00:00 UTC to ")
+    assert lines[0].split() == [
+        *("DELIVERY", "CODE", "FROM", "DELIVERIES", "DELIVERED", "FAILED", "UNCONFIRMED", "AWAITING"),
+        *("SUCCESS", "P50", "P95"),
+    ]
+    assert filled("stats", "--by", "carrier").code == 2
+
+
 # --- maintenance
 
 
 def test_rebuild_counts_and_corrects_rows_that_differ(filled: Run, tmp_path: Path) -> None:
-    assert filled("rebuild", "--json").json == {"messages": 6, "forgotten": 0, "differing": 0}
+    assert filled("rebuild", "--json").json == {"messages": 6, "forgotten": 0, "differing": 0, "statistics": 0}
     engine = create_engine(f"sqlite:///{tmp_path / 'receiver-data/receiver.db'}")
     with engine.begin() as connection:
         connection.execute(text("UPDATE messages SET status = 'queued' WHERE id = 'out-1'"))

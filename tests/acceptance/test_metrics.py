@@ -109,6 +109,8 @@ def test_deliveries_are_counted_by_the_status_that_they_reach(server: Server) ->
     reached = {status: value(found, "receiver_deliveries_total", status=status) for status in ("delivered", "failed")}
     assert reached == {"delivered": 1, "failed": 1}
     assert value(found, "receiver_deliveries_total", status="sending") == 1
+    blocked = {"status": "failed", "category": "client"}
+    assert value(found, "receiver_delivery_categories_total", **blocked) == 1
 
 
 def test_batches_are_counted_as_batches(server: Server) -> None:

@@ -11,9 +11,10 @@ from sqlalchemy import text
 
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api, Callback
+from receiver.errors import TooMuch
 from receiver.models.queries import DIMENSIONS, StatisticsQuery
 from receiver.models.statistics import StatisticRead
-from receiver.storage import statistics
+from receiver.storage import schema, statistics
 from receiver.storage.database import Database
 from receiver.storage.rebuild import Rebuild
 from receiver.storage.retention import Pruner
@@ -159,9 +160,7 @@ def v1_callbacks(draw: Callable[..., Any]) -> Callback:
 
 HISTORIES = st.lists(st.one_of(v2_callbacks(), v1_callbacks()), max_size=12)
 STEPS = st.sampled_from(("process", "rebuild", "prune", "sweep"))
-LIMITS = settings(
-    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+LIMITS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 async def empty(database: Database) -> None:
@@ -190,3 +189,139 @@ async def test_statistics_are_those_of_the_view_after_every_history(
         await assert_right(database)
     await process(database, *history[done:])
     await assert_right(database)
+
+
+# --- single cases
+
+
+async def test_a_change_moves_a_delivery_between_cells(database: Database) -> None:
+    await process(database, callback([v2_event("m1", "message-sending")]))
+    assert [(row.status, row.deliveries, row.awaiting_receipt) for row in await counted(database, "status")] == [
+        ("sending", 1, 1)
+    ]
+    await process(database, callback([v2_event("m1", time=at(3).isoformat(), carrierName="Verizon")]))
+    [row] = await counted(database, "carrierName")
+    assert (row.carrier_name, row.deliveries, row.delivered, row.awaiting_receipt) == ("Verizon", 1, 1, 0)
+    assert row.success_rate == 1
+    assert row.p50_seconds == pytest.approx(3, rel=0.19)
+
+
+async def test_deliveries_without_a_final_event_are_left_out_of_the_rate(database: Database) -> None:
+    kinds = ("message-sending", "message-delivered", "message-delivered", "message-failed", "message-received")
+    messages = [
+        v2_event(f"m{number}", kind, message={"direction": "in" if kind == "message-received" else "out"})
+        for number, kind in enumerate(kinds)
+    ]
+    await process(database, callback(messages))
+    [row] = await counted(database)
+    assert (row.deliveries, row.final, row.delivered, row.failed, row.success_rate) == (5, 4, 2, 1, 0.666667)
+    [row] = await counted(database, direction="in")
+    assert (row.deliveries, row.success_rate, row.p50_seconds) == (1, None, None)
+
+
+async def test_the_time_to_delivery_of_v1_ends_with_our_receipt(database: Database) -> None:
+    receipt = v1_event("m1", deliveryState="delivered", deliveryCode="0")
+    await process(database, callback([receipt], api=Api.V1, received=60))
+    [row] = await counted(database)
+    assert row.p95_seconds == pytest.approx(60, rel=0.19)
+
+
+async def test_many_times_have_percentiles_within_a_fifth(database: Database) -> None:
+    seconds = [0.2 * 1.03**number for number in range(400)]
+    events = [v2_event(f"m{number}", time=at(each).isoformat()) for number, each in enumerate(seconds)]
+    await process(database, *(callback([event]) for event in events))
+    [row] = await counted(database)
+    assert row.p50_seconds == pytest.approx(nearest_rank(seconds, 50), rel=0.19)
+    assert row.p95_seconds == pytest.approx(nearest_rank(seconds, 95), rel=0.19)
+
+
+async def test_filters_choose_cells(database: Database) -> None:
+    await process(
+        database,
+        callback([v2_event("m1", message={"from": "+15551111"})]),
+        callback([v2_event("m2", "message-failed", errorCode=4720, message={"applicationId": "a-2"})]),
+        callback([v2_event("m3", carrierName="Verizon", message={"time": "2026-01-05T10:30:00Z"})]),
+        callback([v1_event("m4")], api=Api.V1),
+    )
+    filters: dict[str, dict[str, Any]] = {
+        "m1": {"sender": "(1) 555-1111"},
+        "m2": {"delivery_code": "4700,4720"},
+        "m3": {"carrier_name": "Verizon"},
+        "m4": {"api": "v1"},
+    }
+    for fields in (*filters.values(), {"status": "failed,read"}, {"application_id": "a-2"}, {"status": "sent"}):
+        assert [row.deliveries for row in await counted(database, **fields)] == [1], fields
+    assert [row.deliveries for row in await counted(database, since=datetime(2026, 1, 5, 10, 45, tzinfo=UTC))] == [1]
+    assert await counted(database, since=datetime(2026, 1, 5, 11, tzinfo=UTC)) == []
+    assert [row.day for row in await counted(database, "day", until=datetime(2026, 1, 1, 1, tzinfo=UTC))] == [
+        datetime(2026, 1, 1, tzinfo=UTC).date()
+    ]
+
+
+async def test_a_range_is_widened_to_whole_hours_and_has_30_days_by_default(database: Database) -> None:
+    found = await statistics.find(database, StatisticsQuery(), datetime(2026, 1, 31, 10, 30, tzinfo=UTC))
+    assert (found.since, found.until) == (datetime(2026, 1, 1, 11, tzinfo=UTC), datetime(2026, 1, 31, 11, tzinfo=UTC))
+    early = StatisticsQuery(until="0001-01-02", since=None)
+    assert (await statistics.find(database, early, NOW)).since == datetime(1, 1, 1, tzinfo=UTC)
+    late = StatisticsQuery(since="9999-12-31", until="9999-12-31 23:59:59")
+    assert (await statistics.find(database, late, NOW)).until == datetime.max.replace(tzinfo=UTC)
+
+
+async def test_too_many_rows_are_refused(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    await process(database, *(callback([v2_event(f"m{n}", message={"from": f"+1555{n}"})]) for n in range(3)))
+    monkeypatch.setattr(statistics, "_MOST_ROWS", 2)
+    with pytest.raises(TooMuch, match="more than 2 rows"):
+        await counted(database, "from")
+
+
+async def test_rebuild_corrects_wrong_missing_and_stale_cells(database: Database) -> None:
+    await process(database, callback([v2_event("m1"), v2_event("m2", message={"time": "2026-01-03T05:00:00Z"})]))
+    right = await counted(database, "hour", "status")
+    async with database.writing() as connection:
+        await connection.execute(text("UPDATE statistics SET deliveries = 7 WHERE grain = 0 AND hour % 24 = 5"))
+        await connection.execute(text("DELETE FROM statistics WHERE grain = 3"))
+        await connection.execute(
+            text("INSERT INTO statistics VALUES (2, 7, 'v2', 'out', 'failed', 0, '', '', '', -1, 3, 0)")
+        )
+    # The cells of a day are compared with those of its hours, which stay wrong without writing.
+    assert (await Rebuild(database, FinalConflict.FAILED_WINS, writes=False).run()).statistics == 6
+    assert (await Rebuild(database, FinalConflict.FAILED_WINS).run()).statistics == 4
+    assert await counted(database, "hour", "status") == right
+    assert (await Rebuild(database, FinalConflict.FAILED_WINS).run()).statistics == 0
+
+
+async def test_migration_fills_the_statistics(database: Database) -> None:
+    history = [callback([v2_event(f"m{n}", time=at(n * 7.3).isoformat(), carrierName="A")]) for n in range(60)]
+    history += [callback([v2_event("group", "message-sending", to=None, message={"to": ["+1555", "+1556"]})])]
+    history += [callback([v1_event("v1", deliveryState="delivered")], api=Api.V1, received=3)]
+    history += [callback([v2_event("old", message={"time": "1969-12-30T23:59:59.999999Z"})])]
+    await process(database, *history)
+    right = await select(database, "SELECT * FROM statistics ORDER BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10")
+    async with database.writing() as connection:
+        await connection.execute(text("DROP TABLE statistics"))
+        await connection.execute(text("UPDATE alembic_version SET version_num = '0007'"))
+    await schema.migrate(database)
+    assert await select(database, "SELECT * FROM statistics ORDER BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10") == right
+
+
+async def test_a_long_text_is_counted_by_its_beginning(database: Database) -> None:
+    await process(database, callback([v2_event("m1", carrierName="é" * 240)]))
+    assert [row.carrier_name for row in await counted(database, "carrierName")] == ["é" * 100]
+    assert len(await counted(database, carrier_name="é" * 240)) == 1
+    assert (await Rebuild(database, FinalConflict.FAILED_WINS).run()).statistics == 0
+
+
+async def test_rows_that_no_event_explains_are_taken_out(database: Database) -> None:
+    await process(database, callback([v2_event("m1", "message-sending")]))
+    async with database.writing() as connection:
+        await connection.execute(text("DELETE FROM events"))
+    await process(database, callback([v2_event("m1")]))
+    assert [(row.status, row.deliveries) for row in await counted(database, "status")] == [("delivered", 1)]
+
+
+async def test_sweep_removes_cells_that_count_nothing(database: Database) -> None:
+    await process(database, callback([v2_event("m1", "message-sending")]))
+    await process(database, callback([v2_event("m1")]))
+    assert await select(database, "SELECT count(*) FROM statistics") == [(8,)]
+    assert await Pruner(database, {}, clock=lambda: at(3600)).prune() == {}
+    assert await select(database, "SELECT DISTINCT status FROM statistics") == [("delivered",)]
