@@ -53,6 +53,7 @@ def upgrade() -> None:
         sa.Column("awaiting", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint(*KEY, name="pk_statistics"),
         sqlite_with_rowid=False,
+        postgresql_with={"fillfactor": 50},
     )
     columns = ", ".join((*KEY, "deliveries", "awaiting"))
     counted = counted_on_sqlite() if op.get_bind().dialect.name == "sqlite" else counted_on_postgresql()

@@ -25,8 +25,9 @@ class StatisticRow(Model, table=True):
     """
 
     __tablename__ = "statistics"
-    # The table is its own index on SQLite.
-    __table_args__ = ({"sqlite_with_rowid": False},)
+    # The table is its own index on SQLite. On PostgreSQL half of each page stays free for the next versions of its
+    # rows: otherwise every change would need a new index entry, which was measured at a fifth of the processor's time.
+    __table_args__ = ({"sqlite_with_rowid": False, "postgresql_with": {"fillfactor": 50}},)
 
     grain: int = _key_column()
     hour: int = _key_column()

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from math import sqrt
 from operator import itemgetter
 from typing import Any, Final
 
@@ -278,7 +279,7 @@ class Recount:
     async def _correct(
         self, transaction: Transaction, hour: int, right: Sequence[tuple[Any, ...]], grains: Iterable[int]
     ) -> int:
-        stored = {}
+        stored: dict[Key, tuple[int, int]] = {}
         for grain in grains:
             found = await transaction.fetch(_CELLS, (grain, hour))
             stored |= {row[:-2]: row[-2:] for row in found}
@@ -413,7 +414,7 @@ class _Group:
 def _middle(bucket: int) -> float:
     """The geometric middle of a bucket in seconds. The first and the last one are open: their bound."""
     lower, upper = BUCKET_BOUNDS[max(bucket - 1, 0)], BUCKET_BOUNDS[min(bucket, len(BUCKET_BOUNDS) - 1)]
-    return round((lower * upper) ** 0.5 / 1_000_000, 3)
+    return round(sqrt(lower * upper) / 1_000_000, 3)
 
 
 async def find(database: Database, query: StatisticsQuery, now: datetime) -> StatisticsRead:
