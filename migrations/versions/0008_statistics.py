@@ -55,6 +55,22 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
         postgresql_with={"fillfactor": 50},
     )
+    op.create_table(
+        "statistics_changes",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("hour", sa.Integer(), nullable=False),
+        sa.Column("api", sa.Text(), nullable=False),
+        sa.Column("direction", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("delivery_code", sa.BigInteger(), nullable=False),
+        sa.Column("application_id", sa.Text(), nullable=False),
+        sa.Column("carrier_name", sa.Text(), nullable=False),
+        sa.Column("sender", sa.Text(), nullable=False),
+        sa.Column("bucket", sa.Integer(), nullable=False),
+        sa.Column("deliveries", sa.BigInteger(), nullable=False),
+        sa.Column("awaiting", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_statistics_changes"),
+    )
     columns = ", ".join((*KEY, "deliveries", "awaiting"))
     counted = counted_on_sqlite() if op.get_bind().dialect.name == "sqlite" else counted_on_postgresql()
     op.execute(sa.text(f"INSERT INTO statistics ({columns}) {counted}".replace(":", "\\:")))

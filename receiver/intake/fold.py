@@ -26,6 +26,9 @@ from receiver.tags import TagPolicy
 
 # After this many elements the event loop gets a turn for other work.
 YIELD_EVERY: Final = 100
+# Adding changes to the statistics costs a row of each cell four updates, whatever its number of changes. A question
+# reads so many rows more.
+_MANY_CHANGES: Final = 20_000
 # A batch reads at most this many stored events; messages with more are folded in several batches.
 _MAX_KNOWN_EVENTS: Final = 20_000
 _REASONS: Final = {
@@ -177,6 +180,8 @@ class Folder:
     def __init__(self, database: Database, conflict: FinalConflict) -> None:
         self._database = database
         self._conflict = conflict
+        # The changes of the statistics that are not added yet: an earlier process may have left many.
+        self._changes = _MANY_CHANGES
 
     async def fold(self, batch: Sequence[Parsed], finish: Finish) -> Sequence[Parsed]:
         """Writes the events of callbacks, in one transaction; `finish` adds to it.
@@ -218,12 +223,33 @@ class Folder:
             )
             await _take(folded, batch)
             failpoints.reach("folded")
-            await transaction.run(await _steps(folded, existing, transaction))
+            await transaction.run(await self._steps(folded, existing, transaction))
+            if self._changes > _MANY_CHANGES:
+                await statistics.add_changes(transaction)
             failpoints.reach("written")
             await finish(transaction, batch)
             failpoints.reach("advanced")
         failpoints.reach("committed")
+        if self._changes > _MANY_CHANGES:
+            self._changes = 0
         return batch
+
+    async def _steps(
+        self, folded: Batch[Rows], existing: Mapping[MessageKey, bool], transaction: Transaction
+    ) -> list[Step]:
+        changes = []
+        # Rows that no event of the log explains: they are read, to be taken out of the statistics.
+        unexplained = {key[2] for key in folded.moved() if key in existing and key not in folded.before}
+        stored = await stored_rows(transaction, unexplained) if unexplained else {}
+        for place, key in enumerate(folded.moved(), start=1):
+            after = rows_of(folded.messages[key], transaction.spelling)
+            changes.append((key in existing, folded.before.get(key) or stored.get(key), after))
+            if place % YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+        appended = event_log.append(folded.appended, transaction.spelling)
+        counted = statistics.count(changes)
+        self._changes += len(counted.rows)
+        return [*messages.write_rows(changes), counted, appended]
 
 
 class _CannotFold(Exception):
@@ -284,17 +310,3 @@ def _category(api: Api, code: int) -> str:
     """The category of a code as a label, whose values are bounded: that of an unlisted code is `other`."""
     entry = registry.entry(api, code)
     return entry.category if entry is not None else "other"
-
-
-async def _steps(folded: Batch[Rows], existing: Mapping[MessageKey, bool], transaction: Transaction) -> list[Step]:
-    changes = []
-    # Rows that no event of the log explains: they are read, to be taken out of the statistics.
-    unexplained = {key[2] for key in folded.moved() if key in existing and key not in folded.before}
-    stored = await stored_rows(transaction, unexplained) if unexplained else {}
-    for place, key in enumerate(folded.moved(), start=1):
-        after = rows_of(folded.messages[key], transaction.spelling)
-        changes.append((key in existing, folded.before.get(key) or stored.get(key), after))
-        if place % YIELD_EVERY == 0:
-            await asyncio.sleep(0)
-    appended = event_log.append(folded.appended, transaction.spelling)
-    return [*messages.write_rows(changes), statistics.count(changes), appended]

@@ -8,7 +8,7 @@ from sqlalchemy import Column, Integer
 from sqlmodel import Field
 
 from receiver.domain.events import Api, Direction, Status
-from receiver.models.columns import Model, Read, Time, integer_column, table_of, text_column
+from receiver.models.columns import Model, Read, Time, integer_column, serial_column, table_of, text_column
 from receiver.models.queries import DIMENSIONS
 
 
@@ -26,7 +26,7 @@ class StatisticRow(Model, table=True):
 
     __tablename__ = "statistics"
     # The table is its own index on SQLite. On PostgreSQL half of each page stays free for the next versions of its
-    # rows: otherwise every change would need a new index entry, which was measured at a fifth of the processor's time.
+    # rows: otherwise every change would need a new index entry.
     __table_args__ = ({"sqlite_with_rowid": False, "postgresql_with": {"fillfactor": 50}},)
 
     grain: int = _key_column()
@@ -43,7 +43,27 @@ class StatisticRow(Model, table=True):
     awaiting: int = integer_column()
 
 
+class StatisticChangeRow(Model, table=True):
+    """A change of a cell of one hour and one sender, which is not added to the cells yet."""
+
+    __tablename__ = "statistics_changes"
+
+    id: int = serial_column()
+    hour: int = Field(sa_column=Column(Integer, nullable=False))
+    api: str = text_column()
+    direction: str = text_column()
+    status: str = text_column()
+    delivery_code: int = integer_column()
+    application_id: str = text_column()
+    carrier_name: str = text_column()
+    sender: str = text_column()
+    bucket: int = Field(sa_column=Column(Integer, nullable=False))
+    deliveries: int = integer_column()
+    awaiting: int = integer_column()
+
+
 STATISTICS = table_of(StatisticRow)
+CHANGES = table_of(StatisticChangeRow)
 
 
 class StatisticRead(Read):

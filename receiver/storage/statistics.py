@@ -1,7 +1,9 @@
 """Statistics: deliveries counted in cells, per hour and per day, in the transactions that change the deliveries.
 
 A cell is a function of the rows of a message: a change of the rows subtracts the cells before and adds those after it.
-Every such transaction holds the lock of the event log, so two never change the same cell at once.
+The processor appends such changes to a table of their own, and adds them to the cells once there are many. A question
+sums both. In PostgreSQL each change of a cell would leave a version behind that the next one has to pass, for as long
+as any transaction of the cluster lasts. All these transactions hold the lock of the event log.
 """
 
 from bisect import bisect_right
@@ -21,7 +23,7 @@ from receiver.domain.events import Api, Status
 from receiver.errors import TooMuch
 from receiver.models.messages import DELIVERIES, MESSAGES
 from receiver.models.queries import DIMENSIONS, StatisticsQuery
-from receiver.models.statistics import STATISTICS, StatisticRead, StatisticsRead
+from receiver.models.statistics import CHANGES, STATISTICS, StatisticRead, StatisticsRead
 from receiver.providers import registry
 from receiver.storage.bulk import InsertMany, Step, Transaction
 from receiver.storage.database import Database
@@ -134,12 +136,17 @@ class Counts:
                 cell[1] += awaiting
         return sorted((*key, *counts) for key, counts in changed.items() if counts != [0, 0])
 
-    def step(self) -> Step:
-        """The step that writes the changes."""
+    def cells(self) -> Step:
+        """The step that adds to the cells."""
         return InsertMany(STATISTICS, _COLUMNS, self.rows(), _ADD)
 
+    def step(self) -> InsertMany:
+        """The step that appends the changes."""
+        rows = [(*key[1:], *counts) for key, counts in self._cells.items() if counts != [0, 0]]
+        return InsertMany(CHANGES, _COLUMNS[1:], rows)
 
-def count(changes: Iterable[tuple[bool, Rows | None, Rows]]) -> Step:
+
+def count(changes: Iterable[tuple[bool, Rows | None, Rows]]) -> InsertMany:
     """The step that counts changes as `messages.write_rows` writes them; the rows before must be those stored."""
     counts = Counts()
     for is_stored, before, after in changes:
@@ -148,6 +155,15 @@ def count(changes: Iterable[tuple[bool, Rows | None, Rows]]) -> Step:
             counts.add(before, -1)
         counts.add(after)
     return counts.step()
+
+
+async def add_changes(transaction: Transaction) -> None:
+    """Adds the changes to the cells."""
+    counts = Counts()
+    for row in await transaction.fetch(f"SELECT {', '.join(_COLUMNS[1:])} FROM statistics_changes"):  # noqa: S608
+        counts.add_cell((SENDER_HOUR, *row[:-2]), *row[-2:])
+    await transaction.run([counts.cells()])
+    await transaction.execute("DELETE FROM statistics_changes")
 
 
 def hour_of(moment: Any) -> int:
@@ -264,6 +280,7 @@ class Recount:
 
     async def _correct_hour(self, hour: int) -> int:
         async with self._database.appending() as transaction:
+            await add_changes(transaction)
             right = Counts()
             for key, *counts in await _counted(self._database, transaction, hour):
                 right.add_cell(key, *counts)
@@ -271,6 +288,7 @@ class Recount:
 
     async def _correct_day(self, day: int) -> int:
         async with self._database.appending() as transaction:
+            await add_changes(transaction)
             right = Counts()
             for row in await transaction.fetch(_HOURS_OF_DAY, (SENDER_HOUR, day, day + _DAY_HOURS)):
                 right.add_cell(tuple(row[:-2]), *row[-2:])
@@ -423,14 +441,15 @@ async def find(database: Database, query: StatisticsQuery, now: datetime) -> Sta
     groups: defaultdict[Key, _Group] = defaultdict(_Group)
     names = [DIMENSIONS[dimension] for dimension in dict.fromkeys(query.by)]
     grouped = _grouped_by(names)
+    # One statement: between two, changes could be added to the cells.
+    sums = select(union_all(*_statements(query, grouped, first, end)).subquery()).limit(_MOST_GROUPS + 1)
     async with database.reading() as connection:
-        for statement in _statements(query, grouped, first, end):
-            found = (await connection.execute(statement.limit(_MOST_GROUPS + 1))).all()
-            if len(found) > _MOST_GROUPS:
-                raise _too_many()
-            for row in found:
-                key = _values(names, dict(zip(grouped, row, strict=False)))
-                groups[key].add(*row[len(grouped) : -2], *map(int, row[-2:]))
+        found = (await connection.execute(sums)).all()
+    if len(found) > _MOST_GROUPS:
+        raise _too_many()
+    for row in found:
+        key = _values(names, dict(zip(grouped, row, strict=False)))
+        groups[key].add(*row[len(grouped) : -2], *map(int, row[-2:]))
     if len(groups) > _MOST_ROWS:
         raise _too_many()
     rows = [_row(names, key, groups[key]) for key in sorted(groups, key=_in_order) if groups[key].number(*Status) > 0]
@@ -464,21 +483,19 @@ def _statements(query: StatisticsQuery, grouped: Sequence[str], first: int, end:
     """A SELECT for each grain: whole days from the cells of days, the rest from those of hours."""
     has_sender = query.sender is not None or "from" in query.by
     hour_grain, day_grain = (SENDER_HOUR, SENDER_DAY) if has_sender else (HOUR, DAY)
-    columns = [STATISTICS.c[name] for name in grouped]
-    keys = [*columns, STATISTICS.c.status.label("of_status"), STATISTICS.c.bucket]
-    conditions = list(_conditions(query))
     for grain, start, stop in _parts(first, end, hours_only="hour" in query.by):
         if start < stop:
-            chosen = (
-                STATISTICS.c.grain == (day_grain if grain == DAY else hour_grain),
-                STATISTICS.c.hour >= start,
-                STATISTICS.c.hour < stop,
-            )
-            yield (
-                select(*keys, func.sum(STATISTICS.c.deliveries), func.sum(STATISTICS.c.awaiting))
-                .where(*chosen, *conditions)
-                .group_by(*keys)
-            )
+            of_grain = STATISTICS.c.grain == (day_grain if grain == DAY else hour_grain)
+            yield _summed(STATISTICS, query, grouped, start, stop).where(of_grain)
+    yield _summed(CHANGES, query, grouped, first, end)
+
+
+def _summed(table: Any, query: StatisticsQuery, grouped: Sequence[str], start: int, stop: int) -> Select[Any]:
+    """The SELECT for the sums of the cells, or of their changes, that begin within these hours."""
+    keys = [*(table.c[name] for name in grouped), table.c.status.label("of_status"), table.c.bucket]
+    sums = func.sum(table.c.deliveries).label("sum"), func.sum(table.c.awaiting).label("awaiting_sum")
+    within = table.c.hour >= start, table.c.hour < stop
+    return select(*keys, *sums).where(*within, *_conditions(table, query)).group_by(*keys)
 
 
 def _parts(first: int, end: int, *, hours_only: bool) -> Iterator[tuple[int, int, int]]:
@@ -490,20 +507,20 @@ def _parts(first: int, end: int, *, hours_only: bool) -> Iterator[tuple[int, int
     yield from ((HOUR, first, day), (DAY, day, last_day), (HOUR, last_day, end))
 
 
-def _conditions(query: StatisticsQuery) -> Iterator[ColumnElement[bool]]:
+def _conditions(table: Any, query: StatisticsQuery) -> Iterator[ColumnElement[bool]]:
     if query.status:
-        yield STATISTICS.c.status.in_(query.status)
+        yield table.c.status.in_(query.status)
     if query.delivery_code:
-        yield STATISTICS.c.delivery_code.in_(query.delivery_code)
+        yield table.c.delivery_code.in_(query.delivery_code)
     if query.sender is not None:
-        yield STATISTICS.c.sender.in_((query.sender, f"+{query.sender}"))
+        yield table.c.sender.in_((query.sender, f"+{query.sender}"))
     if query.application_id is not None:
-        yield STATISTICS.c.application_id == query.application_id[:TEXT_CHARACTERS]
+        yield table.c.application_id == query.application_id[:TEXT_CHARACTERS]
     if query.carrier_name is not None:
-        yield STATISTICS.c.carrier_name == query.carrier_name[:TEXT_CHARACTERS]
+        yield table.c.carrier_name == query.carrier_name[:TEXT_CHARACTERS]
     for name in ("direction", "api"):
         if (value := getattr(query, name)) is not None:
-            yield STATISTICS.c[name] == value
+            yield table.c[name] == value
 
 
 def _values(names: Sequence[str], columns: Mapping[str, Any]) -> Key:

@@ -23,7 +23,7 @@ from receiver.domain.events import Api, Callback
 from receiver.intake.fold import TagChecker
 from receiver.intake.processor import Processor
 from receiver.models.queries import StatisticsQuery
-from receiver.models.statistics import STATISTICS
+from receiver.models.statistics import CHANGES
 from receiver.storage import schema, statistics
 from receiver.storage.bulk import InsertMany
 from receiver.storage.database import Database
@@ -167,7 +167,7 @@ def callback(body: bytes) -> Callback:
 
 
 def _nothing(_: object) -> InsertMany:
-    return InsertMany(STATISTICS, (), [])
+    return InsertMany(CHANGES, (), [])
 
 
 async def _timed(database: Database) -> tuple[float, float]:

@@ -159,13 +159,18 @@ def v1_callbacks(draw: Callable[..., Any]) -> Callback:
 
 
 HISTORIES = st.lists(st.one_of(v2_callbacks(), v1_callbacks()), max_size=12)
-STEPS = st.sampled_from(("process", "rebuild", "prune", "sweep"))
+STEPS = st.sampled_from(("process", "rebuild", "prune", "sweep", "add"))
 LIMITS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+
+
+async def add_changes(database: Database) -> None:
+    async with database.appending() as transaction:
+        await statistics.add_changes(transaction)
 
 
 async def empty(database: Database) -> None:
     async with database.writing() as connection:
-        for table in ("statistics", "deliveries", "messages", "events"):
+        for table in ("statistics", "statistics_changes", "deliveries", "messages", "events"):
             await connection.execute(text(f"DELETE FROM {table}"))
 
 
@@ -183,6 +188,8 @@ async def test_statistics_are_those_of_the_view_after_every_history(
             await Rebuild(database, FinalConflict.DELIVERED_WINS).run()
         elif step == "prune":
             await Pruner(database, {"messages": timedelta(hours=3)}, clock=lambda: at(5 * 3600)).prune()
+        elif step == "add":
+            await add_changes(database)
         elif step == "sweep":
             async with database.writing() as connection:
                 await statistics.sweep(connection, EPOCH)
@@ -277,6 +284,7 @@ async def test_too_many_rows_are_refused(database: Database, monkeypatch: pytest
 async def test_rebuild_corrects_wrong_missing_and_stale_cells(database: Database) -> None:
     await process(database, callback([v2_event("m1"), v2_event("m2", message={"time": "2026-01-03T05:00:00Z"})]))
     right = await counted(database, "hour", "status")
+    await add_changes(database)
     async with database.writing() as connection:
         await connection.execute(text("UPDATE statistics SET deliveries = 7 WHERE grain = 0 AND hour % 24 = 5"))
         await connection.execute(text("DELETE FROM statistics WHERE grain = 3"))
@@ -296,9 +304,11 @@ async def test_migration_fills_the_statistics(database: Database) -> None:
     history += [callback([v1_event("v1", deliveryState="delivered")], api=Api.V1, received=3)]
     history += [callback([v2_event("old", message={"time": "1969-12-30T23:59:59.999999Z"})])]
     await process(database, *history)
+    await add_changes(database)
     right = await select(database, "SELECT * FROM statistics ORDER BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10")
     async with database.writing() as connection:
         await connection.execute(text("DROP TABLE statistics"))
+        await connection.execute(text("DROP TABLE statistics_changes"))
         await connection.execute(text("UPDATE alembic_version SET version_num = '0007'"))
     await schema.migrate(database)
     assert await select(database, "SELECT * FROM statistics ORDER BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10") == right
@@ -321,7 +331,9 @@ async def test_rows_that_no_event_explains_are_taken_out(database: Database) -> 
 
 async def test_sweep_removes_cells_that_count_nothing(database: Database) -> None:
     await process(database, callback([v2_event("m1", "message-sending")]))
+    await add_changes(database)
     await process(database, callback([v2_event("m1")]))
+    await add_changes(database)
     assert await select(database, "SELECT count(*) FROM statistics") == [(8,)]
     assert await Pruner(database, {}, clock=lambda: at(3600)).prune() == {}
     assert await select(database, "SELECT DISTINCT status FROM statistics") == [("delivered",)]
