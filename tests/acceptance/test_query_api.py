@@ -18,8 +18,9 @@ from receiver.models.events import EVENTS
 from receiver.storage.database import Database
 from receiver.storage.processor import Settling
 from tests.dispatching import append
+from tests.factories import callback as raw_callback
 from tests.factories import make_event, v2_event
-from tests.processing import drain
+from tests.processing import drain, process
 from tests.rows import MessageRows, callback, inbound, insert, insert_callbacks, message, minutes, problem
 from tests.web import ADMIN, AUTHORIZED, READER, TAG_KEY, application, basic, client
 
@@ -667,3 +668,36 @@ async def test_openapi_json_needs_no_token(api: AsyncClient) -> None:
     assert answer.status_code == 200
     assert json.loads(answer.content)["openapi"].startswith("3.1")
     assert ADMIN not in answer.text
+
+
+# --- statistics
+
+
+async def test_statistics_have_the_dimensions_that_were_asked_for(database: Database, api: AsyncClient) -> None:
+    failed = v2_event("m1", "message-failed", errorCode=4720, message={"from": "+15551111"})
+    await process(database, raw_callback([failed, v2_event("m2")]))
+    answer = await api.get("/api/stats", params={"by": "status,category,from", "fromDateTime": "2025"})
+    assert answer.status_code == 200, answer.text
+    assert (list(answer.json()), answer.json()["from"]) == (["from", "to", "rows"], "2025-01-01T00:00:00Z")
+    counts = ("deliveries", "final", "delivered", "failed", "unconfirmed", "awaitingReceipt")
+    names = ["status", "category", "from", *counts, "successRate", "p50Seconds", "p95Seconds"]
+    assert [list(row) for row in answer.json()["rows"]] == [names, names]
+    found = [tuple(row.values())[:6] for row in answer.json()["rows"]]
+    assert found == [("delivered", None, "+15559999", 1, 1, 1), ("failed", "carrier-client", "+15551111", 1, 1, 0)]
+
+
+async def test_wrong_parameters_of_statistics_are_named(api: AsyncClient) -> None:
+    for name, value in (("by", "carrier"), ("by", "status,api,day,hour"), ("by", ""), ("status", "partial")):
+        answer = await api.get("/api/stats", params={name: value})
+        assert answer.status_code == 400, (name, value)
+        assert answer.json()["errors"][0]["parameter"] == name
+
+
+async def test_statistics_with_very_many_rows_are_refused(
+    database: Database, api: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.storage.statistics._MOST_ROWS", 1)
+    await process(database, raw_callback([v2_event("m1"), v2_event("m2", "message-failed")]))
+    answer = await api.get("/api/stats", params={"by": "status", "fromDateTime": "2025"})
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("The statistics have more than 1 rows: give fewer dimensions")
