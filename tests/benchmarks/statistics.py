@@ -46,7 +46,7 @@ CELL: Final = f"""
         'a-' || (sender % 5) AS application_id, 'carrier ' || carrier AS carrier_name,
         '+1919555' || (1000 + sender) AS sender, CASE WHEN outcome = 0 THEN -1 ELSE 8 + bucket END AS bucket,
         count(*), 0
-    FROM ({MESSAGE}) AS messages GROUP BY 2, 5, 6, 7, 8, 9, 10
+    FROM ({MESSAGE}) AS messages GROUP BY 2, 5, 6, 7, 8, 9, 10 ORDER BY 2
 """
 NUMBERS: Final = {
     True: "WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < {number})",
@@ -130,7 +130,7 @@ async def fill(database: Database, messages: int) -> None:
                 text(
                     f"INSERT INTO statistics SELECT {grain}, {hour}, api, direction, status, delivery_code, "
                     f"application_id, carrier_name, {sender}, bucket, sum(deliveries), 0 FROM statistics "
-                    f"WHERE grain = {statistics.SENDER_HOUR} GROUP BY 2, 3, 4, 5, 6, 7, 8, 9, 10"
+                    f"WHERE grain = {statistics.SENDER_HOUR} GROUP BY 2, 3, 4, 5, 6, 7, 8, 9, 10 ORDER BY 2"
                 )
             )
     async with database.migrating() as connection:
