@@ -53,7 +53,6 @@ def upgrade() -> None:
         sa.Column("awaiting", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint(*KEY, name="pk_statistics"),
         sqlite_with_rowid=False,
-        postgresql_with={"fillfactor": 50},
     )
     op.create_table(
         "statistics_changes",

@@ -25,9 +25,8 @@ class StatisticRow(Model, table=True):
     """
 
     __tablename__ = "statistics"
-    # The table is its own index on SQLite. On PostgreSQL half of each page stays free for the next versions of its
-    # rows: otherwise every change would need a new index entry.
-    __table_args__ = ({"sqlite_with_rowid": False, "postgresql_with": {"fillfactor": 50}},)
+    # The table is its own index on SQLite.
+    __table_args__ = ({"sqlite_with_rowid": False},)
 
     grain: int = _key_column()
     hour: int = _key_column()

@@ -1,5 +1,6 @@
 """Statistics on both databases: they count what SQL over the view `message_status` counts, after any history."""
 
+import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -337,3 +338,19 @@ async def test_sweep_removes_cells_that_count_nothing(database: Database) -> Non
     assert await select(database, "SELECT count(*) FROM statistics") == [(8,)]
     assert await Pruner(database, {}, clock=lambda: at(3600)).prune() == {}
     assert await select(database, "SELECT DISTINCT status FROM statistics") == [("delivered",)]
+
+
+async def test_changes_that_are_added_meanwhile_are_counted_once(database: Database) -> None:
+    await process(database, callback([v2_event(f"m{number}") for number in range(50)]))
+
+    async def change() -> None:
+        for number in range(50, 60):
+            await process(database, callback([v2_event(f"m{number}")]))
+            await add_changes(database)
+
+    changing = asyncio.create_task(change())
+    while not changing.done():
+        [row] = await counted(database)
+        assert 50 <= row.deliveries <= 60
+    await changing
+    assert [row.deliveries for row in await counted(database)] == [60]
