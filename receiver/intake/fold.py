@@ -224,15 +224,18 @@ class Folder:
             await _take(folded, batch)
             failpoints.reach("folded")
             await transaction.run(await self._steps(folded, existing, transaction))
-            if self._changes > _MANY_CHANGES:
+            if self._has_many_changes():
                 await statistics.add_changes(transaction)
             failpoints.reach("written")
             await finish(transaction, batch)
             failpoints.reach("advanced")
         failpoints.reach("committed")
-        if self._changes > _MANY_CHANGES:
+        if self._has_many_changes():
             self._changes = 0
         return batch
+
+    def _has_many_changes(self) -> bool:
+        return self._changes > _MANY_CHANGES
 
     async def _steps(
         self, folded: Batch[Rows], existing: Mapping[MessageKey, bool], transaction: Transaction

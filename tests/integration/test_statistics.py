@@ -13,6 +13,7 @@ from sqlalchemy import text
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api, Callback
 from receiver.errors import TooMuch
+from receiver.intake.fold import Folder
 from receiver.models.queries import DIMENSIONS, StatisticsQuery
 from receiver.models.statistics import StatisticRead
 from receiver.storage import schema, statistics
@@ -175,6 +176,13 @@ async def empty(database: Database) -> None:
             await connection.execute(text(f"DELETE FROM {table}"))
 
 
+@pytest.fixture(params=[True, False], ids=["added", "appended"])
+def adds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether each batch adds its changes to the cells, or only appends them."""
+    monkeypatch.setattr(Folder, "_has_many_changes", lambda _: request.param)
+
+
+@pytest.mark.usefixtures("adds")
 @LIMITS
 @given(history=HISTORIES, cuts=st.lists(st.tuples(st.integers(0, 12), STEPS), max_size=5))
 async def test_statistics_are_those_of_the_view_after_every_history(
