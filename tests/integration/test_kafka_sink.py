@@ -155,10 +155,11 @@ async def test_in_binary_mode_the_attributes_are_headers(kafka: KafkaCluster, to
         assert await sink.publish([replace(one, event=event)]) == [Published()]
     [record] = kafka.records(topic)
     assert orjson.loads(record.value or b"") == event["data"]
+    attributes = ("specversion", "id", "source", "type", "subject", "time", "dataschema")
     assert record.headers == {
         "content-type": b"application/json",
         "receiver-event-id": one.id.encode(),
-        **{f"ce_{name}": event[name].encode() for name in ("specversion", "id", "source", "type", "subject", "time")},
+        **{f"ce_{name}": event[name].encode() for name in attributes},
     }
 
 

@@ -276,7 +276,7 @@ async def test_error_that_says_nothing_of_the_callback_quarantines_nothing(
 
     patched = (processor_table, "advance") if error is KeyError else (Batch, "take")
     if isinstance(error, KeyError | sqlite3.DatabaseError):
-        patched = (fold, "_steps")
+        patched = (fold.Folder, "_steps")
     monkeypatch.setattr(*patched, fail)
     observed = Observed()
     async with running(database_url, observed) as (journal, processor):

@@ -191,7 +191,7 @@ async def test_in_binary_mode_the_attributes_are_headers(exchange: Exchange) -> 
     [message] = await exchange.taken()
     assert message.content_type == "application/json"
     assert orjson.loads(message.body) == event["data"]
-    attributes = ("specversion", "id", "source", "type", "subject", "time")
+    attributes = ("specversion", "id", "source", "type", "subject", "time", "dataschema")
     assert message.headers == {
         "receiver-message-id": event["subject"],
         **{f"ce-{name}": event[name] for name in attributes},

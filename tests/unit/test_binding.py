@@ -24,6 +24,7 @@ def test_binary_is_the_data_in_the_body_and_the_attributes_in_headers() -> None:
         "ce_type": "message.delivered",
         "ce_subject": "m1",
         "ce_time": "2026-01-01T00:00:00Z",
+        "ce_dataschema": "urn:bandwidth-receiver:schemas/message-event/1",
     }
     assert orjson.loads(bound.body) == make_publication().event["data"]
 
