@@ -6,7 +6,7 @@ that removes a prefix.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import cache
 from html import escape
 from importlib.metadata import version
@@ -15,8 +15,9 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
+from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from receiver import documents
@@ -43,18 +44,35 @@ def routes(openapi: Callable[[], dict[str, Any]]) -> list[BaseRoute]:
     """The routes of the documentation; `openapi` returns the OpenAPI document."""
     pages = Pages(openapi)
     return [
-        Route("/docs", pages.index, name="docs"),
+        Route("/docs", pages.one_at_a_time(pages.index), name="docs"),
         Route("/docs/", pages.redirect),
         Route("/docs/style.css", pages.style),
-        Route("/docs/{topic}", pages.topic),
+        Route("/docs/{topic}", pages.one_at_a_time(pages.topic)),
     ]
 
 
+_MAX_WAITING: Final = 50
+
+
 class Pages:
-    """The endpoints: plain functions, which Starlette runs in a thread, because rendering must not delay callbacks."""
+    """The endpoints. Pages are made in a thread, and only one at a time, because they must not delay callbacks.
+
+    Anybody may request them, without a token, and a search takes as much CPU time as a thousand callbacks.
+    """
 
     def __init__(self, openapi: Callable[[], dict[str, Any]]) -> None:
         self._openapi = openapi
+        self._making = CapacityLimiter(1)
+
+    def one_at_a_time(self, page: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
+        """The endpoint of a page; answers 503 if many requests wait already."""
+
+        async def endpoint(request: Request) -> Response:
+            if self._making.statistics().tasks_waiting >= _MAX_WAITING:
+                return PlainTextResponse("too many pages are requested at once\n", 503, {"Retry-After": "2"})
+            return await to_thread.run_sync(page, request, limiter=self._making)
+
+        return endpoint
 
     def index(self, request: Request) -> Response:
         """All topics, or the results of a search."""

@@ -117,7 +117,7 @@ class EventStream:
             except (Conflict, Expired) as error:
                 yield f"event: gap\ndata: {error}\n\n".encode()
                 return
-            part = b"".join(_server_sent(published(one, self._context)) for one in entries if self._filter.passes(one))
+            part = b"".join(server_sent(published(one, self._context)) for one in entries if self._filter.passes(one))
             if entries:
                 self._position = entries[-1].position
             if not part and time.monotonic() - sent_at >= HEARTBEAT_SECONDS:
@@ -133,9 +133,17 @@ class EventStream:
         self._context.streams.close(self._subscription)
 
 
-def _server_sent(event: dict[str, Any]) -> bytes:
-    # JSON has no line feed outside of a text, and there it is escaped.
-    return b"id: %d\ndata: %b\n\n" % (event["data"]["sequence"], orjson.dumps(event))
+def server_sent(event: dict[str, Any]) -> bytes:
+    """An event as a block of server-sent events, one line each for its position and for itself."""
+    # JSON has no line feed outside of a text, and there it is escaped. So are here the characters that many clients
+    # take for the end of a line too.
+    data = orjson.dumps(event)
+    for character, escape in _LINE_ENDS:
+        data = data.replace(character, escape)
+    return b"id: %d\ndata: %b\n\n" % (event["data"]["sequence"], data)
+
+
+_LINE_ENDS: Final = tuple((chr(code).encode(), b"\\u%04x" % code) for code in (0x85, 0x2028, 0x2029))
 
 
 OPERATIONS: Final = (

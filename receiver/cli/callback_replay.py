@@ -10,6 +10,7 @@ import typer
 
 from receiver.cli.context import with_database
 from receiver.cli.output import echo, echo_json
+from receiver.domain.events import REGISTERED
 from receiver.errors import Unknown
 from receiver.models.callbacks import CallbackRead
 from receiver.settings import Settings
@@ -32,6 +33,8 @@ def replay_callbacks(config: Path | None, ids: Sequence[str], *, to: str, json: 
         for callback_id, callback in zip(ids, found, strict=True):
             if callback is None:
                 raise Unknown(f"there is no callback {callback_id} in the journal")
+            if callback.route == REGISTERED:
+                raise Unknown(f"{callback_id} is a registered send, which Bandwidth never posted")
         answers = []
         async with httpx2.AsyncClient(timeout=_REPLAY_SECONDS, follow_redirects=False) as client:
             for callback in filter(None, found):

@@ -237,13 +237,22 @@ async def _refuse_error(response: httpx2.Response, url: str) -> None:
 async def _blocks(response: httpx2.Response) -> AsyncIterator[dict[str, str]]:
     """The blocks of server-sent events, each as its fields."""
     block: dict[str, str] = {}
-    async for line in response.aiter_lines():
+    async for line in _lines(response):
         name, _, value = line.partition(":")
         if name:
             block[name] = value.removeprefix(" ")
         elif not line and block:
             yield block
             block = {}
+
+
+async def _lines(response: httpx2.Response) -> AsyncIterator[str]:
+    """The lines. Only a line feed ends one: the text of a message may have what Python takes for other line ends."""
+    rest = b""
+    async for received in response.aiter_bytes():
+        *lines, rest = (rest + received).split(b"\n")
+        for line in lines:
+            yield line.removesuffix(b"\r").decode()
 
 
 # --- what becomes of them

@@ -15,6 +15,7 @@ from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import REGISTERED, Api, Callback, Direction, Event, Quarantine, Rejected, TagVerdict
 from receiver.domain.fold import Batch, MessageKey, Repeat
 from receiver.domain.publication import Appended
+from receiver.logs import Sampled
 from receiver.providers import PROVIDERS, registry, sends, states
 from receiver.storage import event_log, messages, processor, statistics
 from receiver.storage.bulk import Step, Transaction
@@ -37,6 +38,7 @@ _REASONS: Final = {
 }
 
 log = structlog.get_logger("receiver.processor")
+_not_added = Sampled(log, "changes are not added to the statistics yet")
 
 _Found = tuple[TagVerdict, str | None]
 """The verdict on a tag, and the tag without its signature."""
@@ -182,6 +184,7 @@ class Folder:
         self._conflict = conflict
         # The changes of the statistics that are not added yet: an earlier process may have left many.
         self._changes = _MANY_CHANGES
+        self._added_to = 0
 
     async def fold(self, batch: Sequence[Parsed], finish: Finish) -> Sequence[Parsed]:
         """Writes the events of callbacks, in one transaction; `finish` adds to it.
@@ -224,18 +227,27 @@ class Folder:
             await _take(folded, batch)
             failpoints.reach("folded")
             await transaction.run(await self._steps(folded, existing, transaction))
-            if self._has_many_changes():
-                await statistics.add_changes(transaction)
             failpoints.reach("written")
             await finish(transaction, batch)
             failpoints.reach("advanced")
         failpoints.reach("committed")
         if self._has_many_changes():
-            self._changes = 0
+            await self._add_changes()
         return batch
 
     def _has_many_changes(self) -> bool:
         return self._changes > _MANY_CHANGES
+
+    async def _add_changes(self) -> None:
+        """Adds changes of the statistics to the cells, in a transaction that holds up no callback if it fails."""
+        try:
+            async with self._database.appending() as transaction:
+                added, self._added_to = await statistics.add_changes(transaction, self._added_to)
+        except Exception as error:
+            _not_added.add(error=str(error))
+            added = 0
+        # More of them with the next batch; after an error when there are as many again.
+        self._changes = _MANY_CHANGES if added == statistics.MOST_CHANGES else 0
 
     async def _steps(
         self, folded: Batch[Rows], existing: Mapping[MessageKey, bool], transaction: Transaction
@@ -296,7 +308,7 @@ async def _take(folded: Batch[Any], batch: Sequence[Parsed]) -> None:
                 raise _CannotFold(repr(error)) from error
             if type(result) is Appended:
                 parsed.new.append(event)
-                if result.delivery.status != result.previous_status:
+                if result.delivery.status != result.previous_status and not event.is_registration:
                     parsed.reached[result.delivery.status] += 1
                     if (code := result.delivery.code) is not None:
                         parsed.categories[result.delivery.status, _category(event.api, code)] += 1

@@ -237,6 +237,9 @@ class DeadlineProtocol(HttpToolsProtocol):
     # When the current request must be complete; None between two requests.
     _deadline: float | None = None
     _timer: asyncio.TimerHandle | None = None
+    # While the client does not read its answer as fast as it is written.
+    _write_timer: asyncio.TimerHandle | None = None
+    _unread_bytes = 0
 
     def __init__(
         self, *arguments: Any, observer: ServerObserver, trusted_proxies: Sequence[Network] = (), **options: Any
@@ -282,8 +285,9 @@ class DeadlineProtocol(HttpToolsProtocol):
         await send({"type": "http.response.body", "body": b""})
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
         self._waiting.remove(self)
         counts = self._waiting.by_address
         counts[self.address] -= 1
@@ -332,6 +336,30 @@ class DeadlineProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         super().send_400_response(msg)
         self._report_closed(Closed.NOT_HTTP)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread_bytes = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(REQUEST_SECONDS, self._look_at_reader)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _look_at_reader(self) -> None:
+        """Ends a connection whose client reads nothing of its answer, else looks again.
+
+        Such a connection belongs to a request in progress, so it could not be shed, and closing it would wait for ever.
+        """
+        unread = self.transport.get_write_buffer_size()
+        if unread >= self._unread_bytes:
+            self.transport.abort()
+            self.observer.connection_closed(Closed.SLOW)
+            return
+        self._unread_bytes = unread
+        self._write_timer = self.loop.call_later(REQUEST_SECONDS, self._look_at_reader)
 
     def _abort(self, reason: Closed) -> None:
         self.transport.abort()

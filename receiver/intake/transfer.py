@@ -297,13 +297,13 @@ class Reprocessing:
         return await self._all(callbacks.pages(self.database, query))
 
     async def _all(self, pages: AsyncIterator[list[Callback]]) -> Reprocessed:
-        total = Reprocessed()
+        folder, total = Folder(self.database, self.conflict), Reprocessed()
         async for page in pages:
-            total += await self._page(page)
+            total += await self._page(folder, page)
         return total
 
-    async def _page(self, page: Sequence[Callback]) -> Reprocessed:
-        folder, total = Folder(self.database, self.conflict), Reprocessed()
+    async def _page(self, folder: Folder, page: Sequence[Callback]) -> Reprocessed:
+        total = Reprocessed()
         batch = [await parse(callback, self.checker) for callback in page]
 
         async def finish(transaction: Transaction, folded: Sequence[Parsed]) -> None:

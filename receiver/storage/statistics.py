@@ -16,7 +16,7 @@ from math import sqrt
 from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select, union_all
+from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, func, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.events import Api, Status
@@ -73,7 +73,7 @@ _OF_MESSAGE: Final = (
     "carrier_name",
     "awaiting_receipt",
 )
-_OF_DELIVERY: Final = ("status", "delivery_code", "delivered_at", "updated_at")
+_OF_DELIVERY: Final = ("status", "delivery_code", "delivered_at", "delivered_received_at")
 _message_values: Final = itemgetter(*map(MESSAGE_COLUMNS.index, _OF_MESSAGE))
 _delivery_values: Final = itemgetter(*map(DELIVERY_COLUMNS.index, _OF_DELIVERY))
 
@@ -96,7 +96,7 @@ class Counts:
     def add_delivery(self, message: Sequence[Any], delivery: Sequence[Any], sign: int = 1) -> None:
         """Adds one delivery: the values of `_OF_MESSAGE` and of `_OF_DELIVERY`."""
         listed_at, created_at, api, direction, sender, application_id, carrier_name, awaiting = message
-        status, code, delivered_at, updated_at = delivery
+        status, code, delivered_at, delivered_received_at = delivery
         is_outbound = direction == "out"
         key = (
             SENDER_HOUR,
@@ -109,7 +109,7 @@ class Counts:
             carrier_name[:TEXT_CHARACTERS] if carrier_name else "",
             # The sender of an inbound message is a customer: there are as many as messages.
             sender[:TEXT_CHARACTERS] if sender and is_outbound else "",
-            _bucket(status, created_at, delivered_at, updated_at),
+            _bucket(status, created_at, delivered_at, delivered_received_at),
         )
         cell = self._cells[key]
         cell[0] += sign
@@ -157,13 +157,35 @@ def count(changes: Iterable[tuple[bool, Rows | None, Rows]]) -> InsertMany:
     return counts.step()
 
 
-async def add_changes(transaction: Transaction) -> None:
-    """Adds the changes to the cells."""
+# So many changes are added in one transaction: all of its statements then take less than the time they are allowed.
+MOST_CHANGES: Final = 20_000
+_OLDEST_CHANGES: Final = (
+    f"SELECT id, {', '.join(_COLUMNS[1:])} FROM statistics_changes WHERE id > ? ORDER BY id LIMIT {MOST_CHANGES}"  # noqa: S608
+)
+
+
+async def add_changes(transaction: Transaction, after: int = 0) -> tuple[int, int]:
+    """Adds the oldest changes to the cells; returns how many they are, and the id of the last one.
+
+    Only changes with ids above `after` are looked for: PostgreSQL then passes none of those that it has removed before.
+    """
     counts = Counts()
-    for row in await transaction.fetch(f"SELECT {', '.join(_COLUMNS[1:])} FROM statistics_changes"):  # noqa: S608
-        counts.add_cell((SENDER_HOUR, *row[:-2]), *row[-2:])
+    rows = await transaction.fetch(_OLDEST_CHANGES, (after,))
+    if not rows:
+        return 0, after
+    for _, *key, deliveries, awaiting in rows:
+        counts.add_cell((SENDER_HOUR, *key), deliveries, awaiting)
+    last = rows[-1][0]
     await transaction.run([counts.cells()])
-    await transaction.execute("DELETE FROM statistics_changes")
+    await transaction.execute("DELETE FROM statistics_changes WHERE id > ? AND id <= ?", (after, last))
+    return len(rows), last
+
+
+async def add_all_changes(transaction: Transaction) -> None:
+    """Adds all changes to the cells."""
+    added, last = await add_changes(transaction)
+    while added == MOST_CHANGES:
+        added, last = await add_changes(transaction, last)
 
 
 def hour_of(moment: Any) -> int:
@@ -179,14 +201,14 @@ def _hour_of_text(hour: str) -> int:
     return hour_of(datetime.fromisoformat(f"{hour}:00:00+00:00"))
 
 
-def _bucket(status: str, created_at: Any, delivered_at: Any, updated_at: Any) -> int:
+def _bucket(status: str, created_at: Any, delivered_at: Any, delivered_received_at: Any) -> int:
     """The bucket of the time from the creation of a message by Bandwidth's clock until it was delivered.
 
-    The end is by Bandwidth's clock too, else (v1) it is when we received the last callback about the delivery.
+    The end is by Bandwidth's clock too, else (v1) it is when we received the first callback that proves the delivery.
     """
     if status not in _HAS_ARRIVED or created_at is None:
         return NO_BUCKET
-    end = delivered_at if delivered_at is not None else updated_at if status == "delivered" else None
+    end = delivered_at if delivered_at is not None else delivered_received_at if status == "delivered" else None
     if end is None:
         return NO_BUCKET
     return bisect_right(BUCKET_BOUNDS, (_moment(end) - _moment(created_at)) // _MICROSECOND)
@@ -216,14 +238,13 @@ async def forget(database: Database, connection: AsyncConnection, keys: Collecti
     added = {name: STATISTICS.c[name] + insert.excluded[name] for name in ("deliveries", "awaiting")}
     statement = insert.on_conflict_do_update(index_elements=_KEY_COLUMNS, set_=added)
     await connection.execute(statement, [dict(zip(_COLUMNS, row, strict=True)) for row in rows])
-    hours = sorted({(row[0], row[1]) for row in rows})
-    of_hour = [and_(STATISTICS.c.grain == grain, STATISTICS.c.hour == hour) for grain, hour in hours]
-    for some in range(0, len(of_hour), _MOST_HOURS):
-        chosen = or_(*of_hour[some : some + _MOST_HOURS])
-        await connection.execute(delete(STATISTICS).where(_IS_EMPTY, chosen))
+    emptied = delete(STATISTICS).where(
+        _IS_EMPTY, *(STATISTICS.c[name] == bindparam(f"key_{name}") for name in _KEY_COLUMNS)
+    )
+    await connection.execute(emptied, [dict(zip(_KEY_PARAMETERS, row, strict=False)) for row in rows])
 
 
-_MOST_HOURS: Final = 100
+_KEY_PARAMETERS: Final = tuple(f"key_{name}" for name in _KEY_COLUMNS)
 _IS_EMPTY: Final = and_(STATISTICS.c.deliveries == 0, STATISTICS.c.awaiting == 0)
 _SAME_MESSAGE: Final = and_(
     MESSAGES.c.api == DELIVERIES.c.api,
@@ -256,6 +277,10 @@ class Recount:
 
     async def run(self) -> int:
         """Corrects all cells; returns how many were wrong."""
+        added, last = MOST_CHANGES, 0
+        while added == MOST_CHANGES:
+            async with self._database.appending() as transaction:
+                added, last = await add_changes(transaction, last)
         wrong, hour = 0, await self._next_hour(None)
         while hour is not None:
             wrong += await self._correct_hour(hour)
@@ -280,7 +305,7 @@ class Recount:
 
     async def _correct_hour(self, hour: int) -> int:
         async with self._database.appending() as transaction:
-            await add_changes(transaction)
+            await add_all_changes(transaction)
             right = Counts()
             for key, *counts in await _counted(self._database, transaction, hour):
                 right.add_cell(key, *counts)
@@ -288,7 +313,7 @@ class Recount:
 
     async def _correct_day(self, day: int) -> int:
         async with self._database.appending() as transaction:
-            await add_changes(transaction)
+            await add_all_changes(transaction)
             right = Counts()
             for row in await transaction.fetch(_HOURS_OF_DAY, (SENDER_HOUR, day, day + _DAY_HOURS)):
                 right.add_cell(tuple(row[:-2]), *row[-2:])
@@ -362,7 +387,7 @@ def _micros(end: str, beginning: str) -> str:
     return f"({' - '.join(seconds)}) * 1000000 + {' - '.join(fractions)}"
 
 
-_END: Final = "coalesce(d.delivered_at, CASE WHEN d.status = 'delivered' THEN d.updated_at END)"
+_END: Final = "coalesce(d.delivered_at, CASE WHEN d.status = 'delivered' THEN d.delivered_received_at END)"
 # By whether it is for SQLite. `hour` and `condition` are filled in.
 _COUNTED: Final = {
     is_sqlite: (

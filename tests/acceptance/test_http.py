@@ -424,6 +424,31 @@ async def test_probes_are_answered_while_every_connection_is_busy(monkeypatch: p
                 assert (await reader.readuntil(b"done")).startswith(b"HTTP/1.1 200")
 
 
+async def test_client_that_reads_no_answer_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its request is in progress for as long as it does not read, so its connection cannot be shed."""
+    monkeypatch.setattr(web_server, "REQUEST_SECONDS", 0.3)
+
+    async def large(_: Request) -> Response:
+        return Response(b"x" * 30_000_000)
+
+    app = Starlette(routes=[StarletteRoute("/large", large)])
+    async with serving(app) as url:
+        site = Site(url, app)
+        async with site.connection() as (reader, writer):
+            writer.write(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
+            await asyncio.sleep(1.5)
+            with suppress(ConnectionError):
+                assert len(await reader.read(-1)) < 30_000_000
+        # One who reads slowly gets all of it.
+        async with site.connection() as (reader, writer):
+            writer.write(b"GET /large HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            received = 0
+            while some := await reader.read(2_000_000):
+                received += len(some)
+                await asyncio.sleep(0.02)
+            assert received > 30_000_000
+
+
 async def test_more_busy_connections_than_spare_ones_are_closed_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web_server, "MAX_CONNECTIONS", 2)
     monkeypatch.setattr(web_server, "SPARE_CONNECTIONS", 1)

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api, Callback
-from receiver.errors import TooMuch
+from receiver.errors import StorageUnavailable, TooMuch
 from receiver.intake.fold import Folder
 from receiver.models.queries import DIMENSIONS, StatisticsQuery
 from receiver.models.statistics import StatisticRead
@@ -84,10 +84,12 @@ async def times_by_view(database: Database) -> list[float]:
     """The times to delivery in seconds: Bandwidth's clock, for v1's end ours."""
     rows = await select(
         database,
-        "SELECT created_at, delivered_at, updated_at, status FROM message_status "
+        "SELECT created_at, delivered_at, delivered_received_at, status FROM message_status "
         "WHERE status IN ('delivered', 'read') AND created_at IS NOT NULL",
     )
-    ends = ((row, row.delivered_at or (row.updated_at if row.status == "delivered" else None)) for row in rows)
+    ends = (
+        (row, row.delivered_at or (row.delivered_received_at if row.status == "delivered" else None)) for row in rows
+    )
     return sorted((moment(end) - moment(row.created_at)).total_seconds() for row, end in ends if end is not None)
 
 
@@ -374,3 +376,35 @@ async def test_changes_that_are_added_meanwhile_are_counted_once(database: Datab
         assert 50 <= row.deliveries <= 60
     await changing
     assert [row.deliveries for row in await counted(database)] == [60]
+
+
+async def test_changes_that_cannot_be_added_stop_no_callback(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise StorageUnavailable("canceling statement due to statement timeout")
+
+    monkeypatch.setattr(Folder, "_has_many_changes", lambda _: True)
+    with monkeypatch.context() as patched:
+        patched.setattr(statistics, "add_changes", fail)
+        await process(database, callback([v2_event("m1")]))
+    assert await select(database, "SELECT count(*) FROM statistics") == [(0,)]
+    assert [(row.status, row.deliveries) for row in await counted(database, "status")] == [("delivered", 1)]
+    await process(database, callback([v2_event("m2")]))
+    assert await select(database, "SELECT count(*) FROM statistics_changes") == [(0,)]
+    assert [(row.status, row.deliveries) for row in await counted(database, "status")] == [("delivered", 2)]
+
+
+async def test_changes_are_added_in_bounded_parts(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Folder, "_has_many_changes", lambda _: False)
+    events = [v2_event(f"m{number}", message={"applicationId": f"a{number}"}) for number in range(20)]
+    await process(database, callback(events))
+    async with database.appending() as transaction:
+        monkeypatch.setattr(
+            statistics, "_OLDEST_CHANGES", statistics._OLDEST_CHANGES.replace(str(statistics.MOST_CHANGES), "3")
+        )
+        added, last = await statistics.add_changes(transaction)
+    assert added == 3
+    assert await select(database, f"SELECT count(*) FROM statistics_changes WHERE id > {last}") == [(17,)]
+    assert await select(database, "SELECT count(*) FROM statistics_changes") == [(17,)]
+    assert [(row.status, row.deliveries) for row in await counted(database, "status")] == [("delivered", 20)]

@@ -1,5 +1,6 @@
 """What others are given of an entry of the log."""
 
+import json
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -7,6 +8,7 @@ import orjson
 import pytest
 from msgspec.structs import replace
 
+from receiver.api.events import server_sent
 from receiver.cli.events import sample_event
 from receiver.domain.cloudevents import EVENT_TYPES, cloud_event, rfc3339, schema_uri
 from receiver.domain.events import MessageFields, Status, TagVerdict
@@ -176,3 +178,12 @@ def test_every_event_is_as_its_schema_says(type_: str) -> None:
     event_schema.check(event)
     assert tuple(event["data"]) == shown_names(MessageEventData)
     assert CloudEvent.model_validate(event).data.message_id == event["subject"]
+
+
+def test_event_of_a_stream_is_one_line_for_every_client() -> None:
+    """Many clients take more characters for the end of a line than the line feed; a sender may write them."""
+    event = {"id": "e", "data": {"sequence": 7, "text": "a\u2028data: {}\u2029id: 9\u0085b\nc"}}
+    lines = server_sent(event).decode().splitlines()
+    assert lines[0] == "id: 7"
+    assert json.loads(lines[1].removeprefix("data: ")) == event
+    assert lines[2:] == [""]
