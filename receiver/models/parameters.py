@@ -106,7 +106,7 @@ _NOT_A_MOMENT: Final = (
     "must be a time: yyyy-MM-dd hh:mm:ss (the last parts may be left out), RFC 3339, or back from now: 30m, 2h, 7d, "
     "today, yesterday"
 )
-_BACK_FROM_NOW: Final = re.compile(r"(?P<number>\d{1,6})(?P<unit>[smhdw])", re.ASCII)
+_BACK_FROM_NOW: Final = re.compile(r"(?P<number>\d{1,5})(?P<unit>[smhdw])", re.ASCII)
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _DAYS: Final = {"today": 0, "yesterday": 1}
 
@@ -238,7 +238,7 @@ Moment = Annotated[
 Age = Annotated[
     datetime,
     BeforeValidator(_age),
-    WithJsonSchema({"type": "string", "pattern": "^[0-9]{1,6}[smhdw]$", "examples": ["15m"]}),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9]{1,5}[smhdw]$", "examples": ["15m"]}),
 ]
 MessageCursor = Annotated[
     MessagePlace, BeforeValidator(_message_place), WithJsonSchema({"type": "string", "format": "message-cursor"})

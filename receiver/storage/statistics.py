@@ -445,8 +445,12 @@ class _Group:
 
     def percentile(self, percent: int) -> float | None:
         """The time in seconds within which this part of the deliveries were delivered: the middle of its bucket."""
+        deliveries = sum(self.buckets.values())
+        if not deliveries:
+            # Buckets are left whose changes add up to nothing.
+            return None
         # The rank is rounded up, in whole numbers.
-        rank = -(-sum(self.buckets.values()) * percent // 100)
+        rank = -(-deliveries * percent // 100)
         for bucket in sorted(self.buckets):
             rank -= self.buckets[bucket]
             if rank <= 0:

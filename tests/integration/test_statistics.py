@@ -408,3 +408,13 @@ async def test_changes_are_added_in_bounded_parts(database: Database, monkeypatc
     assert await select(database, f"SELECT count(*) FROM statistics_changes WHERE id > {last}") == [(17,)]
     assert await select(database, "SELECT count(*) FROM statistics_changes") == [(17,)]
     assert [(row.status, row.deliveries) for row in await counted(database, "status")] == [("delivered", 20)]
+
+
+async def test_buckets_whose_changes_add_up_to_nothing_give_no_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Folder, "_has_many_changes", lambda _: False)
+    await process(database, callback([v2_event("m1")]))
+    await process(database, callback([v2_event("m1", "message-failed", errorCode=4720)]))
+    [row] = await counted(database)
+    assert (row.delivered, row.failed, row.p50_seconds, row.p95_seconds) == (0, 1, None, None)
