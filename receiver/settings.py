@@ -326,21 +326,20 @@ class _NotJson(str):
     __slots__ = ()
 
 
-class _Environment(EnvSettingsSource):
+class _Undecoded(PydanticBaseSettingsSource):
+    """A source that leaves a value that is not JSON to the validation, where its error hides no others."""
+
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
-        # An error here would hide the errors of all other settings.
         try:
             return super().decode_complex_value(field_name, field, value)
         except ValueError:
             return _NotJson(value)
 
 
-class _Secrets(SecretsSettingsSource):
-    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
-        try:
-            return super().decode_complex_value(field_name, field, value)
-        except ValueError:
-            return _NotJson(value)
+class _Environment(_Undecoded, EnvSettingsSource): ...
+
+
+class _Secrets(_Undecoded, SecretsSettingsSource): ...
 
 
 class GivenSettings(Settings):

@@ -124,6 +124,23 @@ def v2_event(message_id: str = "m1", type: str = "message-delivered", **more: An
     return {**envelope, **more, "message": message}
 
 
+def v2_accepted(id_: str = "m1", **more: Any) -> dict[str, Any]:
+    """The body of a 202 of v2."""
+    return {
+        "id": id_,
+        "owner": "+15559999",
+        "applicationId": "a-1",
+        "time": "2026-01-01T00:00:00Z",
+        "segmentCount": 1,
+        "direction": "out",
+        "to": ["+15550001"],
+        "from": "+15559999",
+        "text": "hello",
+        "tag": "order 4711",
+        **more,
+    }
+
+
 def v1_event(message_id: str = "m-1", **more: Any) -> dict[str, Any]:
     return {
         "eventType": "sms",

@@ -165,7 +165,7 @@ OPERATIONS: Final = (
         path="/api/events/stream",
         summary="Follow the event log: every event as it is appended, as server-sent events",
         description="The data of each is a CloudEvent, its id the position. The response ends when the server stops or "
-        "the token is removed; whoever comes again with `Last-Event-ID` misses nothing.",
+        "the token is removed; a client that connects again with `Last-Event-ID` misses nothing.",
         handle=stream_events,
         query=StreamQuery,
         answer=str,

@@ -48,7 +48,7 @@ async def _single(call: Call, result: SendResult, sends: Sequence[dict[str, Any]
 
 
 def _members(given: Sequence[object]) -> Iterator[object]:
-    """The sends of a list, and errors in place of those that cannot be told apart."""
+    """The sends of a list, and errors in place of results that belong to no request."""
     for one in given:
         try:
             yield from expanded(one)

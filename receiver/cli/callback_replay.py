@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx2
-import typer
 
 from receiver.cli.context import with_database
+from receiver.cli.options import http_url
 from receiver.cli.output import echo, echo_json
 from receiver.domain.events import REGISTERED
 from receiver.errors import Unknown
@@ -26,7 +26,7 @@ _REPLAY_SECONDS: Final = 30.0
 
 def replay_callbacks(config: Path | None, ids: Sequence[str], *, to: str, json: bool) -> int:
     """Sends callbacks to a URL as they came: method, query, headers without secrets, body byte for byte."""
-    target = _target(to)
+    target = http_url(to, "--to")
 
     async def work(_: Settings, database: Database) -> int:
         found = [await callbacks.with_id(database, callback_id) for callback_id in ids]
@@ -48,16 +48,6 @@ def replay_callbacks(config: Path | None, ids: Sequence[str], *, to: str, json: 
         return 0 if all(200 <= (answer["status"] or 0) < 300 for answer in answers) else 1
 
     return with_database(config, work)
-
-
-def _target(to: str) -> httpx2.URL:
-    try:
-        target = httpx2.URL(to)
-    except httpx2.InvalidURL:
-        target = httpx2.URL()
-    if target.scheme not in ("http", "https") or not target.host:
-        raise typer.BadParameter("must begin with http:// or https:// and name a host", param_hint="--to")
-    return target
 
 
 async def _send(client: httpx2.AsyncClient, target: httpx2.URL, callback: CallbackRead) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from receiver import credentials
 from receiver.api.events import HEARTBEAT_SECONDS, published, refuse_gap
 from receiver.api.operations import ApiContext
 from receiver.cli.context import read_settings, refuse_absent
+from receiver.cli.options import http_url
 from receiver.cli.output import OutputClosed, echo, echo_error, echo_json_line
 from receiver.cli.serve import stop_signal
 from receiver.clock import now
@@ -129,7 +130,7 @@ def _until_stopped(work: Callable[[], Awaitable[None]]) -> int:
 async def _output_closed() -> None:
     """Waits until the reader of a pipe on standard output has gone: without an event no write would fail."""
     output = select.poll()
-    # A closed reader is reported whatever is asked for.
+    # A closed reader is always reported.
     output.register(sys.stdout, 0)
     while not any(found & (select.POLLERR | select.POLLHUP) for _, found in output.poll(0)):
         await asyncio.sleep(_POLL_SECONDS)
@@ -212,12 +213,7 @@ class _Passing(Exception):
 
 
 def _address(url: str) -> str:
-    try:
-        parsed = httpx2.URL(url)
-    except httpx2.InvalidURL:
-        parsed = httpx2.URL()
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise typer.BadParameter("must begin with http:// or https:// and name a host", param_hint="--url")
+    http_url(url, "--url")
     return url.rstrip("/") + _STREAM
 
 
@@ -297,7 +293,7 @@ def _webhook(forward: str, secret: str) -> Sink:
 
 
 async def _forward(events: Events, sink: Sink, count: int | None) -> None:
-    """Posts each event once: whoever changes a program and wants an event again replays it."""
+    """Posts each event once: a developer who needs an event again replays it."""
     posted = 0
     async with aclosing(events) as following:  # type: ignore[type-var]
         async for event in following:

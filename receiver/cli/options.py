@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,10 @@ from pydantic.fields import FieldInfo
 from receiver.domain.cloudevents import rfc3339
 from receiver.models.parameters import NumberContext, Option
 from receiver.models.queries import Query, SortOrder
+
+if TYPE_CHECKING:
+    # Most commands send no request.
+    import httpx2
 
 
 def group(help: str) -> typer.Typer:  # noqa: A002
@@ -139,6 +143,19 @@ def option_name(name: str, field: FieldInfo) -> str:
     """The option of a parameter: its own, or the parameter's name in the address, with hyphens."""
     own = _metadata(field)
     return own.name if own is not None and own.name else f"--{_kebab(field.alias or name)}"
+
+
+def http_url(text: str, option: str) -> "httpx2.URL":
+    """The URL that an option gives; raises a usage error if it leads nowhere by HTTP."""
+    import httpx2
+
+    try:
+        url = httpx2.URL(text)
+    except httpx2.InvalidURL:
+        url = httpx2.URL()
+    if url.scheme not in ("http", "https") or not url.host:
+        raise typer.BadParameter("must begin with http:// or https:// and name a host", param_hint=option)
+    return url
 
 
 def filter_options(query: Query) -> str:

@@ -74,7 +74,7 @@ def _parse_rates(rates: Iterable[str]) -> dict[str, str]:
 
 
 def _refuse_strangers(settings: SandboxSettings, host: str, listeners: Sequence[socket.socket]) -> None:
-    """Other machines are served only if that was asked for: whoever reaches `/sandbox/` can make it send requests."""
+    """Other machines are served only with `--remote-clients`: a client of `/sandbox/` can make it send requests."""
     if not settings.remote_clients and not all(map(_is_loopback, listeners)):
         raise typer.BadParameter(
             f"other machines can reach {host}, and the paths under /sandbox/ need no credentials: "

@@ -207,7 +207,7 @@ class PublishLoop:
         if self._is_clock_anchored:
             step = self._clock.step(reference, read_at)
         else:
-            # Set forward while nobody held the lease: that cannot be told from time that has passed.
+            # Set forward while nobody held the lease: that looks like time that has passed.
             seen_at = self._lease.previous_seen_at
             step = step_between(seen_at, reference) if seen_at is not None and reference < seen_at else None
         if step is not None:

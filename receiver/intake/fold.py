@@ -27,9 +27,6 @@ from receiver.tags import TagPolicy
 
 # After this many elements the event loop gets a turn for other work.
 YIELD_EVERY: Final = 100
-# Adding changes to the statistics costs a row of each cell four updates, whatever its number of changes. A question
-# reads so many rows more.
-_MANY_CHANGES: Final = 20_000
 # A batch reads at most this many stored events; messages with more are folded in several batches.
 _MAX_KNOWN_EVENTS: Final = 20_000
 _REASONS: Final = {
@@ -183,7 +180,7 @@ class Folder:
         self._database = database
         self._conflict = conflict
         # The changes of the statistics that are not added yet: an earlier process may have left many.
-        self._changes = _MANY_CHANGES
+        self._changes = statistics.MOST_CHANGES
         self._added_to = 0
 
     async def fold(self, batch: Sequence[Parsed], finish: Finish) -> Sequence[Parsed]:
@@ -236,7 +233,7 @@ class Folder:
         return batch
 
     def _has_many_changes(self) -> bool:
-        return self._changes > _MANY_CHANGES
+        return self._changes > statistics.MOST_CHANGES
 
     async def _add_changes(self) -> None:
         """Adds changes of the statistics to the cells, in a transaction that holds up no callback if it fails."""
@@ -247,7 +244,7 @@ class Folder:
             _not_added.add(error=str(error))
             added = 0
         # More of them with the next batch; after an error when there are as many again.
-        self._changes = _MANY_CHANGES if added == statistics.MOST_CHANGES else 0
+        self._changes = added if added == statistics.MOST_CHANGES else 0
 
     async def _steps(
         self, folded: Batch[Rows], existing: Mapping[MessageKey, bool], transaction: Transaction

@@ -46,7 +46,6 @@ _SMALL_BODY_DIGITS: Final = 5
 # What is read and thrown away of a larger body that nobody wants, so that the client can read the answer to it.
 LINGER_BYTES: Final = 8 * 1024 * 1024
 _PROBES: Final = ("/healthz", "/readyz")
-_LOG_EVERY_SECONDS: Final = 60.0
 _SAMPLED: Final = {
     "not-http": Sampled(log, "a connection was closed: what it sent is not HTTP"),
     "long-head": Sampled(log, "a connection was closed: the head of its request is too long"),
@@ -144,7 +143,8 @@ class _Waiting:
         self.idle: dict[DeadlineProtocol, None] = {}
         self.reading: dict[DeadlineProtocol, None] = {}
         self.by_address: Counter[str] = Counter()
-        self._logged_at = self._counted_at = float("-inf")
+        self._counted_at = float("-inf")
+        self._shed = Sampled(log, "too many connections; those that wait longest are closed")
         self._largest = ""
 
     def remove(self, connection: "DeadlineProtocol") -> None:
@@ -153,10 +153,7 @@ class _Waiting:
 
     def shed(self, latest: "DeadlineProtocol") -> None:
         """Closes the connection that has waited longest, if one besides the latest waits."""
-        now = latest.loop.time()
-        if now - self._logged_at >= _LOG_EVERY_SECONDS:
-            self._logged_at = now
-            log.warning("too many connections; those that wait longest are closed", limit=_max_connections())
+        self._shed.add(limit=_max_connections())
         closed = self._waits_longest(latest)
         if closed is not None:
             self.remove(closed)

@@ -66,7 +66,7 @@ CHANGES = table_of(StatisticChangeRow)
 
 
 class StatisticRead(Read):
-    """The deliveries with the same values of the dimensions; a dimension that was not asked for is left out."""
+    """The deliveries with the same values of the dimensions; dimensions outside of `by` are left out."""
 
     status: Status | None = None
     delivery_code: int | None = None

@@ -19,7 +19,7 @@ from receiver.storage import event_log, journal, processor, schema
 from receiver.storage.database import Database
 from receiver.storage.rebuild import Rebuild
 from tests.dispatching import dispatching, memory, memory_sink
-from tests.factories import callback, v1_event, v2_event
+from tests.factories import callback, v1_event, v2_accepted, v2_event
 from tests.processing import append, drain, now, select
 from tests.waiting import eventually
 from tests.web import READER, application, basic, client
@@ -36,23 +36,6 @@ V1 = {
     "callbackTimeout": 2000,
     "fallbackUrl": "https://example.com/fallback",
 }
-
-
-def accepted(id_: str = "m1", **more: Any) -> dict[str, Any]:
-    """The body of a 202 of v2."""
-    return {
-        "id": id_,
-        "owner": "+15559999",
-        "applicationId": "a-1",
-        "time": "2026-01-01T00:00:00Z",
-        "segmentCount": 1,
-        "direction": "out",
-        "to": ["+15550001"],
-        "from": "+15559999",
-        "text": "hello",
-        "tag": "order 4711",
-        **more,
-    }
 
 
 @pytest.fixture
@@ -87,7 +70,7 @@ async def shown(api: AsyncClient, id_: str = "m1") -> dict[str, Any]:
 
 
 async def test_row_exists_before_the_first_callback(api: AsyncClient) -> None:
-    assert await registered(api, accepted()) == {
+    assert await registered(api, v2_accepted()) == {
         "index": 0,
         "id": "m1",
         "api": "v2",
@@ -113,7 +96,7 @@ async def test_registration_and_callbacks_merge_in_every_order(
 ) -> None:
     async def step(number: int) -> None:
         if number == 0:
-            await registered(api, accepted(tag="mine", priority="high"))
+            await registered(api, v2_accepted(tag="mine", priority="high"))
         else:
             kinds = {1: "message-sending", 2: "message-delivered"}
             event = v2_event("m1", kinds[number], time=f"2026-01-01T00:00:0{number}Z", message={"tag": "order"})
@@ -130,10 +113,10 @@ async def test_registration_and_callbacks_merge_in_every_order(
 
 
 async def test_registering_again_changes_nothing(api: AsyncClient, database: Database) -> None:
-    await registered(api, accepted())
+    await registered(api, v2_accepted())
     before = await shown(api)
     for _ in range(3):
-        await registered(api, [accepted(), accepted()])
+        await registered(api, [v2_accepted(), v2_accepted()])
     assert await shown(api) == before
     events = (await api.get("/api/messages/m1/events")).json()
     assert [(event["type"], event["status"], event["route"]) for event in events] == [
@@ -145,7 +128,7 @@ async def test_registering_again_changes_nothing(api: AsyncClient, database: Dat
 
 async def test_every_send_of_a_list_is_answered_for_itself(api: AsyncClient) -> None:
     results = await registered(
-        api, [accepted("a"), {"to": "+1"}, accepted("b", direction="in"), {"location": LOCATION}]
+        api, [v2_accepted("a"), {"to": "+1"}, v2_accepted("b", direction="in"), {"location": LOCATION}]
     )
     assert [(one["index"], one["id"], one["result"], one["parameter"]) for one in results] == [
         (0, "a", "registered", None),
@@ -169,7 +152,7 @@ async def test_answer_of_v1_to_an_array_is_registered(api: AsyncClient) -> None:
 
 
 async def test_single_wrong_send_is_400_with_its_field(api: AsyncClient) -> None:
-    answer = await api.post("/api/messages", json=accepted(time="soon"))
+    answer = await api.post("/api/messages", json=v2_accepted(time="soon"))
     assert answer.json()["errors"] == [
         {"parameter": "time", "detail": "must be a time of RFC 3339: 2026-01-31T12:00:00Z"}
     ]
@@ -184,8 +167,8 @@ async def test_too_many_sends_are_400(api: AsyncClient) -> None:
 
 async def test_token_that_may_read_must_not_register(api: AsyncClient) -> None:
     headers = {"Authorization": f"Bearer {READER}"}
-    assert (await api.post("/api/messages", json=accepted(), headers=headers)).status_code == 403
-    assert (await api.post("/api/messages", json=accepted(), headers={"Authorization": ""})).status_code == 401
+    assert (await api.post("/api/messages", json=v2_accepted(), headers=headers)).status_code == 403
+    assert (await api.post("/api/messages", json=v2_accepted(), headers={"Authorization": ""})).status_code == 401
     assert await listed(api) == []
 
 
@@ -193,8 +176,8 @@ async def test_messages_of_which_nothing_was_heard_are_found_by_their_age(api: A
     def created(minutes: int) -> str:
         return (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
 
-    sends = [accepted(f"m{minutes}", time=created(minutes)) for minutes in (1, 14, 16, 60, 90)]
-    await registered(api, [*sends, accepted("asked-for-nothing", time=created(60), receiptExpected=False)])
+    sends = [v2_accepted(f"m{minutes}", time=created(minutes)) for minutes in (1, 14, 16, 60, 90)]
+    await registered(api, [*sends, v2_accepted("asked-for-nothing", time=created(60), receiptExpected=False)])
     await append(database, callback([v2_event("m60", "message-delivered")]))
     assert await listed(api, awaitingReceipt="true", olderThan="15m") == ["m16", "m90"]
     assert await listed(api, awaitingReceipt="true", olderThan="15m", toDateTime=created(60)) == ["m90"]
@@ -203,7 +186,7 @@ async def test_messages_of_which_nothing_was_heard_are_found_by_their_age(api: A
 
 
 async def test_pages_of_old_messages_follow_their_links(api: AsyncClient) -> None:
-    await registered(api, [accepted(f"m{number}", time=f"2026-01-01T00:00:0{number}Z") for number in range(5)])
+    await registered(api, [v2_accepted(f"m{number}", time=f"2026-01-01T00:00:0{number}Z") for number in range(5)])
     address, found = "/api/messages?awaitingReceipt=true&olderThan=15m&size=2", []
     while address:
         answer = await api.get(address)
@@ -245,10 +228,10 @@ async def test_v1_message_without_receipts_waits_for_its_first_event_alone(
 
 
 async def test_registration_is_published_nowhere(api: AsyncClient, database: Database) -> None:
-    await registered(api, [accepted(f"m{number}") for number in range(3)])
+    await registered(api, [v2_accepted(f"m{number}") for number in range(3)])
     await drain(database)
     await append(database, callback([v2_event("m1", "message-delivered")]))
-    await registered(api, accepted("last"))
+    await registered(api, v2_accepted("last"))
     await drain(database)
     pulled = await api.get("/api/events", params={"limit": "1"})
     assert [event["subject"] for event in pulled.json()] == ["m1"]
@@ -268,7 +251,7 @@ async def test_registration_is_published_nowhere(api: AsyncClient, database: Dat
 
 
 async def test_registration_is_not_a_sign_of_life_of_bandwidth(api: AsyncClient, database: Database) -> None:
-    await registered(api, accepted())
+    await registered(api, v2_accepted())
     await drain(database)
     assert (await processor.state(database)).last_callbacks == {}
 
@@ -276,7 +259,7 @@ async def test_registration_is_not_a_sign_of_life_of_bandwidth(api: AsyncClient,
 async def test_registration_is_reprocessed_exported_and_imported(
     api: AsyncClient, database: Database, tmp_path: Path
 ) -> None:
-    await registered(api, accepted())
+    await registered(api, v2_accepted())
     before = await shown(api)
     [entry] = (await api.get("/api/callbacks")).json()
     how = Reprocessing(database=database, checker=TagChecker(), conflict=FinalConflict.FAILED_WINS, clock=now)

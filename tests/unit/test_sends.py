@@ -15,24 +15,11 @@ from receiver.providers.sends import SendError, event_of, expanded, normalized, 
 from receiver.storage.bulk import Spelling
 from receiver.storage.messages import MESSAGE_COLUMNS, rows_of
 from receiver.tags import TagPolicy, sign
-from tests.factories import at, make_event
+from tests.factories import at, make_event, v2_accepted
 
 AS_THEY_ARE = Spelling(time=lambda time: time, flag=lambda flag: flag)
 LOCATION = "https://api.catapult.inetwork.com/v1/users/u-1/messages/m-1"
-ACCEPTED = {
-    "id": "1661365814859loidf7mcwd4qacn7",
-    "owner": "+15559999",
-    "applicationId": "a-1",
-    "time": "2026-01-01T00:00:00Z",
-    "segmentCount": 1,
-    "direction": "out",
-    "to": ["+15550001"],
-    "from": "+15559999",
-    "text": "hello",
-    "tag": "order 4711",
-    "media": [],
-    "priority": "default",
-}
+ACCEPTED = v2_accepted("1661365814859loidf7mcwd4qacn7", media=[], priority="default")
 V1_REQUEST = {
     "from": "+15559999",
     "to": "+15550001",
