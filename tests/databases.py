@@ -13,7 +13,7 @@ import asyncpg
 from sqlalchemy import ClauseElement, Executable
 from sqlalchemy.ext.compiler import compiles
 
-from receiver.models.queries import MessageQuery
+from receiver.models.message_queries import MessageQuery
 from receiver.storage import messages
 from receiver.storage.database import Database
 from tests.servers import named_database, on_postgres, random_name

@@ -24,9 +24,9 @@ from receiver.api.problems import ProblemError, as_problem
 from receiver.api.routing import Group
 from receiver.domain.events import Direction
 from receiver.models.columns import Read
+from receiver.models.message_queries import CatapultMessageQuery
 from receiver.models.messages import Media
 from receiver.models.parameters import message_cursor
-from receiver.models.queries import CatapultMessageQuery
 from receiver.storage import messages
 
 

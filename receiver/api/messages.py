@@ -11,9 +11,10 @@ from receiver.errors import Ambiguous, Unknown
 from receiver.models.codes import ReasonRead
 from receiver.models.columns import shown_names
 from receiver.models.events import MessageEventRead
+from receiver.models.message_queries import MessageQuery
 from receiver.models.messages import MessageRead, RecipientRead
 from receiver.models.parameters import message_cursor
-from receiver.models.queries import AttemptQuery, CallbackQuery, MessageQuery, OneMessageQuery
+from receiver.models.queries import AttemptQuery, CallbackQuery, OneMessageQuery
 from receiver.models.sinks import AttemptRead, without_responses
 from receiver.storage import callbacks, messages, publications
 

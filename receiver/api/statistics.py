@@ -3,8 +3,8 @@
 from typing import Final
 
 from receiver.api.operations import Call, Operation
-from receiver.models.queries import StatisticsQuery
 from receiver.models.statistics import StatisticsRead
+from receiver.models.statistics_query import StatisticsQuery
 from receiver.storage import statistics
 
 

@@ -34,18 +34,12 @@ from receiver.explanation.message import Explanation, explain
 from receiver.explanation.timeline import TimelineEntry, explain_publication
 from receiver.explanation.words import time_text
 from receiver.models.events import MessageEventRead
+from receiver.models.message_queries import MessageQuery
 from receiver.models.messages import MessageRead
-from receiver.models.queries import (
-    DIMENSIONS,
-    CodeQuery,
-    MessageQuery,
-    OneMessageQuery,
-    PagedQuery,
-    Query,
-    StatisticsQuery,
-)
+from receiver.models.queries import CodeQuery, OneMessageQuery, PagedQuery, Query
 from receiver.models.sinks import PublicationRead
 from receiver.models.statistics import StatisticsRead
+from receiver.models.statistics_query import DIMENSIONS, StatisticsQuery
 from receiver.settings import Settings
 from receiver.storage import messages
 from receiver.storage.database import Database

@@ -10,7 +10,8 @@ import typer
 
 from receiver.cli import events, resources, tags
 from receiver.cli.options import Config, Json, group, with_query, with_settings
-from receiver.models.queries import CodeQuery, StatisticsQuery, StreamQuery
+from receiver.models.queries import CodeQuery, StreamQuery
+from receiver.models.statistics_query import StatisticsQuery
 from receiver.sandbox.settings import VARIABLES, SandboxSettings
 
 app = group("Receives Bandwidth's message callbacks and shows the status of every message.")

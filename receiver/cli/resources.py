@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from receiver.cli.options import Config, DryRun, Json, SinkName, group, parse_query, with_query
+from receiver.models.message_queries import MessageQuery
 from receiver.models.queries import (
     AttemptQuery,
     CallbackFilter,
@@ -18,7 +19,6 @@ from receiver.models.queries import (
     DeadLetterFilter,
     DeadLetterQuery,
     DryRunQuery,
-    MessageQuery,
     OneMessageQuery,
     ReplayQuery,
     SinkQuery,

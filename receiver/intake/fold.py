@@ -17,7 +17,7 @@ from receiver.domain.fold import Batch, MessageKey, Repeat
 from receiver.domain.publication import Appended
 from receiver.logs import Sampled
 from receiver.providers import PROVIDERS, registry, sends, states
-from receiver.storage import event_log, messages, processor, statistics
+from receiver.storage import event_log, messages, processor, statistics_cells
 from receiver.storage.bulk import Step, Transaction
 from receiver.storage.database import Database, is_data_error
 from receiver.storage.event_log import EventsOfMessages
@@ -180,7 +180,7 @@ class Folder:
         self._database = database
         self._conflict = conflict
         # The changes of the statistics that are not added yet: an earlier process may have left many.
-        self._changes = statistics.MOST_CHANGES
+        self._changes = statistics_cells.MOST_CHANGES
         self._added_to = 0
 
     async def fold(self, batch: Sequence[Parsed], finish: Finish) -> Sequence[Parsed]:
@@ -233,18 +233,18 @@ class Folder:
         return batch
 
     def _has_many_changes(self) -> bool:
-        return self._changes > statistics.MOST_CHANGES
+        return self._changes > statistics_cells.MOST_CHANGES
 
     async def _add_changes(self) -> None:
         """Adds changes of the statistics to the cells, in a transaction that holds up no callback if it fails."""
         try:
             async with self._database.appending() as transaction:
-                added, self._added_to = await statistics.add_changes(transaction, self._added_to)
+                added, self._added_to = await statistics_cells.add_changes(transaction, self._added_to)
         except Exception as error:
             _not_added.add(error=str(error))
             added = 0
         # More of them with the next batch; after an error when there are as many again.
-        self._changes = added if added == statistics.MOST_CHANGES else 0
+        self._changes = added if added == statistics_cells.MOST_CHANGES else 0
 
     async def _steps(
         self, folded: Batch[Rows], existing: Mapping[MessageKey, bool], transaction: Transaction
@@ -259,7 +259,7 @@ class Folder:
             if place % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
         appended = event_log.append(folded.appended, transaction.spelling)
-        counted = statistics.count(changes)
+        counted = statistics_cells.count(changes)
         self._changes += len(counted.rows)
         return [*messages.write_rows(changes), counted, appended]
 

@@ -24,8 +24,8 @@ from receiver.models.columns import (
     text_column,
     time_column,
 )
+from receiver.models.message_queries import TAG_START_CHARACTERS, MessageStatus
 from receiver.models.parameters import MessagePlace
-from receiver.models.queries import TAG_START_CHARACTERS, MessageStatus
 
 _TAG_START: Final = f"substr(tag, 1, {TAG_START_CHARACTERS})"
 

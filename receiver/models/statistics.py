@@ -9,7 +9,7 @@ from sqlmodel import Field
 
 from receiver.domain.events import Api, Direction, Status
 from receiver.models.columns import Model, Read, Time, integer_column, serial_column, table_of, text_column
-from receiver.models.queries import DIMENSIONS
+from receiver.models.statistics_query import DIMENSIONS
 
 
 def _key_column() -> Any:

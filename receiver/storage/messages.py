@@ -26,8 +26,9 @@ from receiver.domain.events import (
 )
 from receiver.domain.message import Message, Recipient, roll_up
 from receiver.models.columns import json_text
+from receiver.models.message_queries import TAG_START_CHARACTERS, Alternative, MessageQuery
 from receiver.models.messages import DELIVERIES, MESSAGES, MessageRead, RecipientRead
-from receiver.models.queries import TAG_START_CHARACTERS, Alternative, MessageQuery, Page, SortOrder
+from receiver.models.queries import Page, SortOrder
 from receiver.providers import states
 from receiver.storage import event_log
 from receiver.storage.bulk import ExecuteMany, InsertMany, Spelling, Step, Transaction, upsert

@@ -15,11 +15,11 @@ from receiver.domain.message import fold
 from receiver.models.columns import Json, UTCDateTime, json_text
 from receiver.models.events import EVENTS
 from receiver.models.messages import DELIVERIES, MESSAGES
-from receiver.storage import event_log, messages, statistics
+from receiver.storage import event_log, messages, statistics_cells
 from receiver.storage.bulk import Transaction
 from receiver.storage.database import Database
 from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, Rows, _RowValues, rows_of
-from receiver.storage.statistics import Recount
+from receiver.storage.statistics_rebuild import Recount
 
 # A batch holds the lock of the event log. It has at most this many message ids, and events unless one id has more.
 _BATCH_IDS: Final = 100
@@ -116,7 +116,7 @@ class Rebuild:
             differing = sum(_differing(before, after) for _, before, after in changes.values())
             if differing and self._writes:
                 counted = [(is_stored, stored.get(key), rows) for key, (is_stored, _, rows) in changes.items()]
-                await transaction.run([*messages.write_rows(changes.values()), statistics.count(counted)])
+                await transaction.run([*messages.write_rows(changes.values()), statistics_cells.count(counted)])
         return Rebuilt(messages=len(rebuilt), forgotten=len(forgotten & known.events.keys()), differing=differing)
 
 

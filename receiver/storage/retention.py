@@ -28,7 +28,7 @@ from receiver.errors import StorageUnavailable
 from receiver.models.callbacks import CALLBACKS, PENDING, QUARANTINE
 from receiver.models.messages import DELIVERIES, MESSAGES
 from receiver.models.sinks import ATTEMPTS
-from receiver.storage import journal, statistics
+from receiver.storage import journal, statistics_retention
 from receiver.storage.database import Database
 from receiver.storage.event_retention import (
     MESSAGE_KEY,
@@ -99,7 +99,7 @@ class Pruner:
         """Removes all old rows, and returns how many of each kind were removed."""
         removed = {task.kind: await self._prune(task) for task in self._tasks()}
         async with holding_log(self._database) as connection:
-            await statistics.sweep(connection, self._clock())
+            await statistics_retention.sweep(connection, self._clock())
         return removed
 
     async def count(self) -> dict[Kind, int]:
@@ -215,7 +215,7 @@ async def _prune_messages(database: Database, task: PruneTask, _: int) -> Batch:
         found = {tuple(row) for row in await connection.execute(wanted)}
         keys = [bound(*key) for key in found]
         if keys:
-            await statistics.forget(database, connection, found)
+            await statistics_retention.forget(database, connection, found)
             await connection.execute(_DROP_DELIVERIES, keys)
             await connection.execute(_DROP_MESSAGE, keys)
     return _all_of(task, len(keys))

@@ -22,9 +22,9 @@ from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api, Callback
 from receiver.intake.fold import TagChecker
 from receiver.intake.processor import Processor
-from receiver.models.queries import StatisticsQuery
 from receiver.models.statistics import CHANGES
-from receiver.storage import schema, statistics
+from receiver.models.statistics_query import StatisticsQuery
+from receiver.storage import schema, statistics, statistics_cells
 from receiver.storage.bulk import InsertMany
 from receiver.storage.database import Database
 from tests.benchmarks.bodies import Bodies
@@ -40,9 +40,9 @@ MESSAGE: Final = f"""
         {RANDOM} / 200 % 20 AS outcome, {RANDOM} / 4000 % 20 AS code, {RANDOM} / 80000 % 9 AS bucket FROM numbers
 """
 CELL: Final = f"""
-    INSERT INTO statistics SELECT {statistics.SENDER_HOUR}, hour, 'v2', 'out',
+    INSERT INTO statistics SELECT {statistics_cells.SENDER_HOUR}, hour, 'v2', 'out',
         CASE WHEN outcome = 0 THEN 'failed' ELSE 'delivered' END AS status,
-        CASE WHEN outcome = 0 THEN 4700 + code ELSE {statistics.NO_CODE} END AS delivery_code,
+        CASE WHEN outcome = 0 THEN 4700 + code ELSE {statistics_cells.NO_CODE} END AS delivery_code,
         'a-' || (sender % 5) AS application_id, 'carrier ' || carrier AS carrier_name,
         '+1919555' || (1000 + sender) AS sender, CASE WHEN outcome = 0 THEN -1 ELSE 8 + bucket END AS bucket,
         count(*), 0
@@ -53,9 +53,9 @@ NUMBERS: Final = {
     False: "WITH numbers AS (SELECT n FROM generate_series(0::bigint, {number} - 1) AS n)",
 }
 DERIVED: Final = (
-    (statistics.HOUR, "hour", "''"),
-    (statistics.DAY, "hour - hour % 24", "''"),
-    (statistics.SENDER_DAY, "hour - hour % 24", "sender"),
+    (statistics_cells.HOUR, "hour", "''"),
+    (statistics_cells.DAY, "hour - hour % 24", "''"),
+    (statistics_cells.SENDER_DAY, "hour - hour % 24", "sender"),
 )
 END: Final = datetime(2026, 4, 1, tzinfo=UTC)
 QUESTIONS: Final[dict[str, dict[str, Any]]] = {
@@ -121,7 +121,7 @@ async def reading(name: str, url: str, messages: int) -> None:
 
 async def fill(database: Database, messages: int) -> None:
     """The cells of so many messages."""
-    values = {"number": messages, "first": statistics.hour_of(END) - DAYS * 24}
+    values = {"number": messages, "first": statistics_cells.hour_of(END) - DAYS * 24}
     cells = CELL.replace("INSERT INTO statistics", f"INSERT INTO statistics {NUMBERS[database.is_sqlite]}", 1)
     async with database.migrating() as connection:
         await connection.execute(text(cells.format(**values).replace("::bigint", "\\:\\:bigint")))
@@ -130,7 +130,7 @@ async def fill(database: Database, messages: int) -> None:
                 text(
                     f"INSERT INTO statistics SELECT {grain}, {hour}, api, direction, status, delivery_code, "
                     f"application_id, carrier_name, {sender}, bucket, sum(deliveries), 0 FROM statistics "
-                    f"WHERE grain = {statistics.SENDER_HOUR} GROUP BY 2, 3, 4, 5, 6, 7, 8, 9, 10 ORDER BY 2"
+                    f"WHERE grain = {statistics_cells.SENDER_HOUR} GROUP BY 2, 3, 4, 5, 6, 7, 8, 9, 10 ORDER BY 2"
                 )
             )
     async with database.migrating() as connection:
@@ -140,7 +140,7 @@ async def fill(database: Database, messages: int) -> None:
 async def keeping(name: str, url: str, callbacks: int, rounds: int) -> None:
     database, bodies, first = Database(url), Bodies(), 0
     counted: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
-    count = statistics.count
+    count = statistics_cells.count
     try:
         await schema.migrate(database)
         for turn in range(2 * rounds):
@@ -149,7 +149,7 @@ async def keeping(name: str, url: str, callbacks: int, rounds: int) -> None:
             for _ in range(0, callbacks, 1000):
                 await append(database, *(callback(bodies.body(first + number)) for number in range(1000)))
                 first += 1000
-            statistics.count = count if is_kept else _nothing  # type: ignore[assignment]
+            statistics_cells.count = count if is_kept else _nothing  # type: ignore[assignment]
             counted[is_kept].append(await _timed(database))
         for is_kept, times in counted.items():
             rate = callbacks / mathematics.median(seconds for seconds, _ in times)
@@ -158,7 +158,7 @@ async def keeping(name: str, url: str, callbacks: int, rounds: int) -> None:
             ratios = [a[place] / b[place] for a, b in zip(counted[True], counted[False], strict=True)]
             print(f"{name}, {kind} with statistics, of that without: {mathematics.median(ratios):.3f}", flush=True)
     finally:
-        statistics.count = count
+        statistics_cells.count = count
         await database.close()
 
 

@@ -24,6 +24,7 @@ from receiver.domain.events import (
 )
 from receiver.domain.message import fold
 from receiver.models.columns import shown_names
+from receiver.models.message_queries import MessageQuery
 from receiver.models.messages import (
     DELIVERIES,
     MESSAGES,
@@ -35,7 +36,7 @@ from receiver.models.messages import (
     RecipientRead,
 )
 from receiver.models.parameters import MessagePlace
-from receiver.models.queries import MessageQuery, SortOrder
+from receiver.models.queries import SortOrder
 from receiver.storage import event_log
 from receiver.storage.bulk import Spelling
 from receiver.storage.database import Database

@@ -7,9 +7,10 @@ import pytest
 from sqlalchemy import text as sql
 
 from receiver.domain.events import Api, Direction, TagVerdict
+from receiver.models.message_queries import MessageQuery
 from receiver.models.messages import MessageRead
 from receiver.models.parameters import MessagePlace
-from receiver.models.queries import MessageQuery, SortOrder
+from receiver.models.queries import SortOrder
 from receiver.storage import messages
 from receiver.storage.database import Database
 from tests.databases import plan

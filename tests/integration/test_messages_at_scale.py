@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from receiver.domain.events import Api, Direction, TagVerdict
+from receiver.models.message_queries import MessageQuery
 from receiver.models.parameters import MessagePlace
-from receiver.models.queries import MessageQuery
 from receiver.storage import messages
 from receiver.storage.database import Database
 from tests.databases import plan

@@ -17,12 +17,13 @@ from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api, Callback
 from receiver.errors import StorageUnavailable, TooMuch
 from receiver.intake.fold import Folder
-from receiver.models.queries import DIMENSIONS, StatisticsQuery
 from receiver.models.statistics import StatisticRead
-from receiver.storage import statistics
+from receiver.models.statistics_query import DIMENSIONS, StatisticsQuery
+from receiver.storage import statistics, statistics_cells, statistics_retention
 from receiver.storage.database import Database
 from receiver.storage.rebuild import Rebuild
 from receiver.storage.retention import Pruner
+from receiver.storage.statistics_rebuild import Recount
 from tests.factories import EPOCH, at, callback, v1_event, v2_event
 from tests.pages import ROOT
 from tests.processing import process, select
@@ -120,7 +121,7 @@ async def assert_right(database: Database) -> None:
             assert (estimate is None) is (exact is None)
             if exact is not None and estimate is not None and 0.125 <= exact < 262_144:
                 assert 2**-0.26 <= estimate / exact <= 2**0.26
-    assert await statistics.Recount(database, writes=False).run() == 0
+    assert await Recount(database, writes=False).run() == 0
 
 
 # --- histories
@@ -173,7 +174,7 @@ LIMITS = settings(deadline=None, suppress_health_check=[HealthCheck.function_sco
 
 async def add_changes(database: Database) -> None:
     async with database.appending() as transaction:
-        await statistics.add_changes(transaction)
+        await statistics_cells.add_changes(transaction)
 
 
 async def empty(database: Database) -> None:
@@ -207,7 +208,7 @@ async def test_statistics_are_those_of_the_view_after_every_history(
             await add_changes(database)
         elif step == "sweep":
             async with database.writing() as connection:
-                await statistics.sweep(connection, EPOCH)
+                await statistics_retention.sweep(connection, EPOCH)
         await assert_right(database)
     await process(database, *history[done:])
     await assert_right(database)
@@ -386,7 +387,7 @@ async def test_changes_that_cannot_be_added_stop_no_callback(
 
     monkeypatch.setattr(Folder, "_has_many_changes", lambda _: True)
     with monkeypatch.context() as patched:
-        patched.setattr(statistics, "add_changes", fail)
+        patched.setattr(statistics_cells, "add_changes", fail)
         await process(database, callback([v2_event("m1")]))
     assert await select(database, "SELECT count(*) FROM statistics") == [(0,)]
     assert [(row.status, row.deliveries) for row in await counted(database, "status")] == [("delivered", 1)]
@@ -401,9 +402,11 @@ async def test_changes_are_added_in_bounded_parts(database: Database, monkeypatc
     await process(database, callback(events))
     async with database.appending() as transaction:
         monkeypatch.setattr(
-            statistics, "_OLDEST_CHANGES", statistics._OLDEST_CHANGES.replace(str(statistics.MOST_CHANGES), "3")
+            statistics_cells,
+            "_OLDEST_CHANGES",
+            statistics_cells._OLDEST_CHANGES.replace(str(statistics_cells.MOST_CHANGES), "3"),
         )
-        added, last = await statistics.add_changes(transaction)
+        added, last = await statistics_cells.add_changes(transaction)
     assert added == 3
     assert await select(database, f"SELECT count(*) FROM statistics_changes WHERE id > {last}") == [(17,)]
     assert await select(database, "SELECT count(*) FROM statistics_changes") == [(17,)]

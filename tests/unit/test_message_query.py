@@ -8,7 +8,7 @@ import pytest
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Direction, Event, TagVerdict
 from receiver.domain.message import fold
-from receiver.models.queries import MessageQuery
+from receiver.models.message_queries import MessageQuery
 from receiver.providers import parse
 from receiver.providers.states import DELIVERY_STATES
 from receiver.storage.bulk import Spelling

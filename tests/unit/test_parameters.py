@@ -11,16 +11,9 @@ from receiver.api.problems import ProblemError
 from receiver.api.routing import parse_query
 from receiver.domain.events import Api, Direction, Status, TagVerdict
 from receiver.domain.message import PARTIAL, PENDING
+from receiver.models.message_queries import CatapultMessageQuery, MessageQuery, MessageStatus
 from receiver.models.parameters import MessagePlace, encode_cursor, message_cursor, moment
-from receiver.models.queries import (
-    CallbackQuery,
-    CatapultMessageQuery,
-    MessageQuery,
-    MessageStatus,
-    PullQuery,
-    ReprocessQuery,
-    SortOrder,
-)
+from receiver.models.queries import CallbackQuery, PullQuery, ReprocessQuery, SortOrder
 
 
 def query_of(query: str) -> MessageQuery:
