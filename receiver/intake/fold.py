@@ -250,18 +250,26 @@ class Folder:
         self, folded: Batch[Rows], existing: Mapping[MessageKey, bool], transaction: Transaction
     ) -> list[Step]:
         changes = []
-        # Rows that no event of the log explains: they are read, to be taken out of the statistics.
-        unexplained = {key[2] for key in folded.moved() if key in existing and key not in folded.before}
-        stored = await stored_rows(transaction, unexplained) if unexplained else {}
+        uncertain = {key[2] for key in folded.moved() if key in existing and _may_differ(folded.before.get(key))}
+        stored = await stored_rows(transaction, uncertain) if uncertain else {}
         for place, key in enumerate(folded.moved(), start=1):
             after = rows_of(folded.messages[key], transaction.spelling)
-            changes.append((key in existing, folded.before.get(key) or stored.get(key), after))
+            changes.append((key in existing, stored.get(key) or folded.before.get(key), after))
             if place % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
         appended = event_log.append(folded.appended, transaction.spelling)
         counted = statistics_cells.count(changes)
         self._changes += len(counted.rows)
         return [*messages.write_rows(changes), counted, appended]
+
+
+def _may_differ(before: Rows | None) -> bool:
+    """Whether the stored rows of a message may differ from those that its events in the log give today.
+
+    No event of the log explains them, or another `RECEIVER_FINAL_CONFLICT` may have decided them. They are then read,
+    because what is stored is what the statistics have counted.
+    """
+    return before is None or messages.depends_on_conflict(before)
 
 
 class _CannotFold(Exception):

@@ -65,6 +65,7 @@ MESSAGE_COLUMNS: Final = (
 )
 # In the order of the values that `_delivery_row` makes: a value too few or too many fails every write.
 DELIVERY_COLUMNS: Final = tuple(DELIVERIES.c.keys())
+_final_values: Final = itemgetter(*map(DELIVERY_COLUMNS.index, ("status", "contradicted")))
 _DELIVERY_KEY: Final = itemgetter(*map(DELIVERY_COLUMNS.index, ("api", "direction", "message_id", "recipient_key")))
 
 _RowValues = tuple[Any, ...]
@@ -87,6 +88,13 @@ def rows_of(message: Message, spelling: Spelling) -> Rows:
         key = number_key(recipient.number)
         deliveries[key] = _delivery_row(message, recipient, key, place, listed_at, spelling)
     return Rows(_message_row(message, fields, recipients, listed_at, spelling), deliveries)
+
+
+def depends_on_conflict(rows: Rows) -> bool:
+    """Whether `RECEIVER_FINAL_CONFLICT` may decide these rows: a failure was reported, whatever came with it."""
+    return any(
+        status == "failed" or contradicted for status, contradicted in map(_final_values, rows.deliveries.values())
+    )
 
 
 def _message_row(

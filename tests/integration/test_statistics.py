@@ -168,7 +168,11 @@ def v1_callbacks(draw: Callable[..., Any]) -> Callback:
 
 
 HISTORIES = st.lists(st.one_of(v2_callbacks(), v1_callbacks()), max_size=12)
-STEPS = st.sampled_from(("process", "rebuild", "prune", "sweep", "add"))
+STEPS = st.sampled_from(("process", "rebuild", "prune", "sweep", "add", "other conflict"))
+OTHER = {
+    FinalConflict.FAILED_WINS: FinalConflict.DELIVERED_WINS,
+    FinalConflict.DELIVERED_WINS: FinalConflict.FAILED_WINS,
+}
 LIMITS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
@@ -196,12 +200,14 @@ async def test_statistics_are_those_of_the_view_after_every_history(
     database: Database, history: list[Callback], cuts: list[tuple[int, str]]
 ) -> None:
     await empty(database)
-    done = 0
+    done, conflict = 0, FinalConflict.FAILED_WINS
     for cut, step in sorted(cuts):
-        await process(database, *history[done:cut])
+        await process(database, *history[done:cut], conflict=conflict)
         done = max(done, cut)
         if step == "rebuild":
-            await Rebuild(database, FinalConflict.DELIVERED_WINS).run()
+            await Rebuild(database, conflict).run()
+        elif step == "other conflict":
+            conflict = OTHER[conflict]
         elif step == "prune":
             await Pruner(database, {"messages": timedelta(hours=3)}, clock=lambda: at(5 * 3600)).prune()
         elif step == "add":
@@ -210,7 +216,7 @@ async def test_statistics_are_those_of_the_view_after_every_history(
             async with database.writing() as connection:
                 await statistics_retention.sweep(connection, EPOCH)
         await assert_right(database)
-    await process(database, *history[done:])
+    await process(database, *history[done:], conflict=conflict)
     await assert_right(database)
 
 
@@ -351,6 +357,29 @@ async def test_rows_that_no_event_explains_are_taken_out(database: Database) -> 
         await connection.execute(text("DELETE FROM events"))
     await process(database, callback([v2_event("m1")]))
     assert [(row.status, row.deliveries) for row in await counted(database, "status")] == [("delivered", 1)]
+
+
+@pytest.mark.parametrize("first", FinalConflict)
+async def test_statistics_are_right_after_the_final_conflict_setting_has_changed(
+    database: Database, first: FinalConflict
+) -> None:
+    number = {"to": "+15550001", "message": {"to": ["+15550001", "+15550002"]}}
+    await process(
+        database,
+        callback([v2_event("m1", "message-delivered", time=at(3).isoformat(), **number)]),
+        callback([v2_event("m1", "message-failed", errorCode=4720, time=at(4).isoformat(), **number)]),
+        callback([v2_event("m2", "message-failed", errorCode=4720, time=at(3).isoformat())]),
+        callback([v2_event("m2", "message-failed", errorCode=4401, time=at(4).isoformat())]),
+        conflict=first,
+    )
+    await process(
+        database,
+        callback([v2_event("m1", "message-read", time=at(5).isoformat(), **number)]),
+        callback([v2_event("m2", "message-sending", time=at(5).isoformat(), carrierName="Verizon")]),
+        callback([v2_event("m1", "message-failed", errorCode=4721, time=at(6).isoformat(), **number)]),
+        conflict=OTHER[first],
+    )
+    await assert_right(database)
 
 
 async def test_sweep_removes_cells_that_count_nothing(database: Database) -> None:
