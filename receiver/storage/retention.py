@@ -98,8 +98,7 @@ class Pruner:
     async def prune(self) -> dict[Kind, int]:
         """Removes all old rows, and returns how many of each kind were removed."""
         removed = {task.kind: await self._prune(task) for task in self._tasks()}
-        async with holding_log(self._database) as connection:
-            await statistics_retention.sweep(connection, self._clock())
+        await self._sweep()
         return removed
 
     async def count(self) -> dict[Kind, int]:
@@ -131,6 +130,13 @@ class Pruner:
             if batch.next is None:
                 return removed
             place = batch.next
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _sweep(self) -> None:
+        """Removes cells of the statistics that count nothing."""
+        for cells in await statistics_retention.cells_to_sweep(self._database, self._clock()):
+            while await statistics_retention.sweep(self._database, *cells, self._limit) == self._limit:
+                await asyncio.sleep(_PAUSE_SECONDS)
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _work(self) -> None:

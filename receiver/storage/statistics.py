@@ -1,13 +1,13 @@
 """Statistics as they are read: sums of cells and of the changes that are not added to them yet."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from math import sqrt
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import BigInteger, ColumnElement, Row, Select, and_, cast, false, func, or_, select
 
 from receiver.domain.events import Api, Status
 from receiver.errors import TooMuch
@@ -28,6 +28,9 @@ from receiver.storage.statistics_cells import (
     SENDER_DAY,
     SENDER_HOUR,
     TEXT_CHARACTERS,
+    TOTALS_DAY,
+    TOTALS_WEEK,
+    WEEK_HOURS,
     Key,
     hour_of,
     start_of,
@@ -72,6 +75,26 @@ class _Group:
         return None
 
 
+class _Groups:
+    """Adds up what the statements find, by the dimensions with these names, made from these columns."""
+
+    def __init__(self, names: Sequence[str], grouped: Sequence[str]) -> None:
+        self.by_key: defaultdict[Key, _Group] = defaultdict(_Group)
+        self._names = names
+        self._grouped = grouped
+        self._by_columns: dict[Key, _Group] = {}
+
+    def add(self, found: Iterable[Row[Any]]) -> None:
+        number = len(self._grouped)
+        for row in found:
+            columns = row[:number]
+            group = self._by_columns.get(columns)
+            if group is None:
+                key = _values(self._names, dict(zip(self._grouped, columns, strict=True)))
+                group = self._by_columns[columns] = self.by_key[key]
+            group.add(*row[number:])
+
+
 def _middle(bucket: int) -> float:
     """The geometric middle of a bucket in seconds. The first and the last one are open: their bound."""
     lower, upper = BUCKET_BOUNDS[max(bucket - 1, 0)], BUCKET_BOUNDS[min(bucket, len(BUCKET_BOUNDS) - 1)]
@@ -81,9 +104,9 @@ def _middle(bucket: int) -> float:
 async def find(database: Database, query: StatisticsQuery, now: datetime) -> StatisticsRead:
     """The statistics of a range of whole hours. Raises TooMuch if they have very many rows."""
     first, end = _range(query, now)
-    groups: defaultdict[Key, _Group] = defaultdict(_Group)
     names = [DIMENSIONS[dimension] for dimension in dict.fromkeys(query.by)]
     grouped = _grouped_by(names)
+    groups = _Groups(names, grouped)
     async with database.reading() as connection:
         if not database.is_sqlite:
             # One snapshot: between two statements, changes could be added to the cells. A single statement with UNION
@@ -93,12 +116,11 @@ async def find(database: Database, query: StatisticsQuery, now: datetime) -> Sta
             found = (await connection.execute(statement.limit(_MOST_GROUPS + 1))).all()
             if len(found) > _MOST_GROUPS:
                 raise _too_many()
-            for row in found:
-                key = _values(names, dict(zip(grouped, row, strict=False)))
-                groups[key].add(*row[len(grouped) : -2], *map(int, row[-2:]))
-    if len(groups) > _MOST_ROWS:
+            groups.add(found)
+    if len(groups.by_key) > _MOST_ROWS:
         raise _too_many()
-    rows = [_row(names, key, groups[key]) for key in sorted(groups, key=_in_order) if groups[key].number(*Status) > 0]
+    of_key = {key: group for key, group in groups.by_key.items() if group.number(*Status) > 0}
+    rows = [_row(names, key, of_key[key]) for key in sorted(of_key, key=_in_order)]
     return StatisticsRead(since=start_of(first), until=start_of(end), rows=rows)
 
 
@@ -126,31 +148,48 @@ def _grouped_by(names: Sequence[str]) -> list[str]:
 
 
 def _statements(query: StatisticsQuery, grouped: Sequence[str], first: int, end: int) -> Iterator[Select[Any]]:
-    """A SELECT for each grain: whole days from the cells of days, the rest from those of hours."""
-    has_sender = query.sender is not None or "from" in query.by
-    hour_grain, day_grain = (SENDER_HOUR, SENDER_DAY) if has_sender else (HOUR, DAY)
-    for grain, start, stop in _parts(first, end, hours_only="hour" in query.by):
-        if start < stop:
-            of_grain = STATISTICS.c.grain == (day_grain if grain == DAY else hour_grain)
-            yield _summed(STATISTICS, query, grouped, start, stop).where(of_grain)
-    yield _summed(CHANGES, query, grouped, first, end)
+    """A SELECT of the cells, and one of the changes that are not added to them yet."""
+    parts = [
+        and_(STATISTICS.c.grain == grain, STATISTICS.c.hour >= start, STATISTICS.c.hour < stop)
+        for grain, start, stop in _parts(_grains(query), first, end)
+    ]
+    yield _summed(STATISTICS, query, grouped).where(or_(false(), *parts))
+    yield _summed(CHANGES, query, grouped).where(CHANGES.c.hour >= first, CHANGES.c.hour < end)
 
 
-def _summed(table: Any, query: StatisticsQuery, grouped: Sequence[str], start: int, stop: int) -> Select[Any]:
-    """The SELECT for the sums of the cells, or of their changes, that begin within these hours."""
+def _summed(table: Any, query: StatisticsQuery, grouped: Sequence[str]) -> Select[Any]:
+    """The SELECT for the sums of cells, or of their changes."""
     keys = [*(table.c[name] for name in grouped), table.c.status.label("of_status"), table.c.bucket]
-    sums = func.sum(table.c.deliveries), func.sum(table.c.awaiting)
-    within = table.c.hour >= start, table.c.hour < stop
-    return select(*keys, *sums).where(*within, *_conditions(table, query)).group_by(*keys)
+    # PostgreSQL's sum is a decimal number, which takes long to read.
+    sums = (cast(func.sum(column), BigInteger) for column in (table.c.deliveries, table.c.awaiting))
+    return select(*keys, *sums).where(*_conditions(table, query)).group_by(*keys)
 
 
-def _parts(first: int, end: int, *, hours_only: bool) -> Iterator[tuple[int, int, int]]:
-    """The grain, the first hour and the end of each part of a range."""
-    day, last_day = -(-first // DAY_HOURS) * DAY_HOURS, end // DAY_HOURS * DAY_HOURS
-    if hours_only or day >= last_day:
-        yield HOUR, first, end
-        return
-    yield from ((HOUR, first, day), (DAY, day, last_day), (HOUR, last_day, end))
+_NOT_IN_TOTALS: Final = frozenset({"deliveryCode", "category", "carrierName"})
+
+
+def _grains(query: StatisticsQuery) -> dict[int, int]:
+    """The grains that answer a query, with the hours of their cells; the shortest first."""
+    if query.sender is None and "from" not in query.by:
+        grains = {HOUR: 1, DAY: DAY_HOURS}
+    elif query.delivery_code or query.carrier_name is not None or not _NOT_IN_TOTALS.isdisjoint(query.by):
+        grains = {SENDER_HOUR: 1, SENDER_DAY: DAY_HOURS}
+    else:
+        grains = {SENDER_HOUR: 1, TOTALS_DAY: DAY_HOURS, TOTALS_WEEK: WEEK_HOURS}
+    longest = 1 if "hour" in query.by else DAY_HOURS if "day" in query.by else WEEK_HOURS
+    return {grain: hours for grain, hours in grains.items() if hours <= longest}
+
+
+def _parts(grains: Mapping[int, int], first: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The grain, the first hour and the end of each part of a range: the longest cells in its middle."""
+    # What longer cells cover already; nothing at first.
+    covered, covered_end = end, end
+    for grain, hours in reversed(grains.items()):
+        start, stop = -(-first // hours) * hours, end // hours * hours
+        if start < stop:
+            before, after = (grain, start, min(covered, stop)), (grain, covered_end, stop)
+            yield from (part for part in (before, after) if part[1] < part[2])
+            covered, covered_end = start, stop
 
 
 def _conditions(table: Any, query: StatisticsQuery) -> Iterator[ColumnElement[bool]]:

@@ -19,13 +19,27 @@ from receiver.models.statistics import CHANGES, STATISTICS
 from receiver.storage.bulk import InsertMany, Step, Transaction
 from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, Rows
 
-# The grains of cells. Only those of one sender have senders, which are many: all else is read from the others.
+# The grains of cells. Only those of one sender have senders, which are many: all else is read from the others. Totals
+# are of one sender too, and leave out delivery code and carrier: few cells for questions about all senders.
 HOUR: Final = 0
 DAY: Final = 1
 SENDER_HOUR: Final = 2
 SENDER_DAY: Final = 3
-GRAINS: Final = (HOUR, DAY, SENDER_HOUR, SENDER_DAY)
+TOTALS_DAY: Final = 4
+TOTALS_WEEK: Final = 5
 DAY_HOURS: Final = 24
+# A week begins on a Thursday, as 1970 did.
+WEEK_HOURS: Final = 168
+# For each grain: the hours of a cell, whether it has a sender, and whether it has delivery code and carrier.
+SHAPES: Final = {
+    HOUR: (1, False, True),
+    DAY: (DAY_HOURS, False, True),
+    SENDER_HOUR: (1, True, True),
+    SENDER_DAY: (DAY_HOURS, True, True),
+    TOTALS_DAY: (DAY_HOURS, True, False),
+    TOTALS_WEEK: (WEEK_HOURS, True, False),
+}
+GRAINS: Final = tuple(SHAPES)
 
 # An index entry of PostgreSQL has room for some 2700 bytes: longer texts are counted by their beginning.
 TEXT_CHARACTERS: Final = 100
@@ -115,13 +129,24 @@ class Counts:
     def rows(self, grains: Iterable[int] = GRAINS) -> list[tuple[Any, ...]]:
         """The rows to add to the table, in the order of its key."""
         changed: defaultdict[Key, list[int]] = defaultdict(lambda: [0, 0])
-        for (_, hour, *values, sender, bucket), (deliveries, awaiting) in self._cells.items():
+        shapes = [(grain, *SHAPES[grain]) for grain in grains]
+        for key, (deliveries, awaiting) in self._cells.items():
             if not deliveries and not awaiting:
                 continue
-            for grain in grains:
-                start = hour if grain in (HOUR, SENDER_HOUR) else hour - hour % DAY_HOURS
-                of_sender = sender if grain in (SENDER_HOUR, SENDER_DAY) else ""
-                cell = changed[grain, start, *values, of_sender, bucket]
+            _, hour, api, direction, status, code, application, carrier, sender, bucket = key
+            for grain, hours, has_sender, has_details in shapes:
+                cell = changed[
+                    grain,
+                    hour - hour % hours,
+                    api,
+                    direction,
+                    status,
+                    code if has_details else NO_CODE,
+                    application,
+                    carrier if has_details else "",
+                    sender if has_sender else "",
+                    bucket,
+                ]
                 cell[0] += deliveries
                 cell[1] += awaiting
         return sorted((*key, *counts) for key, counts in changed.items() if counts != [0, 0])

@@ -7,7 +7,7 @@ from sqlalchemy import Select, func, select, union_all
 
 from receiver.domain.events import Status
 from receiver.models.messages import MESSAGES
-from receiver.models.statistics import STATISTICS
+from receiver.models.statistics import CHANGES, STATISTICS
 from receiver.storage.bulk import InsertMany, Transaction
 from receiver.storage.database import Database
 from receiver.storage.statistics_cells import (
@@ -26,6 +26,9 @@ from receiver.storage.statistics_cells import (
     SENDER_DAY,
     SENDER_HOUR,
     TEXT_CHARACTERS,
+    TOTALS_DAY,
+    TOTALS_WEEK,
+    WEEK_HOURS,
     Counts,
     Key,
     add_all_changes,
@@ -38,7 +41,8 @@ from receiver.storage.statistics_cells import (
 class Recount:
     """Counts all rows again, hour by hour, and corrects the cells. With `writes` False it only counts the wrong cells.
 
-    Each hour is one transaction, which holds the lock of the event log; after the hours of a day its cells follow.
+    Each hour is one transaction, which holds the lock of the event log; after the hours of a day the cells of the day
+    follow, after those of a week the cells of the week.
     """
 
     def __init__(self, database: Database, *, writes: bool = True) -> None:
@@ -47,23 +51,29 @@ class Recount:
 
     async def run(self) -> int:
         """Corrects all cells; returns how many were wrong."""
-        added, last = MOST_CHANGES, 0
-        while added == MOST_CHANGES:
-            async with self._database.appending() as transaction:
-                added, last = await add_changes(transaction, last)
+        if self._writes:
+            await self._add_changes()
         wrong, hour = 0, await self._next_hour(None)
         while hour is not None:
             wrong += await self._correct_hour(hour)
             following = await self._next_hour(hour)
-            day = hour - hour % DAY_HOURS
-            if following is None or following >= day + DAY_HOURS:
-                wrong += await self._correct_day(day)
+            for source, grains, hours in _LONGER:
+                start = hour - hour % hours
+                if following is None or following >= start + hours:
+                    wrong += await self._correct_longer(source, grains, start, hours)
             hour = following
         return wrong
 
+    async def _add_changes(self) -> None:
+        added, last = MOST_CHANGES, 0
+        while added == MOST_CHANGES:
+            async with self._database.appending() as transaction:
+                added, last = await add_changes(transaction, last)
+
     async def _next_hour(self, hour: int | None) -> int | None:
-        """The first hour after `hour` that has messages or cells."""
-        firsts = [_first_cell(grain, hour) for grain in GRAINS]
+        """The first hour after `hour` that has messages, cells or changes."""
+        firsts = [_first(STATISTICS, hour).where(STATISTICS.c.grain == grain) for grain in GRAINS]
+        firsts.append(_first(CHANGES, hour))
         listed = select(func.min(MESSAGES.c.listed_at))
         if hour is not None:
             listed = listed.where(MESSAGES.c.listed_at >= start_of(hour + 1))
@@ -75,28 +85,34 @@ class Recount:
 
     async def _correct_hour(self, hour: int) -> int:
         async with self._database.appending() as transaction:
-            await add_all_changes(transaction)
             right = Counts()
             for key, *counts in await _counted(self._database, transaction, hour):
                 right.add_cell(key, *counts)
-            return await self._correct(transaction, hour, right.rows((HOUR, SENDER_HOUR)), (HOUR, SENDER_HOUR))
+            if self._writes:
+                await add_all_changes(transaction)
+            else:
+                # The cells must differ from the rows by the changes that are not added to them yet.
+                for *key, deliveries, awaiting in await transaction.fetch(_CHANGES, (hour,)):
+                    right.add_cell((SENDER_HOUR, *key), -deliveries, -awaiting)
+            return await self._correct(transaction, hour, right, (HOUR, SENDER_HOUR))
 
-    async def _correct_day(self, day: int) -> int:
+    async def _correct_longer(self, source: int, grains: Sequence[int], start: int, hours: int) -> int:
+        """Corrects the cells of one day or week, from those of the hours or days in it."""
         async with self._database.appending() as transaction:
-            await add_all_changes(transaction)
+            if self._writes:
+                await add_all_changes(transaction)
+            # Without writing, the same changes are missing in the cells on both sides.
             right = Counts()
-            for row in await transaction.fetch(_HOURS_OF_DAY, (SENDER_HOUR, day, day + DAY_HOURS)):
+            for row in await transaction.fetch(_CELLS_WITHIN, (source, start, start + hours)):
                 right.add_cell(tuple(row[:-2]), *row[-2:])
-            return await self._correct(transaction, day, right.rows((DAY, SENDER_DAY)), (DAY, SENDER_DAY))
+            return await self._correct(transaction, start, right, grains)
 
-    async def _correct(
-        self, transaction: Transaction, hour: int, right: Sequence[tuple[Any, ...]], grains: Iterable[int]
-    ) -> int:
+    async def _correct(self, transaction: Transaction, hour: int, right: Counts, grains: Sequence[int]) -> int:
         stored: dict[Key, tuple[int, int]] = {}
         for grain in grains:
             found = await transaction.fetch(_CELLS, (grain, hour))
             stored |= {row[:-2]: row[-2:] for row in found}
-        wanted = {row[:-2]: row[-2:] for row in right}
+        wanted = {row[:-2]: row[-2:] for row in right.rows(grains)}
         changes = []
         for key in stored.keys() | wanted.keys():
             old, new = stored.get(key, (0, 0)), wanted.get(key, (0, 0))
@@ -109,14 +125,22 @@ class Recount:
         return len(changes)
 
 
-def _first_cell(grain: int, hour: int | None) -> Select[Any]:
-    of_grain = select(func.min(STATISTICS.c.hour)).where(STATISTICS.c.grain == grain)
-    return of_grain if hour is None else of_grain.where(STATISTICS.c.hour > hour)
+# The grains whose cells are made from others, the shortest first: the grain of those, and the hours of a cell.
+_LONGER: Final = (
+    (SENDER_HOUR, (DAY, SENDER_DAY, TOTALS_DAY), DAY_HOURS),
+    (TOTALS_DAY, (TOTALS_WEEK,), WEEK_HOURS),
+)
+
+
+def _first(table: Any, hour: int | None) -> Select[Any]:
+    first = select(func.min(table.c.hour))
+    return first if hour is None else first.where(table.c.hour > hour)
 
 
 _LISTED: Final = ", ".join(CELL_COLUMNS)
 _CELLS: Final = f"SELECT {_LISTED} FROM statistics WHERE grain = ? AND hour = ?"  # noqa: S608
-_HOURS_OF_DAY: Final = f"SELECT {_LISTED} FROM statistics WHERE grain = ? AND hour >= ? AND hour < ?"  # noqa: S608
+_CELLS_WITHIN: Final = f"SELECT {_LISTED} FROM statistics WHERE grain = ? AND hour >= ? AND hour < ?"  # noqa: S608
+_CHANGES: Final = f"SELECT {', '.join(CELL_COLUMNS[1:])} FROM statistics_changes WHERE hour = ?"  # noqa: S608
 _DROP_EMPTY: Final = "DELETE FROM statistics WHERE grain = ? AND hour = ? AND deliveries = 0 AND awaiting = 0"
 
 

@@ -4,18 +4,19 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import and_, bindparam, delete, select
+from sqlalchemy import and_, bindparam, delete, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.models.messages import DELIVERIES, MESSAGES
 from receiver.models.statistics import STATISTICS
 from receiver.storage.database import Database
+from receiver.storage.event_retention import holding_log
 from receiver.storage.statistics_cells import (
     CELL_COLUMNS,
     COUNTED_OF_DELIVERY,
     COUNTED_OF_MESSAGE,
-    GRAINS,
     KEY_COLUMNS,
+    SHAPES,
     Counts,
     hour_of,
 )
@@ -57,8 +58,21 @@ _SAME_MESSAGE: Final = and_(
 _SWEPT_HOURS: Final = 72
 
 
-async def sweep(connection: AsyncConnection, now: datetime) -> None:
-    """Removes cells of the last days that count nothing. The connection holds the lock of the event log."""
-    for grain in GRAINS:
-        is_recent = and_(STATISTICS.c.grain == grain, STATISTICS.c.hour >= hour_of(now) - _SWEPT_HOURS)
-        await connection.execute(delete(STATISTICS).where(is_recent, _IS_EMPTY))
+async def cells_to_sweep(database: Database, now: datetime) -> list[tuple[int, int]]:
+    """The grains and beginnings of cells of the last days of which some count nothing, read without a lock."""
+    found: list[tuple[int, int]] = []
+    async with database.reading() as connection:
+        for grain, (hours, _, _) in SHAPES.items():
+            is_recent = and_(STATISTICS.c.grain == grain, STATISTICS.c.hour > hour_of(now) - _SWEPT_HOURS - hours)
+            statement = select(STATISTICS.c.hour).where(is_recent, _IS_EMPTY).distinct().order_by(STATISTICS.c.hour)
+            found += [(grain, hour) for hour in await connection.scalars(statement)]
+    return found
+
+
+async def sweep(database: Database, grain: int, hour: int, limit: int) -> int:
+    """Removes cells of one beginning that count nothing, at most so many; returns how many were removed."""
+    cells = and_(STATISTICS.c.grain == grain, STATISTICS.c.hour == hour, _IS_EMPTY)
+    key = [STATISTICS.c[name] for name in KEY_COLUMNS]
+    found = select(*key).where(cells).limit(limit)
+    async with holding_log(database) as connection:
+        return (await connection.execute(delete(STATISTICS).where(tuple_(*key).in_(found)))).rowcount

@@ -213,8 +213,7 @@ async def test_statistics_are_those_of_the_view_after_every_history(
         elif step == "add":
             await add_changes(database)
         elif step == "sweep":
-            async with database.writing() as connection:
-                await statistics_retention.sweep(connection, EPOCH)
+            await Pruner(database, {}, clock=lambda: EPOCH).prune()
         await assert_right(database)
     await process(database, *history[done:], conflict=conflict)
     await assert_right(database)
@@ -303,6 +302,27 @@ async def test_too_many_rows_are_refused(database: Database, monkeypatch: pytest
         await counted(database, "from")
 
 
+async def tables(database: Database) -> list[list[Any]]:
+    names = ("messages", "deliveries", "statistics", "statistics_changes")
+    return [sorted(map(repr, await select(database, f"SELECT * FROM {name}"))) for name in names]
+
+
+async def test_rebuild_that_does_not_write_changes_no_table(database: Database) -> None:
+    await process(database, callback([v2_event("m1"), v2_event("m2", message={"time": "2026-01-03T05:00:00Z"})]))
+    await add_changes(database)
+    await process(database, callback([v2_event("m2", "message-failed", errorCode=4720), v2_event("m3")]))
+    before = await tables(database)
+    assert (await Rebuild(database, FinalConflict.FAILED_WINS, writes=False).run()).statistics == 0
+    assert await tables(database) == before
+    async with database.writing() as connection:
+        # A change of an hour that has neither messages nor cells.
+        last = "(SELECT max(id) FROM statistics_changes)"
+        await connection.execute(text(f"UPDATE statistics_changes SET hour = 7 WHERE id = {last}"))
+    before = await tables(database)
+    assert (await Rebuild(database, FinalConflict.FAILED_WINS, writes=False).run()).statistics > 0
+    assert await tables(database) == before
+
+
 async def test_rebuild_corrects_wrong_missing_and_stale_cells(database: Database) -> None:
     await process(database, callback([v2_event("m1"), v2_event("m2", message={"time": "2026-01-03T05:00:00Z"})]))
     right = await counted(database, "hour", "status")
@@ -314,18 +334,20 @@ async def test_rebuild_corrects_wrong_missing_and_stale_cells(database: Database
             text("INSERT INTO statistics VALUES (2, 7, 'v2', 'out', 'failed', 0, '', '', '', -1, 3, 0)")
         )
     # The cells of a day are compared with those of its hours, which stay wrong without writing.
-    assert (await Rebuild(database, FinalConflict.FAILED_WINS, writes=False).run()).statistics == 6
+    assert (await Rebuild(database, FinalConflict.FAILED_WINS, writes=False).run()).statistics == 7
     assert (await Rebuild(database, FinalConflict.FAILED_WINS).run()).statistics == 4
     assert await counted(database, "hour", "status") == right
     assert (await Rebuild(database, FinalConflict.FAILED_WINS).run()).statistics == 0
 
 
 def upgrade(connection: Connection) -> None:
-    """Runs the migration that makes the tables of the statistics, and no later one."""
-    revision = ScriptDirectory(str(ROOT / "migrations")).get_revision("0008")
-    assert revision is not None
+    """Runs the migrations that make and fill the tables of the statistics, and no others."""
+    scripts = ScriptDirectory(str(ROOT / "migrations"))
     with Operations.context(MigrationContext.configure(connection)):
-        revision.module.upgrade()
+        for number in ("0008", "0012"):
+            revision = scripts.get_revision(number)
+            assert revision is not None
+            revision.module.upgrade()
 
 
 async def test_migration_fills_the_statistics(database: Database) -> None:
@@ -387,9 +409,24 @@ async def test_sweep_removes_cells_that_count_nothing(database: Database) -> Non
     await add_changes(database)
     await process(database, callback([v2_event("m1")]))
     await add_changes(database)
-    assert await select(database, "SELECT count(*) FROM statistics") == [(8,)]
+    assert await select(database, "SELECT count(*) FROM statistics") == [(12,)]
     assert await Pruner(database, {}, clock=lambda: at(3600)).prune() == {}
     assert await select(database, "SELECT DISTINCT status FROM statistics") == [("delivered",)]
+
+
+async def test_sweep_removes_a_bounded_number_of_cells_at_once(database: Database) -> None:
+    events = [v2_event(f"m{number}", "message-sending", carrierName=f"c{number}") for number in range(5)]
+    await process(database, callback(events))
+    await add_changes(database)
+    await process(database, callback([v2_event(f"m{number}", carrierName=f"c{number}") for number in range(5)]))
+    await add_changes(database)
+    cells = await statistics_retention.cells_to_sweep(database, at(3600))
+    # Totals have no carriers: one cell of each beginning.
+    assert [await statistics_retention.sweep(database, *of_hour, 3) for of_hour in cells] == [3, 3, 3, 3, 1, 1]
+    assert await Pruner(database, {}, clock=lambda: at(3600), limit=2).prune() == {}
+    assert await statistics_retention.cells_to_sweep(database, at(3600)) == []
+    assert await select(database, "SELECT DISTINCT status FROM statistics") == [("delivered",)]
+    await assert_right(database)
 
 
 async def test_changes_that_are_added_meanwhile_are_counted_once(database: Database) -> None:
