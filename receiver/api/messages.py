@@ -1,12 +1,10 @@
 """Operations on messages: list them, get one, list its events and its delivery attempts; messages as CSV."""
 
-import csv
-import io
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from receiver.api.operations import Call, Listed, Operation, by_cursor
+from receiver.api.tables import csv_text
 from receiver.errors import Ambiguous, Unknown
 from receiver.models.codes import ReasonRead
 from receiver.models.columns import shown_names
@@ -30,36 +28,10 @@ COLUMNS: Final = (
     *(f"reason{name.capitalize()}" for name in _OF_REASON),
 )
 
-# Control characters and line breaks, including those that only some programs treat as line breaks.
-_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-# The beginning of a formula, also in its full-width form and after blanks or invisible characters.
-_FORMULA: Final = re.compile(r"[\s\u200b-\u200f\u2060\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20]")
-# A telephone number alone is not a formula. It stays as it is, because programs compare it.
-_PHONE_NUMBER: Final = re.compile(r"\+[0-9]{1,15}", re.ASCII)
-
 
 def csv_table(messages: Iterable[MessageRead], *, header: bool = True) -> str:
-    """The messages as CSV (RFC 4180, by default with a header line, every cell in quotes)."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
-    if header:
-        writer.writeheader()
-    for message in messages:
-        writer.writerows({name: cell(value) for name, value in row.items()} for row in _rows(message))
-    return text.getvalue()
-
-
-def cell(value: Any) -> str:
-    """A value as a cell: on one line, with an apostrophe in front where a spreadsheet would see a formula."""
-    match value:
-        case None:
-            return ""
-        case bool():
-            return "true" if value else "false"
-        case list():
-            return cell(" ".join(value))
-    text = _CONTROLS.sub(" ", str(value))
-    return f"'{text}" if _FORMULA.match(text) and not _PHONE_NUMBER.fullmatch(text) else text
+    """The messages as CSV, by default with a header line."""
+    return csv_text(COLUMNS, (row for message in messages for row in _rows(message)), header=header)
 
 
 def _rows(message: MessageRead) -> Iterator[dict[str, Any]]:
@@ -129,7 +101,7 @@ OPERATIONS: Final = (
         handle=list_messages,
         query=MessageQuery,
         answer=list[MessageRead],
-        csv=csv_table,
+        csv=lambda found, _: csv_table(found),
         has_next=True,
         reads_processed=True,
     ),

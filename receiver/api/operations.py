@@ -128,8 +128,8 @@ class Operation:
     """One operation: its address, its parameters, its response and its handler.
 
     `answer` is the type of the body of a 200, `problems` are the expected error statuses besides those that every
-    operation has, `path_words` describes the parameters in the path. `csv` writes the items of a list as a table.
-    `is_stream`: the result is Streamed.
+    operation has, `path_words` describes the parameters in the path. `csv` writes the result of a
+    query as a table. `is_stream`: the result is Streamed.
     `reads_processed`: the response shows what the processor writes, so the operation waits for the processor, and the
     header `Receiver-Pending` has the number of callbacks that are still pending. `settles_itself`: the handler does
     both, where its response needs them. `headers` describes the headers of the request that the handler reads.
@@ -146,7 +146,7 @@ class Operation:
     max_body_bytes: int = MAX_BODY_BYTES
     answer: Any
     media_type: str = JSON
-    csv: Callable[[Any], str] | None = None
+    csv: Callable[[Any, Any], str] | None = None
     leaves_out_null: bool = False
     is_stream: bool = False
     has_next: bool = False

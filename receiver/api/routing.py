@@ -103,7 +103,7 @@ def _route(path: str, operations: Sequence[Operation], context: ApiContext) -> R
             token=token_digest(request),
         )
         try:
-            response = _response(operation, request, context, await operation(call))
+            response = _response(operation, request, call, await operation(call))
         except (ProblemError, ReceiverError) as error:
             problem = as_problem(error)
             problem.headers = {**(problem.headers or {}), **_pending_header(call)}
@@ -190,17 +190,17 @@ def _decoded(value: str) -> str:
         raise ProblemError(404) from None
 
 
-def _response(operation: Operation, request: Request, context: ApiContext, result: Any) -> Response:
+def _response(operation: Operation, request: Request, call: Call, result: Any) -> Response:
     link: Mapping[str, str] = {}
     if isinstance(result, Listed):
         if result.next_page is not None:
             changes = {**_absolute_times(request), **result.next_page}
-            link = next_page(request, context.public_url, **changes)
+            link = next_page(request, call.context.public_url, **changes)
         result = result.items
     if operation.is_stream:
         return StreamedResponse(result, operation.media_type)
     if operation.csv is not None and prefers_csv(request.headers.get("accept", "")):
-        return csv_answer(operation.csv(result), name=operation.path.rpartition("/")[2], link=link)
+        return csv_answer(operation.csv(result, call.query), name=operation.path.rpartition("/")[2], link=link)
     return json_answer(result, link=link, media_type=operation.media_type, leave_out_null=operation.leaves_out_null)
 
 

@@ -11,6 +11,7 @@ import typer
 
 from receiver.api.messages import csv_table
 from receiver.api.operations import ApiContext, Call, Listed, Operation
+from receiver.api.statistics import csv_table as statistics_table
 from receiver.cli.context import reprocessing, with_database
 from receiver.cli.options import filter_options
 from receiver.cli.output import (
@@ -171,8 +172,12 @@ def write_list(operation: Operation, result: Any, *, query: Query | None = None,
         echo(f"(there are more: --page {query.page + 1})")
 
 
-def show_statistics(config: Path | None, query: StatisticsQuery, *, json: bool) -> int:
+def show_statistics(config: Path | None, query: StatisticsQuery, *, json: bool, csv: bool) -> int:
     """Shows the statistics: the dimensions, then the counts."""
+
+    def write_csv(found: StatisticsRead) -> None:
+        with written(None) as write_part:
+            write_part(statistics_table(found, query).encode())
 
     def write(found: StatisticsRead) -> None:
         echo(f"deliveries of messages from {time_text(found.since)} to {time_text(found.until)}")
@@ -180,7 +185,7 @@ def show_statistics(config: Path | None, query: StatisticsQuery, *, json: bool) 
         headings = [re.sub(r"(?<=[a-z])(?=[A-Z])", " ", dimension).upper() for dimension in dict.fromkeys(query.by)]
         echo_table((*headings, *STATISTICS_HEADINGS), [statistic_cells(row, fields) for row in found.rows])
 
-    return show("statistics.getStatistics", config, {}, json=json, text=write, query=query)
+    return show("statistics.getStatistics", config, {}, json=json, text=write_csv if csv else write, query=query)
 
 
 def export_messages(config: Path | None, query: MessageQuery, *, lines: bool, output: Path | None) -> int:

@@ -249,11 +249,18 @@ def codes(
 
 @app.command()
 @with_query(StatisticsQuery)
-def stats(query: StatisticsQuery, config: Config = None, json: Json = False) -> int:
+def stats(
+    query: StatisticsQuery,
+    csv: Annotated[bool, typer.Option("--csv", help="Write CSV.")] = False,
+    config: Config = None,
+    json: Json = False,
+) -> int:
     """Count deliveries: how many were delivered, failed or wait, and how long delivery took. Default: of 30 days."""
     from receiver.cli.calls import show_statistics
 
-    return show_statistics(config, query, json=json)
+    if csv and json:
+        raise typer.BadParameter("give either --csv or --json, not both")
+    return show_statistics(config, query, json=json, csv=csv)
 
 
 @app.command("help")

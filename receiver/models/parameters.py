@@ -226,6 +226,7 @@ Search = Annotated[
 CommaSeparated = BeforeValidator(_comma_separated)
 PageNumber = Annotated[int, Field(ge=0, le=1_000_000_000), BeforeValidator(_digits)]
 Size = Annotated[int, Field(ge=1, le=1000), BeforeValidator(_digits)]
+Rows = Annotated[int, Field(ge=1, le=10_000), BeforeValidator(_digits)]
 # Up to the largest number of the database.
 Large = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_digits)]
 Boolean = Annotated[bool, BeforeValidator(_boolean)]

@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from receiver.domain.events import Api, Direction, Status
-from receiver.models.parameters import CommaSeparated, Large, Moment, Number, Option, Text
+from receiver.models.parameters import CommaSeparated, Large, Moment, Number, Option, Rows, Text
 from receiver.models.queries import NOT_EMPTY, Query
 
 Dimension = Literal[
@@ -55,6 +55,11 @@ class StatisticsQuery(Query):
     )
     until: Annotated[Moment | None, Option("--until")] = Field(
         None, alias="toDateTime", description="messages created before the end of the hour of this time; default: now"
+    )
+    limit: Annotated[Rows | None, Option(metavar="NUMBER")] = Field(
+        None,
+        description="at most so many rows: those with the most deliveries, most first; default: all rows, in the order "
+        "of their dimensions",
     )
     status: Annotated[tuple[Status, ...], CommaSeparated] = Field(
         (),

@@ -117,16 +117,19 @@ async def find(database: Database, query: StatisticsQuery, now: datetime) -> Sta
             if len(found) > _MOST_GROUPS:
                 raise _too_many()
             groups.add(found)
-    if len(groups.by_key) > _MOST_ROWS:
+    counted = {key: group for key, group in groups.by_key.items() if group.number(*Status) > 0}
+    keys = sorted(counted, key=_in_order)
+    if query.limit is not None:
+        keys = sorted(keys, key=lambda key: -counted[key].number(*Status))[: query.limit]
+    if len(keys) > _MOST_ROWS:
         raise _too_many()
-    of_key = {key: group for key, group in groups.by_key.items() if group.number(*Status) > 0}
-    rows = [_row(names, key, of_key[key]) for key in sorted(of_key, key=_in_order)]
+    rows = [_row(names, key, counted[key]) for key in keys]
     return StatisticsRead(since=start_of(first), until=start_of(end), rows=rows)
 
 
 def _too_many() -> TooMuch:
     return TooMuch(
-        f"the statistics have more than {_MOST_ROWS:,} rows: give fewer dimensions, a shorter time, or filters"
+        f"the statistics have more than {_MOST_ROWS:,} rows: give fewer dimensions, a shorter time, filters, or a limit"
     )
 
 

@@ -706,6 +706,19 @@ def test_statistics_count_deliveries_by_dimensions(filled: Run) -> None:
     assert filled("stats", "--by", "carrier").code == 2
 
 
+def test_statistics_are_written_as_csv(filled: Run) -> None:
+    rows = list(
+        csv.DictReader(io.StringIO(filled("stats", "--by", "direction,status", "--since", "2000", "--csv").out))
+    )
+    found = filled("stats", "--by", "direction,status", "--since", "2000", "--json").json["rows"]
+    assert list(rows[0])[:3] == ["direction", "status", "deliveries"]
+    assert [(row["status"], row["deliveries"]) for row in rows] == [
+        (row["status"], str(row["deliveries"])) for row in found
+    ]
+    assert len(filled("stats", "--by", "status", "--since", "2000", "--limit", "1").out.splitlines()) == 3
+    assert filled("stats", "--csv", "--json").code == 2
+
+
 # --- maintenance
 
 

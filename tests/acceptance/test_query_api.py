@@ -686,6 +686,50 @@ async def test_statistics_have_the_dimensions_that_were_asked_for(database: Data
     assert found == [("delivered", None, "+15559999", 1, 1, 1), ("failed", "carrier-client", "+15551111", 1, 1, 0)]
 
 
+async def test_csv_of_statistics_has_a_row_for_each_and_no_formulas(database: Database, api: AsyncClient) -> None:
+    failed = v2_event("m1", "message-failed", errorCode=4720, carrierName="=1+1", message={"from": "+15551111"})
+    await process(database, raw_callback([failed, v2_event("m2")]))
+    answer = await api.get(
+        "/api/stats", params={"by": "from,carrierName,day", "fromDateTime": "2025"}, headers={"Accept": "text/csv"}
+    )
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8; header=present"
+    assert answer.headers["content-disposition"] == 'attachment; filename="stats.csv"'
+    heading, *rows = csv.reader(io.StringIO(answer.text, newline=""))
+    assert heading == [
+        *("from", "carrierName", "day", "deliveries", "final", "delivered", "failed", "unconfirmed"),
+        *("awaitingReceipt", "successRate", "p50Seconds", "p95Seconds"),
+    ]
+    assert sorted(row[:7] for row in rows) == [
+        ["+15551111", "'=1+1", "2026-01-01", "1", "1", "0", "1"],
+        ["+15559999", "", "2026-01-01", "1", "1", "1", "0"],
+    ]
+    empty = await api.get("/api/stats?by=api&toDateTime=2001", headers={"Accept": "text/csv"})
+    assert empty.text.startswith('"api","deliveries",')
+    assert empty.text.count("\n") == 1
+
+
+async def test_limit_of_statistics_gives_the_rows_with_the_most_deliveries(
+    database: Database, api: AsyncClient
+) -> None:
+    senders = ("+15551", "+15552", "+15552", "+15552", "+15553", "+15553", "+15554", "+15554")
+    events = [v2_event(f"m{number}", message={"from": sender}) for number, sender in enumerate(senders)]
+    await process(database, raw_callback(events))
+    answer = await api.get("/api/stats", params={"by": "from", "fromDateTime": "2025", "limit": 2})
+    assert [(row["from"], row["deliveries"]) for row in answer.json()["rows"]] == [("+15552", 3), ("+15553", 2)]
+    for limit in ("0", "10001", "x"):
+        answer = await api.get("/api/stats", params={"by": "from", "limit": limit})
+        assert (answer.status_code, answer.json()["errors"][0]["parameter"]) == (400, "limit")
+
+
+async def test_limit_keeps_statistics_with_very_many_rows_from_being_refused(
+    database: Database, api: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.storage.statistics._MOST_ROWS", 1)
+    await process(database, raw_callback([v2_event("m1"), v2_event("m2", "message-failed")]))
+    answer = await api.get("/api/stats", params={"by": "status", "fromDateTime": "2025", "limit": 1})
+    assert [row["status"] for row in answer.json()["rows"]] == ["delivered"]
+
+
 async def test_wrong_parameters_of_statistics_are_named(api: AsyncClient) -> None:
     for name, value in (("by", "carrier"), ("by", "status,api,day,hour"), ("by", ""), ("status", "partial")):
         answer = await api.get("/api/stats", params={name: value})

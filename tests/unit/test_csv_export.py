@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.api.messages import COLUMNS, cell, csv_table
+from receiver.api.messages import COLUMNS, csv_table
+from receiver.api.tables import cell
 from receiver.domain.events import Api, Direction, TagVerdict
 from receiver.models.messages import MessageRead, RecipientRead
 from tests.rows import NOON
