@@ -52,10 +52,15 @@ NUMBERS: Final = {
     True: "WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < {number})",
     False: "WITH numbers AS (SELECT n FROM generate_series(0::bigint, {number} - 1) AS n)",
 }
+ALL_DETAILS: Final = "delivery_code, application_id, carrier_name"
+TOTALS: Final = f"{statistics_cells.NO_CODE}, application_id, ''"
+# The grain, the grain it is made from, and the SQL of its hour, of its details and of its sender.
 DERIVED: Final = (
-    (statistics_cells.HOUR, "hour", "''"),
-    (statistics_cells.DAY, "hour - hour % 24", "''"),
-    (statistics_cells.SENDER_DAY, "hour - hour % 24", "sender"),
+    (statistics_cells.HOUR, statistics_cells.SENDER_HOUR, "hour", ALL_DETAILS, "''"),
+    (statistics_cells.DAY, statistics_cells.HOUR, "hour - hour % 24", ALL_DETAILS, "''"),
+    (statistics_cells.SENDER_DAY, statistics_cells.SENDER_HOUR, "hour - hour % 24", ALL_DETAILS, "sender"),
+    (statistics_cells.TOTALS_DAY, statistics_cells.SENDER_DAY, "hour", TOTALS, "sender"),
+    (statistics_cells.TOTALS_WEEK, statistics_cells.TOTALS_DAY, "hour - hour % 168", TOTALS, "sender"),
 )
 END: Final = datetime(2026, 4, 1, tzinfo=UTC)
 QUESTIONS: Final[dict[str, dict[str, Any]]] = {
@@ -64,8 +69,12 @@ QUESTIONS: Final[dict[str, dict[str, Any]]] = {
     "by=day": {"by": "day"},
     "by=category,carrierName": {"by": "category,carrierName"},
     "by=from": {"by": "from"},
+    "by=from, limit=10": {"by": "from", "limit": 10},
     "by=from,carrierName,status": {"by": "from,carrierName,status"},
     "by=day, from=": {"by": "day", "sender": "+19195551007"},
+    "by=hour, 24 hours": {"by": "hour", "since": END - timedelta(days=1)},
+    "by=category": {"by": "category"},
+    "by=carrierName": {"by": "carrierName"},
     "by=hour, 7 days": {"by": "hour", "since": END - timedelta(days=7)},
     "by=hour,status, 7 days": {"by": "hour,status", "since": END - timedelta(days=7)},
     "by=status, 90 days": {"by": "status", "since": END - timedelta(days=DAYS)},
@@ -125,12 +134,12 @@ async def fill(database: Database, messages: int) -> None:
     cells = CELL.replace("INSERT INTO statistics", f"INSERT INTO statistics {NUMBERS[database.is_sqlite]}", 1)
     async with database.migrating() as connection:
         await connection.execute(text(cells.format(**values).replace("::bigint", "\\:\\:bigint")))
-        for grain, hour, sender in DERIVED:
+        for grain, source, hour, details, sender in DERIVED:
             await connection.execute(
                 text(
-                    f"INSERT INTO statistics SELECT {grain}, {hour}, api, direction, status, delivery_code, "
-                    f"application_id, carrier_name, {sender}, bucket, sum(deliveries), 0 FROM statistics "
-                    f"WHERE grain = {statistics_cells.SENDER_HOUR} GROUP BY 2, 3, 4, 5, 6, 7, 8, 9, 10 ORDER BY 2"
+                    f"INSERT INTO statistics SELECT {grain}, {hour}, api, direction, status, {details}, "
+                    f"{sender}, bucket, sum(deliveries), 0 FROM statistics "
+                    f"WHERE grain = {source} GROUP BY 2, 3, 4, 5, 6, 7, 8, 9, 10 ORDER BY 2"
                 )
             )
     async with database.migrating() as connection:
