@@ -187,7 +187,7 @@ def _parts(grains: Mapping[int, int], first: int, end: int) -> Iterator[tuple[in
     """The grain, the first hour and the end of each part of a range: the longest cells in its middle."""
     # What longer cells cover already; nothing at first.
     covered, covered_end = end, end
-    for grain, hours in reversed(grains.items()):
+    for grain, hours in reversed(list(grains.items())):
         start, stop = -(-first // hours) * hours, end // hours * hours
         if start < stop:
             before, after = (grain, start, min(covered, stop)), (grain, covered_end, stop)

@@ -1,0 +1,45 @@
+"""Which cells of the statistics answer a question: each hour of its range once, in the longest cells that fit."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from receiver.models.statistics_query import StatisticsQuery
+from receiver.storage.statistics import _grains, _parts
+from receiver.storage.statistics_cells import DAY, HOUR, SENDER_DAY, SENDER_HOUR, TOTALS_DAY, TOTALS_WEEK
+
+QUESTIONS: list[tuple[dict[str, Any], set[int]]] = [
+    ({}, {HOUR, DAY}),
+    ({"by": "hour,carrierName"}, {HOUR}),
+    ({"by": "from"}, {SENDER_HOUR, TOTALS_DAY, TOTALS_WEEK}),
+    ({"by": "from,day"}, {SENDER_HOUR, TOTALS_DAY}),
+    ({"by": "from,hour"}, {SENDER_HOUR}),
+    ({"by": "status,applicationId", "sender": "+15551"}, {SENDER_HOUR, TOTALS_DAY, TOTALS_WEEK}),
+    ({"by": "from,deliveryCode"}, {SENDER_HOUR, SENDER_DAY}),
+    ({"by": "from,category"}, {SENDER_HOUR, SENDER_DAY}),
+    ({"by": "from", "carrier_name": "Verizon"}, {SENDER_HOUR, SENDER_DAY}),
+    ({"by": "from", "delivery_code": "4720"}, {SENDER_HOUR, SENDER_DAY}),
+]
+
+
+@pytest.mark.parametrize(("fields", "grains"), QUESTIONS)
+def test_a_question_reads_the_cells_that_have_its_dimensions(fields: dict[str, Any], grains: set[int]) -> None:
+    assert set(_grains(StatisticsQuery(**fields))) == grains
+
+
+@given(
+    grains=st.sampled_from(({HOUR: 1}, {HOUR: 1, DAY: 24}, {SENDER_HOUR: 1, TOTALS_DAY: 24, TOTALS_WEEK: 168})),
+    first=st.integers(-500, 500),
+    length=st.integers(-5, 1000),
+)
+def test_parts_of_a_range_have_each_hour_once(grains: dict[int, int], first: int, length: int) -> None:
+    parts = sorted((start, stop, grains[grain]) for grain, start, stop in _parts(grains, first, first + length))
+    assert [hour for start, stop, _ in parts for hour in range(start, stop)] == list(range(first, first + length))
+    assert all(start % hours == stop % hours == 0 for start, stop, hours in parts)
+    # No longer cell has room in a part of shorter ones.
+    for longer, shorter in pairwise(sorted(grains.values(), reverse=True)):
+        outside = (stop - start for start, stop, hours in parts if hours <= shorter)
+        assert all(size < 2 * longer for size in outside)
