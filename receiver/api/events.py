@@ -25,14 +25,14 @@ MEDIA_TYPE: Final = "application/cloudevents-batch+json"
 
 async def pull_events(call: Call) -> Listed[dict[str, Any]]:
     query: PullQuery = call.query
-    entries, log = await event_log.pull(call.database, query.after, query.limit)
-    if len(entries) < query.limit:
+    pulled = await event_log.pull(call.database, query.after, query.limit)
+    if len(pulled.entries) < query.limit:
         # A full page needs no wait: callbacks accepted just now are on a later page.
         call.pending = await call.context.settle()
-        entries, log = await event_log.pull(call.database, query.after, query.limit)
-    refuse_gap(query.after, log)
-    position = entries[-1].position if entries else query.after
-    return Listed(items=[published(entry, call.context) for entry in entries], next_page={"after": str(position)})
+        pulled = await event_log.pull(call.database, query.after, query.limit)
+    refuse_gap(query.after, pulled.log)
+    items = [published(entry, call.context) for entry in pulled.entries]
+    return Listed(items=items, next_page={"after": str(pulled.read_to)})
 
 
 def refuse_gap(after: int, log: LogBounds) -> None:
@@ -70,7 +70,7 @@ async def stream_events(call: Call) -> "EventStream":
     after = after if after is not None else query.after
     if after is None and query.since is not None:
         after = await event_log.position_before(call.database, query.since)
-    _, log = await event_log.pull(call.database, after or 0, 1)
+    log = await event_log.log_bounds(call.database)
     if after is not None:
         refuse_gap(after, log)
     subscription = call.context.streams.open(call.database, call.token)
@@ -110,18 +110,17 @@ class EventStream:
         sent_at = time.monotonic()
         while not self.ended.is_set():
             try:
-                entries, log = await event_log.pull(self._context.database, self._position, _AT_ONCE)
-                refuse_gap(self._position, log)
+                pulled = await event_log.pull(self._context.database, self._position, _AT_ONCE)
+                refuse_gap(self._position, pulled.log)
+                entries, self._position = pulled.entries, pulled.read_to
             except StorageUnavailable:
                 entries = []
             except (Conflict, Expired) as error:
                 yield f"event: gap\ndata: {error}\n\n".encode()
                 return
             part = b"".join(server_sent(published(one, self._context)) for one in entries if self._filter.passes(one))
-            if entries:
-                self._position = entries[-1].position
             if not part and time.monotonic() - sent_at >= HEARTBEAT_SECONDS:
-                # Moves the client's place too, beyond events that its filter leaves out.
+                # Moves the client's place too, beyond what its filter leaves out, and beyond registrations.
                 part = f": heartbeat\nid: {self._position}\n\n".encode()
             if part:
                 yield part

@@ -152,17 +152,16 @@ async def _from_database(settings: Settings, database: Database, query: StreamQu
     if position is None and query.since is not None:
         position = await event_log.position_before(database, query.since)
     if position is None:
-        _, log = await event_log.pull(database, 0, 1)
-        position = log.last
+        position = (await event_log.log_bounds(database)).last
     passes = query.filter.passes
     while True:
-        entries, log = await event_log.pull(database, position, _AT_ONCE)
-        refuse_gap(position, log)
-        for entry in entries:
-            position = entry.position
+        pulled = await event_log.pull(database, position, _AT_ONCE)
+        refuse_gap(position, pulled.log)
+        position = pulled.read_to
+        for entry in pulled.entries:
             if passes(entry):
                 yield published(entry, context)
-        if len(entries) < _AT_ONCE:
+        if len(pulled.entries) < _AT_ONCE:
             await asyncio.sleep(_POLL_SECONDS)
 
 

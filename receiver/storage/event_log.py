@@ -279,10 +279,12 @@ _ENTRIES: Final = select(EVENTS, *(MESSAGES.c[name].label(f"message_{name}") for
 
 
 async def read_after(
-    connection: AsyncConnection, position: int, limit: int, *, registrations: bool = True
+    connection: AsyncConnection, position: int, limit: int, *, until: int | None = None, registrations: bool = True
 ) -> list[LogEntry]:
     """The next entries after a position, with the fields of their messages; registrations can be left out."""
     statement = _ENTRIES.where(EVENTS.c.position > position).order_by(EVENTS.c.position).limit(limit)
+    if until is not None:
+        statement = statement.where(EVENTS.c.position <= until)
     if not registrations:
         statement = statement.where(EVENTS.c.route != REGISTERED)
     return [_entry(row) for row in await connection.execute(statement)]
@@ -350,14 +352,36 @@ class LogBounds:
     last: int
 
 
-async def pull(database: Database, after: int, limit: int) -> tuple[list[LogEntry], LogBounds]:
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """Entries after a position, how far the log was read for them, and the bounds of the log after that.
+
+    `read_to` lies behind the registrations that were left out, so that they are read once, and so that a consumer that
+    goes on from there misses nothing when retention removes them.
+    """
+
+    entries: list[LogEntry]
+    read_to: int
+    log: LogBounds
+
+
+async def pull(database: Database, after: int, limit: int) -> Pulled:
     """The next entries after a position without registrations, and then the bounds of the log.
 
-    The order matters: events that retention removes in between show as missing instead of being skipped silently.
+    The order matters: what is appended while this reads lies behind `read_to`, and events that retention removes in
+    between show as missing instead of being skipped silently.
     """
     async with database.reading() as connection:
-        entries = await read_after(connection, after, limit, registrations=False)
-        return entries, await _log_bounds(database, connection)
+        _, newest = await bounds(connection)
+        entries = await read_after(connection, after, limit, until=newest, registrations=False)
+        read_to = entries[-1].position if len(entries) == limit else max(after, newest)
+        return Pulled(entries, read_to, await _log_bounds(database, connection))
+
+
+async def log_bounds(database: Database) -> LogBounds:
+    """The bounds of the log."""
+    async with database.reading() as connection:
+        return await _log_bounds(database, connection)
 
 
 async def _log_bounds(database: Database, connection: AsyncConnection) -> LogBounds:

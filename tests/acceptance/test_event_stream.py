@@ -15,7 +15,7 @@ import pytest
 
 from receiver.api import events as events_api
 from receiver.api import streams
-from receiver.domain.events import Status
+from receiver.domain.events import REGISTERED, Status
 from receiver.models.events import EVENTS
 from receiver.storage.database import Database
 from tests import event_schema, processes
@@ -163,6 +163,23 @@ async def test_heartbeats_move_the_place_beyond_what_the_filter_leaves_out(
         assert reader.events == []
 
 
+async def test_heartbeats_move_the_place_beyond_registrations(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events_api, "HEARTBEAT_SECONDS", 0.3)
+    registrations = [make_event(Status.UNKNOWN, message_id=f"m{number}", route=REGISTERED) for number in range(60)]
+    async with serving(application(database)) as base:
+        async with reading(base) as reader:
+            place = str((await append(database, registrations))[-1].position)
+            await eventually(lambda: reader.blocks[-1] == {"comment": "heartbeat", "id": place})
+        # Retention removes the registrations: the client comes again and missed nothing.
+        [last] = await append(database, [make_event(message_id="new")])
+        async with database.writing() as connection:
+            await connection.execute(EVENTS.delete().where(EVENTS.c.position < last.position))
+        async with reading(base, {"Last-Event-ID": place}) as reader:
+            await eventually(lambda: [event["subject"] for event in reader.events] == ["new"])
+
+
 @pytest.mark.parametrize(
     ("headers", "parameters", "status"),
     [
@@ -234,9 +251,9 @@ async def test_slow_reader_costs_no_memory_and_is_behind_nobody(sqlite_database:
 
         async def counted(database: Any, after: int, limit: int) -> Any:
             nonlocal pulled
-            entries, log = await pull(database, after, limit)
-            pulled += len(entries)
-            return entries, log
+            read = await pull(database, after, limit)
+            pulled += len(read.entries)
+            return read
 
         events_api.event_log.pull = counted  # type: ignore[assignment]
         try:

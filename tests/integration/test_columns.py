@@ -114,7 +114,7 @@ async def test_every_field_is_in_the_view(database: Database) -> None:
 
 async def test_every_field_is_in_the_cloud_event(database: Database) -> None:
     await process(database, callback([v2_event("m1")]))
-    (entry,), _ = await event_log.pull(database, 0, 10)
+    [entry] = (await event_log.pull(database, 0, 10)).entries
     names = set(cloud_event(entry, "/test", None, "urn:test")["data"])
     shown = [*shown_names(MessageRead), *shown_names(RecipientRead)]
     missing = {name for name in shown if EVENT_NAMES.get(name, name) not in names} - {"recipients"}

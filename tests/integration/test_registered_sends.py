@@ -14,6 +14,7 @@ from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api
 from receiver.intake.fold import TagChecker
 from receiver.intake.transfer import Importing, Reprocessing, exported, import_lines
+from receiver.models.events import EVENTS
 from receiver.models.queries import CallbackQuery
 from receiver.storage import event_log, journal, processor, schema
 from receiver.storage.database import Database
@@ -248,6 +249,36 @@ async def test_registration_is_published_nowhere(api: AsyncClient, database: Dat
         # The registrations before and after it are passed over: they are no backlog.
         await eventually(is_past)
     assert [one.event["subject"] for one in memory(sink).published] == ["m1"]
+
+
+async def test_cursor_of_pulled_events_passes_registrations(api: AsyncClient, database: Database) -> None:
+    await append(database, callback([v2_event("m1", "message-delivered")]))
+    await drain(database)
+    await registered(api, [v2_accepted(f"m{number}") for number in range(2, 6)])
+    await drain(database)
+    first = await api.get("/api/events", params={"limit": "1"})
+    assert "after=1" in first.links["next"]["url"]
+    second = await api.get(first.links["next"]["url"])
+    assert (second.json(), "after=5" in second.links["next"]["url"]) == ([], True)
+    # Retention removes the registrations, which the consumer never missed, before the next event comes.
+    async with database.writing() as connection:
+        await connection.execute(EVENTS.delete().where(EVENTS.c.position <= 5))
+    await append(database, callback([v2_event("m6", "message-delivered")]))
+    await drain(database)
+    third = await api.get(second.links["next"]["url"])
+    assert third.status_code == 200, third.text
+    assert [event["subject"] for event in third.json()] == ["m6"]
+
+
+async def test_pull_reads_up_to_what_its_limit_or_the_log_leaves(database: Database) -> None:
+    sends = [v2_accepted(f"r{number}") for number in range(3)]
+    async with client(application(database)) as api:
+        await append(database, callback([v2_event("m1", "message-delivered"), v2_event("m2", "message-delivered")]))
+        await drain(database)
+        await registered(api, sends)
+        await drain(database)
+    read = [await event_log.pull(database, after, limit) for after, limit in ((0, 1), (0, 2), (0, 3), (2, 1), (5, 1))]
+    assert [(len(one.entries), one.read_to) for one in read] == [(1, 1), (2, 2), (2, 5), (0, 5), (0, 5)]
 
 
 async def test_registration_is_not_a_sign_of_life_of_bandwidth(api: AsyncClient, database: Database) -> None:
