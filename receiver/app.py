@@ -161,9 +161,8 @@ class Receiver:
         self.settings = changed
         self._endpoints.admission = admission
         self._other.router.routes[:] = new_routes
-        if settings.api_auth == "token":
-            tokens = _tokens(changed)
-            self._streams.revoke(lambda digest: digest is not None and tokens.has(digest))
+        tokens = _tokens(changed) if changed.api_auth == "token" else None
+        self._streams.revoke(lambda digest: tokens is None or (digest is not None and tokens.has(digest)))
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:

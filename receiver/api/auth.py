@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import HTTPConnection, Request
 
-from receiver.api.problems import ProblemError
+from receiver.api.problems import BEARER_CHALLENGE, ProblemError
 from receiver.intake.endpoint import basic_pair
 
 
@@ -83,7 +83,7 @@ class Scheme:
     challenge: str
 
 
-BEARER: Final = Scheme(bearer, 'Bearer realm="receiver"')
+BEARER: Final = Scheme(bearer, BEARER_CHALLENGE)
 BASIC: Final = Scheme(basic_password, 'Basic realm="receiver", charset="UTF-8"')
 
 _READING: Final = frozenset({"GET", "HEAD"})

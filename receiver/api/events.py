@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from receiver.api.operations import ApiContext, Call, Listed, Operation
-from receiver.api.problems import InvalidValue, invalid_values_problem
+from receiver.api.problems import BEARER_CHALLENGE, InvalidValue, ProblemError, invalid_values_problem
 from receiver.api.streams import Subscription
 from receiver.domain.cloudevents import Filter, cloud_event, schema_uri
 from receiver.domain.publication import LogEntry
@@ -73,6 +73,9 @@ async def stream_events(call: Call) -> "EventStream":
     log = await event_log.log_bounds(call.database)
     if after is not None:
         refuse_gap(after, log)
+    # Nothing waits from here on, so no token can be revoked between this check and its stream.
+    if not call.context.streams.accepts(call.token):
+        raise ProblemError(401, "This token is not accepted.", headers={"WWW-Authenticate": BEARER_CHALLENGE})
     subscription = call.context.streams.open(call.database, call.token)
     return EventStream(call.context, query.filter, log.last if after is None else after, subscription)
 

@@ -27,6 +27,9 @@ class InvalidValue(BaseModel):
     detail: str
 
 
+BEARER_CHALLENGE: Final = 'Bearer realm="receiver"'
+
+
 class Problem(BaseModel):
     """Problem details, RFC 9457. `errors` lists invalid parameters or fields, each by its name."""
 

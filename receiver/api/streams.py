@@ -40,12 +40,22 @@ class Subscription:
         self.grown.set()
 
 
+def _any_token(_: bytes | None) -> bool:
+    """What is accepted until tokens are revoked: the middleware has checked the token."""
+    return True
+
+
 class Streams:
     """The subscriptions of one web process. While there are any, one task looks whether the log has grown."""
 
     def __init__(self) -> None:
         self._open: set[Subscription] = set()
         self._watching: asyncio.Task[None] | None = None
+        self._accepts: Callable[[bytes | None], bool] = _any_token
+
+    def accepts(self, token: bytes | None) -> bool:
+        """Whether a token is accepted now: it may have been revoked since its request was let in."""
+        return self._accepts(token)
 
     def open(self, database: Database, token: bytes | None) -> Subscription:
         """A new subscription, which `close` has to close; raises Busy at the limits."""
@@ -67,7 +77,8 @@ class Streams:
             self._watching = None
 
     def revoke(self, is_accepted: Callable[[bytes | None], bool]) -> None:
-        """Ends the streams whose token is not accepted any more."""
+        """Ends the streams whose token is not accepted any more; those that are being opened ask `accepts`."""
+        self._accepts = is_accepted
         for subscription in self._open:
             if not is_accepted(subscription.token):
                 subscription.end()

@@ -15,6 +15,8 @@ import pytest
 
 from receiver.api import events as events_api
 from receiver.api import streams
+from receiver.api.auth import Tokens
+from receiver.api.streams import Streams
 from receiver.domain.events import REGISTERED, Status
 from receiver.models.events import EVENTS
 from receiver.storage.database import Database
@@ -309,6 +311,24 @@ async def test_token_that_a_reload_removes_ends_its_streams_and_a_stop_ends_all(
             assert await asyncio.to_thread(server.stop) == 0
             assert time.monotonic() - begun < 8
     assert "ERROR" not in server.errors.read_text("utf-8").upper().replace("ERRORS", "")
+
+
+async def test_token_that_is_revoked_while_its_stream_is_opened_gets_no_stream(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Streams()
+    log_bounds, kept = events_api.event_log.log_bounds, Tokens([READER])
+
+    async def revoked_meanwhile(database: Database) -> Any:
+        opened.revoke(lambda digest: digest is not None and kept.has(digest))
+        return await log_bounds(database)
+
+    monkeypatch.setattr(events_api.event_log, "log_bounds", revoked_meanwhile)
+    async with serving(application(sqlite_database, streams=opened)) as base:
+        async with reading(base) as revoked:
+            assert (revoked.response.status_code, "www-authenticate" in revoked.response.headers) == (401, True)
+        async with reading(base, {"Authorization": f"Bearer {READER}"}) as reader:
+            assert reader.response.status_code == 200
 
 
 async def test_client_that_does_not_read_does_not_hold_up_a_stop(tmp_path: Path) -> None:
