@@ -266,6 +266,9 @@ def _time(text: str | None) -> datetime | None:
 
 # --- reading on ---
 
+# Registrations have positions in the log, but are published nowhere.
+IS_PUBLISHED: Final = EVENTS.c.route != REGISTERED
+
 # The fields of its message that an entry is read with.
 _JOINED: Final = (*PLAIN_FIELDS, "recipients", "text", "media")
 _ENTRIES: Final = select(EVENTS, *(MESSAGES.c[name].label(f"message_{name}") for name in _JOINED)).outerjoin(
@@ -286,7 +289,7 @@ async def read_after(
     if until is not None:
         statement = statement.where(EVENTS.c.position <= until)
     if not registrations:
-        statement = statement.where(EVENTS.c.route != REGISTERED)
+        statement = statement.where(IS_PUBLISHED)
     return [_entry(row) for row in await connection.execute(statement)]
 
 
@@ -299,9 +302,13 @@ async def read_at(connection: AsyncConnection, positions: Sequence[int]) -> list
 async def positions_of_messages(
     connection: AsyncConnection, message_ids: Iterable[str], after: int, until: int
 ) -> list[tuple[int, str]]:
-    """Position and message id of the events of messages with these ids in a part of the log, in rising order."""
+    """Position and message id of the events of messages with these ids in a part of the log, in rising order.
+
+    Registrations are left out.
+    """
     statement = select(EVENTS.c.position, EVENTS.c.message_id).where(
         EVENTS.c.message_id.in_(sorted(set(message_ids))),
+        IS_PUBLISHED,
         # `+ 0` makes the planner use the index on the message; so does sorting here.
         EVENTS.c.position + 0 > after,
         EVENTS.c.position + 0 <= until,
@@ -445,7 +452,7 @@ async def position_before(database: Database, moment: datetime) -> int:
 
 
 async def count(database: Database, after: int, until: int) -> int:
-    """How many events a part of the log has, counted in pieces so that no statement takes long."""
+    """How many events a part of the log has without registrations, counted in pieces so that no statement takes long."""
     number, place = 0, after
     while place < until:
         async with database.reading() as connection:
@@ -453,7 +460,7 @@ async def count(database: Database, after: int, until: int) -> int:
             if oldest is None:
                 return number
             end = min(oldest.position - 1 + _SEARCHED_AT_ONCE, until)
-            piece = select(func.count()).select_from(EVENTS).where(within(place, end))
+            piece = select(func.count()).select_from(EVENTS).where(within(place, end), IS_PUBLISHED)
             number += await connection.scalar(piece) or 0
         place = end
     return number

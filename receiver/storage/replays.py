@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Row, select, update
+from sqlalchemy import ColumnElement, Row, and_, select, update
 from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -25,7 +25,10 @@ IS_OPEN: Final = sql("replays.state IN ('running', 'paused')")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogRange:
-    """The log range of a replay, after one position up to and including another: its events and their first receipt."""
+    """The log range of a replay, after one position up to and including another: its events and their first receipt.
+
+    Registrations are no events of a replay: they are published nowhere.
+    """
 
     after_position: int
     to_position: int
@@ -87,7 +90,7 @@ async def begin(
         row = await sinks.lock_row(connection, sink)
         await _refuse(connection, sink, since)
         asked = await _asked(connection, message_ids, after, min(end, row.cursor))
-        is_empty = await event_log.first(connection, event_log.within(asked.after, asked.to)) is None
+        is_empty = await _first(connection, asked) is None
         replay = None if is_empty else await _insert(connection, sink, asked, now)
     return replay, await _log_range(database, asked)
 
@@ -176,9 +179,13 @@ async def _before(database: Database, since: Since) -> int:
     return 0 if since == "beginning" else await event_log.position_before(database, since)
 
 
+async def _first(connection: AsyncConnection, asked: _Asked) -> Row[Any] | None:
+    return await event_log.first(connection, and_(event_log.within(asked.after, asked.to), event_log.IS_PUBLISHED))
+
+
 async def _log_range(database: Database, asked: _Asked) -> LogRange:
     async with database.reading() as connection:
-        first = await event_log.first(connection, event_log.within(asked.after, asked.to))
+        first = await _first(connection, asked)
     return LogRange(
         after_position=asked.after,
         to_position=asked.to,

@@ -13,7 +13,7 @@ from sqlalchemy import delete, event, insert, select, update
 from sqlalchemy import text as sql
 
 from receiver.dispatch.publish import publication
-from receiver.domain.events import Api, Direction, Status
+from receiver.domain.events import REGISTERED, Api, Direction, Status
 from receiver.domain.publication import (
     DeadLettered,
     DeadLetterReason,
@@ -253,6 +253,22 @@ async def test_a_replay_of_messages_holds_only_the_part_of_the_log_that_has_them
     assert replay is not None
     assert (replay.after_position, replay.to_position) == (positions[4] - 1, positions[11])
     assert (replay.message_ids, log_range.events) == (["second", "third"], 8)
+
+
+async def test_a_replay_counts_no_registrations(database: Database) -> None:
+    sends = [make_event(Status.UNKNOWN, message_id=f"sent-{number}", route=REGISTERED) for number in range(3)]
+    entries = await append(database, [*sends, *life("sent-1", received=60), *life("behind", received=120)])
+    log = await worker(database, entries)
+    await write(database, update(SINKS).values(cursor=entries[2].position))
+    replay, log_range = await replays.begin(database, SINK, "beginning", now=at(1000))
+    assert (replay, log_range.events, log_range.first_at) == (None, 0, None)
+    with pytest.raises(Unknown, match="there is no event of a message sent-2"):
+        await replays.begin(database, SINK, "beginning", now=at(1000), message_ids=["sent-2"])
+    await log.settle(log.first(6, Done()))
+    chosen: tuple[dict[str, Any], ...] = ({}, {"message_ids": ["sent-1"]})
+    for only in chosen:
+        log_range = await replays.log_range(database, SINK, "beginning", **only)
+        assert (log_range.events, log_range.first_at) == (4, at(60))
 
 
 async def test_a_replay_of_unknown_messages_is_rejected_and_of_coming_events_not_begun(database: Database) -> None:
