@@ -231,6 +231,8 @@ class DeadlineProtocol(HttpToolsProtocol):
     _complete: object = None
     # The bytes of the current request outside of its body: headers and trailers.
     _head_bytes = 0
+    # What is wrong with data behind requests that are still to be answered; nothing more is read.
+    _broken: str | None = None
     # When the current request must be complete; None between two requests.
     _deadline: float | None = None
     _timer: asyncio.TimerHandle | None = None
@@ -298,6 +300,8 @@ class DeadlineProtocol(HttpToolsProtocol):
             if self._lingering < 0:
                 self.transport.abort()
             return
+        if self._broken is not None:
+            return
         self._waiting.idle.pop(self, None)
         complete, cycle = self._complete, self.cycle
         in_body = cycle is not None and cycle.scope is self.scope is not complete
@@ -308,7 +312,7 @@ class DeadlineProtocol(HttpToolsProtocol):
             self._abort(Closed.LONG_HEAD)
             return
         super().data_received(data)
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._broken is not None:
             return
         if self.scope is self._complete is not None:
             self._deadline, self._head_bytes = None, 0
@@ -331,8 +335,46 @@ class DeadlineProtocol(HttpToolsProtocol):
             self._abort(Closed.LONG_HEAD)
 
     def send_400_response(self, msg: str) -> None:
-        super().send_400_response(msg)
+        """Refuses what cannot be parsed and closes the connection, once the earlier requests are answered.
+
+        A client takes answers in the order of its requests: this one would be taken for theirs.
+        """
+        if self._has_earlier_requests:
+            self._broken, self._deadline = msg, None
+            self._waiting.remove(self)
+            if self._is_queued:
+                self.pipeline.popleft()
+            self.flow.pause_reading()
+            return
+        if self._is_answered:
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
         self._report_closed(Closed.NOT_HTTP)
+
+    @property
+    def _has_head(self) -> bool:
+        """Whether the request that is being read has a complete head, so that `cycle` is its own."""
+        cycle: Any = self.cycle
+        return cycle is not None and cycle.scope is self.scope is not self._complete
+
+    @property
+    def _is_queued(self) -> bool:
+        """Whether the request that is being read waits for the answers to earlier ones."""
+        return self._has_head and any(cycle is self.cycle for cycle, _ in self.pipeline)
+
+    @property
+    def _has_earlier_requests(self) -> bool:
+        """Whether requests before the one that is being read are still to be answered."""
+        cycle: Any = self.cycle
+        if self._has_head:
+            return self._is_queued
+        return cycle is not None and not cycle.response_complete
+
+    @property
+    def _is_answered(self) -> bool:
+        """Whether the answer to the request that is being read has begun."""
+        return self._has_head and self.cycle.response_started
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -429,6 +471,10 @@ class DeadlineProtocol(HttpToolsProtocol):
         if self._lingering is not None:
             self.server_state.total_requests += 1
             return
+        if self._broken is not None and not self.pipeline and not self.transport.is_closing():
+            self.server_state.total_requests += 1
+            self.send_400_response(self._broken)
+            return
         super().on_response_complete()
         if self._deadline is None and not self.pipeline and not self.transport.is_closing():
             self._waiting.idle[self] = None
@@ -447,10 +493,11 @@ class DeadlineProtocol(HttpToolsProtocol):
         left = self._deadline - self.loop.time()
         if left > 0:
             self._timer = self.loop.call_later(left, self._look)
+        elif self._has_earlier_requests:
+            # A client may wait for their answers, and uvicorn reads little meanwhile. The time begins behind them.
+            self._start_deadline()
         elif not self.transport.is_closing():
-            cycle = self.cycle
-            is_answered = cycle is not None and cycle.response_started
-            if not (is_answered and (cycle.scope is self.scope or not cycle.response_complete)):
+            if not self._is_answered:
                 self.transport.write(_TOO_SLOW)
             self.transport.close()
             # Not in the log: browsers open connections in advance, and leave them idle.

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route as StarletteRoute
 
 from receiver.app import Receiver
@@ -347,6 +347,71 @@ async def test_slow_request_is_408_unless_it_is_answered_already(
     for length in (b"20000", b"2000000"):
         # The body never comes: no second answer follows the first one.
         assert statuses(await site.raw(refused.head(length=length) + b"\r\n", b"x")) == [refused.status]
+
+
+GET_SLOW = b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n"
+GET_QUICK = b"GET /quick HTTP/1.1\r\nhost: x\r\n\r\n"
+POST_HEAD = b"POST /body HTTP/1.1\r\nhost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("late", "answers"),
+    [
+        # The head of the second request does not come to its end; nor that of the third.
+        (GET_SLOW + b"GET /qui", ["slow", 408]),
+        (GET_SLOW + GET_QUICK + b"GET /qui", ["slow", "quick", 408]),
+        (GET_SLOW + b"GET /quick HTTP/1.1\r\nupgrade: h2c\r\nconnection: upgr", ["slow", 408]),
+        # Nor does its body.
+        (GET_SLOW + POST_HEAD + b"content-length: 9\r\n\r\nhalf", ["slow", 408]),
+        (GET_SLOW + GET_QUICK + POST_HEAD + b"content-length: 90000000\r\n\r\nhalf", ["slow", "quick", 408]),
+        # What follows is no HTTP.
+        (GET_SLOW + b"\x00\x01\x02\r\n\r\n", ["slow", 400]),
+        (GET_SLOW + GET_QUICK + b"\x00\x01\x02\r\n\r\n", ["slow", "quick", 400]),
+        (GET_SLOW + POST_HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n", ["slow", 400]),
+        (GET_SLOW + POST_HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n" + GET_QUICK, ["slow", 400]),
+    ],
+)
+async def test_refused_request_is_answered_after_the_earlier_ones(
+    late: bytes, answers: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_server, "REQUEST_SECONDS", 0.3)
+    posted = []
+
+    async def slow(_: Request) -> Response:
+        await asyncio.sleep(1)
+        return PlainTextResponse("slow")
+
+    async def quick(_: Request) -> Response:
+        return PlainTextResponse("quick")
+
+    async def body(request: Request) -> Response:
+        posted.append(await request.body())
+        return PlainTextResponse("posted")
+
+    routes = [StarletteRoute("/slow", slow), StarletteRoute("/quick", quick)]
+    app = Starlette(routes=[*routes, StarletteRoute("/body", body, methods=["POST"])])
+    async with serving(app) as url:
+        answer = await Site(url, app).raw(late)
+    parts = [part.partition(b"\r\n\r\n") for part in answer.split(b"HTTP/1.1 ")[1:]]
+    got = [content.decode() if head.startswith(b"200") else int(head[:3]) for head, _, content in parts]
+    assert (got, posted) == (answers, [])
+
+
+async def test_second_answer_never_follows_one_that_has_begun() -> None:
+    """A client would take it for the answer to its next request."""
+
+    async def endless(request: Request) -> Response:
+        async def parts() -> AsyncIterator[bytes]:
+            yield b"first"
+            with suppress(ClientDisconnect):
+                await request.body()
+
+        return StreamingResponse(parts())
+
+    app = Starlette(routes=[StarletteRoute("/body", endless, methods=["POST"])])
+    async with serving(app) as url:
+        head = POST_HEAD + b"transfer-encoding: chunked\r\n\r\n"
+        assert statuses(await Site(url, app).raw(head, b"zz\r\n", pause=0.2)) == [200]
 
 
 @pytest.mark.parametrize(
