@@ -70,7 +70,7 @@ def driver_url(url: str) -> URL:
     backend = parsed.get_backend_name()
     if backend != "sqlite":
         # Another name may be the beginning of anything.
-        named = parsed.drivername if backend in _OTHERS else "this kind of database"
+        named = backend if backend in _OTHERS else "this kind of database"
         raise _refused(f"{named} is not supported; use sqlite:/// or postgresql://")
     if parsed.host:
         raise _refused("SQLite's file follows three slashes or four: sqlite:///relative.db, sqlite:////absolute.db")
