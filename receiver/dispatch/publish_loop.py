@@ -72,8 +72,6 @@ class PublishLoop:
             self._name, lease.health, observer=resources.observer, clock=self._clock.now, monotonic=resources.monotonic
         )
         self._duplicates = UnexpectedDuplicates(self._name, resources.observer, resources.monotonic)
-        # Events whose attempt did not count. Their next attempt is the second, although none is stored.
-        self._tried: set[int] = set()
         self._settled_health = lease.health
         self._tasks: dict[asyncio.Task[BatchResult], Batch] = {}
         self._replay: ReplayReader | None = None
@@ -358,7 +356,7 @@ class PublishLoop:
         for pending, result in zip(ended.batch.pending, ended.results, strict=True):
             if pending.ordering_key in stopped:
                 window.put_back(pending)
-                self._note_duplicate(pending, result, is_decided=False)
+                self._note_duplicate(pending, result)
                 continue
             decision = self._decide(pending, result, ended)
             attempt = record(
@@ -391,23 +389,17 @@ class PublishLoop:
         if isinstance(result, Published) and replay is None and not pending.is_import:
             seconds = (now - pending.publication.received_at).total_seconds()
             self._resources.observer.event_published(self._name, max(0.0, seconds))
-        self._note_duplicate(pending, result, is_decided=decision is not None)
+        self._note_duplicate(pending, result)
         if isinstance(result, Refused | Retry):
             log_failure(self._name, pending, result, decision)
         if isinstance(result, Refused) and result.gone:
             self._pause_gone(result)
         return decision
 
-    def _note_duplicate(self, pending: PendingPublication, result: Result, *, is_decided: bool) -> None:
-        if pending.publication.replayed:
-            return
-        is_first = not pending.is_retry and pending.position not in self._tried
+    def _note_duplicate(self, pending: PendingPublication, result: Result) -> None:
+        is_first = not (pending.publication.replayed or pending.is_retry or pending.was_put_back)
         if isinstance(result, Published) and result.duplicate and is_first:
             self._duplicates.add(pending.publication.id)
-        if is_decided:
-            self._tried.discard(pending.position)
-        else:
-            self._tried.add(pending.position)
 
     def _pause_gone(self, result: Refused) -> None:
         log.error("sink is gone, paused until it is resumed", sink=self._name, reason=result.reason)

@@ -159,13 +159,15 @@ class PendingPublication:
     """A publication that needs an attempt: after `attempts` earlier ones, and as a retry since `since`.
 
     `since` is None for a first attempt straight from the log. `is_import` marks the event of an imported callback,
-    whose age says nothing about this installation.
+    whose age says nothing about this installation. `was_put_back`: an earlier attempt did not count, so the next one is
+    the second, although none is stored.
     """
 
     publication: Publication
     attempts: int = 0
     since: datetime | None = None
     is_import: bool = False
+    was_put_back: bool = field(default=False, compare=False)
 
     @property
     def is_retry(self) -> bool:

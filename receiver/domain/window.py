@@ -204,6 +204,7 @@ class Window:
         """Returns an event whose attempt did not count to the front."""
         del self._in_flight[candidate.position]
         self._record(attempt)
+        candidate = replace(candidate, was_put_back=True)
         if candidate.is_retry:
             self._retries = {candidate.position: candidate, **self._retries}
             return

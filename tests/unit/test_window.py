@@ -194,7 +194,10 @@ def test_an_attempt_that_does_not_count_leaves_the_event_where_it_was() -> None:
     window.put_back(second)
     window.put_back(first)
     assert window.settlement().cursor == 0
-    assert positions(window.take(9)) == [1, 2]
+    again = window.take(9)
+    assert positions(again) == [1, 2]
+    # The mark leaves the window with the event, whatever becomes of it: nothing else remembers the attempt.
+    assert [one.was_put_back for one in (first, second, *again)] == [False, False, True, True]
 
 
 def test_an_event_put_back_behind_a_failure_is_parked() -> None:
