@@ -135,7 +135,7 @@ class Clock:
     def __call__(self) -> datetime:
         return now() + self.ahead + self.step
 
-    def steady(self) -> float:
+    def schedule_seconds(self) -> float:
         return time.monotonic() + self.ahead.total_seconds()
 
     async def reference(self, _: Any) -> datetime:
@@ -155,7 +155,7 @@ async def running(
     database: Database, *configured: ConfiguredSink, ahead: timedelta = timedelta(0), **options: Any
 ) -> AsyncIterator[Running]:
     wakeup, observed, clock = Wakeup(), Observed(), Clock(ahead)
-    clocks = {"clock": clock, "steady": clock.steady, "reference": clock.reference}
+    clocks = {"clock": clock, "schedule_seconds": clock.schedule_seconds, "reference": clock.reference}
     chosen = {"random_fraction": lambda: 0.0, "poll_seconds": 0.05, **clocks, **options}
     dispatchers = Dispatchers(database, configured, wakeup=wakeup, observer=observed, **chosen)
     one = Running(dispatchers, wakeup, observed, clock)

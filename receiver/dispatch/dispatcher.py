@@ -45,8 +45,8 @@ class Dispatchers:
 
     `clock` returns aware UTC time, `random_fraction` a number from 0 to 1 for the jitter of retries. `holder` names
     this worker in its leases; None: each dispatcher has a name of its own. Retries are scheduled by a clock that takes
-    its time from `reference` (None: the database's clock) and passes at the pace of `steady`, so that a clock that is
-    set moves no retry.
+    its time from `reference` (None: the database's clock) and passes at the pace of `schedule_seconds`, so that a clock
+    that is set moves no retry.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Dispatchers:
         lease_seconds: float = LEASE_SECONDS,
         poll_seconds: float = POLL_SECONDS,
         holder: str | None = None,
-        steady: Callable[[], float] = time.monotonic,
+        schedule_seconds: Callable[[], float] = time.monotonic,
         reference: Callable[[Any], Awaitable[datetime]] | None = None,
     ) -> None:
         self._resources = Resources(
@@ -69,7 +69,7 @@ class Dispatchers:
             observer=observer,
             clock=clock,
             monotonic=time.monotonic,
-            steady=steady,
+            schedule_seconds=schedule_seconds,
             reference=reference or partial(database.reference_time, clock=clock),
             random_fraction=random_fraction,
             lease_seconds=lease_seconds,

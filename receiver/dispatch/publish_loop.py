@@ -66,7 +66,7 @@ class PublishLoop:
             latest_only=self._settings.coalesce == "latest",
         )
         self._reader = LogReader(resources.database, configured, self._window)
-        self._clock = ScheduleClock(resources.clock(), resources.steady)
+        self._clock = ScheduleClock(resources.clock(), resources.schedule_seconds)
         self._is_clock_anchored = False
         self._health = SinkHealth(
             self._name, lease.health, observer=resources.observer, clock=self._clock.now, monotonic=resources.monotonic
@@ -190,7 +190,7 @@ class PublishLoop:
             asked_at = self._monotonic()
             reference = await self._resources.reference(connection)
             # At once: giving the connection back may take seconds, which would look like a step of the clock.
-            read_at = self._resources.steady()
+            read_at = self._resources.schedule_seconds()
             is_fresh = self._monotonic() - asked_at < _REFERENCE_SECONDS
         # A late answer would look like a clock that was set back.
         if is_fresh or not self._is_clock_anchored:

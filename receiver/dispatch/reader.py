@@ -172,16 +172,17 @@ def _delivery(entry: LogEntry) -> tuple[str, str | None]:
 class Resources:
     """What the dispatchers of one process share.
 
-    `clock` returns aware UTC time, `monotonic` seconds that never jump, `steady` the same at the pace of `clock`, and
-    `random_fraction` a number from 0 to 1. `reference` reads the clock that all processes share. `holder` names the
-    worker in its leases; None: each dispatcher has a name of its own.
+    `clock` returns aware UTC time. `monotonic` returns the seconds of leases, timeouts and polls, `schedule_seconds`
+    those at whose pace the schedule of retries passes; neither ever jumps, and both are `time.monotonic` outside of
+    tests. `random_fraction` returns a number from 0 to 1. `reference` reads the clock that all processes share.
+    `holder` names the worker in its leases; None: each dispatcher has a name of its own.
     """
 
     database: Database
     observer: DispatchObserver
     clock: Callable[[], datetime]
     monotonic: Callable[[], float]
-    steady: Callable[[], float]
+    schedule_seconds: Callable[[], float]
     reference: Callable[[Any], Awaitable[datetime]]
     random_fraction: Callable[[], float]
     lease_seconds: float

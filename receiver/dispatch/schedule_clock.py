@@ -9,22 +9,22 @@ _TOLERANCE: Final = timedelta(seconds=5)
 
 
 class ScheduleClock:
-    """Aware UTC time that passes at the pace of `steady`: seconds that never jump.
+    """Aware UTC time that passes at the pace of `schedule_seconds`: seconds that never jump.
 
     It starts at `start`. Whoever compares it with the reference clock learns how far that was set, moves the stored
     times of its schedule by as much, and then this clock: the pauses that are left stay as they were.
     """
 
-    def __init__(self, start: datetime, steady: Callable[[], float]) -> None:
+    def __init__(self, start: datetime, schedule_seconds: Callable[[], float]) -> None:
         self._start = start
-        self._steady = steady
-        self._started = steady()
+        self._schedule_seconds = schedule_seconds
+        self._started = schedule_seconds()
 
     def now(self) -> datetime:
-        return self._start + timedelta(seconds=self._steady() - self._started)
+        return self._start + timedelta(seconds=self._schedule_seconds() - self._started)
 
     def anchor(self, reference: datetime, read_at: float) -> None:
-        """Goes on from the time of the reference clock, which was read at `read_at` of the steady clock."""
+        """Goes on from the time of the reference clock, which was read at `read_at` of `schedule_seconds`."""
         self._start, self._started = reference, read_at
 
     def step(self, reference: datetime, read_at: float) -> timedelta | None:

@@ -452,7 +452,7 @@ async def position_before(database: Database, moment: datetime) -> int:
 
 
 async def count(database: Database, after: int, until: int) -> int:
-    """How many events a part of the log has without registrations, counted in pieces so that no statement takes long."""
+    """How many events without registrations a part of the log has, in pieces so that no statement takes long."""
     number, place = 0, after
     while place < until:
         async with database.reading() as connection:

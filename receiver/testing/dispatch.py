@@ -201,7 +201,7 @@ class DispatchHarness:
             clock=self._now,
             wakeup=self._wakeup,
             observer=observed,
-            steady=lambda: _SPEED * time.monotonic(),
+            schedule_seconds=lambda: _SPEED * time.monotonic(),
             random_fraction=lambda: 0.0,
             poll_seconds=0.05,
         )

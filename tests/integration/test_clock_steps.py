@@ -137,7 +137,7 @@ async def test_clock_of_the_process_does_not_matter_with_postgresql(database: Da
     answers: list[Result] = [Published(), Retry(reason="status 500")]
     memory(sink).answer = lambda _: answers.pop()
     await append(database, life("a")[:1])
-    async with running(database, sink, ahead=step, steady=time.monotonic, reference=None) as run:
+    async with running(database, sink, ahead=step, schedule_seconds=time.monotonic, reference=None) as run:
         run.clock.step = -2 * step
         await eventually(lambda: memory(sink).published, seconds=20)
         await eventually(lambda: run.observed.outcomes["crm"] == ["retry", "published"])

@@ -1,6 +1,7 @@
 """Errors about database URLs, for random passwords: none contains a part of one."""
 
 import string
+import traceback
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -21,6 +22,15 @@ def secrets_of(parts: list[str]) -> list[str]:
     return [part for part in parts if part.isalpha() and len(part) >= 4]
 
 
+def error_about(url: str) -> str:
+    """The error and what a traceback would show with it; nothing for a URL that is accepted."""
+    try:
+        driver_url(url)
+    except SettingsError as error:
+        return "".join(traceback.format_exception_only(error)) + str(error.__cause__ or "")
+    return ""
+
+
 @given(PASSWORDS, st.sampled_from(OTHER_PARTS), st.sampled_from(["host", "host:5432", "a,b", "host:port", ""]))
 @example(["SEC", "?", "zqsecret", "=", "x"], "", "host")
 @example(["SEC", "?", "sslrootcert=", "SECRET"], "", "host")
@@ -39,8 +49,4 @@ def test_no_error_about_a_url_contains_a_part_of_its_password(parts: list[str], 
         f"{password}://user:{password}@{host}/name{rest}",
         f"sqlite://user:{password}@{host}/name{rest}",
     ):
-        try:
-            driver_url(url)
-        except SettingsError as error:
-            assert [part for part in secrets_of(parts) if part in str(error)] == [], url
-            assert error.__cause__ is None or error.__suppress_context__
+        assert [part for part in secrets_of(parts) if part in error_about(url)] == [], url
