@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from receiver.storage.schema import lock_tables
+
 revision = "0009"
 down_revision = "0008"
 branch_labels = None
@@ -75,6 +77,8 @@ ADDED = {
 
 def upgrade() -> None:
     is_postgresql = op.get_bind().dialect.name == "postgresql"
+    # Also what 0010 changes in the same transaction: nothing may wait for a lock while these are held.
+    lock_tables(op.get_bind(), "messages", "deliveries", "replays", views=("message_status",))
     for table, columns in ADDED.items():
         for column in columns:
             op.add_column(table, column)

@@ -4,6 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
+from receiver.storage.schema import lock_tables
+
 revision = "0010"
 down_revision = "0009"
 branch_labels = None
@@ -11,6 +13,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    lock_tables(op.get_bind(), "replays")
     op.add_column("replays", sa.Column("message_ids", JSONB().with_variant(sa.Text(), "sqlite"), nullable=True))
 
 

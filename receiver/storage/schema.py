@@ -3,12 +3,15 @@
 import asyncio
 import os
 import sqlite3
+import time
 from contextlib import closing, suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import URL, Connection, create_engine, inspect, select, update
 from sqlalchemy import text as sql
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import SQLModel
 
@@ -101,6 +104,60 @@ async def migrate(database: Database, *, new_journal: bool = False) -> None:
 
 
 _WITHOUT_JOURNAL: Final = (None, "0001", "0002")
+
+LOCK_SECONDS: Final = 30.0
+# Longer than `deadlock_timeout`, after which PostgreSQL ends an autovacuum that is in the way. Whoever wants the table
+# meanwhile waits behind us.
+_LOCK_WAIT_SECONDS: Final = 1.5
+_LOCK_PAUSE_SECONDS: Final = 0.5
+_LOCK_NOT_AVAILABLE: Final = "55P03"
+
+
+def lock_tables(connection: Connection, *tables: str, views: tuple[str, ...] = ()) -> None:
+    """Locks tables, and views of them, for a migration on PostgreSQL, however long a report reads them.
+
+    It never waits while it holds a lock that a report may want, so no deadlock is possible: it waits a moment for one
+    of the tables, and takes the others only if they are free. Else it releases all of them, so that those who wait
+    behind it get their turn, and tries again. Raises SchemaError after `LOCK_SECONDS`.
+    """
+    if connection.dialect.name != "postgresql":
+        return
+    timeout = connection.scalar(sql("SHOW lock_timeout"))
+    begun = time.monotonic()
+    for attempt in count():
+        turn = attempt % len(tables)
+        first, *others = (*tables[turn:], *tables[:turn])
+        try:
+            with connection.begin_nested():
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_WAIT_SECONDS * 1000:.0f}ms'")
+                connection.exec_driver_sql(f"LOCK TABLE {first} IN ACCESS EXCLUSIVE MODE")
+                for other in (*others, *views):
+                    connection.exec_driver_sql(f"LOCK TABLE {other} IN ACCESS EXCLUSIVE MODE NOWAIT")
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+                raise
+            if time.monotonic() - begun > LOCK_SECONDS:
+                raise SchemaError(_in_use(connection, (*tables, *views))) from None
+            connection.exec_driver_sql(f"SELECT pg_sleep({_LOCK_PAUSE_SECONDS})")
+        else:
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{timeout}'")
+            return
+
+
+def _in_use(connection: Connection, names: tuple[str, ...]) -> str:
+    found = connection.scalars(_USERS, {"names": list(names)}).all()
+    pids = f"the sessions {', '.join(map(str, found))}" if found else "sessions"
+    return (
+        f"{', '.join(names)} are in use by {pids} of PostgreSQL; let these reports end, or end them "
+        "(SELECT pg_terminate_backend(pid)), and run again: receiver migrate"
+    )
+
+
+_USERS: Final = sql(
+    "SELECT DISTINCT pid FROM pg_locks WHERE granted AND pid <> pg_backend_pid() AND locktype = 'relation' "
+    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+    "AND relation = ANY (SELECT to_regclass(name) FROM unnest(CAST(:names AS text[])) AS name) ORDER BY pid"
+)
 
 
 async def copy_to_journal(database: Database, revision: str | None = "0002") -> None:

@@ -2,10 +2,14 @@
 
 import asyncio
 import re
+import time
 import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -15,9 +19,11 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 
+from receiver.errors import SchemaError
 from receiver.models import callbacks, codes, events, messages, sinks  # noqa: F401  (declare the tables)
-from receiver.storage import schema
+from receiver.storage import journal, schema
 from receiver.storage.database import Database
+from tests.factories import callback, v2_event
 from tests.processing import opened
 from tests.servers import named_database, on_postgres, random_name
 
@@ -120,10 +126,14 @@ FILLED = (
 
 
 def upgrade_to_0005(connection: Connection) -> None:
+    upgrade_to(connection, "0005")
+
+
+def upgrade_to(connection: Connection, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(ROOT / "migrations"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "0005")
+    command.upgrade(config, revision)
 
 
 def rows(connection: Connection) -> list[Any]:
@@ -172,3 +182,89 @@ async def test_reporting_user_can_read_the_view_after_an_upgrade(postgres: str) 
                 assert await connection.scalar(text("SELECT count(delivered_received_at) FROM message_status")) == 0
     finally:
         await asyncio.to_thread(on_postgres, postgres, f"DROP DATABASE {name} WITH (FORCE)", f"DROP ROLE {role}")
+
+
+@pytest.fixture
+async def old(postgres: str) -> AsyncIterator[tuple[Database, str]]:
+    """A PostgreSQL database before the migration that changes the view, and its URL."""
+    url = named_database(postgres, random_name())
+    name = url.rpartition("/")[2].partition("?")[0]
+    await asyncio.to_thread(on_postgres, postgres, f"CREATE DATABASE {name}")
+    try:
+        async with opened(url) as database:
+            async with database.migrating() as connection:
+                await connection.run_sync(upgrade_to, "0008")
+            yield database, url
+    finally:
+        await asyncio.to_thread(on_postgres, postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@asynccontextmanager
+async def report(url: str, *statements: str) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
+    """A transaction of a reporting tool that has run these statements and goes on; it runs more of them."""
+    session = await asyncpg.connect(url)
+    try:
+        transaction = session.transaction()
+        await transaction.start()
+
+        async def run(statement: str) -> None:
+            await session.fetch(statement)
+
+        for statement in statements:
+            await run(statement)
+        yield run
+        await transaction.commit()
+    finally:
+        await session.close(timeout=5)
+
+
+VIEW, MESSAGES, DELIVERIES = (f"SELECT * FROM {name}" for name in ("message_status", "messages", "deliveries"))
+
+
+@pytest.mark.parametrize(
+    ("before", "later"),
+    [
+        pytest.param((VIEW,), DELIVERIES, id="view"),
+        pytest.param((DELIVERIES,), MESSAGES, id="deliveries"),
+        pytest.param((DELIVERIES,), VIEW, id="deliveries-view", marks=pytest.mark.slow),
+        pytest.param((MESSAGES,), DELIVERIES, id="messages", marks=pytest.mark.slow),
+    ],
+)
+async def test_migration_waits_for_a_report_without_a_deadlock_and_holds_up_no_callback(
+    old: tuple[Database, str], before: tuple[str, ...], later: str
+) -> None:
+    database, url = old
+    writer = journal.journal_writer(database)
+    try:
+        async with report(url, *before) as run:
+            migrating, longest = asyncio.create_task(schema.migrate(database)), 0.0
+            for number in range(20):
+                begun = time.monotonic()
+                await writer.append([callback([v2_event(f"m{number}")], received=number)])
+                longest = max(longest, time.monotonic() - begun)
+                await asyncio.sleep(0.25)
+            assert not migrating.done()
+            # The report goes on to tables that the migration wants too.
+            async with asyncio.timeout(10):
+                await run(later)
+        async with asyncio.timeout(20):
+            await migrating
+        await schema.check(database)
+        assert longest < 1
+    finally:
+        await writer.close()
+
+
+async def test_migration_gives_up_on_a_report_without_end_and_says_so(
+    old: tuple[Database, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, url = old
+    monkeypatch.setattr(schema, "LOCK_SECONDS", 2.0)
+    async with report(url, VIEW):
+        with pytest.raises(
+            SchemaError, match=r"^messages, deliveries, .* are in use by the sessions \d+ of PostgreSQL"
+        ):
+            await schema.migrate(database)
+        assert await schema.current(database) == "0008"
+    await schema.migrate(database)
+    await schema.check(database)

@@ -12,6 +12,7 @@ from httpx2 import AsyncClient
 
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api
+from receiver.intake import fold
 from receiver.intake.fold import TagChecker
 from receiver.intake.transfer import Importing, Reprocessing, exported, import_lines
 from receiver.models.events import EVENTS
@@ -285,6 +286,20 @@ async def test_registration_is_not_a_sign_of_life_of_bandwidth(api: AsyncClient,
     await registered(api, v2_accepted())
     await drain(database)
     assert (await processor.state(database)).last_callbacks == {}
+
+
+async def test_registration_that_an_older_worker_quarantined_is_taken_in_by_reprocessing(
+    api: AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        # An older worker knows no such route: it takes the body for a callback of the provider.
+        older.setattr(fold, "REGISTERED", "no route")
+        await registered(api, v2_accepted())
+        await drain(database)
+    assert await listed(api) == []
+    [entry] = (await api.get("/api/callbacks", params={"outcome": "quarantined"})).json()
+    assert (await api.post(f"/api/callbacks/{entry['id']}/reprocess")).status_code == 200
+    assert (await shown(api))["registeredTime"] is not None
 
 
 async def test_registration_is_reprocessed_exported_and_imported(
