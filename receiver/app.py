@@ -231,6 +231,7 @@ class Receiver:
             self.metrics.last_callback(api, route, moment.timestamp())
         self.metrics.worker_seen(self.worker.view().state == "running")
         self.metrics.log_lines_dropped(logs.dropped())
+        self.metrics.event_streams(len(self._streams))
         page = self.metrics.exposition() + self.worker.metrics()
         return Response(page, media_type=metrics.CONTENT_TYPE)
 

@@ -136,6 +136,10 @@ class WebMetrics:
         self._worker = Gauge(
             "receiver_worker_up", "1 while the worker of this web process reports, else 0", registry=registry
         )
+        event_streams = Gauge(
+            "receiver_event_streams", "Clients that follow the event log in this process", registry=registry
+        )
+        self.event_streams = event_streams.set
         self._bytes = Gauge(
             "receiver_database_bytes",
             "Size of a part of the database: database, journal, and wal where that is known",

@@ -53,6 +53,9 @@ class Streams:
         self._watching: asyncio.Task[None] | None = None
         self._accepts: Callable[[bytes | None], bool] = _any_token
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     def accepts(self, token: bytes | None) -> bool:
         """Whether a token is accepted now: it may have been revoked since its request was let in."""
         return self._accepts(token)

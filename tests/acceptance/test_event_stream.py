@@ -296,6 +296,8 @@ async def test_token_that_a_reload_removes_ends_its_streams_and_a_stop_ends_all(
     with serve(tmp_path, [KEPT, REMOVED]) as server:
         kept, removed = ({"Authorization": f"Bearer {token}"} for token in (KEPT, REMOVED))
         async with reading(server.url, kept) as one, reading(server.url, removed) as other:
+            page = await asyncio.to_thread(httpx2.get, f"{server.url}/metrics", headers=kept, **processes.PATIENT)
+            assert "receiver_event_streams 2.0" in page.text
             await asyncio.to_thread(post, server, "m1")
             await eventually(lambda: one.events and other.events, seconds=60)
             event_schema.check(one.events[0])
