@@ -33,7 +33,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from receiver.errors import SettingsError, StorageUnavailable
 from receiver.models.columns import json_text
-from receiver.storage.bulk import SqliteAppender, Transaction
+from receiver.storage.bulk import OpenFile, SqliteAppender, Transaction
 from receiver.storage.postgresql import STATEMENT_SECONDS, DriverConnection, PostgresqlAppender, PostgresqlServer
 from receiver.storage.postgresql_url import postgresql_url
 
@@ -336,7 +336,11 @@ def _database_errors() -> tuple[type[Exception], ...]:
 
 
 def _sqlite_engine(url: URL, *, attached: Path | None = None, foreign_keys: bool = True) -> AsyncEngine:
-    """An engine for a file; the file `attached`, if it exists, is attached for reading as `journal`."""
+    """An engine for a file; the file `attached`, if it exists, is attached for reading as `journal`.
+
+    Each transaction begins with a check that the open files are still those with their names: SQLite would read a
+    removed file until the next start. That takes a few microseconds.
+    """
     engine = create_async_engine(
         url,
         pool_size=4,
@@ -346,7 +350,8 @@ def _sqlite_engine(url: URL, *, attached: Path | None = None, foreign_keys: bool
         connect_args={"uri": True},
     )
 
-    def prepare(connection: Any, _record: Any) -> None:
+    def prepare(connection: Any, record: Any) -> None:
+        opened = record.info[_OPENED] = [OpenFile(Path(url.database or ""))]
         # We send BEGIN ourselves: by default the driver begins late and without the write lock.
         connection.isolation_level = None
         cursor = connection.cursor()
@@ -357,6 +362,7 @@ def _sqlite_engine(url: URL, *, attached: Path | None = None, foreign_keys: bool
         if attached is not None and attached.exists():
             # Read-only: every BEGIN IMMEDIATE locks a file that is attached for writing.
             cursor.execute("ATTACH ? AS journal", (f"{attached.absolute().as_uri()}?mode=ro",))
+            opened.append(OpenFile(attached))
         cursor.close()
 
     event.listen(engine.sync_engine, "do_connect", _open_existing)
@@ -371,8 +377,18 @@ def _open_existing(_dialect: Any, _record: Any, arguments: list[Any], _options: 
 
 
 def _begin_sqlite(connection: Any) -> None:
+    main, *attached = connection.info[_OPENED]
+    for file in (main, *attached):
+        file.check()
     writes = connection.get_execution_options().get("receiver_writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    # The pragma of the journal mode has opened the WAL of the main file. That of an attached file is opened by the
+    # first read, and may be removed before by the last one who closes the file.
+    main.note_wal()
+
+
+# The key of the open files in the info of a connection.
+_OPENED: Final = "receiver.opened"
 
 
 _COST: Final = {

@@ -351,21 +351,35 @@ async def test_root_has_links_in_one_line(sqlite_client: httpx2.AsyncClient) -> 
         assert (await sqlite_client.get(link, auth=None)).status_code == 200
 
 
-def remove_journal(folder: Path) -> None:
-    for file in folder.glob("callbacks.db*"):
+def remove(folder: Path, name: str) -> None:
+    """Removes a file of the database with what SQLite has beside it."""
+    for file in folder.glob(f"{name}*"):
         file.unlink()
 
 
 async def test_removed_journal_file_is_503_and_not_ready(sqlite_url: str, tmp_path: Path) -> None:
     async with receiving(sqlite_url) as client:
         assert (await client.post(V2, json=[v2_event()])).status_code == 200
-        remove_journal(tmp_path)
+        remove(tmp_path, "callbacks.db")
         assert (await client.post(V2, json=[v2_event()])).status_code == 503
 
         async def is_not_ready() -> bool:
             return (await client.get("/readyz")).status_code == 503
 
         await eventually(is_not_ready)
+
+
+async def test_removed_status_file_is_503_for_the_api(sqlite_url: str, tmp_path: Path) -> None:
+    async with receiving(sqlite_url) as client:
+        assert (await client.post(V2, json=[v2_event()])).status_code == 200
+        answer = await client.get("/api/messages")
+        assert (answer.status_code, len(answer.json())) == (200, 1)
+        remove(tmp_path, "receiver.db")
+        answer = await client.get("/api/messages")
+        assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+        assert int(answer.headers["retry-after"]) > 0
+        # Accepting goes on: the journal is another file.
+        assert (await client.post(V2, json=[v2_event("m2")])).status_code == 200
 
 
 def authorization() -> bytes:

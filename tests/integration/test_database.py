@@ -1,7 +1,10 @@
 """The connection to the database: the URLs users write, and which errors mean "not now"."""
 
 import asyncio
+import os
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,7 +15,7 @@ from receiver.storage import schema
 from receiver.storage.database import Database, driver_url, is_sqlite
 from receiver.storage.journal import journal_writer
 from tests.factories import callback, v2_event
-from tests.processing import process
+from tests.processing import append, process
 from tests.servers import named_database, on_postgres, random_name
 
 pytestmark = pytest.mark.anyio
@@ -120,6 +123,62 @@ def test_wrong_url_is_one_line_with_the_setting_and_without_the_password(url: st
 def test_unknown_parameter_of_a_url_is_refused_without_its_password() -> None:
     with pytest.raises(SettingsError, match=r"^RECEIVER_DATABASE_URL: parameter 2 after the \? is not supported$"):
         driver_url("postgresql://u:hunter2@db/receiver?sslmode=require&colour=hunter2")
+
+
+def removed(file: Path) -> None:
+    file.unlink()
+
+
+def removed_with_its_wal(file: Path) -> None:
+    for one in file.parent.glob(f"{file.name}*"):
+        one.unlink()
+
+
+def replaced(file: Path) -> None:
+    """As a restore by hand does it: another file takes the name."""
+    copy = file.with_name("copy")
+    copy.write_bytes(file.read_bytes())
+    copy.rename(file)
+
+
+def truncated(file: Path) -> None:
+    os.truncate(file, 4096)
+
+
+@pytest.mark.parametrize("changed", [removed, removed_with_its_wal, replaced, truncated])
+@pytest.mark.parametrize("name", ["receiver.db", "callbacks.db"])
+async def test_reads_notice_that_a_file_is_not_the_one_they_have_open(
+    sqlite_url: str, tmp_path: Path, name: str, changed: Callable[[Path], None]
+) -> None:
+    database = Database(sqlite_url)
+    try:
+        for _ in range(2):
+            async with database.reading() as connection:
+                assert await connection.scalar(text("SELECT count(*) FROM messages")) == 0
+                assert await connection.scalar(text("SELECT count(*) FROM journal.callbacks")) == 0
+        changed(tmp_path / name)
+        for use in (database.reading, database.writing):
+            with pytest.raises(StorageUnavailable, match=f"{name} was removed, replaced or truncated"):
+                async with use() as connection:
+                    await connection.execute(text("SELECT 1"))
+    finally:
+        await database.close()
+
+
+async def test_reads_go_on_while_others_open_and_close_the_files(sqlite_url: str) -> None:
+    """The last one who closes a file removes its WAL; who has it open must not take that for a replacement."""
+    database = Database(sqlite_url)
+    try:
+        for number in range(3):
+            async with database.reading() as connection:
+                assert await connection.scalar(text("SELECT count(*) FROM journal.callbacks")) == number
+            other = Database(sqlite_url)
+            await append(other, callback([], received=number))
+            async with other.reading() as connection:
+                assert await connection.scalar(text("SELECT count(*) FROM messages")) == 0
+            await other.close()
+    finally:
+        await database.close()
 
 
 @pytest.mark.parametrize("wrong", ["database", "port"])

@@ -261,9 +261,7 @@ async def test_migration_gives_up_on_a_report_without_end_and_says_so(
     database, url = old
     monkeypatch.setattr(schema, "LOCK_SECONDS", 2.0)
     async with report(url, VIEW):
-        with pytest.raises(
-            SchemaError, match=r"^messages, deliveries, .* are in use by the sessions \d+ of Post"
-        ):
+        with pytest.raises(SchemaError, match=r"^messages, deliveries, .* are in use by the sessions \d+ of Post"):
             await schema.migrate(database)
         assert await schema.current(database) == "0008"
     await schema.migrate(database)
