@@ -21,7 +21,7 @@ from receiver.domain.window import Settlement
 from receiver.errors import ReceiverError, StorageUnavailable
 from receiver.logs import Sampled
 from receiver.sinks.base import Sink
-from receiver.sinks.concurrency import call_sink, check_error, error_name
+from receiver.sinks.concurrency import call_sink, check_error, error_name, probe_of
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import retries, sinks
 from receiver.storage.database import Database
@@ -252,9 +252,7 @@ class Dispatcher:
         if self._is_probed:
             return
         self._is_probed = True
-        # A sink that does not inherit from `Sink` may lack `probe`.
-        probe = getattr(self._sink, "probe", self._sink.check)
-        if (reason := await check_error(probe)) is not None:
+        if (reason := await check_error(probe_of(self._sink))) is not None:
             log.warning("sink cannot be reached", sink=self._name, reason=reason)
 
     async def _store_error(self, lease: Lease, error: str) -> None:

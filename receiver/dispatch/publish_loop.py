@@ -4,7 +4,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -30,6 +30,7 @@ from receiver.domain.window import Window
 from receiver.errors import ReceiverError, StorageUnavailable
 from receiver.logs import Sampled
 from receiver.models.sinks import ReplayRead
+from receiver.sinks.concurrency import check_error, probe_of
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import replays, retries, sinks
 from receiver.storage.sinks import Lease, LeaseLost, SinkControl
@@ -38,6 +39,8 @@ _CANCEL_SECONDS: Final = 1.0
 # Settling later repeats more events after a crash; settling at once costs a transaction per event.
 _SETTLE_SECONDS: Final = 0.1
 _REFERENCE_SECONDS: Final = 1.0
+# An idle sink is checked this often: a stream that was deleted would show only when the next event comes.
+IDLE_CHECK_SECONDS: Final = 60.0
 
 log = structlog.get_logger("receiver.dispatcher")
 
@@ -74,6 +77,9 @@ class PublishLoop:
         self._duplicates = UnexpectedDuplicates(self._name, resources.observer, resources.monotonic)
         self._settled_health = lease.health
         self._tasks: dict[asyncio.Task[BatchResult], Batch] = {}
+        self._check: asyncio.Task[str | None] | None = None
+        # The sink has been checked at its start.
+        self._active_at = self._monotonic()
         self._replay: ReplayReader | None = None
         self._replays_turn = False
         # Unknown until the first poll.
@@ -112,11 +118,12 @@ class PublishLoop:
 
     async def _cancel_publishes(self) -> None:
         """Cancels the publishes under way and abandons those that do not heed it."""
-        for task in self._tasks:
+        tasks: list[asyncio.Task[Any]] = [*self._tasks, *([self._check] if self._check is not None else ())]
+        for task in tasks:
             task.cancel()
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        if self._tasks:
-            _, stuck = await asyncio.wait(self._tasks, timeout=_CANCEL_SECONDS)
+        if tasks:
+            _, stuck = await asyncio.wait(tasks, timeout=_CANCEL_SECONDS)
             if stuck:
                 log.error("publish cannot be cancelled", sink=self._name, calls=len(stuck))
 
@@ -128,6 +135,7 @@ class PublishLoop:
             await self._read()
             self._drop_expired()
             self._begin()
+            self._check_if_idle()
             await self._wait()
             self._collect()
             if self._should_settle:
@@ -251,7 +259,10 @@ class PublishLoop:
     def _gives_up(self) -> bool:
         """Whether the sink has been down for longer than `max_age`, so that its old events become dead letters."""
         down_since, age = self._health.health.down_since_at, self._settings.max_age
-        is_long = down_since is not None and self._clock.now() - down_since >= age
+        # A check of the idle sink alone gives up no event: the next one is tried.
+        if down_since is None or self._health.state is BreakerState.CLOSED:
+            return False
+        is_long = self._clock.now() - down_since >= age
         return is_long and self._settings.on_expire == "dead_letter" and not self._paused
 
     def _drop_expired(self) -> None:
@@ -276,6 +287,22 @@ class PublishLoop:
         slots, limit = (1, 1) if state is BreakerState.HALF_OPEN else (self._slots, self._sink.max_batch)
         while len(self._tasks) < slots and self._begin_next(limit):
             pass
+
+    def _check_if_idle(self) -> None:
+        """Checks, as at the start of the sink, whether it can be reached when nothing has been published for a while.
+
+        The check runs beside the loop. While the breaker is open, events probe the sink.
+        """
+        if self._check is not None and self._check.done():
+            self._health.checked(self._check.result())
+            self._check, self._active_at = None, self._monotonic()
+            self._health.report()
+        if self._tasks:
+            self._active_at = self._monotonic()
+        is_idle = self._monotonic() - self._active_at >= IDLE_CHECK_SECONDS
+        if is_idle and self._check is None and self._health.state is BreakerState.CLOSED and not self._paused:
+            self._check = asyncio.create_task(check_error(probe_of(self._sink)))
+            self._check.add_done_callback(lambda _: self._signal.set())
 
     def _begin_next(self, limit: int) -> bool:
         """Starts one batch and returns whether there was one. New events and replayed events take turns."""

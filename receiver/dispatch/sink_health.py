@@ -120,6 +120,8 @@ class SinkHealth:
         self._clock = clock
         self._monotonic = monotonic
         self._measured_at = float("-inf")
+        # Why a check of the idle sink found that it cannot be reached.
+        self._unreachable: str | None = None
         self._reported = self.state
         self._observer.breaker_moved(sink, self._reported)
 
@@ -135,6 +137,7 @@ class SinkHealth:
     def record(self, result: Result) -> None:
         """Records the result of one attempt. A sink that refuses an event has at least answered."""
         now = self._monotonic()
+        self._unreachable = None
         match result:
             case Published():
                 self._breaker = self._breaker.published(now)
@@ -150,6 +153,20 @@ class SinkHealth:
             case SinkDown():
                 self._breaker = self._breaker.down(now)
                 self.health = replace(self.health, last_error=result.reason)
+
+    def checked(self, reason: str | None) -> None:
+        """Records the result of a check while the sink was idle: `reason` is why it cannot be reached.
+
+        The breaker stays as it is: the next event is the better check, and need not wait for another one of these.
+        """
+        if reason == self._unreachable or self.state is not BreakerState.CLOSED:
+            return
+        if reason is not None:
+            self.health = replace(self.health, last_error=reason)
+            log.warning("sink cannot be reached", sink=self._sink, reason=reason)
+        else:
+            log.info("sink is back", sink=self._sink)
+        self._unreachable = reason
 
     def moved(self, by: timedelta) -> Health:
         """The health after the clock was set by that much."""
@@ -184,6 +201,6 @@ class SinkHealth:
         )
 
     def _down_since(self, state: BreakerState) -> datetime | None:
-        if state is BreakerState.CLOSED:
+        if state is BreakerState.CLOSED and self._unreachable is None:
             return None
         return self.health.down_since_at or self._clock()

@@ -190,7 +190,7 @@ class Sink(Protocol):
         return None
 
     async def probe(self) -> str | None:
-        """Checks once, when the sink has started. For sinks whose `check` the destination would take for something."""
+        """As `check`, when the sink has started and while it is idle, where the destination would mistake a `check`."""
         return await self.check()
 
     async def stop(self) -> None:

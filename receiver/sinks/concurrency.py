@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from receiver.domain.publication import Publication, Result, Retry, SinkDown
 from receiver.sinks.client_loop import ClientLoop
@@ -46,6 +46,12 @@ async def check_error(check: Callable[[], Awaitable[str | None]]) -> str | None:
             return await run_check(check)
     except Exception as error:
         return error_name(error)
+
+
+def probe_of(sink: Any) -> Callable[[], Awaitable[str | None]]:
+    """The probe of a sink. One that does not inherit from `Sink` may have only `check`."""
+    probe: Callable[[], Awaitable[str | None]] = getattr(sink, "probe", sink.check)
+    return probe
 
 
 async def run_check(check: Callable[[], Awaitable[str | None]]) -> str | None:

@@ -21,6 +21,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy
 
+from receiver.dispatch import publish_loop
 from receiver.domain.events import Status
 from receiver.domain.publication import Published, Refused, Retry, SinkDown
 from receiver.errors import SettingsError
@@ -29,7 +30,7 @@ from receiver.storage.database import Database
 from tests.brokers import outages
 from tests.brokers.nats import OwnNats
 from tests.brokers.own import lasting_port
-from tests.dispatching import append, audit, life, messages, rows, running
+from tests.dispatching import append, audit, letters, life, messages, rows, running, sink_row
 from tests.factories import batch, make_publication
 from tests.fault_servers import proxy
 from tests.servers import Authority, random_name
@@ -383,6 +384,47 @@ async def test_each_message_keeps_its_order(database: Database, stream: Stream) 
     async with running(database, configured(stream.url, stream.name + ".{type}")):
         await eventually(stream.holds(len(entries)))
     assert audit(entries, await stream.ids()) == 0
+
+
+@on_sqlite
+async def test_idle_sink_whose_stream_is_deleted_is_down_until_there_is_one(
+    database: Database, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish_loop, "IDLE_CHECK_SECONDS", 0.3)
+    bus = configured(stream.url, stream.name + ".{type}", stream=stream.name, max_age="1s", on_expire="dead_letter")
+
+    async def state() -> tuple[bool, str | None]:
+        row = await sink_row(database, bus.name)
+        return row.down_since_at is not None, row.last_error
+
+    async def is_back() -> bool:
+        return not (await state())[0]
+
+    async with running(database, bus) as run:
+        await append(database, life("first", (Status.SENT,)))
+        run.wakeup.set()
+        await eventually(stream.holds(1))
+        await stream.delete()
+
+        async def is_down() -> bool:
+            return (await state())[0]
+
+        await eventually(is_down, seconds=20)
+        assert "stream not found" in ((await state())[1] or "")
+        assert run.observed.breaker[-1] == "closed"
+        await stream.create()
+        await eventually(is_back, seconds=20)
+        # Down for longer than max_age without an event: the next one is tried, not given up.
+        await stream.delete()
+        await eventually(is_down, seconds=20)
+        monkeypatch.setattr(publish_loop, "IDLE_CHECK_SECONDS", 60)
+        await asyncio.sleep(1.2)
+        await stream.create()
+        await append(database, life("second", (Status.SENT,)))
+        run.wakeup.set()
+        await eventually(stream.holds(1), seconds=20)
+        await eventually(is_back, seconds=20)
+    assert await letters(database) == []
 
 
 @on_sqlite
