@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from receiver import credentials, logs, metrics
+from receiver import credentials, exposition, logs
 from receiver.api import problems, routes
 from receiver.api.auth import Tokens, token_guard
 from receiver.api.health import Health
@@ -220,7 +220,7 @@ class Receiver:
         if problems := list(disk_problems(found.database)):
             self._storage.add(problem=" ".join(problems))
 
-    async def _metrics(self, _: Request) -> Response:
+    async def _metrics(self, request: Request) -> Response:
         found = await self._status.measured(seconds=_SCRAPE_SECONDS)
         if found.backlog is not None:
             self.metrics.backlog_measured(found.backlog.pending, found.backlog.oldest_seconds(now()))
@@ -232,8 +232,14 @@ class Receiver:
         self.metrics.worker_seen(self.worker.view().state == "running")
         self.metrics.log_lines_dropped(logs.dropped())
         self.metrics.event_streams(len(self._streams))
-        page = self.metrics.exposition() + self.worker.metrics()
-        return Response(page, media_type=metrics.CONTENT_TYPE)
+        own = exposition.families(self.metrics.registry)
+        return metrics_answer(request, own, self.worker.metrics())
+
+
+def metrics_answer(request: Request, *processes: exposition.Families) -> Response:
+    """The page `/metrics` of these processes, in the form that the client prefers."""
+    content, content_type = exposition.page(*processes, accept=request.headers.get("accept", ""))
+    return Response(content, headers={"Content-Type": content_type, "Vary": "Accept"})
 
 
 async def prepare_database(database: Database) -> None:

@@ -7,7 +7,6 @@ from importlib.metadata import version
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, PlatformCollector, ProcessCollector
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from receiver.domain.events import Quarantine, Status, TagVerdict
 from receiver.domain.publication import DeadLetterReason, Outcome
@@ -46,9 +45,6 @@ class Processed:
     lag_seconds: Sequence[float]
 
 
-CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
-
-
 class _ProcessMetrics:
     """What each process measures about itself; `prefix` tells the processes apart on a page that has both."""
 
@@ -57,7 +53,7 @@ class _ProcessMetrics:
             {"version": version("bandwidth-receiver")}
         )
         self._delay = Histogram(
-            f"{prefix}_event_loop_delay_seconds",
+            f"{prefix}_loop_lag_seconds",
             "How late a timer of the event loop was, measured twice a second",
             registry=registry,
             buckets=_SECONDS,
@@ -142,19 +138,19 @@ class WebMetrics:
         self.event_streams = event_streams.set
         self._bytes = Gauge(
             "receiver_database_bytes",
-            "Size of a part of the database: database, journal, and wal where that is known",
+            "Size of a part of the database: database and journal",
             ["part"],
             registry=registry,
         )
+        # Not a part of the size above: it comes and goes. It is on the page once it is known.
+        self._wal = Gauge("receiver_wal_bytes", "Size of SQLite's write-ahead logs", registry=None)
+        self._has_wal = False
         self._free = Gauge(
             "receiver_disk_free_bytes",
             "Free space on the disk of the database, where that is known",
             ["disk"],
             registry=registry,
         )
-
-    def exposition(self) -> bytes:
-        return generate_latest(self.registry)
 
     def rejected(self, reason: str) -> None:
         self.totals[reason] += 1
@@ -179,10 +175,15 @@ class WebMetrics:
         self._last.labels(api, route).set(timestamp)
 
     def database_measured(self, size: DatabaseSize) -> None:
-        parts = {"database": size.bytes, "journal": size.journal_bytes, "wal": size.wal_bytes}
+        parts = {"database": size.bytes, "journal": size.journal_bytes}
         for part, number in parts.items():
             if number is not None:
                 self._bytes.labels(part).set(number)
+        if size.wal_bytes is not None:
+            self._wal.set(size.wal_bytes)
+            if not self._has_wal:
+                self.registry.register(self._wal)
+                self._has_wal = True
         if size.disk_free_bytes is not None:
             self._free.labels("database").set(size.disk_free_bytes)
 
@@ -329,7 +330,7 @@ class WorkerMetrics:
             self._held.labels(sink)
             for outcome in Outcome:
                 self._attempts.labels(sink, outcome)
-            for metric in (self._publish, self._arrival, self._superseded, self._leases):
+            for metric in (self._publish, self._arrival, self._superseded, self._unexpected_duplicates, self._leases):
                 metric.labels(sink)
 
     def loop_delayed(self, seconds: float) -> None:
@@ -339,9 +340,6 @@ class WorkerMetrics:
     def log_lines_dropped(self, lines: int) -> None:
         if self._process is not None:
             self._process.log_lines_dropped(lines)
-
-    def exposition(self) -> bytes:
-        return generate_latest(self.registry)
 
     def processed(self, batch: Processed) -> None:
         for result, callbacks in batch.results.items():

@@ -18,6 +18,7 @@ import structlog
 
 from receiver.errors import ReceiverError
 from receiver.explanation.installation import WorkerRecord
+from receiver.exposition import Families, families
 from receiver.intake.processor import ProcessorStatus
 from receiver.metrics import WorkerMetrics
 from receiver.settings import Settings, dump
@@ -62,8 +63,8 @@ class Supervisor(Protocol):
         ...
 
     def view(self) -> WorkerRecord: ...
-    def metrics(self) -> bytes:
-        """The metrics of the worker in the text format of Prometheus, at most two seconds old."""
+    def metrics(self) -> Families:
+        """The metrics of the worker, at most two seconds old."""
         ...
 
 
@@ -92,8 +93,8 @@ class WorkerElsewhere:
     def view(self) -> WorkerRecord:
         return WorkerRecord(mode="none", state="elsewhere")
 
-    def metrics(self) -> bytes:
-        return b""
+    def metrics(self) -> Families:
+        return []
 
 
 class WorkerThread:
@@ -161,8 +162,8 @@ class WorkerThread:
             error=health.error,
         )
 
-    def metrics(self) -> bytes:
-        return self._worker.metrics.exposition() if self._worker is not None else b""
+    def metrics(self) -> Families:
+        return families(self._worker.metrics.registry) if self._worker is not None else []
 
     async def _start_worker(self) -> None:
         worker = Worker(self._settings, WorkerMetrics())
@@ -270,9 +271,9 @@ class WorkerProcess:
             error=self._report.get("error"),
         )
 
-    def metrics(self) -> bytes:
-        exposition: str = self._report.get("metrics", "")
-        return exposition.encode()
+    def metrics(self) -> Families:
+        reported: Families = self._report.get("metrics", [])
+        return reported
 
     @property
     def _pid(self) -> int | None:

@@ -21,7 +21,7 @@ from typing import Any, Final
 import orjson
 import structlog
 
-from receiver import logs, tags
+from receiver import exposition, logs, tags
 from receiver.clock import now
 from receiver.dispatch.dispatcher import Dispatchers
 from receiver.dispatch.reader import Wakeup
@@ -154,7 +154,7 @@ class Worker:
             "processor": health.status,
             "failingSince": health.failing_since_at,
             "error": health.error,
-            "metrics": self.metrics.exposition().decode(),
+            "metrics": exposition.families(self.metrics.registry),
         }
 
 

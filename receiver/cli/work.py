@@ -14,11 +14,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from receiver import credentials, logs
-from receiver import metrics as measured
+from receiver import credentials, exposition, logs
 from receiver.api import problems
 from receiver.api.auth import Tokens, token_guard
-from receiver.app import log_open_doors
+from receiver.app import log_open_doors, metrics_answer
 from receiver.cli.context import check_schema, refuse_absent
 from receiver.cli.serve import bind, configure_logs, serving
 from receiver.errors import ReceiverError, SettingsError
@@ -146,9 +145,9 @@ def _application(settings: Settings, worker: Worker) -> Starlette:
     """`/metrics`, which needs the same tokens as `/metrics` of the web process, and `/healthz`."""
     tokens = _tokens(settings)
 
-    async def metrics(_: Request) -> Response:
+    async def metrics(request: Request) -> Response:
         worker.metrics.log_lines_dropped(logs.dropped())
-        return Response(worker.metrics.exposition(), media_type=measured.CONTENT_TYPE)
+        return metrics_answer(request, exposition.families(worker.metrics.registry))
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")

@@ -24,7 +24,6 @@ from packaging.utils import canonicalize_name
 
 from receiver.cli import work
 from receiver.intake.server import GRACEFUL_SECONDS
-from receiver.metrics import WebMetrics, WorkerMetrics
 from receiver.settings import Settings, load
 from receiver.worker import configured_sinks
 from tests.processes import receiver as run_receiver
@@ -520,107 +519,6 @@ def test_commands_run_with_user_settings_and_credentials_of_the_service(tmp_path
 def test_the_command_of_the_script_is_that_of_the_unit(tmp_path: Path) -> None:
     program = unit()["ExecStart"][0].split()[0]
     assert f'exec {program} "$@"' in arguments_for_systemd(tmp_path)[-2]
-
-
-# --- prometheus-rules.yml
-
-
-RULES = yaml.safe_load((DEPLOY / "prometheus-rules.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
-
-
-def metrics_of(text: str) -> set[str]:
-    return set(re.findall(r"\breceiver_[a-z_]+\b", text))
-
-
-def known_metrics() -> set[str]:
-    """The names of all series of web process and worker."""
-    web, worker = WebMetrics(), WorkerMetrics(own_process=True)
-    return {
-        name
-        for metrics in (web, worker)
-        for family in metrics.registry.collect()
-        for name in (
-            family.name,
-            *(f"{family.name}_{suffix}" for suffix in ("total", "bucket", "sum", "count", "info")),
-        )
-    }
-
-
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_every_alert_is_about_metrics_that_exist_and_says_what_is_wrong(rule: dict[str, Any]) -> None:
-    used = metrics_of(rule["expr"])
-    assert used
-    assert used <= known_metrics()
-    assert rule["labels"]["severity"] in ("warning", "critical")
-    assert rule["annotations"]["summary"].endswith(".")
-    assert rule["expr"].count("(") == rule["expr"].count(")")
-    assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
-
-
-def test_alerts_have_names_of_their_own() -> None:
-    names = [rule["alert"] for rule in RULES]
-    assert len(names) == len(set(names))
-
-
-def test_alerts_are_those_that_the_operations_page_names() -> None:
-    page = (ROOT / "receiver/docs/operations.md").read_text(encoding="utf-8")
-    table = "".join(re.findall(r"^\| `receiver_[a-z_]+.*$", page, re.MULTILINE))
-    named = {name for name in metrics_of(table) if name != "receiver_sink_held"}
-    alerted = {name.removesuffix("_bucket") for rule in RULES for name in metrics_of(rule["expr"])}
-    assert named == alerted - {"receiver_sink_held"}
-
-
-def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    if shutil.which("promtool") is None:
-        pytest.skip("install Prometheus to check prometheus-rules.yml with promtool")
-    return subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60, check=False)
-
-
-def test_promtool_accepts_the_rules() -> None:
-    checked = promtool("check", "rules", DEPLOY / "prometheus-rules.yml")
-    assert checked.returncode == 0, checked.stderr
-
-
-# Series as promtool writes them (a value a minute), and whether the alert fires after ten minutes.
-TRIALS = [
-    ("ReceiverRefusesCallbacks", 'receiver_refused_total{reason="full"}', "0x9 1", True),
-    ("ReceiverRefusesCallbacks", 'receiver_refused_total{reason="no-credentials"}', "0+50x10", False),
-    ("ReceiverWrongCredentials", 'receiver_refused_total{reason="wrong-credentials"}', "0+5x10", True),
-    ("ReceiverFallbackUsed", 'receiver_last_callback_timestamp_seconds{api="v1",route="fallback"}', "500x10", True),
-    ("ReceiverWorkerDown", "receiver_worker_up", "1x5 0x5", True),
-    ("ReceiverWorkerDown", "receiver_worker_up", "1x9 0", False),
-    ("ReceiverSinkDown", 'receiver_breaker_state{sink="crm"}', "2x10", True),
-    ("ReceiverSinkUnattended", 'receiver_sink_held{sink="crm"}', "0x10", True),
-    ("ReceiverWalGrows", 'receiver_database_bytes{part="wal"}', "2000000000x10", True),
-    ("ReceiverWalGrows", 'receiver_database_bytes{part="database"}', "2000000000x10", False),
-]
-
-
-@pytest.mark.parametrize(("alert", "series", "values", "fires"), TRIALS)
-def test_alert_fires_when_it_should(tmp_path: Path, alert: str, series: str, values: str, fires: bool) -> None:
-    labels = dict(re.findall(r'(\w+)="([^"]*)"', series))
-    kept = {name: value for name, value in labels.items() if name in ("sink", "api", "part")}
-    if alert == "ReceiverWrongCredentials":
-        kept["reason"] = labels["reason"]
-    [rule] = [rule for rule in RULES if rule["alert"] == alert]
-    expected = [{"exp_labels": {**kept, **rule["labels"]}}] if fires else []
-    # The text of the summary is not what is tried here.
-    quiet = {"groups": [{"name": "receiver", "rules": [{key: rule[key] for key in rule if key != "annotations"}]}]}
-    (tmp_path / "rules.yml").write_text(yaml.safe_dump(quiet), encoding="utf-8")
-    trial = {
-        "rule_files": ["rules.yml"],
-        "evaluation_interval": "1m",
-        "tests": [
-            {
-                "interval": "1m",
-                "input_series": [{"series": series, "values": values}],
-                "alert_rule_test": [{"eval_time": "10m", "alertname": alert, "exp_alerts": expected}],
-            }
-        ],
-    }
-    (tmp_path / "trial.yml").write_text(yaml.safe_dump(trial), encoding="utf-8")
-    tried = promtool("test", "rules", tmp_path / "trial.yml")
-    assert tried.returncode == 0, tried.stdout + tried.stderr
 
 
 # --- with systemd
