@@ -24,6 +24,7 @@ from receiver.clock import now
 from receiver.explanation.installation import Findings, disk_problems
 from receiver.intake.endpoint import REASONS, Admission, CallbackEndpoints, Credentials, UnknownPaths
 from receiver.intake.journal import Journal
+from receiver.intake.request_ids import RequestIds
 from receiver.intake.server import Closed
 from receiver.intake.transfer import Reprocessing
 from receiver.metrics import WebMetrics
@@ -112,18 +113,23 @@ class Receiver:
         self._streams = Streams()
         self.journal = Journal(journal.journal_writer(self.database), observer=self.metrics, on_append=self.worker.wake)
         self._endpoints = CallbackEndpoints(
-            self.journal, admission=_admission(settings), observer=self.metrics, clock=now
+            self.journal,
+            admission=_admission(settings),
+            observer=self.metrics,
+            clock=now,
+            id_header=settings.request_id_header,
         )
         self._other = Starlette(routes=self._routes(settings), exception_handlers=problems.APPLICATION_HANDLERS)
         self._other.router.redirect_slashes = False
+        others = RequestIds(UnknownPaths(self._other, self.metrics), settings.request_id_header)
         self.app = _Application(
-            routes=[*self._endpoints.routes(), Mount("", UnknownPaths(self._other, self.metrics))],
+            routes=[*self._endpoints.routes(), Mount("", others)],
             lifespan=self._lifespan,
             middleware=_middleware(settings),
         )
         self.app.router.redirect_slashes = False
         # A path with a line feed matches no route, not even that of everything.
-        self.app.router.default = self._other
+        self.app.router.default = others
         self.app.state.receiver = self
 
     @asynccontextmanager

@@ -50,6 +50,8 @@ def configure(*, form: str = "auto", level: str = "info", threaded: bool = True)
         else [structlog.processors.EventRenamer("message"), _in_order, structlog.processors.JSONRenderer(_dumps)]
     )
     shared: list[Callable[[WrappedLogger, str, EventDict], Any]] = [
+        # The id of the request, from `receiver.intake.request_ids`.
+        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -93,7 +95,13 @@ def use_logging() -> None:
     if structlog.is_configured():
         return
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, _no_secrets, _no_control_characters, _as_text],
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.contextvars.merge_contextvars,
+            _no_secrets,
+            _no_control_characters,
+            _as_text,
+        ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,

@@ -149,6 +149,13 @@ class Settings(BaseSettings):
         False, description="Allows a public address or URL with authentication switched off, or with short secrets."
     )
     trusted_proxies: list[IPvAnyNetwork] = Field([], description="Networks whose `X-Forwarded-*` headers are trusted.")
+    request_id_header: str = Field(
+        "X-Request-ID",
+        pattern=r"^[A-Za-z0-9-]{1,64}$",
+        description="The header with the id that a proxy gives each request. The id is in the log lines and in the "
+        "answer of the request. A request without it gets a new one, and so does an id that is not 1 to 128 printable "
+        "ASCII characters without spaces.",
+    )
     callback_networks: list[IPvAnyNetwork] = Field(
         [],
         description="Networks that callbacks may come from; others are answered 403. Empty: any network.",

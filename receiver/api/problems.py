@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from receiver.errors import Ambiguous, Busy, Conflict, Expired, JournalFull, StorageUnavailable, TooMuch, Unknown
+from receiver.intake.request_ids import REQUEST_ID
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 2
@@ -31,13 +32,17 @@ BEARER_CHALLENGE: Final = 'Bearer realm="receiver"'
 
 
 class Problem(BaseModel):
-    """Problem details, RFC 9457. `errors` lists invalid parameters or fields, each by its name."""
+    """Problem details, RFC 9457.
+
+    `errors` lists invalid parameters or fields, each by its name. `requestId` is in the log lines of the request too.
+    """
 
     type: str = "about:blank"
     title: str
     status: int
     detail: str | None = None
     errors: list[InvalidValue] | None = Field(default=None)
+    request_id: str | None = Field(default=None, alias="requestId")
 
 
 class ProblemError(Exception):
@@ -92,7 +97,7 @@ def _sentence(error: Exception) -> str:
     return f"{line[:1].upper()}{line[1:]}."
 
 
-async def answer(_: Request, error: Exception) -> Response:
+async def answer(request: Request, error: Exception) -> Response:
     """The problem details of an error; an exception handler for Starlette."""
     problem = as_problem(error)
     body = Problem(
@@ -100,9 +105,10 @@ async def answer(_: Request, error: Exception) -> Response:
         status=problem.status,
         detail=problem.detail,
         errors=problem.errors or None,
+        requestId=request.scope.get(REQUEST_ID),
     )
     headers = {"Cache-Control": "no-store", **(problem.headers or {})}
-    return Response(to_json(body, exclude_none=True) + b"\n", problem.status, headers, MEDIA_TYPE)
+    return Response(to_json(body, exclude_none=True, by_alias=True) + b"\n", problem.status, headers, MEDIA_TYPE)
 
 
 def _title(status: int) -> str:

@@ -21,6 +21,7 @@ from receiver.app import log_open_doors, metrics_answer
 from receiver.cli.context import check_schema, refuse_absent
 from receiver.cli.serve import bind, configure_logs, serving
 from receiver.errors import ReceiverError, SettingsError
+from receiver.intake.request_ids import RequestIds
 from receiver.metrics import WorkerMetrics
 from receiver.settings import PREFIX, Settings, load
 from receiver.storage import sqlite_file
@@ -141,7 +142,7 @@ def _tokens(settings: Settings) -> Tokens | None:
     return Tokens(token.get_secret_value() for token in settings.api_tokens)
 
 
-def _application(settings: Settings, worker: Worker) -> Starlette:
+def _application(settings: Settings, worker: Worker) -> RequestIds:
     """`/metrics`, which needs the same tokens as `/metrics` of the web process, and `/healthz`."""
     tokens = _tokens(settings)
 
@@ -152,10 +153,11 @@ def _application(settings: Settings, worker: Worker) -> Starlette:
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/metrics", metrics, middleware=[token_guard(tokens)] if tokens is not None else []),
             Route("/healthz", healthz),
         ],
         exception_handlers=problems.APPLICATION_HANDLERS,
     )
+    return RequestIds(app, settings.request_id_header)

@@ -1,6 +1,7 @@
 """Publishing one batch to a sink, and what is stored and logged about each attempt."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -140,6 +141,7 @@ def _meaning(api: Api, code: int | None) -> dict[str, Any] | None:
 
 
 log = structlog.get_logger("receiver.dispatcher")
+_levels: Final = logging.getLogger("receiver.dispatcher")
 
 
 def record(
@@ -171,21 +173,40 @@ def record(
     )
 
 
-def log_failure(sink: str, pending: PendingPublication, result: Refused | Retry, decision: Decision | None) -> None:
-    """Logs a failed attempt with every id, the reason and the decision, without message text."""
+def log_attempt(
+    sink: str,
+    pending: PendingPublication,
+    result: Result,
+    decision: Decision | None,
+    *,
+    seconds: float,
+    counts: bool = True,
+) -> None:
+    """Logs an attempt with every id and the decision, without message text; at `debug` unless the event failed.
+
+    `seconds` is the duration of the batch. A sink that is down says nothing about the event, and has a line of its own.
+    `counts`: False if the result is not used, because an earlier event of the ordering key failed.
+    """
+    is_failure = counts and isinstance(result, Refused | Retry)
+    if not is_failure and not _levels.isEnabledFor(logging.DEBUG):
+        return
     publication = pending.publication
-    log.warning(
-        "attempt failed",
-        sink=sink,
-        event_id=publication.id,
-        message_id=publication.event["subject"],
-        position=publication.position,
-        attempt=pending.attempts + 1,
-        outcome=Outcome.of(result),
-        reason=result.reason,
-        decision=_decision_text(decision),
-        due_at=decision.due_at.isoformat() if isinstance(decision, RetryAt) else None,
-    )
+    fields = {
+        "sink": sink,
+        "event_id": publication.id,
+        "message_id": publication.event["subject"],
+        "position": publication.position,
+        "attempt": pending.attempts + 1,
+        "outcome": Outcome.of(result),
+        "reason": None if isinstance(result, Published) else result.reason,
+        "decision": _decision_text(decision),
+        "due_at": decision.due_at.isoformat() if isinstance(decision, RetryAt) else None,
+        "seconds": round(seconds, 4),
+    }
+    if is_failure:
+        log.warning("attempt failed", **fields)
+    else:
+        log.debug("attempt ended", **fields)
 
 
 def _decision_text(decision: Decision | None) -> str:

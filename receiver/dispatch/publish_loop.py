@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import structlog
 
-from receiver.dispatch.publish import log_failure, longest_publish, publish, record
+from receiver.dispatch.publish import log_attempt, longest_publish, publish, record
 from receiver.dispatch.reader import WINDOW, Batch, BatchResult, LogReader, ReplayReader, Resources, ordering_keys
 from receiver.dispatch.schedule_clock import ScheduleClock, step_between
 from receiver.dispatch.sink_health import SinkHealth, UnexpectedDuplicates
@@ -22,7 +22,6 @@ from receiver.domain.publication import (
     Published,
     Refused,
     Result,
-    Retry,
     decide,
 )
 from receiver.domain.retry import BreakerState
@@ -383,6 +382,7 @@ class PublishLoop:
         for pending, result in zip(ended.batch.pending, ended.results, strict=True):
             if pending.ordering_key in stopped:
                 window.put_back(pending)
+                log_attempt(self._name, pending, result, None, seconds=ended.seconds, counts=False)
                 self._note_duplicate(pending, result)
                 continue
             decision = self._decide(pending, result, ended)
@@ -417,8 +417,7 @@ class PublishLoop:
             seconds = (now - pending.publication.received_at).total_seconds()
             self._resources.observer.event_published(self._name, max(0.0, seconds))
         self._note_duplicate(pending, result)
-        if isinstance(result, Refused | Retry):
-            log_failure(self._name, pending, result, decision)
+        log_attempt(self._name, pending, result, decision, seconds=ended.seconds)
         if isinstance(result, Refused) and result.gone:
             self._pause_gone(result)
         return decision

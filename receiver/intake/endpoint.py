@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from receiver import failpoints
 from receiver.domain.events import Callback
 from receiver.errors import JournalFull, StorageUnavailable
+from receiver.intake.request_ids import HEADER, request_id
 from receiver.logs import Sampled
 from receiver.providers.base import CallbackUrl, Provider
 from receiver.providers.registry import URLS
@@ -114,7 +115,11 @@ class Appends(Protocol):
 
 
 class CallbackEndpoints:
-    """The callback routes. `admission` may be replaced at any time and applies to later requests."""
+    """The callback routes. `admission` may be replaced at any time and applies to later requests.
+
+    `id_header` is the header with the id of a request. It is read where a line of the log or an error needs it alone: a
+    callback that is accepted must not wait for it.
+    """
 
     def __init__(
         self,
@@ -123,8 +128,10 @@ class CallbackEndpoints:
         admission: Admission,
         observer: EndpointObserver,
         clock: Callable[[], datetime],
+        id_header: str = HEADER,
     ) -> None:
         self.admission = admission
+        self._id_header = id_header.lower().encode()
         self._journal = journal
         self._observer = observer
         self._clock = clock
@@ -143,31 +150,51 @@ class CallbackEndpoints:
             if failpoints.ARMED:
                 failpoints.reach("accepted")
         except _RequestRejected as rejection:
-            self._report(rejection, url, scope)
-            await _answer(send, rejection.status, *rejection.headers, drained=receive if rejection.drains else None)
+            headers = [*rejection.headers, *self._report(rejection.reason, url, scope)]
+            await _answer(send, rejection.status, *headers, drained=receive if rejection.drains else None)
         except JournalFull:
-            self._observer.rejected("full")
-            await _answer(send, 503, _RETRY_AFTER)
+            await _answer(send, 503, _RETRY_AFTER, *self._report("full", url, scope))
         except StorageUnavailable:
-            self._observer.rejected("unavailable")
-            await _answer(send, 503, _RETRY_AFTER)
+            await _answer(send, 503, _RETRY_AFTER, *self._report("unavailable", url, scope))
         except Exception:
             # The answer 503 makes Bandwidth repeat the callback: no fault of the program may lose it.
-            log.exception("a callback request failed", path=url.path)
+            header, identity = self._request_id(scope)
+            log.exception("a callback request failed", path=url.path, request_id=identity.decode())
             self._observer.rejected("unavailable")
-            await _answer(send, 503, _RETRY_AFTER)
+            await _answer(send, 503, _RETRY_AFTER, (header, identity))
         else:
             if _levels.isEnabledFor(logging.DEBUG):
-                log.debug("a callback was accepted", callback=callback.id, path=url.path, bytes=len(callback.body))
-            await _answer(send, 200)
+                await self._answer_and_log(callback, url, scope, send)
+            else:
+                await _answer(send, 200)
 
-    def _report(self, rejection: _RequestRejected, url: CallbackUrl, scope: Scope) -> None:
-        """Counts a refusal. Wrong credentials are in the log: a wrong setting at Bandwidth, or somebody guesses."""
-        self._observer.rejected(rejection.reason)
-        if rejection.reason == "wrong-credentials":
-            self._wrong_credentials.add(path=url.path, remote=_remote(scope))
-        if _levels.isEnabledFor(logging.DEBUG):
-            log.debug("a request was refused", reason=rejection.reason, path=url.path, remote=_remote(scope))
+    async def _answer_and_log(self, callback: Callback, url: CallbackUrl, scope: Scope, send: Send) -> None:
+        header, identity = self._request_id(scope)
+        fields = {"callback": callback.id, "path": url.path, "bytes": len(callback.body)}
+        log.debug("a callback was accepted", **fields, request_id=identity.decode())
+        await _answer(send, 200, (header, identity))
+
+    def _report(self, reason: str, url: CallbackUrl, scope: Scope) -> list[tuple[bytes, bytes]]:
+        """Counts a refusal; returns the headers that name its request.
+
+        Wrong credentials are in the log: a wrong setting at Bandwidth, or somebody guesses.
+        """
+        self._observer.rejected(reason)
+        is_logged = _levels.isEnabledFor(logging.DEBUG)
+        if reason == "no-credentials" and not is_logged:
+            # Each v2 callback is refused like this once, which is no error.
+            return []
+        header, identity = self._request_id(scope)
+        fields = {"path": url.path, "remote": _remote(scope), "request_id": identity.decode()}
+        if reason == "wrong-credentials":
+            self._wrong_credentials.add(**fields)
+        if is_logged:
+            log.debug("a request was refused", reason=reason, **fields)
+        return [(header, identity)]
+
+    def _request_id(self, scope: Scope) -> tuple[bytes, bytes]:
+        """The header of the answer with the id of the request."""
+        return self._id_header, request_id(scope, self._id_header)
 
     async def _admit(self, provider: Provider, url: CallbackUrl, scope: Scope, receive: Receive) -> Callback:
         """The request as a callback; raises _RequestRejected. The first check that fails decides the answer."""

@@ -6,6 +6,7 @@ and if the first copy was committed after all, the processor drops the second as
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -29,6 +30,7 @@ _QUIET_TURNS: Final = 2
 _LOG_EVERY_SECONDS: Final = 60.0
 
 log = structlog.get_logger("receiver.journal")
+_levels: Final = logging.getLogger("receiver.journal")
 
 
 class JournalObserver(Protocol):
@@ -167,6 +169,14 @@ class Journal:
             if not waiting.accepted.done():
                 waiting.accepted.set_result(None)
         self._failures.end()
+        if _levels.isEnabledFor(logging.DEBUG):
+            log.debug(
+                "callbacks were committed",
+                callbacks=len(group),
+                first=group[0].callback.id,
+                last=group[-1].callback.id,
+                seconds=round(ended - started, 4),
+            )
         self._on_append()
         self._observer.appended(len(group), ended - started, [ended - waiting.since for waiting in group])
 

@@ -6,6 +6,7 @@ the lease has lapsed.
 """
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -53,6 +54,7 @@ _DROP_EVERY_SECONDS: Final = 5.0
 _DROP_AT_ONCE: Final = 500
 
 log = structlog.get_logger("receiver.processor")
+_levels: Final = logging.getLogger("receiver.processor")
 
 
 class ProcessorObserver(Protocol):
@@ -277,7 +279,19 @@ class Processor:
         """Reports a committed batch. A listener or observer that raises must not make the batch look failed."""
         try:
             self._on_commit()
-            self._observer.processed(_counted(folded, seconds, self._clock(), self._is_import))
+            counted = _counted(folded, seconds, self._clock(), self._is_import)
+            self._observer.processed(counted)
+            if _levels.isEnabledFor(logging.DEBUG):
+                log.debug(
+                    "a batch was processed",
+                    callbacks=len(folded),
+                    first=folded[0].callback.id,
+                    last=folded[-1].callback.id,
+                    events=counted.events.total(),
+                    known_events=counted.duplicates,
+                    results=dict(counted.results),
+                    seconds=round(seconds, 4),
+                )
             for parsed in folded:
                 if parsed.is_quarantined:
                     reason = next(iter(parsed.reasons), Quarantine.TOO_LARGE)

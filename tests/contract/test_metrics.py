@@ -1,4 +1,4 @@
-"""The page /metrics of a server with every kind of traffic: its form, and what the documentation says of each metric."""
+"""The page /metrics of a server with every kind of traffic: its form, and what the documentation says of it."""
 
 import re
 import shutil

@@ -89,6 +89,7 @@ VALUES: list[tuple[str, str, Any, Any]] = [
     ("keep_alive", "60", 60, 60),
     ("country_code", "49", "49", "49"),
     ("trusted_proxies", '["10.0.0.0/8"]', ["10.0.0.0/8"], [ip_network("10.0.0.0/8")]),
+    ("request_id_header", "X-Amzn-Trace-Id", "X-Amzn-Trace-Id", "X-Amzn-Trace-Id"),
     ("callback_networks", '["192.0.2.0/24", "2001:db8::/32"]', ["192.0.2.0/24", "2001:db8::/32"], None),
     ("tag_keys", '["k1:s:t"]', ["k1:s:t"], ["k1:s:t"]),
     ("tag_policy", "off", "off", TagPolicy.OFF),
