@@ -29,6 +29,8 @@ from receiver.intake.server import Closed
 from receiver.intake.transfer import Reprocessing
 from receiver.metrics import WebMetrics
 from receiver.monitoring import Monitor
+from receiver.pages.session import Throttle
+from receiver.pages.site import Site
 from receiver.providers.registry import URLS
 from receiver.settings import PREFIX, Settings, load
 from receiver.storage import journal, schema, sqlite_file
@@ -111,6 +113,7 @@ class Receiver:
         self._status = StatusReader(self.database)
         self._settling = Settling(self.database)
         self._streams = Streams()
+        self._throttle = Throttle()
         self.journal = Journal(journal.journal_writer(self.database), observer=self.metrics, on_append=self.worker.wake)
         self._endpoints = CallbackEndpoints(
             self.journal,
@@ -179,10 +182,12 @@ class Receiver:
         """All routes but the callback routes."""
         tokens = _tokens(settings)
         guard = [token_guard(tokens)] if settings.metrics_auth == "token" else []
+        context = self._api(settings, tokens if settings.api_auth == "token" else None)
         return [
             *Health(self.journal.probe).routes(),
             Route("/metrics", self._metrics, middleware=guard),
-            *routes.routes(self._api(settings, tokens if settings.api_auth == "token" else None)),
+            *Site(context, self._throttle).routes(),
+            *routes.routes(context),
         ]
 
     def _api(self, settings: Settings, tokens: Tokens | None) -> ApiContext:

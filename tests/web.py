@@ -19,6 +19,8 @@ from receiver.domain.events import Callback
 from receiver.intake.fold import TagChecker
 from receiver.intake.server import server
 from receiver.intake.transfer import Reprocessing
+from receiver.pages.session import Throttle
+from receiver.pages.site import Site
 from receiver.storage.database import Database
 from tests.dispatching import now
 from tests.processing import append
@@ -71,7 +73,7 @@ def basic(password: str) -> str:
 
 
 def application(database: Database, **more: Any) -> Starlette:
-    """The API as an application."""
+    """The API and the pages as an application."""
 
     async def reprocess(ids: Sequence[str]) -> object:
         conflict = FinalConflict.FAILED_WINS
@@ -92,7 +94,9 @@ def application(database: Database, **more: Any) -> Starlette:
             **more,
         }
     )
-    app = Starlette(routes=routes(api), exception_handlers=problems.APPLICATION_HANDLERS)
+    app = Starlette(
+        routes=[*Site(api, Throttle()).routes(), *routes(api)], exception_handlers=problems.APPLICATION_HANDLERS
+    )
     app.router.redirect_slashes = False
     return app
 

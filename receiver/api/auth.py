@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
@@ -48,15 +48,23 @@ class Tokens:
     def __init__(self, entries: Iterable[str]) -> None:
         self._tokens = [ApiToken.parse(entry) for entry in entries]
 
+    def __iter__(self) -> Iterator[ApiToken]:
+        return iter(self._tokens)
+
+    def find(self, presented: bytes) -> ApiToken | None:
+        """The accepted token that is presented, the one that permits most; None if it is not accepted."""
+        digest = _digest(presented)
+        matching = [token for token in self._tokens if hmac.compare_digest(token.digest, digest)]
+        return max(matching, key=lambda token: token.access) if presented and matching else None
+
     def has(self, digest: bytes) -> bool:
         """Whether the token with this digest is accepted."""
         return any(hmac.compare_digest(token.digest, digest) for token in self._tokens)
 
     def access(self, presented: bytes) -> Access | None:
         """What a presented token permits; None if it is not accepted."""
-        digest = _digest(presented)
-        granted = [token.access * hmac.compare_digest(token.digest, digest) for token in self._tokens]
-        return Access(max(granted)) if presented and any(granted) else None
+        token = self.find(presented)
+        return token.access if token is not None else None
 
 
 def _digest(token: bytes) -> bytes:

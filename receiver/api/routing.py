@@ -94,7 +94,7 @@ def _route(path: str, operations: Sequence[Operation], context: ApiContext) -> R
         call = Call(
             context=context,
             query=parse_query(operation.query, request.scope["query_string"], context.country_code),
-            path={name: _decoded(value) for name, value in request.path_params.items()},
+            path={name: decoded_segment(value) for name, value in request.path_params.items()},
             body=await read_body(request, operation.body, operation.max_body_bytes)
             if operation.body is not None
             else None,
@@ -182,7 +182,7 @@ async def _body(request: Request, max_bytes: int) -> bytes:
     return body
 
 
-def _decoded(value: str) -> str:
+def decoded_segment(value: str) -> str:
     """A decoded value of the path. One that is not UTF-8 cannot be an id, so the answer is 404."""
     try:
         return storable(unquote_to_bytes(value).decode("utf-8"))

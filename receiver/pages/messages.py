@@ -1,0 +1,176 @@
+"""The pages for support: messages found as people type, and what became of one of them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from starlette.responses import Response
+
+from receiver.api.messages import OPERATIONS, csv_table
+from receiver.api.operations import Listed
+from receiver.api.problems import ProblemError
+from receiver.api.routing import CSV, StreamedResponse
+from receiver.domain.cloudevents import rfc3339
+from receiver.domain.events import Status, TagVerdict
+from receiver.errors import Ambiguous
+from receiver.explanation.message import Explanation, explain
+from receiver.explanation.timeline import explain_publication
+from receiver.explanation.words import time_text
+from receiver.models.messages import MessageRead
+from receiver.models.queries import AttemptQuery, MessageQuery, OneMessageQuery
+from receiver.pages.visit import Visit
+from receiver.storage import messages as stored
+from receiver.storage.publications import publications_of_message
+
+_BY_NAME: Final = {operation.name: operation for operation in OPERATIONS}
+LIST: Final = _BY_NAME["listMessages"]
+GET: Final = _BY_NAME["getMessage"]
+ATTEMPTS: Final = _BY_NAME["listMessageAttempts"]
+
+STATUSES: Final = (
+    *(status.value for status in Status if status is not Status.UNKNOWN),
+    "pending",
+    "partial",
+    "unknown",
+)
+_MAX_NEIGHBOURS: Final = 8
+_NEIGHBOURHOOD: Final = timedelta(days=3)
+# What is below this may still change, so the page looks again.
+_OPEN: Final = frozenset({"unknown", "queued", "sending", "sent", "pending"})
+
+
+async def list_page(visit: Visit) -> Response:
+    """Messages, newest first. The filters are the parameters of the API, in the address."""
+    try:
+        found: Listed[MessageRead] | None = await visit.perform(LIST, query=visit.query(MessageQuery))
+    except ProblemError as problem:
+        if problem.status != 400:
+            raise
+        return _listed(visit, None, problem)
+    return _listed(visit, found, None)
+
+
+def _listed(visit: Visit, found: Listed[MessageRead] | None, problem: ProblemError | None) -> Response:
+    given = dict(visit.parameters)
+    return visit.page(
+        "messages.html",
+        status=200 if problem is None else problem.status,
+        messages=found.items if found is not None else [],
+        next_page=visit.address(**found.next_page) if found is not None and found.next_page is not None else None,
+        given=given,
+        filters={name: value for name, value in given.items() if value and name not in ("q", "cursor", "size")},
+        errors={error.parameter: error.detail for error in problem.errors} if problem is not None else {},
+        problem=problem,
+        statuses=STATUSES,
+        verdicts=[verdict.value for verdict in TagVerdict],
+    )
+
+
+# --- export ---
+
+_ROWS_AT_ONCE: Final = 500
+
+
+class _Export:
+    """All messages of a query as CSV, read in parts as the browser takes them."""
+
+    def __init__(self, visit: Visit) -> None:
+        self._visit = visit
+        self.ended = asyncio.Event()
+
+    def close(self) -> None:
+        self.ended.set()
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        changes: dict[str, str] = {"size": str(_ROWS_AT_ONCE)}
+        has_header = False
+        while not self.ended.is_set():
+            found = await self._visit.perform(LIST, query=self._visit.query(MessageQuery, **changes))
+            yield csv_table(found.items, header=not has_header).encode()
+            has_header = True
+            if found.next_page is None:
+                return
+            changes = {**changes, **found.next_page}
+
+
+async def export(visit: Visit) -> Response:
+    """The messages that the filters choose as a file for a spreadsheet, all of them."""
+    visit.query(MessageQuery)
+    response = StreamedResponse(_Export(visit), f"{CSV}; charset=utf-8; header=present")
+    response.headers["Content-Disposition"] = 'attachment; filename="messages.csv"'
+    return response
+
+
+# --- one message ---
+
+
+async def message_page(visit: Visit) -> Response:
+    """What became of one message: a sentence, the timeline by both clocks, the sinks, its neighbours."""
+    message_id = visit.segment("id")
+    try:
+        message: MessageRead = await visit.perform(GET, query=visit.query(OneMessageQuery), path={"id": message_id})
+    except Ambiguous as several:
+        return visit.page("choose_message.html", status=409, message_id=message_id, choices=several.choices)
+    database = visit.context.database
+    events = await stored.events(database, message.key)
+    async with database.reading() as connection:
+        publications = await publications_of_message(connection, message.key)
+    explanation = explain(message, events, visit.now)
+    attempts = await visit.perform(
+        ATTEMPTS, query=AttemptQuery(api=message.api, direction=message.direction), path={"id": message_id}
+    )
+    configured = set(visit.context.sinks)
+    return visit.page(
+        "message.html",
+        message=message,
+        explanation=explanation,
+        callbacks=list(dict.fromkeys(event.callback_id for event in events if not event.is_registration)),
+        events={event.id: event for event in events},
+        publications=[
+            (publication, explain_publication(publication, is_configured=publication.sink in configured))
+            for publication in publications
+        ],
+        attempts=attempts,
+        neighbours=await _neighbours(visit, message),
+        ticket=_ticket(message, explanation),
+        is_open=message.status in _OPEN,
+    )
+
+
+async def _neighbours(visit: Visit, message: MessageRead) -> Sequence[MessageRead]:
+    """Other messages between the same two numbers around the same time, oldest first."""
+    if not message.sender or len(message.recipients) != 1 or not message.recipients[0].recipient:
+        return []
+    ends = message.sender, message.recipients[0].recipient
+    found: dict[Any, MessageRead] = {}
+    for sender, recipient in (ends, ends[::-1]):
+        query = MessageQuery.model_validate(
+            {
+                "from": sender,
+                "to": recipient,
+                "fromDateTime": rfc3339(message.listed_at - _NEIGHBOURHOOD),
+                "toDateTime": rfc3339(message.listed_at + _NEIGHBOURHOOD),
+                "size": _MAX_NEIGHBOURS,
+            },
+            by_alias=True,
+            by_name=False,
+            context={"country_code": lambda: visit.context.country_code},
+        )
+        result: Listed[MessageRead] = await visit.perform(LIST, query=query)
+        found |= {other.key: other for other in result.items if other.key != message.key}
+    return sorted(found.values(), key=lambda other: other.listed_at)[:_MAX_NEIGHBOURS]
+
+
+def _ticket(message: MessageRead, explanation: Explanation) -> str:
+    """The message as plain text, for a ticket."""
+    lines = [f"Message {message.id} ({message.api}, {message.direction})", *explanation.lines]
+    if len(explanation.recipients) > 1:
+        lines += ["", "Recipients:", *(f"- {recipient.summary}" for recipient in explanation.recipients)]
+    if explanation.notes:
+        lines += ["", "Notes:", *(f"- {note}" for note in explanation.notes)]
+    lines += ["", "Timeline:"]
+    for entry in explanation.timeline:
+        moment = entry.occurred_at or entry.received_at
+        lines.append(f"- {time_text(moment) if moment else 'time unknown'}: {entry.sentence} ({entry.clocks})")
+    return "\n".join(lines)

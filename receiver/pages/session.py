@@ -1,0 +1,114 @@
+"""Sign-in: an API token becomes a session cookie, which every process that has the token in its settings can check.
+
+The cookie holds an expiry and a random number, signed with a key that is derived from the token. Nothing is stored: a
+session ends when it expires, when its browser forgets the cookie, or when its token leaves the settings.
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+from receiver.api.auth import Access, ApiToken, Tokens
+
+COOKIE: Final = "receiver_session"
+LIFETIME: Final = timedelta(hours=12)
+
+_VERSION: Final = "1"
+_MAX_COOKIE: Final = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A signed-in visitor. `digest` is that of the token; `csrf` is what a form of this session must contain."""
+
+    access: Access
+    digest: bytes = field(repr=False)
+    csrf: str = field(repr=False)
+    expires_at: datetime
+
+    @property
+    def is_admin(self) -> bool:
+        return self.access is Access.ADMIN
+
+
+def start_session(tokens: Tokens, presented: str, now: datetime) -> str | None:
+    """The value of the cookie for a token; None if the token is not accepted."""
+    token = tokens.find(presented.encode())
+    if token is None:
+        return None
+    claims = f"{_VERSION}.{int((now + LIFETIME).timestamp())}.{secrets.token_urlsafe(16)}"
+    return f"{claims}.{_signature(token, 'session', claims)}"
+
+
+def read_session(tokens: Tokens, cookie: str, now: datetime) -> Session | None:
+    """The session of a cookie; None if the cookie is forged, or its session or its token has ended."""
+    claims, _, signature = cookie.rpartition(".")
+    version, _, rest = claims.partition(".")
+    expiry, _, _ = rest.partition(".")
+    if version != _VERSION or len(cookie) > _MAX_COOKIE or not (expiry.isascii() and expiry.isdigit()):
+        return None
+    if int(expiry) <= now.timestamp():
+        return None
+    for token in tokens:
+        if hmac.compare_digest(_signature(token, "session", claims).encode(), signature.encode("utf-8", "replace")):
+            return Session(
+                access=token.access,
+                digest=token.digest,
+                csrf=_signature(token, "form", claims),
+                expires_at=datetime.fromtimestamp(int(expiry), now.tzinfo),
+            )
+    return None
+
+
+def _signature(token: ApiToken, purpose: str, claims: str) -> str:
+    key = hmac.new(token.digest, f"receiver {purpose}".encode(), hashlib.sha256).digest()
+    return hmac.new(key, claims.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+
+
+# --- throttling ---
+
+_FREE_ATTEMPTS: Final = 5
+_WINDOW: Final = timedelta(minutes=1)
+_ALL_ATTEMPTS: Final = 60
+_MAX_ADDRESSES: Final = 10_000
+
+
+class Throttle:
+    """Limits failed sign-ins: to some within a minute for each address, and to some more for all addresses together.
+
+    A limit for all keeps an attacker with many addresses from guessing quickly. It locks nobody out for longer than a
+    minute.
+    """
+
+    def __init__(self) -> None:
+        self._failures: OrderedDict[str, list[datetime]] = OrderedDict()
+        self._all: list[datetime] = []
+
+    def seconds_to_wait(self, address: str, now: datetime) -> int:
+        """How long this address must wait before its next attempt; 0: not at all."""
+        waits = [
+            self._wait(self._failures.get(address, []), _FREE_ATTEMPTS, now),
+            self._wait(self._all, _ALL_ATTEMPTS, now),
+        ]
+        return max(waits)
+
+    def failed(self, address: str, now: datetime) -> None:
+        recent = [*self._recent(self._failures.pop(address, []), now), now]
+        self._failures[address] = recent
+        self._all = [*self._recent(self._all, now), now]
+        while len(self._failures) > _MAX_ADDRESSES:
+            self._failures.popitem(last=False)
+
+    @staticmethod
+    def _recent(failures: list[datetime], now: datetime) -> list[datetime]:
+        return [failure for failure in failures if now - failure < _WINDOW]
+
+    def _wait(self, failures: list[datetime], limit: int, now: datetime) -> int:
+        recent = self._recent(failures, now)
+        if len(recent) < limit:
+            return 0
+        return int((recent[-limit] + _WINDOW - now).total_seconds()) + 1

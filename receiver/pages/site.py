@@ -1,0 +1,195 @@
+"""The routes of the pages: every request is checked, becomes a visit, and is answered with a page, also in an error.
+
+A page needs a session where the API needs a token. A form must come from a page of this site, and contain the secret of
+its session.
+"""
+
+import hmac
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+import structlog
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route, Router
+
+from receiver.api.operations import ApiContext
+from receiver.api.problems import ProblemError, as_problem
+from receiver.api.routing import EncodedMount
+from receiver.pages import messages
+from receiver.pages.session import COOKIE, LIFETIME, Session, Throttle, read_session, start_session
+from receiver.pages.visit import HEADERS, Visit, read_form, static_files
+
+log = structlog.get_logger("receiver.pages")
+
+Handler = Callable[[Visit], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page: its path, what answers a GET, and what answers the forms that are sent to it."""
+
+    path: str
+    show: Handler | None = None
+    act: Handler | None = None
+
+
+PAGES: Final[Sequence[Page]] = (
+    Page("/messages", messages.list_page),
+    Page("/messages.csv", messages.export),
+    Page("/messages/{id}", messages.message_page),
+)
+
+# What browsers say about where a request comes from: https://www.w3.org/TR/fetch-metadata/
+_OWN_SITES: Final = frozenset({"same-origin", "none"})
+_MAX_NEXT: Final = 2000
+
+
+class Site:
+    """The pages of one web process."""
+
+    def __init__(self, context: ApiContext, throttle: Throttle) -> None:
+        self._context = context
+        self._throttle = throttle
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Route("/static/{name}", _static),
+            Route("/login", self._login, methods=["GET", "POST"]),
+            Route("/logout", self._endpoint(Page("/logout", act=_log_out)), methods=["POST"]),
+            *(self._route(page) for page in PAGES),
+        ]
+
+    def _route(self, page: Page) -> BaseRoute:
+        prefix, brace, rest = page.path.partition("/{")
+        endpoint, methods = self._endpoint(page), _methods(page)
+        if not brace:
+            return Route(page.path, endpoint, methods=methods)
+        return EncodedMount(prefix, Router([Route(f"/{{{rest}", endpoint, methods=methods)], redirect_slashes=False))
+
+    def _endpoint(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            visit = Visit(request=request, context=self._context, session=self._session(request))
+            if self._context.tokens is not None and visit.session is None:
+                return _sign_in_first(visit)
+            try:
+                if request.method != "POST":
+                    assert page.show is not None  # noqa: S101
+                    return await page.show(visit)
+                assert page.act is not None  # noqa: S101
+                visit.form = await self._own_form(request, visit.session)
+                return await page.act(visit)
+            except ClientDisconnect:
+                return Response(status_code=400)
+            except Exception as error:
+                return _error_page(visit, error)
+
+        return endpoint
+
+    def _session(self, request: Request) -> Session | None:
+        cookie = request.cookies.get(COOKIE)
+        tokens = self._context.tokens
+        return read_session(tokens, cookie, self._context.clock()) if tokens is not None and cookie else None
+
+    async def _own_form(self, request: Request, session: Session | None) -> dict[str, str]:
+        """The fields of a form of this site. Raises ProblemError if another site may have sent it."""
+        if not _is_own(request, self._context.public_url):
+            raise ProblemError(403, "Another site sent this form. Nothing was changed.")
+        form = await read_form(request)
+        if session is not None and not hmac.compare_digest(form.pop("csrf", "").encode(), session.csrf.encode()):
+            raise ProblemError(403, "This form is older than your session. Nothing was changed; send it again.")
+        return form
+
+    async def _login(self, request: Request) -> Response:
+        visit = Visit(request=request, context=self._context)
+        tokens = self._context.tokens
+        if tokens is None:
+            return visit.redirect("")
+        if request.method != "POST":
+            return visit.page("login.html", next=_local(request.query_params.get("next", "")), problem=None)
+        try:
+            if not _is_own(request, self._context.public_url):
+                raise ProblemError(403, "Another site sent this form. Open the address of this page yourself.")
+            form = await read_form(request)
+        except ProblemError as error:
+            return visit.page("login.html", status=error.status, next="", problem=error.detail)
+        address = request.client.host if request.client is not None else ""
+        goal = _local(form.get("next", ""))
+        if seconds := self._throttle.seconds_to_wait(address, visit.now):
+            problem = f"Too many sign-ins failed. Wait {seconds} seconds, then try again."
+            response = visit.page("login.html", status=429, next=goal, problem=problem)
+            response.headers["Retry-After"] = str(seconds)
+            return response
+        cookie = start_session(tokens, form.get("token", "").strip(), visit.now)
+        if cookie is None:
+            self._throttle.failed(address, visit.now)
+            problem = "This token is not accepted. The start of the receiver prints where the tokens are."
+            return visit.page("login.html", status=401, next=goal, problem=problem)
+        return visit.redirect(goal, headers={"Set-Cookie": _cookie(visit, cookie, int(LIFETIME.total_seconds()))})
+
+
+def _methods(page: Page) -> list[str]:
+    return [*(["GET"] if page.show is not None else []), *(["POST"] if page.act is not None else [])]
+
+
+async def _log_out(visit: Visit) -> Response:
+    return visit.redirect("login", headers={"Set-Cookie": _cookie(visit, "", 0)})
+
+
+def _cookie(visit: Visit, value: str, seconds: int) -> str:
+    secure = "; Secure" if visit.request.url.scheme == "https" else ""
+    path = visit.mounted_at or "/"
+    return f"{COOKIE}={value}; Max-Age={seconds}; Path={quote(path)}; HttpOnly; SameSite=Lax{secure}"
+
+
+def _sign_in_first(visit: Visit) -> Response:
+    request = visit.request
+    if request.headers.get("hx-request"):
+        # The part of a page that refreshes itself: the whole page has to be loaded again.
+        return Response(status_code=401, headers={**HEADERS, "HX-Refresh": "true"})
+    if request.method == "POST":
+        return visit.redirect("login")
+    query = f"?{request.url.query}" if request.url.query else ""
+    goal = f"{visit.place}{query}"
+    return visit.redirect(f"login?next={quote(goal, safe='')}" if goal and len(goal) <= _MAX_NEXT else "login")
+
+
+def _local(goal: str) -> str:
+    """An address within this site, relative to its start page; the start page for anything else."""
+    parts = urlsplit(goal)
+    is_local = not parts.scheme and not parts.netloc and not goal.startswith(("/", "\\", "."))
+    return goal if is_local and goal.isprintable() and "\\" not in goal and len(goal) <= _MAX_NEXT else ""
+
+
+def _is_own(request: Request, public_url: str | None) -> bool:
+    """Whether a browser sent a form from a page of this site; clients that are no browsers say nothing about it."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None and site not in _OWN_SITES:
+        return False
+    origin = request.headers.get("origin")
+    if origin is None:
+        return True
+    own = {request.url.netloc, urlsplit(public_url).netloc if public_url else request.url.netloc}
+    return urlsplit(origin).netloc in own
+
+
+def _error_page(visit: Visit, error: Exception) -> Response:
+    problem = as_problem(error)
+    if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.exception("page failed", path=visit.request.url.path)
+    title = HTTPStatus(problem.status).phrase
+    response = visit.page("error.html", status=problem.status, title=title, problem=problem)
+    response.headers.update(problem.headers or {})
+    return response
+
+
+async def _static(request: Request) -> Response:
+    found = static_files().get(request.path_params["name"])
+    if found is None:
+        raise ProblemError(404)
+    content, media_type = found
+    headers = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+    return Response(content, 200, headers, media_type)

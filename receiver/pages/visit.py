@@ -1,0 +1,226 @@
+"""One request of a page: who visits, the operations of the API on their behalf, and the page that answers.
+
+All links of a page are relative, so that pages work under any path where the application is mounted, and behind a proxy
+that removes a prefix.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl, quote, urlencode
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from receiver.api.operations import ApiContext, Call, Operation
+from receiver.api.problems import ProblemError
+from receiver.api.routing import MOUNTED_AT, decoded_segment, parse_query
+from receiver.domain.cloudevents import rfc3339
+from receiver.models.queries import Query
+from receiver.pages.session import Session
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+FILES: Final = Path(__file__).parent
+_STATIC: Final = FILES / "static"
+_MAX_FORM_BYTES: Final = 64 * 1024
+_MAX_FIELDS: Final = 100
+
+HEADERS: Final = {
+    # Pages show message texts and numbers, which no cache may store.
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Visit:
+    """A request of a page. `session` is None where the API needs no token: then everybody may do everything."""
+
+    request: Request
+    context: ApiContext
+    session: Session | None = None
+    form: Mapping[str, str] = field(default_factory=dict)
+    pending: int = 0
+
+    @property
+    def is_admin(self) -> bool:
+        return self.session is None or self.session.is_admin
+
+    @property
+    def mounted_at(self) -> str:
+        """The path under which another application mounts this one."""
+        scope = self.request.scope
+        return str(scope.get(MOUNTED_AT, scope.get("root_path", "")))
+
+    @property
+    def place(self) -> str:
+        """The path of this page below the start page, undecoded: `%2F` is part of an id and not a separator."""
+        scope = self.request.scope
+        raw = scope.get("raw_path")
+        given = raw.decode("latin-1") if raw else quote(scope["path"])
+        return str(given.removeprefix(self.mounted_at).removeprefix("/"))
+
+    @property
+    def root(self) -> str:
+        """The relative path from this page to the start page."""
+        return "../" * self.place.count("/") or "./"
+
+    def segment(self, name: str) -> str:
+        """A value in the path. Raises ProblemError if it cannot be an id."""
+        return decoded_segment(self.request.path_params[name])
+
+    @property
+    def now(self) -> datetime:
+        return self.context.clock()
+
+    def query(self, model: type[Query], **changes: str) -> Any:
+        """The query string as the parameters of an operation; empty fields of a form are left out.
+
+        Raises ProblemError with every value that is refused.
+        """
+        given = {**dict(self.parameters), **changes}
+        text = urlencode([(name, value.strip()) for name, value in given.items() if value.strip()])
+        return parse_query(model, text.encode(), self.context.country_code)
+
+    @property
+    def parameters(self) -> list[tuple[str, str]]:
+        """The parameters of the query string; the last one wins where a name is repeated."""
+        text = self.request.scope["query_string"].decode("utf-8", "replace")
+        try:
+            return list(dict(parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_FIELDS)).items())
+        except ValueError:
+            raise ProblemError(400, f"The address has more than {_MAX_FIELDS} parameters.") from None
+
+    async def perform(
+        self,
+        operation: Operation,
+        *,
+        query: Query | None = None,
+        path: Mapping[str, str] | None = None,
+        body: Any = None,
+    ) -> Any:
+        """The result of an operation, as the API would answer the same visitor. Raises what the operation raises."""
+        if operation.method != "GET" and not self.is_admin:
+            raise ProblemError(403, "Your token may only read. Sign in with an admin token to change anything.")
+        call = Call(
+            context=self.context,
+            query=query if query is not None else operation.query(),
+            path=path or {},
+            body=body,
+            is_admin=self.is_admin,
+            token=self.session.digest if self.session is not None else None,
+        )
+        try:
+            return await operation(call)
+        finally:
+            self.pending = max(self.pending, call.pending)
+
+    def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
+        """The page that a template makes of these values."""
+        text = (
+            environment()
+            .get_template(template)
+            .render(
+                visit=self,
+                root=self.root,
+                version=_version(),
+                static=_static_address,
+                **values,
+            )
+        )
+        return Response(text, status, HEADERS, "text/html; charset=utf-8")
+
+    def redirect(self, address: str, *, headers: Mapping[str, str] | None = None) -> Response:
+        """Sends the browser to another page, relative to the start page."""
+        return Response(status_code=303, headers={**HEADERS, **(headers or {}), "Location": f"{self.root}{address}"})
+
+    def address(self, **changes: str | None) -> str:
+        """The query string of this page with some parameters changed; None removes one."""
+        given = {**dict(self.parameters), **changes}
+        return "?" + urlencode([(name, value) for name, value in given.items() if value])
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """The fields of a form; raises ProblemError if it is too large or none."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > _MAX_FORM_BYTES:
+            raise ProblemError(413, "The form is too large.", headers={"Connection": "close"})
+    try:
+        return dict(parse_qsl(body.decode("utf-8"), keep_blank_values=True, max_num_fields=_MAX_FIELDS))
+    except ValueError:
+        raise ProblemError(400, "The form cannot be read.") from None
+
+
+# --- templates ---
+
+
+@cache
+def environment() -> "Environment":
+    # Imported when the first page is made: a process that serves callbacks alone does not need it.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(FILES / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    made.filters |= {"utc": utc_text, "rfc3339": rfc3339, "number": number_text, "segment": path_segment}
+    return made
+
+
+def utc_text(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def number_text(value: float) -> str:
+    return f"{value:,}"
+
+
+def path_segment(value: str) -> str:
+    """A value as one segment of a path."""
+    return quote(value, safe="")
+
+
+@cache
+def _version() -> str:
+    return version("bandwidth-receiver")
+
+
+# --- files ---
+
+_MEDIA_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+@cache
+def static_files() -> dict[str, tuple[bytes, str]]:
+    """The files that pages load, by name: content and media type."""
+    return {file.name: (file.read_bytes(), _MEDIA_TYPES[file.suffix]) for file in _static_paths()}
+
+
+def _static_paths() -> Iterator[Path]:
+    yield from (file for file in sorted(_STATIC.iterdir()) if file.suffix in _MEDIA_TYPES)
+
+
+@cache
+def _static_address(name: str) -> str:
+    """The address of a file, relative to the start page. It changes with the content, so browsers may keep the file."""
+    content, _ = static_files()[name]
+    return f"static/{name}?v={hashlib.sha256(content).hexdigest()[:16]}"

@@ -1,0 +1,283 @@
+"""The pages as a browser requests them: sign-in, forms of other sites, hostile texts, and the pages for support."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+import pytest
+from httpx2 import AsyncClient, Response
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from receiver.storage.database import Database
+from tests.factories import callback as raw_callback
+from tests.factories import v2_event
+from tests.processing import process
+from tests.rows import inbound, insert, message
+from tests.web import ADMIN, READER, application, client
+
+pytestmark = pytest.mark.anyio
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{7*7}}"
+
+
+@asynccontextmanager
+async def browser(app: Any, token: str | None = ADMIN, **options: Any) -> AsyncIterator[AsyncClient]:
+    """A client with a session, as a browser has one after its sign-in."""
+    async with client(app, {}) as opened:
+        if token is not None:
+            answer = await opened.post("/login", data={"token": token})
+            assert answer.status_code == 303, answer.text
+        yield opened
+
+
+@pytest.fixture
+async def pages(database: Database) -> AsyncIterator[AsyncClient]:
+    async with browser(application(database)) as opened:
+        yield opened
+
+
+def csrf_of(page: Response) -> str:
+    found = re.search(r'name="csrf" value="([0-9a-f]+)"', page.text)
+    assert found is not None
+    return found[1]
+
+
+# --- sign-in ---
+
+
+async def test_a_page_without_a_session_leads_to_the_sign_in_and_back(database: Database) -> None:
+    async with browser(application(database), None) as visitor:
+        answer = await visitor.get("/messages", params={"q": "9195554321"})
+        assert answer.status_code == 303
+        login = await visitor.get(str(answer.url.join(answer.headers["location"])))
+        assert 'name="token"' in login.text
+        goal = re.search(r'name="next" value="([^"]+)"', login.text)
+        assert goal is not None
+        signed_in = await visitor.post("/login", data={"token": ADMIN, "next": goal[1]})
+        assert signed_in.headers["location"] == "./messages?q=9195554321"
+
+
+@pytest.mark.parametrize(
+    "goal", ["https://evil.example/", "//evil.example", "/\\evil.example", "\\\\evil.example", "../x", "javascript:x"]
+)
+async def test_a_sign_in_leads_to_no_other_site(database: Database, goal: str) -> None:
+    async with browser(application(database), None) as visitor:
+        answer = await visitor.post("/login", data={"token": ADMIN, "next": goal})
+        assert answer.headers["location"] == "./"
+
+
+async def test_a_wrong_token_is_refused_and_throttled(database: Database) -> None:
+    async with browser(application(database), None) as visitor:
+        answers = [await visitor.post("/login", data={"token": "wrong"}) for _ in range(6)]
+        assert [answer.status_code for answer in answers] == [401] * 5 + [429]
+        assert int(answers[-1].headers["retry-after"]) > 0
+        assert "wrong" not in answers[0].text
+
+
+async def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(database: Database) -> None:
+    async with browser(application(database), None) as visitor:
+        answer = await visitor.post("/login", data={"token": ADMIN})
+        cookie = answer.headers["set-cookie"]
+        assert cookie.startswith("receiver_session=")
+        assert "HttpOnly" in cookie
+        assert "SameSite=Lax" in cookie
+        assert "Secure" not in cookie
+        visitor.base_url = httpx2.URL("https://receiver.example")
+        assert "; Secure" in (await visitor.post("/login", data={"token": ADMIN})).headers["set-cookie"]
+
+
+async def test_signing_out_ends_the_session(pages: AsyncClient) -> None:
+    csrf = csrf_of(await pages.get("/messages"))
+    answer = await pages.post("/logout", data={"csrf": csrf})
+    assert answer.status_code == 303
+    assert (await pages.get("/messages")).status_code == 303
+
+
+async def test_a_session_is_no_token_of_the_api(pages: AsyncClient) -> None:
+    assert (await pages.get("/api/messages")).status_code == 401
+
+
+async def test_without_api_auth_the_pages_need_no_session(database: Database) -> None:
+    async with browser(application(database, tokens=None), None) as visitor:
+        assert (await visitor.get("/messages")).status_code == 200
+
+
+# --- forms of other sites ---
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}],
+)
+async def test_a_form_of_another_site_is_refused(pages: AsyncClient, headers: dict[str, str]) -> None:
+    csrf = csrf_of(await pages.get("/messages"))
+    for path in ("/logout", "/login"):
+        answer = await pages.post(path, data={"csrf": csrf, "token": ADMIN}, headers=headers)
+        assert answer.status_code == 403, path
+    assert (await pages.get("/messages")).status_code == 200
+
+
+async def test_a_form_without_the_secret_of_the_session_is_refused(pages: AsyncClient) -> None:
+    for data in ({}, {"csrf": "0" * 64}, {"csrf": "\u00e4"}):
+        assert (await pages.post("/logout", data=data)).status_code == 403
+    assert (await pages.get("/messages")).status_code == 200
+
+
+# --- what a browser is told ---
+
+
+async def test_a_page_allows_no_scripts_but_its_own_and_is_not_cached(pages: AsyncClient) -> None:
+    answer = await pages.get("/messages")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self';" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_a_page_loads_nothing_from_elsewhere(pages: AsyncClient) -> None:
+    page = await pages.get("/messages")
+    addresses = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="([^"]+)"', page.text)
+    assert len(addresses) >= 4
+    for address in addresses:
+        assert "//" not in address
+        answer = await pages.get(str(page.url.join(address)))
+        assert answer.status_code == 200, address
+        if "static/" in address:
+            assert "immutable" in answer.headers["cache-control"]
+    assert "<style" not in page.text
+    assert "style=" not in page.text
+
+
+async def test_pages_work_under_a_prefix(database: Database) -> None:
+    await insert(database, message(id="with/slash"))
+    app = Starlette(routes=[Mount("/sms", application(database))])
+    async with client(app, {}) as visitor:
+        signed_in = await visitor.post("/sms/login", data={"token": ADMIN, "next": "messages"})
+        assert signed_in.url.join(signed_in.headers["location"]).path == "/sms/messages"
+        assert "Path=/sms" in signed_in.headers["set-cookie"]
+        page = await visitor.get("/sms/messages")
+        [link] = re.findall(r'href="([^"]*with%2Fslash[^"]*)"', page.text)
+        one = await visitor.get(str(page.url.join(link.replace("&amp;", "&"))))
+        assert one.status_code == 200
+        [home] = re.findall(r'class="home" href="([^"]+)"', one.text)
+        assert one.url.join(home).path == "/sms/"
+
+
+# --- messages ---
+
+
+@pytest.mark.parametrize("typed", ["(919) 555-4321", "919-555-4321", "+1 919 555 4321", "9195554321"])
+async def test_one_box_finds_a_number_in_any_spelling(database: Database, pages: AsyncClient, typed: str) -> None:
+    await process(database, raw_callback([v2_event("found", to="+19195554321")]))
+    answer = await pages.get("/messages", params={"q": typed})
+    assert "messages/found?" in answer.text
+
+
+async def test_empty_fields_of_the_filters_are_no_filters(database: Database, pages: AsyncClient) -> None:
+    await process(database, raw_callback([v2_event("m1")]))
+    answer = await pages.get("/messages?q=&from=&status=delivered&deliveryCode=&fromDateTime=")
+    assert answer.status_code == 200
+    assert "messages/m1?" in answer.text
+
+
+async def test_a_wrong_filter_is_named_at_its_field(pages: AsyncClient) -> None:
+    answer = await pages.get("/messages?deliveryCode=abc&from=no+number+at+all+123456789012345678901234567890")
+    assert answer.status_code == 400
+    assert answer.text.count('aria-invalid="true"') == 2
+    assert 'value="abc"' in answer.text
+
+
+async def test_an_empty_result_says_what_was_looked_for(database: Database, pages: AsyncClient) -> None:
+    assert "first-run" in (await pages.get("/messages")).text
+    answer = await pages.get("/messages", params={"q": "nothing-like-this"})
+    assert "No message matches <q>nothing-like-this</q>" in answer.text
+
+
+async def test_older_messages_follow_by_the_link(database: Database, pages: AsyncClient) -> None:
+    await insert(database, *(message(id=f"m{number}") for number in range(30)))
+    page, shown = await pages.get("/messages"), set()
+    shown |= set(re.findall(r"messages/(m\d+)\?", page.text))
+    [following] = re.findall(r'href="([^"]+)" rel="next"', page.text)
+    second = await pages.get(str(page.url.join(following.replace("&amp;", "&"))))
+    shown |= set(re.findall(r"messages/(m\d+)\?", second.text))
+    assert len(shown) == 30
+    assert 'rel="next"' not in second.text
+
+
+async def test_csv_has_all_messages_that_the_filters_choose(database: Database, pages: AsyncClient) -> None:
+    await insert(database, *(message(id=f"m{number}", tag="a" if number % 2 else "b") for number in range(1203)))
+    answer = await pages.get("/messages.csv?tagPrefix=a&size=5&q=")
+    assert answer.headers["content-disposition"] == 'attachment; filename="messages.csv"'
+    lines = answer.text.splitlines()
+    assert len(lines) == 1 + 601
+    assert len(set(lines)) == len(lines)
+
+
+async def test_a_message_begins_with_what_became_of_it(database: Database, pages: AsyncClient) -> None:
+    event = v2_event("m1", "message-failed", errorCode=4720)
+    await process(database, raw_callback([event]))
+    page = await pages.get("/messages/m1")
+    assert "4720" in page.text
+    [heading] = re.findall("<h1>(.*?)</h1>", page.text)
+    assert "Not delivered" in heading or "failed" in heading.lower()
+    assert re.search(r'href="\.\./callbacks/[^"]+">as received', page.text)
+    assert "Copy as text" in page.text
+
+
+async def test_messages_between_the_same_numbers_are_shown(database: Database, pages: AsyncClient) -> None:
+    await insert(
+        database,
+        message(id="m1", sender="+15550001", to=["+15550002"]),
+        message(id="m2", sender="+15550001", to=["+15550002"]),
+        message(id="m3", sender="+15550001", to=["+15550003"]),
+        inbound(id="m4", sender="+15550002", to=["+15550001"]),
+    )
+    page = await pages.get("/messages/m1")
+    assert set(re.findall(r'href="\.\./messages/(m\d)\?', page.text)) == {"m2", "m4"}
+
+
+async def test_an_id_of_two_messages_asks_which_one_is_meant(database: Database, pages: AsyncClient) -> None:
+    await insert(database, message(id="m1"), inbound(id="m1"))
+    page = await pages.get("/messages/m1")
+    assert page.status_code == 409
+    links = re.findall(r'href="(\?direction=\w+)"', page.text)
+    assert sorted(links) == ["?direction=in", "?direction=out"]
+    assert (await pages.get(f"/messages/m1{links[0]}")).status_code == 200
+
+
+async def test_an_unknown_message_is_a_page_that_says_so(pages: AsyncClient) -> None:
+    page = await pages.get("/messages/" + quote("<b>nobody</b>", safe=""))
+    assert page.status_code == 404
+    assert "There is no message &lt;b&gt;nobody&lt;/b&gt;" in page.text
+
+
+async def test_hostile_texts_are_shown_and_not_run(database: Database, pages: AsyncClient) -> None:
+    event = v2_event(HOSTILE, "message-failed", errorCode=4720, description=HOSTILE, tag=HOSTILE, sender=HOSTILE)
+    event["message"] |= {
+        "text": HOSTILE,
+        "from": HOSTILE,
+        "to": [HOSTILE],
+        "media": [HOSTILE],
+        "applicationId": HOSTILE,
+    }
+    await process(database, raw_callback([event]))
+    addresses = ["/messages", f"/messages/{quote(HOSTILE, safe='')}", f"/messages?q={quote(HOSTILE)}"]
+    addresses += [f"/messages?{name}={quote(HOSTILE)}" for name in ("from", "status", "deliveryCode", HOSTILE)]
+    for address in addresses:
+        page = await pages.get(address)
+        assert page.status_code in (200, 400), address
+        for tag in re.findall(r"<script[^>]*>", page.text):
+            assert "src=" in tag, address
+        assert "<img" not in page.text, address
+        assert "49" not in re.findall(r"<title>(.*?)</title>", page.text)[0]
+
+
+async def test_the_answers_of_sinks_are_for_admins(database: Database) -> None:
+    async with browser(application(database), READER) as visitor:
+        assert (await visitor.get("/messages")).status_code == 200
