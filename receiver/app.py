@@ -31,6 +31,7 @@ from receiver.metrics import WebMetrics
 from receiver.monitoring import Monitor
 from receiver.pages.session import Throttle
 from receiver.pages.site import Site
+from receiver.pages.visit import SiteSettings
 from receiver.providers.registry import URLS
 from receiver.settings import PREFIX, Settings, load
 from receiver.storage import journal, schema, sqlite_file
@@ -186,7 +187,7 @@ class Receiver:
         return [
             *Health(self.journal.probe).routes(),
             Route("/metrics", self._metrics, middleware=guard),
-            *Site(context, self._throttle).routes(),
+            *Site(context, self._throttle, _site_settings(settings)).routes(),
             *routes.routes(context),
         ]
 
@@ -276,6 +277,14 @@ _OPEN_DOORS: Final = {
 
 def _tokens(settings: Settings) -> Tokens:
     return Tokens(token.get_secret_value() for token in settings.api_tokens)
+
+
+def _site_settings(settings: Settings) -> SiteSettings:
+    user = None
+    if settings.callback_auth == "basic":
+        name, _, password = settings.callback_credentials[0].get_secret_value().partition(":")
+        user = name, password
+    return SiteSettings(callback_user=user, tag_keys=tag_keys(settings))
 
 
 def _admission(settings: Settings) -> Admission:

@@ -21,6 +21,7 @@ from receiver.intake.server import server
 from receiver.intake.transfer import Reprocessing
 from receiver.pages.session import Throttle
 from receiver.pages.site import Site
+from receiver.pages.visit import SiteSettings
 from receiver.storage.database import Database
 from tests.dispatching import now
 from tests.processing import append
@@ -64,6 +65,7 @@ async def serving(app: Any, **options: Any) -> AsyncIterator[str]:
 ADMIN = "admin-token-f00"
 READER = "reader-token-ba7"
 TAG_KEY = ("k1", "tag-secret-5ec")
+SITE = SiteSettings(callback_user=("bandwidth", "callback-password-c0d"), tag_keys=dict([TAG_KEY]))
 AUTHORIZED = {"Authorization": f"Bearer {ADMIN}"}
 
 
@@ -95,7 +97,7 @@ def application(database: Database, **more: Any) -> Starlette:
         }
     )
     app = Starlette(
-        routes=[*Site(api, Throttle()).routes(), *routes(api)], exception_handlers=problems.APPLICATION_HANDLERS
+        routes=[*Site(api, Throttle(), SITE).routes(), *routes(api)], exception_handlers=problems.APPLICATION_HANDLERS
     )
     app.router.redirect_slashes = False
     return app

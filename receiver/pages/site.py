@@ -5,7 +5,8 @@ its session.
 """
 
 import hmac
-from collections.abc import Awaitable, Callable, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -19,9 +20,9 @@ from starlette.routing import BaseRoute, Route, Router
 from receiver.api.operations import ApiContext
 from receiver.api.problems import ProblemError, as_problem
 from receiver.api.routing import EncodedMount
-from receiver.pages import messages
+from receiver.pages import callbacks, messages, setup
 from receiver.pages.session import COOKIE, LIFETIME, Session, Throttle, read_session, start_session
-from receiver.pages.visit import HEADERS, Visit, read_form, static_files
+from receiver.pages.visit import HEADERS, SiteSettings, Visit, read_form, static_files
 
 log = structlog.get_logger("receiver.pages")
 
@@ -41,6 +42,11 @@ PAGES: Final[Sequence[Page]] = (
     Page("/messages", messages.list_page),
     Page("/messages.csv", messages.export),
     Page("/messages/{id}", messages.message_page),
+    Page("/callbacks", callbacks.list_page, callbacks.reprocess_page_of),
+    Page("/callbacks/{id}", callbacks.callback_page, callbacks.reprocess),
+    Page("/callbacks/{id}/body", callbacks.raw_body),
+    Page("/setup", setup.setup_page),
+    Page("/tags", setup.tags_page, setup.use_tag),
 )
 
 # What browsers say about where a request comes from: https://www.w3.org/TR/fetch-metadata/
@@ -51,8 +57,9 @@ _MAX_NEXT: Final = 2000
 class Site:
     """The pages of one web process."""
 
-    def __init__(self, context: ApiContext, throttle: Throttle) -> None:
+    def __init__(self, context: ApiContext, throttle: Throttle, settings: SiteSettings) -> None:
         self._context = context
+        self._settings = settings
         self._throttle = throttle
 
     def routes(self) -> list[BaseRoute]:
@@ -60,19 +67,24 @@ class Site:
             Route("/static/{name}", _static),
             Route("/login", self._login, methods=["GET", "POST"]),
             Route("/logout", self._endpoint(Page("/logout", act=_log_out)), methods=["POST"]),
-            *(self._route(page) for page in PAGES),
+            *self._page_routes(),
         ]
 
-    def _route(self, page: Page) -> BaseRoute:
-        prefix, brace, rest = page.path.partition("/{")
-        endpoint, methods = self._endpoint(page), _methods(page)
-        if not brace:
-            return Route(page.path, endpoint, methods=methods)
-        return EncodedMount(prefix, Router([Route(f"/{{{rest}", endpoint, methods=methods)], redirect_slashes=False))
+    def _page_routes(self) -> Iterator[BaseRoute]:
+        below: defaultdict[str, list[BaseRoute]] = defaultdict(list)
+        for page in PAGES:
+            prefix, brace, rest = page.path.partition("/{")
+            endpoint, methods = self._endpoint(page), _methods(page)
+            if brace:
+                below[prefix].append(Route(f"{brace}{rest}", endpoint, methods=methods))
+            else:
+                yield Route(page.path, endpoint, methods=methods)
+        for prefix, routes in below.items():
+            yield EncodedMount(prefix, Router(routes, redirect_slashes=False))
 
     def _endpoint(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
-            visit = Visit(request=request, context=self._context, session=self._session(request))
+            visit = self._visit(request, self._session(request))
             if self._context.tokens is not None and visit.session is None:
                 return _sign_in_first(visit)
             try:
@@ -89,6 +101,9 @@ class Site:
 
         return endpoint
 
+    def _visit(self, request: Request, session: Session | None) -> Visit:
+        return Visit(request=request, context=self._context, settings=self._settings, session=session)
+
     def _session(self, request: Request) -> Session | None:
         cookie = request.cookies.get(COOKIE)
         tokens = self._context.tokens
@@ -104,7 +119,7 @@ class Site:
         return form
 
     async def _login(self, request: Request) -> Response:
-        visit = Visit(request=request, context=self._context)
+        visit = self._visit(request, None)
         tokens = self._context.tokens
         if tokens is None:
             return visit.redirect("")

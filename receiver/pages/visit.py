@@ -45,12 +45,25 @@ HEADERS: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteSettings:
+    """The settings that pages show and operations do not need.
+
+    `callback_user` are the user and the password for Bandwidth (None: callbacks need none), `tag_keys` the secrets of
+    all tag keys by kid.
+    """
+
+    callback_user: tuple[str, str] | None = field(default=None, repr=False)
+    tag_keys: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
 @dataclass(slots=True, kw_only=True)
 class Visit:
     """A request of a page. `session` is None where the API needs no token: then everybody may do everything."""
 
     request: Request
     context: ApiContext
+    settings: SiteSettings
     session: Session | None = None
     form: Mapping[str, str] = field(default_factory=dict)
     pending: int = 0
@@ -77,6 +90,13 @@ class Visit:
     def root(self) -> str:
         """The relative path from this page to the start page."""
         return "../" * self.place.count("/") or "./"
+
+    @property
+    def base_url(self) -> str:
+        """The address of the start page for other programs: the public URL, else the one that the browser uses."""
+        if self.context.public_url is not None:
+            return self.context.public_url.rstrip("/")
+        return f"{self.request.url.scheme}://{self.request.url.netloc}{self.mounted_at}"
 
     def segment(self, name: str) -> str:
         """A value in the path. Raises ProblemError if it cannot be an id."""

@@ -3,12 +3,14 @@
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from html import unescape
 from typing import Any
 from urllib.parse import quote
 
 import httpx2
 import pytest
 from httpx2 import AsyncClient, Response
+from msgspec.structs import replace
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -281,3 +283,83 @@ async def test_hostile_texts_are_shown_and_not_run(database: Database, pages: As
 async def test_the_answers_of_sinks_are_for_admins(database: Database) -> None:
     async with browser(application(database), READER) as visitor:
         assert (await visitor.get("/messages")).status_code == 200
+
+
+# --- callbacks ---
+
+
+async def test_quarantined_callbacks_come_first_and_are_shown_byte_for_byte(
+    database: Database, pages: AsyncClient
+) -> None:
+    broken = replace(raw_callback([v2_event("m1")]), body=b'[{"type": "\xff'), raw_callback([v2_event("m2")])
+    await process(database, *broken)
+    page = await pages.get("/callbacks")
+    [link] = set(re.findall(r'href="(\./callbacks/[^"?]+)"', page.text))
+    assert "unreadable" in page.text
+    one = await pages.get(str(page.url.join(link)))
+    assert "Why it is in quarantine" in one.text
+    body = await pages.get(str(one.url.join(re.findall(r'href="([^"]+/body)"', one.text)[0])))
+    assert body.content == broken[0].body
+    assert body.headers["content-disposition"].startswith("attachment")
+    everything = await pages.get("/callbacks?outcome=any")
+    assert len(set(re.findall(r'href="(\./callbacks/[^"?]+)"', everything.text))) == 2
+
+
+async def test_a_callback_leads_to_its_messages(database: Database, pages: AsyncClient) -> None:
+    raw = raw_callback([v2_event("m1"), v2_event("m/2")])
+    await process(database, raw)
+    page = await pages.get(f"/callbacks/{raw.id}")
+    assert re.findall(r'href="\.\./messages/([^"?]+)\?', page.text) == ["m1", "m%2F2"]
+
+
+async def test_a_callback_is_processed_again_from_its_page(database: Database, pages: AsyncClient) -> None:
+    raw = raw_callback([{"type": "unheard-of", "message": {"id": "m1"}}])
+    await process(database, raw)
+    page = await pages.get(f"/callbacks/{raw.id}")
+    answer = await pages.post(f"/callbacks/{raw.id}", data={"csrf": csrf_of(page)})
+    assert "processed again, and stays in quarantine: unknown-type" in answer.text
+    answer = await pages.post("/callbacks", data={"csrf": csrf_of(page), "reason": "", "messageId": ""})
+    assert "1 callbacks were processed again; 1 of them stay in quarantine" in answer.text
+
+
+async def test_a_read_token_sees_callbacks_and_cannot_process_them(database: Database) -> None:
+    raw = raw_callback([{"type": "unheard-of", "message": {"id": "m1"}}])
+    await process(database, raw)
+    async with browser(application(database), READER) as visitor:
+        page = await visitor.get(f"/callbacks/{raw.id}")
+        assert "Process it again" not in page.text
+        answer = await visitor.post(f"/callbacks/{raw.id}", data={"csrf": csrf_of(page)})
+        assert answer.status_code == 403
+        assert "may only read" in answer.text
+
+
+# --- set-up and tags ---
+
+
+async def test_the_set_up_has_the_urls_and_shows_the_first_callback(database: Database, pages: AsyncClient) -> None:
+    page = await pages.get("/setup")
+    assert "http://receiver.example/callbacks/bandwidth/v2" in page.text
+    assert "http://bandwidth:callback-password-c0d@receiver.example/callbacks/bandwidth/v1" in page.text
+    assert "Waiting for your first callback" in page.text
+    await process(database, raw_callback([v2_event("m1")]))
+    assert "Callbacks come in." in (await pages.get("/setup")).text
+
+
+async def test_a_read_token_sees_no_password_of_callbacks(database: Database) -> None:
+    async with browser(application(database), READER) as visitor:
+        page = await visitor.get("/setup")
+        assert "/callbacks/bandwidth/v1" in page.text
+        assert "callback-password" not in page.text
+
+
+async def test_a_tag_is_signed_and_checked(pages: AsyncClient) -> None:
+    csrf = csrf_of(await pages.get("/tags"))
+    numbers = {"from": "+15559999", "to": "+15550001"}
+    signed = await pages.post("/tags", data={"csrf": csrf, "action": "sign", "value": "order 4711", **numbers})
+    [tag] = re.findall(r'id="signed">([^<]+)<', signed.text)
+    checked = await pages.post("/tags", data={"csrf": csrf, "action": "check", "tag": unescape(tag), **numbers})
+    assert ">valid<" in checked.text
+    assert "order 4711" in checked.text
+    other = {**numbers, "to": "+15550002"}
+    forged = await pages.post("/tags", data={"csrf": csrf, "action": "check", "tag": unescape(tag), **other})
+    assert ">forged<" in forged.text

@@ -1,0 +1,139 @@
+"""The pages of the journal: quarantined callbacks first, one callback byte for byte, and processing it again."""
+
+import base64
+from typing import Any, Final
+
+import orjson
+from starlette.responses import Response
+
+from receiver.api.callbacks import OPERATIONS
+from receiver.api.operations import Listed
+from receiver.api.problems import ProblemError
+from receiver.domain.events import REGISTERED, Callback, Event, Quarantine
+from receiver.models.callbacks import CallbackRead, CallbackSummaryRead
+from receiver.models.queries import CallbackQuery, ReprocessQuery
+from receiver.pages.visit import Visit
+from receiver.providers.registry import parse
+
+_BY_NAME: Final = {operation.name: operation for operation in OPERATIONS}
+LIST: Final = _BY_NAME["listCallbacks"]
+GET: Final = _BY_NAME["getCallback"]
+REPROCESS_ALL: Final = _BY_NAME["reprocessCallbacks"]
+REPROCESS: Final = _BY_NAME["reprocessCallback"]
+
+OUTCOMES: Final = ("quarantined", "pending", "accepted")
+_MAX_MESSAGES: Final = 100
+# What follows is in the whole body, which the page links to.
+_MAX_SHOWN: Final = 200_000
+
+
+async def list_page(visit: Visit) -> Response:
+    """Callbacks, newest first; without a filter those in quarantine."""
+    return await _listed(visit)
+
+
+async def _listed(visit: Visit, done: str | None = None) -> Response:
+    given = {name: value for name, value in visit.parameters if value}
+    shown = given if given.keys() & {"outcome", "reason", "messageId"} else {"outcome": "quarantined", **given}
+    found: Listed[CallbackSummaryRead] | None = None
+    problem: ProblemError | None = None
+    try:
+        outcome = {name: value for name, value in shown.items() if value != "any"}
+        found = await visit.perform(LIST, query=visit.query(CallbackQuery, **{"outcome": "", **outcome}))
+    except ProblemError as error:
+        if error.status != 400:
+            raise
+        problem = error
+    return visit.page(
+        "callbacks.html",
+        status=problem.status if problem is not None else 200,
+        callbacks=found.items if found is not None else [],
+        next_page=visit.address(**found.next_page) if found is not None and found.next_page is not None else None,
+        given=shown,
+        problem=problem,
+        errors={error.parameter: error.detail for error in problem.errors} if problem is not None else {},
+        done=done,
+        outcomes=OUTCOMES,
+        reasons=[reason.value for reason in Quarantine],
+    )
+
+
+async def reprocess_page_of(visit: Visit) -> Response:
+    """Processes a page of quarantined callbacks again, oldest first, those that the filters choose."""
+    given = {name: value for name, value in visit.form.items() if name in ("reason", "messageId")}
+    query = ReprocessQuery.model_validate({**{n: v for n, v in given.items() if v}, "size": 100}, by_alias=True)
+    result: Listed[CallbackSummaryRead] = await visit.perform(REPROCESS_ALL, query=query)
+    left = sum(callback.outcome == "quarantined" for callback in result.items)
+    more = " There are more: press the button again." if result.next_page is not None else ""
+    done = f"{len(result.items)} callbacks were processed again; {left} of them stay in quarantine.{more}"
+    return await _listed(visit, done if result.items else "No callback is in quarantine.")
+
+
+# --- one callback ---
+
+
+async def callback_page(visit: Visit) -> Response:
+    """One callback as it was received, and what was made of it."""
+    return await _shown(visit)
+
+
+async def _shown(visit: Visit, done: str | None = None) -> Response:
+    callback: CallbackRead = await visit.perform(GET, path={"id": visit.segment("id")})
+    return visit.page(
+        "callback.html",
+        callback=callback,
+        body=_body_text(callback.raw),
+        is_cut=len(callback.raw) > _MAX_SHOWN,
+        messages=_messages(callback),
+        done=done,
+    )
+
+
+async def reprocess(visit: Visit) -> Response:
+    """Processes the callback again with today's code and keys."""
+    result: CallbackSummaryRead = await visit.perform(REPROCESS, path={"id": visit.segment("id")})
+    if result.outcome == "quarantined":
+        return await _shown(visit, f"It was processed again, and stays in quarantine: {result.reason}.")
+    return await _shown(visit, "It was processed again, and is accepted.")
+
+
+async def raw_body(visit: Visit) -> Response:
+    """The body byte for byte, as a file: a browser must not render what strangers wrote."""
+    callback: CallbackRead = await visit.perform(GET, path={"id": visit.segment("id")})
+    response = Response(callback.raw, media_type="application/octet-stream")
+    response.headers["Content-Disposition"] = 'attachment; filename="callback"'
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+def _body_text(body: bytes) -> str:
+    """The body for people: JSON with line breaks, other text as it is, bytes that are no text as base64."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        return base64.b64encode(body[:_MAX_SHOWN]).decode("ascii")
+    if len(body) <= _MAX_SHOWN:
+        try:
+            return orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2).decode()
+        except (orjson.JSONDecodeError, orjson.JSONEncodeError, RecursionError):
+            pass
+    return text[:_MAX_SHOWN]
+
+
+def _messages(callback: CallbackRead) -> list[dict[str, Any]]:
+    """The messages that the callback names, as today's code parses it."""
+    if callback.route == REGISTERED or len(callback.raw) > _MAX_SHOWN:
+        return []
+    raw = Callback(
+        id=callback.id,
+        received_at=callback.received_at,
+        api=callback.api,
+        route=callback.route,
+        method=callback.method,
+        query=callback.query,
+        body=callback.raw,
+    )
+    events = (element for element in parse(raw) if isinstance(element, Event))
+    named = {event.key: {"id": event.message_id, "api": event.api, "direction": event.direction} for event in events}
+    return list(named.values())[:_MAX_MESSAGES]
