@@ -29,8 +29,7 @@ from receiver.intake.server import Closed
 from receiver.intake.transfer import Reprocessing
 from receiver.metrics import WebMetrics
 from receiver.monitoring import Monitor
-from receiver.pages.session import Throttle
-from receiver.pages.site import Site
+from receiver.pages.site import Site, SiteState
 from receiver.pages.visit import SiteSettings
 from receiver.providers.registry import URLS
 from receiver.settings import PREFIX, Settings, load
@@ -114,7 +113,7 @@ class Receiver:
         self._status = StatusReader(self.database)
         self._settling = Settling(self.database)
         self._streams = Streams()
-        self._throttle = Throttle()
+        self._site = SiteState()
         self.journal = Journal(journal.journal_writer(self.database), observer=self.metrics, on_append=self.worker.wake)
         self._endpoints = CallbackEndpoints(
             self.journal,
@@ -187,7 +186,7 @@ class Receiver:
         return [
             *Health(self.journal.probe).routes(),
             Route("/metrics", self._metrics, middleware=guard),
-            *Site(context, self._throttle, _site_settings(settings)).routes(),
+            *Site(context, self._site, _site_settings(settings)).routes(),
             *routes.routes(context),
         ]
 

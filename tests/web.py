@@ -19,8 +19,7 @@ from receiver.domain.events import Callback
 from receiver.intake.fold import TagChecker
 from receiver.intake.server import server
 from receiver.intake.transfer import Reprocessing
-from receiver.pages.session import Throttle
-from receiver.pages.site import Site
+from receiver.pages.site import Site, SiteState
 from receiver.pages.visit import SiteSettings
 from receiver.storage.database import Database
 from tests.dispatching import now
@@ -97,7 +96,7 @@ def application(database: Database, **more: Any) -> Starlette:
         }
     )
     app = Starlette(
-        routes=[*Site(api, Throttle(), SITE).routes(), *routes(api)], exception_handlers=problems.APPLICATION_HANDLERS
+        routes=[*Site(api, SiteState(), SITE).routes(), *routes(api)], exception_handlers=problems.APPLICATION_HANDLERS
     )
     app.router.redirect_slashes = False
     return app

@@ -1,13 +1,12 @@
 """The query API: all operations, their routes and the OpenAPI document."""
 
-from collections.abc import Awaitable, Callable
 from functools import cache
 from importlib.metadata import version
 from typing import Final
 
 from pydantic_core import to_json
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from receiver.api import (
@@ -50,23 +49,11 @@ GROUPS: Final = (OWN, catapult.GROUP)
 def routes(context: ApiContext) -> list[BaseRoute]:
     """The routes of the query API, and those of the OpenAPI document and the documentation, which need no token."""
     return [
-        Route("/", _start(context.public_url), include_in_schema=False),
         Route("/openapi.json", _openapi, name="openapi"),
         Route(SCHEMA_PATH, _event_schema, name="eventSchema"),
         *docs.routes(_document),
         *(mount(group, context) for group in GROUPS),
     ]
-
-
-def _start(public_url: str | None) -> Callable[[Request], Awaitable[Response]]:
-    """What this server is, in a line with links, for somebody who opens its address."""
-
-    async def start(request: Request) -> Response:
-        url = (public_url or str(request.url.replace(query=""))).rstrip("/")
-        line = f"This is receiver: documentation {url}/docs, API {url}/docs/openapi, health {url}/healthz\n"
-        return PlainTextResponse(line, headers={"X-Content-Type-Options": "nosniff"})
-
-    return start
 
 
 async def _openapi(_: Request) -> Response:

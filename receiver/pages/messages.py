@@ -155,7 +155,7 @@ async def _neighbours(visit: Visit, message: MessageRead) -> Sequence[MessageRea
             },
             by_alias=True,
             by_name=False,
-            context={"country_code": lambda: visit.context.country_code},
+            context=visit.numbers,
         )
         result: Listed[MessageRead] = await visit.perform(LIST, query=query)
         found |= {other.key: other for other in result.items if other.key != message.key}

@@ -14,15 +14,15 @@ from urllib.parse import quote, urlsplit
 
 import structlog
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, Router
 
 from receiver.api.operations import ApiContext
 from receiver.api.problems import ProblemError, as_problem
 from receiver.api.routing import EncodedMount
-from receiver.pages import callbacks, messages, setup
+from receiver.pages import callbacks, messages, setup, sinks, statistics
 from receiver.pages.session import COOKIE, LIFETIME, Session, Throttle, read_session, start_session
-from receiver.pages.visit import HEADERS, SiteSettings, Visit, read_form, static_files
+from receiver.pages.visit import HEADERS, Rate, SiteSettings, Visit, read_form, static_files
 
 log = structlog.get_logger("receiver.pages")
 
@@ -39,12 +39,17 @@ class Page:
 
 
 PAGES: Final[Sequence[Page]] = (
+    Page("/", statistics.overview),
+    Page("/statistics", statistics.statistics_page),
     Page("/messages", messages.list_page),
     Page("/messages.csv", messages.export),
     Page("/messages/{id}", messages.message_page),
     Page("/callbacks", callbacks.list_page, callbacks.reprocess_page_of),
     Page("/callbacks/{id}", callbacks.callback_page, callbacks.reprocess),
     Page("/callbacks/{id}/body", callbacks.raw_body),
+    Page("/sinks", sinks.list_page),
+    Page("/sinks/{name}", sinks.sink_page, sinks.act),
+    Page("/dead-letters", sinks.dead_letters_page, sinks.act_on_dead_letters),
     Page("/setup", setup.setup_page),
     Page("/tags", setup.tags_page, setup.use_tag),
 )
@@ -54,13 +59,21 @@ _OWN_SITES: Final = frozenset({"same-origin", "none"})
 _MAX_NEXT: Final = 2000
 
 
+class SiteState:
+    """What the pages of one web process remember, also when its settings change."""
+
+    def __init__(self) -> None:
+        self.throttle = Throttle()
+        self.rate = Rate()
+
+
 class Site:
     """The pages of one web process."""
 
-    def __init__(self, context: ApiContext, throttle: Throttle, settings: SiteSettings) -> None:
+    def __init__(self, context: ApiContext, state: SiteState, settings: SiteSettings) -> None:
         self._context = context
+        self._state = state
         self._settings = settings
-        self._throttle = throttle
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -85,6 +98,8 @@ class Site:
     def _endpoint(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             visit = self._visit(request, self._session(request))
+            if page.path == "/" and "text/html" not in request.headers.get("accept", ""):
+                return _start(visit)
             if self._context.tokens is not None and visit.session is None:
                 return _sign_in_first(visit)
             try:
@@ -102,7 +117,9 @@ class Site:
         return endpoint
 
     def _visit(self, request: Request, session: Session | None) -> Visit:
-        return Visit(request=request, context=self._context, settings=self._settings, session=session)
+        return Visit(
+            request=request, context=self._context, settings=self._settings, rate=self._state.rate, session=session
+        )
 
     def _session(self, request: Request) -> Session | None:
         cookie = request.cookies.get(COOKIE)
@@ -133,17 +150,24 @@ class Site:
             return visit.page("login.html", status=error.status, next="", problem=error.detail)
         address = request.client.host if request.client is not None else ""
         goal = _local(form.get("next", ""))
-        if seconds := self._throttle.seconds_to_wait(address, visit.now):
+        if seconds := self._state.throttle.seconds_to_wait(address, visit.now):
             problem = f"Too many sign-ins failed. Wait {seconds} seconds, then try again."
             response = visit.page("login.html", status=429, next=goal, problem=problem)
             response.headers["Retry-After"] = str(seconds)
             return response
         cookie = start_session(tokens, form.get("token", "").strip(), visit.now)
         if cookie is None:
-            self._throttle.failed(address, visit.now)
+            self._state.throttle.failed(address, visit.now)
             problem = "This token is not accepted. The start of the receiver prints where the tokens are."
             return visit.page("login.html", status=401, next=goal, problem=problem)
         return visit.redirect(goal, headers={"Set-Cookie": _cookie(visit, cookie, int(LIFETIME.total_seconds()))})
+
+
+def _start(visit: Visit) -> Response:
+    """What this server is, in a line with links, for a program that requests its address."""
+    url = visit.base_url
+    line = f"This is receiver: documentation {url}/docs, API {url}/docs/openapi, health {url}/healthz\n"
+    return PlainTextResponse(line, headers={"X-Content-Type-Options": "nosniff"})
 
 
 def _methods(page: Page) -> list[str]:

@@ -5,9 +5,10 @@ that removes a prefix.
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,8 @@ from receiver.api.operations import ApiContext, Call, Operation
 from receiver.api.problems import ProblemError
 from receiver.api.routing import MOUNTED_AT, decoded_segment, parse_query
 from receiver.domain.cloudevents import rfc3339
+from receiver.explanation.words import duration_text
+from receiver.models.parameters import NumberContext
 from receiver.models.queries import Query
 from receiver.pages.session import Session
 
@@ -57,6 +60,29 @@ class SiteSettings:
     tag_keys: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
+_RATE_SPAN: Final = timedelta(seconds=60)
+
+
+class Rate:
+    """How many callbacks per second came in lately, from counts that the overview reads while somebody looks at it."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[datetime, int]] = deque()
+
+    def add(self, now: datetime, callbacks: int) -> float | None:
+        """Takes a count; returns callbacks per second since the oldest count of the last minute, None for the first."""
+        counts = self._counts
+        if counts and callbacks < counts[-1][1]:
+            # The database was replaced by another one.
+            counts.clear()
+        counts.append((now, callbacks))
+        while now - counts[0][0] > _RATE_SPAN:
+            counts.popleft()
+        first_at, first = counts[0]
+        seconds = (now - first_at).total_seconds()
+        return (callbacks - first) / seconds if seconds > 0 else None
+
+
 @dataclass(slots=True, kw_only=True)
 class Visit:
     """A request of a page. `session` is None where the API needs no token: then everybody may do everything."""
@@ -64,6 +90,7 @@ class Visit:
     request: Request
     context: ApiContext
     settings: SiteSettings
+    rate: Rate
     session: Session | None = None
     form: Mapping[str, str] = field(default_factory=dict)
     pending: int = 0
@@ -97,6 +124,11 @@ class Visit:
         if self.context.public_url is not None:
             return self.context.public_url.rstrip("/")
         return f"{self.request.url.scheme}://{self.request.url.netloc}{self.mounted_at}"
+
+    @property
+    def numbers(self) -> NumberContext:
+        """How numbers of a query are read that were typed without a country code."""
+        return {"country_code": lambda: self.context.country_code}
 
     def segment(self, name: str) -> str:
         """A value in the path. Raises ProblemError if it cannot be an id."""
@@ -202,12 +234,22 @@ def environment() -> "Environment":
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters |= {"utc": utc_text, "rfc3339": rfc3339, "number": number_text, "segment": path_segment}
+    made.filters |= {
+        "duration": duration,
+        "utc": utc_text,
+        "rfc3339": rfc3339,
+        "number": number_text,
+        "segment": path_segment,
+    }
     return made
 
 
 def utc_text(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def duration(seconds: float) -> str:
+    return duration_text(timedelta(seconds=seconds))
 
 
 def number_text(value: float) -> str:

@@ -1,7 +1,8 @@
-"""Sinks operated over the API and by the commands, also while a server works for them."""
+"""Sinks operated over the API, by the commands and on the pages, also while a server works for them."""
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from tests.dispatching import append, life
 from tests.factories import at, v2_event
 from tests.processes import PATIENT, Server, receiver, serving, until, whole_lines
 from tests.rows import insert, message
-from tests.web import READER, application, client
+from tests.web import ADMIN, READER, application, client
 
 pytestmark = pytest.mark.anyio
 
@@ -538,3 +539,87 @@ async def test_responses_of_sinks_are_for_admin_tokens_only(api: AsyncClient, st
         [attempt] = await get(api, path)
         assert attempt["response"] == "no such contact"
         assert (await api.get(path, headers=reader)).json() == [attempt | {"response": None}]
+
+
+# --- the pages ---
+
+
+@pytest.fixture
+async def pages(stocked: Database) -> AsyncIterator[AsyncClient]:
+    async with client(application(stocked, sinks=SINKS, clock=lambda: at(100)), {}) as opened:
+        await opened.post("/login", data={"token": ADMIN})
+        yield opened
+
+
+async def press(pages: AsyncClient, path: str, **form: str) -> str:
+    """The page after a button of a page was pressed."""
+    page = await pages.get(path)
+    [csrf, *_] = re.findall(r'name="csrf" value="([0-9a-f]+)"', page.text)
+    answer = await pages.post(path, data={"csrf": csrf, **form})
+    assert answer.status_code == 200, answer.text
+    return answer.text
+
+
+async def test_the_pages_show_backlog_and_dead_letters(pages: AsyncClient) -> None:
+    assert '<a href="./dead-letters?sink=crm">1</a>' in (await pages.get("/sinks")).text
+    shown = (await pages.get("/sinks/crm")).text
+    assert "1 due" in shown
+    assert "1 refused" in shown
+    assert (await pages.get("/sinks/nobody")).status_code == 404
+
+
+async def test_a_sink_is_paused_resumed_and_tested_on_its_page(pages: AsyncClient) -> None:
+    assert ">paused<" in await press(pages, "/sinks/crm", action="pause")
+    assert ">paused<" not in await press(pages, "/sinks/crm", action="resume")
+    assert "The sink can be reached" in await press(pages, "/sinks/crm", action="test")
+
+
+async def test_a_replay_is_counted_started_and_cancelled_on_the_page(pages: AsyncClient, stocked: Database) -> None:
+    counted = await press(pages, "/sinks/crm", action="count", **{"from": "beginning"})
+    assert "would be published again" in counted
+    assert 'value="replay"' in counted
+    begun = await press(pages, "/sinks/crm", action="replay", **{"from": "beginning"})
+    [replay] = re.findall(r'value="cancel-replay-(\d+)"', begun)
+    assert "The replay is cancelled." in await press(pages, "/sinks/crm", action=f"cancel-replay-{replay}")
+
+
+async def test_wrong_times_of_a_replay_are_named(pages: AsyncClient) -> None:
+    page = await pages.get("/sinks/crm")
+    [csrf, *_] = re.findall(r'name="csrf" value="([0-9a-f]+)"', page.text)
+    answer = await pages.post("/sinks/crm", data={"csrf": csrf, "action": "count", "from": "some time"})
+    assert answer.status_code == 400
+    assert "from:" in answer.text
+    assert 'value="some time"' in answer.text
+
+
+async def test_dead_letters_are_counted_before_they_are_requeued(pages: AsyncClient) -> None:
+    address = "/dead-letters?sink=crm"
+    assert "Requeue these" not in (await pages.get(address)).text
+    assert "Requeue these 1" in await press(pages, address, sink="crm", action="requeue-count")
+    assert "1 dead letters wait for their next attempt now" in await press(pages, address, sink="crm", action="requeue")
+    assert "no such dead letter" in (await pages.get(address)).text
+
+
+async def test_one_dead_letter_is_requeued(pages: AsyncClient) -> None:
+    page = (await pages.get("/dead-letters")).text
+    [letter] = re.findall(r'name="id" value="(\d+)"', page)
+    assert "1 dead letters wait" in await press(pages, "/dead-letters", sink="crm", id=letter, action="requeue")
+
+
+async def test_a_read_token_sees_no_buttons_and_no_responses_of_sinks(stocked: Database) -> None:
+    async with client(application(stocked, sinks=SINKS, clock=lambda: at(100)), {}) as visitor:
+        await visitor.post("/login", data={"token": READER})
+        await insert(stocked, message("a"))
+        for path in ("/sinks/crm", "/dead-letters?sink=crm", "/messages/a"):
+            page = await visitor.get(path)
+            assert page.status_code == 200, path
+            assert 'name="action"' not in page.text, path
+            assert "no such contact" not in page.text, path
+        [csrf, *_] = re.findall(r'name="csrf" value="([0-9a-f]+)"', page.text)
+        for path, form in (
+            ("/sinks/crm", {"action": "pause"}),
+            ("/sinks/crm", {"action": "test"}),
+            ("/dead-letters", {"action": "drop", "sink": "crm"}),
+            ("/dead-letters", {"action": "drop-count", "sink": "crm"}),
+        ):
+            assert (await visitor.post(path, data={"csrf": csrf, **form})).status_code == 403, form

@@ -1,8 +1,10 @@
 """The pages as a browser requests them: sign-in, forms of other sites, hostile texts, and the pages for support."""
 
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from html import unescape
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +16,7 @@ from msgspec.structs import replace
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from receiver import clock
 from receiver.storage.database import Database
 from tests.factories import callback as raw_callback
 from tests.factories import v2_event
@@ -363,3 +366,56 @@ async def test_a_tag_is_signed_and_checked(pages: AsyncClient) -> None:
     other = {**numbers, "to": "+15550002"}
     forged = await pages.post("/tags", data={"csrf": csrf, "action": "check", "tag": unescape(tag), **other})
     assert ">forged<" in forged.text
+
+
+# --- numbers ---
+
+HTML = {"accept": "text/html"}
+
+
+async def test_the_start_is_a_page_for_browsers_and_a_line_for_programs(pages: AsyncClient) -> None:
+    assert "<h1>Overview</h1>" in (await pages.get("/", headers=HTML)).text
+    assert (await pages.get("/")).text.startswith("This is receiver: ")
+
+
+async def test_the_overview_before_the_first_callback_leads_to_the_set_up(pages: AsyncClient) -> None:
+    page = await pages.get("/", headers=HTML)
+    assert "No callback has come yet" in page.text
+    assert 'href="./setup"' in page.text
+
+
+async def test_the_overview_shows_rates_failures_and_what_is_awaited(database: Database) -> None:
+    now = clock.now()
+    created = (now - timedelta(minutes=5)).isoformat()
+    failed = [
+        v2_event(f"f{n}", "message-failed", errorCode=4770, message={"time": created, "id": f"f{n}"}) for n in range(3)
+    ]
+    delivered = [v2_event(f"d{n}", message={"time": created, "id": f"d{n}"}) for n in range(7)]
+    waiting = v2_event("w1", "message-sending", message={"time": created, "id": "w1"})
+    await process(database, raw_callback([*failed, *delivered, waiting]))
+    async with browser(application(database, clock=lambda: now)) as visitor:
+        page = await visitor.get("/", headers=HTML)
+    assert "70.0 %" in page.text
+    assert "4770 destination-spam-detected" in page.text
+    assert re.search(r'awaitingReceipt=true[^>]*">1<', page.text)
+
+
+async def test_statistics_are_counted_by_what_is_asked_and_drawn_over_time(database: Database) -> None:
+    now = clock.now()
+    events = []
+    for hour in range(3):
+        created = (now - timedelta(hours=hour)).isoformat()
+        events += [v2_event(f"m{hour}", message={"time": created, "id": f"m{hour}"})]
+    await process(database, raw_callback(events))
+    async with browser(application(database, clock=lambda: now)) as visitor:
+        page = await visitor.get("/statistics?by=hour&fromDateTime=12h")
+        [data] = re.findall(r'<script type="application/json" id="deliveries">(.*?)</script>', page.text)
+        times, delivered, failed, other = json.loads(data)
+        assert delivered == [1, 1, 1]
+        assert failed == other == [0, 0, 0]
+        assert times == sorted(times)
+        by_status = await visitor.get("/statistics?by=status,direction")
+        assert "<td>delivered</td><td>out</td>" in by_status.text
+        wrong = await visitor.get("/statistics?by=nothing")
+        assert wrong.status_code == 400
+        assert 'aria-invalid="true"' in wrong.text

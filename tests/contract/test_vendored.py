@@ -7,7 +7,7 @@ from pathlib import Path
 import receiver.pages
 
 STATIC = Path(receiver.pages.__file__).with_name("static")
-OWN = {"icon.svg", "pages.css", "pages.js"}
+OWN = {"chart.js", "icon.svg", "pages.css", "pages.js"}
 LISTED = dict(
     re.findall(r"^\| `([\w.]+)` \|.*\| `([0-9a-f]{64})` \|$", (STATIC / "VENDORED.md").read_text("utf-8"), re.MULTILINE)
 )

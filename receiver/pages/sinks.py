@@ -1,0 +1,142 @@
+"""The pages for operators: sinks with their backlog, one sink with its replays, and dead letters."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from receiver.api import dead_letters, sinks
+from receiver.api.dead_letters import DeadLetterActionResult
+from receiver.api.operations import Listed
+from receiver.api.problems import ProblemError, invalid_values_problem
+from receiver.api.routing import invalid_values
+from receiver.api.sinks import ReplayRequest, ReplayResponse, SinkTest
+from receiver.errors import Conflict, Expired
+from receiver.models.queries import DeadLetterChoice, DeadLetterQuery, DryRunQuery, ReplayQuery
+from receiver.models.sinks import DeadLetterRead, ReplayRead, SinkRead
+from receiver.pages.visit import Visit
+
+_SINKS: Final = {operation.name: operation for operation in sinks.OPERATIONS}
+_DEAD_LETTERS: Final = {operation.name: operation for operation in dead_letters.OPERATIONS}
+# The words of a button, and the operation that it performs.
+_REPLAY_ACTIONS: Final = {"pause": "pauseReplay", "resume": "resumeReplay", "cancel": "cancelReplay"}
+_CHOSEN_BY: Final = ("reason", "messageId", "eventId", "fromDateTime", "toDateTime")
+
+
+async def list_page(visit: Visit) -> Response:
+    """All sinks: state, backlog, dead letters. The page follows them live."""
+    found: Listed[SinkRead] = await visit.perform(_SINKS["listSinks"], query=visit.query(_SINKS["listSinks"].query))
+    next_page = visit.address(**found.next_page) if found.next_page is not None else None
+    return visit.page("sinks.html", sinks=found.items, next_page=next_page)
+
+
+async def sink_page(visit: Visit) -> Response:
+    """One sink: its state and backlog, the last error, its replays, and what an operator can do."""
+    return await _shown(visit)
+
+
+async def _shown(visit: Visit, **results: Any) -> Response:
+    name = {"name": visit.segment("name")}
+    sink: SinkRead = await visit.perform(_SINKS["getSink"], path=name)
+    replays: Listed[ReplayRead] = await visit.perform(_SINKS["listReplays"], path=name, query=ReplayQuery(size=10))
+    shown: dict[str, Any] = {"done": None, "test": None, "replay": None, "problem": None, **results}
+    status = shown["problem"].status if shown["problem"] is not None else 200
+    return visit.page("sink.html", status=status, sink=sink, replays=replays.items, form=visit.form, **shown)
+
+
+async def act(visit: Visit) -> Response:
+    """Does what the pressed button says, and shows the sink with the result."""
+    action = visit.form.get("action", "")
+    try:
+        return await _shown(visit, **await _result(visit, action))
+    except (Conflict, Expired) as error:
+        return await _shown(visit, problem=ProblemError(409, f"{str(error)[:1].upper()}{str(error)[1:]}."))
+    except ProblemError as error:
+        if error.status != 400:
+            raise
+        return await _shown(visit, problem=error)
+
+
+async def _result(visit: Visit, action: str) -> Mapping[str, Any]:
+    name = {"name": visit.segment("name")}
+    if action == "test":
+        test: SinkTest = await visit.perform(_SINKS["testSink"], path=name)
+        return {"test": test}
+    if action in ("pause", "resume"):
+        await visit.perform(_SINKS[f"{action}Sink"], path=name)
+        return {"done": "The sink is paused: its events wait." if action == "pause" else "The sink goes on."}
+    if action in ("count", "replay"):
+        is_dry_run = action == "count"
+        response: ReplayResponse = await visit.perform(
+            _SINKS["replaySink"], path=name, body=_replay_request(visit.form), query=DryRunQuery(dry_run=is_dry_run)
+        )
+        return {"replay": response}
+    verb, _, replay_id = action.partition("-replay-")
+    if verb in _REPLAY_ACTIONS:
+        replay: ReplayRead = await visit.perform(_SINKS[_REPLAY_ACTIONS[verb]], path={**name, "id": replay_id})
+        return {"done": f"The replay is {replay.state}."}
+    raise ProblemError(400, "This page has no such button.")
+
+
+def _replay_request(form: Mapping[str, str]) -> ReplayRequest:
+    ids = form.get("messageIds", "").replace(",", " ").split()
+    given = {"from": form.get("from", "").strip(), "until": form.get("until", "").strip()}
+    try:
+        return ReplayRequest.model_validate({**{name: text for name, text in given.items() if text}, "messageIds": ids})
+    except ValidationError as error:
+        raise invalid_values_problem(invalid_values(error)) from None
+
+
+# --- dead letters ---
+
+
+async def dead_letters_page(visit: Visit) -> Response:
+    """Dead letters, oldest first."""
+    return await _dead_letters(visit)
+
+
+async def _dead_letters(visit: Visit, **results: Any) -> Response:
+    shown: dict[str, Any] = {"result": None, "action": None, "problem": None, **results}
+    found: Listed[DeadLetterRead] | None = None
+    if shown["problem"] is None:
+        try:
+            found = await visit.perform(_DEAD_LETTERS["listDeadLetters"], query=visit.query(DeadLetterQuery))
+        except ProblemError as error:
+            if error.status != 400:
+                raise
+            shown["problem"] = error
+    names: Listed[SinkRead] = await visit.perform(_SINKS["listSinks"])
+    given = {name: value for name, value in visit.parameters if value}
+    return visit.page(
+        "dead_letters.html",
+        status=shown["problem"].status if shown["problem"] is not None else 200,
+        letters=found.items if found is not None else [],
+        next_page=visit.address(**found.next_page) if found is not None and found.next_page is not None else None,
+        given=given,
+        sinks=[sink.name for sink in names.items],
+        errors={error.parameter: error.detail for error in shown["problem"].errors} if shown["problem"] else {},
+        choice={name: value for name, value in given.items() if name in ("sink", *_CHOSEN_BY)},
+        **shown,
+    )
+
+
+async def act_on_dead_letters(visit: Visit) -> Response:
+    """Counts, requeues or drops the dead letters of a sink that the filters of the page choose, or one of them."""
+    verb, _, mode = visit.form.get("action", "").partition("-")
+    operation = _DEAD_LETTERS.get({"requeue": "requeueDeadLetters", "drop": "dropDeadLetters"}.get(verb, ""))
+    if operation is None:
+        raise ProblemError(400, "This page has no such button.")
+    one = visit.form.get("id")
+    choice: dict[str, Any] = {name: visit.form.get(name, "") for name in ("sink", *_CHOSEN_BY)}
+    choice = {name: value for name, value in choice.items() if value}
+    if one:
+        choice = {"sink": choice.get("sink"), "id": [one]}
+    try:
+        query = DeadLetterChoice.model_validate(
+            {**choice, "dryRun": "true" if mode == "count" else "false"}, by_alias=True, by_name=False
+        )
+    except ValidationError as error:
+        return await _dead_letters(visit, problem=invalid_values_problem(invalid_values(error)))
+    result: DeadLetterActionResult = await visit.perform(operation, query=query)
+    return await _dead_letters(visit, result=result, action=verb)

@@ -1,0 +1,30 @@
+"use strict";
+
+// Draws [[seconds since 1970], [delivered], [failed], [other]] as stacked areas with the colours of the page.
+function draw(element) {
+  const data = JSON.parse(document.getElementById(element.dataset.chart).textContent);
+  const [times, delivered, failed, other] = data;
+  const upTo = (...series) => times.map((_, i) => series.reduce((sum, values) => sum + values[i], 0));
+  const style = getComputedStyle(document.documentElement);
+  const colour = (name) => style.getPropertyValue(name).trim();
+  const part = (label, name, values) => ({
+    label, stroke: colour(name), fill: `${colour(name)}40`, width: 1.5, points: { show: times.length < 40 },
+    value: (_, __, ___, i) => (i === null ? "" : values[i].toLocaleString()),
+  });
+  const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
+  const size = () => ({ width: element.clientWidth, height: 260 });
+  element.replaceChildren();
+  const plot = new uPlot({
+    ...size(),
+    scales: { y: { range: (_, __, max) => [0, Math.max(1, max * 1.05)] } },
+    axes: [axis, { ...axis, size: 70 }],
+    series: [{}, part("other", "--open", other), part("failed", "--bad", failed), part("delivered", "--good", delivered)],
+  }, [times, upTo(delivered, failed, other), upTo(delivered, failed), delivered], element);
+  new ResizeObserver(() => plot.setSize(size())).observe(element);
+  return plot;
+}
+
+const charts = [...document.querySelectorAll("[data-chart]")].map((element) => [element, draw(element)]);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  for (const entry of charts) { entry[1].destroy(); entry[1] = draw(entry[0]); }
+});

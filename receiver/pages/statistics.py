@@ -1,0 +1,193 @@
+"""The pages with numbers: the overview, live, and statistics as a table and a chart."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import orjson
+from starlette.responses import Response
+
+from receiver.api.messages import OPERATIONS as MESSAGES
+from receiver.api.operations import Listed
+from receiver.api.problems import ProblemError
+from receiver.api.statistics import OPERATIONS as STATISTICS
+from receiver.api.status import OPERATIONS as STATUS
+from receiver.api.status import InstallationStatus
+from receiver.domain.cloudevents import rfc3339
+from receiver.models.messages import MessageRead
+from receiver.models.queries import DIMENSIONS, MessageQuery, SortOrder, StatisticsQuery
+from receiver.models.statistics import StatisticRead, StatisticsRead
+from receiver.pages.visit import Visit
+from receiver.providers import registry
+
+_STATUS_NOW: Final = next(operation for operation in STATUS if operation.name == "getStatus")
+_STATISTICS: Final = next(operation for operation in STATISTICS if operation.name == "getStatistics")
+_LIST: Final = next(operation for operation in MESSAGES if operation.name == "listMessages")
+
+_DAY: Final = timedelta(hours=24)
+_TOP: Final = 5
+_MAX_POINTS: Final = 2000
+_MAX_ROWS: Final = 1000
+_TIMES: Final = ("hour", "day")
+
+
+# --- the overview ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The deliveries of the last 24 hours and of the 24 hours before; None: there were none."""
+
+    now: StatisticRead | None
+    before: StatisticRead | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """The values of a dimension with most failures: each with its row, its label and the filter of its messages."""
+
+    title: str
+    rows: Sequence[tuple[StatisticRead, str, Mapping[str, str]]]
+
+
+async def overview(visit: Visit) -> Response:
+    """How messages and this installation are, now."""
+    status: InstallationStatus = await visit.perform(_STATUS_NOW)
+    if status.processor.callbacks is None:
+        # The database cannot be read: the sentences of the status say so, and all else would wait for it.
+        return visit.page("overview.html", status=503, installation=status, deliveries=None, rate=None)
+    deliveries = await _deliveries(visit)
+    oldest = await _oldest_awaiting(visit)
+    hours = await _counts(visit, by="hour", direction="out")
+    rankings = [
+        await _ranking(visit, "Failures by code", "deliveryCode"),
+        await _ranking(visit, "Failures by sender", "from"),
+        await _ranking(visit, "Failures by carrier", "carrierName"),
+        await _ranking(visit, "Failures by application", "applicationId"),
+    ]
+    pending = status.journal.pending or 0
+    return visit.page(
+        "overview.html",
+        installation=status,
+        rate=visit.rate.add(visit.now, status.processor.callbacks + pending),
+        deliveries=deliveries,
+        oldest=oldest,
+        rankings=[ranking for ranking in rankings if ranking.rows],
+        chart=_chart("hour", hours),
+    )
+
+
+async def _counts(
+    visit: Visit, *, since: timedelta = _DAY, until: timedelta | None = None, **more: str
+) -> StatisticsRead:
+    given = {"fromDateTime": rfc3339(visit.now - since), **more}
+    if until is not None:
+        given["toDateTime"] = rfc3339(visit.now - until)
+    query = StatisticsQuery.model_validate(given, by_alias=True, by_name=False, context=visit.numbers)
+    result: StatisticsRead = await visit.perform(_STATISTICS, query=query)
+    return result
+
+
+async def _deliveries(visit: Visit) -> Comparison:
+    now = await _counts(visit, direction="out")
+    # A range is widened to whole hours: without the hour between them the two would overlap.
+    before = await _counts(visit, since=2 * _DAY, until=_DAY + timedelta(hours=1), direction="out")
+    return Comparison(now=next(iter(now.rows), None), before=next(iter(before.rows), None))
+
+
+async def _oldest_awaiting(visit: Visit) -> MessageRead | None:
+    """The oldest message of the last days of which a final event is awaited."""
+    query = MessageQuery(awaiting_receipt=True, order=SortOrder.ASC, size=1, since=visit.now - 3 * _DAY)
+    found: Listed[MessageRead] = await visit.perform(_LIST, query=query)
+    return found.items[0] if found.items else None
+
+
+async def _ranking(visit: Visit, title: str, dimension: str) -> Ranking:
+    found = await _counts(visit, by=dimension, direction="out", status="failed")
+    rows = [row for row in found.rows if row.failed and _value(row, dimension) is not None]
+    worst = sorted(rows, key=lambda row: row.failed, reverse=True)[:_TOP]
+    return Ranking(
+        title=title,
+        rows=[(row, _label(row, dimension), _message_filter(row, dimension)) for row in worst],
+    )
+
+
+def _value(row: StatisticRead, dimension: str) -> Any:
+    return getattr(row, DIMENSIONS[dimension])  # type: ignore[index]
+
+
+def _label(row: StatisticRead, dimension: str) -> str:
+    value = _value(row, dimension)
+    if dimension == "deliveryCode":
+        names = {entry.name for entry in registry.catalogue() if entry.code == value}
+        return f"{value} {' or '.join(sorted(names))}".rstrip()
+    return str(value)
+
+
+def _message_filter(row: StatisticRead, dimension: str) -> dict[str, str]:
+    """The parameters that list the messages of a row; empty where messages have no such filter."""
+    if dimension not in ("deliveryCode", "from", "applicationId"):
+        return {}
+    return {dimension: str(_value(row, dimension)), "status": "failed", "fromDateTime": "24h"}
+
+
+# --- statistics ---
+
+
+async def statistics_page(visit: Visit) -> Response:
+    """Deliveries counted by up to three dimensions, as a table, and over time as a chart."""
+    given = {name: value for name, value in visit.parameters if value}
+    chosen = given if given else {"by": "day"}
+    problem: ProblemError | None = None
+    found: StatisticsRead | None = None
+    try:
+        query = visit.query(StatisticsQuery, **chosen)
+        found = await visit.perform(_STATISTICS, query=query)
+    except ProblemError as error:
+        if error.status != 400:
+            raise
+        problem = error
+    by = [name for name in chosen.get("by", "").replace(" ", "").split(",") if name in DIMENSIONS]
+    rows = found.rows if found is not None else []
+    return visit.page(
+        "statistics.html",
+        status=problem.status if problem is not None else 200,
+        found=found,
+        rows=[(row, [_shown(row, name) for name in by]) for row in rows[:_MAX_ROWS]],
+        left_out=max(0, len(rows) - _MAX_ROWS),
+        by=by,
+        dimensions=list(DIMENSIONS),
+        given=chosen,
+        problem=problem,
+        errors={error.parameter: error.detail for error in problem.errors} if problem is not None else {},
+        chart=_chart(by[0], found) if found is not None and len(by) == 1 and by[0] in _TIMES else None,
+    )
+
+
+def _shown(row: StatisticRead, dimension: str) -> Any:
+    """A value of a dimension for people; times stay times."""
+    value = _value(row, dimension)
+    if value is None:
+        return "none"
+    return _label(row, dimension) if dimension == "deliveryCode" else value
+
+
+def _chart(dimension: str, counts: StatisticsRead) -> str | None:
+    """The data of a chart over time as JSON: seconds since 1970, delivered, failed, other deliveries."""
+    points = [
+        (
+            int(_moment(_value(row, dimension)).timestamp()),
+            row.delivered,
+            row.failed,
+            row.deliveries - row.delivered - row.failed,
+        )
+        for row in counts.rows
+    ]
+    if len(points) < 2:
+        return None
+    return orjson.dumps([list(column) for column in zip(*sorted(points)[-_MAX_POINTS:], strict=True)]).decode()
+
+
+def _moment(value: Any) -> datetime:
+    return value if isinstance(value, datetime) else datetime.fromisoformat(f"{value}T00:00:00+00:00")
