@@ -8,7 +8,7 @@ function draw(element) {
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(name).trim();
   const part = (label, name, values) => ({
-    label, stroke: colour(name), fill: `${colour(name)}40`, width: 1.5, points: { show: times.length < 40 },
+    label, stroke: colour(name), fill: colour(`${name}-area`), width: 1.5, points: { show: times.length < 40 },
     value: (_, __, ___, i) => (i === null ? "" : values[i].toLocaleString()),
   });
   const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
