@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from receiver import credentials, exposition, logs
+from receiver import credentials, exposition, logs, tracing
 from receiver.api import problems, routes
 from receiver.api.auth import Tokens, token_guard
 from receiver.api.health import Health
@@ -99,6 +99,7 @@ class Receiver:
         self.settings = settings
         # Before anything is opened, so that a wrong sink table prevents the start.
         configured_sinks(settings)
+        tracing.refuse_other_process(settings.tracing, settings.worker)
         self.database = Database(settings.database)
         routes = [(provider.api, url.route) for provider, url in URLS]
         self.metrics = WebMetrics(reasons=REASONS, closed=Closed, routes=routes)
@@ -115,8 +116,9 @@ class Receiver:
         self._streams = Streams()
         self._site = SiteState()
         self.journal = Journal(journal.journal_writer(self.database), observer=self.metrics, on_append=self.worker.wake)
+        self._tracing = tracing.configured(settings.tracing)
         self._endpoints = CallbackEndpoints(
-            self.journal,
+            self._tracing.journal(self.journal) if self._tracing is not None else self.journal,
             admission=_admission(settings),
             observer=self.metrics,
             clock=now,
@@ -145,6 +147,9 @@ class Receiver:
                 sqlite_file.refuse_unfit(file)
                 sqlite_file.close(file)
             stack.push_async_callback(self.database.close)
+            if self._tracing is not None:
+                self._tracing.start()
+                stack.push_async_callback(self._tracing.stop)
             await prepare_database(self.database)
             await self.journal.start()
             stack.push_async_callback(self.journal.stop)
@@ -243,6 +248,8 @@ class Receiver:
         self.metrics.worker_seen(self.worker.view().state == "running")
         self.metrics.log_lines_dropped(logs.dropped())
         self.metrics.event_streams(len(self._streams))
+        if self._tracing is not None:
+            self.metrics.spans_dropped(self._tracing.dropped)
         own = exposition.families(self.metrics.registry)
         return metrics_answer(request, own, self.worker.metrics())
 

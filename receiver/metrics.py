@@ -72,6 +72,19 @@ class _ProcessMetrics:
         self._dropped_before = lines
 
 
+class _DroppedSpans:
+    """Counts the spans of traces that a process has not exported."""
+
+    def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
+        self._counter = Counter(f"{prefix}_spans_dropped", "Spans of traces that were not exported", registry=registry)
+        self._before = 0
+
+    def set(self, spans: int) -> None:
+        """Sets the spans that this process has dropped since its start."""
+        self._counter.inc(spans - self._before)
+        self._before = spans
+
+
 class WebMetrics:
     """The metrics of the web process: requests to the callback routes, commits of the journal, size of the database.
 
@@ -89,6 +102,7 @@ class WebMetrics:
         PlatformCollector(registry=registry)
         self._process = _ProcessMetrics(registry, "receiver")
         self.loop_delayed, self.log_lines_dropped = self._process.loop_delayed, self._process.log_lines_dropped
+        self.spans_dropped = _DroppedSpans(registry, "receiver").set
         self._accepted = Counter("receiver_accepted", "Callbacks answered 200", registry=registry)
         self._rejected = Counter(
             "receiver_refused", "Requests that were refused before they were stored", ["reason"], registry=registry
@@ -206,6 +220,7 @@ class WorkerMetrics:
         if own_process:
             ProcessCollector(namespace="receiver_worker", registry=registry)
             self._process = _ProcessMetrics(registry, "receiver_worker")
+        self.spans_dropped = _DroppedSpans(registry, "receiver_worker").set
         callbacks = Counter("receiver_callbacks", "Callbacks processed", ["result"], registry=registry)
         self._results = {result: callbacks.labels(result) for result in _RESULTS}
         self._duplicates = Counter("receiver_duplicates", "Events that were stored already", registry=registry)

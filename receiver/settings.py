@@ -41,6 +41,7 @@ from receiver.errors import SettingsError, did_you_mean
 from receiver.providers import PROVIDERS
 from receiver.storage.database import driver_url
 from receiver.tags import TagPolicy, parse_keys
+from receiver.tracing import TracingSettings
 
 PREFIX: Final = "RECEIVER_"
 DEFAULT_CONFIG: Final = "receiver.toml"
@@ -181,6 +182,7 @@ class Settings(BaseSettings):
         [], repr=False, description="The sinks that events are published to: `name`, `type` and the fields of the type."
     )
     retention: Retention = Field(Retention(), description="Days after which data is deleted; 0 keeps it for ever.")
+    tracing: TracingSettings = Field(TracingSettings(), description="Where traces go to.")
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="The format of the log on standard error; `auto` is `console` on a terminal, else `json`."
     )
@@ -317,6 +319,10 @@ class Settings(BaseSettings):
                     )
 
 
+_TABLES: Final[dict[str, type[BaseModel]]] = {"retention": Retention, "tracing": TracingSettings}
+"""The settings that are tables of settings."""
+
+
 def bare_token(entry: str) -> str:
     """The token that a request carries, from `token` or `name:access:token`."""
     parts = entry.split(":", 2)
@@ -419,8 +425,8 @@ def sources(config: Path | None = None) -> dict[tuple[str, ...], str]:
 
     found: dict[tuple[str, ...], str] = {}
     for name in Settings.model_fields:
-        if name == "retention":
-            found |= {(name, inner): source(name, inner) for inner in Retention.model_fields}
+        if name in _TABLES:
+            found |= {(name, inner): source(name, inner) for inner in _TABLES[name].model_fields}
         else:
             found[(name,)] = source(name)
     return found
@@ -489,7 +495,7 @@ def _problems(error: ValidationError, file: Path | None) -> Iterator[str]:
         name = f"{PREFIX}{'__'.join(path)}".upper()
         is_in_file = _is_written(path, written) and name not in map(str.upper, os.environ)
         if problem["type"] == "extra_forbidden":
-            fields = (Settings if len(path) == 1 else Retention).model_fields
+            fields = (Settings if len(path) == 1 else _TABLES[path[0]]).model_fields
             if is_in_file:
                 prefix = "".join(f"{part}." for part in path[:-1])
                 meant = did_you_mean(".".join(path), (prefix + field for field in fields), prefix=prefix)

@@ -16,12 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 import orjson
 import structlog
 
-from receiver import exposition, logs, tags
+from receiver import exposition, logs, tags, tracing
 from receiver.clock import now
 from receiver.dispatch.dispatcher import Dispatchers
 from receiver.dispatch.reader import Wakeup
@@ -34,7 +35,7 @@ from receiver.providers.registry import URLS
 from receiver.settings import Settings, restore
 from receiver.sinks import registry
 from receiver.sinks.registry import ConfiguredSink
-from receiver.storage import sqlite_file
+from receiver.storage import callbacks, sqlite_file
 from receiver.storage.database import Database, is_sqlite
 from receiver.storage.retention import Pruner
 
@@ -89,6 +90,7 @@ class Worker:
         self._monitor = Monitor(metrics, message="callbacks were processed", totals=lambda: metrics.totals)
         self._database = Database(settings.database)
         wakeup = Wakeup()
+        self._tracing = tracing.configured(settings.tracing, partial(callbacks.headers_of, self._database))
         self.processor = Processor(
             self._database,
             checker=tag_checker(settings),
@@ -97,6 +99,7 @@ class Worker:
             clock=now,
             on_commit=wakeup.set,
             holder=holder,
+            tracing=self._tracing,
         )
         sinks = configured_sinks(settings)
         self._dispatchers = Dispatchers(
@@ -107,12 +110,15 @@ class Worker:
             observer=metrics,
             random_fraction=random.random,
             holder=holder,
+            tracing=self._tracing,
         )
         names = [sink.name for sink in sinks]
         metrics.name_sinks(names)
         self._pruner = Pruner(self._database, settings.retention.ages, clock=now, sinks=names, observer=metrics)
 
     async def start(self) -> None:
+        if self._tracing is not None:
+            self._tracing.start()
         # The sinks first: a new sink starts at the end of the log, before this worker appends to it.
         await self._dispatchers.start()
         await self.processor.start()
@@ -125,6 +131,8 @@ class Worker:
         await self._dispatchers.stop()
         await self._pruner.stop()
         await self._monitor.stop()
+        if self._tracing is not None:
+            await self._tracing.stop()
         await self._database.close()
 
     async def reload(self, settings: Settings) -> None:
@@ -150,6 +158,8 @@ class Worker:
         """The state of the worker and its metrics, in the types of JSON."""
         health = self.processor.health
         self.metrics.log_lines_dropped(logs.dropped())
+        if self._tracing is not None:
+            self.metrics.spans_dropped(self._tracing.dropped)
         return {
             "processor": health.status,
             "failingSince": health.failing_since_at,

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import structlog
 import uvicorn
 
-from receiver import credentials, logs
+from receiver import credentials, logs, tracing
 from receiver.app import RELOADED, Receiver
 from receiver.cli.context import make_embedded
 from receiver.cli.output import OutputClosed, echo
@@ -200,6 +200,7 @@ def serve(config: Path | None, *, host: str | None, port: int | None) -> int:
     configure_logs(given)
     # Sinks and port before any file is made: a start that fails leaves nothing half made.
     configured_sinks(given)
+    tracing.refuse_other_process(given.tracing, given.worker)
     with ExitStack() as stack:
         listeners = bind(given.host, given.port)
         for listener in listeners:

@@ -26,6 +26,7 @@ from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import retries, sinks
 from receiver.storage.database import Database
 from receiver.storage.sinks import Lease, LeaseLost, Registration
+from receiver.tracing import Tracing
 
 # After its holder died, a sink gets nothing until the lease expires. The lease is renewed every fifth of this time.
 LEASE_SECONDS: Final = 15.0
@@ -63,6 +64,7 @@ class Dispatchers:
         holder: str | None = None,
         schedule_seconds: Callable[[], float] = time.monotonic,
         reference: Callable[[Any], Awaitable[datetime]] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._resources = Resources(
             database=database,
@@ -75,6 +77,7 @@ class Dispatchers:
             lease_seconds=lease_seconds,
             poll_seconds=poll_seconds,
             holder=holder,
+            tracing=tracing,
         )
         self._configured = {sink.name: sink for sink in configured}
         self._dispatchers: dict[str, Dispatcher] = {}

@@ -59,6 +59,7 @@ def publication(entry: LogEntry, source: str | None = None, public_url: str | No
         event=envelope,
         body=orjson.dumps(envelope),
         recipient=event.recipient,
+        callback_id=event.callback_id,
     )
 
 

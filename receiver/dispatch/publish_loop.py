@@ -331,9 +331,15 @@ class PublishLoop:
 
     async def _publish(self, batch: Batch) -> BatchResult:
         started, started_at = self._monotonic(), self._clock.now()
-        publications = [pending.publication for pending in batch.pending]
+        tracing, attempts = self._resources.tracing, None
+        if tracing is not None:
+            attempts = await tracing.attempts(self._name, self._settings.type, batch.pending)
+        publications = attempts.publications if attempts else [pending.publication for pending in batch.pending]
         results = await publish(self._sink, publications, self._settings.timeout.total_seconds())
-        return BatchResult(batch, results, started_at, self._monotonic() - started)
+        seconds = self._monotonic() - started
+        if tracing is not None and attempts is not None:
+            tracing.attempted(attempts, results, seconds)
+        return BatchResult(batch, results, started_at, seconds)
 
     async def _wait(self) -> None:
         """Waits until a publish has ended, the log has grown, or the next poll, renewal, settlement or probe is due."""

@@ -26,6 +26,7 @@ from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import event_log, retries
 from receiver.storage.database import Database
 from receiver.storage.retries import Progress, WaitingRetry
+from receiver.tracing import Tracing
 
 
 class Wakeup:
@@ -175,7 +176,8 @@ class Resources:
     `clock` returns aware UTC time. `monotonic` returns the seconds of leases, timeouts and polls, `schedule_seconds`
     those at whose pace the schedule of retries passes; neither ever jumps, and both are `time.monotonic` outside of
     tests. `random_fraction` returns a number from 0 to 1. `reference` reads the clock that all processes share.
-    `holder` names the worker in its leases; None: each dispatcher has a name of its own.
+    `holder` names the worker in its leases; None: each dispatcher has a name of its own. `tracing` is None unless
+    traces are exported.
     """
 
     database: Database
@@ -188,6 +190,7 @@ class Resources:
     lease_seconds: float
     poll_seconds: float
     holder: str | None = None
+    tracing: Tracing | None = None
 
 
 # A replay stores no retries. A failed event is tried this often while the whole replay waits; then it is a dead letter.

@@ -75,7 +75,9 @@ class Publication:
 
     `id` is the same on every repetition. `position` is the event's place in the event log. Events with the same
     `ordering_key` (one message) are published in order. `recipient` is the event's recipient, None if it names none.
-    `event` is the CloudEvent, `body` the same as JSON on one line. `replayed` is true in a replay.
+    `event` is the CloudEvent, `body` the same as JSON on one line. `replayed` is true in a replay. `callback_id` is the
+    callback that brought the event. `traceparent` and `tracestate` are headers of W3C Trace Context that name the span
+    of this attempt, None unless traces are exported.
     """
 
     id: str
@@ -87,6 +89,9 @@ class Publication:
     body: bytes
     recipient: str | None = None
     replayed: bool = False
+    callback_id: str = ""
+    traceparent: str | None = None
+    tracestate: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

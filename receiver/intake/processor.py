@@ -34,6 +34,7 @@ from receiver.storage.bulk import Transaction
 from receiver.storage.database import Database
 from receiver.storage.journal import Entry, JournalReader
 from receiver.storage.processor import ProcessorLease, ProcessorLeaseLost, Progress
+from receiver.tracing import Tracing
 
 # The lease of a frozen worker lapses, and another worker notices, within 10 s.
 LEASE_SECONDS: Final = 8.0
@@ -98,12 +99,14 @@ class Processor:
         lease_seconds: float = LEASE_SECONDS,
         poll_seconds: float = POLL_SECONDS,
         holder: str | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.checker = checker
         self.health = ProcessorHealth(status=ProcessorStatus.STARTING)
         self._database = database
         self._folder = Folder(database, conflict)
         self._observer = observer
+        self._tracing = tracing
         self._clock = clock
         self._on_commit = on_commit
         self._lease_seconds = lease_seconds
@@ -258,6 +261,8 @@ class Processor:
         folded = await self._folder.fold(batch, finish)
         self._repeats += [parsed.callback.id for parsed in folded if parsed.is_repeat]
         self._report(folded, time.monotonic() - started)
+        if self._tracing is not None:
+            await self._tracing.processed(folded, time.monotonic() - started)
         await self._drop_repeats_now_and_then()
         return ProcessorLease(epoch=lease.epoch, cursor=max(lease.cursor, sequences[len(folded) - 1]))
 

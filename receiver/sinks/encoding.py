@@ -64,6 +64,8 @@ def _safe(value: Any) -> str:
 
 Binding = Literal["structured", "binary"]
 
+TRACE_HEADERS: Final = ("traceparent", "tracestate")
+"""The headers of W3C Trace Context, and the attributes of the CloudEvents extension for distributed tracing."""
 REPLAYED: Final = "receiver-replayed"
 STRUCTURED_TYPE: Final = "application/cloudevents+json; charset=utf-8"
 
@@ -82,13 +84,31 @@ class Bound:
     body: bytes
 
 
+def marks_of(publication: Publication) -> dict[str, str]:
+    """What a message says beside the event: that it is replayed, and the span of its attempt."""
+    marks = {REPLAYED: "true"} if publication.replayed else {}
+    return marks | _trace_of(publication)
+
+
+def _trace_of(publication: Publication) -> dict[str, str]:
+    values = (publication.traceparent, publication.tracestate)
+    return {name: value for name, value in zip(TRACE_HEADERS, values, strict=True) if value is not None}
+
+
+def traced_body(publication: Publication) -> bytes:
+    """The body with the span of the attempt as attributes of the event: for places that have nothing but a body."""
+    if publication.traceparent is None:
+        return publication.body
+    return publication.body[:-1] + b"," + orjson.dumps(_trace_of(publication))[1:]
+
+
 def bind(publication: Publication, binding: Binding, *, prefix: str, quoted: bool = True) -> Bound:
     """Makes the message of a publication.
 
     `prefix` goes before the names of attributes in headers, by the convention of the system. `quoted` percent-encodes
     the values, for systems whose headers take only the characters of HTTP headers.
     """
-    marks = {REPLAYED: "true"} if publication.replayed else {}
+    marks = marks_of(publication)
     if binding == "structured":
         return Bound(STRUCTURED_TYPE, marks, publication.body)
     event = publication.event

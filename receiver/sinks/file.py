@@ -14,11 +14,12 @@ from typing import ClassVar
 from pydantic import Field
 
 from receiver.sinks.base import Publication, Published, Result, Sink, SinkDown, SinkSettings
+from receiver.sinks.encoding import traced_body
 
 
 def lines(batch: Iterable[Publication]) -> bytes:
     """The bodies of the events, each followed by a line feed."""
-    return b"".join(publication.body + b"\n" for publication in batch)
+    return b"".join(traced_body(publication) + b"\n" for publication in batch)
 
 
 def write_all(descriptor: int, content: bytes) -> None:

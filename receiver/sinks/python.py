@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field
 
 from receiver.sinks.base import Publication, Published, Result, Retry, Sink, SinkDown, SinkSettings
 from receiver.sinks.concurrency import Escaped, call_sink, error_name, publish_each
+from receiver.sinks.encoding import traced_body
 
 APPLICATION_LOOP: Final[ContextVar[asyncio.AbstractEventLoop | None]] = ContextVar("APPLICATION_LOOP", default=None)
 """The event loop of the application that mounts this one, where its async functions and their connections belong."""
@@ -109,7 +110,7 @@ class PythonSink(Sink):
 
     async def _call(self, publication: Publication) -> Result:
         # A copy: the function may change it, and other sinks get the same event.
-        event = orjson.loads(publication.body)
+        event = orjson.loads(traced_body(publication))
         if (down := await self.check()) is not None:
             return SinkDown(reason=down)
         try:

@@ -16,7 +16,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from receiver.sinks.base import Publication, Published, Result, Retry, Secret, Sink, SinkDown, SinkSettings
 from receiver.sinks.concurrency import check_error, error_name, exception_result
-from receiver.sinks.encoding import REPLAYED, Binding, Template, render
+from receiver.sinks.encoding import Binding, Template, marks_of, render
 
 # Other options could switch off the verification of certificates, or repeat commands.
 _OPTIONS: Final = frozenset({"db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
@@ -131,7 +131,7 @@ class RedisSink(Sink):
         return exception_result(error, await check_error(self.check))
 
     def _fields(self, publication: Publication) -> dict[Any, Any]:
-        event, marks = publication.event, {REPLAYED: "true"} if publication.replayed else {}
+        event, marks = publication.event, marks_of(publication)
         if self._settings.binding == "binary":
             attributes = {name: value for name, value in event.items() if name != "data"}
             return {**attributes, "data": orjson.dumps(event["data"]), **marks}

@@ -68,7 +68,7 @@ _HEADER_VALUE: Final = re.compile(r"[!-~]+(?:[ \t]+[!-~]+)*")
 # Headers that frame the request, describe its body or its target, and those that this sink sends itself.
 _RESERVED: Final = re.compile(
     r"host|connection|keep-alive|te|trailer|transfer-encoding|upgrade|expect|accept-encoding|user-agent"
-    r"|(?:content|proxy|webhook|ce|receiver)-.*"
+    r"|traceparent|tracestate|(?:content|proxy|webhook|ce|receiver)-.*"
 )
 
 # Status codes that no retry will change: gone, too large, wrong media type, unprocessable.

@@ -69,6 +69,14 @@ async def by_ids(database: Database, ids: Sequence[str]) -> list[CallbackSummary
     return [_summary(rows[id_]) for id_ in ids if id_ in rows]
 
 
+async def headers_of(database: Database, ids: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The headers of the callbacks with these ids, by id; unknown ids are left out."""
+    statement = select(CALLBACKS.c.id, CALLBACKS.c.headers).where(database.among(CALLBACKS.c.id, "ids"))
+    async with database.reading() as connection:
+        rows = await connection.execute(statement, {"ids": database.texts(ids)})
+        return {row.id: row.headers for row in rows}
+
+
 async def pages_with_ids(database: Database, ids: Sequence[str]) -> AsyncIterator[list[Callback]]:
     """The callbacks with these ids in full, oldest first, one page at a time; unknown ids are skipped.
 

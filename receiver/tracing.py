@@ -1,0 +1,453 @@
+"""Traces (extra `otel`): one for each callback, from its answer over its processing to each attempt to publish.
+
+Nothing is stored for a trace. Its id, the id of the callback's span and that of its processing are derived from the id
+of the callback, which every event names: web process, processor and dispatchers compute the same, wherever they run.
+So is the decision whether it is sampled.
+
+Without the setting nobody has an object of this module, and OpenTelemetry is not imported.
+"""
+
+import asyncio
+import hashlib
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+from receiver.domain.events import REGISTERED, Callback, Event, Quarantine
+from receiver.domain.publication import Outcome, PendingPublication, Publication, Published, Result
+from receiver.errors import JournalFull, SettingsError, StorageUnavailable
+from receiver.providers.registry import URLS
+
+if TYPE_CHECKING:
+    from receiver import spans
+
+_SETTING: Final = "RECEIVER_TRACING__EXPORTER"
+# An event loop gets a turn for other work after as many spans.
+_YIELD_EVERY: Final = 100
+# More than a batch of the processor names.
+_MAX_CALLERS: Final = 16_384
+_MAX_LISTED: Final = 10
+_PATHS: Final = {(provider.api, url.route): url.path for provider, url in URLS}
+
+
+class TracingSettings(BaseModel):
+    """Where traces go to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    exporter: Literal["none", "otlp", "application"] = Field(
+        "none",
+        description="Where traces are exported to: nowhere, to a collector by OTLP over HTTP (`otlp`), or to the "
+        "tracer provider of the application that mounts `receiver` (`application`). See `receiver help tracing`.",
+    )
+    endpoint: str | None = Field(
+        None,
+        description="The address of the collector, such as `http://localhost:4318`; `/v1/traces` is added. Without it "
+        "the variables `OTEL_EXPORTER_OTLP_…` hold, and without those `http://localhost:4318`.",
+    )
+    headers: dict[str, SecretStr] = Field(
+        {}, description="Headers that are sent to the collector, such as its API key; they are never shown."
+    )
+    service_name: str | None = Field(
+        None,
+        min_length=1,
+        description="The name of this service in traces. Without it `OTEL_SERVICE_NAME` holds, and without that "
+        "`receiver`.",
+    )
+    ratio: float = Field(1.0, ge=0, le=1, description="The share of callbacks that are traced, from 0 to 1.")
+    parent: Literal["link", "continue"] = Field(
+        "link",
+        description="What is done with the `traceparent` of a callback: its own trace links to it (`link`), or the "
+        "callback continues that trace and follows its decision whether it is sampled (`continue`). The latter is for "
+        "receivers behind a proxy that sets this header itself.",
+    )
+
+    @field_validator("exporter")
+    @classmethod
+    def _check_extra(cls, exporter: str) -> str:
+        if exporter != "none" and not _is_installed("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
+            raise ValueError(f"{exporter} needs the extra otel: pip install 'bandwidth-receiver[otel]'")
+        return exporter
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None:
+            parts = urlsplit(endpoint)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+                raise ValueError("must begin with http:// or https:// and a host, without a user: headers hold secrets")
+        return endpoint
+
+
+def _is_installed(*modules: str) -> bool:
+    try:
+        return all(find_spec(module) is not None for module in modules)
+    except ModuleNotFoundError:
+        return False
+
+
+# --- ids ---
+
+_TRACEPARENT: Final = re.compile(
+    r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
+)
+_MEMBER: Final = (
+    r"(?:[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})"
+    r"=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
+)
+_TRACESTATE: Final = re.compile(rf"(?=.{{1,512}}$){_MEMBER}(?:[ \t]*,[ \t]*{_MEMBER}){{0,31}}")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The span of whoever sent a callback, from the header `traceparent` (W3C Trace Context)."""
+
+    trace_id: int
+    span_id: int
+    is_sampled: bool
+    state: str | None = None
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> "Caller | None":
+        """The caller that the headers of a callback name; None if they name none, or none that is valid."""
+        found = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+        # Later versions of the header may have more fields, version 00 has not.
+        if found is None or (found[1] == "00" and found[5]):
+            return None
+        state = headers.get("tracestate", "").strip()
+        return cls(
+            trace_id=int(found[2], 16),
+            span_id=int(found[3], 16),
+            is_sampled=bool(int(found[4], 16) & 1),
+            state=state if _TRACESTATE.fullmatch(state) else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The trace of one callback. `callback` and `processing` are the ids of its spans that other spans name."""
+
+    id: int
+    is_sampled: bool
+    callback: int
+    processing: int
+    state: str | None = None
+
+    def traceparent(self, span_id: int) -> str:
+        """The header that names a span of this trace as the parent of what its reader does."""
+        return f"00-{self.id:032x}-{span_id:016x}-{self.is_sampled:02x}"
+
+
+def trace_of(callback_id: str, ratio: float, caller: Caller | None = None) -> Trace:
+    """The trace of a callback: a part of the trace of `caller`, or without a caller a trace of its own."""
+    digest = hashlib.sha256(callback_id.encode()).digest()
+    # An id of zeros is not valid.
+    callback, processing = (int.from_bytes(part) or 1 for part in (digest[16:24], digest[24:]))
+    if caller is not None:
+        return Trace(caller.trace_id, caller.is_sampled, callback, processing, caller.state)
+    trace_id = int.from_bytes(digest[:16]) or 1
+    # As the sampler TraceIdRatioBased of OpenTelemetry decides.
+    is_sampled = trace_id & (2**64 - 1) < round(ratio * 2**64)
+    return Trace(trace_id, is_sampled, callback, processing)
+
+
+# --- spans ---
+
+
+class Appends(Protocol):
+    def append(self, callback: Callback) -> asyncio.Future[None]: ...
+
+
+class Processed(Protocol):
+    """A callback that the processor has processed."""
+
+    @property
+    def callback(self) -> Callback: ...
+    @property
+    def new(self) -> Sequence[Event]: ...
+    @property
+    def known(self) -> Sequence[str]: ...
+    @property
+    def reasons(self) -> Counter[Quarantine]: ...
+    @property
+    def is_quarantined(self) -> bool: ...
+    @property
+    def is_repeat(self) -> bool: ...
+
+
+Headers = Callable[[Sequence[str]], Awaitable[Mapping[str, Mapping[str, str]]]]
+"""Reads the headers of callbacks by their ids."""
+
+
+def configured(settings: TracingSettings, headers: Headers | None = None) -> "Tracing | None":
+    """The traces that the settings ask for; None if they ask for none."""
+    return Tracing(settings, headers) if settings.exporter != "none" else None
+
+
+def refuse_other_process(settings: TracingSettings, worker: str) -> None:
+    """Raises SettingsError if a worker process would need the tracer provider of an application."""
+    if settings.exporter == "application" and worker == "process":
+        raise SettingsError(
+            f"{_SETTING}: application reaches no worker process: set RECEIVER_WORKER to inline or none, "
+            "or the exporter to otlp",
+            topic="tracing",
+        )
+
+
+class Tracing:
+    """Makes the spans of one process. No method raises, except for `start`.
+
+    `headers` reads the headers of stored callbacks: processor and dispatchers need them to continue a caller's trace.
+    """
+
+    def __init__(self, settings: TracingSettings, headers: Headers | None = None) -> None:
+        self._settings = settings
+        self._continues = settings.parent == "continue"
+        self._headers = headers
+        self._callers: dict[str, Caller | None] = {}
+        self._tracer: spans.Tracer | None = None
+
+    def start(self) -> None:
+        """Starts the export; raises SettingsError if that cannot be done."""
+        from receiver import spans
+
+        settings = self._settings
+        if settings.exporter == "application":
+            self._tracer = spans.of_application()
+            if self._tracer is None:
+                raise SettingsError(
+                    f"{_SETTING}: application needs a tracer provider: create one of OpenTelemetry's SDK and call "
+                    "set_tracer_provider before the application starts",
+                    topic="tracing",
+                )
+            return
+        headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
+        try:
+            self._tracer = spans.with_otlp(settings.endpoint, headers, settings.service_name)
+        except Exception as error:
+            raise SettingsError(
+                f"{_SETTING}: the exporter cannot be made, a variable OTEL_… is wrong: {type(error).__name__}",
+                topic="tracing",
+            ) from error
+
+    async def stop(self) -> None:
+        """Exports what waits, for some seconds at most."""
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.stop)
+
+    @property
+    def dropped(self) -> int:
+        """How many spans this process has not exported."""
+        return self._tracer.dropped if self._tracer is not None else 0
+
+    def journal(self, journal: Appends) -> Appends:
+        """The journal for the callback routes: it makes the span of each callback that it appends, or cannot append."""
+        return _TracedJournal(journal, self)
+
+    def appended(
+        self, callback: Callback, around: "spans.SpanId | None", status: int | None, error: str | None
+    ) -> None:
+        """Makes the span of a callback: from the last byte of its body to the commit before its answer."""
+        caller = Caller.of(callback.headers)
+        trace = trace_of(callback.id, self._settings.ratio, caller if self._continues else None)
+        if self._tracer is None or not trace.is_sampled:
+            return
+        path = _PATHS[callback.api, callback.route]
+        named = [(caller.trace_id, caller.span_id)] if caller is not None else []
+        parent = caller.span_id if caller is not None and self._continues else None
+        self._tracer.make(
+            f"{callback.method} {path}",
+            kind="server",
+            span=(trace.id, trace.callback),
+            parent=parent,
+            state=trace.state,
+            times=(round(callback.received_at.timestamp() * 1e9), time.time_ns()),
+            attributes={
+                "http.request.method": callback.method,
+                "http.route": path,
+                "http.request.body.size": len(callback.body),
+                "http.response.status_code": status,
+                "error.type": error,
+                "receiver.callback.id": callback.id,
+            },
+            links=[*(named if parent is None else ()), *([around] if around is not None else ())],
+            error=error,
+        )
+
+    async def processed(self, batch: Sequence[Processed], seconds: float) -> None:
+        """Makes the spans of callbacks that were processed together within these seconds."""
+        end = time.time_ns()
+        times = end - round(seconds * 1e9), end
+        # Callers of repeats too: their spans link to the callbacks that had their events first.
+        await self._read_callers([id_ for one in batch for id_ in (one.callback.id, *one.known[:_MAX_LISTED])])
+        for place, one in enumerate(batch, start=1):
+            self._make_processing(one, times, len(batch))
+            if place % _YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+
+    def _make_processing(self, one: Processed, times: tuple[int, int], batch: int) -> None:
+        trace = self._trace(one.callback.id)
+        if self._tracer is None or not trace.is_sampled:
+            return
+        earlier = [self._trace(id_) for id_ in dict.fromkeys(one.known[:_MAX_LISTED]) if id_ != one.callback.id]
+        self._tracer.make(
+            "process callbacks",
+            kind="consumer",
+            span=(trace.id, trace.processing),
+            # Nobody posted a registration to a callback route.
+            parent=trace.callback if one.callback.route != REGISTERED else None,
+            state=trace.state,
+            times=times,
+            attributes={
+                "messaging.system": "receiver",
+                "messaging.operation.name": "process",
+                "messaging.operation.type": "process",
+                "messaging.destination.name": "callbacks",
+                "messaging.message.id": one.callback.id,
+                "messaging.batch.message_count": batch,
+                "receiver.callback.id": one.callback.id,
+                "receiver.result": _result(one),
+                "receiver.quarantine.reasons": sorted(map(str, one.reasons)) or None,
+                "receiver.events": len(one.new),
+                "receiver.message.ids": list(dict.fromkeys(event.message_id for event in one.new[:_MAX_LISTED]))
+                or None,
+            },
+            links=[(other.id, other.processing) for other in earlier],
+        )
+
+    async def attempts(self, sink: str, system: str, batch: Sequence[PendingPublication]) -> "Attempts":
+        """The attempts to publish these events to a sink of a type, which begin now."""
+        await self._read_callers([pending.publication.callback_id for pending in batch])
+        traces = [self._trace(pending.publication.callback_id) for pending in batch]
+        return Attempts(
+            sink,
+            system,
+            batch,
+            traces,
+            [secrets.randbits(64) or 1 if one.is_sampled else one.processing for one in traces],
+        )
+
+    def attempted(self, attempts: "Attempts", results: Sequence[Result], seconds: float) -> None:
+        """Makes the spans of attempts that ended with these results after some seconds."""
+        end = time.time_ns()
+        times = end - round(seconds * 1e9), end
+        for pending, trace, span_id, result in zip(
+            attempts.batch, attempts.traces, attempts.span_ids, results, strict=True
+        ):
+            if self._tracer is not None and trace.is_sampled:
+                reason = None if isinstance(result, Published) else result.reason
+                self._tracer.make(
+                    f"publish {attempts.sink}",
+                    kind="producer",
+                    span=(trace.id, span_id),
+                    parent=trace.processing,
+                    state=trace.state,
+                    times=times,
+                    attributes=_of_attempt(attempts, pending, result),
+                    error=reason,
+                )
+
+    # --- callers ---
+
+    def _trace(self, callback_id: str) -> Trace:
+        return trace_of(callback_id, self._settings.ratio, self._callers.get(callback_id))
+
+    async def _read_callers(self, callback_ids: Sequence[str]) -> None:
+        """Reads who sent these callbacks, where their traces are continued.
+
+        A callback whose headers cannot be read, or that retention has removed, has the trace of its own.
+        """
+        if not self._continues or self._headers is None:
+            return
+        missing = [id_ for id_ in dict.fromkeys(callback_ids) if id_ not in self._callers]
+        if not missing:
+            return
+        try:
+            found = await self._headers(missing)
+        except StorageUnavailable:
+            return
+        self._callers |= {id_: Caller.of(found[id_]) if id_ in found else None for id_ in missing}
+        while len(self._callers) > _MAX_CALLERS:
+            del self._callers[next(iter(self._callers))]
+
+
+class _TracedJournal:
+    def __init__(self, journal: Appends, tracing: Tracing) -> None:
+        self._journal, self._tracing = journal, tracing
+
+    def append(self, callback: Callback) -> asyncio.Future[None]:
+        from receiver import spans
+
+        around = spans.current_span()
+        try:
+            accepted = self._journal.append(callback)
+        except JournalFull as error:
+            self._tracing.appended(callback, around, 503, type(error).__name__)
+            raise
+        accepted.add_done_callback(lambda done: self._ended(callback, around, done))
+        return accepted
+
+    def _ended(self, callback: Callback, around: "spans.SpanId | None", done: asyncio.Future[None]) -> None:
+        if done.cancelled():
+            # The caller has hung up, nobody was answered.
+            self._tracing.appended(callback, around, None, "disconnected")
+            return
+        error = done.exception()
+        self._tracing.appended(
+            callback, around, 200 if error is None else 503, type(error).__name__ if error is not None else None
+        )
+
+
+def _result(one: Processed) -> str:
+    """The result of a callback, as the metrics name it."""
+    return "quarantined" if one.is_quarantined else "duplicate" if one.is_repeat else "accepted"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """Attempts to publish events together to a sink, with the trace and the span of each."""
+
+    sink: str
+    system: str
+    batch: Sequence[PendingPublication]
+    traces: Sequence[Trace]
+    span_ids: Sequence[int]
+
+    @property
+    def publications(self) -> list[Publication]:
+        """The events, which name their spans to those who read them."""
+        return [
+            replace(pending.publication, traceparent=trace.traceparent(span_id), tracestate=trace.state)
+            for pending, trace, span_id in zip(self.batch, self.traces, self.span_ids, strict=True)
+        ]
+
+
+def _of_attempt(attempts: Attempts, pending: PendingPublication, result: Result) -> Mapping[str, Any]:
+    """The attributes of an attempt: no text, number or tag, and not the address of the sink, which may be secret."""
+    publication = pending.publication
+    return {
+        "messaging.system": attempts.system,
+        "messaging.operation.name": "publish",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": attempts.sink,
+        "messaging.message.id": publication.id,
+        "messaging.message.body.size": len(publication.body),
+        "messaging.batch.message_count": len(attempts.batch),
+        "cloudevents.event_type": publication.type,
+        "http.response.status_code": getattr(result, "response_code", None),
+        "error.type": None if isinstance(result, Published) else result.reason,
+        "receiver.message.id": str(publication.event["subject"]),
+        "receiver.sink": attempts.sink,
+        "receiver.outcome": str(Outcome.of(result)),
+        # A replay stores no attempts that could be counted.
+        "receiver.attempt": None if publication.replayed else pending.attempts + 1,
+        "receiver.replayed": publication.replayed or None,
+    }
