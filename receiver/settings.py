@@ -319,7 +319,7 @@ class Settings(BaseSettings):
                     )
 
 
-_TABLES: Final[dict[str, type[BaseModel]]] = {"retention": Retention, "tracing": TracingSettings}
+TABLES: Final[dict[str, type[BaseModel]]] = {"retention": Retention, "tracing": TracingSettings}
 """The settings that are tables of settings."""
 
 
@@ -425,8 +425,8 @@ def sources(config: Path | None = None) -> dict[tuple[str, ...], str]:
 
     found: dict[tuple[str, ...], str] = {}
     for name in Settings.model_fields:
-        if name in _TABLES:
-            found |= {(name, inner): source(name, inner) for inner in _TABLES[name].model_fields}
+        if name in TABLES:
+            found |= {(name, inner): source(name, inner) for inner in TABLES[name].model_fields}
         else:
             found[(name,)] = source(name)
     return found
@@ -495,7 +495,7 @@ def _problems(error: ValidationError, file: Path | None) -> Iterator[str]:
         name = f"{PREFIX}{'__'.join(path)}".upper()
         is_in_file = _is_written(path, written) and name not in map(str.upper, os.environ)
         if problem["type"] == "extra_forbidden":
-            fields = (Settings if len(path) == 1 else _TABLES[path[0]]).model_fields
+            fields = (Settings if len(path) == 1 else TABLES[path[0]]).model_fields
             if is_in_file:
                 prefix = "".join(f"{part}." for part in path[:-1])
                 meant = did_you_mean(".".join(path), (prefix + field for field in fields), prefix=prefix)

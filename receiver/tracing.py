@@ -234,7 +234,7 @@ class Tracing:
             self._tracer = spans.with_otlp(settings.endpoint, headers, settings.service_name)
         except Exception as error:
             raise SettingsError(
-                f"{_SETTING}: the exporter cannot be made, a variable OTEL_… is wrong: {type(error).__name__}",
+                f"{_SETTING}: the exporter cannot be made, check the OTEL_EXPORTER variables: {type(error).__name__}",
                 topic="tracing",
             ) from error
 

@@ -161,6 +161,9 @@ def callback(body: Any, *, received: float = 0, **more: Any) -> Callback:
     return Callback(**{**defaults, "received_at": at(received), "body": raw, **more})
 
 
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
 def make_publication(
     number: int = 1, *, ordering_key: str | None = None, replayed: bool = False, **data: Any
 ) -> Publication:

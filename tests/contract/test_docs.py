@@ -25,7 +25,7 @@ from receiver.documents import FOLDER, Topic
 from receiver.domain.cloudevents import EVENT_TYPES
 from receiver.domain.events import Status
 from receiver.providers.registry import URLS
-from receiver.settings import Retention, Settings
+from receiver.settings import Settings
 from receiver.sinks.base import SinkSettings
 from receiver.sinks.registry import GROUP, configure
 from tests.pages import README, ROOT, blocks, page, section
@@ -188,7 +188,7 @@ def test_commands_are_found() -> None:
 
 @each_written
 def test_every_setting_named_exists(file: Path) -> None:
-    nested = {f"RETENTION__{name.upper()}" for name in Retention.model_fields}
+    nested = {f"{table}__{name}".upper() for table, model in settings.TABLES.items() for name in model.model_fields}
     known = {name.upper() for name in Settings.model_fields} | nested
     known |= {variable.removeprefix("RECEIVER_") for variable in settings.SOURCES}
     known |= {f"TEST_{server}_URL" for server in ("POSTGRES", "NATS", "REDIS", "RABBITMQ")}

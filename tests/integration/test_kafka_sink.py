@@ -23,6 +23,7 @@ from receiver.testing.dispatch import publication_of_size, publications
 from tests.brokers.kafka import INIT_PRODUCER_ID, PRODUCE, KafkaCluster, Record
 from tests.brokers.own import lasting_port
 from tests.dispatching import Outcomes, append, audit, dispatching, life, memory_sink, whole_log
+from tests.factories import TRACEPARENT
 from tests.servers import Authority, random_name
 from tests.waiting import eventually
 
@@ -172,6 +173,16 @@ async def test_replayed_event_is_marked(kafka: KafkaCluster, topic: str, binding
     replayed, live = kafka.records(topic)
     assert replayed.headers["receiver-replayed"] == b"true"
     assert "receiver-replayed" not in live.headers
+
+
+async def test_a_traced_event_names_the_span_of_its_attempt(kafka: KafkaCluster, topic: str) -> None:
+    [one] = publications()
+    async with kafka_sink(kafka, topic) as sink:
+        await sink.publish([replace(one, traceparent=TRACEPARENT, tracestate="vendor=1")])
+        await sink.publish([one])
+    traced, plain = kafka.records(topic)
+    assert (traced.headers["traceparent"], traced.headers["tracestate"]) == (TRACEPARENT.encode(), b"vendor=1")
+    assert "traceparent" not in plain.headers
 
 
 async def test_compressed_records_arrive(kafka: KafkaCluster, topic: str) -> None:

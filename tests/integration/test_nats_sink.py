@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from tests.brokers import outages
 from tests.brokers.nats import OwnNats
 from tests.brokers.own import lasting_port
 from tests.dispatching import append, audit, letters, life, messages, rows, running, sink_row
-from tests.factories import batch, make_publication
+from tests.factories import TRACEPARENT, batch, make_publication
 from tests.fault_servers import proxy
 from tests.servers import Authority, random_name
 from tests.waiting import eventually
@@ -260,6 +260,15 @@ async def test_a_replay_is_stored_again_and_says_so(stream: Stream) -> None:
     assert "receiver-replayed" not in first.headers
     assert again.headers["receiver-replayed"] == "true"
     assert again.body == first.body
+
+
+async def test_a_traced_event_names_the_span_of_its_attempt(stream: Stream) -> None:
+    async with sink(stream.url, stream.name + ".{type}") as bus:
+        await bus.publish([replace(make_publication(1), traceparent=TRACEPARENT)])
+        await bus.publish([make_publication(2)])
+    traced, plain = await stream.messages()
+    assert traced.headers["traceparent"] == TRACEPARENT
+    assert "traceparent" not in plain.headers
 
 
 @pytest.mark.parametrize("tag", ["a.b", "a.>", ">", "*", "a b", "a\r\nPUB x 0\r\n", "", "ä", "x" * 300])

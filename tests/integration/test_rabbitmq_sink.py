@@ -28,6 +28,7 @@ from receiver.testing.dispatch import publication_of_size, publications
 from tests.brokers.own import lasting_port
 from tests.brokers.rabbitmq import OwnRabbitmq
 from tests.dispatching import Outcomes, append, audit, dispatching, life, memory_sink, whole_log
+from tests.factories import TRACEPARENT
 from tests.fault_servers import Proxy, proxy
 from tests.servers import Authority, random_name
 from tests.waiting import eventually
@@ -207,6 +208,16 @@ async def test_replayed_event_is_marked(exchange: Exchange, binding: str) -> Non
     replayed, live = await exchange.taken()
     assert replayed.headers["receiver-replayed"] == "true"
     assert "receiver-replayed" not in live.headers
+
+
+async def test_a_traced_event_names_the_span_of_its_attempt(exchange: Exchange) -> None:
+    [one] = publications()
+    async with rabbitmq_sink(exchange.url, exchange.name) as sink:
+        await sink.publish([replace(one, traceparent=TRACEPARENT)])
+        await sink.publish([one])
+    traced, plain = await exchange.taken()
+    assert traced.headers["traceparent"] == TRACEPARENT
+    assert "traceparent" not in plain.headers
 
 
 async def test_through_the_default_exchange_it_reaches_a_queue_by_name(exchange: Exchange) -> None:

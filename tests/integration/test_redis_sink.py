@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tests.brokers import outages
 from tests.brokers.own import lasting_port
 from tests.brokers.redis import OwnRedis
 from tests.dispatching import append, audit, life, messages, rows, running
-from tests.factories import batch, make_publication
+from tests.factories import TRACEPARENT, batch, make_publication
 from tests.fault_servers import proxy
 from tests.servers import Authority, random_name
 from tests.waiting import eventually
@@ -152,6 +152,14 @@ async def test_replayed_event_is_marked(stream: Stream, binding: str) -> None:
         await cache.publish([make_publication(1), make_publication(1, replayed=True)])
     first, again = stream.entries()
     assert again == first | {"receiver-replayed": "true"}
+
+
+@pytest.mark.parametrize("binding", ["structured", "binary"])
+async def test_a_traced_event_names_the_span_of_its_attempt(stream: Stream, binding: str) -> None:
+    async with sink(stream.url, stream.name, binding=binding) as cache:
+        await cache.publish([make_publication(1), replace(make_publication(1), traceparent=TRACEPARENT)])
+    plain, traced = stream.entries()
+    assert traced == plain | {"traceparent": TRACEPARENT}
 
 
 async def test_a_batch_is_added_in_its_order(stream: Stream) -> None:

@@ -23,7 +23,7 @@ from receiver.storage.database import Database
 from tests import factories, webhooks
 from tests.brokers.own import lasting_port
 from tests.dispatching import Nobody, append, life, now
-from tests.factories import rejected_of
+from tests.factories import TRACEPARENT, rejected_of
 from tests.fault_servers import BOMB, FaultServer, Request, fault_server
 from tests.waiting import eventually
 from tests.webhooks import post, publication
@@ -284,6 +284,16 @@ async def test_replayed_event_is_marked(server: FaultServer, binding: str, repla
     async with webhook(server.url("/200"), binding=binding) as sink:
         await post(sink, event=EVENT, replayed=replayed)
     assert server.requests[0].headers.get("receiver-replayed") == ("true" if replayed else None)
+
+
+async def test_a_traced_event_names_the_span_of_its_attempt(server: FaultServer) -> None:
+    async with webhook(server.url("/200")) as sink:
+        await post(sink, event=EVENT, traceparent=TRACEPARENT)
+        await post(sink, event=EVENT)
+    traced, plain = server.requests
+    assert traced.headers["traceparent"] == TRACEPARENT
+    assert "traceparent" not in plain.headers
+    assert traced.body == plain.body
 
 
 async def test_custom_headers_are_sent(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,8 @@ def test_an_allowed_network_is_one(network: str) -> None:
         "Webhook-Signature",
         "ce-id",
         "receiver-replayed",
+        "traceparent",
+        "TraceState",
     ],
 )
 def test_a_header_that_is_ours_cannot_be_set(name: str) -> None:
