@@ -17,8 +17,9 @@ from receiver.errors import Ambiguous
 from receiver.explanation.message import Explanation, explain
 from receiver.explanation.timeline import explain_publication
 from receiver.explanation.words import time_text
+from receiver.models.message_queries import MessageQuery
 from receiver.models.messages import MessageRead
-from receiver.models.queries import AttemptQuery, MessageQuery, OneMessageQuery
+from receiver.models.queries import AttemptQuery, OneMessageQuery
 from receiver.pages.visit import Visit
 from receiver.storage import messages as stored
 from receiver.storage.publications import publications_of_message

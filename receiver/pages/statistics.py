@@ -15,9 +15,11 @@ from receiver.api.statistics import OPERATIONS as STATISTICS
 from receiver.api.status import OPERATIONS as STATUS
 from receiver.api.status import InstallationStatus
 from receiver.domain.cloudevents import rfc3339
+from receiver.models.message_queries import MessageQuery
 from receiver.models.messages import MessageRead
-from receiver.models.queries import DIMENSIONS, MessageQuery, SortOrder, StatisticsQuery
+from receiver.models.queries import SortOrder
 from receiver.models.statistics import StatisticRead, StatisticsRead
+from receiver.models.statistics_query import DIMENSIONS, StatisticsQuery
 from receiver.pages.visit import Visit
 from receiver.providers import registry
 
@@ -104,7 +106,8 @@ async def _oldest_awaiting(visit: Visit) -> MessageRead | None:
 
 
 async def _ranking(visit: Visit, title: str, dimension: str) -> Ranking:
-    found = await _counts(visit, by=dimension, direction="out", status="failed")
+    # One more than is shown: messages without a value of the dimension have a row, too.
+    found = await _counts(visit, by=dimension, direction="out", status="failed", limit=str(_TOP + 1))
     rows = [row for row in found.rows if row.failed and _value(row, dimension) is not None]
     worst = sorted(rows, key=lambda row: row.failed, reverse=True)[:_TOP]
     return Ranking(
