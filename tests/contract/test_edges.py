@@ -786,6 +786,47 @@ EDGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
         "a data directory with a question mark in its name",
         (f"{FIRST_RUN}::test_data_lies_in_the_data_directory_whatever_its_name",),
     ),
+    "cursor and registrations": (
+        "a cursor of pulled or streamed events stays before registered sends, which retention removes",
+        (
+            "integration/test_registered_sends.py::test_cursor_of_pulled_events_passes_registrations",
+            "acceptance/test_event_stream.py::test_heartbeats_move_the_place_beyond_registrations",
+        ),
+    ),
+    "token of a stream": (
+        "a token is revoked while its stream is being opened",
+        ("acceptance/test_event_stream.py::test_token_that_is_revoked_while_its_stream_is_opened_gets_no_stream",),
+    ),
+    "late pipelined request": (
+        "the 408 or 400 to a pipelined request answers an earlier one",
+        (
+            "acceptance/test_http.py::test_refused_request_is_answered_after_the_earlier_ones",
+            "acceptance/test_http.py::test_second_answer_never_follows_one_that_has_begun",
+        ),
+    ),
+    "password in an error": (
+        "part of a password with an unencoded ? or & stands in an error about the database's URL",
+        ("unit/test_postgresql_url.py::test_no_error_about_a_url_contains_a_part_of_its_password",),
+    ),
+    "migration and report": (
+        "a migration and a long report on PostgreSQL wait for each other",
+        (
+            "integration/test_migrated_schema.py::"
+            "test_migration_waits_for_a_report_without_a_deadlock_and_holds_up_no_callback",
+            "integration/test_migrated_schema.py::test_migration_gives_up_on_a_report_without_end_and_says_so",
+        ),
+    ),
+    "deleted stream": (
+        "the stream of an idle sink is deleted, and the sink is listed as working",
+        ("integration/test_nats_sink.py::test_idle_sink_whose_stream_is_deleted_is_down_until_there_is_one",),
+    ),
+    "removed main file": (
+        "the API reads from a removed file of SQLite until the restart",
+        (
+            "integration/test_database.py::test_reads_notice_that_a_file_is_not_the_one_they_have_open",
+            "acceptance/test_callbacks.py::test_removed_status_file_is_503_for_the_api",
+        ),
+    ),
 }
 
 
