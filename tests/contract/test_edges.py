@@ -16,6 +16,7 @@ TESTS: Final = Path(__file__).resolve().parents[1]
 ACCEPTANCE_CALLBACKS: Final = "acceptance/test_callbacks.py"
 CLI: Final = "acceptance/test_cli.py"
 FIRST_RUN: Final = "acceptance/test_first_run.py"
+MIGRATED: Final = "integration/test_migrated_schema.py"
 JOURNAL: Final = "integration/test_journal.py"
 POISON: Final = "integration/test_poison.py"
 PROCESSOR: Final = "integration/test_processor.py"
@@ -811,9 +812,8 @@ EDGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "migration and report": (
         "a migration and a long report on PostgreSQL wait for each other",
         (
-            "integration/test_migrated_schema.py::"
-            "test_migration_waits_for_a_report_without_a_deadlock_and_holds_up_no_callback",
-            "integration/test_migrated_schema.py::test_migration_gives_up_on_a_report_without_end_and_says_so",
+            f"{MIGRATED}::test_migration_waits_for_a_report_without_a_deadlock_and_holds_up_no_callback",
+            f"{MIGRATED}::test_migration_gives_up_on_a_report_without_end_and_says_so",
         ),
     ),
     "deleted stream": (
