@@ -89,7 +89,9 @@ def test_the_last_spans_are_exported_at_the_stop(tmp_path: Path, collecting: Col
     assert {span.resource["service.name"] for span in collecting.spans} == {"sms"}
 
 
-@pytest.mark.parametrize("trouble", ["down", "hangs", "refuses"])
+@pytest.mark.parametrize(
+    "trouble", ["refuses", *(pytest.param(trouble, marks=pytest.mark.slow) for trouble in ("down", "hangs"))]
+)
 def test_a_collector_in_trouble_disturbs_nothing(tmp_path: Path, collecting: Collector, trouble: str) -> None:
     file = tmp_path / "events.jsonl"
     collecting.status = 0 if trouble == "hangs" else 403
