@@ -19,15 +19,19 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from urllib.parse import urlsplit
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from receiver.domain.events import REGISTERED, Callback, Event, Quarantine
 from receiver.domain.publication import Outcome, PendingPublication, Publication, Published, Result
-from receiver.errors import JournalFull, SettingsError, StorageUnavailable
+from receiver.errors import JournalFull, SettingsError
+from receiver.logs import Sampled
 from receiver.providers.registry import URLS
 
 if TYPE_CHECKING:
     from receiver import spans
+
+log = structlog.get_logger("receiver.tracing")
 
 _SETTING: Final = "RECEIVER_TRACING__EXPORTER"
 # An event loop gets a turn for other work after as many spans.
@@ -213,6 +217,7 @@ class Tracing:
         self._continues = settings.parent == "continue"
         self._headers = headers
         self._callers: dict[str, Caller | None] = {}
+        self._unread = Sampled(log, "callers' traces are not continued, their callbacks cannot be read")
         self._tracer: spans.Tracer | None = None
 
     def start(self) -> None:
@@ -372,7 +377,9 @@ class Tracing:
             return
         try:
             found = await self._headers(missing)
-        except StorageUnavailable:
+        except Exception as error:
+            # The processor has committed already, and an event must not wait for its trace.
+            self._unread.add(error=type(error).__name__)
             return
         self._callers |= {id_: Caller.of(found[id_]) if id_ in found else None for id_ in missing}
         while len(self._callers) > _MAX_CALLERS:

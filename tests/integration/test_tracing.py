@@ -1,6 +1,7 @@
 """Whole traces in memory: of one callback, from its answer over the processor to every sink."""
 
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ from receiver.app import create_app
 from receiver.errors import StorageUnavailable
 from receiver.settings import GivenSettings
 from receiver.sinks.base import Publication, Published, Refused, Result, Retry, Sink, SinkSettings
+from receiver.spans import with_otlp
+from receiver.storage import callbacks
+from tests.collectors import collector
 from tests.factories import v2_event
 from tests.fault_servers import fault_server
 from tests.waiting import eventually
@@ -306,6 +310,40 @@ async def test_a_span_processor_that_raises_disturbs_nothing(tmp_path: Path, pro
             assert file.read_text("utf-8").count("\n") == 1
     finally:
         raising.is_armed = False
+
+
+async def test_callers_that_cannot_be_read_stop_neither_processing_nor_publishing(
+    tmp_path: Path, exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: Any) -> Any:
+        raise RuntimeError("canary")
+
+    monkeypatch.setattr(callbacks, "headers_of", fails)
+    file = tmp_path / "events.jsonl"
+    sinks = [{"name": "file", "type": "jsonl", "path": str(file)}]
+    async with running(tmp_path, sinks, parent="continue") as (_, client):
+        await post(client, EVENT, traceparent=f"00-{TRACE}-{SPAN}-01")
+        spans = await spans_of(exporter, 3)
+        assert file.read_text("utf-8").count("\n") == 1
+    [callback], [process] = named(spans, "POST /callbacks/bandwidth/v2"), named(spans, "process callbacks")
+    assert format_trace_id(callback.get_span_context().trace_id) == TRACE
+    assert format_trace_id(process.get_span_context().trace_id) != TRACE
+
+
+def test_the_queue_is_bounded_and_a_stop_does_not_wait_for_a_collector() -> None:
+    with collector() as collecting:
+        collecting.status = 0
+        tracer = with_otlp(collecting.url, {}, None)
+        for number in range(1, 6001):
+            tracer.make(
+                "callback", kind="server", span=(number, number), parent=None, times=(number, number), attributes={}
+            )
+        # One batch at most is under way.
+        assert 6000 - 4096 - 512 <= tracer.dropped <= 6000 - 4096
+        started = time.monotonic()
+        tracer.stop()
+        assert time.monotonic() - started < 10
+        assert tracer.dropped >= 6000 - 512
 
 
 async def test_a_callback_that_cannot_be_committed_has_an_error(
