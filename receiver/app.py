@@ -287,7 +287,7 @@ def _tokens(settings: Settings) -> Tokens:
 
 def _site_settings(settings: Settings) -> SiteSettings:
     user = None
-    if settings.callback_auth == "basic":
+    if settings.callback_auth == "basic" and settings.callback_credentials:
         name, _, password = settings.callback_credentials[0].get_secret_value().partition(":")
         user = name, password
     return SiteSettings(callback_user=user, tag_keys=tag_keys(settings))

@@ -98,9 +98,12 @@ class Site:
     def _endpoint(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             visit = self._visit(request, self._session(request))
-            if page.path == "/" and "text/html" not in request.headers.get("accept", ""):
+            if page.path == "/" and not _is_browser(request):
                 return _start(visit)
             if self._context.tokens is not None and visit.session is None:
+                if not _is_browser(request):
+                    # A program with a wrong callback URL must be told that there is none, and not be led to a page.
+                    raise ProblemError(404)
                 return _sign_in_first(visit)
             try:
                 if request.method != "POST":
@@ -182,6 +185,12 @@ def _cookie(visit: Visit, value: str, seconds: int) -> str:
     secure = "; Secure" if visit.request.url.scheme == "https" else ""
     path = visit.mounted_at or "/"
     return f"{COOKIE}={value}; Max-Age={seconds}; Path={quote(path)}; HttpOnly; SameSite=Lax{secure}"
+
+
+def _is_browser(request: Request) -> bool:
+    if request.method == "POST":
+        return request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+    return "text/html" in request.headers.get("accept", "") or "hx-request" in request.headers
 
 
 def _sign_in_first(visit: Visit) -> Response:

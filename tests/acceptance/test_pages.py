@@ -26,13 +26,14 @@ from tests.web import ADMIN, READER, application, client
 
 pytestmark = pytest.mark.anyio
 
+HTML = {"accept": "text/html"}
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{7*7}}"
 
 
 @asynccontextmanager
 async def browser(app: Any, token: str | None = ADMIN, **options: Any) -> AsyncIterator[AsyncClient]:
     """A client with a session, as a browser has one after its sign-in."""
-    async with client(app, {}) as opened:
+    async with client(app, HTML) as opened:
         if token is not None:
             answer = await opened.post("/login", data={"token": token})
             assert answer.status_code == 303, answer.text
@@ -100,6 +101,16 @@ async def test_signing_out_ends_the_session(pages: AsyncClient) -> None:
     answer = await pages.post("/logout", data={"csrf": csrf})
     assert answer.status_code == 303
     assert (await pages.get("/messages")).status_code == 303
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("path", ["/callbacks", "/callbacks/bandwidth", "/callbacks/v2"])
+async def test_a_program_with_a_wrong_callback_url_is_not_led_to_a_page(
+    database: Database, method: str, path: str
+) -> None:
+    async with client(application(database), {}) as bandwidth:
+        answer = await bandwidth.request(method, path, json=[v2_event("m1")])
+        assert answer.status_code == 404
 
 
 async def test_a_session_is_no_token_of_the_api(pages: AsyncClient) -> None:
@@ -370,12 +381,10 @@ async def test_a_tag_is_signed_and_checked(pages: AsyncClient) -> None:
 
 # --- numbers ---
 
-HTML = {"accept": "text/html"}
-
 
 async def test_the_start_is_a_page_for_browsers_and_a_line_for_programs(pages: AsyncClient) -> None:
     assert "<h1>Overview</h1>" in (await pages.get("/", headers=HTML)).text
-    assert (await pages.get("/")).text.startswith("This is receiver: ")
+    assert (await pages.get("/", headers={"accept": "*/*"})).text.startswith("This is receiver: ")
 
 
 async def test_the_overview_before_the_first_callback_leads_to_the_set_up(pages: AsyncClient) -> None:
