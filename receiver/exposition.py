@@ -42,7 +42,8 @@ def page(*processes: Families, accept: str = "") -> tuple[bytes, str]:
     """The page of these processes and its content type, for a client with this Accept header."""
     collected = chain.from_iterable(map(_metrics, processes))
     if prefers_openmetrics(accept):
-        return generate_openmetrics(_Collected(collected), _ESCAPING), OPENMETRICS
+        content: bytes = generate_openmetrics(_Collected(collected), _ESCAPING)  # type: ignore[no-untyped-call]
+        return content, OPENMETRICS
     # In the text format the times of creation would be series of their own, twice as many as there are counters.
     plain = (_without_created(metric) for metric in collected)
     return generate_latest(_Collected(plain), _ESCAPING), CONTENT_TYPE_PLAIN_0_0_4

@@ -24,22 +24,23 @@ PUBLISHED = {"file"}
 
 
 class _Answers(BaseHTTPRequestHandler):
-    """Answers each event with the status in the path."""
+    """Answers each event with the status in the path, and with the request."""
 
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
+        answer = str(self.headers).encode() + self.rfile.read(int(self.headers["content-length"]))
         self.send_response(int(self.path.strip("/")))
-        self.send_header("content-length", "0")
+        self.send_header("content-length", str(len(answer)))
         self.end_headers()
+        self.wfile.write(answer)
 
     def log_message(self, *_: Any) -> None: ...
 
 
 @contextmanager
 def answering_webhook() -> Iterator[int]:
-    """The port of a webhook whose path is the status of its answers."""
+    """The port of a webhook whose path is the status of its answers, which repeat the request."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
         server.daemon_threads = True
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()

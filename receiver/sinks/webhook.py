@@ -54,6 +54,8 @@ def signatures(keys: Iterable[bytes], event_id: str, timestamp: int, body: bytes
 
 _MAX_READ_BYTES: Final = 64 * 1024
 _MAX_STORED_BYTES: Final = 1000
+# Shorter ones are values like "prod", which would be cut out of ordinary words.
+_LEAST_SECRET: Final = 8
 # Common servers close an idle connection after five seconds; reusing a connection as it closes costs an attempt.
 _IDLE_SECONDS: Final = 4.0
 _CONNECT_SECONDS: Final = 5.0
@@ -182,6 +184,7 @@ class WebhookSink(Sink):
         url = httpx2.URL(settings.url.get_secret_value())
         self._url = httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         self._headers = _fixed_headers(url, settings)
+        self._sent_secrets = _sent_secrets(url, settings)
         self._keys = [key(secret.get_secret_value()) for secret in settings.secrets]
         self._binding: Binding = settings.binding
         self._allowed = settings.egress_allow
@@ -258,8 +261,14 @@ class WebhookSink(Sink):
         async with self._pool.stream(
             method, self._url, headers=all_headers, content=body, extensions=self._extensions
         ) as response:
-            beginning = await _read_beginning(response)
+            beginning = self._without_secrets(await _read_content(response))[:_MAX_STORED_BYTES]
         return _result(response.status, _retry_after(response), beginning, self._now())
+
+    def _without_secrets(self, content: bytes) -> bytes:
+        """A response without what we authenticate with: some servers answer with the request that they got."""
+        for secret in self._sent_secrets:
+            content = content.replace(secret, b"***")
+        return content
 
     def _bound(self, publication: Publication) -> tuple[dict[str, str], bytes]:
         """The headers and the body of a post."""
@@ -288,8 +297,17 @@ def _fixed_headers(url: httpx2.URL, settings: WebhookSettings) -> dict[str, str]
     return headers | {name: value.get_secret_value() for name, value in settings.headers.items()}
 
 
-async def _read_beginning(response: httpcore2.Response) -> bytes:
-    """Reads a response to its end, so that the connection can be reused, and returns its first bytes.
+def _sent_secrets(url: httpx2.URL, settings: WebhookSettings) -> list[bytes]:
+    """What every request has in its headers that nobody may see, whole and in its parts, longest first."""
+    values = [value.get_secret_value() for value in settings.headers.values()]
+    if url.userinfo:
+        values += [url.password, base64.b64encode(f"{url.username}:{url.password}".encode()).decode("ascii")]
+    parts = {part for value in values for part in (value, *value.split(" ")) if len(part) >= _LEAST_SECRET}
+    return sorted((part.encode() for part in parts), key=len, reverse=True)
+
+
+async def _read_content(response: httpcore2.Response) -> bytes:
+    """Reads a response to its end, so that the connection can be reused, and returns it.
 
     It stops after 64 KiB; the connection is then closed.
     """
@@ -299,7 +317,7 @@ async def _read_beginning(response: httpcore2.Response) -> bytes:
             content += chunk
             if len(content) >= _MAX_READ_BYTES:
                 break
-    return bytes(content[:_MAX_STORED_BYTES])
+    return bytes(content)
 
 
 def _retry_after(response: httpcore2.Response) -> str | None:

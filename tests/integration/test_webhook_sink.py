@@ -25,6 +25,7 @@ from tests.brokers.own import lasting_port
 from tests.dispatching import Nobody, append, life, now
 from tests.factories import TRACEPARENT, rejected_of
 from tests.fault_servers import BOMB, FaultServer, Request, fault_server
+from tests.metrics_pages import answering_webhook
 from tests.waiting import eventually
 from tests.webhooks import post, publication
 
@@ -403,3 +404,17 @@ def test_retry_after_is_seconds_or_a_date(retry_after: str | None, pause: timede
 @pytest.mark.parametrize("time", ["{} 00:00:00 GMT", "2026 {}:00:00 GMT", "2026 00:00:00 +{}"])
 def test_retry_after_with_an_invalid_date_is_ignored(time: str) -> None:
     assert parse_retry_after(f"Thu, 01 Jan {time.format('9' * 30)}", NOON.timestamp()) is None
+
+
+async def test_response_that_repeats_the_request_is_stored_without_what_authenticates_it() -> None:
+    with answering_webhook() as port:
+        headers = {"X-Api-Key": "a-secret-of-the-crm", "X-Token": f"Bearer {'t' * 2000}", "X-Env": "prod"}
+        url = f"http://crm-user:crm-password@127.0.0.1:{port}/422"
+        result = await posted(url, headers=headers, egress_allow=["127.0.0.1/32"])
+    assert result.response is not None
+    assert "authorization: Basic ***" in result.response
+    assert "X-Env: prod" in result.response
+    encoded = base64.b64encode(b"crm-user:crm-password").decode()
+    # Also where the secret would be longer than what is stored.
+    for secret in ("a-secret-of-the-crm", "tttttttt", "crm-password", encoded):
+        assert secret not in result.response
