@@ -20,7 +20,6 @@ from typing import Final
 from urllib.parse import quote
 
 import httpx2
-from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from starlette.applications import Starlette
 
@@ -270,9 +269,7 @@ async def _show_counts(worker: Supervisor, sent: _Sent) -> None:
 
 def _counts(worker: Supervisor, sent: _Sent) -> str:
     samples = {
-        (metric.name, tuple(metric.labels.items())): metric.value
-        for family in text_string_to_metric_families(worker.metrics().decode())
-        for metric in family.samples
+        (name, tuple(labels.items())): value for family in worker.metrics() for name, labels, value in family["samples"]
     }
 
     def sample(name: str, label: str, value: str) -> int:
