@@ -14,6 +14,7 @@ import select
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TextIO
@@ -32,6 +33,7 @@ _MAX_WAITING_BYTES: Final = 1024 * 1024
 # The end of a process waits this long for the last lines.
 FLUSH_SECONDS: Final = 2.0
 _SAMPLE_SECONDS: Final = 60.0
+_MAX_CAUSES: Final = 10
 
 log = structlog.get_logger("receiver.logs")
 
@@ -55,7 +57,7 @@ def configure(*, form: str = "auto", level: str = "info", threaded: bool = True)
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        structlog.processors.ExceptionRenderer(_rendered),
         _no_secrets,
         _no_control_characters,
     ]
@@ -259,6 +261,28 @@ class Sampled:
         if now - self._logged_at >= self._seconds:
             self._logger.warning(self._message, times=self._number, **fields)
             self._logged_at, self._number = now, 0
+
+
+# --- tracebacks ---
+
+
+def frames(error: BaseException) -> str:
+    """The traceback of an error about the content of a callback, without the texts that could repeat the content."""
+    return _chain(error, lambda one: type(one).__qualname__)
+
+
+def _rendered(exc_info: Any) -> str:
+    """A traceback with the first line of each text: a database repeats the values of a row in the others."""
+    return _chain(exc_info[1], lambda one: traceback.format_exception_only(one)[0].partition("\n")[0])
+
+
+def _chain(error: BaseException | None, text: Callable[[BaseException], str]) -> str:
+    """The traceback of an error behind those of its causes."""
+    parts: list[str] = []
+    while error is not None and len(parts) < _MAX_CAUSES:
+        parts.append("".join((*traceback.format_tb(error.__traceback__), text(error))))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n\nwhich led to:\n\n".join(reversed(parts))
 
 
 # --- processors ---

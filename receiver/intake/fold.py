@@ -15,7 +15,7 @@ from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import REGISTERED, Api, Callback, Direction, Event, Quarantine, Rejected, TagVerdict
 from receiver.domain.fold import Batch, MessageKey, Repeat
 from receiver.domain.publication import Appended
-from receiver.logs import Sampled
+from receiver.logs import Sampled, frames
 from receiver.providers import PROVIDERS, registry, sends, states
 from receiver.storage import event_log, messages, processor, statistics_cells
 from receiver.storage.bulk import Step, Transaction
@@ -159,7 +159,7 @@ async def parse(callback: Callback, checker: TagChecker) -> Parsed:
     except MemoryError:
         raise
     except Exception as error:
-        log.exception("the parser failed on a callback", callback=callback.id)
+        log.error("the parser failed on a callback", callback=callback.id, exception=frames(error))
         return _quarantined(callback, f"the parser failed with {type(error).__name__}")
     return parsed
 
@@ -200,7 +200,7 @@ class Folder:
             [parsed] = batch
             if not parsed.events:
                 raise
-            log.exception("a callback cannot be stored as events", callback=parsed.callback.id)
+            log.error("a callback cannot be stored as events", callback=parsed.callback.id, exception=frames(error))
             quarantined = _quarantined(parsed.callback, f"it cannot be stored: {type(error).__name__}")
             return await self._commit([quarantined], finish)
 

@@ -259,7 +259,7 @@ def broken_storage(folder: Path, postgres_url: str | None) -> Iterator[None]:
         with sqlite3.connect(folder / "receiver-data/receiver.db", timeout=30) as database:
             database.execute("ALTER TABLE gone RENAME TO messages")
     else:
-        check = "CONSTRAINT canary CHECK (message_id <> 'broken-1')"
+        check = "CONSTRAINT canary CHECK (id <> 'broken-1')"
         on_postgres(postgres_url, f"ALTER TABLE messages ADD {check} NOT VALID")
         yield
         on_postgres(postgres_url, "ALTER TABLE messages DROP CONSTRAINT canary")
@@ -301,6 +301,8 @@ def test_no_canary_gets_out(
         settings["DATABASE_URL"] = with_password(postgres_url)
     # What the environment sets wins over the file, so what is wrong has to be in the file alone.
     environment = {name: value for name, value in settings.items() if name in ("LOG_LEVEL", "DATABASE_URL")}
+    # SQLite misses a table, which stops the processor; PostgreSQL refuses a row, which is quarantined.
+    refusal = "callbacks cannot be processed" if engine == "sqlite" else "a callback cannot be stored as events"
     file = tmp_path / "receiver.toml"
     good = "\n".join(
         [
@@ -321,11 +323,10 @@ def test_no_canary_gets_out(
             body = [v2_event("broken-1", message=private)]
             auth = ("u", canary("callbackpassword"))
             assert httpx2.post(server.url + V2, json=body, auth=auth, **PATIENT).status_code == 200
-            until(lambda: lines(server, "callbacks cannot be processed"))
-            until(lambda: '"stuck"' in status_pages(server))
+            until(lambda: lines(server, refusal))
             pages += status_pages(server)
             pages += commands(tmp_path, environment, "status")
-        until(lambda: lines(server, "callbacks are processed again"))
+        until(lambda: engine == "postgresql" or lines(server, "callbacks are processed again"))
         for number, wrong in enumerate(WRONG_RELOADS, start=1):
             kept = "\n".join(line for line in good.splitlines() if line.partition(" ")[0] not in wrong)
             file.write_text(f"{kept}\n{wrong}\n", "utf-8")

@@ -207,3 +207,39 @@ def test_sampled_logs_the_first_at_once_and_then_counts(monkeypatch: pytest.Monk
 
     until(is_due, 10)
     assert lines(stream)[1]["times"] > 99
+
+
+REFUSED = "bad row\nFailing row contains (canary)"
+
+
+def fail(text: str) -> None:
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        raise RuntimeError(f"cannot store\nDETAIL: {text}") from error
+
+
+def test_traceback_has_the_first_lines_of_its_texts_alone(monkeypatch: pytest.MonkeyPatch, log: Any) -> None:
+    """A database repeats the values of a row in the lines below the first."""
+    stream = written(monkeypatch)
+    try:
+        fail(REFUSED)
+    except RuntimeError:
+        log.exception("dispatcher failed")
+        logging.getLogger("library").exception("a library failed")
+    for line in lines(stream):
+        assert "canary" not in json.dumps(line)
+        assert "in fail" in line["exception"]
+        cause, _, last = line["exception"].partition("which led to:")
+        assert cause.rstrip().endswith("ValueError: bad row")
+        assert last.endswith("RuntimeError: cannot store")
+
+
+def test_frames_have_no_text_of_an_error() -> None:
+    try:
+        fail(REFUSED)
+    except RuntimeError as error:
+        found = logs.frames(error)
+    assert "canary" not in found
+    assert "in fail" in found
+    assert found.endswith("RuntimeError")
