@@ -286,8 +286,15 @@ def lines(server: Server, message: str) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, whole_lines(server.errors)) if line["message"] == message]
 
 
-@pytest.mark.parametrize("level", ["info", "debug"])
-@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
+@pytest.mark.parametrize(
+    ("engine", "level"),
+    [
+        ("sqlite", "info"),
+        ("postgresql", "debug"),
+        pytest.param("sqlite", "debug", marks=pytest.mark.slow),
+        pytest.param("postgresql", "info", marks=pytest.mark.slow),
+    ],
+)
 def test_no_canary_gets_out(
     tmp_path: Path,
     request: pytest.FixtureRequest,

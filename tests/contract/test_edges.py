@@ -348,6 +348,20 @@ EDGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
             "acceptance/test_http.py::test_two_authorization_headers_are_no_credentials",
         ),
     ),
+    "S24": (
+        "texts and numbers of a row that the database refuses, in a traceback of the log",
+        (
+            "acceptance/test_canaries.py::test_no_canary_gets_out",
+            "unit/test_logs.py::test_traceback_has_the_first_lines_of_its_texts_alone",
+        ),
+    ),
+    "S49": (
+        "our password in the stored response of a webhook that repeats the request",
+        (
+            f"{WEBHOOK}::test_response_that_repeats_the_request_is_stored_without_what_authenticates_it",
+            "acceptance/test_canaries.py::test_no_canary_gets_out",
+        ),
+    ),
     "L9": (
         "secrets in the repr of the settings",
         ("unit/test_settings.py::test_repr_of_settings_has_no_secrets",),
@@ -580,7 +594,7 @@ EDGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
             "contract/test_deploy.py::test_the_unit_does_not_restart_after_a_wrong_setting",
             "contract/test_deploy.py::test_unit_and_containers_read_their_settings_from_that_file",
             "contract/test_deploy.py::test_commands_run_with_user_settings_and_credentials_of_the_service",
-            "contract/test_deploy.py::test_every_alert_is_about_metrics_that_exist_and_says_what_is_wrong",
+            "contract/test_prometheus.py::test_every_alert_is_about_metrics_that_exist_and_says_what_is_wrong",
             "acceptance/test_nginx.py::test_nothing_but_callbacks_is_published",
             "acceptance/test_nginx.py::test_callbacks_come_through_with_the_address_of_their_sender",
         ),
