@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from receiver.domain.events import Quarantine, Status, TagVerdict
 from receiver.domain.publication import DeadLetterReason, Outcome
+from receiver.domain.reconciliation import Answer
 from receiver.explanation.installation import DatabaseSize
 from receiver.providers.registry import catalogue
 
@@ -333,6 +334,18 @@ class WorkerMetrics:
         self._held = Gauge(
             "receiver_sink_held", "1 while this process publishes to the sink, else 0", ["sink"], registry=registry
         )
+        self._asked_for = Counter(
+            "receiver_reconciliation_requests",
+            "Requests for messages without a final event, by what was answered",
+            ["api", "answer"],
+            registry=registry,
+        )
+        self._reconciliation_failing = Gauge(
+            "receiver_reconciliation_failing",
+            "1 while requests for messages without a final event fail, else 0",
+            ["api"],
+            registry=registry,
+        )
         self._prunes = Counter("receiver_prune_runs", "Runs of the pruner", ["result"], registry=registry)
         for result in _PRUNE_RESULTS:
             self._prunes.labels(result)
@@ -384,6 +397,19 @@ class WorkerMetrics:
         self._prunes.labels("failed" if rows is None else "done").inc()
         for kind, number in (rows or {}).items():
             self._pruned.labels(kind).inc(number)
+
+    def name_reconciled(self, apis: Iterable[str]) -> None:
+        """Makes the series of the APIs that are asked, with 0."""
+        for api in apis:
+            self._reconciliation_failing.labels(api)
+            for answer in Answer:
+                self._asked_for.labels(api, answer)
+
+    def message_asked_for(self, api: str, answer: str) -> None:
+        self._asked_for.labels(api, answer).inc()
+
+    def reconciliation_paused(self, api: str, is_paused: bool) -> None:
+        self._reconciliation_failing.labels(api).set(is_paused)
 
     def attempt_ended(self, sink: str, outcome: str) -> None:
         self._attempts.labels(sink, outcome).inc()

@@ -7,7 +7,7 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +39,7 @@ from pydantic_settings import (
 from receiver.domain.delivery import FinalConflict
 from receiver.errors import SettingsError, did_you_mean
 from receiver.providers import PROVIDERS
+from receiver.reconciliation.settings import Reconciliation
 from receiver.storage.database import driver_url
 from receiver.tags import TagPolicy, parse_keys
 from receiver.tracing import TracingSettings
@@ -74,6 +75,14 @@ class Retention(BaseModel):
     def ages(self) -> dict[str, timedelta]:
         """The ages by name, without those that are 0."""
         return {name: timedelta(days=days) for name, days in self if days}
+
+
+TABLES: Final[Mapping[str, type[BaseModel]]] = {
+    "retention": Retention,
+    "reconciliation": Reconciliation,
+    "tracing": TracingSettings,
+}
+"""The settings that are tables of settings."""
 
 
 class Settings(BaseSettings):
@@ -182,6 +191,9 @@ class Settings(BaseSettings):
         [], repr=False, description="The sinks that events are published to: `name`, `type` and the fields of the type."
     )
     retention: Retention = Field(Retention(), description="Days after which data is deleted; 0 keeps it for ever.")
+    reconciliation: Reconciliation = Field(
+        Reconciliation(), description="Asking Bandwidth for messages without a final event; off without credentials."
+    )
     tracing: TracingSettings = Field(TracingSettings(), description="Where traces go to.")
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="The format of the log on standard error; `auto` is `console` on a terminal, else `json`."
@@ -319,10 +331,6 @@ class Settings(BaseSettings):
                     )
 
 
-TABLES: Final[dict[str, type[BaseModel]]] = {"retention": Retention, "tracing": TracingSettings}
-"""The settings that are tables of settings."""
-
-
 def bare_token(entry: str) -> str:
     """The token that a request carries, from `token` or `name:access:token`."""
     parts = entry.split(":", 2)
@@ -425,8 +433,8 @@ def sources(config: Path | None = None) -> dict[tuple[str, ...], str]:
 
     found: dict[tuple[str, ...], str] = {}
     for name in Settings.model_fields:
-        if name in TABLES:
-            found |= {(name, inner): source(name, inner) for inner in TABLES[name].model_fields}
+        if (table := TABLES.get(name)) is not None:
+            found |= {(name, inner): source(name, inner) for inner in table.model_fields}
         else:
             found[(name,)] = source(name)
     return found

@@ -1,4 +1,4 @@
-"""The worker: everything behind the answer. It processes the journal, publishes to the sinks and removes old data.
+"""The worker: everything behind the answer. It processes the journal, publishes to the sinks, removes old data.
 
 It runs as a child process of `receiver serve`, by itself (`receiver work`), or in a thread of the web process. A child
 is started as `python -m receiver.worker FD`. FD is a socket to its supervisor (`receiver.supervisor`), with lines of
@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 import structlog
@@ -38,6 +38,9 @@ from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import callbacks, sqlite_file
 from receiver.storage.database import Database, is_sqlite
 from receiver.storage.retention import Pruner
+
+if TYPE_CHECKING:
+    from receiver.reconciliation.reconciler import Reconciliation
 
 # Garbage collection took a tenth of the time under load, most of it for objects that live as long as the process.
 _GC_THRESHOLDS: Final = (50_000, 20, 50)
@@ -82,8 +85,32 @@ def configured_sinks(settings: Settings) -> list[ConfiguredSink]:
     return registry.configure(settings.sinks, own_urls, settings.source, settings.public_url)
 
 
+def _reconciliation(
+    database: Database,
+    settings: Settings,
+    observer: WorkerMetrics,
+    *,
+    on_append: Callable[[], None],
+    holder: str | None,
+) -> "Reconciliation | None":
+    if not settings.reconciliation.accounts:
+        return None
+    # Imported here: few installations need it, and its HTTP client.
+    from receiver.reconciliation.reconciler import Reconciliation
+
+    return Reconciliation(
+        database,
+        settings.reconciliation,
+        observer=observer,
+        clock=now,
+        random_fraction=random.random,
+        on_append=on_append,
+        holder=holder,
+    )
+
+
 class Worker:
-    """Processor, dispatchers and pruner of one process, on the event loop that starts it."""
+    """Processor, dispatchers, reconciliation and pruner of one process, on the event loop that starts it."""
 
     def __init__(self, settings: Settings, metrics: WorkerMetrics, *, holder: str | None = None) -> None:
         self.metrics = metrics
@@ -114,6 +141,10 @@ class Worker:
         )
         names = [sink.name for sink in sinks]
         metrics.name_sinks(names)
+        self._reconciliation = _reconciliation(
+            self._database, settings, metrics, on_append=self.processor.wake, holder=holder
+        )
+        metrics.name_reconciled(settings.reconciliation.accounts)
         self._pruner = Pruner(self._database, settings.retention.ages, clock=now, sinks=names, observer=metrics)
 
     async def start(self) -> None:
@@ -123,10 +154,14 @@ class Worker:
         await self._dispatchers.start()
         await self.processor.start()
         await self._pruner.start()
+        if self._reconciliation is not None:
+            await self._reconciliation.start()
         await self._monitor.start()
 
     async def stop(self) -> None:
         """Finishes the current work, then closes the database."""
+        if self._reconciliation is not None:
+            await self._reconciliation.stop()
         await self.processor.stop()
         await self._dispatchers.stop()
         await self._pruner.stop()

@@ -1,13 +1,13 @@
 """The state of this installation, also while the database is broken."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Final, Literal
 
 from pydantic import Field
 
 from receiver.api.operations import Call, Operation
-from receiver.explanation.installation import Installation, ProcessorState, assess
+from receiver.explanation.installation import Installation, ProcessorState, ReconcilerRecord, ReconcilerState, assess
 from receiver.models.columns import Read, Time
 from receiver.models.sinks import SinkRead, SinkState
 from receiver.storage.status import StatusReader
@@ -66,6 +66,22 @@ class DatabaseStatus(Read):
     disk_free_bytes: int | None
 
 
+class ReconciliationStatus(Read):
+    """The reconciliation with one API, if it is on or was: requests of this day (UTC), the latest one.
+
+    `refused`: Bandwidth does not accept the credentials. `paused`: requests fail; `failingSince`, `error` and
+    `pausedUntil` say more. `exhausted`: the budget of the day is used up. `off`: no worker asks this API.
+    """
+
+    api: str
+    state: ReconcilerState
+    requests_today: int
+    last_request_at: Time | None
+    failing_since: Time | None
+    error: str | None
+    paused_until: Time | None
+
+
 class InstallationStatus(Read):
     """The state of this installation. A part that cannot be read is null, and `problems` has the reason."""
 
@@ -77,6 +93,7 @@ class InstallationStatus(Read):
     worker: WorkerStatus | None
     sinks: list[SinkStatus] | None
     database: DatabaseStatus | None
+    reconciliation: list[ReconciliationStatus] | None
     last_callbacks: Mapping[str, str] | None = Field(
         description="when the latest processed callback was received, by version and route: `v1/primary`, `v2/fallback`"
     )
@@ -93,6 +110,7 @@ def status_of(installation: Installation) -> InstallationStatus:
         worker=WorkerStatus.model_validate(installation.worker) if installation.worker is not None else None,
         sinks=[_sink(sink) for sink in installation.sinks] if installation.sinks is not None else None,
         database=DatabaseStatus.model_validate(installation.database) if installation.database is not None else None,
+        reconciliation=_reconciliation(installation.reconciliation),
         last_callbacks=installation.last_callbacks,
     )
 
@@ -108,6 +126,23 @@ def _sink(view: SinkRead) -> SinkStatus:
     )
 
 
+def _reconciliation(records: Sequence[ReconcilerRecord] | None) -> list[ReconciliationStatus] | None:
+    if records is None:
+        return None
+    return [
+        ReconciliationStatus(
+            api=record.api,
+            state=record.state,
+            requests_today=record.requests_today,
+            last_request_at=record.last_request_at,
+            failing_since=record.health.since,
+            error=record.health.error,
+            paused_until=record.health.until,
+        )
+        for record in records
+    ]
+
+
 async def get_status(call: Call) -> InstallationStatus:
     context = call.context
     if context.findings is not None:
@@ -121,7 +156,7 @@ OPERATIONS: Final = (
     Operation(
         name="getStatus",
         path="/api/status",
-        summary="Get the state of this installation: journal, processor, worker, sinks, database",
+        summary="Get the state of this installation: journal, processor, worker, sinks, database, reconciliation",
         description="The response takes at most 2 s, also while the database is broken.",
         handle=get_status,
         answer=InstallationStatus,

@@ -16,6 +16,7 @@ from receiver.api.status import (
     InstallationStatus,
     JournalStatus,
     ProcessorStatus,
+    ReconciliationStatus,
     SinkStatus,
     status_of,
 )
@@ -66,6 +67,8 @@ def _lines(found: InstallationStatus) -> Iterator[tuple[str, str]]:
         yield f"sink {sink.name}", _sink(sink)
     if found.database is not None:
         yield "database", _database_line(found.database)
+    for one in found.reconciliation or ():
+        yield f"reconciliation {one.api}", _reconciliation(one)
     if found.last_callbacks:
         yield "last callbacks", ", ".join(f"{route} {time}" for route, time in _by_route(found.last_callbacks))
 
@@ -97,6 +100,15 @@ def _sink(sink: SinkStatus) -> str:
         parts.append(f"{sink.dead_letters:,} dead letters")
     if sink.last_error is not None:
         parts.append(f"last error: {sink.last_error}")
+    return ", ".join(parts)
+
+
+def _reconciliation(found: ReconciliationStatus) -> str:
+    parts = [found.state, f"{found.requests_today:,} requests today"]
+    if found.last_request_at is not None:
+        parts.append(f"the latest at {rfc3339(found.last_request_at)}")
+    if found.error is not None:
+        parts.append(f"last error: {found.error}")
     return ", ".join(parts)
 
 

@@ -10,7 +10,7 @@ import httpx2
 from receiver.cli.context import with_database
 from receiver.cli.options import http_url
 from receiver.cli.output import echo, echo_json
-from receiver.domain.events import REGISTERED
+from receiver.domain.events import RECONCILED, REGISTERED
 from receiver.errors import Unknown
 from receiver.models.callbacks import CallbackRead
 from receiver.settings import Settings
@@ -35,6 +35,8 @@ def replay_callbacks(config: Path | None, ids: Sequence[str], *, to: str, json: 
                 raise Unknown(f"there is no callback {callback_id} in the journal")
             if callback.route == REGISTERED:
                 raise Unknown(f"{callback_id} is a registered send, which Bandwidth never posted")
+            if callback.route == RECONCILED:
+                raise Unknown(f"{callback_id} is an answer to reconciliation, which Bandwidth never posted")
         answers = []
         async with httpx2.AsyncClient(timeout=_REPLAY_SECONDS, follow_redirects=False) as client:
             for callback in filter(None, found):

@@ -75,7 +75,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `winner` is the event that decides the status: the highest rank, then the earliest. Among the events of that rank,
     `coded`, `described`, `stated` and `receipted` are the first with a code, a description, a `state` and a
     `delivery_state`. `callback_expected` is true if a registration waits for any event, until the provider's first one
-    outranks it. `delivered_received_at` is when, by our clock, the first event came that proves the delivery.
+    outranks it. `delivered_received_at` is when, by our clock, the first callback came that proves the delivery: the
+    time of an answer that we asked for says nothing about the way of the message.
     """
 
     rank: int = 0
@@ -178,7 +179,7 @@ def _begin(event: Event, rank: int) -> Delivery:
         self_contradicted=event.contradicted,
         receipt_expected=event.receipt_expected,
         callback_expected=event.callback_expected,
-        delivered_received_at=event.received_at if status in _PROOFS else None,
+        delivered_received_at=event.received_at if status in _PROOFS and not event.is_reconciled else None,
         updated_at=event.received_at,
         **time,
     )
@@ -197,7 +198,7 @@ def _history(delivery: Delivery, event: Event) -> dict[str, Any]:
     if (name := _TIME_OF.get(status)) is not None:
         read_at = event.read_at if status is _READ else None
         history[name] = _earliest(getattr(delivery, name), read_at or event.occurred_at)
-    if status in _PROOFS:
+    if status in _PROOFS and not event.is_reconciled:
         history["delivered_received_at"] = _earliest(delivery.delivered_received_at, event.received_at)
     return history
 

@@ -17,6 +17,7 @@ __all__ = [
     "MAX_MENTIONS",
     "MAX_RECIPIENTS",
     "PLAIN_FIELDS",
+    "RECONCILED",
     "REGISTERED",
     "REGISTERED_FIELDS",
     "Api",
@@ -47,6 +48,9 @@ MAX_MENTIONS: Final = 1_000_000
 
 REGISTERED: Final = "registered"
 """The route of an entry of the journal that the sender wrote, and no provider: it registers sends."""
+
+RECONCILED: Final = "reconciled"
+"""The route of an entry of the journal that is the provider's answer to our question about a message."""
 
 MessageKey = tuple[Api, Direction, str]
 """The identity of a message. An inbound and an outbound message with the same id are two messages."""
@@ -108,7 +112,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     digest made by `event_id`.
 
     A registration (`receiver.providers.sends`) is the one event that no provider reported. Its status is `unknown`,
-    and `callback_expected` tells whether any callback about the message should come.
+    and `callback_expected` tells whether any callback about the message should come. A reconciled event
+    (`receiver.reconciliation`) is what the provider answered when we asked for the message.
     """
 
     id: str
@@ -150,6 +155,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def is_registration(self) -> bool:
         """Whether the sender registered the message with this event; it comes after all others in their `order`."""
         return self.route == REGISTERED
+
+    @property
+    def is_reconciled(self) -> bool:
+        """Whether we asked the provider for this event; it comes after all callbacks in their `order`."""
+        return self.route == RECONCILED
 
     @property
     def key(self) -> MessageKey:
@@ -199,7 +209,8 @@ class Callback(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `api` and `route` (`primary`, `fallback`) come from the URL; Bandwidth's parser recognises the API version of an
     event from the event itself. `query` is the raw query string, `headers` lacks the headers that hold secrets,
-    `remote` is the peer's address.
+    `remote` is the peer's address. Entries with the routes `registered` and `reconciled` are no such requests: their
+    bodies are registered sends, and an answer to a request of ours, whose `query` names the message.
     """
 
     id: str

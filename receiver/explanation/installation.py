@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final, Literal
 
 from receiver.domain.cloudevents import rfc3339
+from receiver.domain.reconciliation import HEALTHY, Answer, ApiHealth
 
 if TYPE_CHECKING:
     # Commands that read messages start without the tables of the sinks.
@@ -17,8 +18,12 @@ LOW_DISK_BYTES: Final = 256 * 1024 * 1024
 # SQLite empties a write-ahead log after some megabytes, unless somebody still reads in it.
 LARGE_WAL_BYTES: Final = 1024 * 1024 * 1024
 
+# One request that fails is no problem of the installation: the next one follows after seconds.
+FAILURES_TO_REPORT: Final = 3
+
 ProcessorState = Literal["working", "behind", "stuck", "missing"]
-Part = Literal["journal", "processor", "sinks", "database"]
+Part = Literal["journal", "processor", "sinks", "database", "reconciliation"]
+ReconcilerState = Literal["working", "paused", "refused", "exhausted", "off"]
 
 
 # --- findings ---
@@ -77,6 +82,29 @@ class DatabaseSize:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReconcilerRecord:
+    """The reconciliation with one API. Its lease is held while a worker asks, or waits to ask, this API."""
+
+    api: str
+    lease_is_held: bool
+    requests_today: int
+    last_request_at: datetime | None
+    is_exhausted: bool = False
+    health: ApiHealth = HEALTHY
+
+    @property
+    def state(self) -> ReconcilerState:
+        """`refused`: the credentials are wrong. `paused`: it failed. `exhausted`: the budget of the day is used up."""
+        if not self.lease_is_held:
+            return "off"
+        if self.health.answer is Answer.REFUSED:
+            return "refused"
+        if self.health.failures:
+            return "paused"
+        return "exhausted" if self.is_exhausted else "working"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
     """The findings about each part. None: the part cannot be read (`unreadable` says why), or is not known here."""
 
@@ -84,6 +112,7 @@ class Findings:
     processor: ProcessorRecord | None = None
     sinks: Sequence["SinkRead"] | None = None
     database: DatabaseSize | None = None
+    reconciliation: Sequence[ReconcilerRecord] | None = None
     worker: WorkerRecord | None = None
     waiting: int | None = None
     unreadable: Mapping[Part, str] = field(default_factory=dict)
@@ -121,6 +150,7 @@ class Installation:
     worker: WorkerRecord | None
     sinks: Sequence["SinkRead"] | None
     database: DatabaseSize | None
+    reconciliation: Sequence[ReconcilerRecord] | None
     last_callbacks: Mapping[str, str] | None
     problems: Sequence[str]
 
@@ -139,12 +169,14 @@ def assess(found: Findings, now: datetime) -> Installation:
         worker=found.worker,
         sinks=found.sinks,
         database=found.database,
+        reconciliation=found.reconciliation,
         last_callbacks=found.processor.last_callbacks if found.processor is not None else None,
         problems=[
             *_unreadable(found),
             *_processor_problems(journal, processor),
             *_worker_problems(found.worker),
             *_sink_problems(found.sinks or (), is_processed=processor.state != "missing"),
+            *_reconciliation_problems(found.reconciliation or ()),
             *disk_problems(found.database),
         ],
     )
@@ -206,6 +238,7 @@ _PARTS: Final[Mapping[Part, str]] = {
     "processor": "The state of the processor",
     "sinks": "The state of the sinks",
     "database": "The size of the database",
+    "reconciliation": "The state of reconciliation",
 }
 
 
@@ -243,6 +276,20 @@ def _sink_problems(sinks: Sequence["SinkRead"], *, is_processed: bool) -> Iterat
             yield f"Sink {sink.name} is down{since}: {sink.last_error or 'the error is not known'}."
         elif sink.state == "unattended" and is_processed:
             yield f"No worker publishes to sink {sink.name}."
+
+
+def _reconciliation_problems(records: Sequence[ReconcilerRecord]) -> Iterator[str]:
+    for record in records:
+        error, since = record.health.error or "the error is not known", record.health.since
+        time = f" since {rfc3339(since)}" if since is not None else ""
+        if record.state == "refused":
+            setting = f"RECEIVER_RECONCILIATION__{record.api.upper()}_CREDENTIALS"
+            yield (
+                f"Bandwidth refuses reconciliation with {record.api}{time} ({error}): correct {setting}, and restart "
+                "the receiver."
+            )
+        elif record.state == "paused" and record.health.failures >= FAILURES_TO_REPORT:
+            yield f"Reconciliation with {record.api} fails{time}: {error}."
 
 
 def disk_problems(database: DatabaseSize | None) -> Iterator[str]:

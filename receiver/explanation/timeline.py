@@ -83,6 +83,8 @@ def _what(event: Event) -> str:
         what = f"{what}: code {event.code} ({listed.name})"
     elif event.code:
         what = f"{what}: code {event.code}"
+    if event.is_reconciled:
+        return f"{what}, as Bandwidth answered when it was asked"
     return what if event.route == "primary" else f"{what}, by the {event.route} address"
 
 

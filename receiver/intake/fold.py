@@ -12,11 +12,11 @@ from msgspec import structs
 
 from receiver import failpoints, tags
 from receiver.domain.delivery import FinalConflict
-from receiver.domain.events import REGISTERED, Api, Callback, Direction, Event, Quarantine, Rejected, TagVerdict
+from receiver.domain.events import Api, Callback, Direction, Event, Quarantine, Rejected, TagVerdict
 from receiver.domain.fold import Batch, MessageKey, Repeat
 from receiver.domain.publication import Appended
 from receiver.logs import Sampled, frames
-from receiver.providers import PROVIDERS, registry, sends, states
+from receiver.providers import registry, states
 from receiver.storage import event_log, messages, processor, statistics_cells
 from receiver.storage.bulk import Step, Transaction
 from receiver.storage.database import Database, is_data_error
@@ -58,8 +58,9 @@ class TagChecker(msgspec.Struct, frozen=True, kw_only=True):
         """
         if event.direction is Direction.IN:
             return event
-        if event.is_registration:
-            # An API token has authenticated the sender. The verdict is about what the provider sends back.
+        if event.is_registration or event.is_reconciled:
+            # An API token has authenticated the sender, and we asked the provider ourselves, over TLS: nobody else can
+            # have written these. The verdict is about what comes to the callback URLs.
             return _with(event, TagVerdict.UNCHECKED, _without_signature(event.fields.tag))
         verdict, value = self._verdict(event)
         if self.policy is TagPolicy.REQUIRE and verdict is not TagVerdict.VALID:
@@ -146,9 +147,8 @@ class Parsed:
 async def parse(callback: Callback, checker: TagChecker) -> Parsed:
     """Parses one callback and checks its tags. A callback on which the parser fails is quarantined."""
     parsed = Parsed(callback)
-    parser = sends.parse if callback.route == REGISTERED else PROVIDERS[callback.api].parse
     try:
-        for index, element in enumerate(parser(callback)):
+        for index, element in enumerate(registry.parse(callback)):
             checked = checker.check(element, index) if type(element) is Event else element
             if type(checked) is Event:
                 parsed.events.append((index, checked))

@@ -22,7 +22,7 @@ import structlog
 from receiver import failpoints
 from receiver.domain.arrival import ImportDetector
 from receiver.domain.delivery import FinalConflict
-from receiver.domain.events import REGISTERED, Event, Quarantine, Status
+from receiver.domain.events import RECONCILED, REGISTERED, Event, Quarantine, Status
 from receiver.errors import StorageUnavailable
 from receiver.intake.fold import YIELD_EVERY, Folder, Parsed, TagChecker, parse
 from receiver.logs import Sampled
@@ -306,7 +306,7 @@ class Processor:
 
     def _tells_of_the_provider(self, parsed: Parsed) -> bool:
         """Whether a callback shows that the provider reaches this receiver now."""
-        return parsed.callback.route != REGISTERED and not self._is_import(parsed)
+        return parsed.callback.route not in (REGISTERED, RECONCILED) and not self._is_import(parsed)
 
     def _is_import(self, parsed: Parsed) -> bool:
         return self._imports.is_import(parsed.callback.received_at, self._clock())

@@ -50,7 +50,7 @@ class CallbackLine(BaseModel):
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     receivedTime: AwareDatetime  # noqa: N815
     api: Api
-    route: Literal["primary", "fallback", "registered"]
+    route: Literal["primary", "fallback", "registered", "reconciled"]
     method: Literal["GET", "POST"]
     remote: Annotated[str | None, Field(max_length=100)] = None
     query: str = ""

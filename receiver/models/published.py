@@ -40,7 +40,9 @@ class MessageEventData(BaseModel):
     text: str | None
     media: list[str]
     contradicted: bool = Field(description="whether delivered and failed were both reported for this delivery")
-    route: Literal["primary", "fallback"] = Field(description="by which URL the callback came")
+    route: Literal["primary", "fallback", "reconciled"] = Field(
+        description="by which URL the callback came; `reconciled`: Bandwidth answered it when it was asked"
+    )
     received_at: Time = Field(description="when the callback was received")
     sequence: int = Field(description="the position in the event log, rising")
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from msgspec import structs
 
 from receiver.domain.events import Api, Callback, Element, Event, Quarantine, Rejected
-from receiver.providers import bandwidth_v1, bandwidth_v2, fields
+from receiver.providers import bandwidth_lookups, bandwidth_v1, bandwidth_v2, fields
 from receiver.providers.bandwidth_codes import CODES
 from receiver.providers.base import CallbackUrl, Provider
 from receiver.providers.fields import LONGEST, ParseError, Payload, quoted, text, with_storable_ids
@@ -145,6 +145,7 @@ V1: Final = Provider(
     expects_receipt=bandwidth_v1.expects_receipt,
     codes=CODES[Api.V1],
     user_in_url=True,
+    lookup=bandwidth_lookups.V1,
 )
 V2: Final = Provider(
     api=Api.V2,
@@ -157,4 +158,5 @@ V2: Final = Provider(
     ),
     parse=parse,
     codes=CODES[Api.V2],
+    lookup=bandwidth_lookups.V2,
 )

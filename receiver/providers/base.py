@@ -9,7 +9,8 @@ from datetime import datetime
 from functools import cached_property
 from typing import Final, Protocol
 
-from receiver.domain.events import Api, Callback, Element, Failure
+from receiver.domain.events import Api, Callback, Element, Event, Failure, Quarantine
+from receiver.domain.reconciliation import Answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +105,44 @@ class Signature(Protocol):
     def __call__(self, key: str, headers: Mapping[str, str], body: bytes, now: datetime) -> bool: ...
 
 
+_OK: Final = 200
+_REFUSED: Final = frozenset({401, 403})
+_LIMITED: Final = 429
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lookup:
+    """How one message is asked for at the provider, and the meaning of the answer.
+
+    `target` makes the path and the query, below the URL of the API, from an account and a message id. `parse` yields
+    the events that an answer proves, none if it proves nothing final, and never raises; the `query` of the entry names
+    the message. An element rejected as `no-message-id` means that the provider does not know the message; so does
+    `unknown_status`, the status of an answer.
+    """
+
+    target: Callable[[str, str], str]
+    parse: Callable[[Callback], Iterator[Element]]
+    unknown_status: int | None = None
+
+    def answer(self, status: int, entry: Callback) -> Answer:
+        """The meaning of an answer; `entry` is the entry of the journal that it would become."""
+        if status in _REFUSED:
+            return Answer.REFUSED
+        if status == _LIMITED:
+            return Answer.LIMITED
+        if status == self.unknown_status:
+            return Answer.UNKNOWN
+        if status != _OK:
+            return Answer.FAILED
+        elements = list(self.parse(entry))
+        if any(type(element) is Event for element in elements):
+            return Answer.FINAL
+        reasons = {element.reason for element in elements if type(element) is not Event}
+        if not reasons:
+            return Answer.PENDING
+        return Answer.UNKNOWN if reasons == {Quarantine.NO_MESSAGE_ID} else Answer.UNUSABLE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
     """One API of a provider, with everything about it that other packages need.
@@ -112,7 +151,7 @@ class Provider:
     take its URLs, with user and password in them if `user_in_url`. `source` is that of its CloudEvents. `parse` yields
     the elements of a callback and never raises. `expects_receipt` tells from the `delivery_state` of an event whether a
     final event follows; None: always. Without `signature`, callbacks are authenticated by HTTP Basic before the body is
-    read.
+    read. `lookup` asks for a message of which nothing final was heard; None: the provider cannot be asked.
     """
 
     api: Api
@@ -125,3 +164,4 @@ class Provider:
     codes: Codes = NO_CODES
     user_in_url: bool = False
     signature: Signature | None = None
+    lookup: Lookup | None = None

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Final
 
-from receiver.domain.events import Api, Callback, Element, Failure
-from receiver.providers import bandwidth
+from receiver.domain.events import RECONCILED, REGISTERED, Api, Callback, Element, Failure, Quarantine, Rejected
+from receiver.providers import bandwidth, sends
 from receiver.providers.base import CallbackUrl, CodeEntry, Provider, Reason
 
 # Requests are compared with the URLs in this order: the busiest API comes first.
@@ -27,8 +27,15 @@ URLS: Final[tuple[tuple[Provider, CallbackUrl], ...]] = tuple(
 
 
 def parse(callback: Callback) -> Iterator[Element]:
-    """Yields the elements of a callback, as its provider parses it."""
-    return PROVIDERS[callback.api].parse(callback)
+    """Yields the elements of an entry of the journal: of a callback or an answer, as its provider parses it."""
+    if callback.route == REGISTERED:
+        return sends.parse(callback)
+    provider = PROVIDERS[callback.api]
+    if callback.route != RECONCILED:
+        return provider.parse(callback)
+    if provider.lookup is None:
+        return iter([Rejected(0, Quarantine.UNREADABLE, f"messages of {callback.api} cannot be asked for")])
+    return provider.lookup.parse(callback)
 
 
 @lru_cache(maxsize=64)

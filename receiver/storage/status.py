@@ -19,7 +19,7 @@ from receiver.explanation.installation import Backlog, DatabaseSize, Findings, P
 from receiver.models.callbacks import CALLBACKS, PENDING
 from receiver.models.queries import SinkQuery
 from receiver.models.sinks import SinkRead
-from receiver.storage import journal, processor, sinks
+from receiver.storage import journal, processor, reconciliation, sinks
 from receiver.storage.database import Database
 
 # /api/status answers within 2 s.
@@ -64,6 +64,7 @@ class StatusReader:
             "processor": lambda: processor.state(self._database),
             "sinks": listed_sinks,
             "database": self._size,
+            "reconciliation": lambda: reconciliation.state(self._database, now=clock()),
         }
         found, unreadable = await self._read(parts, seconds)
         return Findings(
@@ -71,6 +72,7 @@ class StatusReader:
             processor=found.get("processor"),
             sinks=found.get("sinks"),
             database=found.get("database"),
+            reconciliation=found.get("reconciliation"),
             unreadable=unreadable,
         )
 
@@ -112,16 +114,7 @@ class StatusReader:
         return task
 
     async def _backlog(self) -> Backlog:
-        oldest = select(CALLBACKS.c.received_at).limit(1)
-        if self._database.is_sqlite:
-            oldest = oldest.where(journal.is_pending(self._database)).order_by(CALLBACKS.c.sequence)
-        else:
-            first = select(PENDING.c.sequence).order_by(PENDING.c.sequence).limit(1).scalar_subquery()
-            oldest = oldest.where(CALLBACKS.c.sequence == first)
-        async with self._database.reading() as connection:
-            return Backlog(
-                pending=await journal.pending(self._database, connection), oldest_at=await connection.scalar(oldest)
-            )
+        return await read_backlog(self._database)
 
     async def _size(self) -> DatabaseSize:
         database = self._database
@@ -132,6 +125,18 @@ class StatusReader:
         return DatabaseSize(
             type="postgresql", bytes=row.whole, journal_bytes=row.journal, wal_bytes=None, disk_free_bytes=None
         )
+
+
+async def read_backlog(database: Database) -> Backlog:
+    """The number of pending callbacks, and when the oldest of them was received."""
+    oldest = select(CALLBACKS.c.received_at).limit(1)
+    if database.is_sqlite:
+        oldest = oldest.where(journal.is_pending(database)).order_by(CALLBACKS.c.sequence)
+    else:
+        first = select(PENDING.c.sequence).order_by(PENDING.c.sequence).limit(1).scalar_subquery()
+        oldest = oldest.where(CALLBACKS.c.sequence == first)
+    async with database.reading() as connection:
+        return Backlog(pending=await journal.pending(database, connection), oldest_at=await connection.scalar(oldest))
 
 
 _SERVER_SIZES: Final = sql(

@@ -1,0 +1,116 @@
+"""Reconciliation: when a message of which nothing final was heard is asked for, and what follows from the answer."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Final
+
+
+class Answer(StrEnum):
+    """The meaning of one request: about the message, or (from `limited` on) about the API as a whole.
+
+    `final`: the answer proves a final status. `pending`: it proves nothing final. `unknown`: the provider does not know
+    the message. `unusable`: status 200 with a body that cannot be read. `limited`: too many requests. `failed`: any
+    other status, and a timeout. `unreachable`: no connection. `refused`: the credentials are not accepted.
+    """
+
+    FINAL = "final"
+    PENDING = "pending"
+    UNKNOWN = "unknown"
+    UNUSABLE = "unusable"
+    LIMITED = "limited"
+    FAILED = "failed"
+    UNREACHABLE = "unreachable"
+    REFUSED = "refused"
+
+
+_ABOUT_THE_MESSAGE: Final = frozenset({Answer.FINAL, Answer.PENDING, Answer.UNKNOWN})
+# The message is at fault for these as well, perhaps: if it kept its place, it could hold up all others for ever.
+_COUNTED: Final = _ABOUT_THE_MESSAGE | {Answer.UNUSABLE, Answer.FAILED}
+
+_MAX_GAP: Final = timedelta(days=1)
+_FIRST_PAUSE: Final = timedelta(seconds=5)
+_MAX_PAUSE: Final = timedelta(minutes=15)
+_MAX_RETRY_AFTER: Final = timedelta(days=1)
+# Every request with wrong credentials may count towards a lock of the account.
+_REFUSED_PAUSE: Final = timedelta(hours=1)
+_JITTER: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconciliationPolicy:
+    """How patient and how polite reconciliation is.
+
+    A message is asked for once it is `after` old, and no more once it is `give_up_after` old. `per_second` and
+    `per_day` (UTC) limit the requests to one API.
+    """
+
+    after: timedelta
+    give_up_after: timedelta
+    per_second: float
+    per_day: int
+
+    def ages(self, now: datetime) -> tuple[datetime, datetime]:
+        """The times of the oldest and of the youngest message that is asked for."""
+        return now - self.give_up_after, now - self.after
+
+    def due_at(self, now: datetime, tries: int) -> datetime:
+        """When a message is asked for again, after this many tries: each pause is twice the one before, up to a day."""
+        return now + min(self.after * (1 << min(tries - 1, 20)), max(_MAX_GAP, self.after))
+
+    def room(self, requests_today: int, limit: int) -> int:
+        """How many requests may follow now, at most `limit`."""
+        return max(0, min(limit, self.per_day - requests_today))
+
+    @property
+    def gap(self) -> float:
+        """The seconds between the beginnings of two requests."""
+        return 1 / self.per_second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiHealth:
+    """Whether an API may be asked: `failures` in a row, since when, why, and until when it is left alone."""
+
+    failures: int = 0
+    since: datetime | None = None
+    answer: Answer | None = None
+    error: str | None = None
+    until: datetime | None = None
+
+    def is_paused(self, now: datetime) -> bool:
+        return self.until is not None and now < self.until
+
+    def after(
+        self, answer: Answer, error: str | None, now: datetime, *, retry_after: timedelta | None, fraction: float
+    ) -> "ApiHealth":
+        """The health after one request; a `fraction` (0 to 1) of the jitter is added to a pause."""
+        if answer in _ABOUT_THE_MESSAGE:
+            return HEALTHY
+        failures = self.failures + 1
+        pause = min(_FIRST_PAUSE * (1 << min(failures - 1, 20)), _MAX_PAUSE)
+        if answer is Answer.REFUSED:
+            pause = _REFUSED_PAUSE
+        pause += fraction * _JITTER * pause
+        if retry_after is not None:
+            pause = max(pause, min(retry_after, _MAX_RETRY_AFTER))
+        return ApiHealth(failures=failures, since=self.since or now, answer=answer, error=error, until=now + pause)
+
+
+HEALTHY: Final = ApiHealth()
+
+
+def counts(answer: Answer) -> bool:
+    """Whether a request counts as a try of its message, which then is due later; else the message keeps its turn."""
+    return answer in _COUNTED
+
+
+def day_of(now: datetime) -> str:
+    """The day whose budget a request at this time is charged to."""
+    return now.astimezone(UTC).date().isoformat()
+
+
+def next_day(now: datetime) -> datetime:
+    """The beginning of the next day, with a new budget."""
+    midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return midnight + timedelta(days=1)

@@ -1,0 +1,353 @@
+"""The loop that asks one API for the messages of which nothing final was heard.
+
+One worker at a time asks an API: its lease is in the database, as that of the processor. One request is made at a time.
+An answer with a final status is appended to the journal, and the processor does the rest.
+"""
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from typing import Final, Protocol
+from uuid import uuid4
+
+import structlog
+
+from receiver import failpoints
+from receiver.domain.events import RECONCILED, Api, Callback
+from receiver.domain.reconciliation import Answer, ApiHealth, ReconciliationPolicy, counts, next_day
+from receiver.errors import StorageUnavailable
+from receiver.intake.endpoint import new_callback_id
+from receiver.providers import PROVIDERS
+from receiver.providers.bandwidth_lookups import query_of
+from receiver.providers.base import Lookup
+from receiver.reconciliation.client import Client, NoAnswer, Response
+from receiver.reconciliation.settings import Account
+from receiver.reconciliation.settings import Reconciliation as Settings
+from receiver.sinks.egress import Network
+from receiver.storage import reconciliation
+from receiver.storage.database import Database
+from receiver.storage.journal import JournalWriter, journal_writer
+from receiver.storage.reconciliation import Claimed, Outcome, ReconcilerLease, ReconcilerLeaseLost
+from receiver.storage.status import read_backlog
+
+LEASE_SECONDS: Final = 30.0
+POLL_SECONDS: Final = 5.0
+_MAX_CLAIM: Final = 50
+_CLAIM_OF_SECONDS: Final = 10
+# While older callbacks wait to be processed, a message may have its final event without our seeing it.
+_BEHIND_SECONDS: Final = 10.0
+_LOG_EVERY_SECONDS: Final = 60.0
+_FORGET_EVERY_SECONDS: Final = 600.0
+_SETTINGS: Final = {Api.V1: "V1_CREDENTIALS", Api.V2: "V2_CREDENTIALS"}
+_HEADERS: Final = {"content-type": "application/json"}
+
+log = structlog.get_logger("receiver.reconciliation")
+
+
+class ReconciliationObserver(Protocol):
+    """Receives the measurements of reconciliation."""
+
+    def message_asked_for(self, api: str, answer: str) -> None: ...
+
+    def reconciliation_paused(self, api: str, is_paused: bool) -> None: ...
+
+
+class Reconciliation:
+    """The reconcilers of all accounts in the settings, with one writer of the journal."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        *,
+        observer: ReconciliationObserver,
+        clock: Callable[[], datetime],
+        random_fraction: Callable[[], float],
+        on_append: Callable[[], None],
+        holder: str | None = None,
+    ) -> None:
+        self._writer = journal_writer(database)
+        self._reconcilers = [
+            Reconciler(
+                database,
+                account,
+                settings.policy,
+                writer=self._writer,
+                observer=observer,
+                clock=clock,
+                random_fraction=random_fraction,
+                on_append=on_append,
+                allowed=settings.egress_allow,
+                holder=holder,
+            )
+            for account in settings.accounts.values()
+        ]
+
+    async def start(self) -> None:
+        for reconciler in self._reconcilers:
+            await reconciler.start()
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(reconciler.stop() for reconciler in self._reconcilers))
+        await self._writer.close()
+
+
+class Reconciler:
+    """Asks the API of one account while this worker holds its lease."""
+
+    def __init__(
+        self,
+        database: Database,
+        account: Account,
+        policy: ReconciliationPolicy,
+        *,
+        writer: JournalWriter,
+        observer: ReconciliationObserver,
+        clock: Callable[[], datetime],
+        random_fraction: Callable[[], float],
+        on_append: Callable[[], None] = lambda: None,
+        allowed: Collection[Network] = (),
+        holder: str | None = None,
+        lease_seconds: float = LEASE_SECONDS,
+        poll_seconds: float = POLL_SECONDS,
+        request_seconds: float = 10.0,
+    ) -> None:
+        lookup = PROVIDERS[account.api].lookup
+        assert lookup is not None, f"messages of {account.api} cannot be asked for"  # noqa: S101
+        self._lookup: Lookup = lookup
+        self._database = database
+        self._account = account
+        self._policy = policy
+        self._writer = writer
+        self._observer = observer
+        self._clock = clock
+        self._random_fraction = random_fraction
+        self._on_append = on_append
+        self._client = Client(account, allowed, seconds=request_seconds)
+        self._holder = holder or uuid4().hex
+        self._lease_seconds = lease_seconds
+        self._poll_seconds = poll_seconds
+        self._health = ApiHealth()
+        self._is_first_lease = True
+        self._is_exhausted = False
+        self._began_at = float("-inf")
+        self._forgot_at = time.monotonic()
+        self._answers: Counter[str] = Counter()
+        self._logged_at = time.monotonic()
+        self._failed_at = float("-inf")
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Ends a running request, records what was answered, and releases the lease."""
+        self._stopping.set()
+        if self._task is not None:
+            await self._task
+        await self._client.close()
+
+    # --- the lease ---
+
+    async def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                lease = await reconciliation.acquire(
+                    self._database, self._account.api, holder=self._holder, seconds=self._lease_seconds
+                )
+                if lease is not None:
+                    await self._work(lease)
+            except ReconcilerLeaseLost as error:
+                log.warning("reconciliation lease lost", api=self._account.api, error=str(error))
+            except Exception as error:
+                if time.monotonic() - self._failed_at >= _LOG_EVERY_SECONDS:
+                    self._failed_at = time.monotonic()
+                    named = str(error) if isinstance(error, StorageUnavailable) else repr(error)
+                    log.error("reconciliation cannot work", api=self._account.api, error=named)
+            await self._sleep(self._poll_seconds)
+        self._log_answers()
+
+    async def _work(self, lease: ReconcilerLease) -> None:
+        """Claims messages and asks for them while the lease is ours."""
+        self._health = lease.health
+        if self._is_first_lease and self._health.answer is Answer.REFUSED:
+            # The start of a process is when somebody corrects credentials.
+            self._health = replace(self._health, until=None)
+        self._is_first_lease = False
+        log.info("reconciliation has begun", api=self._account.api, url=self._account.url)
+        renewing = asyncio.create_task(self._renew(lease))
+        try:
+            while not self._stopping.is_set():
+                if renewing.done():
+                    await renewing
+                await self._sleep(await self.step(lease))
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+            with suppress(StorageUnavailable):
+                await reconciliation.release(self._database, lease)
+
+    async def _renew(self, lease: ReconcilerLease) -> None:
+        """Renews the lease until it is lost; in an outage of the database it lapses by itself."""
+        while True:
+            await asyncio.sleep(self._lease_seconds / 4)
+            with suppress(StorageUnavailable):
+                await reconciliation.renew(self._database, lease, seconds=self._lease_seconds)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Waits; `stop` cuts the wait short."""
+        if seconds > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._stopping.wait()
+
+    # --- steps ---
+
+    async def step(self, lease: ReconcilerLease) -> float:
+        """Asks for the next messages; returns the seconds until the next step.
+
+        Raises ReconcilerLeaseLost, or StorageUnavailable.
+        """
+        self._log_answers_now_and_then()
+        now = self._clock()
+        if self._health.is_paused(now) or await self._is_behind(now):
+            return self._poll_seconds
+        await self._forget_now_and_then(lease, now)
+        limit = min(_MAX_CLAIM, max(1, math.ceil(self._policy.per_second * _CLAIM_OF_SECONDS)))
+        claim = await reconciliation.claim(self._database, lease, self._policy, now=now, limit=limit)
+        self._set_exhausted(claim.is_exhausted, now)
+        if not claim.messages:
+            return self._poll_seconds
+        failpoints.reach("claimed")
+        await self._ask_for(lease, claim.messages)
+        return 0.0
+
+    async def _is_behind(self, now: datetime) -> bool:
+        backlog = await read_backlog(self._database)
+        return backlog.oldest_seconds(now) > _BEHIND_SECONDS
+
+    async def _ask_for(self, lease: ReconcilerLease, claimed: Sequence[Claimed]) -> None:
+        """Asks for claimed messages until one answer shows that the API wants to be left alone."""
+        outcomes: list[Outcome] = []
+        for one in claimed:
+            is_paused = self._health.is_paused(self._clock())
+            answer = None if is_paused else await self._paced(self._ask(one.message_id))
+            if answer is None:
+                outcomes.append(Outcome(claimed=one, due_at=None, was_asked=False))
+                continue
+            due_at = self._policy.due_at(self._clock(), one.tries + 1) if counts(answer) else None
+            outcomes.append(Outcome(claimed=one, due_at=due_at, was_asked=answer is not Answer.UNREACHABLE))
+        failpoints.reach("asked")
+        await reconciliation.record(self._database, lease, outcomes, self._health, now=self._clock())
+
+    async def _paced(self, asking: Awaitable[Answer]) -> Answer | None:
+        """The answer to a request at the allowed rate; None if it was not made, or not awaited, because of `stop`."""
+        await self._sleep(self._began_at + self._policy.gap - time.monotonic())
+        self._began_at = time.monotonic()
+        request = asyncio.ensure_future(asking)
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            if not self._stopping.is_set():
+                await asyncio.wait({request, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return request.result() if request.done() else None
+        finally:
+            for task in (request, stopping):
+                task.cancel()
+            await asyncio.gather(request, stopping, return_exceptions=True)
+
+    async def _ask(self, message_id: str) -> Answer:
+        """Asks for one message. An answer with a final status is in the journal when this returns."""
+        answer, error, response = Answer.UNREACHABLE, None, None
+        try:
+            response = await self._client.get(self._lookup.target(self._account.id, message_id))
+        except NoAnswer as failure:
+            error = str(failure)
+            answer = Answer.UNREACHABLE if failure.is_unreachable else Answer.FAILED
+        else:
+            entry = self._entry(message_id, response)
+            answer = self._lookup.answer(response.status, entry)
+            error = f"status {response.status}" if response.status != 200 else "the answer cannot be read"
+            if answer is Answer.FINAL:
+                failpoints.reach("answered")
+                await self._writer.append([entry])
+                self._on_append()
+        self._note(answer, error, response)
+        return answer
+
+    def _entry(self, message_id: str, response: Response) -> Callback:
+        now = self._clock()
+        return Callback(
+            id=new_callback_id(now),
+            received_at=now,
+            api=self._account.api,
+            route=RECONCILED,
+            method="GET",
+            query=query_of(message_id),
+            headers=_HEADERS,
+            body=response.body,
+        )
+
+    async def _forget_now_and_then(self, lease: ReconcilerLease, now: datetime) -> None:
+        if time.monotonic() - self._forgot_at >= _FORGET_EVERY_SECONDS:
+            self._forgot_at = time.monotonic()
+            oldest, _ = self._policy.ages(now)
+            await reconciliation.forget(self._database, lease, before=oldest)
+
+    # --- reports ---
+
+    def _note(self, answer: Answer, error: str | None, response: Response | None) -> None:
+        """Counts an answer, and reports when the API begins or ends to be paused."""
+        now, before = self._clock(), self._health
+        self._answers[answer] += 1
+        self._observer.message_asked_for(self._account.api, answer)
+        after = self._health = before.after(
+            answer,
+            error,
+            now,
+            retry_after=response.retry_after if response is not None else None,
+            fraction=self._random_fraction(),
+        )
+        self._observer.reconciliation_paused(self._account.api, after.failures > 0)
+        api = self._account.api
+        if not after.failures:
+            if before.failures:
+                log.info("reconciliation goes on", api=api, failures=before.failures)
+            return
+        seconds = round((after.until - now).total_seconds()) if after.until is not None else 0
+        if answer is Answer.REFUSED:
+            log.error(
+                "reconciliation is refused: Bandwidth does not accept the credentials",
+                api=api,
+                error=error,
+                setting=f"RECEIVER_RECONCILIATION__{_SETTINGS[api]}",
+                next_try_seconds=seconds,
+            )
+        else:
+            log.warning("reconciliation is paused", api=api, error=error, seconds=seconds, failures=after.failures)
+
+    def _set_exhausted(self, is_exhausted: bool, now: datetime) -> None:
+        if is_exhausted and not self._is_exhausted:
+            seconds = round((next_day(now) - now).total_seconds())
+            log.warning(
+                "the budget of reconciliation is used up",
+                api=self._account.api,
+                requests_per_day=self._policy.per_day,
+                next_day_seconds=seconds,
+            )
+        self._is_exhausted = is_exhausted
+
+    def _log_answers_now_and_then(self) -> None:
+        if time.monotonic() - self._logged_at >= _LOG_EVERY_SECONDS:
+            self._log_answers()
+
+    def _log_answers(self) -> None:
+        self._logged_at = time.monotonic()
+        if self._answers:
+            log.info("messages without a final event were asked for", api=self._account.api, **self._answers)
+            self._answers.clear()
