@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from receiver.domain.delivery import FinalConflict
 from receiver.errors import SettingsError
+from receiver.reconciliation.settings import Reconciliation
 from receiver.settings import GivenSettings, Retention, Settings, dump, load, restore
 from receiver.storage import sqlite_file
 from receiver.tags import TagPolicy
@@ -98,6 +99,7 @@ VALUES: list[tuple[str, str, Any, Any]] = [
     ("max_body_bytes", "2048", 2048, 2048),
     ("sinks", '[{"name": "a", "type": "jsonl"}]', [{"name": "a", "type": "jsonl"}], [{"name": "a", "type": "jsonl"}]),
     ("retention", '{"text": 7}', {"text": 7}, Retention(text=7)),
+    ("reconciliation", '{"after": 900}', {"after": 900}, Reconciliation(after=900)),
     ("tracing", '{"ratio": 0.5}', {"ratio": 0.5}, TracingSettings(ratio=0.5)),
     ("log_format", "json", "json", "json"),
     ("log_level", "debug", "debug", "debug"),
