@@ -175,11 +175,7 @@ class Reconciler:
 
     async def _work(self, lease: ReconcilerLease) -> None:
         """Claims messages and asks for them while the lease is ours."""
-        self._health = lease.health
-        if self._is_first_lease and self._health.answer is Answer.REFUSED:
-            # The start of a process is when somebody corrects credentials.
-            self._health = replace(self._health, until=None)
-        self._is_first_lease = False
+        self.begin(lease)
         log.info("reconciliation has begun", api=self._account.api, url=self._account.url)
         renewing = asyncio.create_task(self._renew(lease))
         try:
@@ -192,6 +188,14 @@ class Reconciler:
             await asyncio.gather(renewing, return_exceptions=True)
             with suppress(StorageUnavailable):
                 await reconciliation.release(self._database, lease)
+
+    def begin(self, lease: ReconcilerLease) -> None:
+        """Takes over the health of the API that the previous holder of the lease has recorded."""
+        self._health = lease.health
+        if self._is_first_lease and self._health.answer is Answer.REFUSED:
+            # The start of a process is when somebody corrects credentials.
+            self._health = replace(self._health, until=None)
+        self._is_first_lease = False
 
     async def _renew(self, lease: ReconcilerLease) -> None:
         """Renews the lease until it is lost; in an outage of the database it lapses by itself."""
