@@ -25,8 +25,8 @@ class Answer(StrEnum):
 
 
 _ABOUT_THE_MESSAGE: Final = frozenset({Answer.FINAL, Answer.PENDING, Answer.UNKNOWN})
-# The message is at fault for these as well, perhaps: if it kept its place, it could hold up all others for ever.
-_COUNTED: Final = _ABOUT_THE_MESSAGE | {Answer.UNUSABLE, Answer.FAILED}
+# The message may be at fault for these as well: if it kept its turn, it could hold up all others for ever.
+_COUNTED: Final = frozenset({Answer.UNUSABLE, Answer.FAILED})
 
 _MAX_GAP: Final = timedelta(days=1)
 _FIRST_PAUSE: Final = timedelta(seconds=5)
@@ -54,9 +54,16 @@ class ReconciliationPolicy:
         """The times of the oldest and of the youngest message that is asked for."""
         return now - self.give_up_after, now - self.after
 
-    def due_at(self, now: datetime, tries: int) -> datetime:
-        """When a message is asked for again, after this many tries: each pause is twice the one before, up to a day."""
-        return now + min(self.after * (1 << min(tries - 1, 20)), max(_MAX_GAP, self.after))
+    def due_at(self, now: datetime, tries: int, answer: Answer) -> datetime | None:
+        """When a message is asked for again, after this many tries; None: the request counts as none of them.
+
+        Each pause is twice the one before. They begin with `after` and end with a day, or, where the request failed,
+        begin with a quarter of an hour and end with `after`.
+        """
+        factor = 1 << min(max(tries - 1, 0), 20)
+        if answer in _ABOUT_THE_MESSAGE:
+            return now + min(self.after * factor, max(_MAX_GAP, self.after))
+        return now + min(_MAX_PAUSE * factor, self.after) if answer in _COUNTED else None
 
     def room(self, requests_today: int, limit: int) -> int:
         """How many requests may follow now, at most `limit`."""
@@ -98,11 +105,6 @@ class ApiHealth:
 
 
 HEALTHY: Final = ApiHealth()
-
-
-def counts(answer: Answer) -> bool:
-    """Whether a request counts as a try of its message, which then is due later; else the message keeps its turn."""
-    return answer in _COUNTED
 
 
 def day_of(now: datetime) -> str:

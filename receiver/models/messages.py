@@ -140,7 +140,7 @@ class DeliveryBase(Model):
 class DeliveryRow(DeliveryBase, table=True):
     """How far one message got to one recipient. `recipient_key` is the number without plus; empty: number unknown.
 
-    `delivered_received_at` is when, by our clock, the first event came that says delivered or read.
+    `delivered_received_at` is when, by our clock, the first callback came that says delivered or read.
     """
 
     __tablename__ = "deliveries"

@@ -19,7 +19,7 @@ import structlog
 
 from receiver import failpoints
 from receiver.domain.events import RECONCILED, Api, Callback
-from receiver.domain.reconciliation import Answer, ApiHealth, ReconciliationPolicy, counts, next_day
+from receiver.domain.reconciliation import Answer, ApiHealth, ReconciliationPolicy, next_day
 from receiver.errors import StorageUnavailable
 from receiver.intake.endpoint import new_callback_id
 from receiver.providers import PROVIDERS
@@ -245,7 +245,7 @@ class Reconciler:
             if answer is None:
                 outcomes.append(Outcome(claimed=one, due_at=None, was_asked=False))
                 continue
-            due_at = self._policy.due_at(self._clock(), one.tries + 1) if counts(answer) else None
+            due_at = self._policy.due_at(self._clock(), one.tries + 1, answer)
             outcomes.append(Outcome(claimed=one, due_at=due_at, was_asked=answer is not Answer.UNREACHABLE))
         failpoints.reach("asked")
         await reconciliation.record(self._database, lease, outcomes, self._health, now=self._clock())

@@ -192,7 +192,7 @@ def test_every_setting_named_exists(file: Path) -> None:
     known = {name.upper() for name in Settings.model_fields} | nested
     known |= {variable.removeprefix("RECEIVER_") for variable in settings.SOURCES}
     known |= {f"TEST_{server}_URL" for server in ("POSTGRES", "NATS", "REDIS", "RABBITMQ")}
-    named = set(re.findall(r"\bRECEIVER_([A-Z][A-Z_]*[A-Z])", text_of(file)))
+    named = set(re.findall(r"\bRECEIVER_([A-Z][A-Z0-9_]*[A-Z0-9])", text_of(file)))
     assert named <= known
 
 

@@ -12,7 +12,6 @@ from receiver.domain.reconciliation import (
     Answer,
     ApiHealth,
     ReconciliationPolicy,
-    counts,
     day_of,
     next_day,
 )
@@ -30,19 +29,34 @@ def test_messages_are_asked_for_between_two_ages() -> None:
     assert POLICY.ages(NOW) == (NOW - 72 * HOUR, NOW - 3 * HOUR)
 
 
+def pauses(policy: ReconciliationPolicy, answer: Answer, *tries: int) -> list[timedelta]:
+    due = [policy.due_at(NOW, number, answer) for number in tries]
+    return [time - NOW for time in due if time is not None]
+
+
 def test_pause_of_a_message_doubles_up_to_a_day() -> None:
-    pauses = [POLICY.due_at(NOW, tries) - NOW for tries in (1, 2, 3, 4, 5, 1000)]
-    assert pauses == [3 * HOUR, 6 * HOUR, 12 * HOUR, 24 * HOUR, 24 * HOUR, 24 * HOUR]
+    for answer in (Answer.FINAL, Answer.PENDING, Answer.UNKNOWN):
+        assert pauses(POLICY, answer, 1, 2, 3, 4, 5, 1000) == [hours * HOUR for hours in (3, 6, 12, 24, 24, 24)]
     slow = ReconciliationPolicy(after=48 * HOUR, give_up_after=720 * HOUR, per_second=1, per_day=1)
-    assert slow.due_at(NOW, 3) - NOW == 48 * HOUR
+    assert pauses(slow, Answer.PENDING, 3) == [48 * HOUR]
 
 
-def test_message_is_asked_for_six_times_at_most_by_default() -> None:
-    policy, age, tries = Reconciliation().policy, timedelta(0), 0
+def test_message_whose_request_failed_comes_again_sooner() -> None:
+    for answer in (Answer.FAILED, Answer.UNUSABLE):
+        assert pauses(POLICY, answer, 1, 2, 3, 5, 1000) == [HOUR / 4, HOUR / 2, HOUR, 3 * HOUR, 3 * HOUR]
+
+
+def test_message_keeps_its_turn_where_the_api_alone_is_at_fault() -> None:
+    kept = {answer for answer in Answer if POLICY.due_at(NOW, 1, answer) is None}
+    assert kept == {Answer.LIMITED, Answer.UNREACHABLE, Answer.REFUSED}
+
+
+def test_message_is_asked_for_five_times_at_most_by_default() -> None:
+    policy, tries = Reconciliation().policy, 0
     age = policy.after
     while age < policy.give_up_after:
         tries += 1
-        age += policy.due_at(NOW, tries) - NOW
+        age += pauses(policy, Answer.PENDING, tries)[0]
     assert tries == 5
 
 
@@ -95,11 +109,6 @@ def test_answer_about_a_message_ends_the_failures(answer: Answer) -> None:
     assert broken.is_paused(NOW + timedelta(seconds=9))
     assert not broken.is_paused(NOW + timedelta(seconds=11))
     assert broken.after(answer, None, NOW, retry_after=None, fraction=0) == HEALTHY
-
-
-def test_message_keeps_its_turn_where_the_api_alone_is_at_fault() -> None:
-    kept = {answer for answer in Answer if not counts(answer)}
-    assert kept == {Answer.LIMITED, Answer.UNREACHABLE, Answer.REFUSED}
 
 
 # --- settings
