@@ -100,7 +100,8 @@ async def register(database: Database, api: Api, *ids: str, age: timedelta = AFT
     time = (now() - age).isoformat()
     more = {"receiptRequested": "all"} if api is Api.V1 else {}
     sends = [{"api": api, "id": id_, "to": [to], "time": time, **more} for id_ in ids]
-    entry = callback(sends, id=new_callback_id(now()), api=api, route=REGISTERED)
+    # Received now: the pruner of a process would remove the events of an old one.
+    entry = callback(sends, id=new_callback_id(now()), received_at=now(), api=api, route=REGISTERED)
     await append(database, entry)
     await drain(database)
 

@@ -8,11 +8,11 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from uuid import uuid4
 
 import structlog
@@ -240,40 +240,35 @@ class Reconciler:
         """Asks for claimed messages until one answer shows that the API wants to be left alone."""
         outcomes: list[Outcome] = []
         for one in claimed:
-            is_paused = self._health.is_paused(self._clock())
-            answer = None if is_paused else await self._paced(self._ask(one.message_id))
-            if answer is None:
+            if self._health.is_paused(self._clock()) or not await self._turn():
                 outcomes.append(Outcome(claimed=one, due_at=None, was_asked=False))
                 continue
-            due_at = self._policy.due_at(self._clock(), one.tries + 1, answer)
+            answer = await self._ask(one.message_id)
+            due_at = self._policy.due_at(self._clock(), one.tries + 1, answer) if answer is not None else None
             outcomes.append(Outcome(claimed=one, due_at=due_at, was_asked=answer is not Answer.UNREACHABLE))
         failpoints.reach("asked")
         await reconciliation.record(self._database, lease, outcomes, self._health, now=self._clock())
 
-    async def _paced(self, asking: Awaitable[Answer]) -> Answer | None:
-        """The answer to a request at the allowed rate; None if it was not made, or not awaited, because of `stop`."""
+    async def _turn(self) -> bool:
+        """Waits until the rate allows another request; False if there is to be none, because of `stop`."""
         await self._sleep(self._began_at + self._policy.gap - time.monotonic())
         self._began_at = time.monotonic()
-        request = asyncio.ensure_future(asking)
-        stopping = asyncio.create_task(self._stopping.wait())
-        try:
-            if not self._stopping.is_set():
-                await asyncio.wait({request, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            return request.result() if request.done() else None
-        finally:
-            for task in (request, stopping):
-                task.cancel()
-            await asyncio.gather(request, stopping, return_exceptions=True)
+        return not self._stopping.is_set()
 
-    async def _ask(self, message_id: str) -> Answer:
-        """Asks for one message. An answer with a final status is in the journal when this returns."""
+    async def _ask(self, message_id: str) -> Answer | None:
+        """Asks for one message; None if `stop` ended the request.
+
+        An answer with a final status is in the journal when this returns.
+        """
         answer, error, response = Answer.UNREACHABLE, None, None
         try:
-            response = await self._client.get(self._lookup.target(self._account.id, message_id))
+            response = await self._unless_stopped(self._client.get(self._lookup.target(self._account.id, message_id)))
         except NoAnswer as failure:
             error = str(failure)
             answer = Answer.UNREACHABLE if failure.is_unreachable else Answer.FAILED
         else:
+            if response is None:
+                return None
             entry = self._entry(message_id, response)
             answer = self._lookup.answer(response.status, entry)
             error = f"status {response.status}" if response.status != 200 else "the answer cannot be read"
@@ -283,6 +278,17 @@ class Reconciler:
                 self._on_append()
         self._note(answer, error, response)
         return answer
+
+    async def _unless_stopped(self, getting: Coroutine[Any, Any, Response]) -> Response | None:
+        """The answer to a request; None if `stop` comes first."""
+        request, stopping = asyncio.create_task(getting), asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({request, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return request.result() if request.done() else None
+        finally:
+            for task in (request, stopping):
+                task.cancel()
+            await asyncio.gather(request, stopping, return_exceptions=True)
 
     def _entry(self, message_id: str, response: Response) -> Callback:
         now = self._clock()
