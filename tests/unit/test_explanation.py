@@ -478,6 +478,12 @@ def test_timeline_says_that_an_event_came_by_the_fallback_address() -> None:
     assert entry.sentence == "Delivered for +15550001, by the fallback address"
 
 
+def test_timeline_says_that_bandwidth_was_asked() -> None:
+    [entry] = explained(make_event(route="reconciled", time=None)).timeline
+    assert entry.sentence == "Delivered for +15550001, as Bandwidth answered when it was asked"
+    assert entry.clocks == "Bandwidth gives no time"
+
+
 def test_timeline_says_where_our_clock_is_behind() -> None:
     explanation = explained(make_event(time=10, received=0))
     assert explanation.timeline[0].clocks == "received 10 seconds before Bandwidth's time"
