@@ -12,11 +12,21 @@ from msgspec import structs
 
 from receiver import failpoints, tags
 from receiver.domain.delivery import FinalConflict
-from receiver.domain.events import Api, Callback, Direction, Event, Quarantine, Rejected, TagVerdict
+from receiver.domain.events import (
+    RECONCILED,
+    REGISTERED,
+    Api,
+    Callback,
+    Direction,
+    Event,
+    Quarantine,
+    Rejected,
+    TagVerdict,
+)
 from receiver.domain.fold import Batch, MessageKey, Repeat
 from receiver.domain.publication import Appended
 from receiver.logs import Sampled, frames
-from receiver.providers import registry, states
+from receiver.providers import PROVIDERS, registry, states
 from receiver.storage import event_log, messages, processor, statistics_cells
 from receiver.storage.bulk import Step, Transaction
 from receiver.storage.database import Database, is_data_error
@@ -29,6 +39,8 @@ from receiver.tags import TagPolicy
 YIELD_EVERY: Final = 100
 # A batch reads at most this many stored events; messages with more are folded in several batches.
 _MAX_KNOWN_EVENTS: Final = 20_000
+# The routes of entries of the journal that no provider has posted.
+_NOT_POSTED: Final = frozenset({REGISTERED, RECONCILED})
 _REASONS: Final = {
     TagVerdict.UNSIGNED: Quarantine.TAG_UNSIGNED,
     TagVerdict.MISSING: Quarantine.TAG_MISSING,
@@ -147,8 +159,9 @@ class Parsed:
 async def parse(callback: Callback, checker: TagChecker) -> Parsed:
     """Parses one callback and checks its tags. A callback on which the parser fails is quarantined."""
     parsed = Parsed(callback)
+    parser = PROVIDERS[callback.api].parse if callback.route not in _NOT_POSTED else registry.parse
     try:
-        for index, element in enumerate(registry.parse(callback)):
+        for index, element in enumerate(parser(callback)):
             checked = checker.check(element, index) if type(element) is Event else element
             if type(checked) is Event:
                 parsed.events.append((index, checked))
