@@ -6,7 +6,7 @@ Half a million cells of senders per day took PostgreSQL 8 s on a busy machine.
 from alembic import op
 
 revision = "0012"
-down_revision = "0010"
+down_revision = "0011"
 branch_labels = None
 depends_on = None
 
