@@ -7,11 +7,11 @@ from alembic import context
 from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
-from receiver.models import callbacks, codes, events, messages, sinks
+from receiver.models import alerts, callbacks, codes, events, messages, sinks
 from receiver.storage.database import Database
 
 # The imports fill the metadata.
-assert callbacks and codes and events and messages and sinks  # noqa: PT018, S101
+assert alerts and callbacks and codes and events and messages and sinks  # noqa: PT018, S101
 
 
 def run(connection: Connection) -> None:

@@ -20,7 +20,15 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 
 from receiver.errors import SchemaError
-from receiver.models import callbacks, codes, events, messages, reconciliation, sinks  # noqa: F401  (declare the tables)
+from receiver.models import (  # noqa: F401  (declare the tables)
+    alerts,
+    callbacks,
+    codes,
+    events,
+    messages,
+    reconciliation,
+    sinks,
+)
 from receiver.storage import journal, schema
 from receiver.storage.database import Database
 from tests.factories import callback, v2_event
