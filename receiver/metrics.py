@@ -21,6 +21,7 @@ _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 _RESULTS: Final = ("accepted", "duplicate", "quarantined")
 _RETRY_STATES: Final = ("due", "held", "parked")
 _PRUNE_RESULTS: Final = ("done", "failed")
+_NOTIFICATION_OUTCOMES: Final = ("sent", "retry", "failed", "withdrawn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,6 +347,11 @@ class WorkerMetrics:
             ["api"],
             registry=registry,
         )
+        self._notifications = Counter(
+            "receiver_notifications", "Notifications of people about alerts", ["outcome"], registry=registry
+        )
+        for outcome in _NOTIFICATION_OUTCOMES:
+            self._notifications.labels(outcome)
         self._prunes = Counter("receiver_prune_runs", "Runs of the pruner", ["result"], registry=registry)
         for result in _PRUNE_RESULTS:
             self._prunes.labels(result)
@@ -392,6 +398,9 @@ class WorkerMetrics:
 
     def stuck(self, is_stuck: bool) -> None:
         self._stuck.set(is_stuck)
+
+    def notified(self, outcome: str) -> None:
+        self._notifications.labels(outcome).inc()
 
     def pruned(self, rows: Mapping[str, int] | None) -> None:
         self._prunes.labels("failed" if rows is None else "done").inc()

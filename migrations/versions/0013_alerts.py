@@ -82,13 +82,14 @@ def upgrade() -> None:
         sa.Column("label", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("created_at", moment, nullable=False),
         sa.Column("due_at", moment, nullable=False),
         sa.Column("sent_at", moment),
         sa.Column("last_error", sa.Text()),
         sa.PrimaryKeyConstraint("id", name="pk_notifications"),
         sa.ForeignKeyConstraint(["alert_id"], ["alerts.id"], ondelete="CASCADE", name="fk_notifications_alerts"),
         sa.CheckConstraint("transition IN ('fired', 'resolved')", name="transition"),
-        sa.CheckConstraint("state IN ('due', 'sent', 'failed')", name="state"),
+        sa.CheckConstraint("state IN ('due', 'sent', 'failed', 'withdrawn')", name="state"),
         sqlite_autoincrement=True,
     )
     op.create_index("uq_notifications_alert_id", "notifications", ["alert_id", "target", "transition"], unique=True)

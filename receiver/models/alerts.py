@@ -142,14 +142,14 @@ class NotificationRow(Model, table=True):
     """A change of an alert on its way to one target for people.
 
     `target` is a digest of the target, which may contain secrets; `label` is what people are shown of it. `state` is
-    `due`, `sent` or `failed` (its attempts are used up).
+    `due`, `sent`, `failed` (its time is over) or `withdrawn` (the alert was resolved first). `attempts` were begun.
     """
 
     __tablename__ = "notifications"
     __table_args__ = (
         ForeignKeyConstraint(["alert_id"], ["alerts.id"], ondelete="CASCADE"),
         CheckConstraint("transition IN ('fired', 'resolved')", name="transition"),
-        CheckConstraint("state IN ('due', 'sent', 'failed')", name="state"),
+        CheckConstraint("state IN ('due', 'sent', 'failed', 'withdrawn')", name="state"),
         Index("uq_notifications_alert_id", "alert_id", "target", "transition", unique=True),
         Index("ix_notifications_due", "due_at", **only_where("state = 'due'")),
         {"sqlite_autoincrement": True},
@@ -162,6 +162,7 @@ class NotificationRow(Model, table=True):
     label: str = text_column()
     state: str = text_column()
     attempts: int = 0
+    created_at: datetime = time_column(nullable=False)
     due_at: datetime = time_column(nullable=False)
     sent_at: datetime | None = time_column()
     last_error: str | None = text_column(nullable=True)

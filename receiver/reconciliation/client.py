@@ -90,7 +90,7 @@ class Client:
                 ssl_context=httpcore2.default_ssl_context() if base.scheme == "https" else None,
                 max_connections=1,
                 keepalive_expiry=_IDLE_SECONDS,
-                network_backend=GuardedBackend(self._allowed, owner="the table [reconciliation]"),
+                network_backend=GuardedBackend(self._allowed, place="the table [reconciliation]"),
             )
         extensions = {"timeout": {"connect": min(_CONNECT_SECONDS, self._seconds / 2)}}
         content = bytearray()

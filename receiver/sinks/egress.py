@@ -65,12 +65,12 @@ def blocked(addresses: Iterable[Address], allowed: Collection[Network]) -> list[
     return [address for address in addresses if not is_public(address) and not any(address in net for net in allowed)]
 
 
-def refusal(addresses: Sequence[Address], owner: str = "the sink") -> str:
+def refusal(addresses: Sequence[Address], setting: str = "egress_allow", place: str = "the sink") -> str:
     """Why a host with these blocked addresses is not connected to, with the line of the settings that allows it."""
     networks = [f'"{str(address).partition("%")[0]}/{address.max_prefixlen}"' for address in addresses[:_MAX_ADDRESSES]]
     return (
-        f"{addresses[0]} is not a public address and in no network of egress_allow; "
-        f"if it is meant, add egress_allow = [{', '.join(networks)}] to {owner}"
+        f"{addresses[0]} is not a public address and in no network of {setting}; "
+        f"if it is meant, add {setting} = [{', '.join(networks)}] to {place}"
     )
 
 
@@ -88,13 +88,13 @@ class ResponseTooLong(httpcore2.ReadError):
 class GuardedBackend(httpcore2.AsyncNetworkBackend):
     """Connects over TCP to public addresses and to addresses in the allowed networks.
 
-    Raises ConnectError or ConnectTimeout with the reason in a few words. `owner` names what has the setting
-    `egress_allow`.
+    Raises ConnectError or ConnectTimeout with the reason in a few words. `setting` is what holds the allowed networks,
+    and `place` where it is written.
     """
 
-    def __init__(self, allowed: Collection[Network], *, owner: str = "the sink") -> None:
+    def __init__(self, allowed: Collection[Network], *, setting: str = "egress_allow", place: str = "the sink") -> None:
         self._allowed = allowed
-        self._owner = owner
+        self._setting, self._place = setting, place
         self._network = httpcore2.AnyIOBackend()
         self._resolver = Resolver()
 
@@ -118,7 +118,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         if isinstance(addresses, str):
             raise httpcore2.ConnectError(f"its name cannot be resolved: {addresses}")
         if refused := blocked(addresses, self._allowed):
-            raise httpcore2.ConnectError(refusal(refused, self._owner))
+            raise httpcore2.ConnectError(refusal(refused, self._setting, self._place))
         return addresses
 
     async def _connect(

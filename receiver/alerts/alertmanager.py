@@ -1,0 +1,216 @@
+"""Alertmanager's webhook format, version 4, in both directions.
+
+https://prometheus.io/docs/alerting/latest/configuration/#webhook_config
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
+
+import orjson
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+
+from receiver.alerts.text import Templates, fields
+from receiver.domain.alerts import Alert, AlertChange, AlertStatus, Evidence, Rule, RuleType, Severity, Transition
+from receiver.domain.cloudevents import rfc3339
+from receiver.domain.notifications import Notification
+from receiver.providers.fields import storable
+
+VERSION: Final = "4"
+NEVER: Final = "0001-01-01T00:00:00Z"
+"""Go's zero time: the end of an alert that still fires."""
+MAX_ALERTS: Final = 500
+MAX_BODY_BYTES: Final = 1024 * 1024
+
+_MAX_LABELS: Final = 64
+_MAX_SUMMARY: Final = 500
+_MAX_NAME: Final = 200
+_MAX_GROUP: Final = 300
+_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SEVERITIES: Final = {
+    "critical": Severity.CRITICAL,
+    "page": Severity.CRITICAL,
+    "error": Severity.CRITICAL,
+    "warning": Severity.WARNING,
+    "info": Severity.INFO,
+    "none": Severity.INFO,
+}
+
+# --- out ---
+
+
+def payload(notification: Notification, templates: Templates, base_url: str) -> dict[str, Any]:
+    """The JSON that Alertmanager would post about one alert."""
+    alert, values = notification.alert, fields(notification)
+    labels = {"alertname": alert.name, "rule": str(alert.rule), "severity": str(alert.severity)}
+    if alert.group is not None:
+        labels["group"] = alert.group
+    annotations = {
+        "summary": values["summary"],
+        "description": templates.render_body(notification),
+        "runbook_url": notification.runbook,
+        **{name: values[name] for name in ("value", "threshold", "before", "volume", "messages") if values[name]},
+    }
+    status = "resolved" if notification.is_resolved else "firing"
+    ended = alert.resolved_at if notification.is_resolved else None
+    one = {
+        "status": status,
+        "labels": labels,
+        "annotations": annotations,
+        "startsAt": rfc3339(alert.fired_at or alert.began_at),
+        "endsAt": rfc3339(ended) if ended is not None else NEVER,
+        "generatorURL": notification.link,
+        "fingerprint": fingerprint(labels),
+    }
+    return {
+        "version": VERSION,
+        "groupKey": f"{{}}:{{alertname={orjson.dumps(alert.name).decode()}}}",
+        "truncatedAlerts": 0,
+        "status": status,
+        "receiver": "receiver",
+        "groupLabels": {"alertname": alert.name},
+        "commonLabels": labels,
+        "commonAnnotations": annotations,
+        "externalURL": base_url,
+        "alerts": [one],
+    }
+
+
+def fingerprint(labels: Mapping[str, str]) -> str:
+    """The same 16 digits for the same labels."""
+    return hashlib.sha256(orjson.dumps(dict(labels), option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+# --- in ---
+
+
+def _in_range(moment: datetime) -> datetime:
+    if moment.replace(tzinfo=UTC) < _EARLIEST:
+        raise ValueError("must not be before 1970")
+    return moment.astimezone(UTC)
+
+
+_Labels = Annotated[
+    dict[Annotated[str, Field(max_length=200)], Annotated[str, Field(max_length=8192)]],
+    Field(max_length=_MAX_LABELS),
+]
+
+
+class AlertmanagerAlert(BaseModel):
+    """One alert of a group. Fields that are not listed here are ignored."""
+
+    model_config = ConfigDict(frozen=True)
+
+    status: Literal["firing", "resolved"]
+    labels: _Labels
+    annotations: _Labels = {}
+    starts_at: Annotated[AwareDatetime, AfterValidator(_in_range)] = Field(alias="startsAt")
+    ends_at: AwareDatetime | None = Field(None, alias="endsAt", description="year 1 while the alert fires")
+    generator_url: str = Field("", alias="generatorURL", max_length=8192)
+    fingerprint: str = Field("", max_length=200, description="identifies the labels; without it the labels do")
+
+
+class AlertmanagerPost(BaseModel):
+    """What Alertmanager posts to a webhook. Fields that are not listed here are ignored."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal["4"]
+    alerts: list[AlertmanagerAlert] = Field(max_length=MAX_ALERTS)
+
+
+def external_id(alert: AlertmanagerAlert) -> str:
+    """The id of our alert: the same for each post about the same alert, which Alertmanager repeats."""
+    identity = alert.fingerprint or fingerprint(alert.labels)
+    digest = hashlib.sha256(f"{identity} {rfc3339(alert.starts_at)}".encode("utf-8", "replace")).hexdigest()
+    return f"external-{digest[:24]}"
+
+
+def changes(
+    posted: Iterable[AlertmanagerAlert], known: Mapping[str, Alert], rules: Sequence[Rule], now: datetime
+) -> list[AlertChange]:
+    """The changes of our alerts that a post brings; `known` are those with the ids of `external_id` that are stored.
+
+    An alert that is resolved stays so, since posts may arrive late. One that was resolved before anybody here heard of
+    it changes nothing.
+    """
+    current, found = dict(known), []
+    for one in posted:
+        alert_id = external_id(one)
+        change = _change(one, alert_id, current.get(alert_id), rules, now)
+        if change is not None:
+            current[alert_id] = change.alert
+            found.append(change)
+    return found
+
+
+def _change(
+    posted: AlertmanagerAlert, alert_id: str, known: Alert | None, rules: Sequence[Rule], now: datetime
+) -> AlertChange | None:
+    is_firing = posted.status == "firing"
+    if known is None:
+        if not is_firing:
+            return None
+        return AlertChange(transition=Transition.FIRED, alert=_fired(posted, alert_id, rules, now))
+    if known.status is AlertStatus.RESOLVED:
+        return None
+    if not is_firing:
+        resolved = replace(known, status=AlertStatus.RESOLVED, resolved_at=now, updated_at=now)
+        return AlertChange(transition=Transition.RESOLVED, alert=resolved)
+    summary, severity = _summary(posted), _severity(posted)
+    if (summary, severity) == (known.summary, known.severity):
+        return None
+    updated = replace(known, summary=summary, severity=severity, updated_at=now)
+    return AlertChange(transition=Transition.UPDATED, alert=updated)
+
+
+def _fired(posted: AlertmanagerAlert, alert_id: str, rules: Sequence[Rule], now: datetime) -> Alert:
+    name = _name(posted)
+    rule = _rule(name, rules)
+    return Alert(
+        id=alert_id,
+        rule=RuleType.EXTERNAL,
+        name=name,
+        severity=_severity(posted),
+        status=AlertStatus.FIRING,
+        group=_group(posted),
+        summary=_summary(posted),
+        # Another program has measured; it fires, which is more than not at all.
+        evidence=Evidence(value=1, threshold=0),
+        to=rule.to if rule is not None else (),
+        began_at=min(posted.starts_at, now),
+        fired_at=now,
+        updated_at=now,
+    )
+
+
+def _rule(name: str, rules: Sequence[Rule]) -> Rule | None:
+    """The rule for alerts of other programs: the one with the name of the alert, else the one called `external`."""
+    external = {rule.name: rule for rule in rules if rule.type is RuleType.EXTERNAL}
+    return external.get(name) or external.get(RuleType.EXTERNAL)
+
+
+def _name(posted: AlertmanagerAlert) -> str:
+    return storable(posted.labels.get("alertname") or str(RuleType.EXTERNAL))[:_MAX_NAME]
+
+
+def _severity(posted: AlertmanagerAlert) -> Severity:
+    return _SEVERITIES.get(posted.labels.get("severity", "").lower(), Severity.WARNING)
+
+
+def _group(posted: AlertmanagerAlert) -> str | None:
+    """The other labels, which tell the alerts of a name apart; beyond a length also the fingerprint."""
+    others = sorted((key, value) for key, value in posted.labels.items() if key not in ("alertname", "severity"))
+    text = storable(", ".join(f"{key}={value}" for key, value in others))
+    if len(text) > _MAX_GROUP:
+        identity = posted.fingerprint or fingerprint(posted.labels)
+        text = f"{text[: _MAX_GROUP - len(identity) - 2]}… {storable(identity)}"
+    return text or None
+
+
+def _summary(posted: AlertmanagerAlert) -> str:
+    notes = posted.annotations
+    text = notes.get("summary") or notes.get("description") or notes.get("message") or f"{_name(posted)} fires."
+    return storable(text)[:_MAX_SUMMARY]

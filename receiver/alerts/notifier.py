@@ -1,0 +1,183 @@
+"""Sends due notifications to people: each target on its own, again and again until it accepts or the time is over.
+
+An attempt is counted in the database before it is made. A process that dies between the two leaves a notification that
+is due again: the target hears of it once more, never not at all. Two processes that both send, because one lost its
+lease without knowing, do not send the same notification: the one that counts first makes the attempt.
+"""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final, Protocol
+
+import structlog
+
+from receiver.alerts.targets import ConfiguredTarget, Targets
+from receiver.domain.notifications import POLICY, Decision, DueNotification, Notification, NotificationState, decide
+from receiver.errors import StorageUnavailable
+from receiver.storage import notifications
+from receiver.storage.database import Database
+
+_POLL_SECONDS: Final = 2.0
+_BATCH: Final = 200
+_PER_TARGET: Final = 2
+# A process that dies in an attempt leaves the notification due after this, later than any attempt lasts.
+_ATTEMPT: Final = timedelta(seconds=20)
+# A target that is not in the settings: those of another process may be newer.
+_UNKNOWN_FOR: Final = timedelta(minutes=10)
+# A stop waits this long for attempts under way.
+_STOP_SECONDS: Final = 5.0
+
+log = structlog.get_logger("receiver.alerts")
+
+
+class NotificationObserver(Protocol):
+    def notified(self, outcome: str) -> None:
+        """A notification was `sent`, is to be sent again (`retry`), has `failed` or was `withdrawn`."""
+        ...
+
+
+class Describe(Protocol):
+    def __call__(self, notification: DueNotification) -> Notification:
+        """Adds the link and the runbook to what the database knows."""
+        ...
+
+
+class Notifier:
+    """Sends the due notifications of the database, in the process that holds the lease of the alerts."""
+
+    def __init__(
+        self,
+        database: Database,
+        targets: Targets,
+        *,
+        describe: Describe,
+        clock: Callable[[], datetime],
+        observer: NotificationObserver,
+        random_fraction: Callable[[], float],
+        poll_seconds: float = _POLL_SECONDS,
+    ) -> None:
+        self._database = database
+        self._targets = targets
+        self._describe = describe
+        self._clock = clock
+        self._observer = observer
+        self._random_fraction = random_fraction
+        self._poll_seconds = poll_seconds
+        self._wakeup = asyncio.Event()
+        self._loop: asyncio.Task[None] | None = None
+        # The attempts under way by alert and target: the notifications of such a pair are sent one after the other.
+        self._sending: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._of_target: Counter[str] = Counter()
+        self._is_failing = False
+
+    async def start(self) -> None:
+        self._loop = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Stops; attempts that do not end in some seconds are abandoned, and made again by the next process."""
+        if self._loop is None:
+            return
+        self._loop.cancel()
+        await asyncio.gather(self._loop, return_exceptions=True)
+        self._loop = None
+        sending = list(self._sending.values())
+        if sending:
+            await asyncio.wait(sending, timeout=_STOP_SECONDS)
+        for task in sending:
+            task.cancel()
+        await asyncio.gather(*sending, return_exceptions=True)
+
+    def reload(self, targets: Targets) -> None:
+        """Sends to these targets from now on."""
+        self._targets = targets
+        self.wake()
+
+    def wake(self) -> None:
+        """Looks for due notifications now."""
+        self._wakeup.set()
+
+    async def _run(self) -> None:
+        while True:
+            self._wakeup.clear()
+            try:
+                await self._send_due()
+                self._is_failing = False
+            except StorageUnavailable as error:
+                if not self._is_failing:
+                    log.warning("notifications wait for the database", error=str(error))
+                self._is_failing = True
+            except Exception:
+                log.exception("the notifier failed; it goes on")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_seconds):
+                    await self._wakeup.wait()
+
+    async def _send_due(self) -> None:
+        """Begins the due notifications, as many as each target may have under way."""
+        # Without the targets that have enough under way: what waits for a slow one must not hide what others get.
+        busy = [target for target, number in self._of_target.items() if number >= _PER_TARGET]
+        due = await notifications.due(self._database, now=self._clock(), limit=_BATCH, without=busy)
+        for notification in due:
+            if notification.key in self._sending:
+                continue
+            if notification.fired_state is NotificationState.DUE:
+                # Nobody needs to hear any more that it fired.
+                await notifications.withdraw_fired(self._database, notification)
+                self._observer.notified("withdrawn")
+            if decide(notification) is Decision.WITHDRAW:
+                await notifications.withdraw(self._database, notification)
+                self._observer.notified("withdrawn")
+                continue
+            if self._of_target[notification.target] >= _PER_TARGET:
+                continue
+            self._of_target[notification.target] += 1
+            task = self._sending[notification.key] = asyncio.create_task(self._attempt(notification))
+            task.add_done_callback(lambda _, done=notification: self._ended(done))  # type: ignore[misc]
+
+    def _ended(self, notification: DueNotification) -> None:
+        del self._sending[notification.key]
+        self._of_target[notification.target] -= 1
+        self.wake()
+
+    async def _attempt(self, notification: DueNotification) -> None:
+        try:
+            await self._send(notification, self._targets.targets.get(notification.target))
+        except StorageUnavailable as error:
+            log.warning("a notification was not recorded and may be sent again", error=str(error))
+        except Exception:
+            log.exception("a notification failed unexpectedly", target=notification.label)
+
+    async def _send(self, notification: DueNotification, target: ConfiguredTarget | None) -> None:
+        now = self._clock()
+        if not await notifications.begin(self._database, notification, again_at=now + _ATTEMPT):
+            return
+        attempts = notification.attempts + 1
+        if target is None:
+            is_last = now - notification.created_at >= _UNKNOWN_FOR
+            due_at = None if is_last else now + timedelta(minutes=1)
+            await self._failed(notification, attempts, "the target is not in the settings", due_at)
+            return
+        failure = await target.target.send(self._describe(notification))
+        now = self._clock()
+        if failure is None:
+            await notifications.sent(self._database, notification, now=now)
+            self._observer.notified("sent")
+            log.info("notification sent", alert=notification.alert.id, target=notification.label, attempts=attempts)
+            return
+        pause = POLICY.pause(
+            attempts, self._random_fraction(), retry_after=failure.after, overloaded=failure.overloaded
+        )
+        await self._failed(notification, attempts, failure.reason, POLICY.due(now, notification.created_at, pause))
+
+    async def _failed(self, notification: DueNotification, attempts: int, reason: str, due_at: datetime | None) -> None:
+        await notifications.failed(self._database, notification, reason, due_at=due_at)
+        fields = {"alert": notification.alert.id, "target": notification.label, "attempts": attempts, "reason": reason}
+        if due_at is None:
+            self._observer.notified("failed")
+            log.error("a notification was not delivered and is not tried again", **fields)
+        else:
+            self._observer.notified("retry")
+            log.warning("a notification was not delivered and is tried again", **fields)

@@ -1,0 +1,156 @@
+"""Notifications of people: made in the transaction that changes an alert, sent later, until they are sent or fail."""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Row, and_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from receiver.domain.alerts import Alert, AlertStatus, Evidence, RuleType, Severity, Transition
+from receiver.domain.notifications import Announcement, DueNotification, NotificationState
+from receiver.models.alerts import ALERTS, NOTIFICATIONS, NotificationRow
+from receiver.models.columns import table_of
+from receiver.providers.fields import storable
+from receiver.storage.bulk import ExecuteMany, InsertMany, Spelling, Step
+from receiver.storage.database import Database
+
+_COLUMNS: Final = ("alert_id", "transition", "target", "label", "state", "attempts", "created_at", "due_at")
+_ONCE: Final = "ON CONFLICT (alert_id, target, transition) DO NOTHING"
+# Those who may have heard that it fired hear that it is resolved. `coalesce` tells PostgreSQL the type of a parameter.
+_RESOLVE: Final = (
+    f"INSERT INTO notifications ({', '.join(_COLUMNS)}) "  # noqa: S608  (names are ours)
+    "SELECT alert_id, 'resolved', target, label, 'due', 0, coalesce(?, created_at), coalesce(?, due_at) "
+    f"FROM notifications WHERE alert_id = ? AND transition = 'fired' AND state IN ('due', 'sent') {_ONCE}"
+)
+_LONGEST_ERROR: Final = 300
+
+
+def steps(announcement: Announcement, spelling: Spelling, now: datetime) -> list[Step]:
+    """The steps that make notifications, after those that write the alerts."""
+    at = spelling.time(now)
+    fired = [
+        (alert_id, "fired", recipient.target, recipient.label, "due", 0, at, at)
+        for alert_id, recipient in announcement.fired
+    ]
+    return [
+        InsertMany(NOTIFICATIONS, _COLUMNS, fired, _ONCE),
+        ExecuteMany(_RESOLVE, [(at, at, alert_id) for alert_id in announcement.resolved]),
+    ]
+
+
+_FIRED: Final = table_of(NotificationRow).alias("fired")
+_DUE: Final = NOTIFICATIONS.c.state == "due"
+
+
+async def due(database: Database, *, now: datetime, limit: int, without: Collection[str] = ()) -> list[DueNotification]:
+    """The due notifications, the earliest `due_at` first, but for those of the targets `without`."""
+    same = and_(
+        _FIRED.c.alert_id == NOTIFICATIONS.c.alert_id,
+        _FIRED.c.target == NOTIFICATIONS.c.target,
+        _FIRED.c.transition == "fired",
+        NOTIFICATIONS.c.transition == "resolved",
+    )
+    statement = (
+        select(
+            NOTIFICATIONS,
+            *(column.label(f"alert_{column.name}") for column in ALERTS.c if column.name != "id"),
+            _FIRED.c.state.label("fired_state"),
+            _FIRED.c.attempts.label("fired_attempts"),
+        )
+        .join(ALERTS, ALERTS.c.id == NOTIFICATIONS.c.alert_id)
+        .outerjoin(_FIRED, same)
+        .where(_DUE, NOTIFICATIONS.c.due_at <= now, NOTIFICATIONS.c.target.not_in(without))
+        .order_by(NOTIFICATIONS.c.due_at, NOTIFICATIONS.c.id)
+        .limit(limit)
+    )
+    async with database.reading() as connection:
+        return [_due(row) for row in (await connection.execute(statement)).all()]
+
+
+def _due(row: Any) -> DueNotification:
+    return DueNotification(
+        id=row.id,
+        target=row.target,
+        label=row.label,
+        transition=Transition(row.transition),
+        attempts=row.attempts,
+        created_at=row.created_at,
+        alert=_alert(row),
+        fired_state=NotificationState(row.fired_state) if row.fired_state is not None else None,
+        fired_attempts=row.fired_attempts or 0,
+    )
+
+
+def _alert(row: Any) -> Alert:
+    return Alert(
+        id=row.alert_id,
+        rule=RuleType(row.alert_rule),
+        name=row.alert_name,
+        severity=Severity(row.alert_severity),
+        status=AlertStatus(row.alert_status),
+        group=row.alert_group_value,
+        summary=row.alert_summary,
+        evidence=Evidence(**row.alert_evidence),
+        to=tuple(row.alert_targets),
+        messages=tuple(row.alert_messages),
+        began_at=row.alert_began_at,
+        fired_at=row.alert_fired_at,
+        updated_at=row.alert_updated_at,
+        resolved_at=row.alert_resolved_at,
+        acknowledged_at=row.alert_acknowledged_at,
+        muted_until=row.alert_muted_until,
+    )
+
+
+async def begin(database: Database, notification: DueNotification, *, again_at: datetime) -> bool:
+    """Counts an attempt before it is made; false if another process has begun one.
+
+    `again_at` is when it is due again if this process dies before it records the result.
+    """
+    unchanged = and_(_this(notification.id), NOTIFICATIONS.c.attempts == notification.attempts)
+    return await _change(database, unchanged, attempts=notification.attempts + 1, due_at=again_at)
+
+
+async def sent(database: Database, notification: DueNotification, *, now: datetime) -> None:
+    await _change(database, _this(notification.id), state="sent", sent_at=now, last_error=None)
+
+
+async def failed(database: Database, notification: DueNotification, error: str, *, due_at: datetime | None) -> None:
+    """Records an attempt that failed; without `due_at` the notification is not tried again."""
+    changes: dict[str, Any] = {"state": "failed"} if due_at is None else {"due_at": due_at}
+    await _change(database, _this(notification.id), last_error=storable(error[:_LONGEST_ERROR]), **changes)
+
+
+async def withdraw(database: Database, notification: DueNotification) -> None:
+    """Withdraws a notification that is due."""
+    await _change(database, _this(notification.id), state="withdrawn")
+
+
+async def withdraw_fired(database: Database, notification: DueNotification) -> None:
+    """Withdraws the notification that an alert fired, which this one, that it is resolved, follows."""
+    fired = and_(
+        NOTIFICATIONS.c.alert_id == notification.alert.id,
+        NOTIFICATIONS.c.target == notification.target,
+        NOTIFICATIONS.c.transition == "fired",
+        _DUE,
+    )
+    await _change(database, fired, state="withdrawn")
+
+
+def _this(notification_id: int) -> Any:
+    return and_(NOTIFICATIONS.c.id == notification_id, _DUE)
+
+
+async def _change(database: Database, where: Any, **values: Any) -> bool:
+    async with database.writing() as connection:
+        return bool((await connection.execute(update(NOTIFICATIONS).where(where).values(**values))).rowcount)
+
+
+async def of_alerts(connection: AsyncConnection, alert_ids: Sequence[str]) -> dict[str, list[Row[Any]]]:
+    """The notifications of alerts, by the id of the alert, in the order in which they were made."""
+    statement = select(NOTIFICATIONS).where(NOTIFICATIONS.c.alert_id.in_(alert_ids)).order_by(NOTIFICATIONS.c.id)
+    found: dict[str, list[Row[Any]]] = {alert_id: [] for alert_id in alert_ids}
+    for row in await connection.execute(statement):
+        found[row.alert_id].append(row)
+    return found

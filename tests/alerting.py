@@ -1,0 +1,256 @@
+"""Alerts, their rows, and servers that notifications are sent to, for tests."""
+
+import ipaddress
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from email.message import EmailMessage
+from email.parser import BytesParser
+from email.policy import default
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, cast
+
+from aiosmtpd.controller import Controller
+from sqlalchemy import select, update
+
+from receiver.alerts.notifier import Notifier
+from receiver.alerts.targets import Targets, configure
+from receiver.domain.alerts import Alert, AlertChange, AlertStatus, Evidence, Rule, RuleType, Severity, Transition
+from receiver.domain.notifications import DueNotification, Notification, announce
+from receiver.models.alerts import ALERTS, NOTIFICATIONS
+from receiver.storage import notifications
+from receiver.storage.database import Database
+from tests.factories import EPOCH
+from tests.servers import free_port
+
+BASE_URL = "https://receiver.example"
+LOOPBACK = ["127.0.0.0/8"]
+
+
+def make_rule(*to: str, **changes: Any) -> Rule:
+    fields: dict[str, Any] = {
+        "type": RuleType.SINK_DOWN,
+        "name": "sink-down",
+        "window": EPOCH - EPOCH,
+        "above": 0,
+        "to": to,
+    }
+    return Rule(**{**fields, **changes})
+
+
+def make_alert(**changes: Any) -> Alert:
+    fields: dict[str, Any] = {
+        "id": "a-1",
+        "rule": RuleType.FAILURE_RATE,
+        "name": "t-mobile blocks",
+        "severity": Severity.WARNING,
+        "status": AlertStatus.FIRING,
+        "group": "T-Mobile",
+        "summary": "31 % of 120 deliveries failed within 15 minutes.",
+        "evidence": Evidence(value=0.31, threshold=0.2, volume=120, before=0.02),
+        "messages": ("m-1", "m-2"),
+        "began_at": EPOCH,
+        "fired_at": EPOCH,
+        "updated_at": EPOCH,
+    }
+    return Alert(**{**fields, **changes})
+
+
+def described(notification: DueNotification) -> Notification:
+    return made(notification.alert, notification.transition)
+
+
+def made(alert: Alert, transition: Transition = Transition.FIRED, **changes: Any) -> Notification:
+    link, runbook = f"{BASE_URL}/alerts/{alert.id}", f"{BASE_URL}/docs/alerts#{alert.rule}"
+    return Notification(alert=alert, transition=transition, link=link, runbook=runbook, **changes)
+
+
+def targets(*to: str, **changes: Any) -> Targets:
+    """The targets of one rule, which may connect to this machine."""
+    options: dict[str, Any] = {"sinks": (), "base_url": BASE_URL, "egress_allow": _networks()}
+    return configure([make_rule(*to)], **{**options, **changes})
+
+
+def _networks() -> list[Any]:
+    return [ipaddress.ip_network(network) for network in LOOPBACK]
+
+
+# --- rows ---
+
+
+async def write(database: Database, change: AlertChange, configured: Targets, now: datetime) -> None:
+    """Writes an alert and its notifications, as the evaluation does, in one transaction."""
+    alert = change.alert
+    row = {
+        "id": alert.id,
+        "rule": str(alert.rule),
+        "name": alert.name,
+        "severity": str(alert.severity),
+        "status": str(alert.status),
+        "group_value": alert.group,
+        "summary": alert.summary,
+        "evidence": {"value": alert.evidence.value, "threshold": alert.evidence.threshold},
+        "messages": list(alert.messages),
+        "targets": list(alert.to),
+        "began_at": alert.began_at,
+        "fired_at": alert.fired_at,
+        "updated_at": now,
+        "resolved_at": alert.resolved_at,
+        "muted_until": alert.muted_until,
+    }
+    async with database.writing() as connection:
+        if not (await connection.execute(update(ALERTS).where(ALERTS.c.id == alert.id).values(**row))).rowcount:
+            await connection.execute(ALERTS.insert(), [row])
+    announcement = announce([change], configured.recipients, now)
+    async with database.appending() as transaction:
+        await transaction.run(notifications.steps(announcement, transaction.spelling, now))
+
+
+async def fire(database: Database, configured: Targets, *, now: datetime | None = None, **changes: Any) -> Alert:
+    alert = make_alert(to=configured.rules[0].to, **changes)
+    change = AlertChange(transition=Transition.FIRED, alert=alert)
+    await write(database, change, configured, now or datetime.now(UTC))
+    return alert
+
+
+async def resolve(database: Database, configured: Targets, alert: Alert, *, now: datetime | None = None) -> Alert:
+    now = now or datetime.now(UTC)
+    resolved = replace(alert, status=AlertStatus.RESOLVED, resolved_at=now)
+    await write(database, AlertChange(transition=Transition.RESOLVED, alert=resolved), configured, now)
+    return resolved
+
+
+async def rows(database: Database) -> list[Any]:
+    async with database.reading() as connection:
+        return list((await connection.execute(select(NOTIFICATIONS).order_by(NOTIFICATIONS.c.id))).all())
+
+
+async def states(database: Database) -> list[tuple[str, str]]:
+    """The transition and the state of each notification."""
+    return [(row.transition, row.state) for row in await rows(database)]
+
+
+# --- the notifier ---
+
+
+class Outcomes(list[str]):
+    def notified(self, outcome: str) -> None:
+        self.append(outcome)
+
+
+@asynccontextmanager
+async def notifier(
+    database: Database,
+    configured: Targets,
+    *,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    outcomes: Outcomes | None = None,
+) -> AsyncIterator[Notifier]:
+    running = Notifier(
+        database,
+        configured,
+        describe=described,
+        clock=clock,
+        observer=outcomes if outcomes is not None else Outcomes(),
+        random_fraction=lambda: 0.0,
+        poll_seconds=0.05,
+    )
+    await running.start()
+    try:
+        yield running
+    finally:
+        await running.stop()
+
+
+# --- servers ---
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """A request that a server got."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class HookServer:
+    """An HTTP server that answers each POST with `status`, after `seconds`; `location` redirects."""
+
+    status: int = 200
+    seconds: float = 0.0
+    location: str | None = None
+    answer: bytes = b"ok"
+    posted: list[Posted] = field(default_factory=list)
+    port: int = 0
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+@contextmanager
+def hook_server(**fields: Any) -> Iterator[HookServer]:
+    state = HookServer(**fields)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            state.posted.append(Posted(self.path, headers, body))
+            time.sleep(state.seconds)
+            try:
+                self.send_response(state.status)
+                if state.location is not None:
+                    self.send_header("location", state.location)
+                self.send_header("content-length", str(len(state.answer)))
+                self.end_headers()
+                self.wfile.write(state.answer)
+            except OSError:
+                # The client did not wait for the answer.
+                return
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    state.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Mailbox:
+    def __init__(self) -> None:
+        self.messages: list[EmailMessage] = []
+
+    async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:
+        self.messages.append(cast("EmailMessage", BytesParser(policy=default).parsebytes(envelope.content)))
+        return "250 OK"
+
+
+@contextmanager
+def smtp_server() -> Iterator[tuple[str, list[EmailMessage]]]:
+    """The address of an SMTP server, and the messages that it got."""
+    mailbox = _Mailbox()
+    controller = Controller(mailbox, hostname="127.0.0.1", port=free_port())
+    controller.start()
+    try:
+        yield f"127.0.0.1:{controller.port}", mailbox.messages
+    finally:
+        controller.stop()

@@ -1,0 +1,363 @@
+"""Notifications of people against local servers: HTTP, SMTP, hooks as of Slack, PagerDuty, Opsgenie, Alertmanager."""
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from receiver.domain.alerts import Severity
+from receiver.storage import notifications
+from receiver.storage.database import Database
+from tests.alerting import (
+    BASE_URL,
+    Outcomes,
+    fire,
+    hook_server,
+    made,
+    make_alert,
+    notifier,
+    resolve,
+    rows,
+    smtp_server,
+    states,
+    targets,
+)
+from tests.servers import free_port
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.anyio
+
+KEY = "0123456789abcdef0123456789abcdef"
+
+
+async def test_alert_and_its_resolve_are_delivered_as_json(database: Database) -> None:
+    with hook_server() as hook:
+        configured = targets(f"json://{hook.address}/alerts")
+        async with notifier(database, configured):
+            alert = await fire(database, configured)
+            await eventually(lambda: len(hook.posted) == 1)
+            await resolve(database, configured, alert)
+            await eventually(lambda: len(hook.posted) == 2)
+        fired, resolved = (one.json for one in hook.posted)
+        assert fired["title"] == "Warning: t-mobile blocks (T-Mobile)"
+        assert fired["type"] == "warning"
+        assert "31 % of 120 deliveries failed within 15 minutes." in fired["message"]
+        assert f"Alert: {BASE_URL}/alerts/a-1" in fired["message"]
+        assert "Messages: m-1, m-2" in fired["message"]
+        assert resolved["title"] == "Resolved: t-mobile blocks (T-Mobile)"
+        assert resolved["type"] == "success"
+    assert await states(database) == [("fired", "sent"), ("resolved", "sent")]
+
+
+async def test_alert_is_delivered_by_smtp_with_hostile_texts_escaped(database: Database) -> None:
+    with smtp_server() as (address, mails):
+        configured = targets(f"mailto://{address}/?from=receiver@example.com&to=ops@example.com")
+        async with notifier(database, configured):
+            hostile = "<b>x</b>\r\nBcc: evil@example.com"
+            await fire(database, configured, group=hostile, summary=f"{hostile} <script>alert(1)</script>")
+            await eventually(lambda: mails)
+        [mail] = mails
+        assert mail["to"] == "ops@example.com"
+        assert mail["bcc"] is None
+        assert mail["subject"] == "Warning: t-mobile blocks (<b>x</b> Bcc: evil@example.com)"
+        html = mail.get_body(("html",))
+        content = (html or mail.get_body()).get_content()  # type: ignore[union-attr]
+        if html is not None:
+            assert "<script>" not in content
+            assert "&lt;script&gt;" in content
+        else:
+            assert "<script>" in content
+    assert await states(database) == [("fired", "sent")]
+
+
+async def test_slack_hook_gets_no_markup_of_strangers(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    from apprise.plugins.slack import NotifySlack
+
+    with hook_server() as hook:
+        # The plug-in has one address; the rest is the real one.
+        monkeypatch.setattr(NotifySlack, "webhook_url", f"http://{hook.address}/services")
+        configured = targets("slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ")
+        async with notifier(database, configured):
+            await fire(database, configured, summary="<!channel> @everyone <https://evil.example|click> & *bold*")
+            await eventually(lambda: hook.posted)
+        assert hook.posted[0].path == "/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ"
+        text = str(hook.posted[0].json)
+    assert "&lt;!channel&gt;" in text
+    assert "<!channel>" not in text
+    assert "<https" not in text
+    assert "@everyone" not in text
+
+
+async def test_mattermost_hook_is_delivered_through_its_url(database: Database) -> None:
+    with hook_server() as hook:
+        configured = targets(f"mmost://{hook.address}/3ccdd113474722377935511fc85d3dd4")
+        async with notifier(database, configured):
+            await fire(database, configured)
+            await eventually(lambda: hook.posted)
+        assert hook.posted[0].path == "/hooks/3ccdd113474722377935511fc85d3dd4"
+
+
+async def test_pagerduty_opens_one_incident_and_resolves_it(database: Database) -> None:
+    with hook_server(status=202) as pagerduty:
+        configured = targets(f"pagerduty://{KEY}?url=http://{pagerduty.address}")
+        async with notifier(database, configured):
+            alert = await fire(database, configured, severity=Severity.CRITICAL)
+            await eventually(lambda: len(pagerduty.posted) == 1)
+            await resolve(database, configured, alert)
+            await eventually(lambda: len(pagerduty.posted) == 2)
+        assert [one.path for one in pagerduty.posted] == ["/v2/enqueue"] * 2
+        trigger, resolved = (one.json for one in pagerduty.posted)
+    assert trigger["routing_key"] == KEY
+    assert (trigger["event_action"], trigger["dedup_key"]) == ("trigger", "a-1")
+    payload = trigger["payload"]
+    assert payload["severity"] == "critical"
+    assert payload["source"] == BASE_URL
+    assert payload["summary"].startswith("Critical: t-mobile blocks (T-Mobile): 31 % of 120")
+    assert payload["custom_details"]["messages"] == "m-1, m-2"
+    assert resolved == {"routing_key": KEY, "event_action": "resolve", "dedup_key": "a-1"}
+
+
+async def test_opsgenie_alert_is_created_by_alias_and_closed_by_it(database: Database) -> None:
+    with hook_server(status=202) as opsgenie:
+        configured = targets(f"opsgenie://{KEY}?url=http://{opsgenie.address}/base")
+        async with notifier(database, configured):
+            alert = await fire(database, configured, severity=Severity.CRITICAL)
+            await eventually(lambda: len(opsgenie.posted) == 1)
+            await resolve(database, configured, alert)
+            await eventually(lambda: len(opsgenie.posted) == 2)
+        created, closed = opsgenie.posted
+    assert created.path == "/base/v2/alerts"
+    assert created.headers["authorization"] == f"GenieKey {KEY}"
+    assert (created.json["alias"], created.json["priority"]) == ("a-1", "P1")
+    assert len(created.json["message"]) <= 130
+    assert closed.path == "/base/v2/alerts/a-1/close?identifierType=alias"
+    assert closed.headers["authorization"] == f"GenieKey {KEY}"
+
+
+async def test_basic_credentials_of_an_alertmanager_hook_are_sent(database: Database) -> None:
+    with hook_server() as hook:
+        configured = targets(f"alertmanager+http://user:pass@{hook.address}/hook?team=a")
+        async with notifier(database, configured):
+            await fire(database, configured)
+            await eventually(lambda: hook.posted)
+        assert hook.posted[0].path == "/hook?team=a"
+        assert hook.posted[0].headers["authorization"] == "Basic dXNlcjpwYXNz"
+        assert hook.posted[0].json["version"] == "4"
+
+
+async def test_own_targets_connect_to_public_addresses_only_unless_allowed(database: Database) -> None:
+    with hook_server() as hook:
+        configured = targets(f"alertmanager+http://{hook.address}/hook", egress_allow=())
+        async with notifier(database, configured):
+            await fire(database, configured)
+            await eventually(lambda: _errors(database))
+        assert not hook.posted
+    [error] = await _errors(database)
+    assert error == (
+        "127.0.0.1 is not a public address and in no network of alert_egress_allow; "
+        'if it is meant, add alert_egress_allow = ["127.0.0.1/32"] to the settings'
+    )
+
+
+async def _errors(database: Database) -> list[str]:
+    return [row.last_error for row in await rows(database) if row.last_error]
+
+
+@pytest.mark.parametrize("scheme", ["json", "alertmanager+http"])
+async def test_redirects_are_not_followed(database: Database, scheme: str) -> None:
+    with hook_server() as other, hook_server(status=302, location=f"http://{other.address}/") as hook:
+        configured = targets(f"{scheme}://{hook.address}/")
+        async with notifier(database, configured):
+            await fire(database, configured)
+            await eventually(lambda: _errors(database))
+        assert hook.posted
+        assert not other.posted
+
+
+async def test_down_slow_and_refusing_targets_delay_no_other(database: Database) -> None:
+    with hook_server() as good, hook_server(seconds=30) as slow, hook_server(status=500) as refusing:
+        down = free_port()
+        configured = targets(
+            *(f"json://127.0.0.1:{down}/{number}" for number in range(2)),
+            f"json://{slow.address}/",
+            f"alertmanager+http://{slow.address}/",
+            f"json://{refusing.address}/",
+            f"json://{good.address}/",
+            f"alertmanager+http://{good.address}/",
+        )
+        async with notifier(database, configured):
+            began = time.monotonic()
+            for number in range(10):
+                await fire(database, configured, id=f"a-{number}", group=str(number))
+            await eventually(lambda: len(good.posted) == 20)
+            # A slow answer takes 15 s to be given up, a stored one of a hanging target would take longer than this.
+            assert time.monotonic() - began < 10
+            failed = {row.label for row in await rows(database) if row.last_error}
+        assert len(failed) >= 3
+        # Two at a time at each target.
+        assert len(slow.posted) <= 4
+
+
+async def test_failed_notification_is_tried_again_until_it_is_sent(database: Database) -> None:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    outcomes = Outcomes()
+    with hook_server(status=503) as hook:
+        configured = targets(f"alertmanager+http://{hook.address}/")
+        async with notifier(database, configured, clock=lambda: moment, outcomes=outcomes):
+            await fire(database, configured, now=moment)
+            await eventually(lambda: outcomes == ["retry"])
+            [row] = await rows(database)
+            assert (row.attempts, row.last_error) == (1, "status 503")
+            assert row.due_at == moment + timedelta(seconds=10)
+            hook.status = 200
+            moment += timedelta(seconds=10)
+            await eventually(lambda: outcomes == ["retry", "sent"])
+    [row] = await rows(database)
+    assert (row.state, row.attempts, row.last_error) == ("sent", 2, None)
+
+
+async def test_notification_fails_after_six_hours(database: Database) -> None:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    outcomes = Outcomes()
+    with hook_server(status=503) as hook:
+        configured = targets(f"alertmanager+http://{hook.address}/")
+        async with notifier(database, configured, clock=lambda: moment, outcomes=outcomes):
+            await fire(database, configured, now=moment)
+            while "failed" not in outcomes:
+                attempts = len(outcomes)
+                await eventually(lambda before=attempts: len(outcomes) > before)  # type: ignore[misc]
+                moment += timedelta(minutes=31)
+            posted = len(hook.posted)
+            moment += timedelta(days=1)
+            await asyncio.sleep(0.3)
+        assert len(hook.posted) == posted
+    assert outcomes == ["retry"] * (len(outcomes) - 1) + ["failed"]
+    assert 10 <= len(outcomes) <= 14
+    assert await states(database) == [("fired", "failed")]
+
+
+async def test_fired_is_withdrawn_and_only_resolved_is_sent_if_the_target_was_down(database: Database) -> None:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    outcomes = Outcomes()
+    with hook_server(status=503) as hook:
+        configured = targets(f"json://{hook.address}/")
+        async with notifier(database, configured, clock=lambda: moment, outcomes=outcomes):
+            alert = await fire(database, configured, now=moment)
+            await eventually(lambda: outcomes == ["retry"])
+            hook.status = 200
+            moment += timedelta(minutes=6)
+            await resolve(database, configured, alert, now=moment)
+            await eventually(lambda: "sent" in outcomes)
+    assert await states(database) == [("fired", "withdrawn"), ("resolved", "sent")]
+    message = hook.posted[-1].json["message"]
+    assert "Fired: 2026-01-01T00:00:00" in message
+    assert "Resolved: 2026-01-01T00:06:00" in message
+
+
+@pytest.mark.parametrize(("severity", "sent"), [(Severity.WARNING, 0), (Severity.CRITICAL, 1)])
+async def test_alert_that_was_over_before_anything_was_tried(database: Database, severity: Severity, sent: int) -> None:
+    with hook_server() as hook:
+        configured = targets(f"json://{hook.address}/")
+        alert = await fire(database, configured, severity=severity)
+        await resolve(database, configured, alert)
+        async with notifier(database, configured):
+
+            async def are_settled() -> bool:
+                return "due" not in {state for _, state in await states(database)}
+
+            await eventually(are_settled)
+        assert [one.json["title"][:8] for one in hook.posted] == ["Resolved"] * sent
+    assert await states(database) == [("fired", "withdrawn"), ("resolved", "sent" if sent else "withdrawn")]
+
+
+async def test_muted_alert_notifies_nobody_but_a_resolve_of_an_announced_one_does(database: Database) -> None:
+    now = datetime.now(UTC)
+    with hook_server() as hook:
+        configured = targets(f"json://{hook.address}/")
+        async with notifier(database, configured):
+            muted = await fire(database, configured, id="muted", muted_until=now + timedelta(hours=1))
+            await resolve(database, configured, muted)
+            alert = await fire(database, configured, id="heard", group="other")
+            await eventually(lambda: len(hook.posted) == 1)
+            await resolve(
+                database, configured, make_alert(id="heard", to=alert.to, muted_until=now + timedelta(hours=1))
+            )
+            await eventually(lambda: len(hook.posted) == 2)
+    assert [row.alert_id for row in await rows(database)] == ["heard", "heard"]
+
+
+async def test_two_notifiers_send_a_notification_once(database: Database) -> None:
+    with hook_server(seconds=0.2) as hook:
+        configured = targets(f"json://{hook.address}/")
+        other = targets(f"json://{hook.address}/")
+        async with notifier(database, configured), notifier(database, other):
+            for number in range(10):
+                await fire(database, configured, id=f"a-{number}", group=str(number))
+
+            async def are_sent() -> bool:
+                return [state for _, state in await states(database)] == ["sent"] * 10
+
+            await eventually(are_sent)
+        assert len(hook.posted) == 10
+
+
+async def test_attempt_that_was_under_way_in_a_crash_is_made_again(database: Database) -> None:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    with hook_server() as hook:
+        configured = targets(f"json://{hook.address}/")
+        await fire(database, configured, now=moment)
+        [due] = await notifications.due(database, now=moment, limit=10)
+        # What a process does before it sends; then it dies.
+        assert await notifications.begin(database, due, again_at=moment + timedelta(seconds=20))
+        assert not await notifications.begin(database, due, again_at=moment + timedelta(seconds=20))
+        moment += timedelta(seconds=20)
+        async with notifier(database, configured, clock=lambda: moment):
+            await eventually(lambda: len(hook.posted) == 1)
+    assert await states(database) == [("fired", "sent")]
+
+
+async def test_target_that_left_the_settings_fails_after_ten_minutes(database: Database) -> None:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    outcomes = Outcomes()
+    configured = targets("json://127.0.0.1:1/gone")
+    await fire(database, configured, now=moment)
+    async with notifier(database, targets(), clock=lambda: moment, outcomes=outcomes):
+        await eventually(lambda: outcomes == ["retry"])
+        moment += timedelta(minutes=10)
+        await eventually(lambda: outcomes == ["retry", "failed"])
+    [row] = await rows(database)
+    assert (row.state, row.last_error) == ("failed", "the target is not in the settings")
+
+
+async def test_targets_of_a_reload_are_used(database: Database) -> None:
+    with hook_server() as hook:
+        configured = targets(f"json://{hook.address}/")
+        async with notifier(database, targets()) as running:
+            running.reload(configured)
+            await fire(database, configured)
+            await eventually(lambda: hook.posted)
+
+
+async def test_hanging_service_holds_two_threads_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    from receiver.alerts import apprise
+
+    monkeypatch.setattr(apprise, "SECONDS", 0.1)
+    with hook_server(seconds=3) as hook:
+        [configured] = targets(f"json://{hook.address}/?rto=10").targets.values()
+        reasons: list[Any] = [await configured.target.send(made(make_alert())) for _ in range(4)]
+        assert [one.reason for one in reasons] == [
+            "timeout",
+            "timeout",
+            "earlier notifications still wait for an answer",
+            "earlier notifications still wait for an answer",
+        ]
+        assert len(hook.posted) == 2
+        hook.seconds = 0
+        await eventually(lambda: _is_free(configured.target))
+        assert await configured.target.send(made(make_alert())) is None
+
+
+def _is_free(target: Any) -> bool:
+    return bool(target._running == 0)
