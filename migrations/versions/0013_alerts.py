@@ -33,6 +33,7 @@ def upgrade() -> None:
         sa.Column("targets", json, nullable=False),
         sa.Column("began_at", moment, nullable=False),
         sa.Column("clear_since", moment),
+        sa.Column("unknown_since", moment),
         sa.Column("fired_at", moment),
         sa.Column("updated_at", moment, nullable=False),
         sa.Column("resolved_at", moment),

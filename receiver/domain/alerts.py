@@ -5,8 +5,8 @@ alert is pending until its condition has held for the time `holds_for`, then it 
 condition has been clear for `CLEAR_FOR`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
@@ -15,8 +15,10 @@ CLEAR_FOR: Final = timedelta(minutes=5)
 """An alert is resolved after its condition has been clear for this long."""
 CLEAR_BELOW: Final = 0.8
 """A condition is clear below this share of the threshold; between the two an open alert stays open."""
+UNKNOWN_FOR: Final = timedelta(hours=1)
+"""An alert is resolved after nothing has been known about its group for this long, or for its window if longer."""
 MAX_GROUPS: Final = 20
-"""A rule has at most this many open alerts; the groups beyond it share one alert."""
+"""A rule has at most this many open alerts of groups; the groups beyond it share one alert more."""
 OTHER_GROUPS: Final = "(others)"
 """The group of the alert that the groups beyond `MAX_GROUPS` share."""
 MAX_MESSAGES: Final = 10
@@ -114,9 +116,17 @@ class AlertStatus(StrEnum):
     RESOLVED = "resolved"
 
 
+AlertKey = tuple[str, str | None]
+"""The name of a rule and a group."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """An alert. `began_at` is when its condition began to hold, `clear_since` since when it does not."""
+    """An alert.
+
+    `began_at` is when its condition began to hold, `clear_since` since when it does not, `unknown_since` since when
+    too little is known to tell.
+    """
 
     id: str
     rule: RuleType
@@ -130,6 +140,7 @@ class Alert:
     messages: tuple[str, ...] = ()
     began_at: datetime
     clear_since: datetime | None = None
+    unknown_since: datetime | None = None
     fired_at: datetime | None = None
     updated_at: datetime
     resolved_at: datetime | None = None
@@ -137,7 +148,7 @@ class Alert:
     muted_until: datetime | None = None
 
     @property
-    def key(self) -> tuple[str, str | None]:
+    def key(self) -> AlertKey:
         """The name of the rule and the group; at most one alert of a key is pending or firing."""
         return self.name, self.group
 
@@ -146,7 +157,7 @@ class Transition(StrEnum):
     """What a change of an alert means to those who hear of it."""
 
     STARTED = "started"
-    """Pending: nobody hears of it."""
+    """Pending, or pending with newer evidence: nobody hears of it."""
     FORGOTTEN = "forgotten"
     """It was pending and its condition is clear: it is removed."""
     FIRED = "fired"
@@ -165,3 +176,173 @@ class AlertChange:
 
 Findings = Mapping[str, Sequence[Finding]]
 """The findings of an evaluation by the name of the rule."""
+
+
+# --- the life of an alert ---
+
+
+def advance(
+    rules: Iterable[Rule],
+    open_alerts: Iterable[Alert],
+    findings: Findings,
+    now: datetime,
+    new_id: Callable[[], str],
+    *,
+    mutes: Mapping[AlertKey, datetime] | None = None,
+    watching_since: datetime | None = None,
+) -> list[AlertChange]:
+    """The changes of alerts that an evaluation brings; `open_alerts` are all that are pending or firing.
+
+    A group with an open alert and without a finding counts as unknown. `mutes` says until when the alerts of a key are
+    muted, also those to come. Nobody evaluated before `watching_since`: no condition counts as having held, or as
+    having been clear, for any time before it. Alerts of other programs (`RuleType.EXTERNAL`) are left alone.
+    """
+    evaluated = {rule.name: rule for rule in rules}
+    of_rule: dict[str, dict[str | None, Alert]] = {name: {} for name in evaluated}
+    life = _Life(now, new_id, mutes or {}, watching_since)
+    for alert in open_alerts:
+        rule = evaluated.get(alert.name)
+        if alert.rule is RuleType.EXTERNAL:
+            continue
+        if rule is None or rule.type is not alert.rule:
+            life.end(alert, f"The rule is no longer in the settings. Last: {alert.summary}")
+        else:
+            of_rule[rule.name][alert.group] = alert
+    for rule in evaluated.values():
+        life.advance(rule, of_rule[rule.name], findings.get(rule.name, ()))
+    return life.changes
+
+
+class _Life:
+    """One evaluation: collects the changes of alerts."""
+
+    def __init__(
+        self,
+        now: datetime,
+        new_id: Callable[[], str],
+        mutes: Mapping[AlertKey, datetime],
+        watching_since: datetime | None,
+    ) -> None:
+        self.changes: list[AlertChange] = []
+        self._now = now
+        self._new_id = new_id
+        self._mutes = mutes
+        self._watching_since = watching_since
+
+    def advance(self, rule: Rule, alerts: Mapping[str | None, Alert], findings: Sequence[Finding]) -> None:
+        of_group = {finding.group: finding for finding in findings}
+        for group, alert in alerts.items():
+            if group != OTHER_GROUPS:
+                self._continue(rule, alert, of_group.get(group))
+        without = [finding for group, finding in of_group.items() if group not in alerts]
+        breached = sorted((one for one in without if one.condition is Condition.BREACHED), key=_badness, reverse=True)
+        free = max(0, MAX_GROUPS - sum(group != OTHER_GROUPS for group in alerts))
+        for finding in breached[:free]:
+            self._begin(rule, finding)
+        shared = _shared(breached[free:], [one for one in without if one.condition is not Condition.BREACHED])
+        if OTHER_GROUPS in alerts:
+            self._continue(rule, alerts[OTHER_GROUPS], shared)
+        elif shared is not None and shared.condition is Condition.BREACHED:
+            self._begin(rule, shared)
+
+    def end(self, alert: Alert, summary: str) -> None:
+        """Resolves an alert that fires, and forgets one that is pending."""
+        if alert.status is AlertStatus.PENDING:
+            self._change(Transition.FORGOTTEN, alert)
+        else:
+            resolved = replace(alert, status=AlertStatus.RESOLVED, resolved_at=self._now, summary=summary)
+            self._change(Transition.RESOLVED, resolved)
+
+    def _begin(self, rule: Rule, finding: Finding) -> None:
+        muted_until = self._mutes.get((rule.name, finding.group))
+        alert = Alert(
+            id=self._new_id(),
+            rule=rule.type,
+            name=rule.name,
+            severity=rule.severity,
+            status=AlertStatus.PENDING,
+            group=finding.group,
+            summary=finding.summary,
+            evidence=finding.evidence,
+            to=rule.to,
+            began_at=self._now,
+            updated_at=self._now,
+            muted_until=muted_until if muted_until is not None and muted_until > self._now else None,
+        )
+        if rule.holds_for > timedelta(0):
+            self._change(Transition.STARTED, alert)
+        else:
+            self._fire(alert)
+
+    def _continue(self, rule: Rule, alert: Alert, finding: Finding | None) -> None:
+        """The next step of an open alert."""
+        current = replace(alert, severity=rule.severity, to=rule.to)
+        condition = finding.condition if finding is not None else Condition.UNKNOWN
+        if finding is not None and condition is not Condition.UNKNOWN:
+            current = replace(current, summary=finding.summary, evidence=finding.evidence)
+        if alert.status is AlertStatus.PENDING:
+            self._continue_pending(rule, alert, current, condition)
+            return
+        if condition is Condition.UNKNOWN:
+            since = self._watched(alert.unknown_since)
+            if self._now - since >= max(rule.window, UNKNOWN_FOR):
+                self.end(current, f"There is too little to tell whether it goes on. Last: {current.summary}")
+                return
+            current = replace(current, unknown_since=since)
+        elif condition is Condition.CLEAR:
+            since = self._watched(alert.clear_since)
+            current = replace(current, clear_since=since, unknown_since=None)
+            if self._now - since >= CLEAR_FOR:
+                self.end(current, current.summary)
+                return
+        else:
+            current = replace(current, clear_since=None, unknown_since=None)
+        if current != alert:
+            self._change(Transition.UPDATED, current)
+
+    def _continue_pending(self, rule: Rule, alert: Alert, current: Alert, condition: Condition) -> None:
+        if condition in (Condition.CLEAR, Condition.UNKNOWN):
+            self._change(Transition.FORGOTTEN, alert)
+            return
+        current = replace(current, began_at=self._watched(alert.began_at))
+        if condition is Condition.BREACHED and self._now - current.began_at >= rule.holds_for:
+            self._fire(current)
+        elif current != alert:
+            self._change(Transition.STARTED, current)
+
+    def _watched(self, since: datetime | None) -> datetime:
+        """The beginning of a time that counts: now if it begins, and not before somebody watched."""
+        if since is None or (self._watching_since is not None and since < self._watching_since):
+            return self._now
+        return since
+
+    def _fire(self, alert: Alert) -> None:
+        self._change(Transition.FIRED, replace(alert, status=AlertStatus.FIRING, fired_at=self._now))
+
+    def _change(self, transition: Transition, alert: Alert) -> None:
+        self.changes.append(AlertChange(transition=transition, alert=replace(alert, updated_at=self._now)))
+
+
+def _badness(finding: Finding) -> tuple[float, float, str]:
+    """Sorts breached findings: the highest values last, of equal ones those of the highest volume."""
+    return finding.evidence.value, finding.evidence.volume or 0, finding.group or ""
+
+
+def _shared(beyond: Sequence[Finding], others: Sequence[Finding]) -> Finding | None:
+    """What is known about the groups without an alert of their own; `beyond` are those that have no room for one."""
+    conditions = {finding.condition for finding in others}
+    number, evidence = len(beyond), Evidence(value=len(beyond), threshold=0, volume=len(beyond) + len(others))
+    if beyond:
+        named = [finding.group or "" for finding in beyond[:_NAMED_GROUPS]]
+        rest = f" and {number - len(named)} others" if number > len(named) else ""
+        is_one = "group is" if number == 1 else "groups are"
+        summary = f"{number} more {is_one} above the threshold: {', '.join(named)}{rest}."
+        return Finding(group=OTHER_GROUPS, condition=Condition.BREACHED, summary=summary, evidence=evidence)
+    if Condition.NEAR not in conditions and Condition.CLEAR not in conditions:
+        return None
+    condition = Condition.NEAR if Condition.NEAR in conditions else Condition.CLEAR
+    summary = "No other group is above the threshold."
+    return Finding(group=OTHER_GROUPS, condition=condition, summary=summary, evidence=evidence)
+
+
+_NAMED_GROUPS: Final = 3

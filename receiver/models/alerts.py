@@ -57,7 +57,8 @@ class AlertBase(Model):
 class AlertRow(AlertBase, table=True):
     """An alert; one that is pending or firing is the only one of its rule and group.
 
-    `targets` is the rule's `to`. `began_at` is when the condition began to hold, `clear_since` since when it does not.
+    `targets` is the rule's `to`. `began_at` is when the condition began to hold, `clear_since` since when it does not,
+    `unknown_since` since when too little is known to tell.
     """
 
     __tablename__ = "alerts"
@@ -72,6 +73,7 @@ class AlertRow(AlertBase, table=True):
     targets: list[str] = json_column(nullable=False)
     began_at: datetime = time_column(nullable=False)
     clear_since: datetime | None = time_column()
+    unknown_since: datetime | None = time_column()
 
 
 class AlertRead(AlertBase, Read):
