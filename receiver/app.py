@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -24,6 +25,7 @@ from receiver.clock import now
 from receiver.explanation.installation import Findings, disk_problems
 from receiver.intake.endpoint import REASONS, Admission, CallbackEndpoints, Credentials, UnknownPaths
 from receiver.intake.journal import Journal
+from receiver.intake.refusals import Refusals
 from receiver.intake.request_ids import RequestIds
 from receiver.intake.server import Closed
 from receiver.intake.transfer import Reprocessing
@@ -33,12 +35,12 @@ from receiver.pages.site import Site, SiteState
 from receiver.pages.visit import SiteSettings
 from receiver.providers.registry import URLS
 from receiver.settings import PREFIX, Settings, load
-from receiver.storage import journal, schema, sqlite_file
+from receiver.storage import journal, refusals, schema, sqlite_file
 from receiver.storage.database import Database, is_sqlite, weaknesses
 from receiver.storage.processor import Settling
 from receiver.storage.status import StatusReader
 from receiver.supervisor import supervisor
-from receiver.worker import configured_sinks, tag_checker, tag_keys
+from receiver.worker import configured_rules, configured_sinks, tag_checker, tag_keys
 
 RELOADED: Final = (
     "callback_credentials",
@@ -70,6 +72,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     given = settings or load()
     # Before any file is made.
     configured_sinks(given)
+    configured_rules(given)
     if is_sqlite(given.database) and given.database_url is None:
         credentials.make_data_dir(given)
     secured = credentials.secure(given).settings
@@ -97,9 +100,10 @@ class Receiver:
 
     def __init__(self, settings: Settings, *, in_application: bool = False) -> None:
         self.settings = settings
-        # Before anything is opened, so that a wrong sink table prevents the start.
+        # Before anything is opened, so that a wrong table of a sink or a rule prevents the start.
         configured_sinks(settings)
         tracing.refuse_other_process(settings.tracing, settings.worker)
+        configured_rules(settings)
         self.database = Database(settings.database)
         routes = [(provider.api, url.route) for provider, url in URLS]
         self.metrics = WebMetrics(reasons=REASONS, closed=Closed, routes=routes)
@@ -117,16 +121,17 @@ class Receiver:
         self._site = SiteState()
         self.journal = Journal(journal.journal_writer(self.database), observer=self.metrics, on_append=self.worker.wake)
         self._tracing = tracing.configured(settings.tracing)
+        self._refusals = Refusals(self.metrics, partial(refusals.add, self.database), clock=now)
         self._endpoints = CallbackEndpoints(
             self._tracing.journal(self.journal) if self._tracing is not None else self.journal,
             admission=_admission(settings),
-            observer=self.metrics,
+            observer=self._refusals,
             clock=now,
             id_header=settings.request_id_header,
         )
         self._other = Starlette(routes=self._routes(settings), exception_handlers=problems.APPLICATION_HANDLERS)
         self._other.router.redirect_slashes = False
-        others = RequestIds(UnknownPaths(self._other, self.metrics), settings.request_id_header)
+        others = RequestIds(UnknownPaths(self._other, self._refusals), settings.request_id_header)
         self.app = _Application(
             routes=[*self._endpoints.routes(), Mount("", others)],
             lifespan=self._lifespan,
@@ -157,6 +162,8 @@ class Receiver:
             stack.push_async_callback(self.worker.stop)
             await self._monitor.start()
             stack.push_async_callback(self._monitor.stop)
+            await self._refusals.start()
+            stack.push_async_callback(self._refusals.stop)
             log_open_doors(self.settings, *_OPEN_DOORS)
             yield
 

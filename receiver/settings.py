@@ -40,6 +40,7 @@ from receiver.domain.delivery import FinalConflict
 from receiver.errors import SettingsError, did_you_mean
 from receiver.providers import PROVIDERS
 from receiver.reconciliation.settings import Reconciliation
+from receiver.sinks.base import Duration
 from receiver.storage.database import driver_url
 from receiver.tags import TagPolicy, parse_keys
 from receiver.tracing import TracingSettings
@@ -189,6 +190,20 @@ class Settings(BaseSettings):
     # Not in `repr`: the tables may contain passwords.
     sinks: list[dict[str, Any]] = Field(
         [], repr=False, description="The sinks that events are published to: `name`, `type` and the fields of the type."
+    )
+    # Not in `repr` either: targets for people may contain passwords.
+    alerts: list[dict[str, Any]] = Field(
+        [],
+        repr=False,
+        description="The rules of alerts: `rule`, and the fields in which it differs from the defaults of its type. "
+        "Without any, a rule of each type is in force.",
+    )
+    alerts_every: Duration = Field(
+        timedelta(seconds=30),
+        json_schema_extra={"default": "30s"},
+        ge=timedelta(0),
+        le=timedelta(hours=1),
+        description="How often the rules of alerts are evaluated, such as `30s`; 0 switches alerts off.",
     )
     retention: Retention = Field(Retention(), description="Days after which data is deleted; 0 keeps it for ever.")
     reconciliation: Reconciliation = Field(
@@ -382,7 +397,9 @@ def restore(dumped: bytes) -> Settings:
     return GivenSettings(**orjson.loads(dumped))
 
 
-def _plain(value: object) -> str:
+def _plain(value: object) -> str | float:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 
@@ -532,8 +549,8 @@ def _is_written(path: Sequence[str], table: Any) -> bool:
 def _reason(path: Sequence[str], problem: ErrorDetails) -> str:
     """What is wrong with a value, without the value."""
     value = problem["input"]
-    if path == ["sinks"] and isinstance(value, dict):
-        return "must be a list of tables; in TOML write [[sinks]], not [sinks]"
+    if path in (["sinks"], ["alerts"]) and isinstance(value, dict):
+        return f"must be a list of tables; in TOML write [[{path[0]}]], not [{path[0]}]"
     if problem["type"] == "ip_any_network":
         with suppress(ValueError):
             return f"the address has bits beyond its prefix; did you mean {ipaddress.ip_network(value, strict=False)}?"

@@ -23,9 +23,11 @@ import orjson
 import structlog
 
 from receiver import exposition, logs, tags, tracing
+from receiver.alerts import rules
 from receiver.clock import now
 from receiver.dispatch.dispatcher import Dispatchers
 from receiver.dispatch.reader import Wakeup
+from receiver.domain.alerts import Rule
 from receiver.errors import ReceiverError
 from receiver.intake.fold import TagChecker
 from receiver.intake.processor import Processor, ProcessorStatus
@@ -107,6 +109,12 @@ def _reconciliation(
         on_append=on_append,
         holder=holder,
     )
+
+
+def configured_rules(settings: Settings) -> list[Rule]:
+    """The rules of alerts of the settings, also while alerts are switched off: a wrong one is then reported too."""
+    found = rules.configure(settings.alerts)
+    return found if settings.alerts_every else []
 
 
 class Worker:

@@ -1,1 +1,1 @@
-"""Alerts: their rules, the evaluation, and the ways to programs and to people."""
+"""Alerts: the rules of the settings, their evaluation, and the notification of people."""

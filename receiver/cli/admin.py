@@ -34,7 +34,7 @@ from receiver.storage.database import Database, driver_url, is_sqlite, journal_f
 from receiver.storage.rebuild import Rebuild
 from receiver.storage.retention import Pruner
 from receiver.storage.status import StatusReader
-from receiver.worker import configured_sinks
+from receiver.worker import configured_rules, configured_sinks
 
 
 def status(config: Path | None, *, json: bool) -> int:
@@ -175,6 +175,10 @@ def _value(settings: Settings, path: Sequence[str]) -> str:
         case "sinks":
             # A field of a sink may be a password, whatever its name.
             return ", ".join(f"{table.get('name')} ({table.get('type')})" for table in settings.sinks)
+        case "alerts":
+            return ", ".join(str(table.get("name") or table.get("rule")) for table in settings.alerts)
+        case "alerts_every":
+            return f"{settings.alerts_every.total_seconds():g}s"
         case _:
             return "" if value is None else TypeAdapter(Any).dump_json(value).decode().strip('"')
 
@@ -273,6 +277,13 @@ async def _sinks(settings: Settings) -> str:
     return ", ".join(sink.name for sink in configured_sinks(settings)) or "none"
 
 
+async def _alerts(settings: Settings) -> str:
+    rules = configured_rules(settings)
+    if not rules:
+        return "are switched off"
+    return ", ".join(rule.name for rule in rules) if settings.alerts else "the default rules"
+
+
 async def _credentials(settings: Settings) -> str:
     missing = credentials.missing(settings)
     if not missing:
@@ -316,6 +327,7 @@ async def _schema(settings: Settings) -> str:
 
 _CHECKS: Final[dict[str, Callable[[Settings], Awaitable[str]]]] = {
     "sinks": _sinks,
+    "alerts": _alerts,
     "credentials": _credentials,
     "address": _address,
     "database": _database,

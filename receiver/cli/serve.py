@@ -28,7 +28,7 @@ from receiver.providers.base import Provider
 from receiver.settings import PREFIX, Settings, bare_token, load
 from receiver.storage.database import is_sqlite
 from receiver.supervisor import Supervisor
-from receiver.worker import configured_sinks, freeze_garbage_collection
+from receiver.worker import configured_rules, configured_sinks, freeze_garbage_collection
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
@@ -201,6 +201,7 @@ def serve(config: Path | None, *, host: str | None, port: int | None) -> int:
     # Sinks and port before any file is made: a start that fails leaves nothing half made.
     configured_sinks(given)
     tracing.refuse_other_process(given.tracing, given.worker)
+    configured_rules(given)
     with ExitStack() as stack:
         listeners = bind(given.host, given.port)
         for listener in listeners:

@@ -1,0 +1,315 @@
+"""Gathers what the rules of alerts are evaluated on, in few and quick queries, and finds the messages of a finding."""
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Select, func, literal_column, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from receiver.domain.alert_facts import (
+    BEFORE,
+    Cell,
+    Facts,
+    ProcessorFacts,
+    Receipts,
+    SinkFacts,
+    Span,
+    StorageFacts,
+    Waiting,
+    hour_of,
+    reference_hours,
+    span_of,
+    window_hours,
+)
+from receiver.domain.alert_rules import concerns
+from receiver.domain.alerts import MAX_MESSAGES, Rule, RuleType
+from receiver.domain.events import Api
+from receiver.explanation.installation import Findings
+from receiver.models.alerts import ALERTING, EVENT_COUNTS, REFUSALS
+from receiver.models.callbacks import QUARANTINE
+from receiver.models.events import EVENTS
+from receiver.models.messages import MESSAGES
+from receiver.models.sinks import DEAD_LETTERS
+from receiver.providers import registry
+from receiver.storage import event_counts, event_log
+from receiver.storage.database import Database
+from receiver.storage.event_counts import BATCH, HISTORY, HOUR, MINUTE, MINUTES_KEPT, SENDER_HOUR, SENDER_MINUTE
+from receiver.storage.status import StatusReader
+
+# What is read of a table that may have very many rows; a rule's numbers end there.
+_MOST_ROWS: Final = 20_000
+_MOST_DEAD_LETTERS: Final = 1_000
+
+
+async def gather(database: Database, rules: Sequence[Rule], now: datetime, *, sinks: Mapping[str, str]) -> Facts:
+    """Everything that the rules look at; `sinks` are the types of the configured sinks, by name.
+
+    The state of processor, sinks and space is left out where it cannot be read within a bounded time.
+    """
+    spans = sorted({span for rule in rules if (span := span_of(rule)) is not None})
+    silent = [rule for rule in rules if rule.type is RuleType.RECEIPTS_STOPPED]
+    found = await StatusReader(database).findings(sinks, clock=lambda: now)
+    async with database.reading() as connection:
+        watching_since, is_counted = await _watching(connection)
+        history, history_since = await _history(connection, silent, now)
+        return Facts(
+            watching_since=watching_since if is_counted else None,
+            cells={span: await _cells(connection, _window(span, now)) for span in spans},
+            before={span: await _cells(connection, _before(span, now)) for span in spans},
+            history=history,
+            history_since=history_since,
+            waiting={
+                rule.name: await _waiting(connection, rule, now)
+                for rule in rules
+                if rule.type is RuleType.AWAITING_RECEIPT
+            },
+            quarantined={
+                window: await _quarantined(connection, now - window)
+                for window in _windows(rules, RuleType.QUARANTINE, RuleType.FORGED_TAGS)
+            },
+            refused={
+                window: await _refused(connection, now - window)
+                for window in _windows(rules, RuleType.WRONG_CREDENTIALS)
+            },
+            dead_letters={
+                window: await _dead_letters(connection, now - window)
+                for window in _windows(rules, RuleType.DEAD_LETTERS)
+            },
+            last_callbacks={
+                name: datetime.fromisoformat(moment)
+                for name, moment in (found.processor.last_callbacks if found.processor is not None else {}).items()
+            },
+            processor=_processor(found, now),
+            sinks=_sinks(found),
+            storage=_storage(database, found),
+            code_name=lambda api, code: registry.reason(Api(api), code).name,
+            category=lambda api, code: registry.reason(Api(api), code).category,
+        )
+
+
+def _windows(rules: Iterable[Rule], *types: RuleType) -> set[timedelta]:
+    return {rule.window for rule in rules if rule.type in types}
+
+
+async def _watching(connection: AsyncConnection) -> tuple[datetime | None, bool]:
+    """Since when no evaluation was left out, and whether the log is counted but for a batch."""
+    row = (await connection.execute(select(ALERTING.c.watching_since_at, ALERTING.c.cursor))).one()
+    _, end = await event_log.bounds(connection)
+    return row.watching_since_at, end - row.cursor <= BATCH
+
+
+# --- counts ---
+
+
+def _window(span: Span, now: datetime) -> Select[Any]:
+    """The cells of the window that ends now, by its minutes, or by its hours if those are no longer stored."""
+    if span.window < MINUTES_KEPT:
+        first = int((now - span.window).timestamp() // 60)
+        return _summed(SENDER_MINUTE if span.by_sender else MINUTE, first, None)
+    return _summed(SENDER_HOUR if span.by_sender else HOUR, hour_of(now - span.window), None)
+
+
+def _before(span: Span, now: datetime) -> Select[Any]:
+    end = window_hours(now, span.window)[0]
+    return _summed(SENDER_HOUR if span.by_sender else HOUR, end - BEFORE // timedelta(hours=1), end)
+
+
+_DIMENSIONS: Final = [
+    EVENT_COUNTS.c[name]
+    for name in (
+        "measure",
+        "api",
+        "direction",
+        "application_id",
+        "carrier_name",
+        "sender",
+        "delivery_code",
+        "bucket",
+    )
+]
+
+
+def _summed(grain: str, first: int, end: int | None) -> Select[Any]:
+    start = EVENT_COUNTS.c.start
+    within = [start >= first] if end is None else [start >= first, start < end]
+    found = select(*_DIMENSIONS, func.sum(EVENT_COUNTS.c.events)).where(EVENT_COUNTS.c.grain == grain, *within)
+    return found.group_by(*_DIMENSIONS)
+
+
+async def _cells(connection: AsyncConnection, statement: Select[Any]) -> list[Cell]:
+    return [event_counts.cell_of(row[:-1], int(row[-1])) for row in await connection.execute(statement)]
+
+
+async def _history(
+    connection: AsyncConnection, rules: Sequence[Rule], now: datetime
+) -> tuple[dict[Receipts, dict[int, int]], int | None]:
+    """The receipts of the hours that tell how many to expect, and the first hour counted as a whole."""
+    first = select(func.min(EVENT_COUNTS.c.start)).where(EVENT_COUNTS.c.grain == HISTORY)
+    oldest = await connection.scalar(first)
+    history: dict[Receipts, dict[int, int]] = {}
+    hours = {hour for rule in rules for hour in reference_hours(now, rule.window)}
+    if hours:
+        of_hours = EVENT_COUNTS.c.grain == HISTORY, EVENT_COUNTS.c.start.in_(sorted(hours))
+        wanted = [*_DIMENSIONS[:4], EVENT_COUNTS.c.start, EVENT_COUNTS.c.events]
+        for row in await connection.execute(select(*wanted).where(*of_hours)):
+            key = Receipts(row.measure, row.api, row.direction, row.application_id)
+            history.setdefault(key, {})[row.start] = row.events
+    return history, oldest + 1 if oldest is not None else None
+
+
+# --- rows of other tables ---
+
+
+async def _waiting(connection: AsyncConnection, rule: Rule, now: datetime) -> list[Waiting]:
+    """How many messages wait for longer than the rule allows; those of the newest ones if they are very many."""
+    columns = [MESSAGES.c.api, MESSAGES.c.application_id, MESSAGES.c.sender]
+    found = _overdue(rule, now, columns).limit(_MOST_ROWS).subquery()
+    counted: Select[Any] = select(*found.c, func.count()).group_by(*found.c)
+    return [Waiting(row[0], row[1] or "", row[2] or "", int(row[3])) for row in await connection.execute(counted)]
+
+
+def _overdue(rule: Rule, now: datetime, columns: Iterable[Any]) -> Select[Any]:
+    limit = rule.longer_than or timedelta(0)
+    listed_at = MESSAGES.c.listed_at
+    return (
+        select(*columns)
+        .where(_AWAITING, listed_at >= now - limit - rule.window, listed_at < now - limit)
+        .order_by(listed_at.desc())
+    )
+
+
+# Spelled as in the partial index; SQLAlchemy would write `= 1` for SQLite.
+_AWAITING: Final[ColumnElement[bool]] = literal_column("messages.awaiting_receipt")
+
+
+async def _quarantined(connection: AsyncConnection, since: datetime) -> dict[str, int]:
+    found = select(QUARANTINE.c.reason).where(_received(since)).limit(_MOST_ROWS).subquery()
+    return await _counts(connection, select(found.c.reason, func.count()).group_by(found.c.reason))
+
+
+def _received(since: datetime) -> ColumnElement[bool]:
+    """Whether a quarantined element came since a time: the ids of callbacks begin with the time, in microseconds."""
+    condition: ColumnElement[bool] = QUARANTINE.c.callback_id >= f"{round(since.timestamp() * 1_000_000):014x}"
+    return condition
+
+
+async def _refused(connection: AsyncConnection, since: datetime) -> dict[str, int]:
+    requests = select(REFUSALS.c.reason, func.sum(REFUSALS.c.requests))
+    within = REFUSALS.c.minute >= int(since.timestamp() // 60)
+    return await _counts(connection, requests.where(within).group_by(REFUSALS.c.reason))
+
+
+async def _dead_letters(connection: AsyncConnection, since: datetime) -> dict[str, int]:
+    # No index has their time, but their ids rise with it.
+    newest = select(DEAD_LETTERS.c.sink, DEAD_LETTERS.c.died_at).order_by(DEAD_LETTERS.c.id.desc())
+    found = newest.limit(_MOST_DEAD_LETTERS).subquery()
+    counted = select(found.c.sink, func.count()).where(found.c.died_at >= since).group_by(found.c.sink)
+    return await _counts(connection, counted)
+
+
+async def _counts(connection: AsyncConnection, statement: Select[Any]) -> dict[str, int]:
+    return {row[0]: int(row[1]) for row in await connection.execute(statement)}
+
+
+# --- the state of the installation ---
+
+
+def _processor(found: Findings, now: datetime) -> ProcessorFacts | None:
+    if found.processor is None or found.backlog is None:
+        return None
+    return ProcessorFacts(
+        pending=found.backlog.pending,
+        oldest_seconds=found.backlog.oldest_seconds(now),
+        failing_since=found.processor.failing_since_at,
+        error=found.processor.last_error,
+        is_held=found.processor.lease_is_held,
+    )
+
+
+def _sinks(found: Findings) -> list[SinkFacts] | None:
+    if found.sinks is None:
+        return None
+    return [
+        SinkFacts(
+            name=sink.name,
+            paused=sink.paused,
+            down_since=sink.down_since_at,
+            last_error=sink.last_error,
+            oldest_seconds=sink.oldest_seconds,
+            waiting=sink.lag,
+        )
+        for sink in found.sinks
+        if sink.configured
+    ]
+
+
+def _storage(database: Database, found: Findings) -> StorageFacts | None:
+    size = found.database
+    if size is None or database.file is None or size.disk_free_bytes is None:
+        return None
+    disk = shutil.disk_usage(database.file.parent)
+    return StorageFacts(disk_bytes=disk.total, free_bytes=size.disk_free_bytes, wal_bytes=size.wal_bytes or 0)
+
+
+# --- the messages of a finding ---
+
+
+async def offending(
+    database: Database, rule: Rule, group: str | None, facts: Facts, now: datetime, *, most: int = MAX_MESSAGES
+) -> list[str]:
+    """The ids of messages that a finding of a rule is about, newest first; none where it is about no messages."""
+    match rule.type:
+        case RuleType.AWAITING_RECEIPT | RuleType.RECEIPTS_STOPPED:
+            found = await _offending_waiting(database, rule, group, facts, now)
+        case RuleType.QUARANTINE:
+            found = await _offending_quarantined(database, now - rule.window)
+        case RuleType.DEAD_LETTERS:
+            found = await _offending_dead_letters(database, group, now - rule.window)
+        case _ if span_of(rule) is not None:
+            found = []
+            async for message_id, cell in event_counts.newest(database, now - rule.window):
+                if concerns(rule, group, cell, facts):
+                    found.append(message_id)
+                    if len(set(found)) == most:
+                        break
+        case _:
+            return []
+    return list(dict.fromkeys(found))[:most]
+
+
+async def _offending_waiting(
+    database: Database, rule: Rule, group: str | None, facts: Facts, now: datetime
+) -> list[str]:
+    columns = [MESSAGES.c.id, MESSAGES.c.api, MESSAGES.c.direction, MESSAGES.c.application_id, MESSAGES.c.sender]
+    async with database.reading() as connection:
+        rows = (await connection.execute(_overdue(rule, now, columns).limit(_MOST_ROWS // 10))).all()
+    return [
+        row.id
+        for row in rows
+        if concerns(
+            rule,
+            group,
+            Cell("", row.api, row.direction, row.application_id or "", "", row.sender or "", None, None, 1),
+            facts,
+        )
+    ]
+
+
+async def _offending_quarantined(database: Database, since: datetime) -> list[str]:
+    named = _received(since), QUARANTINE.c.message_id.is_not(None), QUARANTINE.c.reason.not_like("tag-%")
+    found = select(QUARANTINE.c.message_id).where(*named).order_by(QUARANTINE.c.callback_id.desc())
+    async with database.reading() as connection:
+        return list((await connection.scalars(found.limit(_MOST_ROWS // 100))).all())
+
+
+async def _offending_dead_letters(database: Database, sink: str | None, since: datetime) -> list[str]:
+    found = (
+        select(EVENTS.c.message_id)
+        .join_from(DEAD_LETTERS, EVENTS, DEAD_LETTERS.c.position == EVENTS.c.position)
+        .where(DEAD_LETTERS.c.sink == sink, DEAD_LETTERS.c.died_at >= since)
+        .order_by(DEAD_LETTERS.c.id.desc())
+    )
+    async with database.reading() as connection:
+        return list((await connection.scalars(found.limit(_MOST_ROWS // 100))).all())

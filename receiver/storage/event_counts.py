@@ -1,0 +1,347 @@
+"""Counts the events of the log by minute, hour and values, for the rules of alerts.
+
+The evaluation counts what was appended since its last round: `alerting.cursor` says how far it has got, and moves in
+the transaction that writes the counts. The time is that of receipt, by our clock. A cell has the values of `Cell`;
+cells of one sender are in grains of their own, without times to delivery, because senders may be many.
+"""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from math import sqrt
+from typing import Any, Final
+
+from sqlalchemy import select
+from sqlalchemy import text as sql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from receiver.domain.alert_facts import BEFORE, HISTORY_HOURS, Cell, Measure
+from receiver.domain.events import REGISTERED
+from receiver.errors import ReceiverError
+from receiver.models.alerts import ALERTING, EVENT_COUNTS
+from receiver.providers import PROVIDERS
+from receiver.storage import event_log
+from receiver.storage.bulk import InsertMany
+from receiver.storage.database import Database
+from receiver.storage.statistics import BUCKET_BOUNDS, NO_BUCKET, NO_CODE, TEXT_CHARACTERS
+
+MINUTE: Final = "minute"
+HOUR: Final = "hour"
+SENDER_MINUTE: Final = "sender-minute"
+SENDER_HOUR: Final = "sender-hour"
+HISTORY: Final = "history"
+
+MINUTES_KEPT: Final = timedelta(hours=2)
+LONGEST_WINDOW: Final = timedelta(hours=24)
+HOURS_KEPT: Final = LONGEST_WINDOW + BEFORE + timedelta(hours=2)
+HISTORY_KEPT: Final = timedelta(hours=HISTORY_HOURS)
+_KEPT: Final = {
+    MINUTE: (timedelta(minutes=1), MINUTES_KEPT),
+    SENDER_MINUTE: (timedelta(minutes=1), MINUTES_KEPT),
+    HOUR: (timedelta(hours=1), HOURS_KEPT),
+    SENDER_HOUR: (timedelta(hours=1), HOURS_KEPT),
+    HISTORY: (timedelta(hours=1), HISTORY_KEPT),
+}
+
+# A batch is one transaction, which holds the lock of the event log while it writes the cells.
+BATCH: Final = 5_000
+# What a round counts at most, so that it does not take longer than a second or two when it is behind.
+MOST_BATCHES: Final = 10
+# Senders of a batch that are counted one by one; an installation may have a number for each of its customers.
+MOST_SENDERS: Final = 500
+_MISSED_ROUNDS: Final = 3
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FINAL: Final[Mapping[str, Measure]] = {
+    "delivered": Measure.DELIVERED,
+    "read": Measure.DELIVERED,
+    "failed": Measure.FAILED,
+    "unconfirmed": Measure.UNCONFIRMED,
+}
+_VERDICTS: Final[Mapping[str, Measure]] = {
+    "forged": Measure.FORGED,
+    "missing": Measure.MISSING,
+    "unsigned": Measure.UNSIGNED,
+}
+_OF_CARRIERS: Final = frozenset(_FINAL.values())
+_IN_HISTORY: Final = frozenset({Measure.RECEIPT, Measure.INBOUND})
+
+_KEY: Final = tuple(column.name for column in EVENT_COUNTS.primary_key.columns)
+_COLUMNS: Final = (*_KEY, "events")
+_ADD: Final = f"ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET events = event_counts.events + excluded.events"
+
+
+class AlertingLeaseLost(ReceiverError):
+    """Another worker evaluates the rules; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How many events a round has counted, and how many are left for the next."""
+
+    events: int
+    left: int
+
+
+# --- counting ---
+
+
+async def count(database: Database, epoch: int, now: datetime, *, most_batches: int = MOST_BATCHES) -> Counted:
+    """Counts the events that were appended since, in batches of a transaction each, and removes counts that are old.
+
+    Raises AlertingLeaseLost if the epoch is no longer that of the lease.
+    """
+    cursor, end = await _bounds(database, epoch)
+    cursor = await _skip_old(database, epoch, cursor, end, now)
+    counted = 0
+    for _ in range(most_batches):
+        async with database.reading() as connection:
+            rows = (await connection.execute(_READ[database.is_sqlite], {"after": cursor, "most": BATCH})).all()
+        if not rows:
+            break
+        await _write(database, epoch, cursor, rows[-1][0], _cells(rows, now))
+        cursor, counted = rows[-1][0], counted + len(rows)
+        if len(rows) < BATCH:
+            break
+    await _prune(database, now)
+    return Counted(counted, max(0, end - cursor))
+
+
+async def _bounds(database: Database, epoch: int) -> tuple[int, int]:
+    async with database.reading() as connection:
+        cursor = await connection.scalar(select(ALERTING.c.cursor).where(ALERTING.c.epoch == epoch))
+        if cursor is None:
+            raise AlertingLeaseLost("another worker evaluates the rules of alerts")
+        _, end = await event_log.bounds(connection)
+    return cursor, end
+
+
+async def _skip_old(database: Database, epoch: int, cursor: int, end: int, now: datetime) -> int:
+    """Moves the cursor past events for which no minute is kept any more, if it is far behind."""
+    if end - cursor <= BATCH:
+        return cursor
+    async with database.reading() as connection:
+        place = await _position_at(connection, cursor, end, now - MINUTES_KEPT)
+    if place > cursor:
+        await _write(database, epoch, cursor, place, {})
+    return max(cursor, place)
+
+
+async def _position_at(connection: AsyncConnection, after: int, until: int, moment: datetime) -> int:
+    """About the position before the first event received at a time or later, searched by halves."""
+    while after < until:
+        middle = (after + until) // 2
+        found = await event_log.first(connection, event_log.within(middle, until))
+        if found is None or found.received_at >= moment:
+            until = middle
+        else:
+            after = found.position
+    return after
+
+
+async def _write(database: Database, epoch: int, cursor: int, place: int, cells: Mapping[tuple[Any, ...], int]) -> None:
+    rows = sorted((*key, events) for key, events in cells.items())
+    async with database.appending() as transaction:
+        moved = "UPDATE alerting SET cursor = ? WHERE epoch = ? AND cursor = ?"
+        if not await transaction.execute(moved, (place, epoch, cursor)):
+            raise AlertingLeaseLost("another worker evaluates the rules of alerts")
+        await transaction.run([InsertMany(EVENT_COUNTS, _COLUMNS, rows, _ADD)])
+
+
+# Only what is counted: to decode whole entries took several times as long.
+_FIELDS: Final = ("application_id", "carrier_name", "sender", "created_at", "contradicted")
+
+
+def _select(rest: str) -> dict[bool, Any]:
+    """The statement that reads what is counted of entries, by whether it is for SQLite."""
+    return {
+        is_sqlite: sql(
+            "SELECT position, received_at, api, direction, route, tag_verdict, code, previous_status, "
+            f"CASE WHEN changed THEN {field.format('delivery', 'status')} END AS after_status, status, "
+            f"{field.format('delivery', 'contradicted')} AS is_contradicted, occurred_at, "
+            + ", ".join(f"{field.format('facts', name)} AS {name}" for name in _FIELDS)
+            + f", message_id "
+            f"FROM events WHERE {rest}"
+        )
+        for is_sqlite, field in ((True, "json_extract({}, '$.{}')"), (False, "{}->>'{}'"))
+    }
+
+
+_READ: Final = _select("position > :after ORDER BY position LIMIT :most")
+_READ_BACK: Final = _select("position <= :until AND position > :after ORDER BY position DESC")
+
+
+def _cells(rows: Iterable[Any], now: datetime) -> Counter[tuple[Any, ...]]:
+    """The cells of all grains, as the key of the table, for rows of the log."""
+    first = {grain: _start(now - kept, size) for grain, (size, kept) in _KEPT.items()}
+    latest = _start(now, timedelta(minutes=1))
+    senders: Counter[str] = Counter()
+    found: Counter[tuple[Any, ...]] = Counter()
+    for row in rows:
+        minute = min(_minute(row.received_at), latest)
+        if minute // 60 < first[HISTORY]:
+            continue
+        for key in _keys(row):
+            found[minute, *key] += 1
+            senders[key[5]] += 1
+    counted = {sender for sender, _ in senders.most_common(MOST_SENDERS)}
+    cells: Counter[tuple[Any, ...]] = Counter()
+    for (minute, measure, *values, sender, code, bucket), events in found.items():
+        hour = minute // 60
+        for grain, start in ((MINUTE, minute), (HOUR, hour)):
+            if start >= first[grain]:
+                cells[grain, start, measure, *values, "", code, bucket] += events
+        for grain, start in ((SENDER_MINUTE, minute), (SENDER_HOUR, hour)):
+            if sender and sender in counted and start >= first[grain]:
+                cells[grain, start, measure, *values, sender, code, NO_BUCKET] += events
+        if measure in _IN_HISTORY:
+            cells[HISTORY, hour, measure, *values, "", NO_CODE, NO_BUCKET] += events
+    return cells
+
+
+def _keys(row: Any) -> Iterator[tuple[str, str, str, str, str, str, int, int]]:
+    """What an event counts as: the values of the table's key from `measure` on, for each of its measures."""
+    if row.route == REGISTERED or row.api not in PROVIDERS:
+        return
+    is_outbound = row.direction == "out"
+    application, carrier = _text(row.application_id), _text(row.carrier_name)
+    # The sender of an inbound message is a customer: there are as many as messages.
+    sender = _text(row.sender) if is_outbound else ""
+    for measure, code, bucket in _measures(row, is_outbound):
+        of_carrier = carrier if measure in _OF_CARRIERS else ""
+        yield measure.value, row.api, row.direction, application, of_carrier, sender, code, bucket
+
+
+def _measures(row: Any, is_outbound: bool) -> Iterator[tuple[Measure, int, int]]:
+    """What an event counts as, with its code and the bucket of its time to delivery where these matter."""
+    yield Measure.RECEIPT if is_outbound else Measure.INBOUND, NO_CODE, NO_BUCKET
+    if row.route == "fallback":
+        yield Measure.FALLBACK, NO_CODE, NO_BUCKET
+    if not is_outbound:
+        return
+    measure = _FINAL.get(row.after_status) if row.after_status is not None else None
+    if measure is Measure.DELIVERED and row.previous_status not in ("delivered", "read"):
+        ended_at = row.occurred_at if row.occurred_at is not None else row.received_at
+        yield measure, NO_CODE, _bucket(row.created_at, ended_at)
+    elif measure in (Measure.FAILED, Measure.UNCONFIRMED):
+        yield measure, NO_CODE if row.code is None else row.code, NO_BUCKET
+    if row.tag_verdict in _VERDICTS:
+        yield _VERDICTS[row.tag_verdict], NO_CODE, NO_BUCKET
+    if _is_true(row.contradicted) or (_is_true(row.is_contradicted) and row.status in _FINAL):
+        yield Measure.CONTRADICTED, NO_CODE, NO_BUCKET
+
+
+def _is_true(value: Any) -> bool:
+    """Whether a value of JSON, as a database gives it, is true."""
+    return value in (True, "true")
+
+
+def _text(value: str | None) -> str:
+    return value[:TEXT_CHARACTERS] if value else ""
+
+
+def _bucket(created_at: str | None, delivered_at: Any) -> int:
+    if created_at is None:
+        return NO_BUCKET
+    span = _moment(delivered_at) - datetime.fromisoformat(created_at)
+    return bisect_right(BUCKET_BOUNDS, span // timedelta(microseconds=1))
+
+
+def _moment(value: Any) -> datetime:
+    return datetime.fromisoformat(value) if isinstance(value, str) else value
+
+
+def _minute(moment: Any) -> int:
+    if isinstance(moment, str):
+        return _minute_of_text(moment[:16])
+    return _start(moment, timedelta(minutes=1))
+
+
+@lru_cache(maxsize=1024)
+def _minute_of_text(minute: str) -> int:
+    return _start(datetime.fromisoformat(f"{minute}:00+00:00"), timedelta(minutes=1))
+
+
+def _start(moment: datetime, size: timedelta) -> int:
+    started: int = (moment - _EPOCH) // size
+    return started
+
+
+def seconds_of(bucket: int) -> float | None:
+    """The geometric middle of a bucket of the time to delivery, in seconds."""
+    if bucket == NO_BUCKET:
+        return None
+    lower, upper = BUCKET_BOUNDS[max(bucket - 1, 0)], BUCKET_BOUNDS[min(bucket, len(BUCKET_BOUNDS) - 1)]
+    return sqrt(lower * upper) / 1_000_000
+
+
+def cell_of(values: Iterable[Any], events: int) -> Cell:
+    """A cell from the values of the table's key from `measure` on."""
+    measure, api, direction, application, carrier, sender, code, bucket = values
+    return Cell(
+        measure,
+        api,
+        direction,
+        application,
+        carrier,
+        sender,
+        None if code == NO_CODE else code,
+        seconds_of(bucket),
+        events,
+    )
+
+
+async def newest(database: Database, since: datetime) -> AsyncIterator[tuple[str, Cell]]:
+    """The newest events since a time, as cells, with the ids of their messages; a bounded part of the log."""
+    async with database.reading() as connection:
+        _, end = await event_log.bounds(connection)
+    for until in range(end, max(0, end - _SEARCHED), -_SEARCHED_AT_ONCE):
+        async with database.reading() as connection:
+            place = {"until": until, "after": until - _SEARCHED_AT_ONCE}
+            rows = (await connection.execute(_READ_BACK[database.is_sqlite], place)).all()
+        for row in rows:
+            if _moment(row.received_at) < since:
+                return
+            for key in _keys(row):
+                yield row.message_id, cell_of(key, 1)
+
+
+_SEARCHED: Final = 50_000
+_SEARCHED_AT_ONCE: Final = 2_000
+
+
+async def _prune(database: Database, now: datetime) -> None:
+    """Removes the counts of times that no rule looks at any more."""
+    ends = {grain: _start(now - kept, size) for grain, (size, kept) in _KEPT.items()}
+    async with database.writing() as connection:
+        for grain, end in ends.items():
+            old = EVENT_COUNTS.delete().where(EVENT_COUNTS.c.grain == grain, EVENT_COUNTS.c.start < end)
+            await connection.execute(old)
+
+
+# --- watching ---
+
+
+async def note_round(database: Database, epoch: int, now: datetime, every: timedelta) -> datetime:
+    """Records that a round of evaluation begins; returns since when no more than a few rounds were left out.
+
+    What happened before that is no evidence of silence. Raises AlertingLeaseLost.
+    """
+    async with database.writing() as connection:
+        found = await connection.execute(
+            select(ALERTING.c.evaluated_at, ALERTING.c.watching_since_at).where(ALERTING.c.epoch == epoch)
+        )
+        row = found.one_or_none()
+        if row is None:
+            raise AlertingLeaseLost("another worker evaluates the rules of alerts")
+        since: datetime | None = row.watching_since_at
+        if since is None or row.evaluated_at is None or now - row.evaluated_at > (_MISSED_ROUNDS + 1) * every:
+            since = now
+        # A clock that was set back.
+        since = min(since, now)
+        changed = ALERTING.update().where(ALERTING.c.epoch == epoch).values(evaluated_at=now, watching_since_at=since)
+        await connection.execute(changed)
+    return since

@@ -1,0 +1,31 @@
+"""Counts refused requests to the callback routes by minute and reason; every web process adds its own."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Final
+
+from receiver.models.alerts import REFUSALS
+from receiver.storage.database import Database
+
+KEPT: Final = timedelta(hours=25)
+"""Rules look back a day at most."""
+
+
+def minute_of(moment: datetime) -> int:
+    """The minute of a time, counted from 1970 in UTC."""
+    return int(moment.timestamp() // 60)
+
+
+async def add(database: Database, requests: Mapping[tuple[int, str], int], now: datetime) -> None:
+    """Adds requests by minute and reason, and removes the minutes that are no longer needed."""
+    insert = database.insert(REFUSALS)
+    added = insert.on_conflict_do_update(
+        index_elements=["minute", "reason"], set_={"requests": REFUSALS.c.requests + insert.excluded.requests}
+    )
+    rows = [
+        {"minute": minute, "reason": reason, "requests": number}
+        for (minute, reason), number in sorted(requests.items())
+    ]
+    async with database.writing() as connection:
+        await connection.execute(REFUSALS.delete().where(REFUSALS.c.minute < minute_of(now - KEPT)))
+        await connection.execute(added, rows)
