@@ -51,6 +51,12 @@ RELOADED: Final = (
     "tag_policy",
     "max_body_bytes",
     "sinks",
+    "alerts",
+    "alerts_every",
+    "alert_to",
+    "alert_title",
+    "alert_body",
+    "alert_egress_allow",
 )
 """The settings that a running receiver applies on SIGHUP; the others need a restart."""
 
@@ -175,6 +181,7 @@ class Receiver:
         # Every step that may fail comes before the first that changes something. The worker does the same.
         changed = self.settings.model_copy(update={name: getattr(settings, name) for name in RELOADED})
         configured_sinks(changed)
+        configured_rules(changed)
         tag_checker(changed)
         admission = _admission(changed)
         new_routes = self._routes(changed)

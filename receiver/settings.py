@@ -205,6 +205,21 @@ class Settings(BaseSettings):
         le=timedelta(hours=1),
         description="How often the rules of alerts are evaluated, such as `30s`; 0 switches alerts off.",
     )
+    alert_to: list[SecretStr] = Field(
+        [],
+        description="Targets for people of the rules without `to`: URLs such as `mailto://…` or `slack://…`, "
+        "`env:NAME` or `file:/path`.",
+    )
+    alert_title: str | None = Field(
+        None,
+        description="The template of the title of notifications, or `file:/path`; its values are in "
+        "`receiver help alerts`.",
+    )
+    alert_body: str | None = Field(None, description="The template of the text of notifications, or `file:/path`.")
+    alert_egress_allow: list[IPvAnyNetwork] = Field(
+        [],
+        description="Networks that PagerDuty, Opsgenie and Alertmanager targets may be in, besides public addresses.",
+    )
     retention: Retention = Field(Retention(), description="Days after which data is deleted; 0 keeps it for ever.")
     reconciliation: Reconciliation = Field(
         Reconciliation(), description="Asking Bandwidth for messages without a final event; off without credentials."

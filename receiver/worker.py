@@ -23,7 +23,8 @@ import orjson
 import structlog
 
 from receiver import exposition, logs, tags, tracing
-from receiver.alerts import rules
+from receiver.alerts import rules, targets
+from receiver.alerts.targets import Targets
 from receiver.clock import now
 from receiver.dispatch.dispatcher import Dispatchers
 from receiver.dispatch.reader import Wakeup
@@ -113,8 +114,21 @@ def _reconciliation(
 
 def configured_rules(settings: Settings) -> list[Rule]:
     """The rules of alerts of the settings, also while alerts are switched off: a wrong one is then reported too."""
-    found = rules.configure(settings.alerts)
-    return found if settings.alerts_every else []
+    found = configured_targets(settings).rules
+    return list(found) if settings.alerts_every else []
+
+
+def configured_targets(settings: Settings) -> Targets:
+    """The targets for people of the rules, and the rules."""
+    return targets.configure(
+        rules.configure(settings.alerts),
+        sinks=[str(table.get("name")) for table in settings.sinks],
+        base_url=settings.base_url,
+        default_to=[entry.get_secret_value() for entry in settings.alert_to],
+        title=settings.alert_title,
+        body=settings.alert_body,
+        egress_allow=settings.alert_egress_allow,
+    )
 
 
 class Worker:

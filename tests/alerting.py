@@ -20,9 +20,8 @@ from sqlalchemy import select, update
 from receiver.alerts.notifier import Notifier
 from receiver.alerts.targets import Targets, configure
 from receiver.domain.alerts import Alert, AlertChange, AlertStatus, Evidence, Rule, RuleType, Severity, Transition
-from receiver.domain.notifications import DueNotification, Notification, announce
+from receiver.domain.notifications import DueNotification, Notification
 from receiver.models.alerts import ALERTS, NOTIFICATIONS
-from receiver.storage import notifications
 from receiver.storage.database import Database
 from tests.factories import EPOCH
 from tests.servers import free_port
@@ -105,9 +104,8 @@ async def write(database: Database, change: AlertChange, configured: Targets, no
     async with database.writing() as connection:
         if not (await connection.execute(update(ALERTS).where(ALERTS.c.id == alert.id).values(**row))).rowcount:
             await connection.execute(ALERTS.insert(), [row])
-    announcement = announce([change], configured.recipients, now)
     async with database.appending() as transaction:
-        await transaction.run(notifications.steps(announcement, transaction.spelling, now))
+        await transaction.run(configured.steps(now)([change], transaction.spelling))
 
 
 async def fire(database: Database, configured: Targets, *, now: datetime | None = None, **changes: Any) -> Alert:

@@ -90,6 +90,8 @@ TYPES: Final[Mapping[RuleType, _Type]] = {
     ),
     RuleType.DEAD_LETTERS: _Type(by=("sink",), where=("sink",), default_by="sink", window=_HOURS),
     RuleType.STORAGE: _Type(above=0.9, holds_for=5 * _MINUTES, severity=Severity.CRITICAL, is_share=True),
+    # Alerts of other programs: the rule only says to whom they go.
+    RuleType.EXTERNAL: _Type(),
 }
 """The types of rules that the settings may have, with the defaults of each."""
 
@@ -99,7 +101,7 @@ DEFAULTS: Final[Sequence[Mapping[str, Any]]] = tuple(
         (RuleType.FAILURE_RATE, "carrierName"),
         (RuleType.CODE_SPIKE, None),
         (RuleType.SLOW_DELIVERY, "carrierName"),
-        *((type_, None) for type_ in list(TYPES)[3:]),
+        *((type_, None) for type_ in list(TYPES)[3:] if type_ is not RuleType.EXTERNAL),
     )
 )
 """The tables that are in force if the settings have none: a rule of each type."""

@@ -8,17 +8,20 @@ import hashlib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import ClassVar, Final, Protocol
 
 from receiver.alerts.apprise import AppriseTarget
 from receiver.alerts.hooks import AlertmanagerTarget, Context, InvalidTarget, OpsgenieTarget, PagerDutyTarget
 from receiver.alerts.http import Failure
 from receiver.alerts.text import BODY, TITLE, Templates, template_error
-from receiver.domain.alerts import Rule
-from receiver.domain.notifications import Notification, Recipient
+from receiver.domain.alerts import AlertChange, Rule
+from receiver.domain.notifications import Notification, Recipient, Recipients, announce
 from receiver.errors import SettingsError, did_you_mean
 from receiver.sinks.base import resolved
 from receiver.sinks.egress import Network
+from receiver.storage import notifications
+from receiver.storage.bulk import Spelling, Step
 
 TOPIC: Final = "alerts"
 _SETTING: Final = "RECEIVER_ALERTS"
@@ -58,19 +61,32 @@ class ConfiguredTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
-    """The targets for people of all rules, by their digest, and the rules with digests instead of URLs in `to`."""
+    """The targets for people of all rules, by their digest, and the rules with digests instead of URLs in `to`.
+
+    `defaults` are the digests of those of rules without `to`.
+    """
 
     rules: tuple[Rule, ...] = ()
     targets: Mapping[str, ConfiguredTarget] = field(default_factory=dict)
+    defaults: tuple[str, ...] = ()
 
     @property
-    def recipients(self) -> dict[str, Recipient]:
-        return {digest: one.recipient for digest, one in self.targets.items()}
+    def recipients(self) -> Recipients:
+        return Recipients(
+            by_target={digest: one.recipient for digest, one in self.targets.items()}, defaults=self.defaults
+        )
 
-    def of_rule(self, name: str) -> list[ConfiguredTarget]:
-        """The targets for people of a rule; raises KeyError if there is no such rule."""
-        entries = {rule.name: rule.to for rule in self.rules}[name]
-        return [self.targets[entry] for entry in entries if entry in self.targets]
+    def of_rule(self, rule: Rule) -> list[ConfiguredTarget]:
+        return [self.targets[entry] for entry in rule.to or self.defaults if entry in self.targets]
+
+    def steps(self, now: datetime) -> Callable[[Iterable[AlertChange], Spelling], list[Step]]:
+        """What makes the notifications of changes, in the transaction that writes the alerts."""
+        recipients = self.recipients
+
+        def make(changes: Iterable[AlertChange], spelling: Spelling) -> list[Step]:
+            return notifications.steps(announce(changes, recipients, now), spelling, now)
+
+        return make
 
 
 def configure(
@@ -110,12 +126,12 @@ def configure(
         entries = (
             reference(entry, f"{_SETTING}: {rule.name}: to: entry {n}") for n, entry in enumerate(rule.to, start=1)
         )
-        configured.append(replace(rule, to=tuple(dict.fromkeys(entries)) if rule.to else tuple(defaults)))
+        configured.append(replace(rule, to=tuple(dict.fromkeys(entries))))
     if len(found) > MAX_TARGETS:
         raise SettingsError(
             f"{_SETTING}: {len(found)} targets for people are more than the {MAX_TARGETS} there may be", topic=TOPIC
         )
-    return Targets(rules=tuple(configured), targets=found)
+    return Targets(rules=tuple(configured), targets=found, defaults=tuple(dict.fromkeys(defaults)))
 
 
 def _template(setting: str, given: str | None, default: str) -> str:

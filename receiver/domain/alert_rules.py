@@ -672,4 +672,6 @@ _EVALUATIONS: Final[Mapping[RuleType, Callable[[Rule, Facts, datetime], list[Fin
     RuleType.SINK_BEHIND: _sink_behind,
     RuleType.DEAD_LETTERS: _dead_letters,
     RuleType.STORAGE: _storage,
+    # Another program evaluates it.
+    RuleType.EXTERNAL: lambda _rule, _facts, _now: [],
 }

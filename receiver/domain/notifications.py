@@ -1,7 +1,7 @@
 """Notifications: a change of an alert on its way to one target for people, and when the target is tried again."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
@@ -38,6 +38,20 @@ class Recipient:
 
     target: str
     label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipients:
+    """The targets for people by their digest; `defaults` are those of the rules without `to`."""
+
+    by_target: Mapping[str, Recipient] = field(default_factory=dict)
+    defaults: tuple[str, ...] = ()
+
+    def of(self, alert: Alert) -> list[Recipient]:
+        """Who hears of an alert; a target that is not in the settings hears of nothing."""
+        return [
+            self.by_target[target] for target in dict.fromkeys(alert.to or self.defaults) if target in self.by_target
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +127,8 @@ class Announcement:
     resolved: Sequence[str]
 
 
-def announce(changes: Iterable[AlertChange], recipients: Mapping[str, Recipient], now: datetime) -> Announcement:
-    """Which notifications changes of alerts make; `recipients` are the configured ones by their digest.
+def announce(changes: Iterable[AlertChange], recipients: Recipients, now: datetime) -> Announcement:
+    """Which notifications changes of alerts make.
 
     An alert that is muted makes none when it fires. When it is resolved, those hear of it who heard that it fired,
     muted or not.
@@ -126,6 +140,5 @@ def announce(changes: Iterable[AlertChange], recipients: Mapping[str, Recipient]
         if change.transition is Transition.RESOLVED:
             resolved.append(alert.id)
         elif change.transition is Transition.FIRED and (alert.muted_until is None or alert.muted_until <= now):
-            targets = dict.fromkeys(alert.to)
-            fired += [(alert.id, recipients[target]) for target in targets if target in recipients]
+            fired += [(alert.id, recipient) for recipient in recipients.of(alert)]
     return Announcement(fired=fired, resolved=resolved)

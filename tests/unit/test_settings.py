@@ -103,6 +103,12 @@ VALUES: list[tuple[str, str, Any, Any]] = [
     ("tracing", '{"ratio": 0.5}', {"ratio": 0.5}, TracingSettings(ratio=0.5)),
     ("log_format", "json", "json", "json"),
     ("log_level", "debug", "debug", "debug"),
+    ("alerts", '[{"rule": "storage"}]', [{"rule": "storage"}], [{"rule": "storage"}]),
+    ("alerts_every", "1m", "1m", timedelta(minutes=1)),
+    ("alert_to", '["json://a/b"]', ["json://a/b"], ["json://a/b"]),
+    ("alert_title", "$name", "$name", "$name"),
+    ("alert_body", "$summary", "$summary", "$summary"),
+    ("alert_egress_allow", '["10.0.0.0/8"]', ["10.0.0.0/8"], [ip_network("10.0.0.0/8")]),
 ]
 NAMES = [name for name, *_ in VALUES]
 
