@@ -216,6 +216,7 @@ class Receiver:
             tokens=tokens,
             tag_key=next(iter(tag_keys(settings).items()), None),
             public_url=settings.public_url,
+            base_url=settings.base_url,
             source=settings.source,
             country_code=settings.country_code,
             clock=now,

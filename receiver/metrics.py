@@ -356,6 +356,23 @@ class WorkerMetrics:
         for result in _PRUNE_RESULTS:
             self._prunes.labels(result)
         self._pruned = Counter("receiver_pruned_rows", "Rows that the pruner removed", ["kind"], registry=registry)
+        self._alerts = Gauge("receiver_alerts", "Alerts that fire now", ["rule", "severity"], registry=registry)
+        self._evaluation = Histogram(
+            "receiver_alert_evaluation_seconds",
+            "Duration of evaluating all alerts",
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self._evaluated = Gauge(
+            "receiver_alert_evaluation_timestamp_seconds",
+            "When this process last evaluated the alerts, in seconds since 1970; 0: never",
+            registry=registry,
+        )
+        self._evaluation_failures = Counter(
+            "receiver_alert_evaluation_failures",
+            "Evaluations that failed, and evaluations in which a rule could not be evaluated",
+            registry=registry,
+        )
         self.name_sinks(sinks)
 
     def name_sinks(self, sinks: Iterable[str]) -> None:
@@ -419,6 +436,21 @@ class WorkerMetrics:
 
     def reconciliation_paused(self, api: str, is_paused: bool) -> None:
         self._reconciliation_failing.labels(api).set(is_paused)
+
+    def alerts_evaluated(self, firing: Mapping[tuple[str, str], int], seconds: float, timestamp: float) -> None:
+        """The firing alerts by the kind of rule and severity, after an evaluation."""
+        self.alerts_left()
+        for (rule, severity), number in firing.items():
+            self._alerts.labels(rule, severity).set(number)
+        self._evaluation.observe(seconds)
+        self._evaluated.set(timestamp)
+
+    def alert_evaluation_failed(self) -> None:
+        self._evaluation_failures.inc()
+
+    def alerts_left(self) -> None:
+        """Another process evaluates the alerts."""
+        self._alerts.clear()
 
     def attempt_ended(self, sink: str, outcome: str) -> None:
         self._attempts.labels(sink, outcome).inc()

@@ -3,9 +3,12 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 from typing import Final, Protocol
 
 import structlog
+
+from receiver.errors import StorageUnavailable
 
 _LOOP_SECONDS: Final = 0.5
 # A callback that waits this long is late for Bandwidth, which gives up after ten seconds.
@@ -13,6 +16,39 @@ _HELD_SECONDS: Final = 2.0
 MINUTE_SECONDS: Final = 60.0
 
 log = structlog.get_logger("receiver.monitoring")
+
+
+class Failures:
+    """Failures of a task in a row: since when, the backoff after each, and when a line of the log is due.
+
+    The first failure has a line, then at most one a minute.
+    """
+
+    def __init__(self, clock: Callable[[], datetime], *, first_seconds: float, most_seconds: float) -> None:
+        self._clock = clock
+        self._first_seconds, self._most_seconds = first_seconds, most_seconds
+        self.number = 0
+        self.since: datetime | None = None
+        self.error: str | None = None
+        self.line_is_due = False
+        self._logged_at = float("-inf")
+
+    def add(self, error: Exception) -> float:
+        """Counts a failure; returns the seconds to wait before the next try."""
+        self.number += 1
+        self.since = self.since or self._clock()
+        # Only the first line: further lines may repeat the data of callbacks.
+        first = str(error).partition("\n")[0]
+        self.error = first if isinstance(error, StorageUnavailable) else f"{type(error).__name__}: {first}"
+        self.line_is_due = time.monotonic() - self._logged_at >= MINUTE_SECONDS
+        if self.line_is_due:
+            self._logged_at = time.monotonic()
+        return float(min(self._first_seconds * 2 ** min(self.number - 1, 10), self._most_seconds))
+
+    def end(self) -> None:
+        """Forgets the failures: the task has succeeded."""
+        self.number, self.since, self.error, self.line_is_due = 0, None, None, False
+        self._logged_at = float("-inf")
 
 
 class LoopObserver(Protocol):

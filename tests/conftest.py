@@ -15,8 +15,7 @@ import pytest
 import structlog
 from hypothesis import settings
 
-from receiver.api import events
-from receiver.dispatch import publish
+from receiver.providers import published
 from receiver.storage import schema
 from receiver.storage.database import Database, journal_file
 from tests import event_schema
@@ -63,15 +62,15 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _events_are_as_their_schema_says() -> Iterator[None]:
     """Checks every event that a test publishes or pulls in this process; `tests/fault_servers.py` checks the others."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (publish, events):
-            made = module.cloud_event
+        for name in ("cloud_event", "alert_cloud_event"):
+            made = getattr(published, name)
 
             def checked(*arguments: Any, made: Any = made) -> dict[str, Any]:
                 event: dict[str, Any] = made(*arguments)
                 event_schema.check(event)
                 return event
 
-            patch.setattr(module, "cloud_event", checked)
+            patch.setattr(published, name, checked)
         yield
 
 

@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.Column("began_at", moment, nullable=False),
         sa.Column("clear_since", moment),
         sa.Column("unknown_since", moment),
+        sa.Column("announced_at", moment),
         sa.Column("fired_at", moment),
         sa.Column("updated_at", moment, nullable=False),
         sa.Column("resolved_at", moment),
@@ -44,6 +45,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_alerts_open", "alerts", ["name", "group_value"], **only_where("status <> 'resolved'"))
     op.create_index("ix_alerts_fired_at", "alerts", ["fired_at", "id"])
+    op.create_index("ix_alerts_muted_until", "alerts", ["muted_until"], **only_where("muted_until IS NOT NULL"))
     op.create_table(
         "alerting",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
@@ -53,6 +55,8 @@ def upgrade() -> None:
         sa.Column("cursor", position, nullable=False),
         sa.Column("evaluated_at", moment),
         sa.Column("watching_since_at", moment),
+        sa.Column("failing_since_at", moment),
+        sa.Column("last_error", sa.Text()),
         sa.PrimaryKeyConstraint("id", name="pk_alerting"),
         sa.CheckConstraint("id = 1", name="one_row"),
     )

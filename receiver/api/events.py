@@ -9,13 +9,12 @@ import orjson
 from receiver.api.operations import ApiContext, Call, Listed, Operation
 from receiver.api.problems import BEARER_CHALLENGE, InvalidValue, ProblemError, invalid_values_problem
 from receiver.api.streams import Subscription
-from receiver.domain.cloudevents import Filter, cloud_event, schema_uri
-from receiver.domain.publication import LogEntry
+from receiver.domain.cloudevents import Filter
+from receiver.domain.publication import Entry
 from receiver.errors import Conflict, Expired, StorageUnavailable
-from receiver.models.codes import reason_of
-from receiver.models.published import CloudEvent
+from receiver.models.published import AlertCloudEvent, CloudEvent
 from receiver.models.queries import PullQuery, StreamQuery
-from receiver.providers import registry
+from receiver.providers.published import published as as_published
 from receiver.storage import event_log
 from receiver.storage.event_log import LogBounds
 
@@ -25,11 +24,11 @@ MEDIA_TYPE: Final = "application/cloudevents-batch+json"
 
 async def pull_events(call: Call) -> Listed[dict[str, Any]]:
     query: PullQuery = call.query
-    pulled = await event_log.pull(call.database, query.after, query.limit)
+    pulled = await event_log.pull_types(call.database, query.after, query.limit, query.types)
     if len(pulled.entries) < query.limit:
         # A full page needs no wait: callbacks accepted just now are on a later page.
         call.pending = await call.context.settle()
-        pulled = await event_log.pull(call.database, query.after, query.limit)
+        pulled = await event_log.pull_types(call.database, query.after, query.limit, query.types)
     refuse_gap(query.after, pulled.log)
     items = [published(entry, call.context) for entry in pulled.entries]
     return Listed(items=items, next_page={"after": str(pulled.read_to)})
@@ -50,11 +49,9 @@ def refuse_gap(after: int, log: LogBounds) -> None:
         )
 
 
-def published(entry: LogEntry, context: ApiContext) -> dict[str, Any]:
+def published(entry: Entry, context: ApiContext) -> dict[str, Any]:
     """The CloudEvent of an entry, as sinks get it."""
-    api = entry.event.api
-    reason, schema = reason_of(api, entry.delivery.code), schema_uri(context.public_url)
-    return cloud_event(entry, registry.source(api, context.source), reason.model_dump() if reason else None, schema)
+    return as_published(entry, context.source, context.public_url)
 
 
 HEARTBEAT_SECONDS: Final = 15.0
@@ -121,7 +118,9 @@ class EventStream:
             except (Conflict, Expired) as error:
                 yield f"event: gap\ndata: {error}\n\n".encode()
                 return
-            part = b"".join(server_sent(published(one, self._context)) for one in entries if self._filter.passes(one))
+            part = b"".join(
+                server_sent(one.position, published(one, self._context)) for one in entries if self._filter.passes(one)
+            )
             if not part and time.monotonic() - sent_at >= HEARTBEAT_SECONDS:
                 # Moves the client's place too, beyond what its filter leaves out, and beyond registrations.
                 part = f": heartbeat\nid: {self._position}\n\n".encode()
@@ -135,14 +134,14 @@ class EventStream:
         self._context.streams.close(self._subscription)
 
 
-def server_sent(event: dict[str, Any]) -> bytes:
+def server_sent(position: int, event: dict[str, Any]) -> bytes:
     """An event as a block of server-sent events, one line each for its position and for itself."""
     # JSON has no line feed outside of a text, and there it is escaped. So are here the characters that many clients
     # take for the end of a line too.
     data = orjson.dumps(event)
     for character, escape in _LINE_ENDS:
         data = data.replace(character, escape)
-    return b"id: %d\ndata: %b\n\n" % (event["data"]["sequence"], data)
+    return b"id: %d\ndata: %b\n\n" % (position, data)
 
 
 _LINE_ENDS: Final = tuple((chr(code).encode(), b"\\u%04x" % code) for code in (0x85, 0x2028, 0x2029))
@@ -153,10 +152,11 @@ OPERATIONS: Final = (
         name="pullEvents",
         path="/api/events",
         summary="Pull the next events of the event log, in the order of their positions, as CloudEvents",
-        description="`Link` has the address of the next request, also at the end of the log.",
+        description="`Link` has the address of the next request, also at the end of the log. Alerts come only if "
+        "`type` names them. With rare types a page may be short, or empty, before the end of the log: follow `Link`.",
         handle=pull_events,
         query=PullQuery,
-        answer=list[CloudEvent],
+        answer=list[CloudEvent | AlertCloudEvent],
         media_type=MEDIA_TYPE,
         has_next=True,
         settles_itself=True,
@@ -166,8 +166,9 @@ OPERATIONS: Final = (
         name="streamEvents",
         path="/api/events/stream",
         summary="Follow the event log: every event as it is appended, as server-sent events",
-        description="The data of each is a CloudEvent, its id the position. The response ends when the server stops or "
-        "the token is removed; a client that connects again with `Last-Event-ID` misses nothing.",
+        description="The data of each is a CloudEvent, its id the position. Alerts come only if `type` names them. The "
+        "response ends when the server stops or the token is removed; a client that connects again with "
+        "`Last-Event-ID` misses nothing.",
         handle=stream_events,
         query=StreamQuery,
         answer=str,

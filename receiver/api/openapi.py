@@ -8,14 +8,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final, Literal
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from receiver.api.auth import BASIC, BEARER
 from receiver.api.operations import JSON, Operation
 from receiver.api.routing import CSV, PENDING_HEADER, Group
 from receiver.documents import Anchors
-from receiver.models.published import CloudEvent, MessageEventData
+from receiver.models.alerts import AlertRead
+from receiver.models.published import AlertCloudEvent, CloudEvent, MessageEventData
 
 Json = dict[str, Any]
 Part = tuple[str, str]
@@ -76,26 +77,41 @@ def document(groups: Sequence[Group], version: str) -> Json:
         },
         "servers": [{"url": "/"}],
         "paths": paths,
-        "webhooks": {"messageEvent": {"post": _WEBHOOK}},
+        "webhooks": {
+            "messageEvent": {"post": _webhook(CloudEvent, "An event of a message, as a webhook of yours gets it")},
+            "alertEvent": {
+                "post": _webhook(AlertCloudEvent, "An alert, as a webhook of yours gets it that asks for it")
+            },
+        },
         "components": {"schemas": components, "securitySchemes": _SECURITY_SCHEMES},
     }
 
 
 # What a sink of the type `webhook` posts, in the form `structured`.
-_WEBHOOK: Final[Json] = {
-    "summary": "An event, as a webhook of yours gets it",
-    "requestBody": {
-        "required": True,
-        "content": {"application/cloudevents+json": {"schema": {"$ref": f"{_COMPONENT}{CloudEvent.__name__}"}}},
-    },
-    "responses": {"2XX": {"description": "The event was taken. Any other answer: see the page about webhooks."}},
-}
+def _webhook(event: type[BaseModel], summary: str) -> Json:
+    return {
+        "summary": summary,
+        "requestBody": {
+            "required": True,
+            "content": {"application/cloudevents+json": {"schema": {"$ref": f"{_COMPONENT}{event.__name__}"}}},
+        },
+        "responses": {"2XX": {"description": "The event was taken. Any other answer: see the page about webhooks."}},
+    }
 
 
 def event_schema() -> Json:
-    """The JSON Schema of the `data` of an event."""
-    schema = MessageEventData.model_json_schema(schema_generator=_Schemas, mode="serialization")
-    return {"$schema": GenerateJsonSchema.schema_dialect, "title": "MessageEventData", **schema}
+    """The JSON Schema of the `data` of an event of a message."""
+    return _schema_of(MessageEventData, "MessageEventData")
+
+
+def alert_schema() -> Json:
+    """The JSON Schema of an alert, the `data` of an alert event."""
+    return _schema_of(AlertRead, "Alert")
+
+
+def _schema_of(model: type[BaseModel], title: str) -> Json:
+    schema = model.model_json_schema(schema_generator=_Schemas, mode="serialization")
+    return {"$schema": GenerateJsonSchema.schema_dialect, "title": title, **schema}
 
 
 def _operations(groups: Iterable[Group]) -> Iterator[tuple[Group, Operation]]:

@@ -46,9 +46,9 @@ class ApiContext:
     processed, and returns how many are still pending (`Settling.wait`).
     `tokens` are the accepted tokens (None: no token is required). `sinks` are the sink tables of the settings by name.
     `tag_key` is the kid and the secret of the key that signs tags (None: there is no key). `public_url` is the start
-    of every link (None: the Host header). `source` is the setting of that name. `country_code` is that of a number
-    typed without one. `findings` reads the state of the installation (None: from the database alone). `streams` are
-    the clients that stay connected.
+    of every link (None: the Host header). `base_url` is the start of the links of alerts, which events have too.
+    `source` is the setting of that name. `country_code` is that of a number typed without one. `findings` reads the
+    state of the installation (None: from the database alone). `streams` are the clients that stay connected.
     """
 
     database: Database
@@ -58,6 +58,7 @@ class ApiContext:
     sinks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     tag_key: tuple[str, str] | None = field(default=None, repr=False)
     public_url: str | None = None
+    base_url: str = ""
     source: str | None = None
     country_code: str = "1"
     append: Callable[[Callback], Awaitable[object]] = _no_journal

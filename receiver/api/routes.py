@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from receiver.api import (
+    alerts,
     callbacks,
     catapult,
     dead_letters,
@@ -26,7 +27,7 @@ from receiver.api import (
 from receiver.api.auth import BEARER
 from receiver.api.operations import ApiContext
 from receiver.api.routing import Group, json_answer, mount
-from receiver.domain.cloudevents import SCHEMA_PATH
+from receiver.domain.cloudevents import ALERT_SCHEMA_PATH, SCHEMA_PATH
 
 OWN: Final = Group(
     prefix="/api",
@@ -40,6 +41,7 @@ OWN: Final = Group(
         *events.OPERATIONS,
         *sinks.OPERATIONS,
         *dead_letters.OPERATIONS,
+        *alerts.OPERATIONS,
         *status.OPERATIONS,
     ),
 )
@@ -51,6 +53,7 @@ def routes(context: ApiContext) -> list[BaseRoute]:
     return [
         Route("/openapi.json", _openapi, name="openapi"),
         Route(SCHEMA_PATH, _event_schema, name="eventSchema"),
+        Route(ALERT_SCHEMA_PATH, _alert_schema, name="alertSchema"),
         *docs.routes(_document),
         *(mount(group, context) for group in GROUPS),
     ]
@@ -64,9 +67,18 @@ async def _event_schema(_: Request) -> Response:
     return json_answer(_event_schema_as_json(), media_type="application/schema+json")
 
 
+async def _alert_schema(_: Request) -> Response:
+    return json_answer(_alert_schema_as_json(), media_type="application/schema+json")
+
+
 @cache
 def _event_schema_as_json() -> bytes:
     return to_json(openapi.event_schema())
+
+
+@cache
+def _alert_schema_as_json() -> bytes:
+    return to_json(openapi.alert_schema())
 
 
 @cache

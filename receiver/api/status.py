@@ -7,7 +7,14 @@ from typing import Final, Literal
 from pydantic import Field
 
 from receiver.api.operations import Call, Operation
-from receiver.explanation.installation import Installation, ProcessorState, ReconcilerRecord, ReconcilerState, assess
+from receiver.explanation.installation import (
+    AlertingRecord,
+    Installation,
+    ProcessorState,
+    ReconcilerRecord,
+    ReconcilerState,
+    assess,
+)
 from receiver.models.columns import Read, Time
 from receiver.models.sinks import SinkRead, SinkState
 from receiver.storage.status import StatusReader
@@ -82,6 +89,15 @@ class ReconciliationStatus(Read):
     paused_until: Time | None
 
 
+class AlertingStatus(Read):
+    """The evaluation of alerts: the firing alerts by severity, when it last ran, and since when and why it fails."""
+
+    firing: Mapping[str, int]
+    evaluated_at: Time | None
+    failing_since: Time | None
+    error: str | None
+
+
 class InstallationStatus(Read):
     """The state of this installation. A part that cannot be read is null, and `problems` has the reason."""
 
@@ -97,6 +113,7 @@ class InstallationStatus(Read):
     last_callbacks: Mapping[str, str] | None = Field(
         description="when the latest processed callback was received, by version and route: `v1/primary`, `v2/fallback`"
     )
+    alerts: AlertingStatus | None
 
 
 def status_of(installation: Installation) -> InstallationStatus:
@@ -112,6 +129,18 @@ def status_of(installation: Installation) -> InstallationStatus:
         database=DatabaseStatus.model_validate(installation.database) if installation.database is not None else None,
         reconciliation=_reconciliation(installation.reconciliation),
         last_callbacks=installation.last_callbacks,
+        alerts=_alerting(installation.alerting),
+    )
+
+
+def _alerting(record: AlertingRecord | None) -> AlertingStatus | None:
+    if record is None:
+        return None
+    return AlertingStatus(
+        firing=record.firing,
+        evaluated_at=record.evaluated_at,
+        failing_since=record.failing_since_at,
+        error=record.last_error,
     )
 
 

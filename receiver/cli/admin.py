@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from receiver import credentials
 from receiver.api.status import (
+    AlertingStatus,
     DatabaseStatus,
     InstallationStatus,
     JournalStatus,
@@ -69,6 +70,8 @@ def _lines(found: InstallationStatus) -> Iterator[tuple[str, str]]:
         yield "database", _database_line(found.database)
     for one in found.reconciliation or ():
         yield f"reconciliation {one.api}", _reconciliation(one)
+    if found.alerts is not None:
+        yield "alerts", _firing(found.alerts)
     if found.last_callbacks:
         yield "last callbacks", ", ".join(f"{route} {time}" for route, time in _by_route(found.last_callbacks))
 
@@ -120,6 +123,11 @@ def _database_line(database: DatabaseStatus) -> str:
         ("free on its disk ", database.disk_free_bytes),
     )
     return ", ".join([database.type, *(f"{name}{_size(size)}" for name, size in sizes if size is not None)])
+
+
+def _firing(alerts: AlertingStatus) -> str:
+    firing = [f"{number} {severity}" for severity, number in alerts.firing.items() if number]
+    return f"{', '.join(firing)} firing" if firing else "none firing"
 
 
 def _by_route(times: Mapping[str, str]) -> list[tuple[str, str]]:

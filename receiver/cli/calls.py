@@ -71,6 +71,7 @@ class Operations:
                 reprocess=self._reprocess,
                 tokens=None,
                 clock=now,
+                base_url=self.settings.base_url,
                 sinks={str(table.get("name")): table for table in self.settings.sinks},
                 append=self._append,
                 settle=self._settle,

@@ -1,6 +1,6 @@
 """`receiver events`: a sample of an event, for a test of the program that receives it, and the log as it grows."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 
 import orjson
@@ -21,7 +21,8 @@ _TYPES: Final = {
     "message.failed": ("message-failed", 4720),
     "message.read": ("message-read", None),
 }
-"""By the type of a published event what Bandwidth calls it, and the code that comes with it."""
+"""By the type of a published event of a message what Bandwidth calls it, and the code that comes with it."""
+_ALERT_TYPES: Final = ("alert.fired", "alert.resolved")
 _RECEIVED_AT: Final = datetime(2026, 1, 1, 12, 0, 5, 500_000, tzinfo=UTC)
 _US: Final = "+19195551234"
 _THEM: Final = "+19195554321"
@@ -30,15 +31,16 @@ _THEM: Final = "+19195554321"
 @app.command("sample")
 def sample(
     type_: Annotated[
-        str, typer.Option("--type", metavar="TYPE", help=f"The type of the event: {', '.join(_TYPES)}.")
+        str,
+        typer.Option("--type", metavar="TYPE", help=f"The type of the event: {', '.join((*_TYPES, *_ALERT_TYPES))}."),
     ] = "message.delivered",
 ) -> int:
-    """Print an event as sinks get it, made from a callback as Bandwidth documents it. Needs no database."""
+    """Print an event as sinks get it: of an alert, or of a callback as Bandwidth documents it. Needs no database."""
     from receiver.cli.output import echo_json
 
-    if type_ not in _TYPES:
-        raise typer.BadParameter(f"must be one of {', '.join(_TYPES)}", param_hint="--type")
-    echo_json(sample_event(type_))
+    if type_ not in (*_TYPES, *_ALERT_TYPES):
+        raise typer.BadParameter(f"must be one of {', '.join((*_TYPES, *_ALERT_TYPES))}", param_hint="--type")
+    echo_json(sample_event(type_) if type_ in _TYPES else sample_alert_event(type_))
     return 0
 
 
@@ -71,13 +73,12 @@ def tail(
 
 def sample_event(type_: str) -> dict[str, Any]:
     """The event that a callback of this kind becomes, as the first of its message."""
-    from receiver.domain.cloudevents import cloud_event, schema_uri
     from receiver.domain.delivery import EMPTY_DELIVERY, Change, merge
     from receiver.domain.events import Api, Callback, Event
     from receiver.domain.publication import Appended, LogEntry
     from receiver.intake.fold import TagChecker
-    from receiver.models.codes import reason_of
     from receiver.providers import registry, states
+    from receiver.providers.published import published
 
     callback = Callback(
         id="0" * 32,
@@ -103,8 +104,43 @@ def sample_event(type_: str) -> dict[str, Any]:
         delivery=appended.delivery,
         message={"text": event.fields.text, "media": event.fields.media},
     )
-    reason, schema = reason_of(Api.V2, appended.delivery.code), schema_uri(None)
-    return cloud_event(entry, registry.source(Api.V2, None), reason.model_dump() if reason else None, schema)
+    return published(entry)
+
+
+def sample_alert_event(type_: str) -> dict[str, Any]:
+    """The event of an alert that fires, or is resolved twenty minutes later."""
+    from receiver.domain.alerts import Alert, AlertStatus, Evidence, RuleType, Severity
+    from receiver.domain.publication import AlertEntry, AlertEvent
+    from receiver.models.alerts import alert_read
+    from receiver.providers.published import published
+
+    is_resolved = type_ == "alert.resolved"
+    at = _RECEIVED_AT + timedelta(minutes=20) if is_resolved else _RECEIVED_AT
+    share, failed = (0.04, 3) if is_resolved else (0.31, 25)
+    alert = Alert(
+        id="6f1f6a3c1d0c4f6d9a70c2b6b8f5f0a1",
+        rule=RuleType.FAILURE_RATE,
+        name="failure-rate",
+        severity=Severity.WARNING,
+        status=AlertStatus.RESOLVED if is_resolved else AlertStatus.FIRING,
+        group="T-Mobile",
+        summary=f"T-Mobile: {failed} of 80 deliveries failed within 15 minutes ({share:.0%}).",
+        evidence=Evidence(value=share, threshold=0.2, volume=80, before=0.02),
+        messages=("16613658148593u7gx2aqjgrbkwn",),
+        began_at=_RECEIVED_AT,
+        fired_at=_RECEIVED_AT,
+        updated_at=at,
+        resolved_at=at if is_resolved else None,
+    )
+    event = AlertEvent(
+        id="a3f0c5d2e1b4978685746352413f2e1d" if is_resolved else "0d9e8f7a6b5c4d3e2f1a0b9c8d7e6f5a",
+        alert_id=alert.id,
+        transition="resolved" if is_resolved else "fired",
+        occurred_at=at,
+        received_at=at,
+        alert=alert_read(alert, "https://sms.example.com").model_dump(mode="json", by_alias=True),
+    )
+    return published(AlertEntry(position=1, event=event))
 
 
 def _payload(type_: str, code: int | None) -> dict[str, Any]:

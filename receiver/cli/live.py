@@ -24,6 +24,7 @@ from receiver.cli.options import http_url
 from receiver.cli.output import OutputClosed, echo, echo_error, echo_json_line
 from receiver.cli.serve import stop_signal
 from receiver.clock import now
+from receiver.domain.cloudevents import ALERT_EVENT_TYPES
 from receiver.domain.publication import Publication, Result
 from receiver.errors import Expired, ReceiverError, SettingsError
 from receiver.models.queries import StreamQuery
@@ -268,6 +269,8 @@ async def _print(events: Events, count: int | None, *, json: bool) -> None:
 
 def _line(event: dict[str, Any]) -> str:
     data = event["data"]
+    if event["type"] in ALERT_EVENT_TYPES:
+        return f"{event['time'][:19]}Z  {event['type']:<24} {data['severity']}  {event['subject']}  {data['summary']}"
     code = f" {data['deliveryCode']}" if data["deliveryCode"] is not None else ""
     status = "" if event["type"] == f"message.{data['status']}" else f" (is {data['status']})"
     return f"{event['time'][:19]}Z  {event['type'] + code:<24} {data['recipient'] or '-'}  {event['subject']}{status}"
@@ -307,10 +310,11 @@ async def _forward(events: Events, sink: Sink, count: int | None) -> None:
 def _publication(event: dict[str, Any]) -> Publication:
     return Publication(
         id=event["id"],
-        position=event["data"]["sequence"],
+        # An alert has neither: the stream gives its events in the order of the log all the same.
+        position=event["data"].get("sequence", 0),
         ordering_key=event["subject"],
         type=event["type"],
-        received_at=datetime.fromisoformat(event["data"]["receivedTime"]),
+        received_at=datetime.fromisoformat(event["data"].get("receivedTime", event["time"])),
         event=event,
         body=orjson.dumps(event),
     )

@@ -17,6 +17,7 @@ from receiver.domain.cloudevents import rfc3339
 
 if TYPE_CHECKING:
     # A command imports the models of its own nouns alone.
+    from receiver.models.alerts import AlertRead
     from receiver.models.callbacks import CallbackSummaryRead
     from receiver.models.codes import DeliveryCodeRead
     from receiver.models.events import MessageEventRead
@@ -237,6 +238,41 @@ def _dead_letter(letter: "DeadLetterRead") -> tuple[object, ...]:
     )
 
 
+def _alert(alert: "AlertRead") -> tuple[object, ...]:
+    status = [alert.status, *_decisions(alert)]
+    time = time_text(alert.fired_at)
+    return alert.id, time, ", ".join(status), alert.severity, alert.name, alert.group_value, alert.summary
+
+
+def _decisions(alert: "AlertRead") -> list[str]:
+    """What people have decided about an alert."""
+    acknowledged = ["acknowledged"] if alert.acknowledged_at is not None else []
+    return [*acknowledged, *([f"muted until {time_text(alert.muted_until)}"] if alert.muted_until is not None else [])]
+
+
+def alert_fields(alert: "AlertRead") -> list[tuple[str, object]]:
+    """The lines of one alert."""
+    evidence = alert.evidence
+    return [
+        ("alert", alert.id),
+        ("summary", alert.summary),
+        ("status", alert.status),
+        ("severity", alert.severity),
+        ("rule", alert.name if alert.name == alert.rule else f"{alert.name} ({alert.rule})"),
+        ("group", alert.group_value),
+        ("value", f"{evidence.value:g}, threshold {evidence.threshold:g}"),
+        ("before", f"{evidence.before:g}" if evidence.before is not None else None),
+        ("volume", f"{evidence.volume:,}" if evidence.volume is not None else None),
+        ("fired", time_text(alert.fired_at)),
+        ("resolved", time_text(alert.resolved_at)),
+        ("acknowledged", time_text(alert.acknowledged_at)),
+        ("muted until", time_text(alert.muted_until)),
+        ("messages", list(alert.messages)),
+        ("link", alert.link),
+        ("what to do", alert.runbook),
+    ]
+
+
 def _code(code: "DeliveryCodeRead") -> tuple[object, ...]:
     return code.api, code.code, code.name, code.category, code.outcome, code.retryable, code.billable
 
@@ -254,6 +290,7 @@ TABLES: Final[Mapping[str, Table]] = {
     ),
     "ReplayRead": Table(("ID", "REQUESTED", "STATE", "DONE", "PUBLISHED", "DEAD LETTERS", "ENDED"), _replay),
     "DeadLetterRead": Table(("ID", "SINK", "DIED", "MESSAGE", "STATUS", "REASON", "ATTEMPTS", "DETAIL"), _dead_letter),
+    "AlertRead": Table(("ID", "FIRED", "STATUS", "SEVERITY", "RULE", "GROUP", "SUMMARY"), _alert),
     "DeliveryCodeRead": Table(("API", "CODE", "NAME", "CATEGORY", "OUTCOME", "RETRYABLE", "BILLABLE"), _code),
 }
 

@@ -14,7 +14,7 @@ import typer
 from typer.main import get_command
 
 from receiver import documents
-from receiver.api.openapi import event_schema, table, type_words
+from receiver.api.openapi import alert_schema, event_schema, table, type_words
 from receiver.app import RELOADED
 from receiver.cli.program import app
 from receiver.domain.events import Api
@@ -129,12 +129,16 @@ def _command(context: typer.Context) -> Iterator[str]:
 TOPICS: Final[Mapping[str, Callable[[], Iterator[str]]]] = {"codes": codes, "commands": commands, "settings": settings}
 
 
-SCHEMA_FILE: Final = documents.FOLDER.parent / "schemas" / "message-event-1.json"
+SCHEMAS: Final[Mapping[str, Callable[[], dict[str, Any]]]] = {
+    "message-event-1.json": event_schema,
+    "alert-1.json": alert_schema,
+}
+SCHEMA_FOLDER: Final = documents.FOLDER.parent / "schemas"
 
 
-def rendered_schema() -> str:
-    """The JSON Schema of the `data` of an event, as it is in the package."""
-    return json.dumps(event_schema(), indent=2) + "\n"
+def rendered_schema(name: str) -> str:
+    """A JSON Schema of the `data` of events, as it is in the package."""
+    return json.dumps(SCHEMAS[name](), indent=2) + "\n"
 
 
 def rendered(name: str) -> str:
@@ -145,4 +149,5 @@ def rendered(name: str) -> str:
 if __name__ == "__main__":
     for name in TOPICS:
         (documents.FOLDER / f"{name}.md").write_text(rendered(name), "utf-8")
-    SCHEMA_FILE.write_text(rendered_schema(), "utf-8")
+    for name in SCHEMAS:
+        (SCHEMA_FOLDER / name).write_text(rendered_schema(name), "utf-8")

@@ -1,4 +1,4 @@
-"""The commands `receiver messages`, `callbacks`, `sinks` and `dead-letters`: operations of the query API.
+"""The commands `receiver messages`, `callbacks`, `sinks`, `dead-letters` and `alerts`: operations of the query API.
 
 Their options are the parameters of the operations' queries.
 """
@@ -12,6 +12,7 @@ import typer
 from receiver.cli.options import Config, DryRun, Json, SinkName, group, parse_query, with_query
 from receiver.models.message_queries import MessageQuery
 from receiver.models.queries import (
+    AlertQuery,
     AttemptQuery,
     CallbackFilter,
     CallbackQuery,
@@ -477,3 +478,67 @@ def _act_on_dead_letters(
         return 0
 
     return with_operations(config, work)
+
+
+alerts = group("List, show, acknowledge and mute alerts.")
+
+AlertId = Annotated[str, typer.Argument(help="The id of the alert.")]
+
+
+@alerts.command("list")
+@with_query(AlertQuery)
+def list_alerts(query: AlertQuery, config: Config = None, json: Json = False) -> int:
+    """List the alerts that fire and those that are resolved, newest first."""
+    from receiver.cli.calls import show_list
+
+    return show_list("alerts.listAlerts", config, query=query, json=json)
+
+
+@alerts.command("show")
+def show_alert(id: AlertId, config: Config = None, json: Json = False) -> int:  # noqa: A002
+    """Show one alert with its evidence, the messages it is about, and what to do."""
+    return _act_on_alert(config, "alerts.getAlert", id, json=json)
+
+
+@alerts.command("acknowledge")
+def acknowledge_alert(id: AlertId, config: Config = None, json: Json = False) -> int:  # noqa: A002
+    """Record that somebody looks after an alert that fires."""
+    return _act_on_alert(config, "alerts.acknowledgeAlert", id, json=json)
+
+
+@alerts.command("mute")
+def mute_alert(
+    id: AlertId,  # noqa: A002
+    for_: Annotated[str | None, typer.Option("--for", metavar="DURATION", help="How long: 90s, 15m, 2h, 7d.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Until when.")] = None,
+    off: Annotated[bool, typer.Option("--off", help="End the mute.")] = False,
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Mute an alert, and later alerts of its rule and group: nobody is notified of them meanwhile.
+
+    Those who heard that the alert fires still hear that it is resolved.
+    """
+    from pydantic import ValidationError
+
+    from receiver.api.alerts import MuteRequest
+    from receiver.clock import now
+
+    if [for_ is not None, until is not None, off].count(True) != 1:
+        raise typer.BadParameter("give one of --for, --until and --off")
+    body = {"for": for_} if for_ is not None else {"until": until}
+    try:
+        request = MuteRequest.model_validate(body)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise typer.BadParameter(problem, param_hint="--for" if for_ is not None else "--until") from None
+    if request.until is not None and request.until <= now():
+        raise typer.BadParameter("must be a time that is to come; for a duration use --for", param_hint="--until")
+    return _act_on_alert(config, "alerts.muteAlert", id, json=json, body=body)
+
+
+def _act_on_alert(config: Path | None, operation: str, alert_id: str, *, json: bool, **call: Any) -> int:
+    from receiver.cli.calls import show
+    from receiver.cli.output import alert_fields, echo_fields
+
+    return show(operation, config, {"id": alert_id}, json=json, text=lambda it: echo_fields(alert_fields(it)), **call)

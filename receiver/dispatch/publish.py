@@ -3,22 +3,18 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import datetime, timedelta
-from functools import lru_cache
 from itertools import islice
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import orjson
 import structlog
 
-from receiver.domain.cloudevents import cloud_event, event_type, schema_uri
-from receiver.domain.events import Api
 from receiver.domain.publication import (
     DeadLettered,
     Decision,
     Done,
-    LogEntry,
+    Entry,
     Outcome,
     Parked,
     PendingPublication,
@@ -32,7 +28,7 @@ from receiver.domain.publication import (
     Superseded,
 )
 from receiver.domain.window import Attempt
-from receiver.providers import registry
+from receiver.providers.published import published
 from receiver.sinks.base import Sink
 from receiver.sinks.concurrency import CHECK_SECONDS, call_sink, check_error, error_name
 
@@ -42,30 +38,23 @@ _RESULTS: Final = (Published, Retry, Refused, SinkDown)
 _MAX_RESPONSE_CODE: Final = 2**31
 
 
-def publication(entry: LogEntry, source: str | None = None, public_url: str | None = None) -> Publication:
+def publication(entry: Entry, source: str | None = None, public_url: str | None = None) -> Publication:
     """Makes the publication of a log entry: the CloudEvent and its JSON, the same for every sink.
 
     `source` and `public_url` are the settings of these names.
     """
-    event = entry.event
-    meaning = _meaning(event.api, entry.delivery.code)
-    envelope = cloud_event(entry, registry.source(event.api, source), meaning, schema_uri(public_url))
+    envelope = published(entry, source, public_url)
     return Publication(
-        id=event.id,
+        id=entry.event.id,
         position=entry.position,
-        ordering_key=ordering_key(entry),
-        type=event_type(event),
-        received_at=event.received_at,
+        ordering_key=entry.ordering_key,
+        type=entry.type,
+        received_at=entry.event.received_at,
         event=envelope,
         body=orjson.dumps(envelope),
-        recipient=event.recipient,
-        callback_id=event.callback_id,
+        recipient=entry.recipient,
+        callback_id=entry.callback_id,
     )
-
-
-def ordering_key(entry: LogEntry) -> str:
-    """The ordering key of an entry: the events of one message keep their order."""
-    return f"{entry.event.api}:{entry.event.message_id}"
 
 
 async def publish(sink: Sink, batch: Sequence[Publication], seconds: float) -> list[Result]:
@@ -133,12 +122,6 @@ def _is_storable(result: object) -> bool:
 
 def _too_large(sink: Sink) -> Result:
     return Refused(reason=f"larger than {sink.max_event_bytes} bytes")
-
-
-@lru_cache(maxsize=1024)
-def _meaning(api: Api, code: int | None) -> dict[str, Any] | None:
-    meaning = registry.meaning(api, code)
-    return asdict(meaning) if meaning else None
 
 
 log = structlog.get_logger("receiver.dispatcher")

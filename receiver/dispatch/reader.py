@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from receiver.dispatch.publish import ordering_key, publication
+from receiver.dispatch.publish import publication
 from receiver.dispatch.sink_health import DispatchObserver
 from receiver.domain.arrival import ImportDetector
 from receiver.domain.publication import (
     Decision,
     Done,
-    LogEntry,
+    Entry,
     PendingPublication,
     Publication,
     Result,
@@ -86,7 +86,7 @@ class LogReader:
             entries = await event_log.read_after(connection, self._window.read_to, room)
             has_more = len(entries) == room
             wanted = [entry for entry in entries if self._filter.passes(entry)]
-            ordering_keys = {ordering_key(entry): entry.event.message_id for entry in wanted}
+            ordering_keys = {entry.ordering_key: entry.subject for entry in wanted}
             blocked = (
                 await retries.blocked_keys(self._database, connection, self._sink, ordering_keys)
                 if ordering_keys
@@ -106,7 +106,7 @@ class LogReader:
             if entry.position in passing:
                 pending = PendingPublication(publication=_publication(entry, self._configured), is_import=is_import)
                 self._queue(
-                    pending, is_blocked=ordering_key(entry) in blocked, is_superseded=entry.position in superseded
+                    pending, is_blocked=entry.ordering_key in blocked, is_superseded=entry.position in superseded
                 )
             else:
                 self._window.pass_over(entry.position)
@@ -134,7 +134,7 @@ class LogReader:
         if self._latest_only:
             self._drop_superseded(waiting.values())
 
-    def _retry(self, entry: LogEntry, retry: WaitingRetry) -> PendingPublication:
+    def _retry(self, entry: Entry, retry: WaitingRetry) -> PendingPublication:
         made = _publication(entry, self._configured)
         return PendingPublication(publication=made, attempts=retry.attempts, since=retry.first_at)
 
@@ -150,7 +150,7 @@ class LogReader:
                 self._window.drop(pending, Superseded())
 
 
-def _publication(entry: LogEntry, configured: ConfiguredSink) -> Publication:
+def _publication(entry: Entry, configured: ConfiguredSink) -> Publication:
     return publication(entry, configured.source, configured.public_url)
 
 
@@ -159,14 +159,14 @@ def has_room(window: Window) -> bool:
     return len(window) <= WINDOW // 2 and window.decided < _MAX_DECIDED
 
 
-def _superseded(wanted: Iterable[LogEntry], later: Iterable[LogEntry]) -> frozenset[int]:
+def _superseded(wanted: Iterable[Entry], later: Iterable[Entry]) -> frozenset[int]:
     """The positions of the entries whose delivery has a newer entry in `later`."""
     newer = {_delivery(entry) for entry in later}
     return frozenset(entry.position for entry in wanted if _delivery(entry) in newer)
 
 
-def _delivery(entry: LogEntry) -> tuple[str, str | None]:
-    return ordering_key(entry), entry.event.recipient
+def _delivery(entry: Entry) -> tuple[str, str | None]:
+    return entry.ordering_key, entry.recipient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +228,7 @@ class ReplayReader:
                 self.window.queue(PendingPublication(publication=made))
         self.window.pass_over(read_to)
 
-    async def _read_log(self, connection: Any, room: int) -> list[LogEntry]:
+    async def _read_log(self, connection: Any, room: int) -> list[Entry]:
         after = self.window.read_to
         if self._message_ids:
             return await event_log.read_messages(connection, self._message_ids, after, self._end, room)

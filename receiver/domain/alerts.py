@@ -125,7 +125,7 @@ class Alert:
     """An alert.
 
     `began_at` is when its condition began to hold, `clear_since` since when it does not, `unknown_since` since when
-    too little is known to tell.
+    too little is known to tell. `announced_at` is when others heard that it fires: not at once if it was muted.
     """
 
     id: str
@@ -146,6 +146,7 @@ class Alert:
     resolved_at: datetime | None = None
     acknowledged_at: datetime | None = None
     muted_until: datetime | None = None
+    announced_at: datetime | None = None
 
     @property
     def key(self) -> AlertKey:
@@ -346,3 +347,28 @@ def _shared(beyond: Sequence[Finding], others: Sequence[Finding]) -> Finding | N
 
 
 _NAMED_GROUPS: Final = 3
+
+
+# --- what others hear of it ---
+
+
+def announcement(change: AlertChange, now: datetime) -> Transition | None:
+    """What programs and people hear of a change: FIRED, RESOLVED, or nothing.
+
+    Nobody hears that a muted alert fires; if it still does when the mute ends, they hear it then. That an alert is
+    resolved goes to those who heard that it fires, also while it is muted: an incident elsewhere would stay open.
+    """
+    alert = change.alert
+    if alert.status is AlertStatus.RESOLVED:
+        return Transition.RESOLVED if alert.announced_at is not None else None
+    if alert.status is not AlertStatus.FIRING or alert.announced_at is not None:
+        return None
+    is_muted = alert.muted_until is not None and alert.muted_until > now
+    return None if is_muted else Transition.FIRED
+
+
+def unannounced(open_alerts: Iterable[Alert], changes: Iterable[AlertChange], now: datetime) -> list[AlertChange]:
+    """The open alerts without a change of their own whose mute has ended before anybody heard of them."""
+    changed = {change.alert.id for change in changes}
+    waiting = (AlertChange(transition=Transition.UPDATED, alert=alert) for alert in open_alerts)
+    return [change for change in waiting if change.alert.id not in changed and announcement(change, now) is not None]

@@ -12,6 +12,7 @@ import orjson
 from receiver.domain.vocabulary import Api, Direction, Failure, Quarantine, Status, TagVerdict, number_key
 
 __all__ = [
+    "ALERT",
     "FAR_FUTURE",
     "MAX_EVENTS",
     "MAX_MENTIONS",
@@ -51,6 +52,8 @@ REGISTERED: Final = "registered"
 
 RECONCILED: Final = "reconciled"
 """The route of an entry of the journal that is the provider's answer to our question about a message."""
+ALERT: Final = "alert"
+"""The route, and the API, of an entry of the event log that is a change of an alert and no event of a message."""
 
 MessageKey = tuple[Api, Direction, str]
 """The identity of a message. An inbound and an outbound message with the same id are two messages."""

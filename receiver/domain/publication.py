@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -55,7 +55,7 @@ class Appended(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class LogEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """An event read from the log: its position, its delivery after the event, and the message's fields as of now.
+    """An event of a message, read from the log: position, delivery after the event, the message's fields as of now.
 
     `message` holds the columns of the message that an event may lack (sender, recipients, tag, text, media, …). Its
     values are None if retention has removed the message.
@@ -68,16 +68,87 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     delivery: Snapshot
     message: dict[str, Any]
 
+    @property
+    def type(self) -> str:
+        """The CloudEvents type, from the event's own status and not from that of its delivery."""
+        return f"message.{self.event.status}"
+
+    @property
+    def subject(self) -> str:
+        return self.event.message_id
+
+    @property
+    def ordering_key(self) -> str:
+        """The events of one message stay in order."""
+        return f"{self.event.api}:{self.event.message_id}"
+
+    @property
+    def recipient(self) -> str | None:
+        return self.event.recipient
+
+    @property
+    def callback_id(self) -> str:
+        return self.event.callback_id
+
+
+class AlertEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A change of an alert that others hear of: it fired, or it was resolved.
+
+    `alert` is the alert after the change in the types of JSON, as the API shows it. `sinks` are the names of the sinks
+    that the rule names; None: every sink that asks for the type.
+    """
+
+    id: str
+    alert_id: str
+    transition: Literal["fired", "resolved"]
+    occurred_at: datetime
+    received_at: datetime
+    alert: dict[str, Any]
+    sinks: frozenset[str] | None = None
+
+
+class AlertEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A change of an alert, read from the log. It has the properties of a LogEntry that publishing needs."""
+
+    position: int
+    event: AlertEvent
+
+    @property
+    def type(self) -> str:
+        return f"alert.{self.event.transition}"
+
+    @property
+    def subject(self) -> str:
+        return self.event.alert_id
+
+    @property
+    def ordering_key(self) -> str:
+        """The events of one alert stay in order."""
+        return f"alert:{self.event.alert_id}"
+
+    @property
+    def recipient(self) -> str | None:
+        return None
+
+    @property
+    def callback_id(self) -> str:
+        """No callback brought it: its trace, which is derived from this, is one of its own."""
+        return self.event.id
+
+
+Entry = LogEntry | AlertEntry
+"""An entry of the event log: an event of a message, or a change of an alert."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
     """An event to be published to a sink.
 
     `id` is the same on every repetition. `position` is the event's place in the event log. Events with the same
-    `ordering_key` (one message) are published in order. `recipient` is the event's recipient, None if it names none.
-    `event` is the CloudEvent, `body` the same as JSON on one line. `replayed` is true in a replay. `callback_id` is the
-    callback that brought the event. `traceparent` and `tracestate` are headers of W3C Trace Context that name the span
-    of this attempt, None unless traces are exported.
+    `ordering_key` (one message, or one alert) are published in order. `recipient` is the event's recipient, None if it
+    names none. `event` is the CloudEvent, `body` the same as JSON on one line. `replayed` is true in a replay.
+    `callback_id` is the callback that brought the event (of an alert: its event id). `traceparent` and
+    `tracestate` are headers of W3C Trace Context that name the span of this attempt, None unless traces are exported.
     """
 
     id: str

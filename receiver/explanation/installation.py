@@ -17,12 +17,14 @@ BEHIND_SECONDS: Final = 10.0
 LOW_DISK_BYTES: Final = 256 * 1024 * 1024
 # SQLite empties a write-ahead log after some megabytes, unless somebody still reads in it.
 LARGE_WAL_BYTES: Final = 1024 * 1024 * 1024
+# Longer than the longest time between two evaluations, and a takeover.
+NOT_EVALUATED_SECONDS: Final = 900.0
 
 # One request that fails is no problem of the installation: the next one follows after seconds.
 FAILURES_TO_REPORT: Final = 3
 
 ProcessorState = Literal["working", "behind", "stuck", "missing"]
-Part = Literal["journal", "processor", "sinks", "database", "reconciliation"]
+Part = Literal["journal", "processor", "sinks", "database", "reconciliation", "alerts"]
 ReconcilerState = Literal["working", "paused", "refused", "exhausted", "off"]
 
 
@@ -50,6 +52,16 @@ class ProcessorRecord:
     callbacks: int
     repeats: int
     last_callbacks: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertingRecord:
+    """The state of the evaluation of alerts in the database; `firing` counts alerts by severity, the worst first."""
+
+    firing: Mapping[str, int]
+    evaluated_at: datetime | None
+    failing_since_at: datetime | None
+    last_error: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +127,7 @@ class Findings:
     reconciliation: Sequence[ReconcilerRecord] | None = None
     worker: WorkerRecord | None = None
     waiting: int | None = None
+    alerting: AlertingRecord | None = None
     unreadable: Mapping[Part, str] = field(default_factory=dict)
 
 
@@ -152,6 +165,7 @@ class Installation:
     database: DatabaseSize | None
     reconciliation: Sequence[ReconcilerRecord] | None
     last_callbacks: Mapping[str, str] | None
+    alerting: AlertingRecord | None
     problems: Sequence[str]
 
     @property
@@ -171,6 +185,7 @@ def assess(found: Findings, now: datetime) -> Installation:
         database=found.database,
         reconciliation=found.reconciliation,
         last_callbacks=found.processor.last_callbacks if found.processor is not None else None,
+        alerting=found.alerting,
         problems=[
             *_unreadable(found),
             *_processor_problems(journal, processor),
@@ -178,6 +193,7 @@ def assess(found: Findings, now: datetime) -> Installation:
             *_sink_problems(found.sinks or (), is_processed=processor.state != "missing"),
             *_reconciliation_problems(found.reconciliation or ()),
             *disk_problems(found.database),
+            *_alerting_problems(found.alerting, now),
         ],
     )
 
@@ -239,6 +255,7 @@ _PARTS: Final[Mapping[Part, str]] = {
     "sinks": "The state of the sinks",
     "database": "The size of the database",
     "reconciliation": "The state of reconciliation",
+    "alerts": "The state of the alerts",
 }
 
 
@@ -267,6 +284,17 @@ def _worker_problems(worker: WorkerRecord | None) -> Iterator[str]:
         yield f"The worker is not running; it was restarted {worker.restarts} times."
     elif worker.state == "silent":
         yield f"The worker (process {worker.process}) does not report."
+
+
+def _alerting_problems(record: AlertingRecord | None, now: datetime) -> Iterator[str]:
+    """What keeps alerts from being evaluated. An alert that fires is no problem of the installation by itself."""
+    if record is None:
+        return
+    if record.failing_since_at is not None:
+        since = rfc3339(record.failing_since_at)
+        yield f"Alerts cannot be evaluated since {since}: {record.last_error or 'the error is not known'}."
+    elif record.evaluated_at is not None and (now - record.evaluated_at).total_seconds() > NOT_EVALUATED_SECONDS:
+        yield f"Alerts were last evaluated at {rfc3339(record.evaluated_at)}: no worker evaluates them."
 
 
 def _sink_problems(sinks: Sequence["SinkRead"], *, is_processed: bool) -> Iterator[str]:

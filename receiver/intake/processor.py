@@ -27,6 +27,7 @@ from receiver.errors import StorageUnavailable
 from receiver.intake.fold import YIELD_EVERY, Folder, Parsed, TagChecker, parse
 from receiver.logs import Sampled
 from receiver.metrics import Processed
+from receiver.monitoring import Failures
 from receiver.providers import registry
 from receiver.providers.fields import moment_text
 from receiver.storage import journal, processor
@@ -49,7 +50,6 @@ _PACE_SECONDS: Final = 0.03
 _FEW_CALLBACKS: Final = 16
 _FIRST_BACKOFF_SECONDS: Final = 0.1
 _MAX_BACKOFF_SECONDS: Final = 5.0
-_LOG_EVERY_SECONDS: Final = 60.0
 # Dropping repeats writes to the journal, and callbacks wait for that: it is done rarely, and few at a time.
 _DROP_EVERY_SECONDS: Final = 5.0
 _DROP_AT_ONCE: Final = 500
@@ -120,7 +120,7 @@ class Processor:
         self._stopping = asyncio.Event()
         self._repeats: list[str] = []
         self._dropped_at = time.monotonic()
-        self._failures = _Failures(clock)
+        self._failures = Failures(clock, first_seconds=_FIRST_BACKOFF_SECONDS, most_seconds=_MAX_BACKOFF_SECONDS)
         self._imports = ImportDetector()
         self._quarantined = Sampled(log, "callbacks are quarantined")
         self._task: asyncio.Task[None] | None = None
@@ -341,6 +341,8 @@ class Processor:
         """Records that the processor is stuck, and waits before the next try."""
         known = self._failures.error
         seconds = self._failures.add(error)
+        if self._failures.line_is_due:
+            log.error("callbacks cannot be processed", error=self._failures.error, tries=self._failures.number)
         # After an error the connection may be a new one, with another session.
         self._session_is_noted = False
         self._set(ProcessorStatus.STUCK, since=self._failures.since, error=self._failures.error)
@@ -355,40 +357,13 @@ class Processor:
         if self._failures.since is not None:
             with suppress(StorageUnavailable):
                 await processor.record_failure(self._database, lease, None, None)
+            log.info("callbacks are processed again", tries=self._failures.number)
             self._failures.end()
         self._set(ProcessorStatus.WORKING)
 
     def _set(self, status: ProcessorStatus, since: datetime | None = None, error: str | None = None) -> None:
         self.health = ProcessorHealth(status=status, failing_since_at=since, error=error)
         self._observer.stuck(status is ProcessorStatus.STUCK)
-
-
-class _Failures:
-    """Failures in a row: since when, the backoff after each, and a line in the log once a minute."""
-
-    def __init__(self, clock: Callable[[], datetime]) -> None:
-        self._clock = clock
-        self._number = 0
-        self._logged_at = float("-inf")
-        self.since: datetime | None = None
-        self.error: str | None = None
-
-    def add(self, error: Exception) -> float:
-        """Counts a failure; returns the seconds to wait before the next try."""
-        self._number += 1
-        self.since = self.since or self._clock()
-        # Only the first line: further lines may repeat the data of callbacks.
-        first = str(error).partition("\n")[0]
-        self.error = first if isinstance(error, StorageUnavailable) else f"{type(error).__name__}: {first}"
-        if time.monotonic() - self._logged_at >= _LOG_EVERY_SECONDS:
-            self._logged_at = time.monotonic()
-            log.error("callbacks cannot be processed", error=self.error, tries=self._number)
-        return float(min(_FIRST_BACKOFF_SECONDS * 2 ** min(self._number - 1, 10), _MAX_BACKOFF_SECONDS))
-
-    def end(self) -> None:
-        if self._number:
-            log.info("callbacks are processed again", tries=self._number)
-        self._number, self.since, self.error, self._logged_at = 0, None, None, float("-inf")
 
 
 def _counted(batch: Sequence[Parsed], seconds: float, now: datetime, is_import: Callable[[Parsed], bool]) -> Processed:

@@ -8,7 +8,7 @@ from pydantic import Field as Description
 from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKeyConstraint, Index, Integer
 from sqlmodel import Field
 
-from receiver.domain.alerts import RuleType, Severity
+from receiver.domain.alerts import Alert, RuleType, Severity
 from receiver.models.columns import (
     Model,
     Read,
@@ -58,7 +58,7 @@ class AlertRow(AlertBase, table=True):
     """An alert; one that is pending or firing is the only one of its rule and group.
 
     `targets` is the rule's `to`. `began_at` is when the condition began to hold, `clear_since` since when it does not,
-    `unknown_since` since when too little is known to tell.
+    `unknown_since` since when too little is known to tell. `announced_at` is when others heard that it fires.
     """
 
     __tablename__ = "alerts"
@@ -66,6 +66,7 @@ class AlertRow(AlertBase, table=True):
         CheckConstraint("status IN ('pending', 'firing', 'resolved')", name="status"),
         Index("ix_alerts_open", "name", "group_value", **only_where("status <> 'resolved'")),
         Index("ix_alerts_fired_at", "fired_at", "id"),
+        Index("ix_alerts_muted_until", "muted_until", **only_where("muted_until IS NOT NULL")),
     )
 
     status: str = text_column()
@@ -74,6 +75,7 @@ class AlertRow(AlertBase, table=True):
     began_at: datetime = time_column(nullable=False)
     clear_since: datetime | None = time_column()
     unknown_since: datetime | None = time_column()
+    announced_at: datetime | None = time_column()
 
 
 class AlertRead(AlertBase, Read):
@@ -85,12 +87,34 @@ class AlertRead(AlertBase, Read):
     runbook: str = Description(description="what to do about alerts of this rule")
 
 
+def alert_read(alert: Alert, base_url: str) -> AlertRead:
+    """What is shown of an alert; `base_url` is the start of its links."""
+    return AlertRead(
+        id=alert.id,
+        rule=alert.rule,
+        name=alert.name,
+        severity=alert.severity,
+        status="resolved" if alert.resolved_at is not None else "firing",
+        group_value=alert.group,
+        summary=alert.summary,
+        evidence=EvidenceRead.model_validate(alert.evidence),
+        messages=list(alert.messages),
+        link=f"{base_url}/api/alerts/{alert.id}",
+        runbook=f"{base_url}/docs/alerts#{alert.rule}",
+        fired_at=alert.fired_at,
+        updated_at=alert.updated_at,
+        resolved_at=alert.resolved_at,
+        acknowledged_at=alert.acknowledged_at,
+        muted_until=alert.muted_until,
+    )
+
+
 class AlertingRow(Model, table=True):
     """The state of the evaluation, one row: the lease of the process that evaluates, and how far it has counted.
 
     `epoch` rises with every change of the holder and fences off the previous one. `cursor` is the position of the event
     log up to which `event_counts` counts. `watching_since_at` is since when no evaluation was left out: what happened
-    before it is not evidence of silence.
+    before it is not evidence of silence. `failing_since_at` and `last_error` are set while an evaluation fails.
     """
 
     __tablename__ = "alerting"
@@ -103,6 +127,8 @@ class AlertingRow(Model, table=True):
     cursor: int = position_column()
     evaluated_at: datetime | None = time_column()
     watching_since_at: datetime | None = time_column()
+    failing_since_at: datetime | None = time_column()
+    last_error: str | None = text_column(nullable=True)
 
 
 class EventCountRow(Model, table=True):

@@ -38,6 +38,14 @@ class MessagePlace:
     id: str
 
 
+@dataclass(frozen=True, slots=True)
+class AlertPlace:
+    """An alert's place in the list of alerts."""
+
+    fired_at: datetime
+    id: str
+
+
 def _digits(value: Any) -> Any:
     """Decimal digits as a number; pydantic itself also accepts `1_000`, ` 5` and `1.0`."""
     if isinstance(value, str):
@@ -197,6 +205,30 @@ def _message_place(value: Any) -> Any:
     return place
 
 
+def alert_cursor(place: AlertPlace) -> str:
+    return encode_cursor([place.fired_at.astimezone(UTC).isoformat(), place.id])
+
+
+def _alert_place(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    fired_at, alert_id = _decode_cursor(value, 2)
+    try:
+        return AlertPlace(datetime.fromisoformat(fired_at).astimezone(UTC), alert_id)
+    except (ValueError, OverflowError):
+        raise ValueError(_NOT_A_CURSOR) from None
+
+
+def _span(value: Any) -> Any:
+    """A time span that is not empty."""
+    if not isinstance(value, str):
+        return value
+    parts = _BACK_FROM_NOW.fullmatch(value)
+    if parts is None or value.startswith("0"):
+        raise ValueError("must be a duration: 90s, 15m, 2h, 7d")
+    return timedelta(**{_UNITS[parts["unit"]]: int(parts["number"])})
+
+
 def _callback_id(value: Any) -> Any:
     return _decode_cursor(value, 1)[0] if isinstance(value, str) else value
 
@@ -243,6 +275,14 @@ Age = Annotated[
 ]
 MessageCursor = Annotated[
     MessagePlace, BeforeValidator(_message_place), WithJsonSchema({"type": "string", "format": "message-cursor"})
+]
+AlertCursor = Annotated[
+    AlertPlace, BeforeValidator(_alert_place), WithJsonSchema({"type": "string", "format": "alert-cursor"})
+]
+Span = Annotated[
+    timedelta,
+    BeforeValidator(_span),
+    WithJsonSchema({"type": "string", "pattern": "^[1-9][0-9]{0,4}[smhdw]$", "examples": ["2h"]}),
 ]
 CallbackCursor = Annotated[
     str, BeforeValidator(_callback_id), WithJsonSchema({"type": "string", "format": "callback-cursor"})

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from receiver.domain.events import Api, Direction, Status, TagVerdict
+from receiver.models.alerts import AlertRead
 from receiver.models.codes import ReasonRead
 from receiver.models.columns import Time, json_name
 
@@ -48,7 +49,7 @@ class MessageEventData(BaseModel):
 
 
 class CloudEvent(BaseModel):
-    """A published event: CloudEvents 1.0 in JSON."""
+    """A published event of a message: CloudEvents 1.0 in JSON."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,3 +62,19 @@ class CloudEvent(BaseModel):
     datacontenttype: Literal["application/json"]
     dataschema: str = Field(description="the URI of the schema of `data`; it ends in `schemas/message-event/1`")
     data: MessageEventData
+
+
+class AlertCloudEvent(BaseModel):
+    """A published change of an alert: CloudEvents 1.0 in JSON."""
+
+    model_config = ConfigDict(frozen=True)
+
+    specversion: Literal["1.0"]
+    id: str = Field(description="the same in every copy of the event")
+    source: str = Field(description="`RECEIVER_SOURCE` and `/alerts`")
+    type: Literal["alert.fired", "alert.resolved"]
+    subject: str = Field(description="the id of the alert")
+    time: Time = Field(description="when the alert fired, or was resolved")
+    datacontenttype: Literal["application/json"]
+    dataschema: str = Field(description="the URI of the schema of `data`; it ends in `schemas/alert/1`")
+    data: AlertRead

@@ -11,10 +11,12 @@ from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from receiver.domain.alerts import RuleType, Severity
 from receiver.domain.cloudevents import Filter
 from receiver.domain.events import Api, Direction, Quarantine
 from receiver.domain.publication import DeadLetterReason
 from receiver.models.parameters import (
+    AlertCursor,
     Boolean,
     CallbackCursor,
     CommaSeparated,
@@ -39,6 +41,8 @@ PublishedType = Literal[
     "message.delivered",
     "message.failed",
     "message.read",
+    "alert.fired",
+    "alert.resolved",
 ]
 CallbackOutcome = Literal["pending", "accepted", "quarantined"]
 
@@ -169,6 +173,24 @@ class ReplayQuery(PagedQuery):
     after: NumberCursor | None = Field(None, alias="cursor", description=CURSOR)
 
 
+class AlertQuery(PagedQuery):
+    """The parameters of the list of alerts, newest first by default; times compare when an alert fired."""
+
+    status: Literal["firing", "resolved"] | None = Field(None, description="`firing` or `resolved`; default: both")
+    rule: RuleType | None = Field(None, description="alerts of this kind of rule, such as `failure-rate`")
+    name: Text | None = Field(None, description="alerts of the rule with this name")
+    severity: Severity | None = Field(None, description="`info`, `warning` or `critical`")
+    group: Text | None = Field(None, description="alerts of this value of the rule's `by`")
+    since: Annotated[Moment | None, Option("--since")] = Field(
+        None, alias="fromDateTime", description="alerts that fired at this time or later"
+    )
+    until: Annotated[Moment | None, Option("--until")] = Field(
+        None, alias="toDateTime", description="alerts that fired before this time"
+    )
+    order: SortOrder = Field(SortOrder.DESC, alias="sortOrder", description="`desc`: newest first")
+    after: AlertCursor | None = Field(None, alias="cursor", description=CURSOR)
+
+
 class DryRunQuery(Query):
     """The parameter of actions that can be tried without a change."""
 
@@ -215,6 +237,13 @@ class PullQuery(Query):
 
     after: Large = Field(0, description="the position of the last event that was read; 0: from the oldest stored event")
     limit: Size = Field(100, description="the largest number of events in the response")
+    types: Annotated[tuple[PublishedType, ...], CommaSeparated] = Field(
+        (),
+        alias="type",
+        json_schema_extra=NOT_EMPTY,
+        description="the types of events, such as alert.fired; several values are separated by commas; default: all "
+        "events of messages",
+    )
 
 
 class StreamQuery(Query):
@@ -232,7 +261,8 @@ class StreamQuery(Query):
         (),
         alias="type",
         json_schema_extra=NOT_EMPTY,
-        description="the types of events, such as message.failed; several values are separated by commas",
+        description="the types of events, such as message.failed; several values are separated by commas; default: all "
+        "events of messages",
     )
     changes_only: Boolean = Field(False, description="only events that changed a status")
     direction: Direction | None = Field(None, description="only inbound or outbound messages")

@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Protocol
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
-from receiver.domain.cloudevents import EVENT_TYPES, RESERVED_EVENT_TYPES, Filter
+from receiver.domain.cloudevents import EVENT_TYPES, Filter
 from receiver.domain.events import Direction
 from receiver.domain.publication import Publication, Published, Refused, Result, Retry, SinkDown
 from receiver.domain.retry import MAX_AGE, SCHEDULE, RetryPolicy
@@ -80,8 +80,6 @@ def _content(path: Path) -> str:
 
 
 def _known(types: frozenset[str]) -> frozenset[str]:
-    if reserved := sorted(types & RESERVED_EVENT_TYPES):
-        raise ValueError(f"{reserved[0]} is not published yet: there are no alerts in this version")
     if unknown := sorted(types - EVENT_TYPES):
         raise ValueError(f"{unknown[0]} is not an event type; there are {', '.join(sorted(EVENT_TYPES))}")
     return types
@@ -117,7 +115,9 @@ class SinkSettings(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
     type: str
-    events: Annotated[frozenset[str], AfterValidator(_known)] = Field(frozenset(), description="none named: all")
+    events: Annotated[frozenset[str], AfterValidator(_known)] = Field(
+        frozenset(), description="none named: all events of messages, and no alerts"
+    )
     changes_only: bool = Field(False, description="only events that moved a status")
     direction: Direction | None = Field(None, description="none: both")
     applications: frozenset[_Text] = Field(frozenset(), description="ids; none named: all")
@@ -143,6 +143,7 @@ class SinkSettings(BaseModel):
     @property
     def filter(self) -> Filter:
         return Filter(
+            sink=self.name,
             types=self.events,
             changes_only=self.changes_only,
             direction=self.direction,

@@ -54,6 +54,8 @@ def render(template: str, publication: Publication) -> str:
         return template
     data = publication.event["data"]
     values = {name: _safe(data.get(key)) for name, key in _DATA.items()}
+    # Of the fields of messages an alert has none but the subject.
+    values["message_id"] = _safe(publication.event["subject"])
     return template.format_map(values | {_TYPE: publication.type, "status": publication.type.rpartition(".")[2]})
 
 

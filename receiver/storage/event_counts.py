@@ -26,7 +26,7 @@ from receiver.providers import PROVIDERS
 from receiver.storage import event_log
 from receiver.storage.bulk import InsertMany
 from receiver.storage.database import Database
-from receiver.storage.statistics import BUCKET_BOUNDS, NO_BUCKET, NO_CODE, TEXT_CHARACTERS
+from receiver.storage.statistics_cells import BUCKET_BOUNDS, NO_BUCKET, NO_CODE, TEXT_CHARACTERS
 
 MINUTE: Final = "minute"
 HOUR: Final = "hour"

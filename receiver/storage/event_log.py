@@ -1,4 +1,4 @@
-"""The event log: one row per event, in one total order.
+"""The event log: one row per event of a message, or change of an alert, in one total order.
 
 Entries are appended to it and read on from a position; the events of a message are read together.
 """
@@ -10,11 +10,12 @@ from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, Select, and_, func, select
+from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select
 from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.events import (
+    ALERT,
     MAX_EVENTS,
     PLAIN_FIELDS,
     REGISTERED,
@@ -26,7 +27,8 @@ from receiver.domain.events import (
     Status,
     TagVerdict,
 )
-from receiver.domain.publication import Appended, LogEntry, Snapshot
+from receiver.domain.publication import AlertEntry, AlertEvent, Appended, Entry, LogEntry, Snapshot
+from receiver.models.columns import json_text
 from receiver.models.events import EVENTS
 from receiver.models.messages import MESSAGES
 from receiver.providers import PROVIDERS
@@ -129,6 +131,39 @@ def _stored(event: Event) -> str:
     ).decode()
 
 
+def append_alerts(events: Sequence[AlertEvent], spelling: Spelling) -> InsertMany:
+    """The step that appends changes of alerts to the log.
+
+    The columns that are about messages have fixed values: on SQLite, making them nullable would copy the whole log.
+    """
+    return InsertMany(EVENTS, _WRITTEN, [_alert_row(event, spelling) for event in events])
+
+
+def _alert_row(event: AlertEvent, spelling: Spelling) -> tuple[Any, ...]:
+    sinks = sorted(event.sinks) if event.sinks is not None else None
+    values = {
+        "id": event.id,
+        "api": ALERT,
+        "message_id": event.alert_id,
+        "recipient": None,
+        "direction": "",
+        "type": ALERT,
+        "status": event.transition,
+        "occurred_at": spelling.time(event.occurred_at),
+        "received_at": spelling.time(event.received_at),
+        "code": None,
+        "description": event.alert["summary"],
+        "tag_verdict": TagVerdict.NOT_APPLICABLE.value,
+        "route": ALERT,
+        "callback_id": "",
+        "previous_status": None,
+        "changed": spelling.flag(True),
+        "facts": json_text({"alert": event.alert, "sinks": sinks}),
+        "delivery": "{}",
+    }
+    return tuple(values[name] for name in _WRITTEN)
+
+
 def _time_text(time: datetime | None) -> str | None:
     return time.isoformat() if time is not None else None
 
@@ -210,6 +245,9 @@ def _sql_key(key: MessageKey) -> tuple[str, str, str]:
 def _by_message(rows: Iterable[Any]) -> dict[MessageKey, list[Event]]:
     found: dict[MessageKey, list[Event]] = {}
     for row in rows:
+        if row.route == ALERT:
+            # An alert may have the id of a message.
+            continue
         event = event_of(row)
         found.setdefault(event.key, []).append(event)
     return found
@@ -268,6 +306,7 @@ def _time(text: str | None) -> datetime | None:
 
 # Registrations have positions in the log, but are published nowhere.
 IS_PUBLISHED: Final = EVENTS.c.route != REGISTERED
+_IS_OF_MESSAGE: Final = EVENTS.c.route.not_in((REGISTERED, ALERT))
 
 # The fields of its message that an entry is read with.
 _JOINED: Final = (*PLAIN_FIELDS, "recipients", "text", "media")
@@ -282,18 +321,23 @@ _ENTRIES: Final = select(EVENTS, *(MESSAGES.c[name].label(f"message_{name}") for
 
 
 async def read_after(
-    connection: AsyncConnection, position: int, limit: int, *, until: int | None = None, registrations: bool = True
-) -> list[LogEntry]:
-    """The next entries after a position, with the fields of their messages; registrations can be left out."""
+    connection: AsyncConnection,
+    position: int,
+    limit: int,
+    *,
+    until: int | None = None,
+    only: ColumnElement[bool] | None = None,
+) -> list[Entry]:
+    """The next entries after a position that meet a condition, with the fields of their messages."""
     statement = _ENTRIES.where(EVENTS.c.position > position).order_by(EVENTS.c.position).limit(limit)
     if until is not None:
         statement = statement.where(EVENTS.c.position <= until)
-    if not registrations:
-        statement = statement.where(IS_PUBLISHED)
+    if only is not None:
+        statement = statement.where(only)
     return [_entry(row) for row in await connection.execute(statement)]
 
 
-async def read_at(connection: AsyncConnection, positions: Sequence[int]) -> list[LogEntry]:
+async def read_at(connection: AsyncConnection, positions: Sequence[int]) -> list[Entry]:
     """The entries at given positions, in rising order, without those that are pruned."""
     statement = _ENTRIES.where(EVENTS.c.position.in_(positions)).order_by(EVENTS.c.position)
     return [_entry(row) for row in await connection.execute(statement)]
@@ -318,15 +362,15 @@ async def positions_of_messages(
 
 async def read_messages(
     connection: AsyncConnection, message_ids: Iterable[str], after: int, until: int, limit: int
-) -> list[LogEntry]:
-    """The next entries of messages with these ids in a part of the log."""
+) -> list[Entry]:
+    """The next entries of messages, or of alerts, with these ids in a part of the log."""
     found = await positions_of_messages(connection, message_ids, after, until)
     return await read_at(connection, [position for position, _ in found[:limit]]) if found else []
 
 
 async def later_of_messages(
     database: Database, connection: AsyncConnection, message_ids: Iterable[str], after: int
-) -> list[LogEntry]:
+) -> list[Entry]:
     """The entries after a position of all messages with these ids, in rising order; messages may share an id."""
     found = database.for_each("message_ids", lambda message_id: _positions_of(message_id, after))
     texts = database.texts(sorted(set(message_ids)))
@@ -339,7 +383,9 @@ def _positions_of(message_id: ColumnElement[str], after: int) -> Select[Any]:
     return select(EVENTS.c.position).where(EVENTS.c.message_id == message_id, EVENTS.c.position + 0 > after)
 
 
-def _entry(row: Row[Any]) -> LogEntry:
+def _entry(row: Row[Any]) -> Entry:
+    if row.route == ALERT:
+        return AlertEntry(position=row.position, event=_alert_event(row))
     columns = row._mapping
     return LogEntry(
         position=row.position,
@@ -348,6 +394,19 @@ def _entry(row: Row[Any]) -> LogEntry:
         changed=row.changed,
         delivery=Snapshot(**row.delivery),
         message={name: columns[f"message_{name}"] for name in _JOINED},
+    )
+
+
+def _alert_event(row: Row[Any]) -> AlertEvent:
+    sinks = row.facts["sinks"]
+    return AlertEvent(
+        id=row.id,
+        alert_id=row.message_id,
+        transition=row.status,
+        occurred_at=row.occurred_at,
+        received_at=row.received_at,
+        alert=row.facts["alert"],
+        sinks=frozenset(sinks) if sinks is not None else None,
     )
 
 
@@ -363,11 +422,11 @@ class LogBounds:
 class Pulled:
     """Entries after a position, how far the log was read for them, and the bounds of the log after that.
 
-    `read_to` lies behind the registrations that were left out, so that they are read once, and so that a consumer that
-    goes on from there misses nothing when retention removes them.
+    `read_to` lies behind what was left out, so that it is read once, and so that a consumer that goes on from there
+    misses nothing when retention removes it.
     """
 
-    entries: list[LogEntry]
+    entries: list[Entry]
     read_to: int
     log: LogBounds
 
@@ -380,7 +439,7 @@ async def pull(database: Database, after: int, limit: int) -> Pulled:
     """
     async with database.reading() as connection:
         _, newest = await bounds(connection)
-        entries = await read_after(connection, after, limit, until=newest, registrations=False)
+        entries = await read_after(connection, after, limit, until=newest, only=IS_PUBLISHED)
         read_to = entries[-1].position if len(entries) == limit else max(after, newest)
         return Pulled(entries, read_to, await _log_bounds(database, connection))
 
@@ -389,6 +448,37 @@ async def log_bounds(database: Database) -> LogBounds:
     """The bounds of the log."""
     async with database.reading() as connection:
         return await _log_bounds(database, connection)
+
+
+async def pull_types(database: Database, after: int, limit: int, types: Collection[str]) -> Pulled:
+    """The next entries of these CloudEvents types; of all events of messages where no type is named.
+
+    The log is searched in parts, and no further than `_SEARCHED_BY_A_PULL` positions: the types may be rare.
+    """
+    only = _is_of_types(types) if types else _IS_OF_MESSAGE
+    found: list[Entry] = []
+    async with database.reading() as connection:
+        # Read before the entries: what is appended meanwhile is not passed over.
+        oldest, end = await bounds(connection)
+    place = max(after, oldest - 1)
+    last = min(end, place + _SEARCHED_BY_A_PULL)
+    while place < last and len(found) < limit:
+        until = min(place + _SEARCHED_AT_ONCE, last)
+        async with database.reading() as connection:
+            found += await read_after(connection, place, limit - len(found), until=until, only=only)
+        place = until
+    read_to = found[-1].position if len(found) == limit else place
+    async with database.reading() as connection:
+        return Pulled(found, read_to, await _log_bounds(database, connection))
+
+
+def _is_of_types(types: Collection[str]) -> ColumnElement[bool]:
+    kinds = {kind: [name.partition(".")[2] for name in types if name.startswith(f"{kind}.")] for kind in _ROUTES}
+    return or_(*(and_(_ROUTES[kind], EVENTS.c.status.in_(statuses)) for kind, statuses in kinds.items()))
+
+
+_ROUTES: Final = {"message": _IS_OF_MESSAGE, ALERT: EVENTS.c.route == ALERT}
+_SEARCHED_BY_A_PULL: Final = 1_000_000
 
 
 async def _log_bounds(database: Database, connection: AsyncConnection) -> LogBounds:

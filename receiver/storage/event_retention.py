@@ -38,13 +38,15 @@ SINK_LAPSES: Final = timedelta(days=7)
 
 
 class Kind(StrEnum):
-    """The kinds of rows with an age of their own, by the names of the settings, in the order of pruning."""
+    """The kinds of rows with an age, by the names of the settings, in the order of pruning."""
 
     TEXT = "text"
     ATTEMPTS = "attempts"
     CALLBACKS = "callbacks"
     EVENTS = "events"
     MESSAGES = "messages"
+    ALERTS = "alerts"
+    """Resolved alerts, which have the age of the events."""
 
 
 class LogAges:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Select, and_, func, literal, literal_column, or_, select, update
+from sqlalchemy import Select, and_, func, literal, literal_column, select
 from sqlalchemy import text as sql
 
 from receiver.domain.events import Rejected
@@ -19,7 +19,7 @@ from receiver.errors import ReceiverError
 from receiver.explanation.installation import ProcessorRecord
 from receiver.models.callbacks import CALLBACKS, PENDING, PROCESSOR, QUARANTINE
 from receiver.models.columns import json_text
-from receiver.storage import journal
+from receiver.storage import journal, leases
 from receiver.storage.bulk import ExecuteMany, InsertMany, Step, Transaction
 from receiver.storage.database import Database
 
@@ -45,18 +45,12 @@ async def acquire(database: Database, *, holder: str, seconds: float, take_over:
     On PostgreSQL it terminates the session of the holder whose lease lapsed: if that process is frozen in a
     transaction, it would hold the lock of the event log for ever.
     """
-    lapsed = or_(PROCESSOR.c.lease_until.is_(None), PROCESSOR.c.lease_until < database.clock())
-    free = literal(True) if take_over else or_(lapsed, PROCESSOR.c.lease_holder == holder)
-    statement = (
-        update(PROCESSOR)
-        .where(free)
-        .values(epoch=PROCESSOR.c.epoch + 1, lease_holder=holder, lease_until=database.clock(seconds))
-        .returning(PROCESSOR.c.epoch, PROCESSOR.c.cursor)
-    )
+    statement = leases.taken(database, PROCESSOR, holder=holder, seconds=seconds, take_over=take_over)
     async with database.writing() as connection:
         if not database.is_sqlite:
+            free = leases.is_free(database, PROCESSOR, holder, take_over=take_over)
             await connection.execute(_END_SESSION.where(free))
-        row = (await connection.execute(statement)).one_or_none()
+        row = (await connection.execute(statement.returning(PROCESSOR.c.epoch, PROCESSOR.c.cursor))).one_or_none()
     return ProcessorLease(epoch=row.epoch, cursor=row.cursor) if row is not None else None
 
 
@@ -85,11 +79,7 @@ async def renew(database: Database, lease: ProcessorLease, *, seconds: float) ->
 
 async def release(database: Database, lease: ProcessorLease) -> None:
     """Releases the lease; does nothing if it is lost already."""
-    mine = PROCESSOR.c.epoch == lease.epoch
-    async with database.writing() as connection:
-        await connection.execute(
-            update(PROCESSOR).where(mine).values(lease_holder=None, lease_until=None, backend=None)
-        )
+    await leases.release(database, PROCESSOR, epoch=lease.epoch, backend=None)
 
 
 async def record_failure(database: Database, lease: ProcessorLease, since: datetime | None, error: str | None) -> None:
@@ -98,9 +88,8 @@ async def record_failure(database: Database, lease: ProcessorLease, since: datet
 
 
 async def _update(database: Database, lease: ProcessorLease, **values: Any) -> None:
-    statement = update(PROCESSOR).where(PROCESSOR.c.epoch == lease.epoch).values(**values)
     async with database.writing() as connection:
-        if not (await connection.execute(statement)).rowcount:
+        if not await leases.hold(connection, PROCESSOR, epoch=lease.epoch, **values):
             raise ProcessorLeaseLost("another worker processes this database")
 
 

@@ -25,10 +25,11 @@ from sqlalchemy import (
 )
 
 from receiver.errors import StorageUnavailable
+from receiver.models.alerts import ALERTS
 from receiver.models.callbacks import CALLBACKS, PENDING, QUARANTINE
 from receiver.models.messages import DELIVERIES, MESSAGES
 from receiver.models.sinks import ATTEMPTS
-from receiver.storage import journal, statistics_retention
+from receiver.storage import alerts, journal, statistics_retention
 from receiver.storage.database import Database
 from receiver.storage.event_retention import (
     MESSAGE_KEY,
@@ -110,14 +111,14 @@ class Pruner:
         return [
             PruneTask(
                 kind=kind,
-                before=now - self._ages[kind],
+                before=now - self._ages[_AGES.get(kind, kind)],
                 now=now,
                 sinks=self.sinks,
                 limit=self._limit,
                 ages=self._log_ages,
             )
             for kind in Kind
-            if kind in self._ages
+            if _AGES.get(kind, kind) in self._ages
         ]
 
     async def _prune(self, task: PruneTask) -> int:
@@ -158,6 +159,10 @@ class Pruner:
         if self._observer is not None:
             rows = {str(kind): number for kind, number in removed.items()} if removed is not None else None
             self._observer.pruned(rows)
+
+
+# The kinds that have the age of another.
+_AGES: Final = {Kind.ALERTS: Kind.EVENTS}
 
 
 async def prune(database: Database, task: PruneTask, place: int = 0) -> Batch:
@@ -202,6 +207,7 @@ _PRUNABLE: Final[Mapping[Kind, tuple[Any, Callable[[PruneTask], ColumnElement[bo
     Kind.ATTEMPTS: (ATTEMPTS, _old_attempt),
     Kind.CALLBACKS: (CALLBACKS, _old_callback),
     Kind.MESSAGES: (MESSAGES, _old_message),
+    Kind.ALERTS: (ALERTS, lambda task: alerts.is_old(task.before)),
 }
 
 
@@ -306,6 +312,14 @@ async def _prune_attempts(database: Database, task: PruneTask, place: int) -> Ba
     return Batch(removed=len(old), next=rows[-1].id if old and len(rows) == task.limit else None)
 
 
+# --- alerts ---
+
+
+async def _prune_alerts(database: Database, task: PruneTask, _: int) -> Batch:
+    async with holding_log(database) as connection:
+        return _all_of(task, await alerts.prune(connection, task.before, task.limit))
+
+
 # --- all kinds ---
 
 _BATCHES: Final[Mapping[Kind, Callable[[Database, PruneTask, int], Awaitable[Batch]]]] = {
@@ -314,4 +328,5 @@ _BATCHES: Final[Mapping[Kind, Callable[[Database, PruneTask, int], Awaitable[Bat
     Kind.CALLBACKS: _prune_callbacks,
     Kind.EVENTS: prune_events,
     Kind.MESSAGES: _prune_messages,
+    Kind.ALERTS: _prune_alerts,
 }

@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Row, and_, func, literal, or_, select, update
+from sqlalchemy import Row, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.errors import ReceiverError, Unknown
 from receiver.models.events import EVENTS
 from receiver.models.queries import Page, SinkQuery, SortOrder
 from receiver.models.sinks import DEAD_LETTERS, RETRIES, SINKS, SinkBase, SinkRead
-from receiver.storage import event_log, replays
+from receiver.storage import event_log, leases, replays
 from receiver.storage.database import Database
 
 
@@ -51,12 +51,9 @@ async def acquire_lease(
 
     A lease of the same `holder` belongs to its dead predecessor.
     """
-    lapsed = or_(SINKS.c.lease_until.is_(None), SINKS.c.lease_until < database.clock())
-    free = or_(lapsed, SINKS.c.lease_holder == holder)
+    of_sink = SINKS.c.name == name
     statement = (
-        update(SINKS)
-        .where(SINKS.c.name == name, literal(True) if take_over else free)
-        .values(epoch=SINKS.c.epoch + 1, lease_holder=holder, lease_until=database.clock(seconds))
+        leases.taken(database, SINKS, of_sink, holder=holder, seconds=seconds, take_over=take_over)
         .values(fingerprint=fingerprint, seen_at=database.clock())
         .returning(*SINKS.c)
     )
@@ -75,15 +72,12 @@ async def renew_lease(database: Database, lease: Lease, *, seconds: float) -> No
 
 async def release_lease(database: Database, lease: Lease) -> None:
     """Releases a lease; does nothing if it is lost already."""
-    mine = and_(SINKS.c.name == lease.sink, SINKS.c.epoch == lease.epoch)
-    async with database.writing() as connection:
-        await connection.execute(update(SINKS).where(mine).values(lease_holder=None, lease_until=None))
+    await leases.release(database, SINKS, SINKS.c.name == lease.sink, epoch=lease.epoch)
 
 
 async def hold_lease(connection: AsyncConnection, lease: Lease, values: dict[str, Any]) -> None:
     """Updates the sink's row, which also locks it; raises LeaseLost if another process has the lease."""
-    mine = and_(SINKS.c.name == lease.sink, SINKS.c.epoch == lease.epoch)
-    if not (await connection.execute(update(SINKS).where(mine).values(**values))).rowcount:
+    if not await leases.hold(connection, SINKS, SINKS.c.name == lease.sink, epoch=lease.epoch, **values):
         raise LeaseLost(f"another process works for sink {lease.sink}")
 
 

@@ -19,7 +19,7 @@ from receiver.explanation.installation import Backlog, DatabaseSize, Findings, P
 from receiver.models.callbacks import CALLBACKS, PENDING
 from receiver.models.queries import SinkQuery
 from receiver.models.sinks import SinkRead
-from receiver.storage import journal, processor, reconciliation, sinks
+from receiver.storage import alerts, journal, processor, reconciliation, sinks
 from receiver.storage.database import Database
 
 # /api/status answers within 2 s.
@@ -65,6 +65,7 @@ class StatusReader:
             "sinks": listed_sinks,
             "database": self._size,
             "reconciliation": lambda: reconciliation.state(self._database, now=clock()),
+            "alerts": lambda: alerts.state(self._database),
         }
         found, unreadable = await self._read(parts, seconds)
         return Findings(
@@ -73,6 +74,7 @@ class StatusReader:
             sinks=found.get("sinks"),
             database=found.get("database"),
             reconciliation=found.get("reconciliation"),
+            alerting=found.get("alerts"),
             unreadable=unreadable,
         )
 

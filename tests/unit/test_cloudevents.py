@@ -9,12 +9,13 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.api.events import server_sent
-from receiver.cli.events import sample_event
-from receiver.domain.cloudevents import EVENT_TYPES, cloud_event, rfc3339, schema_uri
+from receiver.cli.events import sample_alert_event, sample_event
+from receiver.domain.cloudevents import ALERT_EVENT_TYPES, MESSAGE_EVENT_TYPES, cloud_event, rfc3339, schema_uri
 from receiver.domain.events import MessageFields, Status, TagVerdict
 from receiver.domain.publication import LogEntry, Snapshot
 from receiver.models.columns import shown_names
-from receiver.models.published import CloudEvent, MessageEventData
+from receiver.models.published import AlertCloudEvent, CloudEvent, MessageEventData
+from receiver.providers.published import alert_source
 from tests import event_schema
 from tests.factories import at, make_event
 
@@ -169,7 +170,28 @@ def test_dataschema_without_a_public_url_is_a_name_that_ends_alike() -> None:
     assert schema_uri("https://sms.example.com/") == "https://sms.example.com/schemas/message-event/1"
 
 
-@pytest.mark.parametrize("type_", sorted(EVENT_TYPES - {"alert.fired", "alert.resolved"}))
+@pytest.mark.parametrize("type_", sorted(ALERT_EVENT_TYPES))
+def test_every_alert_event_is_as_its_schema_says(type_: str) -> None:
+    event = orjson.loads(orjson.dumps(sample_alert_event(type_)))
+    assert event["type"] == type_
+    assert set(event) == set(shown_names(AlertCloudEvent))
+    event_schema.check(event)
+    assert event["source"] == "/bandwidth/alerts"
+    assert event["data"]["status"] == {"alert.fired": "firing", "alert.resolved": "resolved"}[type_]
+    assert event["data"]["id"] == event["subject"]
+    assert set(event["data"]) == {
+        *("id", "rule", "name", "severity", "status", "group", "summary", "evidence", "messages", "link", "runbook"),
+        *("firedTime", "updatedTime", "resolvedTime", "acknowledgedTime", "mutedUntil"),
+    }
+    assert set(event["data"]["evidence"]) == {"value", "threshold", "volume", "before"}
+    assert event["time"] == event["data"]["firedTime" if type_ == "alert.fired" else "resolvedTime"]
+
+
+def test_source_of_alert_events_begins_as_that_of_other_events() -> None:
+    assert alert_source("/sms/staging/") == "/sms/staging/alerts"
+
+
+@pytest.mark.parametrize("type_", sorted(MESSAGE_EVENT_TYPES))
 def test_every_event_is_as_its_schema_says(type_: str) -> None:
     event = orjson.loads(orjson.dumps(sample_event(type_)))
     assert event["type"] == type_
@@ -182,8 +204,8 @@ def test_every_event_is_as_its_schema_says(type_: str) -> None:
 
 def test_event_of_a_stream_is_one_line_for_every_client() -> None:
     """Many clients take more characters for the end of a line than the line feed; a sender may write them."""
-    event = {"id": "e", "data": {"sequence": 7, "text": "a\u2028data: {}\u2029id: 9\u0085b\nc"}}
-    lines = server_sent(event).decode().splitlines()
+    event = {"id": "e", "data": {"text": "a\u2028data: {}\u2029id: 9\u0085b\nc"}}
+    lines = server_sent(7, event).decode().splitlines()
     assert lines[0] == "id: 7"
     assert json.loads(lines[1].removeprefix("data: ")) == event
     assert lines[2:] == [""]

@@ -1,13 +1,16 @@
 """Which events a sink is given."""
 
+from datetime import UTC, datetime
+
 import pytest
 from msgspec.structs import replace
 
-from receiver.domain.cloudevents import EVENT_TYPES, RESERVED_EVENT_TYPES, Filter
+from receiver.domain.cloudevents import ALERT_EVENT_TYPES, EVENT_TYPES, MESSAGE_EVENT_TYPES, Filter
 from receiver.domain.events import Direction, MessageFields, Status
-from receiver.domain.publication import LogEntry, Snapshot
+from receiver.domain.publication import AlertEntry, AlertEvent, LogEntry, Snapshot
 from tests.factories import make_event
 
+AT = datetime(2026, 1, 1, tzinfo=UTC)
 SNAPSHOT = Snapshot(
     status="delivered", state=None, delivery_state=None, code=None, description=None, contradicted=False
 )
@@ -76,5 +79,43 @@ def test_event_without_tag_or_application_fails_filters_on_them() -> None:
 
 def test_the_event_types_are_those_of_the_interface() -> None:
     messages = "received queued sending sent unconfirmed delivered failed read"
-    assert {f"message.{word}" for word in messages.split()} == EVENT_TYPES
-    assert {"alert.fired", "alert.resolved"} == RESERVED_EVENT_TYPES
+    assert {f"message.{word}" for word in messages.split()} == MESSAGE_EVENT_TYPES
+    assert {"alert.fired", "alert.resolved"} == ALERT_EVENT_TYPES
+    assert EVENT_TYPES == MESSAGE_EVENT_TYPES | ALERT_EVENT_TYPES
+
+
+FIRED = frozenset({"alert.fired"})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "named", "passes"),
+    [
+        # without types there are no alerts
+        (Filter(sink="crm"), None, False),
+        (Filter(sink="crm", types=frozenset({"message.failed"})), None, False),
+        (Filter(sink="crm", types=FIRED), None, True),
+        (Filter(sink="crm", types=frozenset({"alert.resolved"})), None, False),
+        # what is said about messages says nothing about alerts
+        (Filter(sink="crm", types=FIRED, changes_only=True, direction=Direction.IN, tag_prefixes=("a",)), None, True),
+        (Filter(sink="crm", types=FIRED, applications=frozenset({"a"}), number_prefixes=("1",)), None, True),
+        # the rule names sinks: these alone
+        (Filter(sink="crm"), {"crm"}, True),
+        (Filter(sink="crm", types=FIRED), {"ops"}, False),
+        (Filter(sink="crm", types=FIRED), set(), False),
+        # a consumer that is no sink
+        (Filter(types=FIRED), {"ops"}, True),
+        (Filter(), {"ops"}, False),
+    ],
+)
+def test_alert_event_passes_where_its_type_is_named_or_its_rule_names_the_sink(
+    chosen: Filter, named: set[str] | None, passes: bool
+) -> None:
+    sinks = frozenset(named) if named is not None else None
+    event = AlertEvent(
+        id="e", alert_id="a", transition="fired", occurred_at=AT, received_at=AT, alert={"id": "a"}, sinks=sinks
+    )
+    assert chosen.passes(AlertEntry(position=1, event=event)) is passes
+
+
+def test_filter_that_names_alerts_alone_passes_no_event_of_a_message() -> None:
+    assert not Filter(sink="crm", types=FIRED).passes(entry(Status.FAILED))

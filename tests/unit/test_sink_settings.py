@@ -126,8 +126,8 @@ MISTAKES = [
     ({"name": "x", "type": "webhok"}, "x: type: there is no 'webhok'; "),
     ({"name": "x", "type": "memory", "events": ["message.lost"]}, "x: events: message.lost is not an event type"),
     (
-        {"name": "x", "type": "memory", "events": ["message.failed", "alert.fired"]},
-        "x: events: alert.fired is not published yet: there are no alerts in this version",
+        {"name": "x", "type": "memory", "events": ["message.failed", "alert.firing"]},
+        "x: events: alert.firing is not an event type; there are alert.fired, alert.resolved, message.delivered, ",
     ),
     ({"name": "x", "type": "memory", "start": "yesterday"}, 'x: start: must be "end", "beginning" or a time'),
     ({"name": "x", "type": "memory", "start": "2026-01-31T00:00:00"}, 'x: start: must be "end", "beginning" or a time'),

@@ -1,0 +1,317 @@
+"""The evaluator: every few seconds it evaluates the rules, and writes what has become of the alerts.
+
+One worker at a time evaluates the rules of a database; another worker takes over when the lease has lapsed. The state
+of every alert is in the database, so a new holder goes on where the last one stopped. The rows of alerts, the entries
+of the event log and the notifications are written in one transaction, which the epoch of the lease fences off.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, Generic, Protocol, TypeVar
+from uuid import uuid4
+
+import structlog
+
+from receiver import failpoints
+from receiver.domain.alerts import (
+    Alert,
+    AlertChange,
+    AlertStatus,
+    Finding,
+    Findings,
+    Rule,
+    Transition,
+    advance,
+    unannounced,
+)
+from receiver.errors import StorageUnavailable
+from receiver.intake.processor import LEASE_SECONDS
+from receiver.logs import Sampled
+from receiver.monitoring import Failures
+from receiver.storage import alerts
+from receiver.storage.alerts import AlertingLease, AlertingLeaseLost, Further
+from receiver.storage.database import Database
+
+_STANDBY_SECONDS: Final = 1.0
+_FIRST_BACKOFF_SECONDS: Final = 1.0
+_MAX_BACKOFF_SECONDS: Final = 60.0
+
+log = structlog.get_logger("receiver.alerts")
+
+Facts = TypeVar("Facts")
+
+
+class Watch(Protocol[Facts]):
+    """Where the facts come from, and what the rules make of them."""
+
+    async def begin(self, epoch: int, now: datetime, every: timedelta) -> datetime:
+        """Counts what happened since the last round; returns since when no round was left out."""
+        ...
+
+    async def gather(self, rules: Sequence[Rule], now: datetime) -> Facts:
+        """The facts that the rules need."""
+        ...
+
+    def evaluate(self, rule: Rule, facts: Facts, now: datetime) -> list[Finding]:
+        """What a rule finds in the facts."""
+        ...
+
+
+class EvaluationObserver(Protocol):
+    """Receives the measurements of the evaluator."""
+
+    def alerts_evaluated(self, firing: Mapping[tuple[str, str], int], seconds: float, timestamp: float) -> None:
+        """A round has ended: the number of alerts that fire, by the kind of rule and severity."""
+        ...
+
+    def alert_evaluation_failed(self) -> None: ...
+
+    def alerts_left(self) -> None:
+        """Another process evaluates."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rulebook:
+    """What a reload changes: the rules, the names of the configured sinks, and the steps that notify people.
+
+    `further` is called with what others hear of, and the time.
+    """
+
+    rules: Sequence[Rule]
+    sinks: Collection[str] = ()
+    every: timedelta = timedelta(seconds=30)
+    base_url: str = ""
+    further: Callable[[datetime], Further] = lambda _: lambda _heard, _spelling: ()
+
+
+class Evaluator(Generic[Facts]):
+    """Evaluates the rules while this worker holds the lease of its database."""
+
+    def __init__(
+        self,
+        database: Database,
+        rulebook: Rulebook,
+        watch: Watch[Facts],
+        *,
+        observer: EvaluationObserver,
+        clock: Callable[[], datetime],
+        on_heard: Callable[[], None] = lambda: None,
+        new_id: Callable[[], str] = lambda: uuid4().hex,
+        lease_seconds: float = LEASE_SECONDS,
+        holder: str | None = None,
+    ) -> None:
+        self._database = database
+        self._rulebook = rulebook
+        self._watch = watch
+        self._observer = observer
+        self._clock = clock
+        self._on_heard = on_heard
+        self._new_id = new_id
+        self._lease_seconds = lease_seconds
+        self._holder = holder or uuid4().hex
+        # SQLite has one worker, by the lock of its file: a lease found at the start belongs to a dead worker.
+        self._take_over = database.is_sqlite
+        self._stopping = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._failures = Failures(clock, first_seconds=_FIRST_BACKOFF_SECONDS, most_seconds=_MAX_BACKOFF_SECONDS)
+        self._rule_failures = Sampled(log, "a rule cannot be evaluated")
+        self._rules_failing_since: datetime | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Finishes the current round and releases the lease."""
+        self._stopping.set()
+        self._changed.set()
+        if self._task is not None:
+            await self._task
+
+    def reload(self, rulebook: Rulebook) -> None:
+        """Evaluates these rules from now on, at once."""
+        self._rulebook = rulebook
+        self._changed.set()
+
+    # --- the lease ---
+
+    async def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                lease = await self.acquire()
+                if lease is None:
+                    await self._sleep(_STANDBY_SECONDS)
+                    continue
+                await self._work(lease)
+            except AlertingLeaseLost as error:
+                log.warning("lease of the alerts lost", error=str(error))
+            except Exception as error:
+                await self._failed(error, None)
+
+    async def acquire(self) -> AlertingLease | None:
+        """The lease, if no other worker has it."""
+        lease = await alerts.acquire(
+            self._database, holder=self._holder, seconds=self._lease_seconds, take_over=self._take_over
+        )
+        if lease is not None:
+            self._take_over = False
+        return lease
+
+    async def _work(self, lease: AlertingLease) -> None:
+        """Evaluates round after round while the lease is ours."""
+        renewing = asyncio.create_task(self._renew(lease))
+        try:
+            while not self._stopping.is_set():
+                if renewing.done():
+                    await renewing
+                self._changed.clear()
+                started = time.monotonic()
+                try:
+                    await self.evaluate(lease)
+                except AlertingLeaseLost:
+                    raise
+                except Exception as error:
+                    await self._failed(error, lease)
+                    continue
+                if self._failures.since is not None:
+                    log.info("alerts are evaluated again", tries=self._failures.number)
+                    self._failures.end()
+                every = self._rulebook.every.total_seconds()
+                await self._wait_for_next(renewing, started + every - time.monotonic())
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+            self._observer.alerts_left()
+            with suppress(StorageUnavailable):
+                await alerts.release(self._database, lease)
+
+    async def _renew(self, lease: AlertingLease) -> None:
+        """Renews the lease until it is lost; in an outage of the database it lapses by itself."""
+        while True:
+            await asyncio.sleep(self._lease_seconds / 4)
+            with suppress(StorageUnavailable):
+                await alerts.renew(self._database, lease, seconds=self._lease_seconds)
+
+    async def _wait_for_next(self, renewing: asyncio.Task[None], seconds: float) -> None:
+        """Waits for the next round, until the rules change, or until the lease is lost."""
+        changed = asyncio.create_task(self._changed.wait())
+        try:
+            await asyncio.wait([changed, renewing], timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Waits; `stop` cuts the wait short."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+    async def _failed(self, error: Exception, lease: AlertingLease | None) -> None:
+        """Records that alerts cannot be evaluated, and waits before the next try."""
+        seconds = self._failures.add(error)
+        since, reason = self._failures.since, self._failures.error
+        if self._failures.line_is_due:
+            log.error("alerts cannot be evaluated", error=reason, tries=self._failures.number)
+        self._observer.alert_evaluation_failed()
+        if lease is not None and since is not None and reason is not None:
+            with suppress(Exception):  # the failure may be the database itself
+                await alerts.record_failure(self._database, lease, since, reason)
+        await self._sleep(seconds)
+
+    # --- a round ---
+
+    async def evaluate(self, lease: AlertingLease) -> list[AlertChange]:
+        """Evaluates all rules once; returns what others hear of.
+
+        Raises AlertingLeaseLost, StorageUnavailable, or any other error that prevents the write; then nothing changed.
+        """
+        started, now, rulebook = time.monotonic(), self._clock(), self._rulebook
+        watching_since = await self._watch.begin(lease.epoch, now, rulebook.every)
+        failpoints.reach("alerts_counted")
+        facts = await self._watch.gather(rulebook.rules, now)
+        findings, errors = self._evaluate_rules(rulebook.rules, facts, now)
+        async with self._database.reading() as connection:
+            open_alerts = await alerts.open_alerts(connection)
+            mutes = await alerts.mutes(connection, now)
+        changes = advance(
+            rulebook.rules, open_alerts, findings, now, self._new_id, mutes=mutes, watching_since=watching_since
+        )
+        changes += unannounced(open_alerts, changes, now)
+        failpoints.reach("alerts_evaluated")
+        async with self._database.appending() as transaction:
+            await alerts.hold(transaction, lease, self._rule_failure(errors, now))
+            heard = await alerts.write(
+                transaction,
+                changes,
+                now=now,
+                base_url=rulebook.base_url,
+                sinks=rulebook.sinks,
+                further=rulebook.further(now),
+            )
+            failpoints.reach("alerts_written")
+        failpoints.reach("alerts_committed")
+        self._report(open_alerts, changes, heard, time.monotonic() - started, now)
+        return heard
+
+    def _evaluate_rules(
+        self, rules: Sequence[Rule], facts: Facts, now: datetime
+    ) -> tuple[Findings, dict[str, Exception]]:
+        """The findings of the rules, and the errors of those that could not be evaluated: their alerts stay open."""
+        findings: dict[str, Sequence[Finding]] = {}
+        errors: dict[str, Exception] = {}
+        for rule in rules:
+            try:
+                findings[rule.name] = self._watch.evaluate(rule, facts, now)
+            except Exception as error:
+                errors[rule.name] = error
+                self._rule_failures.add(rule=rule.name, error=_first_line(error))
+        return findings, errors
+
+    def _rule_failure(self, errors: Mapping[str, Exception], now: datetime) -> tuple[datetime, str] | None:
+        """Since when rules cannot be evaluated, and the first of them."""
+        if not errors:
+            self._rules_failing_since = None
+            return None
+        self._observer.alert_evaluation_failed()
+        self._rules_failing_since = self._rules_failing_since or now
+        name, error = next(iter(errors.items()))
+        return self._rules_failing_since, f"rule {name}: {_first_line(error)}"
+
+    def _report(
+        self,
+        open_alerts: Sequence[Alert],
+        changes: Sequence[AlertChange],
+        heard: Sequence[AlertChange],
+        seconds: float,
+        now: datetime,
+    ) -> None:
+        """Reports a committed round. A listener or observer that raises must not make the round look failed."""
+        try:
+            if heard:
+                self._on_heard()
+            for change in heard:
+                alert = change.alert
+                fields = {"alert": alert.id, "rule": alert.name, "severity": alert.severity, "group": alert.group}
+                if change.transition is Transition.FIRED:
+                    log.warning("an alert fires", **fields, summary=alert.summary)
+                else:
+                    log.info("an alert is resolved", **fields)
+            after = {alert.id: alert for alert in (*open_alerts, *(change.alert for change in changes))}
+            firing = Counter(
+                (alert.rule.value, alert.severity.value)
+                for alert in after.values()
+                if alert.status is AlertStatus.FIRING
+            )
+            self._observer.alerts_evaluated(firing, seconds, now.timestamp())
+        except Exception:
+            log.exception("the measurements of the alerts were lost")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
