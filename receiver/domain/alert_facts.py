@@ -3,16 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Final, NamedTuple
 
 from receiver.domain.alerts import Rule, RuleType
+from receiver.domain.vocabulary import Word
 
 BEFORE: Final = timedelta(hours=24)
 """Rules compare with so much time before their window."""
 
 
-class Measure(StrEnum):
+class Measure(Word):
     """What is counted of the events of the log; an event may count for several."""
 
     DELIVERED = "delivered"

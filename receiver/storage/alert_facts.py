@@ -35,7 +35,7 @@ from receiver.models.sinks import DEAD_LETTERS
 from receiver.providers import registry
 from receiver.storage import event_counts, event_log
 from receiver.storage.database import Database
-from receiver.storage.event_counts import BATCH, HISTORY, HOUR, MINUTE, MINUTES_KEPT, SENDER_HOUR, SENDER_MINUTE
+from receiver.storage.event_counts import BEHIND_EVENTS, HISTORY, HOUR, MINUTE, MINUTES_KEPT, SENDER_HOUR, SENDER_MINUTE
 from receiver.storage.status import StatusReader
 
 # What is read of a table that may have very many rows; a rule's numbers end there.
@@ -94,10 +94,10 @@ def _windows(rules: Iterable[Rule], *types: RuleType) -> set[timedelta]:
 
 
 async def _watching(connection: AsyncConnection) -> tuple[datetime | None, bool]:
-    """Since when no evaluation was left out, and whether the log is counted but for a batch."""
+    """Since when no evaluation was left out, and whether nearly all of the log is counted."""
     row = (await connection.execute(select(ALERTING.c.watching_since_at, ALERTING.c.cursor))).one()
     _, end = await event_log.bounds(connection)
-    return row.watching_since_at, end - row.cursor <= BATCH
+    return row.watching_since_at, end - row.cursor <= BEHIND_EVENTS
 
 
 # --- counts ---

@@ -47,9 +47,11 @@ _KEPT: Final = {
 }
 
 # A batch is one transaction, which holds the lock of the event log while it writes the cells.
-BATCH: Final = 5_000
+BATCH: Final = 2_000
 # What a round counts at most, so that it does not take longer than a second or two when it is behind.
-MOST_BATCHES: Final = 10
+MOST_BATCHES: Final = 25
+BEHIND_EVENTS: Final = 10_000
+"""With more uncounted events than this, the counts say nothing about silence."""
 # Senders of a batch that are counted one by one; an installation may have a number for each of its customers.
 MOST_SENDERS: Final = 500
 _MISSED_ROUNDS: Final = 3
@@ -193,16 +195,16 @@ def _cells(rows: Iterable[Any], now: datetime) -> Counter[tuple[Any, ...]]:
         hour = minute // 60
         for grain, start in ((MINUTE, minute), (HOUR, hour)):
             if start >= first[grain]:
-                cells[grain, start, measure, *values, "", code, bucket] += events
+                cells[grain, start, measure.value, *values, "", code, bucket] += events
         for grain, start in ((SENDER_MINUTE, minute), (SENDER_HOUR, hour)):
             if sender and sender in counted and start >= first[grain]:
-                cells[grain, start, measure, *values, sender, code, NO_BUCKET] += events
+                cells[grain, start, measure.value, *values, sender, code, NO_BUCKET] += events
         if measure in _IN_HISTORY:
-            cells[HISTORY, hour, measure, *values, "", NO_CODE, NO_BUCKET] += events
+            cells[HISTORY, hour, measure.value, *values, "", NO_CODE, NO_BUCKET] += events
     return cells
 
 
-def _keys(row: Any) -> Iterator[tuple[str, str, str, str, str, str, int, int]]:
+def _keys(row: Any) -> Iterator[tuple[Measure, str, str, str, str, str, int, int]]:
     """What an event counts as: the values of the table's key from `measure` on, for each of its measures."""
     if row.route == REGISTERED or row.api not in PROVIDERS:
         return
@@ -212,7 +214,7 @@ def _keys(row: Any) -> Iterator[tuple[str, str, str, str, str, str, int, int]]:
     sender = _text(row.sender) if is_outbound else ""
     for measure, code, bucket in _measures(row, is_outbound):
         of_carrier = carrier if measure in _OF_CARRIERS else ""
-        yield measure.value, row.api, row.direction, application, of_carrier, sender, code, bucket
+        yield measure, row.api, row.direction, application, of_carrier, sender, code, bucket
 
 
 def _measures(row: Any, is_outbound: bool) -> Iterator[tuple[Measure, int, int]]:

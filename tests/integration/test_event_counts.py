@@ -1,0 +1,271 @@
+"""What the rules of alerts count, on both databases: each measure, once, within bounds."""
+
+import time
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, update
+
+from receiver.domain.events import REGISTERED, Callback
+from receiver.intake.fold import TagChecker
+from receiver.models.alerts import ALERTING, EVENT_COUNTS
+from receiver.storage import event_counts
+from receiver.storage.database import Database
+from receiver.storage.event_counts import AlertingLeaseLost, Counted
+from receiver.tags import TagPolicy
+from tests import factories
+from tests.factories import at, callback, v2_event
+from tests.processing import process
+
+pytestmark = pytest.mark.anyio
+
+NOW = at(600)
+EPOCH = 1
+
+
+@pytest.fixture(autouse=True)
+async def lease(database: Database) -> None:
+    """This test evaluates: the epoch of the lease is 1, and counting begins with the first event."""
+    async with database.writing() as connection:
+        await connection.execute(update(ALERTING).values(epoch=EPOCH, cursor=0))
+
+
+def event(kind: str = "message-delivered", message_id: str = "m1", received: float = 10, **more: Any) -> Callback:
+    route = more.pop("route", "primary")
+    return callback([v2_event(message_id, kind, **more)], received=received, route=route)
+
+
+async def counted(database: Database, grain: str = "minute") -> Counter[str]:
+    """The events of a grain by measure."""
+    async with database.reading() as connection:
+        rows = (await connection.execute(select(EVENT_COUNTS).where(EVENT_COUNTS.c.grain == grain))).all()
+    total: Counter[str] = Counter()
+    for row in rows:
+        total[row.measure] += row.events
+    return total
+
+
+async def cells(database: Database, measure: str, grain: str = "minute") -> list[Any]:
+    of = EVENT_COUNTS.c.grain == grain, EVENT_COUNTS.c.measure == measure
+    async with database.reading() as connection:
+        return list((await connection.execute(select(EVENT_COUNTS).where(*of))).all())
+
+
+async def test_each_final_status_is_counted_once(database: Database) -> None:
+    await process(
+        database,
+        event("message-sending", "m1", 1),
+        event("message-delivered", "m1", 2),
+        event("message-read", "m1", 3, time="2026-01-01T00:00:09Z"),
+        event("message-failed", "m2", 4, errorCode=4470),
+        event("message-failed", "m3", 5, errorCode=9902),
+    )
+    await event_counts.count(database, EPOCH, NOW)
+    found = await counted(database)
+    assert (found["delivered"], found["failed"], found["unconfirmed"]) == (1, 1, 1)
+    assert found["receipt"] == 5
+    [failed] = await cells(database, "failed")
+    assert (failed.delivery_code, failed.application_id, failed.api, failed.direction, failed.sender) == (
+        4470,
+        factories.v2_event()["message"]["applicationId"],
+        "v2",
+        "out",
+        "",
+    )
+    [failed] = await cells(database, "failed", "sender-minute")
+    assert failed.sender == "+15559999"
+
+
+async def test_read_without_delivered_counts_as_delivered(database: Database) -> None:
+    await process(database, event("message-read"))
+    await event_counts.count(database, EPOCH, NOW)
+    assert (await counted(database))["delivered"] == 1
+
+
+async def test_the_time_to_delivery_is_counted_by_bandwidths_clock(database: Database) -> None:
+    await process(
+        database,
+        event(message_id="m1", received=300, time="2026-01-01T00:00:05Z"),
+        event(message_id="m2", received=300, time="2026-01-01T00:10:00Z"),
+    )
+    await event_counts.count(database, EPOCH, NOW)
+    quick, slow = sorted(event_counts.seconds_of(row.bucket) or 0 for row in await cells(database, "delivered"))
+    assert 3.5 < quick < 7.1
+    assert 420 < slow < 850
+
+
+async def test_inbound_messages_and_the_fallback_route(database: Database) -> None:
+    inbound = {"direction": "in", "owner": "+15550001"}
+    await process(database, event("message-received", message=inbound, route="fallback"), event(message_id="m2"))
+    await event_counts.count(database, EPOCH, NOW)
+    found = await counted(database)
+    assert (found["inbound"], found["fallback"], found["receipt"]) == (1, 1, 1)
+    [row] = await cells(database, "inbound", "history")
+    assert (row.start, row.events) == (int(NOW.timestamp() // 3600), 1)
+    # The sender of an inbound message is a customer.
+    assert not await cells(database, "inbound", "sender-minute")
+
+
+async def test_a_contradiction_is_counted(database: Database) -> None:
+    await process(database, event("message-delivered", "m1", 1))
+    await process(database, event("message-failed", "m1", 2, errorCode=4720, time="2026-01-01T00:00:09Z"))
+    await event_counts.count(database, EPOCH, NOW)
+    assert (await counted(database))["contradicted"] == 1
+
+
+async def test_tag_verdicts_are_counted(database: Database) -> None:
+    checker = TagChecker(keys={"k1": "secret-secret-secret"}, policy=TagPolicy.RECORD)
+    tagged = {"tag": "order 4711"}
+    await process(database, event(message_id="m1", message=tagged), event(message_id="m2"), checker=checker)
+    await event_counts.count(database, EPOCH, NOW)
+    found = await counted(database)
+    assert (found["unsigned"], found["missing"], found["forged"]) == (1, 1, 0)
+
+
+async def test_repeated_callbacks_and_rounds_count_nothing_twice(database: Database) -> None:
+    await process(database, event(), event())
+    assert (await event_counts.count(database, EPOCH, NOW)).events == 1
+    assert await event_counts.count(database, EPOCH, NOW) == Counted(0, 0)
+    await process(database, event(message_id="m2"))
+    assert await event_counts.count(database, EPOCH, NOW) == Counted(1, 0)
+    assert (await counted(database))["delivered"] == 2
+    assert (await counted(database, "hour"))["delivered"] == 2
+
+
+async def test_a_round_is_counted_in_bounded_batches(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_counts, "BATCH", 2)
+    await process(database, *(event(message_id=f"m{number}") for number in range(7)))
+    assert await event_counts.count(database, EPOCH, NOW, most_batches=2) == Counted(4, 3)
+    assert await event_counts.count(database, EPOCH, NOW) == Counted(3, 0)
+    assert (await counted(database))["delivered"] == 7
+
+
+async def test_another_epoch_counts_nothing(database: Database) -> None:
+    await process(database, event())
+    with pytest.raises(AlertingLeaseLost):
+        await event_counts.count(database, EPOCH + 1, NOW)
+    assert not await counted(database)
+
+
+async def test_a_lease_lost_during_the_round_counts_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await process(database, event())
+    bounds = event_counts._bounds
+
+    async def then_taken_over(*arguments: Any) -> Any:
+        found = await bounds(*arguments)
+        async with database.writing() as connection:
+            await connection.execute(update(ALERTING).values(epoch=EPOCH + 1))
+        return found
+
+    monkeypatch.setattr(event_counts, "_bounds", then_taken_over)
+    with pytest.raises(AlertingLeaseLost):
+        await event_counts.count(database, EPOCH, NOW)
+    assert not await counted(database)
+
+
+async def test_registrations_are_not_counted(database: Database) -> None:
+    registration = callback([factories.v2_accepted("m9")], route=REGISTERED)
+    await process(database, registration, event())
+    assert (await event_counts.count(database, EPOCH, NOW)).events == 2
+    assert (await counted(database))["receipt"] == 1
+
+
+async def test_old_events_are_counted_where_they_are_still_needed(database: Database) -> None:
+    hour = 3600
+    await process(database, *(event(message_id=f"m{hours}", received=-hours * hour) for hours in (1, 30, 200, 2000)))
+    await event_counts.count(database, EPOCH, NOW)
+    assert (await counted(database))["receipt"] == 1
+    assert (await counted(database, "hour"))["receipt"] == 2
+    assert (await counted(database, "history"))["receipt"] == 3
+
+
+async def test_an_event_from_the_future_counts_as_of_now(database: Database) -> None:
+    await process(database, event(received=86_400))
+    await event_counts.count(database, EPOCH, NOW)
+    [row] = await cells(database, "receipt")
+    assert row.start == int(NOW.timestamp() // 60)
+
+
+async def test_old_counts_are_removed(database: Database) -> None:
+    await process(database, event())
+    await event_counts.count(database, EPOCH, NOW)
+    await event_counts.count(database, EPOCH, NOW + timedelta(hours=3))
+    assert not await counted(database)
+    assert await counted(database, "hour")
+    await event_counts.count(database, EPOCH, NOW + timedelta(days=3))
+    assert not await counted(database, "hour")
+    assert await counted(database, "history")
+    await event_counts.count(database, EPOCH, NOW + timedelta(weeks=6))
+    assert not await counted(database, "history")
+
+
+async def test_far_behind_it_skips_what_no_minute_is_kept_of(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_counts, "BATCH", 10)
+    old = [event(message_id=f"old{number}", received=-86_400 + number) for number in range(60)]
+    new = [event(message_id=f"new{number}", received=number) for number in range(15)]
+    await process(database, *old, *new)
+    assert await event_counts.count(database, EPOCH, NOW) == Counted(15, 0)
+    assert (await counted(database))["delivered"] == 15
+
+
+async def test_rare_senders_are_counted_without_their_numbers(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_counts, "MOST_SENDERS", 1)
+    await process(
+        database,
+        *(event(message_id=f"m{number}", message={"from": f"+1555000{number // 3}"}) for number in range(4)),
+    )
+    await event_counts.count(database, EPOCH, NOW)
+    assert (await counted(database))["delivered"] == 4
+    assert [(row.sender, row.events) for row in await cells(database, "delivered", "sender-minute")] == [
+        ("+15550000", 3)
+    ]
+
+
+async def test_watching_begins_again_after_rounds_were_left_out(database: Database) -> None:
+    every, minute = timedelta(seconds=30), timedelta(minutes=1)
+    assert await event_counts.note_round(database, EPOCH, NOW, every) == NOW
+    assert await event_counts.note_round(database, EPOCH, NOW + minute, every) == NOW
+    assert await event_counts.note_round(database, EPOCH, NOW + 4 * minute, every) == NOW + 4 * minute
+    with pytest.raises(AlertingLeaseLost):
+        await event_counts.note_round(database, EPOCH + 1, NOW, every)
+    # A clock that is set back.
+    assert await event_counts.note_round(database, EPOCH, NOW, every) == NOW
+
+
+@pytest.mark.slow
+async def test_ten_thousand_events_are_counted_within_a_second(database: Database) -> None:
+    number = 10_000
+    await process(
+        database,
+        *(
+            callback(
+                [
+                    v2_event(
+                        f"m{batch * 100 + place}",
+                        time=f"2026-01-01T00:{place % 10:02}:{place % 60:02}Z",
+                        carrierName=f"carrier {place % 5}",
+                        message={"from": f"+1555000{place % 200:04}", "applicationId": f"a-{place % 7}"},
+                    )
+                    for place in range(100)
+                ],
+                received=batch,
+            )
+            for batch in range(number // 100)
+        ),
+    )
+    began = time.process_time()
+    assert (await event_counts.count(database, EPOCH, NOW)).events == number
+    seconds = time.process_time() - began
+    async with database.reading() as connection:
+        rows = await connection.scalar(select(func.count()).select_from(EVENT_COUNTS))
+    print(f"{number:,} events in {seconds:.2f} s of CPU time, {rows:,} cells")
+    assert seconds < 1
+    assert (await counted(database))["delivered"] == number
