@@ -40,7 +40,7 @@ from receiver.storage.database import Database, is_sqlite, weaknesses
 from receiver.storage.processor import Settling
 from receiver.storage.status import StatusReader
 from receiver.supervisor import supervisor
-from receiver.worker import configured_rules, configured_sinks, tag_checker, tag_keys
+from receiver.worker import configured_rules, configured_sinks, configured_targets, tag_checker, tag_keys
 
 RELOADED: Final = (
     "callback_credentials",
@@ -217,6 +217,7 @@ class Receiver:
             tag_key=next(iter(tag_keys(settings).items()), None),
             public_url=settings.public_url,
             base_url=settings.base_url,
+            targets=configured_targets(settings),
             source=settings.source,
             country_code=settings.country_code,
             clock=now,

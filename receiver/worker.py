@@ -24,6 +24,7 @@ import structlog
 
 from receiver import exposition, logs, tags, tracing
 from receiver.alerts import rules, targets
+from receiver.alerts.hooks import Context
 from receiver.alerts.targets import Targets
 from receiver.clock import now
 from receiver.dispatch.dispatcher import Dispatchers
@@ -123,8 +124,15 @@ def configured_targets(settings: Settings) -> Targets:
     return targets.configure(
         rules.configure(settings.alerts),
         sinks=[str(table.get("name")) for table in settings.sinks],
-        base_url=settings.base_url,
+        context=target_context(settings),
         default_to=[entry.get_secret_value() for entry in settings.alert_to],
+    )
+
+
+def target_context(settings: Settings) -> Context:
+    """What targets for people need of the settings."""
+    return targets.make_context(
+        base_url=settings.base_url,
         title=settings.alert_title,
         body=settings.alert_body,
         egress_allow=settings.alert_egress_allow,

@@ -4,7 +4,7 @@ import ipaddress
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,13 +15,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
 from aiosmtpd.controller import Controller
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from receiver.alerts.notifier import Notifier
-from receiver.alerts.targets import Targets, configure
+from receiver.alerts.targets import Targets, configure, make_context
 from receiver.domain.alerts import Alert, AlertChange, AlertStatus, Evidence, Rule, RuleType, Severity, Transition
-from receiver.domain.notifications import DueNotification, Notification
-from receiver.models.alerts import ALERTS, NOTIFICATIONS
+from receiver.domain.notifications import Notification
+from receiver.models.alerts import NOTIFICATIONS, alert_read
+from receiver.storage import alerts
 from receiver.storage.database import Database
 from tests.factories import EPOCH
 from tests.servers import free_port
@@ -59,19 +60,22 @@ def make_alert(**changes: Any) -> Alert:
     return Alert(**{**fields, **changes})
 
 
-def described(notification: DueNotification) -> Notification:
-    return made(notification.alert, notification.transition)
-
-
 def made(alert: Alert, transition: Transition = Transition.FIRED, **changes: Any) -> Notification:
-    link, runbook = f"{BASE_URL}/alerts/{alert.id}", f"{BASE_URL}/docs/alerts#{alert.rule}"
-    return Notification(alert=alert, transition=transition, link=link, runbook=runbook, **changes)
+    shown = alert_read(alert, BASE_URL)
+    return Notification(alert=alert, transition=transition, link=shown.link, runbook=shown.runbook, **changes)
 
 
 def targets(*to: str, **changes: Any) -> Targets:
     """The targets of one rule, which may connect to this machine."""
-    options: dict[str, Any] = {"sinks": (), "base_url": BASE_URL, "egress_allow": _networks()}
-    return configure([make_rule(*to)], **{**options, **changes})
+    return configured([make_rule(*to)], **changes)
+
+
+def configured(
+    rules: Iterable[Rule], *, sinks: Iterable[str] = (), default_to: tuple[str, ...] = (), **context: Any
+) -> Targets:
+    options: dict[str, Any] = {"base_url": BASE_URL, "egress_allow": _networks()}
+    made = make_context(**{**options, **context})
+    return configure(rules, sinks=tuple(sinks), context=made, default_to=default_to)
 
 
 def _networks() -> list[Any]:
@@ -83,29 +87,8 @@ def _networks() -> list[Any]:
 
 async def write(database: Database, change: AlertChange, configured: Targets, now: datetime) -> None:
     """Writes an alert and its notifications, as the evaluation does, in one transaction."""
-    alert = change.alert
-    row = {
-        "id": alert.id,
-        "rule": str(alert.rule),
-        "name": alert.name,
-        "severity": str(alert.severity),
-        "status": str(alert.status),
-        "group_value": alert.group,
-        "summary": alert.summary,
-        "evidence": {"value": alert.evidence.value, "threshold": alert.evidence.threshold},
-        "messages": list(alert.messages),
-        "targets": list(alert.to),
-        "began_at": alert.began_at,
-        "fired_at": alert.fired_at,
-        "updated_at": now,
-        "resolved_at": alert.resolved_at,
-        "muted_until": alert.muted_until,
-    }
-    async with database.writing() as connection:
-        if not (await connection.execute(update(ALERTS).where(ALERTS.c.id == alert.id).values(**row))).rowcount:
-            await connection.execute(ALERTS.insert(), [row])
     async with database.appending() as transaction:
-        await transaction.run(configured.steps(now)([change], transaction.spelling))
+        await alerts.write(transaction, [change], now=now, base_url=BASE_URL, sinks=(), further=configured.further(now))
 
 
 async def fire(database: Database, configured: Targets, *, now: datetime | None = None, **changes: Any) -> Alert:
@@ -151,7 +134,6 @@ async def notifier(
     running = Notifier(
         database,
         configured,
-        describe=described,
         clock=clock,
         observer=outcomes if outcomes is not None else Outcomes(),
         random_fraction=lambda: 0.0,

@@ -13,7 +13,17 @@ import orjson
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from receiver.alerts.text import Templates, fields
-from receiver.domain.alerts import Alert, AlertChange, AlertStatus, Evidence, Rule, RuleType, Severity, Transition
+from receiver.domain.alerts import (
+    Alert,
+    AlertChange,
+    AlertKey,
+    AlertStatus,
+    Evidence,
+    Rule,
+    RuleType,
+    Severity,
+    Transition,
+)
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.notifications import Notification
 from receiver.providers.fields import storable
@@ -129,9 +139,16 @@ def external_id(alert: AlertmanagerAlert) -> str:
 
 
 def changes(
-    posted: Iterable[AlertmanagerAlert], known: Mapping[str, Alert], rules: Sequence[Rule], now: datetime
+    posted: Iterable[AlertmanagerAlert],
+    known: Mapping[str, Alert],
+    rules: Sequence[Rule],
+    now: datetime,
+    *,
+    mutes: Mapping[AlertKey, datetime] | None = None,
 ) -> list[AlertChange]:
     """The changes of our alerts that a post brings; `known` are those with the ids of `external_id` that are stored.
+
+    `mutes` says until when the alerts of a name and a group are muted, also those to come.
 
     An alert that is resolved stays so, since posts may arrive late. One that was resolved before anybody here heard of
     it changes nothing.
@@ -141,6 +158,9 @@ def changes(
         alert_id = external_id(one)
         change = _change(one, alert_id, current.get(alert_id), rules, now)
         if change is not None:
+            if change.transition is Transition.FIRED:
+                muted_until = (mutes or {}).get(change.alert.key)
+                change = replace(change, alert=replace(change.alert, muted_until=muted_until))
             current[alert_id] = change.alert
             found.append(change)
     return found

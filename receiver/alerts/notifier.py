@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import structlog
 
 from receiver.alerts.targets import ConfiguredTarget, Targets
-from receiver.domain.notifications import POLICY, Decision, DueNotification, Notification, NotificationState, decide
+from receiver.domain.notifications import POLICY, Decision, DueNotification, NotificationState, decide
 from receiver.errors import StorageUnavailable
 from receiver.storage import notifications
 from receiver.storage.database import Database
@@ -39,12 +39,6 @@ class NotificationObserver(Protocol):
         ...
 
 
-class Describe(Protocol):
-    def __call__(self, notification: DueNotification) -> Notification:
-        """Adds the link and the runbook to what the database knows."""
-        ...
-
-
 class Notifier:
     """Sends the due notifications of the database, in the process that holds the lease of the alerts."""
 
@@ -53,7 +47,6 @@ class Notifier:
         database: Database,
         targets: Targets,
         *,
-        describe: Describe,
         clock: Callable[[], datetime],
         observer: NotificationObserver,
         random_fraction: Callable[[], float],
@@ -61,7 +54,6 @@ class Notifier:
     ) -> None:
         self._database = database
         self._targets = targets
-        self._describe = describe
         self._clock = clock
         self._observer = observer
         self._random_fraction = random_fraction
@@ -160,7 +152,7 @@ class Notifier:
             due_at = None if is_last else now + timedelta(minutes=1)
             await self._failed(notification, attempts, "the target is not in the settings", due_at)
             return
-        failure = await target.target.send(self._describe(notification))
+        failure = await target.target.send(self._targets.described(notification.alert, notification.transition))
         now = self._clock()
         if failure is None:
             await notifications.sent(self._database, notification, now=now)

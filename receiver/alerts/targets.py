@@ -15,13 +15,14 @@ from receiver.alerts.apprise import AppriseTarget
 from receiver.alerts.hooks import AlertmanagerTarget, Context, InvalidTarget, OpsgenieTarget, PagerDutyTarget
 from receiver.alerts.http import Failure
 from receiver.alerts.text import BODY, TITLE, Templates, template_error
-from receiver.domain.alerts import AlertChange, Rule
+from receiver.domain.alerts import Alert, Rule, Transition
 from receiver.domain.notifications import Notification, Recipient, Recipients, announce
 from receiver.errors import SettingsError, did_you_mean
+from receiver.models.alerts import alert_read
 from receiver.sinks.base import resolved
 from receiver.sinks.egress import Network
 from receiver.storage import notifications
-from receiver.storage.bulk import Spelling, Step
+from receiver.storage.alerts import Further
 
 TOPIC: Final = "alerts"
 _SETTING: Final = "RECEIVER_ALERTS"
@@ -63,12 +64,13 @@ class ConfiguredTarget:
 class Targets:
     """The targets for people of all rules, by their digest, and the rules with digests instead of URLs in `to`.
 
-    `defaults` are the digests of those of rules without `to`.
+    `defaults` are the digests of those of rules without `to`, `base_url` is the start of links.
     """
 
     rules: tuple[Rule, ...] = ()
     targets: Mapping[str, ConfiguredTarget] = field(default_factory=dict)
     defaults: tuple[str, ...] = ()
+    base_url: str = ""
 
     @property
     def recipients(self) -> Recipients:
@@ -79,33 +81,29 @@ class Targets:
     def of_rule(self, rule: Rule) -> list[ConfiguredTarget]:
         return [self.targets[entry] for entry in rule.to or self.defaults if entry in self.targets]
 
-    def steps(self, now: datetime) -> Callable[[Iterable[AlertChange], Spelling], list[Step]]:
+    def further(self, now: datetime) -> Further:
         """What makes the notifications of changes, in the transaction that writes the alerts."""
         recipients = self.recipients
+        return lambda heard, spelling: notifications.steps(announce(heard, recipients), spelling, now)
 
-        def make(changes: Iterable[AlertChange], spelling: Spelling) -> list[Step]:
-            return notifications.steps(announce(changes, recipients, now), spelling, now)
-
-        return make
+    def described(self, alert: Alert, transition: Transition) -> Notification:
+        """A change of an alert with its links."""
+        shown = alert_read(alert, self.base_url)
+        return Notification(alert=alert, transition=transition, link=shown.link, runbook=shown.runbook)
 
 
 def configure(
     rules: Iterable[Rule],
     *,
     sinks: Collection[str],
-    base_url: str,
+    context: Context,
     default_to: Sequence[str] = (),
-    title: str | None = None,
-    body: str | None = None,
-    egress_allow: Iterable[Network] = (),
 ) -> Targets:
     """Makes the targets of rules. `sinks` are the names of the configured sinks.
 
     `default_to` are the targets for people of rules without `to`, in addition to the sinks that ask for alert events.
     Raises SettingsError with one line that names the rule and the entry, and has no part of a URL but its scheme.
     """
-    templates = Templates(_template("RECEIVER_ALERT_TITLE", title, TITLE), _template("RECEIVER_ALERT_BODY", body, BODY))
-    context = Context(templates=templates, base_url=base_url, egress_allow=tuple(egress_allow))
     found: dict[str, ConfiguredTarget] = {}
 
     def reference(entry: str, where: str) -> str:
@@ -131,7 +129,30 @@ def configure(
         raise SettingsError(
             f"{_SETTING}: {len(found)} targets for people are more than the {MAX_TARGETS} there may be", topic=TOPIC
         )
-    return Targets(rules=tuple(configured), targets=found, defaults=tuple(dict.fromkeys(defaults)))
+    return Targets(
+        rules=tuple(configured),
+        targets=found,
+        defaults=tuple(dict.fromkeys(defaults)),
+        base_url=context.base_url,
+    )
+
+
+def of_entry(entry: str, context: Context) -> ConfiguredTarget:
+    """A target that need not be in the settings; raises SettingsError if it is none."""
+    found: dict[str, ConfiguredTarget] = {}
+    try:
+        digest = _made(entry, (), context, found)
+    except ValueError as error:
+        raise SettingsError(f"--to: {error}", topic=TOPIC) from None
+    return found[digest]
+
+
+def make_context(
+    *, base_url: str, title: str | None = None, body: str | None = None, egress_allow: Iterable[Network] = ()
+) -> Context:
+    """What all targets need; raises SettingsError if a template cannot be used."""
+    templates = Templates(_template("RECEIVER_ALERT_TITLE", title, TITLE), _template("RECEIVER_ALERT_BODY", body, BODY))
+    return Context(templates=templates, base_url=base_url, egress_allow=tuple(egress_allow))
 
 
 def _template(setting: str, given: str | None, default: str) -> str:

@@ -20,6 +20,7 @@ from receiver.storage.database import Database
 
 if TYPE_CHECKING:
     # Commands run operations too, and need no token and no web framework.
+    from receiver.alerts.targets import Targets
     from receiver.api.auth import Tokens
     from receiver.explanation.installation import Findings
 
@@ -47,6 +48,7 @@ class ApiContext:
     `tokens` are the accepted tokens (None: no token is required). `sinks` are the sink tables of the settings by name.
     `tag_key` is the kid and the secret of the key that signs tags (None: there is no key). `public_url` is the start
     of every link (None: the Host header). `base_url` is the start of the links of alerts, which events have too.
+    `targets` are the targets for people of alerts, with the rules.
     `source` is the setting of that name. `country_code` is that of a number typed without one. `findings` reads the
     state of the installation (None: from the database alone). `streams` are the clients that stay connected.
     """
@@ -59,6 +61,7 @@ class ApiContext:
     tag_key: tuple[str, str] | None = field(default=None, repr=False)
     public_url: str | None = None
     base_url: str = ""
+    targets: "Targets | None" = field(default=None, repr=False)
     source: str | None = None
     country_code: str = "1"
     append: Callable[[Callback], Awaitable[object]] = _no_journal

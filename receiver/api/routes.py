@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from receiver.api import (
+    alert_posts,
     alerts,
     callbacks,
     catapult,
@@ -42,6 +43,7 @@ OWN: Final = Group(
         *sinks.OPERATIONS,
         *dead_letters.OPERATIONS,
         *alerts.OPERATIONS,
+        *alert_posts.OPERATIONS,
         *status.OPERATIONS,
     ),
 )

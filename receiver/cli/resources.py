@@ -542,3 +542,26 @@ def _act_on_alert(config: Path | None, operation: str, alert_id: str, *, json: b
     from receiver.cli.output import alert_fields, echo_fields
 
     return show(operation, config, {"id": alert_id}, json=json, text=lambda it: echo_fields(alert_fields(it)), **call)
+
+
+@alerts.command("test")
+def send_test_alert(
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", metavar="TARGET", help="Only this target: a URL, env:NAME or file:/path, in the settings or not."
+        ),
+    ] = None,
+    rule: Annotated[str | None, typer.Option("--rule", metavar="NAME", help="Only the targets of this rule.")] = None,
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Send a test alert to the targets for people, and report each. Exit code 1 if one does not accept it.
+
+    A target that opens an incident also closes it. A sink is tested with `receiver sinks test`.
+    """
+    from receiver.cli.alert_test import test
+
+    if to is not None and rule is not None:
+        raise typer.BadParameter("give --to or --rule, not both")
+    return test(config, to=to, rule=rule, json=json)

@@ -127,18 +127,17 @@ class Announcement:
     resolved: Sequence[str]
 
 
-def announce(changes: Iterable[AlertChange], recipients: Recipients, now: datetime) -> Announcement:
-    """Which notifications changes of alerts make.
+def announce(heard: Iterable[AlertChange], recipients: Recipients) -> Announcement:
+    """Which notifications changes make that others hear of (`receiver.domain.alerts.announcement`).
 
-    An alert that is muted makes none when it fires. When it is resolved, those hear of it who heard that it fired,
-    muted or not.
+    Those hear that an alert is resolved who may have heard that it fired, whoever the recipients are by now.
     """
     fired: list[tuple[str, Recipient]] = []
     resolved: list[str] = []
-    for change in changes:
+    for change in heard:
         alert = change.alert
         if change.transition is Transition.RESOLVED:
             resolved.append(alert.id)
-        elif change.transition is Transition.FIRED and (alert.muted_until is None or alert.muted_until <= now):
+        elif change.transition is Transition.FIRED:
             fired += [(alert.id, recipient) for recipient in recipients.of(alert)]
     return Announcement(fired=fired, resolved=resolved)

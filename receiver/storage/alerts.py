@@ -110,6 +110,12 @@ async def mutes(connection: AsyncConnection, now: datetime) -> dict[AlertKey, da
     return {(row.name, row.group_value): row.until for row in await connection.execute(muted)}
 
 
+async def with_ids(connection: AsyncConnection, alert_ids: Collection[str]) -> dict[str, Alert]:
+    """The alerts with these ids that are stored."""
+    rows = await connection.execute(select(ALERTS).where(ALERTS.c.id.in_(alert_ids)))
+    return {row.id: _alert(row) for row in rows}
+
+
 def _alert(row: Row[Any] | Any) -> Alert:
     return Alert(
         id=row.id,
@@ -148,6 +154,12 @@ async def hold(transaction: Transaction, lease: AlertingLease, failure: tuple[da
 
 
 _HOLD: Final = "UPDATE alerting SET failing_since_at = ?, last_error = ? WHERE epoch = ?"
+
+
+async def stored(transaction: Transaction, alert_ids: Iterable[str]) -> dict[str, Alert]:
+    """The alerts with these ids that are stored, inside the appending transaction."""
+    rows = await transaction.select(list(ALERTS.columns), "id {among}", alert_ids)
+    return {row.id: _alert(row) for row in rows}
 
 
 Further = Callable[[Sequence[AlertChange], Spelling], Iterable[Step]]

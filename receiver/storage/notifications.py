@@ -7,11 +7,12 @@ from typing import Any, Final
 from sqlalchemy import Row, and_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.domain.alerts import Alert, AlertStatus, Evidence, RuleType, Severity, Transition
+from receiver.domain.alerts import Alert, Transition
 from receiver.domain.notifications import Announcement, DueNotification, NotificationState
-from receiver.models.alerts import ALERTS, NOTIFICATIONS, NotificationRow
+from receiver.models.alerts import NOTIFICATIONS, NotificationRow
 from receiver.models.columns import table_of
 from receiver.providers.fields import storable
+from receiver.storage import alerts
 from receiver.storage.bulk import ExecuteMany, InsertMany, Spelling, Step
 from receiver.storage.database import Database
 
@@ -52,23 +53,20 @@ async def due(database: Database, *, now: datetime, limit: int, without: Collect
         NOTIFICATIONS.c.transition == "resolved",
     )
     statement = (
-        select(
-            NOTIFICATIONS,
-            *(column.label(f"alert_{column.name}") for column in ALERTS.c if column.name != "id"),
-            _FIRED.c.state.label("fired_state"),
-            _FIRED.c.attempts.label("fired_attempts"),
-        )
-        .join(ALERTS, ALERTS.c.id == NOTIFICATIONS.c.alert_id)
+        select(NOTIFICATIONS, _FIRED.c.state.label("fired_state"), _FIRED.c.attempts.label("fired_attempts"))
         .outerjoin(_FIRED, same)
         .where(_DUE, NOTIFICATIONS.c.due_at <= now, NOTIFICATIONS.c.target.not_in(without))
         .order_by(NOTIFICATIONS.c.due_at, NOTIFICATIONS.c.id)
         .limit(limit)
     )
     async with database.reading() as connection:
-        return [_due(row) for row in (await connection.execute(statement)).all()]
+        rows = (await connection.execute(statement)).all()
+        found = await alerts.with_ids(connection, {row.alert_id for row in rows})
+    # Retention may have removed an alert, with its notifications, meanwhile.
+    return [_due(row, found[row.alert_id]) for row in rows if row.alert_id in found]
 
 
-def _due(row: Any) -> DueNotification:
+def _due(row: Any, alert: Alert) -> DueNotification:
     return DueNotification(
         id=row.id,
         target=row.target,
@@ -76,30 +74,9 @@ def _due(row: Any) -> DueNotification:
         transition=Transition(row.transition),
         attempts=row.attempts,
         created_at=row.created_at,
-        alert=_alert(row),
+        alert=alert,
         fired_state=NotificationState(row.fired_state) if row.fired_state is not None else None,
         fired_attempts=row.fired_attempts or 0,
-    )
-
-
-def _alert(row: Any) -> Alert:
-    return Alert(
-        id=row.alert_id,
-        rule=RuleType(row.alert_rule),
-        name=row.alert_name,
-        severity=Severity(row.alert_severity),
-        status=AlertStatus(row.alert_status),
-        group=row.alert_group_value,
-        summary=row.alert_summary,
-        evidence=Evidence(**row.alert_evidence),
-        to=tuple(row.alert_targets),
-        messages=tuple(row.alert_messages),
-        began_at=row.alert_began_at,
-        fired_at=row.alert_fired_at,
-        updated_at=row.alert_updated_at,
-        resolved_at=row.alert_resolved_at,
-        acknowledged_at=row.alert_acknowledged_at,
-        muted_until=row.alert_muted_until,
     )
 
 

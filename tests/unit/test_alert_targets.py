@@ -10,10 +10,10 @@ import pytest
 
 from receiver.alerts import apprise
 from receiver.alerts.hooks import InvalidTarget
-from receiver.alerts.targets import MAX_TARGETS, configure
+from receiver.alerts.targets import MAX_TARGETS
 from receiver.domain.alerts import Severity
 from receiver.errors import SettingsError
-from tests.alerting import BASE_URL, hook_server, made, make_alert, make_rule, targets
+from tests.alerting import configured, hook_server, made, make_alert, make_rule, targets
 
 KEY = "CANARY0123456789CANARY0123456789"
 
@@ -25,28 +25,28 @@ def refused(*to: str, **changes: Any) -> str:
 
 
 def test_names_of_sinks_stay_and_urls_become_digests() -> None:
-    configured = targets("ops", "json://127.0.0.1/a", f"pagerduty://{KEY}", sinks=["ops"])
-    name, first, second = configured.rules[0].to
+    found = targets("ops", "json://127.0.0.1/a", f"pagerduty://{KEY}", sinks=["ops"])
+    name, first, second = found.rules[0].to
     assert name == "ops"
-    assert {first, second} == configured.targets.keys()
-    assert [one.recipient.label[:-5] for one in configured.targets.values()] == ["json://*** (", "pagerduty://*** ("]
+    assert {first, second} == found.targets.keys()
+    assert [one.recipient.label[:-5] for one in found.targets.values()] == ["json://*** (", "pagerduty://*** ("]
     assert first.startswith("target-")
 
 
 def test_the_same_target_of_two_rules_is_one() -> None:
     rules = [make_rule("json://127.0.0.1/a", name="one"), make_rule("json://127.0.0.1/a", "x", name="two")]
-    configured = configure(rules, sinks=["x"], base_url=BASE_URL)
-    assert len(configured.targets) == 1
+    found = configured(rules, sinks=["x"])
+    assert len(found.targets) == 1
 
 
 def test_defaults_are_for_rules_without_to() -> None:
     rules = [make_rule(name="without"), make_rule("json://127.0.0.1/own", name="with")]
-    configured = configure(rules, sinks=(), base_url=BASE_URL, default_to=["json://127.0.0.1/all"])
-    without, with_to = ([one.recipient.target for one in configured.of_rule(rule)] for rule in configured.rules)
-    assert without == list(configured.defaults)
-    assert with_to == list(configured.rules[1].to)
+    found = configured(rules, default_to=("json://127.0.0.1/all",))
+    without, with_to = ([one.recipient.target for one in found.of_rule(rule)] for rule in found.rules)
+    assert without == list(found.defaults)
+    assert with_to == list(found.rules[1].to)
     assert without != with_to
-    recipients = configured.recipients
+    recipients = found.recipients
     assert [one.target for one in recipients.of(make_alert(to=()))] == without
     assert [one.target for one in recipients.of(make_alert(to=with_to))] == with_to
     # An alert for a sink alone, and one for a target that left the settings.
@@ -59,10 +59,10 @@ def test_target_is_read_from_environment_and_file(entry: str, tmp_path: Path, mo
     path.write_text(f"pagerduty://{KEY}\n")
     monkeypatch.setenv("TARGET", f"pagerduty://{KEY}")
     entry = entry.format(path=path)
-    configured = targets(entry)
-    [one] = configured.targets.values()
+    found = targets(entry)
+    [one] = found.targets.values()
     assert one.recipient.label == f"pagerduty://*** ({entry})"
-    assert configured.rules[0].to == targets(f"pagerduty://{KEY}").rules[0].to
+    assert found.rules[0].to == targets(f"pagerduty://{KEY}").rules[0].to
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_secret_of_a_reference_is_not_shown_if_it_is_no_target(monkeypatch: pyte
 
 def test_default_target_is_not_a_sink() -> None:
     with pytest.raises(SettingsError, match="RECEIVER_ALERT_TO: ops is a sink; a sink asks for alert events"):
-        configure([], sinks=["ops"], base_url=BASE_URL, default_to=["ops"])
+        configured([], sinks=["ops"], default_to=("ops",))
 
 
 def test_number_of_targets_is_bounded() -> None:
@@ -176,15 +176,15 @@ def test_no_part_of_a_url_is_shown_or_logged(
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     caplog.set_level(logging.DEBUG)
     with hook_server(status=status or 500, answer=b"CANARY") as hook:
-        configured = targets(url.format(port=hook.port if status else 1))
-        [one] = configured.targets.values()
+        found = targets(url.format(port=hook.port if status else 1))
+        [one] = found.targets.values()
         failure = asyncio.run(one.target.send(made(make_alert(severity=Severity.CRITICAL))))
     assert failure is not None
     for shown in (
         failure.reason,
-        repr(configured),
+        repr(found),
         repr(failure),
-        str(configured.rules),
+        str(found.rules),
         caplog.text,
         *capfd.readouterr(),
     ):
