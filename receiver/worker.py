@@ -24,12 +24,14 @@ import structlog
 
 from receiver import exposition, logs, tags, tracing
 from receiver.alerts import rules, targets
+from receiver.alerts.evaluator import Evaluator, LogWatch, Rulebook
 from receiver.alerts.hooks import Context
 from receiver.alerts.targets import Targets
 from receiver.clock import now
 from receiver.dispatch.dispatcher import Dispatchers
 from receiver.dispatch.reader import Wakeup
 from receiver.domain.alerts import Rule
+from receiver.domain.notifications import announce
 from receiver.errors import ReceiverError
 from receiver.intake.fold import TagChecker
 from receiver.intake.processor import Processor, ProcessorStatus
@@ -39,7 +41,7 @@ from receiver.providers.registry import URLS
 from receiver.settings import Settings, restore
 from receiver.sinks import registry
 from receiver.sinks.registry import ConfiguredSink
-from receiver.storage import callbacks, sqlite_file
+from receiver.storage import callbacks, notifications, sqlite_file
 from receiver.storage.database import Database, is_sqlite
 from receiver.storage.retention import Pruner
 
@@ -139,8 +141,26 @@ def target_context(settings: Settings) -> Context:
     )
 
 
+def rulebook(settings: Settings) -> Rulebook:
+    """What the evaluator of alerts needs of the settings."""
+    sinks = {str(table.get("name")): str(table.get("type")) for table in settings.sinks}
+    recipients = configured_targets(settings).recipients
+    return Rulebook(
+        rules=configured_rules(settings),
+        sinks=sinks,
+        # As the settings name them: later a rule without `to` has the targets for people of all rules.
+        named={rule.name: frozenset(rule.to) & sinks.keys() for rule in rules.configure(settings.alerts) if rule.to},
+        every=settings.alerts_every,
+        base_url=settings.base_url,
+        further=lambda at: lambda heard, spelling: notifications.steps(announce(heard, recipients, at), spelling, at),
+    )
+
+
 class Worker:
-    """Processor, dispatchers, reconciliation and pruner of one process, on the event loop that starts it."""
+    """Processor, dispatchers, reconciliation, evaluator of alerts and pruner of one process.
+
+    They run on the event loop that starts it.
+    """
 
     def __init__(self, settings: Settings, metrics: WorkerMetrics, *, holder: str | None = None) -> None:
         self.metrics = metrics
@@ -169,6 +189,15 @@ class Worker:
             holder=holder,
             tracing=self._tracing,
         )
+        self._evaluator = Evaluator(
+            self._database,
+            rulebook(settings),
+            LogWatch(self._database),
+            observer=metrics,
+            clock=now,
+            on_heard=wakeup.set,
+            holder=holder,
+        )
         names = [sink.name for sink in sinks]
         metrics.name_sinks(names)
         self._reconciliation = _reconciliation(
@@ -183,6 +212,7 @@ class Worker:
         # The sinks first: a new sink starts at the end of the log, before this worker appends to it.
         await self._dispatchers.start()
         await self.processor.start()
+        await self._evaluator.start()
         await self._pruner.start()
         if self._reconciliation is not None:
             await self._reconciliation.start()
@@ -190,6 +220,7 @@ class Worker:
 
     async def stop(self) -> None:
         """Finishes the current work, then closes the database."""
+        await self._evaluator.stop()
         if self._reconciliation is not None:
             await self._reconciliation.stop()
         await self.processor.stop()
@@ -201,19 +232,21 @@ class Worker:
         await self._database.close()
 
     async def reload(self, settings: Settings) -> None:
-        """Applies new sinks and tag keys.
+        """Applies new sinks, tag keys and rules of alerts.
 
         Raises SettingsError, or StorageUnavailable if new sinks cannot be registered; then nothing has changed.
         """
         # Every step that may fail comes before the first that changes something.
         sinks = configured_sinks(settings)
         checker = tag_checker(settings)
+        new_rules = rulebook(settings)
         names = frozenset(sink.name for sink in sinks)
         await self._dispatchers.prepare(sinks)
         self.processor.checker = checker
         self._pruner.sinks = names
         self.metrics.name_sinks(names)
         await self._dispatchers.apply(sinks)
+        self._evaluator.reload(new_rules)
 
     def wake(self) -> None:
         """Wakes the processor: the journal has new callbacks."""

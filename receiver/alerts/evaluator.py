@@ -8,9 +8,9 @@ of the event log and the notifications are written in one transaction, which the
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final, Generic, Protocol, TypeVar
 from uuid import uuid4
@@ -18,6 +18,8 @@ from uuid import uuid4
 import structlog
 
 from receiver import failpoints
+from receiver.domain import alert_rules
+from receiver.domain.alert_facts import Facts as LogFacts
 from receiver.domain.alerts import (
     Alert,
     AlertChange,
@@ -33,33 +35,60 @@ from receiver.errors import StorageUnavailable
 from receiver.intake.processor import LEASE_SECONDS
 from receiver.logs import Sampled
 from receiver.monitoring import Failures
-from receiver.storage import alerts
+from receiver.storage import alert_facts, alerts, event_counts
 from receiver.storage.alerts import AlertingLease, AlertingLeaseLost, Further
 from receiver.storage.database import Database
 
 _STANDBY_SECONDS: Final = 1.0
+# Between two rounds while alerts are switched off: alerts of rules that are gone were resolved in the first.
+_IDLE: Final = timedelta(minutes=1)
 _FIRST_BACKOFF_SECONDS: Final = 1.0
 _MAX_BACKOFF_SECONDS: Final = 60.0
 
 log = structlog.get_logger("receiver.alerts")
 
-Facts = TypeVar("Facts")
+AnyFacts = TypeVar("AnyFacts")
 
 
-class Watch(Protocol[Facts]):
+class Watch(Protocol[AnyFacts]):
     """Where the facts come from, and what the rules make of them."""
 
     async def begin(self, epoch: int, now: datetime, every: timedelta) -> datetime:
         """Counts what happened since the last round; returns since when no round was left out."""
         ...
 
-    async def gather(self, rules: Sequence[Rule], now: datetime) -> Facts:
-        """The facts that the rules need."""
+    async def gather(self, rules: Sequence[Rule], now: datetime, sinks: Mapping[str, str]) -> AnyFacts:
+        """The facts that the rules need; `sinks` are the types of the configured sinks, by name."""
         ...
 
-    def evaluate(self, rule: Rule, facts: Facts, now: datetime) -> list[Finding]:
+    def evaluate(self, rule: Rule, facts: AnyFacts, now: datetime) -> list[Finding]:
         """What a rule finds in the facts."""
         ...
+
+    async def messages(self, rule: Rule, group: str | None, facts: AnyFacts, now: datetime) -> list[str]:
+        """The ids of up to ten messages that a finding of a rule is about."""
+        ...
+
+
+class LogWatch:
+    """Counts the events of the log, gathers the facts from the database and from the state of the installation."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def begin(self, epoch: int, now: datetime, every: timedelta) -> datetime:
+        since = await event_counts.note_round(self._database, epoch, now, every)
+        await event_counts.count(self._database, epoch, now)
+        return since
+
+    async def gather(self, rules: Sequence[Rule], now: datetime, sinks: Mapping[str, str]) -> LogFacts:
+        return await alert_facts.gather(self._database, rules, now, sinks=sinks)
+
+    def evaluate(self, rule: Rule, facts: LogFacts, now: datetime) -> list[Finding]:
+        return alert_rules.evaluate(rule, facts, now)
+
+    async def messages(self, rule: Rule, group: str | None, facts: LogFacts, now: datetime) -> list[str]:
+        return await alert_facts.offending(self._database, rule, group, facts, now)
 
 
 class EvaluationObserver(Protocol):
@@ -78,26 +107,28 @@ class EvaluationObserver(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rulebook:
-    """What a reload changes: the rules, the names of the configured sinks, and the steps that notify people.
+    """What a reload changes: the rules, the types of the configured sinks by name, and the steps that notify people.
 
-    `further` is called with what others hear of, and the time.
+    `named` has the sinks of each rule whose `to` is set, by the name of the rule. `every` is the time between two
+    rounds; without rules it may be 0. `further` gets the time of a round.
     """
 
     rules: Sequence[Rule]
-    sinks: Collection[str] = ()
+    sinks: Mapping[str, str] = field(default_factory=dict)
+    named: Mapping[str, frozenset[str]] = field(default_factory=dict)
     every: timedelta = timedelta(seconds=30)
     base_url: str = ""
     further: Callable[[datetime], Further] = lambda _: lambda _heard, _spelling: ()
 
 
-class Evaluator(Generic[Facts]):
+class Evaluator(Generic[AnyFacts]):
     """Evaluates the rules while this worker holds the lease of its database."""
 
     def __init__(
         self,
         database: Database,
         rulebook: Rulebook,
-        watch: Watch[Facts],
+        watch: Watch[AnyFacts],
         *,
         observer: EvaluationObserver,
         clock: Callable[[], datetime],
@@ -182,7 +213,7 @@ class Evaluator(Generic[Facts]):
                 if self._failures.since is not None:
                     log.info("alerts are evaluated again", tries=self._failures.number)
                     self._failures.end()
-                every = self._rulebook.every.total_seconds()
+                every = (self._rulebook.every or _IDLE).total_seconds()
                 await self._wait_for_next(renewing, started + every - time.monotonic())
         finally:
             renewing.cancel()
@@ -232,9 +263,9 @@ class Evaluator(Generic[Facts]):
         Raises AlertingLeaseLost, StorageUnavailable, or any other error that prevents the write; then nothing changed.
         """
         started, now, rulebook = time.monotonic(), self._clock(), self._rulebook
-        watching_since = await self._watch.begin(lease.epoch, now, rulebook.every)
+        watching_since = await self._watch.begin(lease.epoch, now, rulebook.every or _IDLE)
         failpoints.reach("alerts_counted")
-        facts = await self._watch.gather(rulebook.rules, now)
+        facts = await self._watch.gather(rulebook.rules, now, rulebook.sinks)
         findings, errors = self._evaluate_rules(rulebook.rules, facts, now)
         async with self._database.reading() as connection:
             open_alerts = await alerts.open_alerts(connection)
@@ -242,6 +273,7 @@ class Evaluator(Generic[Facts]):
         changes = advance(
             rulebook.rules, open_alerts, findings, now, self._new_id, mutes=mutes, watching_since=watching_since
         )
+        changes = [await self._with_messages(change, rulebook.rules, facts, now) for change in changes]
         changes += unannounced(open_alerts, changes, now)
         failpoints.reach("alerts_evaluated")
         async with self._database.appending() as transaction:
@@ -251,7 +283,7 @@ class Evaluator(Generic[Facts]):
                 changes,
                 now=now,
                 base_url=rulebook.base_url,
-                sinks=rulebook.sinks,
+                sinks=lambda alert: rulebook.named.get(alert.name),
                 further=rulebook.further(now),
             )
             failpoints.reach("alerts_written")
@@ -260,7 +292,7 @@ class Evaluator(Generic[Facts]):
         return heard
 
     def _evaluate_rules(
-        self, rules: Sequence[Rule], facts: Facts, now: datetime
+        self, rules: Sequence[Rule], facts: AnyFacts, now: datetime
     ) -> tuple[Findings, dict[str, Exception]]:
         """The findings of the rules, and the errors of those that could not be evaluated: their alerts stay open."""
         findings: dict[str, Sequence[Finding]] = {}
@@ -272,6 +304,23 @@ class Evaluator(Generic[Facts]):
                 errors[rule.name] = error
                 self._rule_failures.add(rule=rule.name, error=_first_line(error))
         return findings, errors
+
+    async def _with_messages(
+        self, change: AlertChange, rules: Sequence[Rule], facts: AnyFacts, now: datetime
+    ) -> AlertChange:
+        """The change of an alert that fires, with the messages it is about; without them if they cannot be read."""
+        alert = change.alert
+        rule = next((rule for rule in rules if rule.name == alert.name), None)
+        if rule is None or change.transition is not Transition.FIRED:
+            return change
+        try:
+            messages = await self._watch.messages(rule, alert.group, facts, now)
+        except StorageUnavailable:
+            raise
+        except Exception as error:
+            self._rule_failures.add(rule=rule.name, error=_first_line(error))
+            return change
+        return replace(change, alert=replace(alert, messages=tuple(messages)))
 
     def _rule_failure(self, errors: Mapping[str, Exception], now: datetime) -> tuple[datetime, str] | None:
         """Since when rules cannot be evaluated, and the first of them."""

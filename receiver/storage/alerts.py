@@ -1,7 +1,7 @@
 """Alerts: the lease of the evaluation, the rows of alerts, and the entries of the event log about them."""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -25,6 +25,7 @@ from receiver.errors import Conflict, ReceiverError, Unknown
 from receiver.explanation.installation import AlertingRecord
 from receiver.models.alerts import ALERTING, ALERTS, alert_read
 from receiver.models.columns import json_text
+from receiver.models.events import EVENTS
 from receiver.models.queries import AlertQuery, Page, SortOrder
 from receiver.storage import event_log, leases
 from receiver.storage.bulk import ExecuteMany, InsertMany, Spelling, Step, Transaction, upsert
@@ -166,6 +167,10 @@ Further = Callable[[Sequence[AlertChange], Spelling], Iterable[Step]]
 """The further steps that go with what others hear of, such as notifications, after those that write the alerts."""
 
 
+Named = Callable[[Alert], frozenset[str] | None]
+"""The sinks that the rule of an alert names; None: every sink that asks for alert events."""
+
+
 def _nothing(_: Sequence[AlertChange], __: Spelling) -> Iterable[Step]:
     return ()
 
@@ -176,13 +181,13 @@ async def write(
     *,
     now: datetime,
     base_url: str,
-    sinks: Collection[str] = (),
+    sinks: Named = lambda _: None,
     further: Further = _nothing,
 ) -> list[AlertChange]:
     """Writes changes of alerts and the entries of the event log about them; returns what others hear of.
 
-    `base_url` is the start of the links, `sinks` are the names of the configured sinks: an alert whose rule names some
-    of them is for these alone. What people have decided (acknowledged, muted) stays as it is in the database.
+    `base_url` is the start of the links. That an alert is resolved is for the sinks that its firing was for. What
+    people have decided (acknowledged, muted) stays as it is in the database.
     """
     written, heard = [], []
     for change in await _as_decided(transaction, changes):
@@ -193,17 +198,31 @@ async def write(
         if heard_as is not None:
             heard.append(AlertChange(transition=heard_as, alert=alert))
     spelling = transaction.spelling
+    named = await _named_before(transaction, [change.alert.id for change in heard])
+    events = [_event(change, now, base_url, named.get(change.alert.id, sinks(change.alert))) for change in heard]
     kept = [change.alert for change in written if change.transition is not Transition.FORGOTTEN]
     gone = [(change.alert.id,) for change in written if change.transition is Transition.FORGOTTEN]
     await transaction.run(
         [
             ExecuteMany("DELETE FROM alerts WHERE id = ? AND status = 'pending'", gone),
             InsertMany(ALERTS, _WRITTEN, [_row(alert, spelling) for alert in kept], _REPLACE),
-            event_log.append_alerts([_event(change, now, base_url, sinks) for change in heard], spelling),
+            event_log.append_alerts(events, spelling),
             *further(heard, spelling),
         ]
     )
     return heard
+
+
+async def _named_before(transaction: Transaction, alert_ids: Sequence[str]) -> dict[str, frozenset[str] | None]:
+    """The sinks that the firing of alerts was for, by the id of the alert, as far as it is in the log."""
+    if not alert_ids:
+        return {}
+    rows = await transaction.select(_FIRING, "message_id {among} AND api = 'alert' AND status = 'fired'", alert_ids)
+    named = {row.message_id: row.facts["sinks"] for row in rows}
+    return {alert_id: frozenset(sinks) if sinks is not None else None for alert_id, sinks in named.items()}
+
+
+_FIRING: Final = [EVENTS.c.message_id, EVENTS.c.facts]
 
 
 async def _as_decided(transaction: Transaction, changes: Sequence[AlertChange]) -> list[AlertChange]:
@@ -265,7 +284,7 @@ def _row(alert: Alert, spelling: Spelling) -> tuple[Any, ...]:
     return tuple(values[name] for name in _WRITTEN)
 
 
-def _event(change: AlertChange, now: datetime, base_url: str, sinks: Collection[str]) -> AlertEvent:
+def _event(change: AlertChange, now: datetime, base_url: str, sinks: frozenset[str] | None) -> AlertEvent:
     alert = change.alert
     transition: Literal["fired", "resolved"] = "fired" if change.transition is Transition.FIRED else "resolved"
     return AlertEvent(
@@ -275,7 +294,7 @@ def _event(change: AlertChange, now: datetime, base_url: str, sinks: Collection[
         occurred_at=(alert.fired_at if transition == "fired" else alert.resolved_at) or now,
         received_at=now,
         alert=alert_read(alert, base_url).model_dump(mode="json", by_alias=True),
-        sinks=frozenset(alert.to) & frozenset(sinks) if alert.to else None,
+        sinks=sinks,
     )
 
 
