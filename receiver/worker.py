@@ -26,12 +26,12 @@ from receiver import exposition, logs, tags, tracing
 from receiver.alerts import rules, targets
 from receiver.alerts.evaluator import Evaluator, LogWatch, Rulebook
 from receiver.alerts.hooks import Context
+from receiver.alerts.notifier import Notifier
 from receiver.alerts.targets import Targets
 from receiver.clock import now
 from receiver.dispatch.dispatcher import Dispatchers
 from receiver.dispatch.reader import Wakeup
 from receiver.domain.alerts import Rule
-from receiver.domain.notifications import announce
 from receiver.errors import ReceiverError
 from receiver.intake.fold import TagChecker
 from receiver.intake.processor import Processor, ProcessorStatus
@@ -41,7 +41,7 @@ from receiver.providers.registry import URLS
 from receiver.settings import Settings, restore
 from receiver.sinks import registry
 from receiver.sinks.registry import ConfiguredSink
-from receiver.storage import callbacks, notifications, sqlite_file
+from receiver.storage import callbacks, sqlite_file
 from receiver.storage.database import Database, is_sqlite
 from receiver.storage.retention import Pruner
 
@@ -144,20 +144,19 @@ def target_context(settings: Settings) -> Context:
 def rulebook(settings: Settings) -> Rulebook:
     """What the evaluator of alerts needs of the settings."""
     sinks = {str(table.get("name")): str(table.get("type")) for table in settings.sinks}
-    recipients = configured_targets(settings).recipients
+    found = configured_targets(settings)
     return Rulebook(
-        rules=configured_rules(settings),
+        rules=found.rules if settings.alerts_every else (),
         sinks=sinks,
-        # As the settings name them: later a rule without `to` has the targets for people of all rules.
-        named={rule.name: frozenset(rule.to) & sinks.keys() for rule in rules.configure(settings.alerts) if rule.to},
+        named={rule.name: frozenset(rule.to) & sinks.keys() for rule in found.rules if rule.to},
         every=settings.alerts_every,
         base_url=settings.base_url,
-        further=lambda at: lambda heard, spelling: notifications.steps(announce(heard, recipients, at), spelling, at),
+        further=found.further,
     )
 
 
 class Worker:
-    """Processor, dispatchers, reconciliation, evaluator of alerts and pruner of one process.
+    """Processor, dispatchers, reconciliation, evaluator and notifier of alerts, and pruner of one process.
 
     They run on the event loop that starts it.
     """
@@ -189,15 +188,23 @@ class Worker:
             holder=holder,
             tracing=self._tracing,
         )
+        self._notifier = Notifier(
+            self._database,
+            configured_targets(settings),
+            clock=now,
+            observer=metrics,
+            random_fraction=random.random,
+        )
         self._evaluator = Evaluator(
             self._database,
             rulebook(settings),
             LogWatch(self._database),
             observer=metrics,
             clock=now,
-            on_heard=wakeup.set,
+            on_heard=self._on_heard,
             holder=holder,
         )
+        self._wakeup = wakeup
         names = [sink.name for sink in sinks]
         metrics.name_sinks(names)
         self._reconciliation = _reconciliation(
@@ -213,6 +220,7 @@ class Worker:
         await self._dispatchers.start()
         await self.processor.start()
         await self._evaluator.start()
+        await self._notifier.start()
         await self._pruner.start()
         if self._reconciliation is not None:
             await self._reconciliation.start()
@@ -221,6 +229,7 @@ class Worker:
     async def stop(self) -> None:
         """Finishes the current work, then closes the database."""
         await self._evaluator.stop()
+        await self._notifier.stop()
         if self._reconciliation is not None:
             await self._reconciliation.stop()
         await self.processor.stop()
@@ -239,7 +248,7 @@ class Worker:
         # Every step that may fail comes before the first that changes something.
         sinks = configured_sinks(settings)
         checker = tag_checker(settings)
-        new_rules = rulebook(settings)
+        new_rules, new_targets = rulebook(settings), configured_targets(settings)
         names = frozenset(sink.name for sink in sinks)
         await self._dispatchers.prepare(sinks)
         self.processor.checker = checker
@@ -247,6 +256,12 @@ class Worker:
         self.metrics.name_sinks(names)
         await self._dispatchers.apply(sinks)
         self._evaluator.reload(new_rules)
+        self._notifier.reload(new_targets)
+
+    def _on_heard(self) -> None:
+        """Others hear of alerts: sinks by the event log, people by the notifier."""
+        self._wakeup.set()
+        self._notifier.wake()
 
     def wake(self) -> None:
         """Wakes the processor: the journal has new callbacks."""

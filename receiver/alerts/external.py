@@ -1,6 +1,5 @@
 """Alerts of other programs: what they post becomes alerts of ours, which go the same ways."""
 
-from collections.abc import Collection
 from datetime import datetime
 
 import structlog
@@ -14,9 +13,7 @@ from receiver.storage.database import Database
 log = structlog.get_logger("receiver.alerts")
 
 
-async def take(
-    database: Database, post: AlertmanagerPost, targets: Targets, *, sinks: Collection[str], now: datetime
-) -> list[AlertChange]:
+async def take(database: Database, post: AlertmanagerPost, targets: Targets, *, now: datetime) -> list[AlertChange]:
     """Writes what a post changes, with its events and notifications, in one transaction; returns what others hear of.
 
     Alertmanager posts again what it has posted, and two of them post the same: only the first post changes something.
@@ -32,7 +29,7 @@ async def take(
             found,
             now=now,
             base_url=targets.base_url,
-            sinks=sinks,
+            sinks=targets.sinks_of,
             further=targets.further(now),
         )
     for change in heard:

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from receiver import failpoints
 from receiver.alerts.targets import ConfiguredTarget, Targets
 from receiver.domain.notifications import POLICY, Decision, DueNotification, NotificationState, decide
 from receiver.errors import StorageUnavailable
@@ -40,7 +41,7 @@ class NotificationObserver(Protocol):
 
 
 class Notifier:
-    """Sends the due notifications of the database, in the process that holds the lease of the alerts."""
+    """Sends the due notifications of the database. Several workers may do so at once."""
 
     def __init__(
         self,
@@ -152,7 +153,9 @@ class Notifier:
             due_at = None if is_last else now + timedelta(minutes=1)
             await self._failed(notification, attempts, "the target is not in the settings", due_at)
             return
+        failpoints.reach("notification_begun")
         failure = await target.target.send(self._targets.described(notification.alert, notification.transition))
+        failpoints.reach("notification_sent")
         now = self._clock()
         if failure is None:
             await notifications.sent(self._database, notification, now=now)

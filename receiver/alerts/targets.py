@@ -64,12 +64,14 @@ class ConfiguredTarget:
 class Targets:
     """The targets for people of all rules, by their digest, and the rules with digests instead of URLs in `to`.
 
-    `defaults` are the digests of those of rules without `to`, `base_url` is the start of links.
+    `defaults` are the digests of those of rules without `to`, `sinks` the names of the configured sinks. `base_url` is
+    the start of links.
     """
 
     rules: tuple[Rule, ...] = ()
     targets: Mapping[str, ConfiguredTarget] = field(default_factory=dict)
     defaults: tuple[str, ...] = ()
+    sinks: frozenset[str] = frozenset()
     base_url: str = ""
 
     @property
@@ -80,6 +82,10 @@ class Targets:
 
     def of_rule(self, rule: Rule) -> list[ConfiguredTarget]:
         return [self.targets[entry] for entry in rule.to or self.defaults if entry in self.targets]
+
+    def sinks_of(self, alert: Alert) -> frozenset[str] | None:
+        """The sinks that the rule of an alert names; None: every sink that asks for alert events."""
+        return frozenset(alert.to) & self.sinks if alert.to else None
 
     def further(self, now: datetime) -> Further:
         """What makes the notifications of changes, in the transaction that writes the alerts."""
@@ -133,6 +139,7 @@ def configure(
         rules=tuple(configured),
         targets=found,
         defaults=tuple(dict.fromkeys(defaults)),
+        sinks=frozenset(sinks),
         base_url=context.base_url,
     )
 

@@ -54,9 +54,7 @@ def chosen_targets(targets: Targets, name: str | None) -> list[ConfiguredTarget]
 
 async def post_alertmanager(call: Call) -> AlertmanagerResponse:
     context = call.context
-    heard = await external.take(
-        call.database, call.body, context.targets or Targets(), sinks=context.sinks.keys(), now=context.clock()
-    )
+    heard = await external.take(call.database, call.body, context.targets or Targets(), now=context.clock())
     return AlertmanagerResponse(alerts=len(heard))
 
 

@@ -1,7 +1,7 @@
 """Alerts: the lease of the evaluation, the rows of alerts, and the entries of the event log about them."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Literal
