@@ -88,7 +88,14 @@ def _networks() -> list[Any]:
 async def write(database: Database, change: AlertChange, configured: Targets, now: datetime) -> None:
     """Writes an alert and its notifications, as the evaluation does, in one transaction."""
     async with database.appending() as transaction:
-        await alerts.write(transaction, [change], now=now, base_url=BASE_URL, sinks=(), further=configured.further(now))
+        await alerts.write(
+            transaction,
+            [change],
+            now=now,
+            base_url=BASE_URL,
+            sinks=configured.sinks_of,
+            further=configured.further(now),
+        )
 
 
 async def fire(database: Database, configured: Targets, *, now: datetime | None = None, **changes: Any) -> Alert:
