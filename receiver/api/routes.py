@@ -10,7 +10,6 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from receiver.api import (
-    alert_posts,
     alerts,
     callbacks,
     catapult,
@@ -18,6 +17,7 @@ from receiver.api import (
     docs,
     events,
     messages,
+    notifications,
     openapi,
     reference,
     sends,
@@ -43,7 +43,7 @@ OWN: Final = Group(
         *sinks.OPERATIONS,
         *dead_letters.OPERATIONS,
         *alerts.OPERATIONS,
-        *alert_posts.OPERATIONS,
+        *notifications.OPERATIONS,
         *status.OPERATIONS,
     ),
 )

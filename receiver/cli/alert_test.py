@@ -5,7 +5,7 @@ from pathlib import Path
 
 from receiver.alerts.targets import of_entry
 from receiver.alerts.trial import try_targets
-from receiver.api.alert_posts import AlertTargetTest, chosen_targets
+from receiver.api.notifications import AlertTargetTest, chosen_targets
 from receiver.cli.context import read_settings
 from receiver.cli.output import echo, echo_json, echo_table
 from receiver.clock import now

@@ -17,7 +17,7 @@ from receiver.domain.cloudevents import rfc3339
 
 if TYPE_CHECKING:
     # A command imports the models of its own nouns alone.
-    from receiver.models.alerts import AlertRead
+    from receiver.models.alerts import AlertRead, NotificationRead
     from receiver.models.callbacks import CallbackSummaryRead
     from receiver.models.codes import DeliveryCodeRead
     from receiver.models.events import MessageEventRead
@@ -244,6 +244,11 @@ def _alert(alert: "AlertRead") -> tuple[object, ...]:
     return alert.id, time, ", ".join(status), alert.severity, alert.name, alert.group_value, alert.summary
 
 
+def _notification(one: "NotificationRead") -> tuple[object, ...]:
+    times = time_text(one.sent_at), time_text(one.next_at)
+    return one.target, one.transition, one.state, one.attempts, *times, one.error
+
+
 def _decisions(alert: "AlertRead") -> list[str]:
     """What people have decided about an alert."""
     acknowledged = ["acknowledged"] if alert.acknowledged_at is not None else []
@@ -291,6 +296,7 @@ TABLES: Final[Mapping[str, Table]] = {
     "ReplayRead": Table(("ID", "REQUESTED", "STATE", "DONE", "PUBLISHED", "DEAD LETTERS", "ENDED"), _replay),
     "DeadLetterRead": Table(("ID", "SINK", "DIED", "MESSAGE", "STATUS", "REASON", "ATTEMPTS", "DETAIL"), _dead_letter),
     "AlertRead": Table(("ID", "FIRED", "STATUS", "SEVERITY", "RULE", "GROUP", "SUMMARY"), _alert),
+    "NotificationRead": Table(("TARGET", "ABOUT", "STATE", "ATTEMPTS", "SENT", "NEXT", "ERROR"), _notification),
     "DeliveryCodeRead": Table(("API", "CODE", "NAME", "CATEGORY", "OUTCOME", "RETRYABLE", "BILLABLE"), _code),
 }
 

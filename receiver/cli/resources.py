@@ -544,6 +544,15 @@ def _act_on_alert(config: Path | None, operation: str, alert_id: str, *, json: b
     return show(operation, config, {"id": alert_id}, json=json, text=lambda it: echo_fields(alert_fields(it)), **call)
 
 
+@alerts.command("notifications")
+def list_notifications(id: AlertId, config: Config = None, json: Json = False) -> int:  # noqa: A002
+    """List who was notified of an alert, and who could not be."""
+    from receiver.cli.calls import show_list
+    from receiver.models.queries import Query
+
+    return show_list("notifications.listNotifications", config, query=Query(), json=json, path={"id": id})
+
+
 @alerts.command("test")
 def send_test_alert(
     to: Annotated[

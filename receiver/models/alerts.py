@@ -196,6 +196,21 @@ class NotificationRow(Model, table=True):
     last_error: str | None = text_column(nullable=True)
 
 
+class NotificationRead(Read):
+    """A notification of one target for people about an alert."""
+
+    target: str = Description(description="the target, without its secrets")
+    transition: Literal["fired", "resolved"]
+    state: Literal["due", "sent", "failed", "withdrawn"] = Description(
+        description="`failed`: it is not tried again; `withdrawn`: the alert was resolved before it was sent"
+    )
+    attempts: int
+    error: str | None = Description(description="why the last attempt failed")
+    created_at: Time
+    next_at: Time | None = Description(description="when it is tried next; null unless it is due")
+    sent_at: Time | None
+
+
 ALERTS = table_of(AlertRow)
 ALERTING = table_of(AlertingRow)
 EVENT_COUNTS = table_of(EventCountRow)

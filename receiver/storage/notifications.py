@@ -1,15 +1,14 @@
 """Notifications of people: made in the transaction that changes an alert, sent later, until they are sent or fail."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Row, and_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import and_, select, update
 
 from receiver.domain.alerts import Alert, Transition
 from receiver.domain.notifications import Announcement, DueNotification, NotificationState
-from receiver.models.alerts import NOTIFICATIONS, NotificationRow
+from receiver.models.alerts import NOTIFICATIONS, NotificationRead, NotificationRow
 from receiver.models.columns import table_of
 from receiver.providers.fields import storable
 from receiver.storage import alerts
@@ -124,10 +123,22 @@ async def _change(database: Database, where: Any, **values: Any) -> bool:
         return bool((await connection.execute(update(NOTIFICATIONS).where(where).values(**values))).rowcount)
 
 
-async def of_alerts(connection: AsyncConnection, alert_ids: Sequence[str]) -> dict[str, list[Row[Any]]]:
-    """The notifications of alerts, by the id of the alert, in the order in which they were made."""
-    statement = select(NOTIFICATIONS).where(NOTIFICATIONS.c.alert_id.in_(alert_ids)).order_by(NOTIFICATIONS.c.id)
-    found: dict[str, list[Row[Any]]] = {alert_id: [] for alert_id in alert_ids}
-    for row in await connection.execute(statement):
-        found[row.alert_id].append(row)
-    return found
+async def of_alert(database: Database, alert_id: str) -> list[NotificationRead]:
+    """The notifications of an alert, in the order in which they were made; raises UnknownAlert."""
+    statement = select(NOTIFICATIONS).where(NOTIFICATIONS.c.alert_id == alert_id).order_by(NOTIFICATIONS.c.id)
+    await alerts.with_id(database, alert_id)
+    async with database.reading() as connection:
+        return [_read(row) for row in await connection.execute(statement)]
+
+
+def _read(row: Any) -> NotificationRead:
+    return NotificationRead(
+        target=row.label,
+        transition=row.transition,
+        state=row.state,
+        attempts=row.attempts,
+        error=row.last_error,
+        created_at=row.created_at,
+        next_at=row.due_at if row.state == NotificationState.DUE else None,
+        sent_at=row.sent_at,
+    )

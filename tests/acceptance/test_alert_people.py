@@ -36,6 +36,12 @@ def test_alert_of_another_program_reaches_people_through_the_server(tmp_path: Pa
             until(lambda: len(hook.posted) == 2)
             metrics = httpx2.get(f"{server.url}/metrics", headers={"Authorization": "Bearer token"}, **PATIENT)
             until(lambda: "notification sent" in server.errors.read_text())
+            [alert] = httpx2.get(
+                f"{server.url}/api/alerts", headers={"Authorization": "Bearer token"}, **PATIENT
+            ).json()
+            listed = receiver(tmp_path, "alerts", "notifications", alert["id"]).stdout.decode().splitlines()
+            assert [line.split()[2:5] for line in listed[1:]] == [["fired", "sent", "1"], ["resolved", "sent", "1"]]
+            assert listed[1].startswith("json://*** (file:target)")
             assert server.stop() == 0
         titles = [one.json["title"] for one in hook.posted]
         assert titles == [

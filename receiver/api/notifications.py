@@ -1,4 +1,4 @@
-"""Operations on alerts that post something: alerts of other programs, and a test alert to targets for people."""
+"""Operations on alerts and people: who was notified, a test alert to targets, and alerts of other programs."""
 
 from typing import Any, Final
 
@@ -10,9 +10,11 @@ from receiver.alerts.targets import ConfiguredTarget, Targets
 from receiver.alerts.trial import try_targets
 from receiver.api.operations import Call, Operation
 from receiver.errors import Unknown, did_you_mean
+from receiver.models.alerts import NotificationRead
 from receiver.models.columns import Read
 from receiver.models.parameters import Text
 from receiver.models.queries import Query
+from receiver.storage import notifications as stored
 
 
 class AlertTestQuery(Query):
@@ -58,9 +60,22 @@ async def post_alertmanager(call: Call) -> AlertmanagerResponse:
     return AlertmanagerResponse(alerts=len(heard))
 
 
+async def list_notifications(call: Call) -> list[NotificationRead]:
+    return await stored.of_alert(call.database, call.path["id"])
+
+
 _POST: Final[dict[str, Any]] = {"method": "POST"}
 
 OPERATIONS: Final = (
+    Operation(
+        name="listNotifications",
+        path="/api/alerts/{id}/notifications",
+        summary="List who was notified of an alert, and who could not be",
+        handle=list_notifications,
+        answer=list[NotificationRead],
+        problems=(404,),
+        path_words={"id": "the id of the alert"},
+    ),
     Operation(
         name="testAlertTargets",
         path="/api/alerts/test",

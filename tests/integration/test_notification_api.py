@@ -12,7 +12,7 @@ from receiver.alerts.alertmanager import MAX_ALERTS
 from receiver.domain.alerts import RuleType
 from receiver.models.alerts import ALERTS
 from receiver.models.events import EVENTS
-from receiver.storage import alerts
+from receiver.storage import alerts, notifications
 from receiver.storage.database import Database
 from tests.alerting import configured, hook_server, make_rule, rows, targets
 from tests.unit.test_alertmanager import POSTED
@@ -59,6 +59,23 @@ async def test_posted_alert_fires_and_is_resolved_as_one_of_ours(database: Datab
     assert (row.status, row.resolved_at is not None) == ("resolved", True)
     assert await events(database) == ["fired", "resolved"]
     assert [one.transition for one in await rows(database)] == ["fired", "resolved"]
+
+
+async def test_notifications_of_an_alert_are_listed(database: Database) -> None:
+    found = configured([make_rule("json://127.0.0.1/CANARY", type=RuleType.EXTERNAL, name="external")])
+    async with client(application(database, targets=found)) as http:
+        await http.post(PATH, json=posted())
+        [row] = await stored(database)
+        [due] = await notifications.due(database, now=datetime.now(UTC), limit=10)
+        later = datetime.now(UTC) + timedelta(minutes=1)
+        await notifications.begin(database, due, again_at=later)
+        await notifications.failed(database, due, "status 500", due_at=later)
+        [shown] = (await http.get(f"/api/alerts/{row.id}/notifications")).json()
+        assert (await http.get("/api/alerts/nothing/notifications")).status_code == 404
+    assert shown["target"].startswith("json://*** (")
+    assert (shown["transition"], shown["state"], shown["attempts"], shown["error"]) == ("fired", "due", 1, "status 500")
+    assert shown["nextTime"] is not None
+    assert shown["sentTime"] is None
 
 
 async def test_posts_at_the_same_time_fire_an_alert_once(database: Database) -> None:
