@@ -355,8 +355,8 @@ async def acknowledge(database: Database, alert_id: str, *, now: datetime) -> Al
         row = await _shown(connection, alert_id)
         if row.status != AlertStatus.FIRING:
             raise Conflict("the alert is resolved; only an alert that fires can be acknowledged")
-        first = func.coalesce(ALERTS.c.acknowledged_at, now)
-        await connection.execute(update(ALERTS).where(ALERTS.c.id == alert_id).values(acknowledged_at=first))
+        first = and_(ALERTS.c.id == alert_id, ALERTS.c.acknowledged_at.is_(None))
+        await connection.execute(update(ALERTS).where(first).values(acknowledged_at=now))
         return _alert(await _shown(connection, alert_id))
 
 

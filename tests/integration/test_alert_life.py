@@ -1,0 +1,448 @@
+"""The life of an alert in the database: it fires once, is heard of once, and people's decisions stay."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from sqlalchemy import text
+
+from receiver.alerts.evaluator import Evaluator
+from receiver.domain.alerts import CLEAR_FOR, AlertChange, Condition, RuleType, Severity, Transition
+from receiver.domain.delivery import FinalConflict
+from receiver.domain.events import Status
+from receiver.errors import Conflict, StorageUnavailable
+from receiver.models.queries import AlertQuery, SortOrder
+from receiver.storage import alerts, event_log, messages, replays
+from receiver.storage.alerts import AlertingLeaseLost, UnknownAlert
+from receiver.storage.database import Database
+from receiver.storage.rebuild import Rebuild
+from receiver.storage.retention import Pruner
+from tests.dispatching import append, dispatching, ids, life, memory, memory_sink
+from tests.evaluating import BASE_URL, Rounds, alert_entries, finding, make_rule, rows
+from tests.factories import at, callback
+from tests.processing import append as append_callbacks
+from tests.processing import drain, opened
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.anyio
+
+BREACHED, NEAR, CLEAR = finding(Condition.BREACHED), finding(Condition.NEAR), finding(Condition.CLEAR, value=0.01)
+CLEARED = CLEAR_FOR.total_seconds()
+
+
+async def fired(database: Database, **rulebook: Any) -> Rounds:
+    rounds = Rounds(database, **rulebook)
+    await rounds.round(0, BREACHED)
+    return rounds
+
+
+async def test_alert_fires_once_and_is_resolved_once(database: Database) -> None:
+    rounds = await fired(database)
+    for seconds in (30, 60):
+        await rounds.round(seconds)
+    [entry] = await alert_entries(database)
+    [row] = await rows(database)
+    assert (entry.type, entry.subject, entry.ordering_key) == ("alert.fired", row.id, f"alert:{row.id}")
+    assert entry.event.occurred_at == row.fired_at == at(0)
+    await rounds.round(90, CLEAR)
+    await rounds.round(90 + CLEARED)
+    await rounds.round(120 + CLEARED)
+    first, second = await alert_entries(database)
+    assert (first.event.id, second.type, second.subject) == (entry.event.id, "alert.resolved", row.id)
+    assert second.position > first.position
+    assert second.event.alert["resolvedTime"] == "2026-01-01T00:06:30Z"
+    assert rounds.heard == 2
+
+
+async def test_event_has_the_alert_as_the_api_shows_it(database: Database) -> None:
+    await fired(database)
+    [entry] = await alert_entries(database)
+    assert entry.event.alert == {
+        "id": entry.subject,
+        "rule": "failure-rate",
+        "name": "blocks",
+        "severity": "warning",
+        "status": "firing",
+        "group": "T-Mobile",
+        "summary": "31% failed.",
+        "evidence": {"value": 0.31, "threshold": 0.2, "volume": 120, "before": 0.02},
+        "messages": ["m1", "m2"],
+        "link": f"{BASE_URL}/api/alerts/{entry.subject}",
+        "runbook": f"{BASE_URL}/docs/alerts#failure-rate",
+        "firedTime": "2026-01-01T00:00:00Z",
+        "updatedTime": "2026-01-01T00:00:00Z",
+        "resolvedTime": None,
+        "acknowledgedTime": None,
+        "mutedUntil": None,
+    }
+
+
+async def test_pending_alert_is_neither_shown_nor_heard_of(database: Database) -> None:
+    rounds = Rounds(database, make_rule(holds_for=timedelta(minutes=5)))
+    await rounds.round(0, BREACHED)
+    [row] = await rows(database)
+    assert row.status == "pending"
+    assert (await alerts.find(database, AlertQuery())).items == []
+    with pytest.raises(UnknownAlert):
+        await alerts.with_id(database, row.id)
+    await rounds.round(30, CLEAR)
+    assert await rows(database) == await alert_entries(database) == []
+
+
+async def test_restart_brings_no_storm(database: Database) -> None:
+    groups = [finding(Condition.BREACHED, f"carrier {n}") for n in range(15)]
+    before = Rounds(database)
+    await before.round(0, *groups)
+    after = Rounds(database)
+    await after.round(600, *groups)
+    assert len(await alert_entries(database)) == 15
+    assert after.measured.firing == {("failure-rate", "warning"): 15}
+
+
+async def test_lease_holder_alone_evaluates_and_a_successor_fences_it_off(
+    database: Database, database_url: str
+) -> None:
+    rounds = await fired(database)
+    async with opened(database_url) as other:
+        successor = Rounds(other)
+        successor.evaluator = Evaluator(
+            other,
+            successor.rulebook(),
+            successor.watch,
+            observer=successor.measured,
+            clock=lambda: successor.now,
+            holder="another",
+        )
+        if database.is_sqlite:
+            # A second process has SQLite's worker lock only if the first is dead.
+            successor.evaluator._take_over = False
+        assert await successor.evaluator.acquire() is None
+        async with database.writing() as connection:
+            await connection.execute(text("UPDATE alerting SET lease_until = NULL"))
+        await successor.round(30, CLEAR)
+        with pytest.raises(AlertingLeaseLost):
+            await rounds.round(30 + CLEARED, CLEAR)
+        assert len(await alert_entries(database)) == 1
+        await successor.round(30 + CLEARED)
+    assert [entry.type for entry in await alert_entries(database)] == ["alert.fired", "alert.resolved"]
+
+
+async def test_write_of_a_fenced_off_holder_changes_nothing(database: Database) -> None:
+    rounds = Rounds(database)
+    rounds.lease = await rounds.evaluator.acquire()
+
+    async def lose(*_: Any) -> None:
+        # Between counting and writing another process takes the lease.
+        async with database.writing() as connection:
+            await connection.execute(text("UPDATE alerting SET epoch = epoch + 1"))
+
+    rounds.watch.gather = lose  # type: ignore[method-assign]
+    with pytest.raises(AlertingLeaseLost):
+        await rounds.round(0, BREACHED)
+    assert await rows(database) == await alert_entries(database) == []
+
+
+async def test_rule_that_fails_stops_no_other_and_its_alerts_stay_open(database: Database) -> None:
+    rounds = Rounds(database, make_rule(), make_rule("other"))
+    await rounds.round(0, BREACHED)
+    rounds.watch.found = {"blocks": ZeroDivisionError("division by zero\nsecret"), "other": [BREACHED]}
+    await rounds.round(30)
+    assert {(row.name, row.status) for row in await rows(database)} == {("blocks", "firing"), ("other", "firing")}
+    state = await alerts.state(database)
+    assert state.last_error == "rule blocks: ZeroDivisionError: division by zero"
+    assert (state.failing_since_at, rounds.measured.failures) == (at(30), 1)
+    await rounds.round(60, BREACHED)
+    state = await alerts.state(database)
+    assert (state.failing_since_at, state.last_error) == (None, None)
+    assert len(await alert_entries(database)) == 2
+
+
+async def test_failing_evaluation_is_retried_recorded_and_logged(
+    database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounds = Rounds(database, every=timedelta(seconds=0.05))
+    rounds.watch.found = {"blocks": [BREACHED]}
+    rounds.watch.gathering = StorageUnavailable("the disk is gone")
+    await rounds.evaluator.start()
+    try:
+        await eventually(lambda: rounds.measured.failures >= 2)
+        state = await alerts.state(database)
+        assert (state.failing_since_at, state.last_error) == (at(0), "the disk is gone")
+        rounds.watch.gathering = None
+        await eventually(lambda: rounds.measured.rounds >= 2)
+    finally:
+        await rounds.evaluator.stop()
+    assert (await alerts.state(database)).failing_since_at is None
+    assert len(await alert_entries(database)) == 1
+    async with database.reading() as connection:
+        assert (await connection.execute(text("SELECT lease_holder FROM alerting"))).scalar_one() is None
+
+
+async def test_takeover_after_a_holder_died_takes_seconds(database: Database, database_url: str) -> None:
+    dead = Rounds(database)
+    async with opened(database_url) as other:
+        # It never renews its lease.
+        lease = await alerts.acquire(other, holder="dead", seconds=1.5, take_over=True)
+        assert lease is not None
+        dead.watch.found = {"blocks": [BREACHED]}
+        dead.evaluator._take_over = False
+        await dead.evaluator.start()
+        try:
+            await eventually(lambda: dead.measured.rounds > 0, seconds=8)
+        finally:
+            await dead.evaluator.stop()
+        with pytest.raises(AlertingLeaseLost):
+            await alerts.renew(other, lease, seconds=1)
+
+
+async def test_reload_evaluates_new_rules_at_once(database: Database) -> None:
+    rounds = Rounds(database, every=timedelta(hours=1))
+    rounds.watch.found = {"blocks": [BREACHED]}
+    await rounds.evaluator.start()
+    try:
+        await eventually(lambda: rounds.measured.rounds == 1)
+        rounds.evaluator.reload(rounds.rulebook(make_rule("new"), every=timedelta(hours=1)))
+        await eventually(lambda: rounds.measured.rounds == 2)
+    finally:
+        await rounds.evaluator.stop()
+    # The rule of the alert is gone.
+    assert [entry.type for entry in await alert_entries(database)] == ["alert.fired", "alert.resolved"]
+
+
+# --- what people decide ---
+
+
+async def test_acknowledged_alert_stays_acknowledged_until_it_fires_again(database: Database) -> None:
+    rounds = await fired(database)
+    [row] = await rows(database)
+    first = await alerts.acknowledge(database, row.id, now=at(10))
+    again = await alerts.acknowledge(database, row.id, now=at(20))
+    assert first.acknowledged_at == again.acknowledged_at == at(10)
+    await rounds.round(30, finding(Condition.BREACHED, value=0.5))
+    await rounds.round(60, CLEAR)
+    await rounds.round(60 + CLEARED)
+    [row] = await rows(database)
+    assert (row.status, row.acknowledged_at) == ("resolved", at(10))
+    with pytest.raises(Conflict):
+        await alerts.acknowledge(database, row.id, now=at(0))
+    await rounds.round(1000, BREACHED)
+    _, new = await rows(database)
+    assert (new.status, new.acknowledged_at) == ("firing", None)
+    resolved = (await alert_entries(database))[1]
+    assert resolved.event.alert["acknowledgedTime"] == "2026-01-01T00:00:10Z"
+
+
+async def test_muted_alert_is_evaluated_and_shown_but_fires_silently_again(database: Database) -> None:
+    rounds = await fired(database)
+    [row] = await rows(database)
+    await alerts.mute(database, row.id, at(0) + timedelta(hours=2))
+    await rounds.round(30, CLEAR)
+    await rounds.round(30 + CLEARED)
+    # Those who heard that it fires hear that it is resolved.
+    assert [entry.type for entry in await alert_entries(database)] == ["alert.fired", "alert.resolved"]
+    await rounds.round(1000, BREACHED)
+    _, again = await rows(database)
+    assert (again.status, again.muted_until, again.announced_at) == ("firing", at(0) + timedelta(hours=2), None)
+    await rounds.round(1030, CLEAR)
+    await rounds.round(1030 + CLEARED)
+    # Nobody heard that it fires.
+    assert len(await alert_entries(database)) == 2
+    # Another group is not muted.
+    await rounds.round(2000, finding(Condition.BREACHED, "AT&T"))
+    assert len(await alert_entries(database)) == 3
+
+
+async def test_alert_that_still_fires_when_its_mute_ends_is_heard_of_then(database: Database) -> None:
+    rounds = await fired(database)
+    [row] = await rows(database)
+    await alerts.mute(database, row.id, at(0) + timedelta(hours=1))
+    await rounds.round(30, CLEAR)
+    await rounds.round(30 + CLEARED)
+    await rounds.round(1000, BREACHED)
+    await rounds.round(3500)
+    assert len(await alert_entries(database)) == 2
+    # The finding is the same, so the row does not change by itself.
+    await rounds.round(3601)
+    assert [entry.type for entry in await alert_entries(database)] == ["alert.fired", "alert.resolved", "alert.fired"]
+    await rounds.round(3631)
+    assert len(await alert_entries(database)) == 3
+
+
+async def test_unmuting_holds_for_all_alerts_of_the_rule_and_group(database: Database) -> None:
+    rounds = await fired(database)
+    [row] = await rows(database)
+    await alerts.mute(database, row.id, at(0) + timedelta(hours=9))
+    await rounds.round(30, CLEAR)
+    await rounds.round(30 + CLEARED)
+    await rounds.round(1000, BREACHED)
+    _, again = await rows(database)
+    assert (await alerts.mute(database, again.id, None)).muted_until is None
+    await rounds.round(1030)
+    assert len(await alert_entries(database)) == 3
+    async with database.reading() as connection:
+        assert await alerts.mutes(connection, at(0)) == {}
+
+
+async def test_decision_between_reading_and_writing_is_not_overwritten(database: Database) -> None:
+    await fired(database)
+    [row] = await rows(database)
+    async with database.reading() as connection:
+        [seen] = await alerts.open_alerts(connection)
+    await alerts.acknowledge(database, row.id, now=at(5))
+    await alerts.mute(database, row.id, at(0) + timedelta(hours=1))
+    async with database.appending() as transaction:
+        change = AlertChange(transition=Transition.UPDATED, alert=seen)
+        await alerts.write(transaction, [change], now=at(30), base_url=BASE_URL)
+    [row] = await rows(database)
+    assert (row.acknowledged_at, row.muted_until) == (at(5), at(0) + timedelta(hours=1))
+
+
+async def test_list_is_filtered_and_paged(database: Database) -> None:
+    rounds = Rounds(database, make_rule(), make_rule("slow", type=RuleType.SLOW_DELIVERY, severity=Severity.CRITICAL))
+    for n in range(4):
+        rounds.watch.found["blocks"] = [finding(Condition.BREACHED, f"c{k}") for k in range(n + 1)]
+        await rounds.round(30 * n)
+    await rounds.round(200, BREACHED, rule="slow")
+
+    async def names(**query: Any) -> list[tuple[str, str | None]]:
+        page = await alerts.find(database, AlertQuery(**query))
+        return [(alert.name, alert.group) for alert in page.items]
+
+    assert await names() == [("slow", "T-Mobile"), *(("blocks", f"c{k}") for k in (3, 2, 1, 0))]
+    assert await names(order=SortOrder.ASC, size=2) == [("blocks", "c0"), ("blocks", "c1")]
+    assert await names(severity="critical") == await names(rule="slow-delivery") == await names(name="slow")
+    assert await names(group="c2") == [("blocks", "c2")]
+    assert await names(since=at(60)) == [("slow", "T-Mobile"), ("blocks", "c3"), ("blocks", "c2")]
+    assert await names(until=at(30)) == [("blocks", "c0")]
+    assert await names(status="resolved") == []
+    assert len(await names(status="firing")) == 5
+
+
+async def test_old_resolved_alerts_are_pruned_at_the_age_of_events(database: Database) -> None:
+    rounds = await fired(database)
+    await rounds.round(30, CLEAR)
+    await rounds.round(30 + CLEARED)
+    await rounds.round(1000, finding(Condition.BREACHED, "AT&T"))
+    late = at(0) + timedelta(days=200)
+    pruner = Pruner(database, {"events": timedelta(days=180)}, clock=lambda: late)
+    assert (await pruner.count())["alerts"] == 1  # type: ignore[index]
+    removed = await pruner.prune()
+    assert removed["alerts"] == 1  # type: ignore[index]
+    assert [row.group_value for row in await rows(database)] == ["AT&T"]
+
+
+# --- the event log ---
+
+
+async def test_alert_with_the_id_of_a_message_does_no_harm(database: Database) -> None:
+    rounds = Rounds(database)
+    rounds.evaluator._new_id = lambda: "m1"
+    await rounds.round(0, BREACHED)
+    payload = {"type": "message-delivered", "time": "2026-01-01T00:00:01Z", "to": "+15550100"}
+    message = {"id": "m1", "owner": "+15550199", "direction": "out", "from": "+15550199", "to": ["+15550100"]}
+    await append_callbacks(database, callback([{**payload, "message": message}]))
+    await drain(database)
+    await rounds.round(30, CLEAR)
+    await rounds.round(30 + CLEARED)
+    rebuilt = await Rebuild(database, FinalConflict.FAILED_WINS).run()
+    assert (rebuilt.messages, rebuilt.differing) == (1, 0)
+    async with database.reading() as connection:
+        entries = await event_log.read_after(connection, 0, 10)
+    assert [entry.type for entry in entries] == ["alert.fired", "message.delivered", "alert.resolved"]
+    assert len(await messages.events(database, entries[1].event.key)) == 1
+
+
+async def test_sinks_get_alerts_if_they_ask_and_named_sinks_alone_if_the_rule_names_some(database: Database) -> None:
+    rounds = Rounds(database, make_rule(), make_rule("named", to=("pager",)), named={"named": frozenset({"pager"})})
+    both = ["alert.fired", "alert.resolved"]
+    sinks = {
+        "plain": memory_sink("plain"),
+        "asks": memory_sink("asks", events=[*both, "message.failed"], changes_only=True, tag_prefixes=["x"]),
+        "fired": memory_sink("fired", events=["alert.fired"]),
+        "pager": memory_sink("pager", events=["message.read"]),
+    }
+    await append(database, life("m1"))
+    await rounds.round(0, BREACHED)
+    await rounds.round(30, BREACHED, rule="named")
+    rounds.watch.found = {"blocks": [CLEAR], "named": [CLEAR]}
+    await rounds.round(60)
+    await rounds.round(60 + CLEARED)
+    await append(database, life("m2", [Status.READ]))
+    async with dispatching(database, *sinks.values()):
+        await eventually(lambda: len(memory(sinks["plain"]).published) == 5)
+        await eventually(lambda: len(memory(sinks["pager"]).published) == 3)
+        await eventually(lambda: len(memory(sinks["asks"]).published) == 2)
+    types = {name: [event.type for event in memory(sink).published] for name, sink in sinks.items()}
+    assert all(type_.startswith("message.") for type_ in types["plain"])
+    assert types["asks"] == both
+    assert types["fired"] == ["alert.fired"]
+    # Between messages and alerts there is no order.
+    assert sorted(types["pager"]) == [*both, "message.read"]
+    fired, resolved = memory(sinks["asks"]).published
+    assert fired.ordering_key == resolved.ordering_key == f"alert:{fired.event['subject']}"
+    assert fired.event["source"] == "/bandwidth/alerts"
+    assert fired.event["data"]["name"] == "blocks"
+
+
+async def test_resolved_alert_goes_to_the_sinks_that_heard_that_it_fires(database: Database) -> None:
+    rounds = Rounds(database, make_rule(to=("pager",)), named={"blocks": frozenset({"pager"})})
+    await rounds.round(0, BREACHED)
+    rounds.evaluator.reload(rounds.rulebook(make_rule("another")))
+    await rounds.round(30)
+    fired, resolved = await alert_entries(database)
+    assert fired.event.sinks == resolved.event.sinks == {"pager"}
+
+
+async def test_alert_events_are_replayed(database: Database) -> None:
+    rounds = await fired(database)
+    await rounds.round(30, CLEAR)
+    await rounds.round(30 + CLEARED)
+    sink = memory_sink("asks", events=["alert.fired", "alert.resolved"])
+    async with dispatching(database, sink):
+        await eventually(lambda: len(memory(sink).published) == 2)
+        await eventually(lambda: is_settled(database))
+        first = list(memory(sink).published)
+        started, part = await replays.begin(database, "asks", "beginning", now=at(0))
+        assert started is not None
+        await eventually(lambda: len(memory(sink).published) == 4)
+    again = memory(sink).published[2:]
+    assert ids(again) == ids(first)
+    assert [event.event for event in again] == [event.event for event in first]
+    assert part.events == 2
+
+
+async def is_settled(database: Database) -> bool:
+    """Whether every sink has passed the whole log."""
+    async with database.reading() as connection:
+        _, end = await event_log.bounds(connection)
+        return (await connection.execute(text("SELECT min(cursor) FROM sinks"))).scalar_one() == end
+
+
+async def test_pull_gives_alerts_only_where_their_types_are_named(database: Database) -> None:
+    await append(database, life("m1"))
+    rounds = await fired(database)
+    await append(database, life("m2"))
+    await rounds.round(30, CLEAR)
+    await rounds.round(30 + CLEARED)
+
+    async def pulled(*types: str, after: int = 0, limit: int = 100) -> tuple[list[str], int]:
+        found = await event_log.pull_types(database, after, limit, types)
+        return [entry.type for entry in found.entries], found.read_to
+
+    ordinary, read_to = await pulled()
+    assert len(ordinary) == 8
+    assert all(type_.startswith("message.") for type_ in ordinary)
+    assert read_to == 10
+    assert await pulled("alert.fired", "alert.resolved") == (["alert.fired", "alert.resolved"], 10)
+    assert await pulled("alert.resolved", "message.sent") == (["message.sent", "message.sent", "alert.resolved"], 10)
+    assert await pulled("alert.fired", limit=1) == (["alert.fired"], 5)
+    assert await pulled("alert.fired", after=5) == ([], 10)
+    assert await pulled(after=10) == ([], 10)
+
+
+async def test_registration_is_still_pulled_by_nobody(database: Database) -> None:
+    [event] = life("m1", [Status.QUEUED])
+    await append(database, [replace(event, route="registered")])
+    found = await event_log.pull_types(database, 0, 10, ["message.queued"])
+    assert (found.entries, found.read_to) == ([], 1)
