@@ -355,7 +355,7 @@ def test_error_lines_are_found() -> None:
 
 
 _RAISED = {"ReceiverError", "SettingsError", "SchemaError", "Unknown", "Conflict", "Expired"}
-_RAISED |= {"UnfitDatabase", "UnusableBackup", "UnknownSink"}
+_RAISED |= {"UnfitDatabase", "UnusableBackup", "UnknownSink", "UnknownAlert"}
 _LOGGED = {"warning", "error", "exception"}
 # answered over HTTP alone, where the caller sees them as problem details
 _NOT_ON_A_TERMINAL = {"api", "sandbox", "testing"}
