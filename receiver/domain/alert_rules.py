@@ -4,7 +4,7 @@ Nothing here keeps a state: the clock and the facts are arguments, and `receiver
 found before.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from math import exp, sqrt
@@ -33,9 +33,13 @@ CONFIDENCE: Final = 2.326
 """A share counts as above the threshold if its lower bound with 99 % confidence is: 7 of 20 are not above 20 %."""
 SPIKE: Final = 3.0
 """A code spikes if it comes so many times as often as in the 24 hours before."""
+SPIKE_DEVIATIONS: Final = 6.0
+"""And so many standard deviations more often: of small numbers three times as many are still chance."""
 SPIKE_ENDS: Final = 2.0
 SPIKE_SHARE: Final = 0.02
 """A code spikes if at least this share of the deliveries ends with it."""
+CONTRADICTED_SHARE: Final = 0.005
+"""Contradictions are worth an alert if they are at least this share of the deliveries."""
 WAITING_SHARE: Final = 0.1
 """Messages wait for too long if they are more than this share of them and of those that became final meanwhile."""
 SILENCE_CHANCE: Final = 1e-4
@@ -107,9 +111,9 @@ def _tally(rule: Rule, cells: Iterable[Cell], facts: Facts) -> dict[str | None, 
             if cell.code is not None:
                 key = (cell.api, cell.code)
                 tally.codes[key] = tally.codes.get(key, 0) + cell.events
-        elif cell.measure == Measure.DELIVERED and cell.seconds is not None and rule.longer_than is not None:
+        elif cell.measure == Measure.DELIVERED and _is_recent(rule, cell):
             tally.timed += cell.events
-            tally.slow += cell.events * (cell.seconds > rule.longer_than.total_seconds())
+            tally.slow += cell.events * _is_slow(rule, cell)
     for tally in groups.values() if by_code else ():
         tally.measures = whole
     return groups
@@ -142,6 +146,18 @@ def _value(cell: Cell, dimension: str, facts: Facts) -> str:
     return facts.category(cell.api, cell.code) if cell.code is not None else ""
 
 
+def _is_recent(rule: Rule, cell: Cell) -> bool:
+    """Whether deliveries took no longer than the window and the time that is allowed.
+
+    In the evening those that took hours come from a busier time, and would be most of all deliveries.
+    """
+    return cell.seconds is not None and cell.seconds <= (rule.window + _longer_than(rule)).total_seconds()
+
+
+def _is_slow(rule: Rule, cell: Cell) -> bool:
+    return cell.seconds is not None and cell.seconds > _longer_than(rule).total_seconds()
+
+
 def _group(rule: Rule, cell: Cell, facts: Facts) -> str | None:
     if rule.by is None:
         return None
@@ -153,7 +169,7 @@ def concerns(rule: Rule, group: str | None, cell: Cell, facts: Facts) -> bool:
     measures = _OFFENDING.get(rule.type)
     if measures is not None and cell.measure not in measures:
         return False
-    if rule.type is RuleType.SLOW_DELIVERY and (cell.seconds or 0) <= _longer_than(rule).total_seconds():
+    if rule.type is RuleType.SLOW_DELIVERY and not (_is_recent(rule, cell) and _is_slow(rule, cell)):
         return False
     if not all(_value(cell, name, facts) in wanted for name, wanted in _plain(rule).items()):
         return False
@@ -255,7 +271,8 @@ def _code_spike(rule: Rule, facts: Facts, now: datetime) -> list[Finding]:
             f"{then}.{codes}"
         )
         is_many = number > rule.above and number >= SPIKE_SHARE * tally.final
-        if is_many and number > SPIKE * expected:
+        is_unusual = number > max(SPIKE * expected, expected + SPIKE_DEVIATIONS * sqrt(expected))
+        if is_many and is_unusual:
             condition = Condition.BREACHED
         elif number > rule.above * CLEAR_BELOW and number > SPIKE_ENDS * expected:
             condition = Condition.NEAR
@@ -283,21 +300,30 @@ def _hours_before(rule: Rule, facts: Facts, now: datetime) -> float:
 
 
 def _contradictions(rule: Rule, facts: Facts, now: datetime) -> list[Finding]:
-    return _counted(
-        rule, facts, now, [Measure.CONTRADICTED], "{number} were reported both delivered and failed", "events"
-    )
+    found = []
+    for group, (tally, _) in _now_and_before(rule, facts, [Measure.CONTRADICTED, *FINAL_MEASURES]).items():
+        number, final = tally.number(Measure.CONTRADICTED), tally.final
+        summary = (
+            f"{number:,} events{_of(rule, group, facts)} contradicted others within {_time(rule.window)}: a delivery "
+            f"was reported both delivered and failed. {final:,} deliveries became final."
+        )
+        condition = _condition(number, rule.above) if number >= CONTRADICTED_SHARE * final else Condition.CLEAR
+        found.append(_finding(rule, group, condition, summary, value=number, volume=final))
+    return found
 
 
 def _fallback_used(rule: Rule, facts: Facts, now: datetime) -> list[Finding]:
-    found = _counted(rule, facts, now, [Measure.FALLBACK], "{number} came by a fallback route", "events")
     recent = [moment for name, moment in facts.last_callbacks.items() if name.endswith("/fallback")]
     is_recent = any(now - moment <= rule.window for moment in recent)
-    # A callback that brought nothing new is no event.
-    if is_recent and rule.by is None and not rule.where and rule.above < 1:
-        [finding] = found
-        if finding.condition is not Condition.BREACHED:
-            summary = f"A callback came by a fallback route within {_time(rule.window)}."
-            return [_finding(rule, None, Condition.BREACHED, summary, value=1)]
+    found = []
+    for group, (tally, _) in _now_and_before(rule, facts, [Measure.FALLBACK]).items():
+        number = tally.number(Measure.FALLBACK)
+        if not number and is_recent and rule.by is None and not rule.where:
+            # A callback that brought nothing new is no event.
+            number = 1
+        events = "event" if number == 1 else "events"
+        summary = f"{number:,} {events}{_of(rule, group, facts)} came by a fallback route within {_time(rule.window)}."
+        found.append(_number_finding(rule, group, number, summary))
     return found
 
 
@@ -325,19 +351,6 @@ def _forged_tags(rule: Rule, facts: Facts, now: datetime) -> list[Finding]:
 def _are_usually_signed(before: _Tally) -> bool:
     receipts = before.number(Measure.RECEIPT)
     return receipts >= _MANY_RECEIPTS and before.number(Measure.MISSING, Measure.UNSIGNED) < RARE_TAGS * receipts
-
-
-def _counted(
-    rule: Rule, facts: Facts, now: datetime, measures: Sequence[Measure], sentence: str, things: str
-) -> list[Finding]:
-    found = []
-    for group, (tally, before) in _now_and_before(rule, facts, measures).items():
-        number = tally.number(*measures)
-        hours = _hours_before(rule, facts, now)
-        then = before.number(*measures) * (rule.window / timedelta(hours=1)) / hours if before and hours else None
-        said = sentence.format(number=f"{number:,} {things}{_of(rule, group, facts)}")
-        found.append(_number_finding(rule, group, number, f"{said} within {_time(rule.window)}.", before=then))
-    return found
 
 
 def _quarantine(rule: Rule, facts: Facts, now: datetime) -> list[Finding]:
