@@ -7,7 +7,7 @@ with a few per cent of failures, receipts that come late. A trouble changes it f
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from random import Random
@@ -36,7 +36,7 @@ from receiver.providers import registry
 MONDAY = datetime(2026, 3, 2, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 GIB = 1024**3
-HEALTHY = {
+HEALTHY: dict[str, Any] = {
     "processor": ProcessorFacts(pending=3, oldest_seconds=0.2),
     "sinks": (SinkFacts(name="crm", oldest_seconds=1.0, waiting=5), SinkFacts(name="archive")),
     "storage": StorageFacts(disk_bytes=100 * GIB, free_bytes=40 * GIB, wal_bytes=8_000_000),
@@ -376,8 +376,3 @@ class Simulation:
 
 def _cells(total: Counter[tuple[Any, ...]]) -> list[Cell]:
     return [Cell(*key[:5], "", *key[5:], number) for key, number in total.items() if number]
-
-
-def at(state: Any, **values: Any) -> Any:
-    """A state of the installation with other values."""
-    return replace(state, **values)

@@ -239,7 +239,7 @@ def test_slow_delivery_is_unknown_while_callbacks_wait() -> None:
 # --- receipts-stopped ---
 
 
-def history(given: Rule, hourly: int, **weeks: int) -> dict[str, Any]:
+def history(given: Rule, hourly: int) -> dict[str, Any]:
     hours = dict.fromkeys(reference_hours(NOW, given.window), hourly)
     return {"history": {Receipts(Measure.RECEIPT, "v2", "out", "a-1"): hours}, "history_since": hour_of(LONG_AGO)}
 
@@ -287,7 +287,7 @@ WEEK = 7 * 24
 
 def hours_of(**counts: int) -> dict[int, int]:
     """Counts of the window's hours, `w1` for a week before and `d1` for a day before."""
-    found = {}
+    found: dict[int, int] = {}
     for name, number in counts.items():
         shift = int(name[1:]) * (WEEK if name[0] == "w" else 24)
         found |= {hour_of(NOW) - shift: number, hour_of(NOW) - shift - 1: number}

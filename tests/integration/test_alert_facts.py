@@ -1,0 +1,279 @@
+"""The rules of alerts over the real storage, on both databases: what they find, and the messages they name."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from itertools import count
+from random import Random
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, update
+
+from receiver.alerts.rules import configure
+from receiver.domain.alert_rules import evaluate
+from receiver.domain.alerts import Alert, AlertChange, Rule, RuleType, Transition, advance
+from receiver.domain.events import Callback
+from receiver.intake.fold import TagChecker
+from receiver.intake.refusals import Refusals
+from receiver.models.alerts import ALERTING
+from receiver.models.sinks import DEAD_LETTERS, SINKS
+from receiver.storage import alert_facts, event_counts, refusals
+from receiver.storage.database import Database
+from receiver.storage.sinks import register
+from receiver.tags import TagPolicy
+from tests import rows
+from tests.dispatching import append as append_events
+from tests.dispatching import life
+from tests.factories import at, callback, v2_event
+from tests.processing import append, drain, process, select
+
+pytestmark = pytest.mark.anyio
+
+EPOCH = 1
+EVERY = timedelta(minutes=5)
+
+
+@pytest.fixture(autouse=True)
+async def lease(database: Database) -> None:
+    async with database.writing() as connection:
+        await connection.execute(update(ALERTING).values(epoch=EPOCH, cursor=0))
+
+
+class Evaluation:
+    """Rounds of evaluation over a database, at times of the test."""
+
+    def __init__(self, database: Database, rules: Sequence[Rule]) -> None:
+        self.database, self.rules = database, rules
+        self.alerts: dict[str, Alert] = {}
+        self.history: list[AlertChange] = []
+        self.named: dict[str, list[str]] = {}
+        self._ids = map(str, count(1))
+
+    async def round(self, now: datetime) -> list[AlertChange]:
+        since = await event_counts.note_round(self.database, EPOCH, now, EVERY)
+        await event_counts.count(self.database, EPOCH, now)
+        facts = await alert_facts.gather(self.database, self.rules, now, sinks={"crm": "memory"})
+        findings = {rule.name: evaluate(rule, facts, now) for rule in self.rules}
+        changes = advance(
+            self.rules, list(self.alerts.values()), findings, now, lambda: next(self._ids), watching_since=since
+        )
+        for change in changes:
+            alert = change.alert
+            if change.transition is Transition.FIRED:
+                [rule] = [rule for rule in self.rules if rule.name == alert.name]
+                found = await alert_facts.offending(self.database, rule, alert.group, facts, now)
+                self.named.setdefault(alert.name, found)
+            if change.transition in (Transition.FORGOTTEN, Transition.RESOLVED):
+                self.alerts.pop(alert.id)
+            else:
+                self.alerts[alert.id] = alert
+        self.history += changes
+        return changes
+
+    def fired(self) -> list[tuple[str, str | None]]:
+        return [change.alert.key for change in self.history if change.transition is Transition.FIRED]
+
+
+def message_time(seconds: float) -> str:
+    return at(seconds).isoformat().replace("+00:00", "Z")
+
+
+def callbacks(random: Random, seconds: int, number: int, *, blocks: bool = False, prefix: str = "m") -> list[Callback]:
+    """The callbacks of messages sent within a minute, of two carriers; with `blocks` T-Mobile refuses most of them."""
+    found = []
+    for place in range(number):
+        message_id, sent = f"{prefix}{seconds}-{place}", seconds + random.random() * 50
+        carrier = "T-Mobile" if place % 2 else "Verizon"
+        message = {"time": message_time(sent), "applicationId": "a-1"}
+        fails = random.random() < (0.8 if blocks and carrier == "T-Mobile" else 0.02)
+        more: dict[str, Any] = {"errorCode": 4720} if fails else {}
+        kind = "message-failed" if fails else "message-delivered"
+        event = v2_event(message_id, kind, time=message_time(sent + 3), message=message, carrierName=carrier, **more)
+        found.append(callback([event], received=sent + 3))
+    return found
+
+
+async def test_hours_of_traffic_with_a_trouble(database: Database) -> None:
+    """Two quiet hours, some minutes in which a carrier blocks, and what follows, through journal and event log."""
+    evaluation = Evaluation(database, configure([]))
+    random = Random(3)
+    await register(database, "crm", start="end", fingerprint="1")
+    # Nobody publishes in this test: the sink is behind.
+    evaluation.rules = [rule for rule in evaluation.rules if rule.type is not RuleType.SINK_BEHIND]
+    for minute in range(0, 120, 5):
+        await process(database, *callbacks(random, minute * 60, 16))
+        await evaluation.round(at(minute * 60 + 300))
+    assert evaluation.history == []
+    for minute in range(120, 140, 5):
+        await process(database, *callbacks(random, minute * 60, 30, blocks=True))
+        await evaluation.round(at(minute * 60 + 300))
+    assert evaluation.fired() == [("failure-rate", "T-Mobile")]
+    [alert] = evaluation.alerts.values()
+    assert alert.evidence.before is not None
+    assert alert.evidence.before < 0.1
+    assert "4720" in alert.summary
+    named = evaluation.named["failure-rate"]
+    assert len(named) == 10
+    failed = await select(database, "SELECT message_id FROM events WHERE status = 'failed' ORDER BY position DESC")
+    of_carrier = [row.message_id for row in failed if int(row.message_id.rpartition("-")[2]) % 2]
+    assert set(named) <= set(of_carrier)
+    for minute in range(140, 185, 5):
+        await process(database, *callbacks(random, minute * 60, 16))
+        await evaluation.round(at(minute * 60 + 300))
+    assert [change.transition for change in evaluation.history if change.transition is not Transition.UPDATED] == [
+        Transition.FIRED,
+        Transition.RESOLVED,
+    ]
+
+
+async def evaluated(database: Database, now: datetime, *tables: dict[str, Any]) -> Evaluation:
+    evaluation = Evaluation(database, configure(tables))
+    await evaluation.round(now)
+    return evaluation
+
+
+async def test_spam_codes_contradictions_and_forged_tags_name_their_messages(database: Database) -> None:
+    checker = TagChecker(keys={"k1": "secret-secret-secret"}, policy=TagPolicy.RECORD)
+    forged = {"tag": "order~k1~AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}
+    spam = [
+        callback([v2_event(f"s{number}", "message-failed", errorCode=4470)], received=number) for number in range(12)
+    ]
+    contradicted = [
+        callback([v2_event("c1", "message-delivered"), v2_event("c1", "message-failed", errorCode=4720)], received=20)
+    ]
+    await process(database, *spam, *contradicted, checker=checker)
+    await process(database, callback([v2_event("f1", message=forged)], received=30), checker=checker)
+    evaluation = await evaluated(
+        database, at(60), {"rule": "code-spike", "by": "from"}, {"rule": "contradictions", "above": 0}
+    )
+    assert evaluation.fired() == [("code-spike", "+15559999"), ("contradictions", None)]
+    assert evaluation.named["code-spike"] == [f"s{number}" for number in reversed(range(2, 12))]
+    assert evaluation.named["contradictions"] == ["c1"]
+
+
+async def test_late_and_fallback_callbacks_name_their_messages(database: Database) -> None:
+    late = [callback([v2_event(f"m{number}", time="2026-01-01T00:10:00Z")], received=600) for number in range(20)]
+    await process(database, *late, callback([v2_event("b1")], received=610, route="fallback"))
+    async with database.writing() as connection:
+        await connection.execute(update(ALERTING).values(watching_since_at=at(-7200), evaluated_at=at(660)))
+    evaluation = await evaluated(database, at(660), {"rule": "slow-delivery"}, {"rule": "fallback-used"})
+    assert evaluation.fired() == [("slow-delivery", None), ("fallback-used", None)]
+    assert set(evaluation.named["slow-delivery"]) < {f"m{number}" for number in range(20)}
+    assert evaluation.named["fallback-used"] == ["b1"]
+
+
+async def test_messages_that_wait_too_long_are_named_and_old_ones_are_not(database: Database) -> None:
+    hours = timedelta(hours=1)
+    waiting = [
+        rows.message(f"w{number}", status="sending", at=at(0), awaiting_receipt=True, application_id="a-1")
+        for number in range(12)
+    ]
+    old = [rows.message(f"o{number}", status="sending", at=at(-90_000), awaiting_receipt=True) for number in range(50)]
+    await rows.insert(database, *waiting, *old)
+    table = {"rule": "awaiting-receipt", "by": "applicationId"}
+    assert (await evaluated(database, at(0) + hours, table)).fired() == []
+    evaluation = await evaluated(database, at(1) + hours, table)
+    assert evaluation.fired() == [("awaiting-receipt", "a-1")]
+    assert len(evaluation.named["awaiting-receipt"]) == 10
+    assert (await evaluated(database, at(1) + 7 * hours, table)).fired() == []
+
+
+async def test_quarantined_elements_are_counted_by_the_time_in_their_callbacks_ids(database: Database) -> None:
+    def quarantined(seconds: float, number: int) -> Callback:
+        id_ = f"{round(at(seconds).timestamp() * 1_000_000):014x}{number:018x}"
+        return callback([v2_event(f"q{number}", "message-unheard-of")], received=seconds, id=id_)
+
+    await process(database, *(quarantined(-7200, 90 + number) for number in range(9)))
+    assert (await evaluated(database, at(0), {"rule": "quarantine"})).fired() == []
+    await process(database, *(quarantined(number, number) for number in range(6)))
+    evaluation = await evaluated(database, at(60), {"rule": "quarantine"})
+    assert evaluation.fired() == [("quarantine", None)]
+    assert evaluation.named["quarantine"] == [f"q{number}" for number in reversed(range(6))]
+
+
+async def test_waiting_callbacks_are_seen(database: Database) -> None:
+    await append(database, callback([v2_event()], received=0))
+    table = {"rule": "processor-behind", "for": "0s"}
+    assert (await evaluated(database, at(30), table)).fired() == []
+    assert (await evaluated(database, at(61), table)).fired() == [("processor-behind", None)]
+    await drain(database)
+    assert (await evaluated(database, at(120), table)).fired() == []
+
+
+async def test_a_sink_that_is_down_or_behind_is_named(database: Database) -> None:
+    await register(database, "crm", start="end", fingerprint="1")
+    await register(database, "removed", start="end", fingerprint="1")
+    await process(database, callback([v2_event()], received=0))
+    async with database.writing() as connection:
+        await connection.execute(update(SINKS).values(down_since_at=at(0), last_error="connection refused"))
+    evaluation = await evaluated(
+        database, at(16 * 60), {"rule": "sink-down", "for": "0s"}, {"rule": "sink-behind", "for": "0s"}
+    )
+    assert evaluation.fired() == [("sink-down", "crm"), ("sink-behind", "crm")]
+
+
+async def test_new_dead_letters_are_counted_by_sink(database: Database) -> None:
+    await register(database, "crm", start="end", fingerprint="1")
+    entries = await append_events(database, life("m1"))
+    letter = {
+        "sink": "crm",
+        "position": entries[-1].position,
+        "event_id": entries[-1].event.id,
+        "ordering_key": "v2:m1",
+        "reason": "refused",
+        "detail": "",
+        "attempts": 1,
+        "first_at": at(0),
+        "died_at": at(0),
+    }
+    async with database.writing() as connection:
+        await connection.execute(insert(DEAD_LETTERS).values(**letter))
+    evaluation = await evaluated(database, at(60), {"rule": "dead-letters"})
+    assert (evaluation.fired(), evaluation.named) == ([("dead-letters", "crm")], {"dead-letters": ["m1"]})
+    assert (await evaluated(database, at(3700), {"rule": "dead-letters"})).fired() == []
+
+
+async def test_space_of_an_embedded_database_is_known(database: Database) -> None:
+    facts = await alert_facts.gather(database, configure([{"rule": "storage"}]), at(0), sinks={})
+    assert (facts.storage is not None) == database.is_sqlite
+
+
+# --- refusals ---
+
+
+class NoObserver:
+    def rejected(self, reason: str) -> None: ...
+
+
+async def test_refusals_of_two_processes_add_up_and_are_removed_after_a_day(database: Database) -> None:
+    for _ in range(2):
+        counter = Refusals(NoObserver(), lambda counts, now: refusals.add(database, counts, now), clock=lambda: at(30))
+        for _ in range(12):
+            counter.rejected("wrong-credentials")
+            counter.rejected("no-credentials")
+        await counter.stop()
+    assert [tuple(row) for row in await select(database, "SELECT reason, requests FROM refusals")] == [
+        ("wrong-credentials", 24)
+    ]
+    assert (await evaluated(database, at(60), {"rule": "wrong-credentials"})).fired() == [("wrong-credentials", None)]
+    assert (await evaluated(database, at(1200), {"rule": "wrong-credentials"})).fired() == []
+    await refusals.add(database, {(refusals.minute_of(at(100_000)), "method"): 1}, at(100_000))
+    assert [row.reason for row in await select(database, "SELECT reason FROM refusals")] == ["method"]
+
+
+async def test_refusals_that_cannot_be_written_are_written_later() -> None:
+    written: list[dict[tuple[int, str], int]] = []
+    fails = True
+
+    async def write(counts: Any, _: datetime) -> None:
+        if fails:
+            raise OSError("no database")
+        written.append(dict(counts))
+
+    counter = Refusals(NoObserver(), write, clock=lambda: at(0))
+    counter.rejected("wrong-credentials")
+    await counter.stop()
+    counter.rejected("wrong-credentials")
+    fails = False
+    await counter.stop()
+    assert written == [{(refusals.minute_of(at(0)), "wrong-credentials"): 2}]
