@@ -564,8 +564,10 @@ def _is_written(path: Sequence[str], table: Any) -> bool:
 def _reason(path: Sequence[str], problem: ErrorDetails) -> str:
     """What is wrong with a value, without the value."""
     value = problem["input"]
-    if path in (["sinks"], ["alerts"]) and isinstance(value, dict):
-        return f"must be a list of tables; in TOML write [[{path[0]}]], not [{path[0]}]"
+    if path == ["sinks"] and isinstance(value, dict):
+        return "must be a list of tables; in TOML write [[sinks]], not [sinks]"
+    if path == ["alerts"] and isinstance(value, dict):
+        return "must be a list of tables; in TOML write [[alerts]], not [alerts]"
     if problem["type"] == "ip_any_network":
         with suppress(ValueError):
             return f"the address has bits beyond its prefix; did you mean {ipaddress.ip_network(value, strict=False)}?"

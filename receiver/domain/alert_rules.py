@@ -30,7 +30,7 @@ from receiver.domain.vocabulary import Direction, number_key
 NO_VALUE: Final = "(none)"
 """The group of what has no value of the dimension."""
 CONFIDENCE: Final = 2.326
-"""A share counts as above the threshold if its lower bound with 99 % confidence is: 7 of 20 are not above 20 %."""
+"""A share counts as above the threshold if its lower bound with 99 % confidence is: 8 of 20 are not above 20 %."""
 SPIKE: Final = 3.0
 """A code spikes if it comes so many times as often as in the 24 hours before."""
 SPIKE_DEVIATIONS: Final = 6.0
