@@ -8,6 +8,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Select, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from receiver.domain.alert_cells import concerns
 from receiver.domain.alert_facts import (
     BEFORE,
     Cell,
@@ -23,7 +24,6 @@ from receiver.domain.alert_facts import (
     span_of,
     window_hours,
 )
-from receiver.domain.alert_rules import concerns
 from receiver.domain.alerts import MAX_MESSAGES, Rule, RuleType
 from receiver.domain.events import Api
 from receiver.explanation.installation import Findings
