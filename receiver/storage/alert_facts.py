@@ -57,7 +57,7 @@ async def gather(database: Database, rules: Sequence[Rule], now: datetime, *, si
         return Facts(
             watching_since=watching_since if is_counted else None,
             cells={span: await _cells(connection, _window(span, now)) for span in spans},
-            before={span: await _cells(connection, _before(span, now)) for span in spans},
+            before=await _all_before(connection, spans, now),
             history=history,
             history_since=history_since,
             waiting={
@@ -111,9 +111,16 @@ def _window(span: Span, now: datetime) -> Select[Any]:
     return _summed(SENDER_HOUR if span.by_sender else HOUR, hour_of(now - span.window), None)
 
 
-def _before(span: Span, now: datetime) -> Select[Any]:
-    end = window_hours(now, span.window)[0]
-    return _summed(SENDER_HOUR if span.by_sender else HOUR, end - BEFORE // timedelta(hours=1), end)
+async def _all_before(connection: AsyncConnection, spans: Iterable[Span], now: datetime) -> dict[Span, list[Cell]]:
+    """The cells of the 24 hours before each window; windows that begin in the same hour share them."""
+    read: dict[tuple[str, int], list[Cell]] = {}
+    before: dict[Span, list[Cell]] = {}
+    for span in spans:
+        grain, end = SENDER_HOUR if span.by_sender else HOUR, window_hours(now, span.window)[0]
+        if (grain, end) not in read:
+            read[grain, end] = await _cells(connection, _summed(grain, end - BEFORE // timedelta(hours=1), end))
+        before[span] = read[grain, end]
+    return before
 
 
 _DIMENSIONS: Final = [

@@ -331,7 +331,7 @@ def test_check_after_migrate_prints_a_line_per_check(filled: Run) -> None:
     code, out, _ = filled("check", PORT="0", API_TOKENS='["t"]', CALLBACK_CREDENTIALS='["u:p"]')
     assert code == 0
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [
-        [what, "ok"] for what in ("settings", "sinks", "credentials", "address", "database", "schema")
+        [what, "ok"] for what in ("settings", "sinks", "alerts", "credentials", "address", "database", "schema")
     ]
 
 
