@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import insert, update
 
 from receiver.alerts.rules import configure
+from receiver.app import Receiver
 from receiver.domain.alert_rules import evaluate
 from receiver.domain.alerts import Alert, AlertChange, Rule, RuleType, Transition, advance
 from receiver.domain.events import Callback
@@ -17,6 +18,7 @@ from receiver.intake.fold import TagChecker
 from receiver.intake.refusals import Refusals
 from receiver.models.alerts import ALERTING
 from receiver.models.sinks import DEAD_LETTERS, SINKS
+from receiver.settings import GivenSettings
 from receiver.storage import alert_facts, event_counts, refusals
 from receiver.storage.database import Database
 from receiver.storage.sinks import register
@@ -25,7 +27,8 @@ from tests import rows
 from tests.dispatching import append as append_events
 from tests.dispatching import life
 from tests.factories import at, callback, v2_event
-from tests.processing import append, drain, process, select
+from tests.processing import append, drain, opened, process, select
+from tests.web import client
 
 pytestmark = pytest.mark.anyio
 
@@ -277,3 +280,17 @@ async def test_refusals_that_cannot_be_written_are_written_later() -> None:
     fails = False
     await counter.stop()
     assert written == [{(refusals.minute_of(at(0)), "wrong-credentials"): 2}]
+
+
+async def test_a_web_process_counts_wrong_credentials_beside_the_request_path(database_url: str) -> None:
+    settings = GivenSettings(
+        database_url=database_url, worker="none", callback_credentials=["bandwidth:right-password"], api_tokens=["t"]
+    )
+    receiver = Receiver(settings)
+    async with receiver.running(), client(receiver.app, headers={}) as web:
+        for auth in (("bandwidth", "wrong"), ("bandwidth", "guess"), None):
+            answer = await web.post("/callbacks/bandwidth/v2", json=[v2_event()], auth=auth)
+            assert answer.status_code == 401
+    async with opened(database_url) as database:
+        counted = await select(database, "SELECT reason, sum(requests) AS requests FROM refusals GROUP BY reason")
+    assert [(row.reason, int(row.requests)) for row in counted] == [("wrong-credentials", 2)]
