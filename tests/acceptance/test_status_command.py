@@ -53,7 +53,7 @@ def test_status_in_words_and_as_json_with_and_without_a_server(tmp_path: Path) -
         assert shown.returncode == 0
         lines = dict(line.split(None, 1) for line in shown.stdout.decode().splitlines())
         assert lines["processor"] == "working, 1 callbacks processed, 0 of them repeats"
-        assert {"receiver", "journal", "processor", "database", "last"} == set(lines)
+        assert {"receiver", "journal", "processor", "database", "alerts", "last"} == set(lines)
         assert server.stop() == 0
     stopped = receiver(tmp_path, "status", "--json", **SETTINGS)
     assert stopped.returncode == 1
