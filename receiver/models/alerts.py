@@ -99,7 +99,7 @@ def alert_read(alert: Alert, base_url: str) -> AlertRead:
         summary=alert.summary,
         evidence=EvidenceRead.model_validate(alert.evidence),
         messages=list(alert.messages),
-        link=f"{base_url}/api/alerts/{alert.id}",
+        link=f"{base_url}/alerts/{alert.id}",
         runbook=f"{base_url}/docs/alerts#{alert.rule}",
         fired_at=alert.fired_at,
         updated_at=alert.updated_at,

@@ -38,8 +38,8 @@ async def _listed(visit: Visit, done: str | None = None) -> Response:
     found: Listed[CallbackSummaryRead] | None = None
     problem: ProblemError | None = None
     try:
-        outcome = {name: value for name, value in shown.items() if value != "any"}
-        found = await visit.perform(LIST, query=visit.query(CallbackQuery, **{"outcome": "", **outcome}))
+        filters = {name: "" if value == "any" else value for name, value in shown.items()}
+        found = await visit.perform(LIST, query=visit.query(CallbackQuery, **filters))
     except ProblemError as error:
         if error.status != 400:
             raise

@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route, Router
 from receiver.api.operations import ApiContext
 from receiver.api.problems import ProblemError, as_problem
 from receiver.api.routing import EncodedMount
-from receiver.pages import callbacks, messages, setup, sinks, statistics
+from receiver.pages import alerts, callbacks, messages, setup, sinks, statistics
 from receiver.pages.session import COOKIE, LIFETIME, Session, Throttle, read_session, start_session
 from receiver.pages.visit import HEADERS, Rate, SiteSettings, Visit, read_form, static_files
 
@@ -49,6 +49,8 @@ PAGES: Final[Sequence[Page]] = (
     Page("/callbacks/{id}/body", callbacks.raw_body),
     Page("/sinks", sinks.list_page),
     Page("/sinks/{name}", sinks.sink_page, sinks.act),
+    Page("/alerts", alerts.list_page),
+    Page("/alerts/{id}", alerts.alert_page, alerts.act),
     Page("/dead-letters", sinks.dead_letters_page, sinks.act_on_dead_letters),
     Page("/setup", setup.setup_page),
     Page("/tags", setup.tags_page, setup.use_tag),

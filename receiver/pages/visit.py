@@ -235,6 +235,7 @@ def environment() -> "Environment":
         auto_reload=False,
     )
     made.filters |= {
+        "brief": brief_number,
         "duration": duration,
         "utc": utc_text,
         "rfc3339": rfc3339,
@@ -250,6 +251,11 @@ def utc_text(moment: datetime) -> str:
 
 def duration(seconds: float) -> str:
     return duration_text(timedelta(seconds=seconds))
+
+
+def brief_number(value: float) -> str:
+    """A number of a rule, which may be a share: whole numbers with commas, others with two digits after the point."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.2f}"
 
 
 def number_text(value: float) -> str:

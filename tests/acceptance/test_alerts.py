@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.dispatching import append, life
 from tests.evaluating import BASE_URL, Rounds, finding, make_rule
 from tests.factories import at
 from tests.processes import receiver
-from tests.web import READER, application, client
+from tests.web import ADMIN, READER, application, client
 
 pytestmark = pytest.mark.anyio
 
@@ -74,7 +75,7 @@ async def test_alerts_are_listed_newest_first(api: AsyncClient) -> None:
         *("id", "rule", "name", "severity", "status", "group", "summary", "evidence", "messages", "link", "runbook"),
         *("firedTime", "updatedTime", "resolvedTime", "acknowledgedTime", "mutedUntil"),
     }
-    assert listed[0]["link"] == f"{BASE_URL}/api/alerts/{listed[0]['id']}"
+    assert listed[0]["link"] == f"{BASE_URL}/alerts/{listed[0]['id']}"
     assert listed[0]["runbook"] == f"{BASE_URL}/docs/alerts#receipts-stopped"
 
 
@@ -221,3 +222,55 @@ async def test_tail_prints_alerts_where_their_types_are_named(
     assert [line.split()[1] for line in lines] == ["message.delivered", "alert.fired", "alert.fired", "alert.fired"]
     assert "critical" in lines[3]
     assert "31% failed." in lines[3]
+
+
+# --- the pages ---
+
+
+@pytest.fixture
+async def pages(rounds: Rounds) -> AsyncIterator[AsyncClient]:
+    app = application(rounds.database, clock=lambda: at(1000), base_url=BASE_URL)
+    async with client(app, {"accept": "text/html"}) as opened:
+        await opened.post("/login", data={"token": ADMIN})
+        yield opened
+
+
+async def test_the_page_shows_alerts_that_fire_and_earlier_ones(pages: AsyncClient) -> None:
+    firing = await pages.get("/alerts")
+    assert len(set(re.findall(r'href="\./alerts/([\w-]+)"', firing.text))) == 2
+    assert "blocks: T-Mobile" in firing.text
+    assert "AT&amp;T" not in firing.text
+    every = await pages.get("/alerts?status=any&severity=any&rule=any")
+    assert "blocks: AT&amp;T" in every.text
+    assert "alerts that fire" in (await pages.get("/")).text
+    assert (await pages.get("/alerts?status=maybe")).status_code == 400
+
+
+async def test_an_alert_is_acknowledged_and_muted_on_its_page(pages: AsyncClient) -> None:
+    listed = await pages.get("/alerts?rule=failure-rate&status=firing")
+    [path] = set(re.findall(r'href="\.(/alerts/[\w-]+)"', listed.text))
+    page = await pages.get(path)
+    assert 'href="../docs/alerts#failure-rate"' in page.text
+    assert re.findall(r'href="\.\./messages/([^"]+)"', page.text)
+    [csrf, *_] = re.findall(r'name="csrf" value="([0-9a-f]+)"', page.text)
+
+    async def press(action: str) -> str:
+        return (await pages.post(path, data={"csrf": csrf, "action": action})).text
+
+    assert 'value="acknowledge"' not in await press("acknowledge")
+    muted = await press("mute-1h")
+    assert "Muted until" in muted
+    assert 'value="unmute"' in muted
+    assert "Muted until" not in await press("unmute")
+
+
+async def test_a_read_token_decides_nothing_about_alerts(rounds: Rounds) -> None:
+    app = application(rounds.database, clock=lambda: at(1000), base_url=BASE_URL)
+    async with client(app, {"accept": "text/html"}) as visitor:
+        await visitor.post("/login", data={"token": READER})
+        [path, *_] = set(re.findall(r'href="\.(/alerts/[\w-]+)"', (await visitor.get("/alerts")).text))
+        page = await visitor.get(path)
+        assert 'name="action"' not in page.text
+        [csrf, *_] = re.findall(r'name="csrf" value="([0-9a-f]+)"', page.text)
+        for action in ("acknowledge", "mute-1h", "unmute"):
+            assert (await visitor.post(path, data={"csrf": csrf, "action": action})).status_code == 403
