@@ -95,6 +95,10 @@ def busy_server(folder: Path) -> Iterator[Server]:
             "METRICS_AUTH": "none",
             "TAG_KEYS": '["k1:secret"]',
             "SINKS": json.dumps(tables),
+            "RECONCILIATION": json.dumps(
+                {"v2_account_id": "1", "v2_credentials": "u:p", "v2_url": "http://127.0.0.1:9"}
+            ),
+            "ALERTS_EVERY": "1s",
         }
         with serving(folder, settings=settings) as server:
             _traffic(server)

@@ -95,7 +95,7 @@ class EvaluationObserver(Protocol):
     """Receives the measurements of the evaluator."""
 
     def alerts_evaluated(self, firing: Mapping[tuple[str, str], int], seconds: float, timestamp: float) -> None:
-        """A round has ended: the number of alerts that fire, by the kind of rule and severity."""
+        """A round has ended: the number of alerts that fire, by the kind of rule and severity, 0 for other rules."""
         ...
 
     def alert_evaluation_failed(self) -> None: ...
@@ -352,7 +352,8 @@ class Evaluator(Generic[AnyFacts]):
                 else:
                     log.info("an alert is resolved", **fields)
             after = {alert.id: alert for alert in (*open_alerts, *(change.alert for change in changes))}
-            firing = Counter(
+            firing = Counter({(rule.type.value, rule.severity.value): 0 for rule in self._rulebook.rules})
+            firing.update(
                 (alert.rule.value, alert.severity.value)
                 for alert in after.values()
                 if alert.status is AlertStatus.FIRING

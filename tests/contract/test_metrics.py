@@ -12,8 +12,10 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families as text_families
 
+from receiver.domain.alerts import RuleType, Severity
 from receiver.domain.events import Quarantine, Status, TagVerdict
 from receiver.domain.publication import DeadLetterReason, Outcome
+from receiver.domain.reconciliation import Answer
 from receiver.intake.endpoint import REASONS
 from receiver.intake.server import Closed
 from receiver.providers.registry import catalogue
@@ -76,7 +78,7 @@ def test_generic_metrics_are_those_of_a_python_process(server: Server) -> None:
     assert {"process_cpu_seconds", "process_resident_memory_bytes", "process_open_fds"} <= own_process
 
 
-UNITLESS_GAUGES = re.compile(r"_(up|stuck|held|state|callbacks|events|retries|letters)$")
+UNITLESS_GAUGES = re.compile(r"_(up|stuck|held|state|callbacks|events|retries|letters|streams|alerts|failing)$")
 
 
 def test_names_follow_the_conventions_of_prometheus(server: Server) -> None:
@@ -128,7 +130,10 @@ def test_metrics_that_the_design_asks_for_are_there(server: Server) -> None:
 CODES = {str(entry.code) for entry in catalogue()} | {"other", "none"}
 VALUES: dict[str, set[str]] = {
     "sink": set(SINKS),
-    "outcome": set(Outcome),
+    "outcome": {*Outcome, "sent", "retry", "failed", "withdrawn"},
+    "rule": set(RuleType),
+    "severity": set(Severity),
+    "answer": set(Answer),
     "status": set(Status),
     "type": {f"message.{status}" for status in Status},
     "verdict": set(TagVerdict),
@@ -137,7 +142,7 @@ VALUES: dict[str, set[str]] = {
     "route": {"primary", "fallback"},
     "code": CODES,
     "state": {"due", "held", "parked"},
-    "kind": set(Retention.model_fields),
+    "kind": {*Retention.model_fields, "alerts"},
     "part": {"database", "journal"},
     "disk": {"database"},
     "result": {"accepted", "duplicate", "quarantined", "done", "failed"},
@@ -162,6 +167,14 @@ def test_traffic_is_counted(server: Server) -> None:
         "receiver_unexpected_duplicates_total",
         "receiver_log_lines_dropped_total",
         "receiver_worker_log_lines_dropped_total",
+        "receiver_spans_dropped_total",
+        "receiver_worker_spans_dropped_total",
+        "receiver_event_streams",
+        "receiver_reconciliation_requests_total",
+        "receiver_reconciliation_failing",
+        "receiver_notifications_total",
+        "receiver_alert_evaluation_failures_total",
+        "receiver_alerts",
         "receiver_processor_stuck",
         "receiver_pending_callbacks",
         "receiver_pending_oldest_seconds",

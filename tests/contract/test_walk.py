@@ -23,7 +23,6 @@ from tests.web import serving
 pytestmark = pytest.mark.anyio
 
 PACKAGE = str(Path(__file__).resolve().parents[2] / "receiver")
-# The second count includes what runs beside the callback at that moment, such as retention.
 MOST_TO_THE_ANSWER, MOST_TO_A_SINK = 10, 45
 
 
@@ -61,15 +60,18 @@ async def crossed(folder: Path, *, to_a_sink: bool) -> set[str]:
             serving(Receiver(settings).app) as base,
             httpx2.AsyncClient(base_url=base, auth=("u", "p"), trust_env=False, verify=False) as client,
         ):
-            # the first one makes what is made once: statements, connections
-            for number in range(2):
+            each: list[set[str]] = []
+            for number in range(6):
                 modules.clear()
                 body = json.dumps([v2_event(f"m{number}")])
                 assert (await client.post("/callbacks/bandwidth/v2", content=body)).status_code == 200
                 async with asyncio.timeout(20):
                     while to_a_sink and (not file.exists() or len(file.read_bytes().splitlines()) <= number):
                         await asyncio.sleep(0.01)
-            return set(modules)
+                each.append(set(modules))
+            # What runs beside some of them, such as retention, is no part of the way.
+            # The first one makes what is made once: statements, connections.
+            return set.intersection(*each[1:])
 
 
 async def test_callback_crosses_few_modules_to_its_answer_and_to_a_sink(tmp_path: Path) -> None:
