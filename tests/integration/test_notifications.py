@@ -44,7 +44,7 @@ async def test_alert_and_its_resolve_are_delivered_as_json(database: Database) -
         assert fired["title"] == "Warning: t-mobile blocks (T-Mobile)"
         assert fired["type"] == "warning"
         assert "31 % of 120 deliveries failed within 15 minutes." in fired["message"]
-        assert f"Alert: {BASE_URL}/api/alerts/a-1" in fired["message"]
+        assert f"Alert: {BASE_URL}/alerts/a-1" in fired["message"]
         assert "Messages: m-1, m-2" in fired["message"]
         assert resolved["title"] == "Resolved: t-mobile blocks (T-Mobile)"
         assert resolved["type"] == "success"

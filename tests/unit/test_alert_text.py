@@ -19,7 +19,7 @@ def test_text_of_an_alert_that_fires() -> None:
         "Value: 31 % (threshold 20 %, before 2 %, of 120)",
         "Fired: 2026-01-01T00:00:00Z",
         "Messages: m-1, m-2",
-        "Alert: https://receiver.example/api/alerts/a-1",
+        "Alert: https://receiver.example/alerts/a-1",
         "What to do: https://receiver.example/docs/alerts#failure-rate",
     ]
 

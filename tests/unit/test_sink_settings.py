@@ -177,6 +177,7 @@ def test_the_fields_of_a_filter_become_a_filter() -> None:
     fields = {"direction": "in", "applications": ["a"], "number_prefixes": ["+1919", "44"], "tag_prefixes": ["order-"]}
     [sink] = configure([{"name": "x", "type": "memory", **fields}])
     assert sink.settings.filter == Filter(
+        sink="x",
         direction=Direction.IN,
         applications=frozenset({"a"}),
         number_prefixes=("1919", "44"),
