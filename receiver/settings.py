@@ -202,7 +202,7 @@ class Settings(BaseSettings):
         timedelta(seconds=30),
         json_schema_extra={"default": "30s"},
         ge=timedelta(0),
-        le=timedelta(hours=1),
+        le=timedelta(minutes=10),
         description="How often the rules of alerts are evaluated, such as `30s`; 0 switches alerts off.",
     )
     alert_to: list[SecretStr] = Field(

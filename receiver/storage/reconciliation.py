@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, and_, delete, func, literal_column, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, delete, func, literal_column, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.events import Api, Direction
@@ -18,6 +18,7 @@ from receiver.errors import ReceiverError
 from receiver.explanation.installation import ReconcilerRecord
 from receiver.models.messages import MESSAGES
 from receiver.models.reconciliation import RECONCILERS, RECONCILIATIONS
+from receiver.storage import leases
 from receiver.storage.database import Database
 
 # Longer than the requests of one claim can take.
@@ -60,18 +61,12 @@ async def acquire(database: Database, api: Api, *, holder: str, seconds: float) 
 
     A lease of the same `holder` belongs to its dead predecessor.
     """
-    lapsed = or_(RECONCILERS.c.lease_until.is_(None), RECONCILERS.c.lease_until < database.clock())
-    free = or_(lapsed, RECONCILERS.c.lease_holder == holder)
+    of_api = RECONCILERS.c.api == api
+    take = leases.taken(database, RECONCILERS, of_api, holder=holder, seconds=seconds, take_over=False)
     new = {"api": api.value, "epoch": 0, "requests": 0, "failures": 0, "is_exhausted": False}
-    statement = (
-        update(RECONCILERS)
-        .where(RECONCILERS.c.api == api, free)
-        .values(epoch=RECONCILERS.c.epoch + 1, lease_holder=holder, lease_until=database.clock(seconds))
-        .returning(*RECONCILERS.c)
-    )
     async with database.writing() as connection:
         await connection.execute(database.insert(RECONCILERS).values(**new).on_conflict_do_nothing())
-        row = (await connection.execute(statement)).one_or_none()
+        row = (await connection.execute(take.returning(*RECONCILERS.c))).one_or_none()
     return ReconcilerLease(api=api, epoch=row.epoch, health=_health(row)) if row is not None else None
 
 
@@ -95,9 +90,7 @@ async def renew(database: Database, lease: ReconcilerLease, *, seconds: float) -
 
 async def release(database: Database, lease: ReconcilerLease) -> None:
     """Releases the lease; does nothing if it is lost already."""
-    mine = and_(RECONCILERS.c.api == lease.api, RECONCILERS.c.epoch == lease.epoch)
-    async with database.writing() as connection:
-        await connection.execute(update(RECONCILERS).where(mine).values(lease_holder=None, lease_until=None))
+    await leases.release(database, RECONCILERS, RECONCILERS.c.api == lease.api, epoch=lease.epoch)
 
 
 async def _hold(connection: AsyncConnection, lease: ReconcilerLease, **values: Any) -> Row[Any]:
