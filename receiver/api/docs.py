@@ -134,6 +134,7 @@ def _page(
         title=escape(f"{title} - receiver"),
         docs=docs,
         index="docs" if docs else "../docs",
+        root="./" if docs else "../",
         version=escape(_version()),
         query=escape(query),
         content=content,
@@ -210,7 +211,8 @@ def _rendered(topic: Topic) -> str:
     tokens = parser.parse(topic.markdown)
     _adapt(tokens)
     html: str = parser.renderer.render(tokens, parser.options, {})
-    return html
+    # What may scroll sideways must be reachable by keys. Texts are escaped: each <pre> is an element.
+    return html.replace("<pre>", '<pre tabindex="0">')
 
 
 def _adapt(tokens: list[Any]) -> None:
@@ -222,7 +224,7 @@ def _adapt(tokens: list[Any]) -> None:
         token = tokens[place]
         match token.type:
             case "table_open":
-                tokens.insert(place, Token("html_block", "", 0, content='<div class="table">'))
+                tokens.insert(place, Token("html_block", "", 0, content='<div class="table" tabindex="0">'))
             case "table_close":
                 tokens.insert(place + 1, Token("html_block", "", 0, content="</div>"))
             case "th_open" | "td_open" if style := token.attrs.pop("style", None):

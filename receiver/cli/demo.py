@@ -310,6 +310,7 @@ def _banner(demo: _Demo) -> list[str]:
         f"receiver listens on {settings.base_url}",
         f"sandbox listens on {sandbox_url} and stands in for Bandwidth",
         "",
+        f"Look at them in a browser: {settings.base_url}/",
         "List messages",
         f"  {curl} '{api}/messages?size=3'",
         f"  {curl} '{api}/messages?status=failed'",

@@ -117,6 +117,7 @@ def banner(settings: Settings, *, given: Settings, file: Path | None, secrets: b
         *_user(settings, secrets),
         *_stored_in("callback_credentials", settings, given, file, secrets),
         "",
+        f"Dashboard    {settings.base_url}/",
         f"API          {settings.base_url}/api/messages",
         f"Docs         {settings.base_url}/docs",
         f"OpenAPI      {settings.base_url}/openapi.json",

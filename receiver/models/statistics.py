@@ -79,6 +79,7 @@ class StatisticRead(Read):
     api: Api | None = None
     hour: Time | None = Field(None, description="the beginning of the hour, UTC")
     day: date | None = Field(None, description="the day, UTC")
+    week: date | None = Field(None, description="the Monday with which the week begins, UTC")
     deliveries: int = Field(description="messages times recipients")
     final: int = Field(description="deliveries with a final event")
     delivered: int = Field(description="delivered or read")

@@ -20,6 +20,7 @@ Dimension = Literal[
     "api",
     "hour",
     "day",
+    "week",
 ]
 # The dimensions of statistics, with the field that has each.
 DIMENSIONS: Final[Mapping[Dimension, str]] = {
@@ -33,6 +34,7 @@ DIMENSIONS: Final[Mapping[Dimension, str]] = {
     "api": "api",
     "hour": "hour",
     "day": "day",
+    "week": "week",
 }
 
 

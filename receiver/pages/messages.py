@@ -35,6 +35,16 @@ STATUSES: Final = (
     "partial",
     "unknown",
 )
+# The first words of a page about a message: what a caller asks support.
+_OUTCOMES: Final = {
+    "delivered": "Delivered",
+    "read": "Delivered and read",
+    "failed": "Not delivered",
+    "unconfirmed": "Sent, delivery unconfirmed",
+    "partial": "Delivered to some recipients",
+    "received": "Received",
+    "unknown": "Nothing reported yet",
+}
 _MAX_NEIGHBOURS: Final = 8
 _NEIGHBOURHOOD: Final = timedelta(days=3)
 # What is below this may still change, so the page looks again.
@@ -125,6 +135,7 @@ async def message_page(visit: Visit) -> Response:
     return visit.page(
         "message.html",
         message=message,
+        outcome=_outcome(message),
         explanation=explanation,
         callbacks=list(dict.fromkeys(event.callback_id for event in events if not event.is_registration)),
         events={event.id: event for event in events},
@@ -137,6 +148,18 @@ async def message_page(visit: Visit) -> Response:
         ticket=_ticket(message, explanation),
         is_open=message.status in _OPEN,
     )
+
+
+def _outcome(message: MessageRead) -> str:
+    """`Not delivered: 4720 invalid destination address`: the outcome in the fewest words, with the code if all share it."""
+    outcome = _OUTCOMES.get(message.status, "Not delivered yet")
+    codes = {(recipient.delivery_code, recipient.reason) for recipient in message.recipients}
+    if message.status not in ("failed", "unconfirmed") or len(codes) != 1:
+        return outcome
+    [(code, reason)] = codes
+    if code is None:
+        return outcome
+    return f"{outcome}: {code} {reason.name.replace('-', ' ') if reason is not None else ''}".rstrip()
 
 
 async def _neighbours(visit: Visit, message: MessageRead) -> Sequence[MessageRead]:

@@ -31,7 +31,7 @@ _DAY: Final = timedelta(hours=24)
 _TOP: Final = 5
 _MAX_POINTS: Final = 2000
 _MAX_ROWS: Final = 1000
-_TIMES: Final = ("hour", "day")
+_TIMES: Final = ("hour", "day", "week")
 
 
 # --- the overview ---

@@ -146,8 +146,11 @@ def _grouped_by(names: Sequence[str]) -> list[str]:
     """The columns that the dimensions are made of."""
     columns: dict[str, None] = {}
     for name in names:
-        columns |= dict.fromkeys({"category": ("api", "delivery_code"), "day": ("hour",)}.get(name, (name,)))
+        columns |= dict.fromkeys(_MADE_OF.get(name, (name,)))
     return list(columns)
+
+
+_MADE_OF: Final = {"category": ("api", "delivery_code"), "day": ("hour",), "week": ("hour",)}
 
 
 def _statements(query: StatisticsQuery, grouped: Sequence[str], first: int, end: int) -> Iterator[Select[Any]]:
@@ -179,7 +182,8 @@ def _grains(query: StatisticsQuery) -> dict[int, int]:
         grains = {SENDER_HOUR: 1, SENDER_DAY: DAY_HOURS}
     else:
         grains = {SENDER_HOUR: 1, TOTALS_DAY: DAY_HOURS, TOTALS_WEEK: WEEK_HOURS}
-    longest = 1 if "hour" in query.by else DAY_HOURS if "day" in query.by else WEEK_HOURS
+    # The cells of a week begin on a Thursday, the weeks of people on a Monday: they are made of days.
+    longest = 1 if "hour" in query.by else WEEK_HOURS if {"day", "week"}.isdisjoint(query.by) else DAY_HOURS
     return {grain: hours for grain, hours in grains.items() if hours <= longest}
 
 
@@ -224,6 +228,9 @@ def _value(name: str, columns: Mapping[str, Any]) -> Any:
             return entry.category if entry is not None else None
         case "day":
             return start_of(columns["hour"]).date()
+        case "week":
+            day = start_of(columns["hour"]).date()
+            return day - timedelta(days=day.weekday())
         case "hour":
             return start_of(columns["hour"])
         case "delivery_code":

@@ -71,8 +71,12 @@ def test_every_address_of_the_banner_is_answered(tmp_path: Path) -> None:
             urlsplit(address).path: httpx2.get(f"{server.url}{urlsplit(address).path}", **PATIENT).status_code
             for address in addresses
         }
-    assert answers.pop("") in {200, 404}  # its own address, which has a page once there are pages
+        assert f"Dashboard    {server.url}/\n" in server.output.read_text("utf-8")
+        dashboard = httpx2.get(server.url, headers={"Accept": "text/html"}, follow_redirects=True, **PATIENT)
+    assert "<h1>Sign in</h1>" in dashboard.text
     assert answers == {
+        "": 200,
+        "/": 200,
         "/callbacks/bandwidth/v1": 401,
         "/callbacks/bandwidth/v1/fallback": 401,
         "/callbacks/bandwidth/v2": 405,

@@ -62,7 +62,11 @@ def values(row: StatisticRead, by: tuple[str, ...]) -> tuple[Any, ...]:
 
 
 def time_of(database: Database, name: str) -> str:
-    """The SQL of the beginning of the hour or the day of a message, as text."""
+    """The SQL of the beginning of the hour, the day or the week of a message, as text."""
+    if name == "week" and database.is_sqlite:
+        return "date(listed_at, 'weekday 0', '-6 days')"
+    if name == "week":
+        return "to_char(date_trunc('week', listed_at AT TIME ZONE 'UTC'), 'YYYY-MM-DD')"
     if database.is_sqlite:
         return f"strftime('{'%Y-%m-%d %H' if name == 'hour' else '%Y-%m-%d'}', listed_at)"
     return f"to_char(listed_at AT TIME ZONE 'UTC', '{'YYYY-MM-DD HH24' if name == 'hour' else 'YYYY-MM-DD'}')"
@@ -76,7 +80,7 @@ async def by_view(database: Database, *by: str) -> set[tuple[Any, ...]]:
 
 
 def as_text(row: StatisticRead) -> StatisticRead:
-    formats = {"hour": "%Y-%m-%d %H", "day": "%Y-%m-%d"}
+    formats = {"hour": "%Y-%m-%d %H", "day": "%Y-%m-%d", "week": "%Y-%m-%d"}
     times = {name: getattr(row, name).strftime(form) for name, form in formats.items() if getattr(row, name)}
     return row.model_copy(update=times)
 

@@ -1,0 +1,336 @@
+"""What support, developers and operators do on the pages, in a real browser, on data from the sandbox."""
+
+import signal
+import time
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from tests.browsers import ADMIN, PAIR, READER, Browser, Site, browser, site
+from tests.factories import v2_event
+from tests.processes import PATIENT, until
+
+INVALID = "+15552024720"
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, chromium: Browser) -> Iterator[Site]:
+    """A receiver with messages of the sandbox: delivered, failed, contradicted, awaited, to a group, and inbound."""
+    with site(tmp_path_factory.mktemp("shop")) as started:
+        for number in range(3):
+            started.send(f"+1919555000{number}", tag=f"order {number}")
+        started.send(INVALID, tag="order 4712")
+        started.send("+15552090007", tag="contradicted")
+        started.send("+15552090005", tag="waiting")
+        started.send("+19195554321", "+19195554322", INVALID, tag="a group")
+        reply = {"from": INVALID, "to": "+19195551212", "text": "who is this?"}
+        started.sandbox.post("/sandbox/inbound", json=reply).raise_for_status()
+        started.settle()
+        yield started
+
+
+@pytest.fixture
+def desk(chromium: Browser, shop: Site) -> Iterator[Browser]:
+    """The browser at the shop, signed in with an admin token. A page that complains in the console fails the test."""
+    chromium.base_url = shop.server.url
+    chromium.emulate()
+    chromium.sign_in()
+    chromium.complaints()
+    yield chromium
+    chromium.emulate()
+    assert chromium.complaints() == []
+
+
+# --- support ---
+
+
+def test_support_finds_what_became_of_a_message(desk: Browser, shop: Site) -> None:
+    """The short journey of the default suite: from the number as a customer reads it out to the text of the ticket."""
+    desk.requested_hosts()
+    desk.one("input[name=q]").send_keys("(555) 202-4720", Keys.ENTER)
+    until(lambda: desk.path.startswith("/messages?q="))
+    rows = desk.all("main tbody tr")
+    assert len(rows) == 3
+    rows[-1].find_element("css selector", "a").click()
+    until(lambda: desk.all("#ticket"))
+    heading = desk.one("h1").text
+    assert heading.startswith("Not delivered")
+    assert "4720" in heading
+    assert "Between the same two numbers" in desk.text
+    times = desk.all("main time")
+    assert times
+    for shown in times:
+        assert shown.get_attribute("title").endswith(" UTC")
+        assert "UTC" not in shown.text
+    address = desk.driver.current_url
+    desk.press("Copy as text")
+    desk.until_reads("Copied")
+    ticket = desk.one("#ticket").text
+    assert ticket.splitlines()[0].startswith(f"Message {shop.sent[3]}")
+    assert "Timeline:" in ticket
+    desk.press("as received")
+    assert "INVALID" in desk.one("pre").text.upper()
+    desk.press("Sign out")
+    # A colleague follows the link.
+    desk.driver.get(address)
+    desk.one("#token").send_keys(READER, Keys.ENTER)
+    until(lambda: desk.driver.current_url == address)
+    assert desk.one("h1").text == heading
+    assert desk.requested_hosts() <= {shop.server.url.removeprefix("http://"), "data:"}
+
+
+@pytest.mark.slow
+def test_support_filters_and_shares_what_is_filtered(desk: Browser, shop: Site) -> None:
+    desk.open("/messages")
+    desk.press("Filters")
+    desk.fill("deliveryCode", "4720")
+    desk.press("Filter")
+    until(lambda: "deliveryCode=4720" in desk.path)
+    assert {row.text.splitlines()[-1] for row in desk.all("main tbody .status")} <= {"failed", "partial"}
+    address = desk.one("a[download]").get_attribute("href")
+    answer = httpx2.get(str(address), cookies={"receiver_session": session(desk)}, **PATIENT)
+    assert answer.text.count("\n") == 1 + len(desk.all("main tbody tr"))
+    desk.open("/messages?deliveryCode=abc")
+    assert desk.one("[name=deliveryCode][aria-invalid]").is_displayed()
+    desk.open("/messages?q=nothing-like-this")
+    assert "No message matches" in desk.text
+
+
+def session(desk: Browser) -> str:
+    return str(desk.driver.get_cookie("receiver_session")["value"])
+
+
+@pytest.mark.slow
+def test_a_message_of_a_group_and_a_contradiction_are_explained(desk: Browser, shop: Site) -> None:
+    desk.open("/messages?q=contradicted")
+    desk.one("main tbody a").click()
+    desk.until_reads("The failure counts, whichever came first")
+    desk.open("/messages?q=a+group")
+    desk.one("main tbody a").click()
+    desk.until_reads("Delivered to some recipients")
+    assert len(desk.all("#message .table:first-of-type tbody tr")) >= 3
+    assert "+19195554322" in desk.text
+
+
+@pytest.mark.slow
+def test_an_open_message_follows_its_callbacks_and_loses_nothing_of_the_reader(desk: Browser, shop: Site) -> None:
+    sending = v2_event("live-1", "message-sending", message={"id": "live-1", "tag": "live"})
+    shop.receive(sending)
+    until(lambda: shop.sink()["lag"] == 0)
+    desk.open("/messages/live-1")
+    until(lambda: desk.all("#message details"))
+    desk.one("#message details summary").click()
+    desk.run("document.querySelector('#message summary').focus()")
+    desk.run("getSelection().selectAllChildren(document.querySelector('#message code'))")
+    shop.receive(v2_event("live-1", "message-delivered", message={"id": "live-1", "tag": "live"}))
+    until(lambda: desk.one("h1").text == "Delivered")
+    assert desk.one("#message details").get_attribute("open") is not None
+    assert desk.run("return document.activeElement.tagName") == "SUMMARY"
+    assert desk.run("return getSelection().toString()") == "live-1"
+    times = [shown.text for shown in desk.all("#message time")]
+    assert times
+    assert not [text for text in times if "UTC" in text]
+
+
+# --- developers
+
+
+@pytest.mark.slow
+def test_a_developer_sets_up_and_sees_the_first_callback(
+    chromium: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with site(tmp_path_factory.mktemp("new"), lambda _: "") as new:
+        chromium.base_url = new.server.url
+        chromium.emulate()
+        chromium.sign_in()
+        assert "No callback has come yet" in chromium.text
+        chromium.press("Set-up")
+        chromium.until_reads("Waiting for your first callback")
+        urls = [element.text for element in chromium.all("code[id^=url]")]
+        assert f"{new.server.url}/callbacks/bandwidth/v2" in urls
+        chromium.press("With user and password")
+        assert f"http://{PAIR}@" in chromium.one("code[id^=user]").text
+        new.send("+19195550001")
+        chromium.until_reads("Callbacks come in.")
+        # The refresh closes nothing that was opened.
+        assert chromium.one("code[id^=user]").is_displayed()
+        assert chromium.one("#seen .good").is_displayed()
+        quarantine_and_reprocess(chromium, new)
+        assert chromium.complaints() == []
+
+
+def quarantine_and_reprocess(chromium: Browser, new: Site) -> None:
+    """A callback with a signed tag whose key is unknown; it is processed again after the key was added."""
+    new.receive({"type": "message-delivered", "message": {"id": 5}})
+    until(lambda: new.api.get("/api/status").json()["journal"]["pending"] == 0)
+    chromium.press("Callbacks")
+    until(lambda: chromium.all("main tbody tr"))
+    chromium.one("main tbody a").click()
+    chromium.until_reads("Why it is in quarantine")
+    assert '"message-delivered"' in chromium.one("pre").text
+    chromium.press("Process it again")
+    chromium.until_reads("It was processed again, and stays in quarantine")
+
+
+@pytest.mark.slow
+def test_a_tag_is_signed_and_checked(desk: Browser, shop: Site) -> None:
+    desk.open("/tags")
+    desk.until_reads("There is no key")
+    (shop.folder / "receiver.toml").write_text(
+        'tag_keys = ["k1:tag-secret-5ec-long-enough-1234"]\n' + (shop.folder / "receiver.toml").read_text("utf-8"), "utf-8"
+    )
+    shop.server.process.send_signal(signal.SIGHUP)
+
+    def has_key() -> bool:
+        desk.open("/tags")
+        return "There is no key" not in desk.text
+
+    until(has_key)
+    desk.fill("value", "order 4711")
+    desk.press("Sign")
+    until(lambda: desk.all("#signed"))
+    tag = desk.one("#signed").text
+    desk.fill("tag", tag)
+    desk.press("Check")
+    desk.until_reads("The value is order 4711")
+    desk.fill("tag", tag[:-2])
+    desk.press("Check")
+    desk.until_reads("forged")
+
+
+# --- operators
+
+
+@pytest.mark.slow
+def test_an_operator_sees_a_sink_down_and_requeues_dead_letters(desk: Browser, shop: Site) -> None:
+    desk.open("/sinks/crm")
+    shop.webhook.status = 503
+    shop.send("+19195557001")
+    until(lambda: "down" in desk.one("#sink .status").text, 90)
+    desk.press("Test")
+    desk.until_reads("The sink")
+    shop.webhook.status = 422
+    until(lambda: sum(shop.sink()["deadLetters"].values()) >= 1, 90)
+    shop.send("+19195557002")
+    until(lambda: sum(shop.sink()["deadLetters"].values()) >= 2, 90)
+    shop.webhook.status = 200
+    desk.open("/dead-letters?sink=crm")
+    desk.press("Count what would be requeued")
+    desk.until_reads("dead letters would be published again")
+    assert sum(shop.sink()["deadLetters"].values()) >= 2
+    desk.press("Requeue these")
+    desk.until_reads("wait for their next attempt now")
+    until(lambda: sum(shop.sink()["deadLetters"].values()) == 0, 90)
+
+
+@pytest.mark.slow
+def test_an_operator_pauses_a_sink_and_cancels_a_replay(desk: Browser, shop: Site) -> None:
+    desk.open("/sinks/crm")
+    desk.press("Pause")
+    desk.until_reads("The sink is paused")
+    until(lambda: shop.sink()["state"] == "paused")
+    desk.fill("from", "beginning")
+    desk.press("Count first")
+    desk.until_reads("would be published again")
+    desk.press("Publish these")
+    desk.until_reads("are being published again")
+    until(lambda: desk.all("#sink progress"))
+    desk.fill("messageIds", "half-typed")
+    # Three refreshes of the live part: what is typed stays.
+    time.sleep(4)
+    assert desk.one("[name=messageIds]").get_attribute("value") == "half-typed"
+    desk.press("Cancel")
+    desk.until_reads("The replay is cancelled")
+    desk.press("Resume")
+    desk.until_reads("The sink goes on")
+
+
+@pytest.mark.slow
+def test_a_read_token_sees_everything_and_can_do_nothing(desk: Browser, shop: Site) -> None:
+    desk.sign_in(READER)
+    for path in ("/", "/messages", "/callbacks", "/sinks", "/sinks/crm", "/dead-letters", "/statistics", "/setup", "/tags"):
+        desk.open(path)
+        assert desk.one("h1").is_displayed(), path
+        for words in ("Pause", "Test", "Requeue", "Count", "Process", "Sign a", "With user"):
+            assert words == "Count" and path == "/statistics" or not desk.has(words), (path, words)
+    answer = httpx2.get(f"{shop.server.url}/setup", cookies={"receiver_session": session(desk)}, **PATIENT)
+    assert PAIR.partition(":")[2] not in answer.text
+
+
+# --- everybody
+
+
+@pytest.mark.slow
+def test_a_message_is_found_with_the_keyboard_alone(chromium: Browser, shop: Site) -> None:
+    chromium.base_url = shop.server.url
+    chromium.driver.delete_all_cookies()
+    chromium.open("/messages")
+    chromium.keys(ADMIN, Keys.ENTER)
+    until(lambda: chromium.path == "/messages")
+    chromium.one("body").send_keys(Keys.TAB)
+    assert chromium.driver.switch_to.active_element.text == "Skip to the content"
+    chromium.keys(Keys.ENTER)
+    focused = []
+    for _ in range(20):
+        chromium.keys(Keys.TAB)
+        element = chromium.driver.switch_to.active_element
+        focused.append(element.tag_name)
+        if "messages/" in (element.get_attribute("href") or ""):
+            break
+    # The content begins with the filters; the message follows without a detour over the navigation.
+    assert focused[0] == "summary"
+    outline = chromium.run("return getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    chromium.keys(Keys.ENTER)
+    until(lambda: chromium.all("#ticket"))
+
+
+PATHS = ("/", "/messages", "/callbacks", "/sinks", "/sinks/crm", "/dead-letters", "/statistics", "/setup", "/tags", "/docs")
+
+
+@pytest.mark.slow
+def test_no_page_scrolls_sideways_on_a_phone(desk: Browser, shop: Site) -> None:
+    desk.emulate(width=360, height=740)
+    for path in (*PATHS, f"/messages/{shop.sent[3]}", "/statistics?by=hour", "/docs/sinks"):
+        desk.open(path)
+        assert desk.run("return document.documentElement.scrollWidth") <= 360, path
+    desk.open("/messages")
+    row = desk.one("main tbody tr")
+    assert row.size["width"] <= 360
+    assert row.find_element("css selector", ".status").location["x"] < 360
+
+
+@pytest.mark.slow
+def test_everything_but_what_is_live_works_without_scripts(desk: Browser, shop: Site) -> None:
+    desk.emulate(scripts=False)
+    desk.open("/messages?q=order+4712")
+    assert "UTC" in desk.one("main time").text
+    desk.one("main tbody a").click()
+    until(lambda: desk.all("#ticket"))
+    desk.open("/sinks/crm")
+    desk.press("Test")
+    desk.until_reads("The sink can be reached")
+
+
+@pytest.mark.slow
+def test_wrong_token_is_refused_and_sign_out_ends_the_session(chromium: Browser, shop: Site) -> None:
+    chromium.base_url = shop.server.url
+    chromium.driver.delete_all_cookies()
+    chromium.open("/sinks")
+    chromium.one("#token").send_keys("wrong", Keys.ENTER)
+    chromium.until_reads("This token is not accepted")
+    chromium.one("#token").send_keys(ADMIN, Keys.ENTER)
+    until(lambda: chromium.path == "/sinks")
+    chromium.press("Sign out")
+    until(lambda: chromium.path == "/login")
+    chromium.driver.back()
+    chromium.driver.refresh()
+    assert chromium.one("h1").text == "Sign in"
