@@ -62,11 +62,12 @@ class Browser:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def press(self, words: str) -> None:
-        """Presses the button, or follows the link, whose words begin like this."""
-        path = f"//*[self::a or self::button or self::summary][starts-with(normalize-space(), '{words}')]"
+        """Presses the button, or follows the link, with these words, or else whose words begin with them."""
+        either, begins = "//*[self::a or self::button or self::summary]", f"starts-with(normalize-space(), '{words}')"
         while True:
             with suppress(StaleElementReferenceException):
-                self.driver.find_element(By.XPATH, path).click()
+                exact = self.driver.find_elements(By.XPATH, f"{either}[normalize-space() = '{words}']")
+                (exact[0] if exact else self.driver.find_element(By.XPATH, f"{either}[{begins}]")).click()
                 return
 
     def has(self, words: str) -> bool:
@@ -111,13 +112,13 @@ class Browser:
     def complaints(self) -> list[str]:
         """The errors of the console since the last call: of scripts, of the policy, of files that are not there.
 
-        A page with a status of an error is one, too; those that a test requests on purpose are left out.
+        A page that is answered with the status of an error is none.
         """
         entries = self.driver.get_log("browser")
         return [
             entry["message"]
             for entry in entries
-            if entry["level"] == "SEVERE" and not (entry["source"] == "network" and "/api/" not in entry["message"])
+            if entry["level"] == "SEVERE" and not (entry["source"] == "network" and "/static/" not in entry["message"])
         ]
 
     def requested_hosts(self) -> set[str]:

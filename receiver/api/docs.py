@@ -25,13 +25,14 @@ from receiver.api.openapi import api_reference
 from receiver.documents import Anchors, Hit, Topic
 
 API_REFERENCE: Final = "openapi"
+IMAGES: Final = ("message.png", "overview.png")
 
 _FILES: Final = Path(__file__).with_name("docs_pages")
 _HEADERS: Final = {
     # A browser revalidates each time; the answer is 304 until another version is installed.
     "Cache-Control": "no-cache",
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -47,6 +48,7 @@ def routes(openapi: Callable[[], dict[str, Any]]) -> list[BaseRoute]:
         Route("/docs", pages.one_at_a_time(pages.index), name="docs"),
         Route("/docs/", pages.redirect),
         Route("/docs/style.css", pages.style),
+        *(Route(f"/docs/{name}", pages.image) for name in IMAGES),
         Route("/docs/{topic}", pages.one_at_a_time(pages.topic)),
     ]
 
@@ -96,6 +98,11 @@ class Pages:
     def style(self, request: Request) -> Response:
         return _answer(request, _file("style.css"), media_type="text/css")
 
+    def image(self, request: Request) -> Response:
+        """A picture of a topic; the names are those of `IMAGES`."""
+        content = (documents.FOLDER / request.url.path.rpartition("/")[2]).read_bytes()
+        return _answer(request, content, media_type="image/png")
+
     def _topics(self) -> tuple[Topic, ...]:
         return _topics(self._openapi)
 
@@ -106,8 +113,8 @@ def _topics(openapi: Callable[[], dict[str, Any]]) -> tuple[Topic, ...]:
     return *documents.topics(), Topic(API_REFERENCE, api_reference(openapi()))
 
 
-def _answer(request: Request, text: str, *, status: int = 200, media_type: str = "text/html") -> Response:
-    body = text.encode()
+def _answer(request: Request, content: str | bytes, *, status: int = 200, media_type: str = "text/html") -> Response:
+    body = content.encode() if isinstance(content, str) else content
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {**_HEADERS, "ETag": etag}
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]

@@ -22,6 +22,7 @@ from receiver.api.problems import ProblemError, as_problem
 from receiver.api.routing import EncodedMount
 from receiver.pages import alerts, callbacks, messages, setup, sinks, statistics
 from receiver.pages.session import COOKIE, LIFETIME, Session, Throttle, read_session, start_session
+from receiver.pages.shared import SharedResults
 from receiver.pages.visit import HEADERS, Rate, SiteSettings, Visit, read_form, static_files
 
 log = structlog.get_logger("receiver.pages")
@@ -67,6 +68,7 @@ class SiteState:
     def __init__(self) -> None:
         self.throttle = Throttle()
         self.rate = Rate()
+        self.shared = SharedResults()
 
 
 class Site:
@@ -123,7 +125,12 @@ class Site:
 
     def _visit(self, request: Request, session: Session | None) -> Visit:
         return Visit(
-            request=request, context=self._context, settings=self._settings, rate=self._state.rate, session=session
+            request=request,
+            context=self._context,
+            settings=self._settings,
+            rate=self._state.rate,
+            shared=self._state.shared,
+            session=session,
         )
 
     def _session(self, request: Request) -> Session | None:

@@ -32,6 +32,9 @@ _TOP: Final = 5
 _MAX_POINTS: Final = 2000
 _MAX_ROWS: Final = 1000
 _TIMES: Final = ("hour", "day", "week")
+# An open overview is refreshed every five seconds; the counts of a day change slowly.
+_STATUS_SECONDS: Final = 2.0
+_NUMBERS_SECONDS: Final = 10.0
 
 
 # --- the overview ---
@@ -53,12 +56,37 @@ class Ranking:
     rows: Sequence[tuple[StatisticRead, str, Mapping[str, str]]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """What the overview counts: the deliveries, the oldest message without a receipt, failures, the hours' chart."""
+
+    deliveries: Comparison
+    oldest: MessageRead | None
+    rankings: Sequence[Ranking]
+    chart: str | None
+
+
 async def overview(visit: Visit) -> Response:
     """How messages and this installation are, now."""
-    status: InstallationStatus = await visit.perform(_STATUS_NOW)
+    status: InstallationStatus = await visit.shared.get("status", _STATUS_SECONDS, lambda: visit.perform(_STATUS_NOW))
     if status.processor.callbacks is None:
         # The database cannot be read: the sentences of the status say so, and all else would wait for it.
         return visit.page("overview.html", status=503, installation=status, deliveries=None, rate=None)
+    numbers = await visit.shared.get("numbers", _NUMBERS_SECONDS, lambda: _numbers(visit))
+    pending = status.journal.pending or 0
+    return visit.page(
+        "overview.html",
+        installation=status,
+        rate=visit.rate.add(visit.now, status.processor.callbacks + pending),
+        deliveries=numbers.deliveries,
+        oldest=numbers.oldest,
+        rankings=numbers.rankings,
+        chart=numbers.chart,
+    )
+
+
+async def _numbers(visit: Visit) -> Numbers:
+    # One after the other: at once they would take the connections that callbacks and their processing need.
     deliveries = await _deliveries(visit)
     oldest = await _oldest_awaiting(visit)
     hours = await _counts(visit, by="hour", direction="out")
@@ -68,11 +96,7 @@ async def overview(visit: Visit) -> Response:
         await _ranking(visit, "Failures by carrier", "carrierName"),
         await _ranking(visit, "Failures by application", "applicationId"),
     ]
-    pending = status.journal.pending or 0
-    return visit.page(
-        "overview.html",
-        installation=status,
-        rate=visit.rate.add(visit.now, status.processor.callbacks + pending),
+    return Numbers(
         deliveries=deliveries,
         oldest=oldest,
         rankings=[ranking for ranking in rankings if ranking.rows],

@@ -26,6 +26,7 @@ from receiver.explanation.words import duration_text
 from receiver.models.parameters import NumberContext
 from receiver.models.queries import Query
 from receiver.pages.session import Session
+from receiver.pages.shared import SharedResults
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -91,6 +92,7 @@ class Visit:
     context: ApiContext
     settings: SiteSettings
     rate: Rate
+    shared: SharedResults
     session: Session | None = None
     form: Mapping[str, str] = field(default_factory=dict)
     pending: int = 0
