@@ -18,7 +18,9 @@ from receiver.settings import GivenSettings
 from tests import web
 from tests.processes import PATIENT, serving
 
-POLICY = "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
 
 
 class Page(HTMLParser):
