@@ -44,7 +44,7 @@ async def _listed(visit: Visit, done: str | None = None) -> Response:
         if error.status != 400:
             raise
         problem = error
-    return visit.page(
+    return await visit.long_page(
         "callbacks.html",
         status=problem.status if problem is not None else 200,
         callbacks=found.items if found is not None else [],

@@ -58,13 +58,13 @@ async def list_page(visit: Visit) -> Response:
     except ProblemError as problem:
         if problem.status != 400:
             raise
-        return _listed(visit, None, problem)
-    return _listed(visit, found, None)
+        return await _listed(visit, None, problem)
+    return await _listed(visit, found, None)
 
 
-def _listed(visit: Visit, found: Listed[MessageRead] | None, problem: ProblemError | None) -> Response:
+async def _listed(visit: Visit, found: Listed[MessageRead] | None, problem: ProblemError | None) -> Response:
     given = dict(visit.parameters)
-    return visit.page(
+    return await visit.long_page(
         "messages.html",
         status=200 if problem is None else problem.status,
         messages=found.items if found is not None else [],

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
+from anyio import CapacityLimiter, to_thread
+
 Value = TypeVar("Value")
 
 _MAX_RESULTS: Final = 100
@@ -14,6 +16,11 @@ class SharedResults:
 
     def __init__(self) -> None:
         self._results: dict[str, tuple[float, asyncio.Task[Any]]] = {}
+        self._thread = CapacityLimiter(1)
+
+    async def in_thread(self, work: Callable[[], Value]) -> Value:
+        """The result of work that takes long, done in a thread: one at a time, for all threads share the processor."""
+        return await to_thread.run_sync(work, limiter=self._thread)
 
     async def get(self, name: str, seconds: float, read: Callable[[], Awaitable[Value]]) -> Value:
         """The result of `read`, at most so many seconds old; visitors who come meanwhile wait for the same result."""

@@ -108,7 +108,7 @@ async def _dead_letters(visit: Visit, **results: Any) -> Response:
             shown["problem"] = error
     names: Listed[SinkRead] = await visit.perform(_SINKS["listSinks"])
     given = {name: value for name, value in visit.parameters if value}
-    return visit.page(
+    return await visit.long_page(
         "dead_letters.html",
         status=shown["problem"].status if shown["problem"] is not None else 200,
         letters=found.items if found is not None else [],

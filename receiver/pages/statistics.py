@@ -177,7 +177,7 @@ async def statistics_page(visit: Visit) -> Response:
         problem = error
     by = [name for name in chosen.get("by", "").replace(" ", "").split(",") if name in DIMENSIONS]
     rows = found.rows if found is not None else []
-    return visit.page(
+    return await visit.long_page(
         "statistics.html",
         status=problem.status if problem is not None else 200,
         found=found,

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -181,6 +181,10 @@ class Visit:
             return await operation(call)
         finally:
             self.pending = max(self.pending, call.pending)
+
+    async def long_page(self, template: str, *, status: int = 200, **values: Any) -> Response:
+        """A page with up to a thousand rows. It is rendered in a thread, one at a time, so that callbacks do not wait."""
+        return await self.shared.in_thread(partial(self.page, template, status=status, **values))
 
     def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
         """The page that a template makes of these values."""
