@@ -5,6 +5,7 @@ its session.
 """
 
 import hmac
+import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ PAGES: Final[Sequence[Page]] = (
 # What browsers say about where a request comes from: https://www.w3.org/TR/fetch-metadata/
 _OWN_SITES: Final = frozenset({"same-origin", "none"})
 _MAX_NEXT: Final = 2000
+# An address as a browser sends it: everything else is percent-encoded.
+_ADDRESS: Final = re.compile(r"[A-Za-z0-9\-._~%/?&=+:@!$'()*,;]*")
 
 
 class SiteState:
@@ -218,7 +221,7 @@ def _local(goal: str) -> str:
     """An address within this site, relative to its start page; the start page for anything else."""
     parts = urlsplit(goal)
     is_local = not parts.scheme and not parts.netloc and not goal.startswith(("/", "\\", "."))
-    return goal if is_local and goal.isprintable() and "\\" not in goal and len(goal) <= _MAX_NEXT else ""
+    return goal if is_local and _ADDRESS.fullmatch(goal) and len(goal) <= _MAX_NEXT else ""
 
 
 def _is_own(request: Request, public_url: str | None) -> bool:

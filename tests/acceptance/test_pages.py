@@ -68,7 +68,18 @@ async def test_a_page_without_a_session_leads_to_the_sign_in_and_back(database: 
 
 
 @pytest.mark.parametrize(
-    "goal", ["https://evil.example/", "//evil.example", "/\\evil.example", "\\\\evil.example", "../x", "javascript:x"]
+    "goal",
+    [
+        "https://evil.example/",
+        "//evil.example",
+        "/\\evil.example",
+        "\\\\evil.example",
+        "../x",
+        "javascript:x",
+        "<b>",
+        "m\u00fcll",
+        "a b",
+    ],
 )
 async def test_a_sign_in_leads_to_no_other_site(database: Database, goal: str) -> None:
     async with browser(application(database), None) as visitor:
