@@ -151,9 +151,11 @@ async def message_page(visit: Visit) -> Response:
 
 
 def _outcome(message: MessageRead) -> str:
-    """`Not delivered: 4720 invalid destination address`: the outcome in the fewest words, with the code if all share it."""
+    """`Not delivered: 4720 invalid destination address`: the outcome, with the code if all recipients have it."""
     outcome = _OUTCOMES.get(message.status, "Not delivered yet")
-    codes = {(recipient.delivery_code, recipient.reason) for recipient in message.recipients}
+    codes: set[tuple[int | None, Any]] = {
+        (recipient.delivery_code, recipient.reason) for recipient in message.recipients
+    }
     if message.status not in ("failed", "unconfirmed") or len(codes) != 1:
         return outcome
     [(code, reason)] = codes

@@ -183,7 +183,7 @@ class Visit:
             self.pending = max(self.pending, call.pending)
 
     async def long_page(self, template: str, *, status: int = 200, **values: Any) -> Response:
-        """A page with up to a thousand rows. It is rendered in a thread, one at a time, so that callbacks do not wait."""
+        """A page with up to a thousand rows, rendered in a thread, one at a time: callbacks must not wait for it."""
         return await self.shared.in_thread(partial(self.page, template, status=status, **values))
 
     def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
