@@ -95,9 +95,11 @@ def application(database: Database, **more: Any) -> Starlette:
             **more,
         }
     )
+    state = SiteState()
     app = Starlette(
-        routes=[*Site(api, SiteState(), SITE).routes(), *routes(api)], exception_handlers=problems.APPLICATION_HANDLERS
+        routes=[*Site(api, state, SITE).routes(), *routes(api)], exception_handlers=problems.APPLICATION_HANDLERS
     )
+    app.state.site = state
     app.router.redirect_slashes = False
     return app
 

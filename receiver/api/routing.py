@@ -194,7 +194,7 @@ def _response(operation: Operation, request: Request, call: Call, result: Any) -
     link: Mapping[str, str] = {}
     if isinstance(result, Listed):
         if result.next_page is not None:
-            changes = {**_absolute_times(request), **result.next_page}
+            changes = {**absolute_times(request), **result.next_page}
             link = next_page(request, call.context.public_url, **changes)
         result = result.items
     if operation.is_stream:
@@ -207,7 +207,7 @@ def _response(operation: Operation, request: Request, call: Call, result: Any) -
 _TIMES: Final = ("fromDateTime", "toDateTime")
 
 
-def _absolute_times(request: Request) -> dict[str, str]:
+def absolute_times(request: Request) -> dict[str, str]:
     """The relative times among the parameters as absolute ones: on the next page `2h` would mean another time.
 
     A duration, of `olderThan`, stays: on the next page it may add messages at the newest end, and leaves none out.

@@ -36,7 +36,7 @@ async def list_page(visit: Visit) -> Response:
         "alerts.html",
         status=problem.status if problem is not None else 200,
         alerts=found.items if found is not None else [],
-        next_page=visit.address(**found.next_page) if found is not None and found.next_page is not None else None,
+        next_page=visit.next_page(found),
         given=shown,
         problem=problem,
         errors={error.parameter: error.detail for error in problem.errors} if problem is not None else {},

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from receiver.api.callbacks import OPERATIONS
 from receiver.api.operations import Listed
 from receiver.api.problems import ProblemError
+from receiver.api.routing import absolute_times
 from receiver.domain.events import REGISTERED, Callback, Event, Quarantine
 from receiver.models.callbacks import CallbackRead, CallbackSummaryRead
 from receiver.models.queries import CallbackQuery, ReprocessQuery
@@ -21,10 +22,11 @@ GET: Final = _BY_NAME["getCallback"]
 REPROCESS_ALL: Final = _BY_NAME["reprocessCallbacks"]
 REPROCESS: Final = _BY_NAME["reprocessCallback"]
 
+_CHOSEN_BY: Final = ("reason", "messageId", "fromDateTime", "toDateTime")
 OUTCOMES: Final = ("quarantined", "pending", "accepted")
 _MAX_MESSAGES: Final = 100
 # What follows is in the whole body, which the page links to.
-_MAX_SHOWN: Final = 200_000
+_MAX_SHOWN: Final = 100_000
 
 
 async def list_page(visit: Visit) -> Response:
@@ -48,8 +50,11 @@ async def _listed(visit: Visit, done: str | None = None) -> Response:
         "callbacks.html",
         status=problem.status if problem is not None else 200,
         callbacks=found.items if found is not None else [],
-        next_page=visit.address(**found.next_page) if found is not None and found.next_page is not None else None,
+        next_page=visit.next_page(found),
         given=shown,
+        choice={name: value for name, value in {**shown, **absolute_times(visit.request)}.items() if name in _CHOSEN_BY}
+        if problem is None
+        else {},
         problem=problem,
         errors={error.parameter: error.detail for error in problem.errors} if problem is not None else {},
         done=done,
@@ -60,7 +65,7 @@ async def _listed(visit: Visit, done: str | None = None) -> Response:
 
 async def reprocess_page_of(visit: Visit) -> Response:
     """Processes a page of quarantined callbacks again, oldest first, those that the filters choose."""
-    given = {name: value for name, value in visit.form.items() if name in ("reason", "messageId")}
+    given = {name: value for name, value in visit.form.items() if name in _CHOSEN_BY}
     query = ReprocessQuery.model_validate({**{n: v for n, v in given.items() if v}, "size": 100}, by_alias=True)
     result: Listed[CallbackSummaryRead] = await visit.perform(REPROCESS_ALL, query=query)
     left = sum(callback.outcome == "quarantined" for callback in result.items)
@@ -115,7 +120,8 @@ def _body_text(body: bytes) -> str:
         return base64.b64encode(body[:_MAX_SHOWN]).decode("ascii")
     if len(body) <= _MAX_SHOWN:
         try:
-            return orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2).decode()
+            # Indented, a small body can be a hundred times as long.
+            return orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2)[:_MAX_SHOWN].decode("utf-8", "ignore")
         except (orjson.JSONDecodeError, orjson.JSONEncodeError, RecursionError):
             pass
     return text[:_MAX_SHOWN]

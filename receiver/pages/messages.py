@@ -10,10 +10,10 @@ from starlette.responses import Response
 from receiver.api.messages import OPERATIONS, csv_table
 from receiver.api.operations import Listed
 from receiver.api.problems import ProblemError
-from receiver.api.routing import CSV, StreamedResponse
+from receiver.api.routing import CSV, StreamedResponse, absolute_times
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.events import Status, TagVerdict
-from receiver.errors import Ambiguous
+from receiver.errors import Ambiguous, Busy
 from receiver.explanation.message import Explanation, explain
 from receiver.explanation.timeline import explain_publication
 from receiver.explanation.words import time_text
@@ -45,6 +45,8 @@ _OUTCOMES: Final = {
     "received": "Received",
     "unknown": "Nothing reported yet",
 }
+# Of a message with more recipients or events the page shows the first ones.
+_MAX_SHOWN: Final = 300
 _MAX_NEIGHBOURS: Final = 8
 _NEIGHBOURHOOD: Final = timedelta(days=3)
 # What is below this may still change, so the page looks again.
@@ -68,7 +70,7 @@ async def _listed(visit: Visit, found: Listed[MessageRead] | None, problem: Prob
         "messages.html",
         status=200 if problem is None else problem.status,
         messages=found.items if found is not None else [],
-        next_page=visit.address(**found.next_page) if found is not None and found.next_page is not None else None,
+        next_page=visit.next_page(found),
         given=given,
         filters={name: value for name, value in given.items() if value and name not in ("q", "cursor", "size")},
         errors={error.parameter: error.detail for error in problem.errors} if problem is not None else {},
@@ -80,7 +82,8 @@ async def _listed(visit: Visit, found: Listed[MessageRead] | None, problem: Prob
 
 # --- export ---
 
-_ROWS_AT_ONCE: Final = 500
+_ROWS_AT_ONCE: Final = 200
+_PAUSE_SECONDS: Final = 0.05
 
 
 class _Export:
@@ -89,25 +92,35 @@ class _Export:
     def __init__(self, visit: Visit) -> None:
         self._visit = visit
         self.ended = asyncio.Event()
+        visit.exports.add(self)
 
     def close(self) -> None:
+        self._visit.exports.discard(self)
         self.ended.set()
 
     async def parts(self) -> AsyncIterator[bytes]:
-        changes: dict[str, str] = {"size": str(_ROWS_AT_ONCE)}
+        changes: dict[str, str] = {**absolute_times(self._visit.request), "size": str(_ROWS_AT_ONCE)}
         has_header = False
         while not self.ended.is_set():
             found = await self._visit.perform(LIST, query=self._visit.query(MessageQuery, **changes))
-            yield csv_table(found.items, header=not has_header).encode()
+            yield await asyncio.to_thread(_encoded, found.items, header=not has_header)
+            # Callbacks come first: an export takes at most half of the time.
+            await asyncio.sleep(_PAUSE_SECONDS)
             has_header = True
             if found.next_page is None:
                 return
             changes = {**changes, **found.next_page}
 
 
+def _encoded(messages: Sequence[MessageRead], *, header: bool) -> bytes:
+    return csv_table(messages, header=header).encode()
+
+
 async def export(visit: Visit) -> Response:
-    """The messages that the filters choose as a file for a spreadsheet, all of them."""
+    """The messages that the filters choose as a file for a spreadsheet, all of them; one export at a time."""
     visit.query(MessageQuery)
+    if visit.exports:
+        raise Busy("another export is under way; the next one can begin when it has ended")
     response = StreamedResponse(_Export(visit), f"{CSV}; charset=utf-8; header=present")
     response.headers["Content-Disposition"] = 'attachment; filename="messages.csv"'
     return response
@@ -127,12 +140,12 @@ async def message_page(visit: Visit) -> Response:
     events = await stored.events(database, message.key)
     async with database.reading() as connection:
         publications = await publications_of_message(connection, message.key)
-    explanation = explain(message, events, visit.now)
+    explanation = await asyncio.to_thread(explain, message, events, visit.now)
     attempts = await visit.perform(
         ATTEMPTS, query=AttemptQuery(api=message.api, direction=message.direction), path={"id": message_id}
     )
     configured = set(visit.context.sinks)
-    return visit.page(
+    return await visit.long_page(
         "message.html",
         message=message,
         outcome=_outcome(message),
@@ -146,7 +159,8 @@ async def message_page(visit: Visit) -> Response:
         attempts=attempts,
         neighbours=await _neighbours(visit, message),
         ticket=_ticket(message, explanation),
-        is_open=message.status in _OPEN,
+        is_open=message.status in _OPEN and len(events) <= _MAX_SHOWN,
+        most=_MAX_SHOWN,
     )
 
 
@@ -192,11 +206,11 @@ def _ticket(message: MessageRead, explanation: Explanation) -> str:
     """The message as plain text, for a ticket."""
     lines = [f"Message {message.id} ({message.api}, {message.direction})", *explanation.lines]
     if len(explanation.recipients) > 1:
-        lines += ["", "Recipients:", *(f"- {recipient.summary}" for recipient in explanation.recipients)]
+        lines += ["", "Recipients:", *(f"- {recipient.summary}" for recipient in explanation.recipients[:_MAX_SHOWN])]
     if explanation.notes:
         lines += ["", "Notes:", *(f"- {note}" for note in explanation.notes)]
     lines += ["", "Timeline:"]
-    for entry in explanation.timeline:
+    for entry in explanation.timeline[:_MAX_SHOWN]:
         moment = entry.occurred_at or entry.received_at
         lines.append(f"- {time_text(moment) if moment else 'time unknown'}: {entry.sentence} ({entry.clocks})")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ import secrets
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final
 
 from receiver.api.auth import Access, ApiToken, Tokens
@@ -73,33 +74,28 @@ def _signature(token: ApiToken, purpose: str, claims: str) -> str:
 
 _FREE_ATTEMPTS: Final = 5
 _WINDOW: Final = timedelta(minutes=1)
-_ALL_ATTEMPTS: Final = 60
 _MAX_ADDRESSES: Final = 10_000
 
 
 class Throttle:
-    """Limits failed sign-ins: to some within a minute for each address, and to some more for all addresses together.
+    """Limits failed sign-ins to some within a minute for each address; of IPv6, for each network of 64 bits.
 
-    A limit for all keeps an attacker with many addresses from guessing quickly. It locks nobody out for longer than a
-    minute.
+    There is no limit for all addresses together: with it a stranger could keep everybody from signing in.
     """
 
     def __init__(self) -> None:
         self._failures: OrderedDict[str, list[datetime]] = OrderedDict()
-        self._all: list[datetime] = []
 
     def seconds_to_wait(self, address: str, now: datetime) -> int:
         """How long this address must wait before its next attempt; 0: not at all."""
-        waits = [
-            self._wait(self._failures.get(address, []), _FREE_ATTEMPTS, now),
-            self._wait(self._all, _ALL_ATTEMPTS, now),
-        ]
-        return max(waits)
+        recent = self._recent(self._failures.get(_network(address), []), now)
+        if len(recent) < _FREE_ATTEMPTS:
+            return 0
+        return int((recent[-_FREE_ATTEMPTS] + _WINDOW - now).total_seconds()) + 1
 
     def failed(self, address: str, now: datetime) -> None:
-        recent = [*self._recent(self._failures.pop(address, []), now), now]
-        self._failures[address] = recent
-        self._all = [*self._recent(self._all, now), now]
+        network = _network(address)
+        self._failures[network] = [*self._recent(self._failures.pop(network, []), now), now]
         while len(self._failures) > _MAX_ADDRESSES:
             self._failures.popitem(last=False)
 
@@ -107,8 +103,11 @@ class Throttle:
     def _recent(failures: list[datetime], now: datetime) -> list[datetime]:
         return [failure for failure in failures if now - failure < _WINDOW]
 
-    def _wait(self, failures: list[datetime], limit: int, now: datetime) -> int:
-        recent = self._recent(failures, now)
-        if len(recent) < limit:
-            return 0
-        return int((recent[-limit] + _WINDOW - now).total_seconds()) + 1
+
+def _network(address: str) -> str:
+    """What counts as one address: anybody has millions of the addresses of IPv6."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(ip_network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else str(parsed)

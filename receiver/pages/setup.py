@@ -41,14 +41,14 @@ async def setup_page(visit: Visit) -> Response:
         seen=seen,
         base=visit.base_url,
         is_public=visit.context.public_url is not None,
-        user=visit.settings.callback_user if visit.is_admin else None,
+        user=_callback_user(visit),
         has_user=visit.settings.callback_user is not None,
         problems=status.problems,
     )
 
 
 def _urls(visit: Visit, provider: Provider, seen: dict[str, str]) -> list[PastedUrl]:
-    user = visit.settings.callback_user if visit.is_admin and provider.user_in_url else None
+    user = _callback_user(visit) if provider.user_in_url else None
     return [
         PastedUrl(
             title=provider.title,
@@ -61,6 +61,11 @@ def _urls(visit: Visit, provider: Provider, seen: dict[str, str]) -> list[Pasted
         for url in provider.urls
         if provider.user_in_url or url.route == "primary"
     ]
+
+
+def _callback_user(visit: Visit) -> tuple[str, str] | None:
+    """User and password for Bandwidth, for those who have signed in as administrators."""
+    return visit.settings.callback_user if visit.session is not None and visit.is_admin else None
 
 
 def _with_user(url: str, user: tuple[str, str]) -> str:

@@ -27,7 +27,7 @@ _CHOSEN_BY: Final = ("reason", "messageId", "eventId", "fromDateTime", "toDateTi
 async def list_page(visit: Visit) -> Response:
     """All sinks: state, backlog, dead letters. The page follows them live."""
     found: Listed[SinkRead] = await visit.perform(_SINKS["listSinks"], query=visit.query(_SINKS["listSinks"].query))
-    next_page = visit.address(**found.next_page) if found.next_page is not None else None
+    next_page = visit.next_page(found)
     return visit.page("sinks.html", sinks=found.items, next_page=next_page)
 
 
@@ -112,7 +112,7 @@ async def _dead_letters(visit: Visit, **results: Any) -> Response:
         "dead_letters.html",
         status=shown["problem"].status if shown["problem"] is not None else 200,
         letters=found.items if found is not None else [],
-        next_page=visit.address(**found.next_page) if found is not None and found.next_page is not None else None,
+        next_page=visit.next_page(found),
         given=given,
         sinks=[sink.name for sink in names.items],
         errors={error.parameter: error.detail for error in shown["problem"].errors} if shown["problem"] else {},

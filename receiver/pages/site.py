@@ -10,23 +10,27 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from ipaddress import ip_address
 from typing import Final
 from urllib.parse import quote, urlsplit
 
 import structlog
+from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, Router
 
 from receiver.api.operations import ApiContext
-from receiver.api.problems import ProblemError, as_problem
-from receiver.api.routing import EncodedMount
+from receiver.api.problems import ProblemError, as_problem, invalid_values_problem
+from receiver.api.routing import EncodedMount, invalid_values
+from receiver.logs import Sampled
 from receiver.pages import alerts, callbacks, messages, setup, sinks, statistics
 from receiver.pages.session import COOKIE, LIFETIME, Session, Throttle, read_session, start_session
 from receiver.pages.shared import SharedResults
 from receiver.pages.visit import HEADERS, Rate, SiteSettings, Visit, read_form, static_files
 
 log = structlog.get_logger("receiver.pages")
+_failed = Sampled(log, "sign-ins fail")
 
 Handler = Callable[[Visit], Awaitable[Response]]
 
@@ -72,6 +76,7 @@ class SiteState:
         self.throttle = Throttle()
         self.rate = Rate()
         self.shared = SharedResults()
+        self.exports: set[object] = set()
 
 
 class Site:
@@ -107,12 +112,13 @@ class Site:
             visit = self._visit(request, self._session(request))
             if page.path == "/" and not _is_browser(request):
                 return _start(visit)
+            if visit.session is None and not _is_visitor(request, page):
+                # A program with a wrong callback URL must get an error, whatever it accepts, and never a page.
+                raise ProblemError(404)
             if self._context.tokens is not None and visit.session is None:
-                if not _is_browser(request):
-                    # A program with a wrong callback URL must be told that there is none, and not be led to a page.
-                    raise ProblemError(404)
                 return _sign_in_first(visit)
             try:
+                self._refuse_foreign_name(request)
                 if request.method != "POST":
                     assert page.show is not None  # noqa: S101
                     return await page.show(visit)
@@ -133,18 +139,30 @@ class Site:
             settings=self._settings,
             rate=self._state.rate,
             shared=self._state.shared,
+            exports=self._state.exports,
             session=session,
         )
 
     def _session(self, request: Request) -> Session | None:
-        cookie = request.cookies.get(COOKIE)
         tokens = self._context.tokens
-        return read_session(tokens, cookie, self._context.clock()) if tokens is not None and cookie else None
+        if tokens is None:
+            return None
+        # A browser also sends the cookies of another receiver of the same host, in an order of its own.
+        sessions = (read_session(tokens, cookie, self._context.clock()) for cookie in _cookies(request))
+        return next((session for session in sessions if session is not None), None)
+
+    def _refuse_foreign_name(self, request: Request) -> None:
+        """Without tokens, refuses a name that is not known to be ours: any site may give its own name our address.
+
+        Raises ProblemError.
+        """
+        if self._context.tokens is None and not _is_own_name(request.url.hostname, self._context.public_url):
+            raise ProblemError(403, "This name is not known here: set RECEIVER_PUBLIC_URL to the address that you use.")
 
     async def _own_form(self, request: Request, session: Session | None) -> dict[str, str]:
         """The fields of a form of this site. Raises ProblemError if another site may have sent it."""
         if not _is_own(request, self._context.public_url):
-            raise ProblemError(403, "Another site sent this form. Nothing was changed.")
+            raise ProblemError(403, f"Another site sent this form. Nothing was changed. {_OWN_ADDRESS}")
         form = await read_form(request)
         if session is not None and not hmac.compare_digest(form.pop("csrf", "").encode(), session.csrf.encode()):
             raise ProblemError(403, "This form is older than your session. Nothing was changed; send it again.")
@@ -152,14 +170,22 @@ class Site:
 
     async def _login(self, request: Request) -> Response:
         visit = self._visit(request, None)
-        tokens = self._context.tokens
+        try:
+            return await self._sign_in(visit)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        except Exception as error:
+            return _error_page(visit, error)
+
+    async def _sign_in(self, visit: Visit) -> Response:
+        request, tokens = visit.request, self._context.tokens
         if tokens is None:
             return visit.redirect("")
         if request.method != "POST":
             return visit.page("login.html", next=_local(request.query_params.get("next", "")), problem=None)
         try:
             if not _is_own(request, self._context.public_url):
-                raise ProblemError(403, "Another site sent this form. Open the address of this page yourself.")
+                raise ProblemError(403, f"Another site sent this form. {_OWN_ADDRESS}")
             form = await read_form(request)
         except ProblemError as error:
             return visit.page("login.html", status=error.status, next="", problem=error.detail)
@@ -173,9 +199,13 @@ class Site:
         cookie = start_session(tokens, form.get("token", "").strip(), visit.now)
         if cookie is None:
             self._state.throttle.failed(address, visit.now)
+            _failed.add(address=address)
             problem = "This token is not accepted. The start of the receiver prints where the tokens are."
             return visit.page("login.html", status=401, next=goal, problem=problem)
         return visit.redirect(goal, headers={"Set-Cookie": _cookie(visit, cookie, int(LIFETIME.total_seconds()))})
+
+
+_OWN_ADDRESS: Final = "If it was this site, set RECEIVER_PUBLIC_URL to the address that you use."
 
 
 def _start(visit: Visit) -> Response:
@@ -194,9 +224,40 @@ async def _log_out(visit: Visit) -> Response:
 
 
 def _cookie(visit: Visit, value: str, seconds: int) -> str:
-    secure = "; Secure" if visit.request.url.scheme == "https" else ""
+    secure = "; Secure" if _is_secure(visit.request, visit.context.public_url) else ""
     path = visit.mounted_at or "/"
     return f"{COOKIE}={value}; Max-Age={seconds}; Path={quote(path)}; HttpOnly; SameSite=Lax{secure}"
+
+
+def _is_secure(request: Request, public_url: str | None) -> bool:
+    """Whether the browser uses https, perhaps only as far as a proxy that is not trusted."""
+    if request.url.scheme == "https" or request.headers.get("origin", "").startswith("https:"):
+        return True
+    public = urlsplit(public_url or "")
+    return public.scheme == "https" and public.hostname == request.url.hostname
+
+
+def _cookies(request: Request) -> Iterator[str]:
+    """The values of all cookies of sessions."""
+    for header in request.headers.getlist("cookie"):
+        for pair in header.split(";"):
+            name, _, value = pair.strip().partition("=")
+            if name == COOKIE:
+                yield value
+
+
+def _is_visitor(request: Request, page: Page) -> bool:
+    """Whether a person requests a page. Below `/callbacks` that must be certain: some programs accept HTML, too."""
+    if page.path.partition("/{")[0] != "/callbacks":
+        return _is_browser(request)
+    headers = request.headers
+    is_navigation = headers.get("sec-fetch-mode") == "navigate" or "hx-request" in headers
+    # Browsers do not send it to other hosts over plain http: there a link on a page of ours leads here.
+    return _is_browser(request) and (is_navigation or _names_own_host(headers.get("referer"), request))
+
+
+def _names_own_host(address: str | None, request: Request) -> bool:
+    return address is not None and _host_and_port(address) == _host_and_port(str(request.url))
 
 
 def _is_browser(request: Request) -> bool:
@@ -219,7 +280,10 @@ def _sign_in_first(visit: Visit) -> Response:
 
 def _local(goal: str) -> str:
     """An address within this site, relative to its start page; the start page for anything else."""
-    parts = urlsplit(goal)
+    try:
+        parts = urlsplit(goal)
+    except ValueError:
+        return ""
     is_local = not parts.scheme and not parts.netloc and not goal.startswith(("/", "\\", "."))
     return goal if is_local and _ADDRESS.fullmatch(goal) and len(goal) <= _MAX_NEXT else ""
 
@@ -227,17 +291,38 @@ def _local(goal: str) -> str:
 def _is_own(request: Request, public_url: str | None) -> bool:
     """Whether a browser sent a form from a page of this site; clients that are no browsers say nothing about it."""
     site = request.headers.get("sec-fetch-site")
-    if site is not None and site not in _OWN_SITES:
-        return False
+    if site is not None:
+        # The browser has compared both itself, whatever a proxy made of the name.
+        return site in _OWN_SITES
     origin = request.headers.get("origin")
     if origin is None:
         return True
-    own = {request.url.netloc, urlsplit(public_url).netloc if public_url else request.url.netloc}
-    return urlsplit(origin).netloc in own
+    own = {_host_and_port(str(request.url)), _host_and_port(public_url) if public_url else None}
+    return _host_and_port(origin) in own - {None}
+
+
+def _host_and_port(url: str) -> tuple[str, int] | None:
+    """The host and the port of an address; None if it has none."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+    except ValueError:
+        return None
+    return (parts.hostname, port) if parts.hostname else None
+
+
+def _is_own_name(host: str | None, public_url: str | None) -> bool:
+    if host is None:
+        return False
+    try:
+        ip_address(host)
+    except ValueError:
+        return host in ("localhost", urlsplit(public_url or "").hostname)
+    return True
 
 
 def _error_page(visit: Visit, error: Exception) -> Response:
-    problem = as_problem(error)
+    problem = invalid_values_problem(invalid_values(error)) if isinstance(error, ValidationError) else as_problem(error)
     if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         log.exception("page failed", path=visit.request.url.path)
     title = HTTPStatus(problem.status).phrase

@@ -15,6 +15,7 @@ from receiver.api.statistics import OPERATIONS as STATISTICS
 from receiver.api.status import OPERATIONS as STATUS
 from receiver.api.status import InstallationStatus
 from receiver.domain.cloudevents import rfc3339
+from receiver.errors import TooMuch
 from receiver.models.message_queries import MessageQuery
 from receiver.models.messages import MessageRead
 from receiver.models.queries import SortOrder
@@ -89,7 +90,7 @@ async def _numbers(visit: Visit) -> Numbers:
     # One after the other: at once they would take the connections that callbacks and their processing need.
     deliveries = await _deliveries(visit)
     oldest = await _oldest_awaiting(visit)
-    hours = await _counts(visit, by="hour", direction="out")
+    hours = await _counts(visit, _since(visit.now), by="hour", direction="out")
     rankings = [
         await _ranking(visit, "Failures by code", "deliveryCode"),
         await _ranking(visit, "Failures by sender", "from"),
@@ -104,21 +105,25 @@ async def _numbers(visit: Visit) -> Numbers:
     )
 
 
-async def _counts(
-    visit: Visit, *, since: timedelta = _DAY, until: timedelta | None = None, **more: str
-) -> StatisticsRead:
-    given = {"fromDateTime": rfc3339(visit.now - since), **more}
+async def _counts(visit: Visit, since: datetime, until: datetime | None = None, **more: str) -> StatisticsRead:
+    given = {"fromDateTime": rfc3339(since), **more}
     if until is not None:
-        given["toDateTime"] = rfc3339(visit.now - until)
+        given["toDateTime"] = rfc3339(until)
     query = StatisticsQuery.model_validate(given, by_alias=True, by_name=False, context=visit.numbers)
     result: StatisticsRead = await visit.perform(_STATISTICS, query=query)
     return result
 
 
+def _since(now: datetime) -> datetime:
+    """The beginning of the last 24 hours: of this hour and of the 23 before it, as statistics have whole hours."""
+    return now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=23)
+
+
 async def _deliveries(visit: Visit) -> Comparison:
-    now = await _counts(visit, direction="out")
-    # A range is widened to whole hours: without the hour between them the two would overlap.
-    before = await _counts(visit, since=2 * _DAY, until=_DAY + timedelta(hours=1), direction="out")
+    since = _since(visit.now)
+    now = await _counts(visit, since, direction="out")
+    # The end is widened to that of its hour.
+    before = await _counts(visit, since - _DAY, since - timedelta(hours=1), direction="out")
     return Comparison(now=next(iter(now.rows), None), before=next(iter(before.rows), None))
 
 
@@ -131,12 +136,17 @@ async def _oldest_awaiting(visit: Visit) -> MessageRead | None:
 
 async def _ranking(visit: Visit, title: str, dimension: str) -> Ranking:
     # One more than is shown: messages without a value of the dimension have a row, too.
-    found = await _counts(visit, by=dimension, direction="out", status="failed", limit=str(_TOP + 1))
+    since = _since(visit.now)
+    try:
+        found = await _counts(visit, since, by=dimension, direction="out", status="failed", limit=str(_TOP + 1))
+    except TooMuch:
+        # So many values that they cannot be ranked.
+        return Ranking(title=title, rows=[])
     rows = [row for row in found.rows if row.failed and _value(row, dimension) is not None]
     worst = sorted(rows, key=lambda row: row.failed, reverse=True)[:_TOP]
     return Ranking(
         title=title,
-        rows=[(row, _label(row, dimension), _message_filter(row, dimension)) for row in worst],
+        rows=[(row, _label(row, dimension), _message_filter(row, dimension, since)) for row in worst],
     )
 
 
@@ -152,11 +162,11 @@ def _label(row: StatisticRead, dimension: str) -> str:
     return str(value)
 
 
-def _message_filter(row: StatisticRead, dimension: str) -> dict[str, str]:
+def _message_filter(row: StatisticRead, dimension: str, since: datetime) -> dict[str, str]:
     """The parameters that list the messages of a row; empty where messages have no such filter."""
     if dimension not in ("deliveryCode", "from", "applicationId"):
         return {}
-    return {dimension: str(_value(row, dimension)), "status": "failed", "fromDateTime": "24h"}
+    return {dimension: str(_value(row, dimension)), "status": "failed", "fromDateTime": rfc3339(since)}
 
 
 # --- statistics ---

@@ -7,7 +7,7 @@ that removes a prefix.
 import hashlib
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from importlib.metadata import version
@@ -18,15 +18,16 @@ from urllib.parse import parse_qsl, quote, urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
-from receiver.api.operations import ApiContext, Call, Operation
+from receiver.api.operations import ApiContext, Call, Listed, Operation
 from receiver.api.problems import ProblemError
-from receiver.api.routing import MOUNTED_AT, decoded_segment, parse_query
+from receiver.api.routing import MOUNTED_AT, absolute_times, decoded_segment, parse_query
 from receiver.domain.cloudevents import rfc3339
 from receiver.explanation.words import duration_text
 from receiver.models.parameters import NumberContext
 from receiver.models.queries import Query
 from receiver.pages.session import Session
 from receiver.pages.shared import SharedResults
+from receiver.providers.fields import storable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -93,9 +94,11 @@ class Visit:
     settings: SiteSettings
     rate: Rate
     shared: SharedResults
+    exports: set[object]
     session: Session | None = None
     form: Mapping[str, str] = field(default_factory=dict)
     pending: int = 0
+    _is_settled: bool = False
 
     @property
     def is_admin(self) -> bool:
@@ -170,7 +173,8 @@ class Visit:
         if operation.method != "GET" and not self.is_admin:
             raise ProblemError(403, "Your token may only read. Sign in with an admin token to change anything.")
         call = Call(
-            context=self.context,
+            # The callbacks that came before the visit need to be waited for only once.
+            context=replace(self.context, settle=_settled) if self._is_settled else self.context,
             query=query if query is not None else operation.query(),
             path=path or {},
             body=body,
@@ -180,6 +184,7 @@ class Visit:
         try:
             return await operation(call)
         finally:
+            self._is_settled = self._is_settled or operation.reads_processed
             self.pending = max(self.pending, call.pending)
 
     async def long_page(self, template: str, *, status: int = 200, **values: Any) -> Response:
@@ -205,10 +210,20 @@ class Visit:
         """Sends the browser to another page, relative to the start page."""
         return Response(status_code=303, headers={**HEADERS, **(headers or {}), "Location": f"{self.root}{address}"})
 
+    def next_page(self, found: Listed[Any] | None) -> str | None:
+        """The query string of the next page of a list, None if this is the last one."""
+        if found is None or found.next_page is None:
+            return None
+        return self.address(**absolute_times(self.request), **found.next_page)
+
     def address(self, **changes: str | None) -> str:
         """The query string of this page with some parameters changed; None removes one."""
         given = {**dict(self.parameters), **changes}
         return "?" + urlencode([(name, value) for name, value in given.items() if value])
+
+
+async def _settled() -> int:
+    return 0
 
 
 async def read_form(request: Request) -> dict[str, str]:
@@ -219,7 +234,8 @@ async def read_form(request: Request) -> dict[str, str]:
         if len(body) > _MAX_FORM_BYTES:
             raise ProblemError(413, "The form is too large.", headers={"Connection": "close"})
     try:
-        return dict(parse_qsl(body.decode("utf-8"), keep_blank_values=True, max_num_fields=_MAX_FIELDS))
+        fields = parse_qsl(body.decode("utf-8"), keep_blank_values=True, max_num_fields=_MAX_FIELDS)
+        return {name: storable(value) for name, value in fields}
     except ValueError:
         raise ProblemError(400, "The form cannot be read.") from None
 

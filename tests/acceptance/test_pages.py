@@ -130,6 +130,7 @@ async def test_a_session_is_no_token_of_the_api(pages: AsyncClient) -> None:
 
 async def test_without_api_auth_the_pages_need_no_session(database: Database) -> None:
     async with browser(application(database, tokens=None), None) as visitor:
+        visitor.base_url = httpx2.URL("http://localhost")
         assert (await visitor.get("/messages")).status_code == 200
 
 
@@ -439,3 +440,152 @@ async def test_statistics_are_counted_by_what_is_asked_and_drawn_over_time(datab
         wrong = await visitor.get("/statistics?by=nothing")
         assert wrong.status_code == 400
         assert 'aria-invalid="true"' in wrong.text
+
+
+# --- findings of reviews ---
+
+# What the HTTP client of Java accepts, unless its caller says otherwise.
+JAVA = "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2"
+
+
+@pytest.mark.parametrize("options", [{}, {"tokens": None}], ids=["tokens", "none"])
+@pytest.mark.parametrize("path", ["/callbacks", "/callbacks/bandwidth", "/callbacks/x/body"])
+async def test_no_program_gets_a_page_for_a_wrong_callback_url(
+    database: Database, path: str, options: dict[str, Any]
+) -> None:
+    async with client(application(database, **options), {"accept": JAVA}) as program:
+        assert (await program.get(path, params={"messageId": "m1"})).status_code == 404
+        assert (await program.post(path, json=[v2_event("m1")])).status_code in (404, 405)
+        assert (await program.post(path, data={"messageId": "m1"})).status_code in (404, 405)
+
+
+async def test_a_person_without_a_session_is_led_from_a_callback_to_the_sign_in(database: Database) -> None:
+    async with browser(application(database), None) as visitor:
+        answer = await visitor.get("/callbacks/c1", headers={"sec-fetch-mode": "navigate"})
+        assert answer.status_code == 303
+
+
+@pytest.mark.parametrize("goal", ["//[", "\u65e5", "http://[", "a\r\nb"])
+async def test_an_odd_goal_of_the_sign_in_is_the_start_page(database: Database, goal: str) -> None:
+    async with browser(application(database), None) as visitor:
+        assert (await visitor.get("/login", params={"next": goal})).status_code == 200
+        answer = await visitor.post("/login", data={"token": ADMIN, "next": goal})
+        assert answer.headers["location"] == "./"
+
+
+async def test_an_odd_origin_is_that_of_another_site(database: Database) -> None:
+    async with browser(application(database), None) as visitor:
+        assert (await visitor.post("/login", data={"token": ADMIN}, headers={"origin": "http://["})).status_code == 403
+        assert (await visitor.post("/login", data={"token": ADMIN}, headers={"origin": "null"})).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-fetch-site": "same-origin", "origin": "https://public.example"},
+        {"origin": "http://receiver.example:80"},
+        {"origin": "http://RECEIVER.example"},
+    ],
+)
+async def test_a_form_of_this_site_is_known_behind_a_proxy(database: Database, headers: dict[str, str]) -> None:
+    async with browser(application(database), None) as visitor:
+        assert (await visitor.post("/login", data={"token": ADMIN}, headers=headers)).status_code == 303
+
+
+async def test_the_cookie_is_secure_where_the_browser_uses_https(database: Database) -> None:
+    app = application(database, public_url="https://receiver.example")
+    async with browser(app, None) as visitor:
+        assert "; Secure" in (await visitor.post("/login", data={"token": ADMIN})).headers["set-cookie"]
+        headers = {"sec-fetch-site": "same-origin", "origin": "https://other.example"}
+        visitor.base_url = httpx2.URL("http://inner.example")
+        assert (
+            "; Secure" in (await visitor.post("/login", data={"token": ADMIN}, headers=headers)).headers["set-cookie"]
+        )
+
+
+async def test_without_tokens_a_name_of_strangers_shows_nothing(database: Database) -> None:
+    """Any site can give its own name the address 127.0.0.1."""
+    async with client(application(database, tokens=None), HTML) as visitor:
+        assert (await visitor.get("/messages")).status_code == 403
+        for host in ("http://localhost:8080", "http://127.0.0.1:8080", "http://[::1]:8080"):
+            visitor.base_url = httpx2.URL(host)
+            assert (await visitor.get("/messages")).status_code == 200
+        assert "callback-password" not in (await visitor.get("/setup")).text
+    async with client(application(database, tokens=None, public_url="http://receiver.example"), HTML) as visitor:
+        assert (await visitor.get("/messages")).status_code == 200
+
+
+async def test_wrong_values_of_a_form_are_named(pages: AsyncClient) -> None:
+    csrf = csrf_of(await pages.get("/messages"))
+    for path, form in (
+        ("/callbacks", {"reason": "nonsense"}),
+        ("/callbacks", {"messageId": "\x00"}),
+        ("/dead-letters", {"sink": "\x00", "action": "drop-count"}),
+    ):
+        answer = await pages.post(path, data={"csrf": csrf, **form})
+        assert answer.status_code in (200, 400, 404), (path, form)
+
+
+async def test_a_session_is_found_among_cookies_of_another_receiver(database: Database) -> None:
+    async with browser(application(database)) as visitor:
+        own = visitor.cookies["receiver_session"]
+        visitor.cookies.clear()
+        for cookies in (
+            f"receiver_session={own}; receiver_session=1.2.3.4",
+            f"receiver_session=x; receiver_session={own}",
+        ):
+            assert (await visitor.get("/messages", headers={"cookie": cookies})).status_code == 200
+
+
+async def test_the_next_page_begins_at_the_same_time(database: Database, pages: AsyncClient) -> None:
+    await insert(database, *(message(id=f"m{number}", at=clock.now()) for number in range(30)))
+    async with browser(application(database, clock=clock.now)) as visitor:
+        page = await visitor.get("/messages?fromDateTime=2h")
+    [following] = re.findall(r'href="([^"]+)" rel="next"', page.text)
+    assert "fromDateTime=2h" not in following
+    assert re.search(r"fromDateTime=\d{4}-", following)
+
+
+async def test_the_chosen_callbacks_are_processed_again_and_no_others(database: Database, pages: AsyncClient) -> None:
+    raw = raw_callback([{"type": "unheard-of", "message": {"id": "m1"}}])
+    await process(database, raw)
+    page = await pages.get("/callbacks?fromDateTime=2001-01-01&toDateTime=2002-01-01&outcome=quarantined")
+    csrf = csrf_of(page)
+    answer = await pages.post("/callbacks", data={"csrf": csrf, "toDateTime": "2002-01-01"})
+    assert "No callback is in quarantine." in answer.text
+    page = await pages.get("/callbacks?fromDateTime=2001-01-01")
+    assert 'name="fromDateTime" value="2001-01-01"' in page.text
+
+
+async def test_a_small_body_makes_no_large_page(database: Database, pages: AsyncClient) -> None:
+    raw = replace(raw_callback([]), body=b"[" * 250 + b"1," * 40_000 + b"1" + b"]" * 250)
+    await process(database, raw)
+    page = await pages.get(f"/callbacks/{raw.id}")
+    assert page.status_code == 200
+    assert len(page.content) < 400_000
+
+
+async def test_the_page_of_a_message_with_very_many_events_is_bounded(database: Database, pages: AsyncClient) -> None:
+    events = [
+        v2_event("m1", time=f"2026-01-01T00:{second // 60:02}:{second % 60:02}.000Z", to=f"+1919555{second:04}")
+        for second in range(400)
+    ]
+    await process(database, *(raw_callback(events[start : start + 100]) for start in range(0, 400, 100)))
+    page = await pages.get("/messages/m1")
+    # The first one is the creation of the message.
+    assert len(re.findall(r"\">as received", page.text)) == 300 - 1
+    assert "This page shows the first 300 of 401 events" in page.text
+
+
+async def test_one_export_is_made_at_a_time(database: Database) -> None:
+    await insert(database, *(message(id=f"m{number}") for number in range(3)))
+    app = application(database)
+    async with browser(app) as visitor:
+        site_exports = app.state.site.exports
+        site_exports.add(object())
+        answer = await visitor.get("/messages.csv")
+        assert answer.status_code == 503
+        assert "retry-after" in answer.headers
+        site_exports.clear()
+        assert (await visitor.get("/messages.csv")).status_code == 200
+        assert site_exports == set()
