@@ -109,6 +109,12 @@ class Browser:
         ):
             self.driver.execute_cdp_cmd(f"Emulation.{command}", parameters)
 
+    def offline(self, is_offline: bool) -> None:
+        """Takes the network from the browser, or gives it back."""
+        conditions = {"offline": is_offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        self.driver.execute_cdp_cmd("Network.enable", {})
+        self.driver.execute_cdp_cmd("Network.emulateNetworkConditions", conditions)
+
     def complaints(self) -> list[str]:
         """The errors of the console since the last call: of scripts, of the policy, of files that are not there.
 

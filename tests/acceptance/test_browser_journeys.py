@@ -276,6 +276,20 @@ def test_a_read_token_sees_everything_and_can_do_nothing(desk: Browser, shop: Si
     assert PAIR.partition(":")[2] not in answer.text
 
 
+@pytest.mark.slow
+def test_the_overview_says_when_it_is_not_refreshed(desk: Browser, shop: Site) -> None:
+    desk.open("/")
+    assert not desk.one("#stale").is_displayed()
+    before = desk.one(".tiles").text
+    desk.offline(True)
+    until(lambda: desk.one("#stale").is_displayed())
+    assert desk.one(".tiles").text == before
+    desk.offline(False)
+    until(lambda: not desk.one("#stale").is_displayed())
+    # The only complaint is that of htmx about the network.
+    assert {"Failed to fetch" in complaint for complaint in desk.complaints()} == {True}
+
+
 # --- everybody
 
 

@@ -109,6 +109,22 @@ def test_a_page_has_a_title_a_viewport_and_links_to_all_topics(docs: str) -> Non
     assert {topic.name for topic in documents.topics()} | {"openapi"} <= set(Page(answer.text).links)
 
 
+def test_a_page_leads_back_to_the_overview(docs: str) -> None:
+    for path in ("", "/pages"):
+        [_, _, home, overview, *_] = Page(get(docs + path).text).links
+        assert {urljoin(docs + path, link) for link in (home, overview)} == {docs.removesuffix("docs")}
+
+
+def test_a_page_has_pictures(docs: str) -> None:
+    pictures = [link for link in Page(get(f"{docs}/pages").text).links if link.endswith(".png")]
+    assert len(pictures) == 2
+    for picture in pictures:
+        answer = get(urljoin(f"{docs}/pages", picture))
+        assert answer.headers["content-type"] == "image/png"
+        assert answer.content.startswith(b"\x89PNG")
+        assert len(answer.content) < 100_000
+
+
 def test_the_stylesheet_has_a_dark_mode(docs: str) -> None:
     answer = get(f"{docs}/style.css")
     assert answer.headers["content-type"] == "text/css; charset=utf-8"
