@@ -23,7 +23,7 @@ import pytest
 from tests.brokers.kafka import KafkaCluster
 from tests.factories import v2_event
 from tests.processes import PATIENT, Server, receiver, serving, until, whole_lines
-from tests.servers import free_port, on_postgres
+from tests.servers import free_port, on_postgres, random_name
 
 V1, V2 = "/callbacks/bandwidth/v1", "/callbacks/bandwidth/v2"
 
@@ -107,7 +107,7 @@ def sinks(nats_url: str, redis_url: str, rabbitmq_url: str, kafka: KafkaCluster)
     """Sinks of every kind: some publish, some are refused, some cannot log in, some cannot connect."""
     redis, rabbit = urlsplit(redis_url), urlsplit(rabbitmq_url)
     closed = free_port()
-    topic = "canary-events"
+    topic = random_name("canary")
     kafka.create_topic(topic)
     login = {"mechanism": "PLAIN", "username": canary("kafkauser"), "password": canary("kafkapassword")}
     with echoing_webhook() as port:

@@ -736,7 +736,7 @@ def test_rebuild_counts_and_corrects_rows_that_differ(filled: Run, tmp_path: Pat
 def test_prune_dry_run_counts_and_prune_removes(filled: Run) -> None:
     """The callbacks are from January 2026 and the clock is that of the machine, so all of them are older than a day."""
     settings = {"RETENTION": '{"text": 1, "callbacks": 1, "events": 1, "attempts": 0, "messages": 0}'}
-    counts = {"text": 4, "callbacks": 6, "events": 6}
+    counts = {"text": 4, "callbacks": 6, "events": 6, "alerts": 0}
     assert filled("prune", "--dry-run", "--json", **settings).json == counts
     assert filled("prune", "--json", **settings).json == counts
     assert filled("prune", "--json", **settings).json == dict.fromkeys(counts, 0)

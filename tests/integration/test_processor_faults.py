@@ -309,14 +309,14 @@ async def test_failing_processor_logs_once_a_minute(sqlite_url: str, monkeypatch
     with capture_logs() as lines:
         async with running(sqlite_url, Observed()) as (journal, processor), renamed_table(sqlite_url):
             await journal.append(callback([v2_event()]))
-            await eventually(lambda: processor._failures._number > 20)
+            await eventually(lambda: processor._failures.number > 20)
             logged = [line for line in lines if line["event"] == "callbacks cannot be processed"]
             assert len(logged) == 1
             assert "deliveries" in logged[0]["error"]
             # a minute later
             processor._failures._logged_at -= 60
-            tries = processor._failures._number
-            await eventually(lambda: processor._failures._number > tries + 20)
+            tries = processor._failures.number
+            await eventually(lambda: processor._failures.number > tries + 20)
             logged = [line for line in lines if line["event"] == "callbacks cannot be processed"]
             assert len(logged) == 2
             assert logged[1]["tries"] > 20
@@ -338,7 +338,7 @@ async def test_observer_that_raises_does_not_stop_the_processor(database_url: st
 async def test_stop_ends_a_stuck_processor(sqlite_url: str) -> None:
     async with renamed_table(sqlite_url), asyncio.timeout(30), running(sqlite_url, Observed()) as (journal, processor):
         await journal.append(callback([v2_event()]))
-        await eventually(lambda: processor._failures._number >= 3)
+        await eventually(lambda: processor._failures.number >= 3)
 
 
 async def test_damaged_journal_stops_the_processor_and_skips_nothing(sqlite_url: str) -> None:

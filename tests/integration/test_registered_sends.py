@@ -12,11 +12,11 @@ from httpx2 import AsyncClient
 
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api
-from receiver.intake import fold
 from receiver.intake.fold import TagChecker
 from receiver.intake.transfer import Importing, Reprocessing, exported, import_lines
 from receiver.models.events import EVENTS
 from receiver.models.queries import CallbackQuery
+from receiver.providers import registry
 from receiver.storage import event_log, journal, processor, schema
 from receiver.storage.database import Database
 from receiver.storage.rebuild import Rebuild
@@ -293,7 +293,7 @@ async def test_registration_that_an_older_worker_quarantined_is_taken_in_by_repr
 ) -> None:
     with monkeypatch.context() as older:
         # An older worker knows no such route: it takes the body for a callback of the provider.
-        older.setattr(fold, "REGISTERED", "no route")
+        older.setattr(registry, "REGISTERED", "no route")
         await registered(api, v2_accepted())
         await drain(database)
     assert await listed(api) == []
