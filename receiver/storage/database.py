@@ -37,6 +37,8 @@ from receiver.storage.bulk import OpenFile, SqliteAppender, Transaction
 from receiver.storage.postgresql import STATEMENT_SECONDS, DriverConnection, PostgresqlAppender, PostgresqlServer
 from receiver.storage.postgresql_url import postgresql_url
 
+WAL_BYTES: Final = 64 * 1024**2
+"""What a write-ahead log has at most once nobody reads from it; it grows to half of that before a checkpoint."""
 SQLITE_PRAGMAS: Final = (
     "PRAGMA journal_mode = WAL",
     # NORMAL can lose acknowledged callbacks in a power failure.
@@ -47,6 +49,8 @@ SQLITE_PRAGMAS: Final = (
     "PRAGMA cache_size = -32768",
     # In pages: with the default of 1000, every third commit under load was a checkpoint.
     "PRAGMA wal_autocheckpoint = 8000",
+    # Without it, the file stays as large as a long reader has once made it.
+    f"PRAGMA journal_size_limit = {WAL_BYTES}",
 )
 # The key of the advisory lock that permits appending to the event log; it is the same in every process.
 _LOG_LOCK: Final = 8243108420253738354

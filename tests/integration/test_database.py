@@ -2,8 +2,9 @@
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,7 +13,7 @@ from sqlalchemy import text
 
 from receiver.errors import SchemaError, SettingsError, StorageUnavailable
 from receiver.storage import schema
-from receiver.storage.database import Database, driver_url, is_sqlite
+from receiver.storage.database import WAL_BYTES, Database, driver_url, is_sqlite
 from receiver.storage.journal import journal_writer
 from tests.factories import callback, v2_event
 from tests.processing import append, process
@@ -303,3 +304,26 @@ async def test_database_that_is_not_utf_8_is_refused(postgres: str) -> None:
     finally:
         await database.close()
         await asyncio.to_thread(on_postgres, postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def test_write_ahead_log_is_shortened_after_a_long_reader(sqlite_url: str) -> None:
+    file = Path(sqlite_url.removeprefix("sqlite:///"))
+    database = Database(sqlite_url)
+
+    async def write(number: int) -> None:
+        for _ in range(number):
+            async with database.writing() as connection:
+                await connection.execute(text("INSERT INTO filler VALUES (randomblob(8000000))"))
+
+    try:
+        async with database.writing() as connection:
+            await connection.execute(text("CREATE TABLE filler (body BLOB)"))
+        with closing(sqlite3.connect(file, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM filler").fetchone()
+            await write(10)
+            grown = file.with_name("receiver.db-wal").stat().st_size
+        await write(2)
+        assert file.with_name("receiver.db-wal").stat().st_size <= WAL_BYTES < grown
+    finally:
+        await database.close()
