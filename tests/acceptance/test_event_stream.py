@@ -190,7 +190,7 @@ async def test_heartbeats_move_the_place_beyond_registrations(
         ({"Last-Event-ID": "-1"}, {}, 400),
         ({"Last-Event-ID": "9" * 30}, {}, 400),
         ({"Last-Event-ID": "7"}, {}, 409),
-        ({}, {"type": "alert.started"}, 400),
+        ({}, {"type": "alert.firing"}, 400),
         ({}, {"numberPrefix": "abc"}, 400),
         ({}, {"limit": "1"}, 400),
     ],
