@@ -401,9 +401,12 @@ def _sink_behind(rule: Rule, facts: Facts, now: datetime) -> list[Finding]:
     found, limit = [], longer_than(rule).total_seconds()
     for sink in _sinks(rule, facts):
         seconds = sink.oldest_seconds or 0.0
-        age = f", the oldest for {span_text(timedelta(seconds=seconds))}" if sink.oldest_seconds is not None else ""
+        is_one = sink.waiting == 1
+        oldest = "for" if is_one else "the oldest for"
+        age = f", {oldest} {span_text(timedelta(seconds=seconds))}" if sink.oldest_seconds is not None else ""
         paused = " It is paused." if sink.paused else ""
-        summary = f"{sink.waiting:,} events wait for sink {sink.name}{age}.{paused}"
+        events = "event waits" if is_one else "events wait"
+        summary = f"{sink.waiting:,} {events} for sink {sink.name}{age}.{paused}"
         condition = condition_of(seconds, limit)
         found.append(
             finding(rule, sink.name, condition, summary, value=round(seconds), threshold=limit, volume=sink.waiting)

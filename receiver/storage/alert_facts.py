@@ -245,7 +245,8 @@ def _sinks(found: Findings) -> list[SinkFacts] | None:
             down_since=sink.down_since_at,
             last_error=sink.last_error,
             oldest_seconds=sink.oldest_seconds,
-            waiting=sink.lag,
+            # The events that wait for a retry are behind the cursor.
+            waiting=sink.lag + sum(sink.retries.values()),
         )
         for sink in found.sinks
         if sink.configured

@@ -110,7 +110,7 @@ class Installation:
         hook = {"type": "webhook", "egress_allow": ["127.0.0.0/8"]}
         sinks = [
             {**hook, "name": "ops", "url": f"http://{self.ops.address}/", "events": ["alert.fired", "alert.resolved"]},
-            {**hook, "name": "crm", "url": f"http://{self.crm.address}/", "concurrency": 64},
+            {**hook, "name": "crm", "url": f"http://{self.crm.address}/", "concurrency": 2},
         ]
         settings = {
             "DATABASE_URL": self.database_url,

@@ -17,7 +17,7 @@ from receiver.domain.events import Callback
 from receiver.intake.fold import TagChecker
 from receiver.intake.refusals import Refusals
 from receiver.models.alerts import ALERTING
-from receiver.models.sinks import DEAD_LETTERS, SINKS
+from receiver.models.sinks import DEAD_LETTERS, RETRIES, SINKS
 from receiver.settings import GivenSettings
 from receiver.storage import alert_facts, event_counts, refusals
 from receiver.storage.database import Database
@@ -213,6 +213,20 @@ async def test_a_sink_that_is_down_or_behind_is_named(database: Database) -> Non
         database, at(16 * 60), {"rule": "sink-down", "for": "0s"}, {"rule": "sink-behind", "for": "0s"}
     )
     assert evaluation.fired() == [("sink-down", "crm"), ("sink-behind", "crm")]
+
+
+async def test_events_that_wait_for_a_retry_are_counted_as_waiting_for_the_sink(database: Database) -> None:
+    await register(database, "crm", start="end", fingerprint="1")
+    entries = await append_events(database, life("m1"))
+    position = entries[-1].position
+    retry = {"sink": "crm", "position": position, "ordering_key": "v2:m1", "state": "due", "due_at": at(60)}
+    async with database.writing() as connection:
+        await connection.execute(update(SINKS).values(cursor=position))
+        await connection.execute(insert(RETRIES).values(**retry, attempts=1, first_at=at(0)))
+    evaluation = await evaluated(database, at(16 * 60), {"rule": "sink-behind", "for": "0s"})
+    [alert] = evaluation.alerts.values()
+    assert alert.evidence.volume == 1
+    assert alert.summary.startswith("1 event waits for sink crm, for 1")
 
 
 async def test_new_dead_letters_are_counted_by_sink(database: Database) -> None:
