@@ -313,17 +313,20 @@ def expected_receipts(history: Mapping[int, int], since: int | None, now: dateti
     """How many receipts a window has at least, by the same hours of the weekday in the weeks before.
 
     While there are fewer than `REFERENCES` such weeks, neighbouring days count too. The lowest of them is left out:
-    it may have been a holiday, or a day without us. Of each the quietest hour counts, since nothing is known of how its
-    receipts were spread over it. None: there is too little history.
+    it may have been a holiday, or a day without us. With three days alone it is not: campaigns on two of three days
+    happen by chance. Of each the quietest hour counts, since nothing is known of how its receipts were spread over it.
+    None: there is too little history.
     """
     hours = window_hours(now, window)
     shifts = [shift for shift in weekly_shifts() if since is not None and hours[0] - shift >= since]
-    if len(shifts) < REFERENCES:
+    is_weekly = len(shifts) >= REFERENCES
+    if not is_weekly:
         shifts += [shift for shift in daily_shifts(now) if since is not None and hours[0] - shift >= since]
     if len(shifts) < REFERENCES:
         return None
     quietest = sorted(min(history.get(hour - shift, 0) for hour in hours) for shift in shifts)
-    return quietest[1] * (window / timedelta(hours=1))
+    left_out = 1 if is_weekly or len(shifts) > REFERENCES else 0
+    return quietest[left_out] * (window / timedelta(hours=1))
 
 
 # --- waiting ---

@@ -56,7 +56,9 @@ print(event.type_, data.status.value, code, data.previous_status, recipients, re
 
 def pull(client: AuthenticatedClient) -> list[str]:
     pulled = pull_events.sync(client=client, after=5)
-    return [one.data.message_id for one in pulled] if isinstance(pulled, list) else []
+    if not isinstance(pulled, list):
+        return []
+    return [one.data.message_id for one in pulled if isinstance(one.data, MessageEventData)]
 """
 
 
@@ -95,7 +97,8 @@ const event: Event = EVENT;
 export const same: Posted = event;
 export const status: "failed" | string = event.data.status;
 export const code: number | null = event.data.deliveryCode;
-export const sequences = (pulled: Pulled): number[] => pulled.map((one) => one.data.sequence);
+export const sequences = (pulled: Pulled): number[] =>
+  pulled.flatMap((one) => ("sequence" in one.data ? [one.data.sequence] : []));
 // @ts-expect-error there is no such status
 export const wrong: Event["data"]["status"] = "lost";
 """
