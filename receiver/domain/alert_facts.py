@@ -20,7 +20,7 @@ class Measure(Word):
     FAILED = "failed"
     UNCONFIRMED = "unconfirmed"
     RECEIPT = "receipt"
-    """A provider reported something about an outbound message."""
+    """A provider reported something about an outbound message, by itself: our own look-ups are no receipts."""
     INBOUND = "inbound"
     CONTRADICTED = "contradicted"
     FORGED = "forged"

@@ -19,7 +19,7 @@ from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.alert_facts import BEFORE, HISTORY_HOURS, Cell, Measure
-from receiver.domain.events import REGISTERED
+from receiver.domain.events import RECONCILED, REGISTERED
 from receiver.errors import ReceiverError
 from receiver.models.alerts import ALERTING, EVENT_COUNTS
 from receiver.providers import PROVIDERS
@@ -219,14 +219,17 @@ def _keys(row: Any) -> Iterator[tuple[Measure, str, str, str, str, str, int, int
 
 def _measures(row: Any, is_outbound: bool) -> Iterator[tuple[Measure, int, int]]:
     """What an event counts as, with its code and the bucket of its time to delivery where these matter."""
-    yield Measure.RECEIPT if is_outbound else Measure.INBOUND, NO_CODE, NO_BUCKET
+    # What our own look-ups report is no sign that the provider reaches us.
+    is_posted = row.route != RECONCILED
+    if is_posted:
+        yield Measure.RECEIPT if is_outbound else Measure.INBOUND, NO_CODE, NO_BUCKET
     if row.route == "fallback":
         yield Measure.FALLBACK, NO_CODE, NO_BUCKET
     if not is_outbound:
         return
     measure = _FINAL.get(row.after_status) if row.after_status is not None else None
     if measure is Measure.DELIVERED and row.previous_status not in ("delivered", "read"):
-        ended_at = row.occurred_at if row.occurred_at is not None else row.received_at
+        ended_at = row.occurred_at if row.occurred_at is not None or not is_posted else row.received_at
         yield measure, NO_CODE, _bucket(row.created_at, ended_at)
     elif measure in (Measure.FAILED, Measure.UNCONFIRMED):
         yield measure, NO_CODE if row.code is None else row.code, NO_BUCKET
@@ -246,7 +249,7 @@ def _text(value: str | None) -> str:
 
 
 def _bucket(created_at: str | None, delivered_at: Any) -> int:
-    if created_at is None:
+    if created_at is None or delivered_at is None:
         return NO_BUCKET
     span = _moment(delivered_at) - datetime.fromisoformat(created_at)
     return bisect_right(BUCKET_BOUNDS, span // timedelta(microseconds=1))

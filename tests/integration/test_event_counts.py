@@ -18,6 +18,7 @@ from receiver.tags import TagPolicy
 from tests import factories
 from tests.factories import at, callback, v2_event
 from tests.processing import process
+from tests.unit.test_lookups import entry, item, v2_answer
 
 pytestmark = pytest.mark.anyio
 
@@ -172,6 +173,15 @@ async def test_registrations_are_not_counted(database: Database) -> None:
     await process(database, registration, event())
     assert (await event_counts.count(database, EPOCH, NOW)).events == 2
     assert (await counted(database))["receipt"] == 1
+
+
+async def test_what_our_own_look_ups_report_is_no_receipt(database: Database) -> None:
+    message_id = "1589228074636lm4k2je7j7jklbn2"
+    await process(database, event("message-sending", message_id, 1))
+    await process(database, entry(v2_answer(item())))
+    assert (await event_counts.count(database, EPOCH, NOW)).events == 2
+    found = await counted(database)
+    assert (found["receipt"], found["delivered"], found["fallback"]) == (1, 1, 0)
 
 
 async def test_old_events_are_counted_where_they_are_still_needed(database: Database) -> None:
