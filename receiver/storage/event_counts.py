@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from sqlalchemy import select
 from sqlalchemy import text as sql
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.alert_facts import BEFORE, HISTORY_HOURS, Cell, Measure
 from receiver.domain.events import RECONCILED, REGISTERED
@@ -52,6 +51,8 @@ BATCH: Final = 2_000
 MOST_BATCHES: Final = 25
 BEHIND_EVENTS: Final = 10_000
 """With more uncounted events than this, the counts say nothing about silence."""
+# Counting more than these would take longer than half an hour.
+MOST_BEHIND: Final = 5_000_000
 # Senders of a batch that are counted one by one; an installation may have a number for each of its customers.
 MOST_SENDERS: Final = 500
 _MISSED_ROUNDS: Final = 3
@@ -97,7 +98,7 @@ async def count(database: Database, epoch: int, now: datetime, *, most_batches: 
     Raises AlertingLeaseLost if the epoch is no longer that of the lease.
     """
     cursor, end = await _bounds(database, epoch)
-    cursor = await _skip_old(database, epoch, cursor, end, now)
+    cursor = await _skip(database, epoch, cursor, end)
     counted = 0
     for _ in range(most_batches):
         async with database.reading() as connection:
@@ -121,27 +122,17 @@ async def _bounds(database: Database, epoch: int) -> tuple[int, int]:
     return cursor, end
 
 
-async def _skip_old(database: Database, epoch: int, cursor: int, end: int, now: datetime) -> int:
-    """Moves the cursor past events for which no minute is kept any more, if it is far behind."""
-    if end - cursor <= BATCH:
+async def _skip(database: Database, epoch: int, cursor: int, end: int) -> int:
+    """Moves the cursor past what is too much to count.
+
+    Times of receipt do not rise with the positions: imports and reprocessed callbacks append old ones. So nothing is
+    left out because of its time, and the cells leave out what is too old for them.
+    """
+    place = end - MOST_BEHIND
+    if place <= cursor:
         return cursor
-    async with database.reading() as connection:
-        place = await _position_at(connection, cursor, end, now - MINUTES_KEPT)
-    if place > cursor:
-        await _write(database, epoch, cursor, place, {})
-    return max(cursor, place)
-
-
-async def _position_at(connection: AsyncConnection, after: int, until: int, moment: datetime) -> int:
-    """About the position before the first event received at a time or later, searched by halves."""
-    while after < until:
-        middle = (after + until) // 2
-        found = await event_log.first(connection, event_log.within(middle, until))
-        if found is None or found.received_at >= moment:
-            until = middle
-        else:
-            after = found.position
-    return after
+    await _write(database, epoch, cursor, place, {})
+    return place
 
 
 async def _write(database: Database, epoch: int, cursor: int, place: int, cells: Mapping[tuple[Any, ...], int]) -> None:

@@ -213,13 +213,23 @@ async def test_old_counts_are_removed(database: Database) -> None:
     assert not await counted(database, "history")
 
 
-async def test_far_behind_it_skips_what_no_minute_is_kept_of(
+async def test_live_events_between_imported_old_ones_are_counted(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_counts, "BATCH", 10)
-    old = [event(message_id=f"old{number}", received=-86_400 + number) for number in range(60)]
-    new = [event(message_id=f"new{number}", received=number) for number in range(15)]
-    await process(database, *old, *new)
+    old = [event(message_id=f"old{number}", received=-864_000 + number) for number in range(60)]
+    live = [event(message_id=f"new{number}", received=number) for number in range(6)]
+    for number in range(6):
+        await process(database, *old[number * 10 : number * 10 + 10], live[number])
+    assert await event_counts.count(database, EPOCH, NOW) == Counted(66, 0)
+    assert (await counted(database))["delivered"] == 6
+
+
+async def test_too_far_behind_only_the_newest_events_are_counted(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_counts, "MOST_BEHIND", 15)
+    await process(database, *(event(message_id=f"m{number}", received=number) for number in range(40)))
     assert await event_counts.count(database, EPOCH, NOW) == Counted(15, 0)
     assert (await counted(database))["delivered"] == 15
 
