@@ -1,5 +1,6 @@
 """Findings of the rules of alerts: conditions, evidence, and the words of their sentences."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -54,19 +55,24 @@ def condition_of(value: float, threshold: float) -> Condition:
 def unless_watched(rule: Rule, facts: Facts, now: datetime, finding: Finding) -> Finding:
     """The finding, or that nothing is known: silence and lateness are no evidence if we were not there ourselves."""
     if facts.watching_since is None or now - facts.watching_since < rule.window:
-        reason = "nobody watched for all of the time"
-    elif facts.processor is None:
-        reason = "the state of the processor is not known"
-    elif facts.processor.failing_since is not None or facts.processor.oldest_seconds > BEHIND.total_seconds():
-        reason = "callbacks wait to be processed"
-    else:
-        return finding
-    return Finding(
-        group=finding.group,
-        condition=Condition.UNKNOWN,
-        summary=f"{finding.summary} It is no evidence: {reason}.",
-        evidence=finding.evidence,
-    )
+        return no_evidence(finding, "nobody watched for all of the time")
+    return unless_behind(facts, finding)
+
+
+def unless_behind(facts: Facts, finding: Finding) -> Finding:
+    """The finding, or that nothing is known: what is missing may be among what waits to be processed or counted."""
+    if facts.watching_since is None:
+        return no_evidence(finding, "events wait to be counted")
+    if facts.processor is None:
+        return no_evidence(finding, "the state of the processor is not known")
+    if facts.processor.failing_since is not None or facts.processor.oldest_seconds > BEHIND.total_seconds():
+        return no_evidence(finding, "callbacks wait to be processed")
+    return finding
+
+
+def no_evidence(finding: Finding, reason: str) -> Finding:
+    """The finding, of which nothing follows for this reason."""
+    return replace(finding, condition=Condition.UNKNOWN, summary=f"{finding.summary} It is no evidence: {reason}.")
 
 
 def of_group(rule: Rule, group: str | None, facts: Facts) -> str:

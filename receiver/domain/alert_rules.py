@@ -28,6 +28,7 @@ from receiver.domain.alert_findings import (
     condition_of,
     finding,
     most_frequent_code,
+    no_evidence,
     number_finding,
     of_group,
     percent,
@@ -35,6 +36,7 @@ from receiver.domain.alert_findings import (
     share_before,
     span_text,
     unknown,
+    unless_behind,
     unless_watched,
 )
 from receiver.domain.alerts import CLEAR_BELOW, Condition, Finding, Rule, RuleType
@@ -345,6 +347,7 @@ def _awaiting_receipt(rule: Rule, facts: Facts, now: datetime) -> list[Finding]:
             waiting[group] = waiting.get(group, 0) + row.messages
     found = []
     tallies = now_and_before(rule, facts, FINAL_MEASURES)
+    is_partial = span_of(rule) in facts.partial
     for group in dict.fromkeys([*tallies, *waiting]):
         number = waiting.get(group, 0)
         final = tallies[group][0].final if group in tallies else 0
@@ -359,7 +362,12 @@ def _awaiting_receipt(rule: Rule, facts: Facts, now: datetime) -> list[Finding]:
             condition = Condition.NEAR
         else:
             condition = Condition.CLEAR
-        found.append(finding(rule, group, condition, summary, value=number, volume=number + final))
+        part = finding(rule, group, condition, summary, value=number, volume=number + final)
+        if condition is not Condition.CLEAR:
+            part = unless_behind(facts, part)
+            if is_partial:
+                part = no_evidence(part, "there are more senders than are counted one by one")
+        found.append(part)
     return found
 
 

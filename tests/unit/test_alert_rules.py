@@ -1,6 +1,7 @@
 """What each rule of alerts finds at its edges, and the settings of rules."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -331,6 +332,31 @@ def test_awaiting_receipt_at_its_edges(waiting: int, final: int, condition: Cond
     given = rule("awaiting-receipt")
     known = facts(given, outcomes(0, final), waiting={given.name: [Waiting("v2", "a-1", "+1555", waiting)]})
     assert one(given, known).condition is condition
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        {"processor": ProcessorFacts(pending=100_000, oldest_seconds=7200)},
+        {"processor": ProcessorFacts(pending=1, oldest_seconds=1, failing_since=NOW)},
+        {"processor": None},
+        {"watching_since": None},
+    ],
+)
+def test_messages_whose_receipts_may_wait_to_be_processed_are_no_evidence(behind: dict[str, Any]) -> None:
+    given = rule("awaiting-receipt")
+    waiting = {given.name: [Waiting("v2", "a-1", "+1", 500)]}
+    assert one(given, facts(given, waiting=waiting)).condition is BREACHED
+    assert one(given, facts(given, waiting=waiting, **behind)).condition is UNKNOWN
+    few = {given.name: [Waiting("v2", "a-1", "+1", 1)]}
+    assert one(given, facts(given, waiting=few, **behind)).condition is CLEAR
+
+
+def test_a_sender_is_not_compared_with_a_part_of_its_deliveries() -> None:
+    given = rule("awaiting-receipt", by="from")
+    known = facts(given, waiting={given.name: [Waiting("v2", "a-1", "+1", 500)]})
+    assert one(given, known).condition is BREACHED
+    assert one(given, replace(known, partial=frozenset(known.cells))).condition is UNKNOWN
 
 
 def test_awaiting_receipt_by_application() -> None:
