@@ -312,8 +312,11 @@ class _Life:
             self._change(Transition.STARTED, current)
 
     def _watched(self, since: datetime | None) -> datetime:
-        """The beginning of a time that counts: now if it begins, and not before somebody watched."""
-        if since is None or (self._watching_since is not None and since < self._watching_since):
+        """The beginning of a time that counts: now if it begins or lies in the future, as after a clock was set back.
+
+        It is not before somebody watched.
+        """
+        if since is None or since > self._now or (self._watching_since is not None and since < self._watching_since):
             return self._now
         return since
 

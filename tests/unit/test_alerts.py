@@ -297,6 +297,16 @@ def test_time_that_nobody_watched_does_not_count() -> None:
     assert installation.transitions(CLEAR, after=CLEAR_FOR) == ["resolved"]
 
 
+def test_a_clock_that_was_set_back_delays_nothing_by_as_much() -> None:
+    installation = Installation(rule(holds_for=timedelta(minutes=5)))
+    installation.transitions(BREACHED)
+    installation.transitions(BREACHED, after=-timedelta(hours=1))
+    assert installation.transitions(BREACHED, after=timedelta(minutes=5)) == ["fired"]
+    installation.transitions(CLEAR)
+    installation.transitions(CLEAR, after=-timedelta(hours=1))
+    assert installation.transitions(CLEAR, after=CLEAR_FOR) == ["resolved"]
+
+
 steps = st.lists(
     st.tuples(
         st.dictionaries(st.sampled_from(["a", "b", None]), st.sampled_from(list(Condition))),
