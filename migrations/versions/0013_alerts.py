@@ -53,6 +53,7 @@ def upgrade() -> None:
         sa.Column("lease_holder", sa.Text()),
         sa.Column("lease_until", moment),
         sa.Column("cursor", position, nullable=False),
+        sa.Column("counting_since_at", moment),
         sa.Column("evaluated_at", moment),
         sa.Column("watching_since_at", moment),
         sa.Column("failing_since_at", moment),

@@ -113,8 +113,9 @@ class AlertingRow(Model, table=True):
     """The state of the evaluation, one row: the lease of the process that evaluates, and how far it has counted.
 
     `epoch` rises with every change of the holder and fences off the previous one. `cursor` is the position of the event
-    log up to which `event_counts` counts. `watching_since_at` is since when no evaluation was left out: what happened
-    before it is not evidence of silence. `failing_since_at` and `last_error` are set while an evaluation fails.
+    log up to which `event_counts` counts; no event received after `counting_since_at` is left out. `watching_since_at`
+    is since when no evaluation was left out: what happened before it is not evidence of silence. `failing_since_at` and
+    `last_error` are set while an evaluation fails.
     """
 
     __tablename__ = "alerting"
@@ -125,6 +126,7 @@ class AlertingRow(Model, table=True):
     lease_holder: str | None = text_column(nullable=True)
     lease_until: datetime | None = time_column()
     cursor: int = position_column()
+    counting_since_at: datetime | None = time_column()
     evaluated_at: datetime | None = time_column()
     watching_since_at: datetime | None = time_column()
     failing_since_at: datetime | None = time_column()

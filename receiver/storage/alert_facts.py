@@ -106,9 +106,9 @@ async def _watching(connection: AsyncConnection) -> tuple[datetime | None, bool]
 def _window(span: Span, now: datetime) -> Select[Any]:
     """The cells of the window that ends now, by its minutes, or by its hours if those are no longer stored."""
     if span.window < MINUTES_KEPT:
-        first = int((now - span.window).timestamp() // 60)
-        return _summed(SENDER_MINUTE if span.by_sender else MINUTE, first, None)
-    return _summed(SENDER_HOUR if span.by_sender else HOUR, hour_of(now - span.window), None)
+        first, last = (int(moment.timestamp() // 60) for moment in (now - span.window, now))
+        return _summed(SENDER_MINUTE if span.by_sender else MINUTE, first, last + 1)
+    return _summed(SENDER_HOUR if span.by_sender else HOUR, hour_of(now - span.window), hour_of(now) + 1)
 
 
 async def _all_before(connection: AsyncConnection, spans: Iterable[Span], now: datetime) -> dict[Span, list[Cell]]:
@@ -138,9 +138,8 @@ _DIMENSIONS: Final = [
 ]
 
 
-def _summed(grain: str, first: int, end: int | None) -> Select[Any]:
-    start = EVENT_COUNTS.c.start
-    within = [start >= first] if end is None else [start >= first, start < end]
+def _summed(grain: str, first: int, end: int) -> Select[Any]:
+    within = EVENT_COUNTS.c.start >= first, EVENT_COUNTS.c.start < end
     found = select(*_DIMENSIONS, func.sum(EVENT_COUNTS.c.events)).where(EVENT_COUNTS.c.grain == grain, *within)
     return found.group_by(*_DIMENSIONS)
 
@@ -153,8 +152,9 @@ async def _history(
     connection: AsyncConnection, rules: Sequence[Rule], now: datetime
 ) -> tuple[dict[Receipts, dict[int, int]], int | None]:
     """The receipts of the hours that tell how many to expect, and the first hour counted as a whole."""
-    first = select(func.min(EVENT_COUNTS.c.start)).where(EVENT_COUNTS.c.grain == HISTORY)
-    oldest = await connection.scalar(first)
+    since: datetime | None = await connection.scalar(select(ALERTING.c.counting_since_at))
+    # The hour in which counting began is not counted as a whole.
+    first = hour_of(since) + 1 if since is not None else None
     history: dict[Receipts, dict[int, int]] = {}
     hours = {hour for rule in rules for hour in reference_hours(now, rule.window)}
     if hours:
@@ -163,7 +163,7 @@ async def _history(
         for row in await connection.execute(select(*wanted).where(*of_hours)):
             key = Receipts(row.measure, row.api, row.direction, row.application_id)
             history.setdefault(key, {})[row.start] = row.events
-    return history, oldest + 1 if oldest is not None else None
+    return history, first
 
 
 # --- rows of other tables ---

@@ -15,7 +15,7 @@ from functools import lru_cache
 from math import sqrt
 from typing import Any, Final
 
-from sqlalchemy import select, update
+from sqlalchemy import or_, select, update
 from sqlalchemy import text as sql
 
 from receiver.domain.alert_facts import BEFORE, HISTORY_HOURS, Cell, Measure
@@ -52,7 +52,7 @@ BATCH: Final = 500
 MOST_SECONDS: Final = 2.0
 BEHIND_EVENTS: Final = 10_000
 """With more uncounted events than this, the counts say nothing about silence."""
-# Counting more than these would take longer than half an hour.
+# Counting more than these would take longer than half an hour; of what lies before them, nothing is counted.
 MOST_BEHIND: Final = 5_000_000
 # Senders of a batch that are counted one by one; an installation may have a number for each of its customers.
 MOST_SENDERS: Final = 500
@@ -101,15 +101,21 @@ async def count(database: Database, epoch: int, now: datetime, *, most_seconds: 
     Raises AlertingLeaseLost if the epoch is no longer that of the lease.
     """
     started = time.monotonic()
-    cursor, end = await _bounds(database, epoch)
-    cursor = await _skip(database, epoch, cursor, end)
+    cursor, end, since = await _bounds(database, epoch, now)
+    if end - cursor > MOST_BEHIND:
+        # Times of receipt do not rise with the positions: imports and reprocessed callbacks append old ones. No event
+        # is left out because of its time; the cells leave out what is too old for them.
+        since = now
+        await _write(database, epoch, cursor, end - MOST_BEHIND, {}, counting_since_at=since)
+        cursor = end - MOST_BEHIND
+    first = {**_first(now), HISTORY: _first_hour(since)}
     counted = 0
     while cursor < end:
         async with database.reading() as connection:
             rows = (await connection.execute(_READ[database.is_sqlite], {"after": cursor, "most": BATCH})).all()
         if not rows:
             break
-        await _write(database, epoch, cursor, rows[-1][0], _cells(rows, now))
+        await _write(database, epoch, cursor, rows[-1][0], _cells(rows, now, first))
         cursor, counted = rows[-1][0], counted + len(rows)
         if time.monotonic() - started >= most_seconds:
             break
@@ -117,26 +123,25 @@ async def count(database: Database, epoch: int, now: datetime, *, most_seconds: 
     return Counted(counted, max(0, end - cursor))
 
 
-async def _bounds(database: Database, epoch: int) -> tuple[int, int]:
+async def _bounds(database: Database, epoch: int, now: datetime) -> tuple[int, int, datetime]:
+    """How far the log is counted, where it ends, and since when no event was left out."""
     async with database.reading() as connection:
-        cursor = await connection.scalar(select(ALERTING.c.cursor).where(ALERTING.c.epoch == epoch))
-        if cursor is None:
+        counting = select(ALERTING.c.cursor, ALERTING.c.counting_since_at).where(ALERTING.c.epoch == epoch)
+        row = (await connection.execute(counting)).one_or_none()
+        if row is None:
             raise AlertingLeaseLost("another worker evaluates the rules of alerts")
         _, end = await event_log.bounds(connection)
-    return cursor, end
+    return row.cursor, end, row.counting_since_at or now
 
 
-async def _skip(database: Database, epoch: int, cursor: int, end: int) -> int:
-    """Moves the cursor past what is too much to count.
+def _first(now: datetime) -> dict[str, int]:
+    """The first minute or hour that is stored of each grain."""
+    return {grain: _start(now - kept, size) for grain, (size, kept) in _KEPT.items()}
 
-    Times of receipt do not rise with the positions: imports and reprocessed callbacks append old ones. So nothing is
-    left out because of its time, and the cells leave out what is too old for them.
-    """
-    place = end - MOST_BEHIND
-    if place <= cursor:
-        return cursor
-    await _write(database, epoch, cursor, place, {})
-    return place
+
+def _first_hour(since: datetime) -> int:
+    """The first hour that begins after a time."""
+    return _start(since, timedelta(hours=1)) + 1
 
 
 async def _write(
@@ -182,15 +187,15 @@ _READ: Final = _select("position > :after ORDER BY position LIMIT :most")
 _READ_BACK: Final = _select("position <= :until AND position > :after ORDER BY position DESC")
 
 
-def _cells(rows: Iterable[Any], now: datetime) -> Counter[tuple[Any, ...]]:
-    """The cells of all grains, as the key of the table, for rows of the log."""
-    first = {grain: _start(now - kept, size) for grain, (size, kept) in _KEPT.items()}
+def _cells(rows: Iterable[Any], now: datetime, first: Mapping[str, int]) -> Counter[tuple[Any, ...]]:
+    """The cells of all grains, as the key of the table, for rows of the log; `first` is that of `_first`."""
+    oldest = min(first[HOUR], first[HISTORY])
     latest = _start(now, timedelta(minutes=1))
     senders: Counter[str] = Counter()
     found: Counter[tuple[Any, ...]] = Counter()
     for row in rows:
         minute = min(_minute(row.received_at), latest)
-        if minute // 60 < first[HISTORY]:
+        if minute // 60 < oldest:
             continue
         for key in _keys(row):
             found[minute, *key] += 1
@@ -205,7 +210,7 @@ def _cells(rows: Iterable[Any], now: datetime) -> Counter[tuple[Any, ...]]:
         for grain, start in ((SENDER_MINUTE, minute), (SENDER_HOUR, hour)):
             if sender and sender in counted and start >= first[grain]:
                 cells[grain, start, measure.value, *values, sender, code, NO_BUCKET] += events
-        if measure in _IN_HISTORY:
+        if measure in _IN_HISTORY and hour >= first[HISTORY]:
             cells[HISTORY, hour, measure.value, *values, "", NO_CODE, NO_BUCKET] += events
     return cells
 
@@ -326,11 +331,17 @@ _SEARCHED_AT_ONCE: Final = 2_000
 
 async def _prune(database: Database, now: datetime) -> None:
     """Removes the counts of times that no rule looks at any more."""
-    ends = {grain: _start(now - kept, size) for grain, (size, kept) in _KEPT.items()}
+    start = EVENT_COUNTS.c.start
     async with database.writing() as connection:
-        for grain, end in ends.items():
-            old = EVENT_COUNTS.delete().where(EVENT_COUNTS.c.grain == grain, EVENT_COUNTS.c.start < end)
-            await connection.execute(old)
+        for grain, first in _first(now).items():
+            # Of a clock that was ahead: once it is that time, they would count a second time.
+            latest = _start(now + _CLOCKS_DIFFER, _KEPT[grain][0])
+            outside = or_(start < first, start > latest)
+            await connection.execute(EVENT_COUNTS.delete().where(EVENT_COUNTS.c.grain == grain, outside))
+
+
+_CLOCKS_DIFFER: Final = timedelta(minutes=5)
+"""The clocks of two workers differ by less."""
 
 
 # --- watching ---
@@ -342,9 +353,7 @@ async def note_round(database: Database, epoch: int, now: datetime, every: timed
     What happened before that is no evidence of silence. Raises AlertingLeaseLost.
     """
     async with database.writing() as connection:
-        found = await connection.execute(
-            select(ALERTING.c.evaluated_at, ALERTING.c.watching_since_at).where(ALERTING.c.epoch == epoch)
-        )
+        found = await connection.execute(select(ALERTING).where(ALERTING.c.epoch == epoch))
         row = found.one_or_none()
         if row is None:
             raise AlertingLeaseLost("another worker evaluates the rules of alerts")
@@ -353,6 +362,16 @@ async def note_round(database: Database, epoch: int, now: datetime, every: timed
             since = now
         # A clock that was set back.
         since = min(since, now)
-        changed = ALERTING.update().where(ALERTING.c.epoch == epoch).values(evaluated_at=now, watching_since_at=since)
-        await connection.execute(changed)
+        counting = min(row.counting_since_at or now, now)
+        changed = ALERTING.update().where(ALERTING.c.epoch == epoch)
+        values = {"evaluated_at": now, "watching_since_at": since, "counting_since_at": counting}
+        await connection.execute(changed.values(values))
     return since
+
+
+async def note_end(database: Database, epoch: int, now: datetime) -> None:
+    """Records that a round has ended: a slow round is not one that was left out. Raises AlertingLeaseLost."""
+    async with database.writing() as connection:
+        changed = ALERTING.update().where(ALERTING.c.epoch == epoch).values(evaluated_at=now)
+        if not (await connection.execute(changed)).rowcount:
+            raise AlertingLeaseLost("another worker evaluates the rules of alerts")

@@ -11,6 +11,7 @@ from sqlalchemy import insert, update
 
 from receiver.alerts.rules import configure
 from receiver.app import Receiver
+from receiver.domain.alert_facts import hour_of
 from receiver.domain.alert_rules import evaluate
 from receiver.domain.alerts import Alert, AlertChange, Rule, RuleType, Transition, advance
 from receiver.domain.events import Callback
@@ -248,6 +249,27 @@ async def test_new_dead_letters_are_counted_by_sink(database: Database) -> None:
     evaluation = await evaluated(database, at(60), {"rule": "dead-letters"})
     assert (evaluation.fired(), evaluation.named) == ([("dead-letters", "crm")], {"dead-letters": ["m1"]})
     assert (await evaluated(database, at(3700), {"rule": "dead-letters"})).fired() == []
+
+
+async def test_history_begins_when_counting_began(database: Database) -> None:
+    """An old event, imported or reprocessed, does not say that anything was counted in the weeks since."""
+    now = at(40 * 86_400)
+    rules = configure([{"rule": "receipts-stopped"}])
+    await event_counts.note_round(database, EPOCH, now, EVERY)
+    await process(database, callback([v2_event("o")], received=8 * 86_400))
+    await event_counts.count(database, EPOCH, now)
+    facts = await alert_facts.gather(database, rules, now, sinks={})
+    assert facts.history_since == hour_of(now) + 1
+    assert facts.history == {}
+
+
+async def test_counts_after_now_are_in_no_window(database: Database) -> None:
+    """The clock was set back."""
+    await process(database, callback([v2_event("m1")], received=7200))
+    await event_counts.count(database, EPOCH, at(7200))
+    rules = configure([{"rule": "failure-rate"}, {"rule": "failure-rate", "name": "long", "window": "3h"}])
+    facts = await alert_facts.gather(database, rules, at(0), sinks={})
+    assert set(map(len, facts.cells.values())) == {0}
 
 
 async def test_space_of_an_embedded_database_is_known(database: Database) -> None:

@@ -24,6 +24,7 @@ from tests.unit.test_lookups import entry, item, v2_answer
 pytestmark = pytest.mark.anyio
 
 NOW = at(600)
+LONG_AGO = at(-365 * 86_400)
 EPOCH = 1
 
 
@@ -31,7 +32,7 @@ EPOCH = 1
 async def lease(database: Database) -> None:
     """This test evaluates: the epoch of the lease is 1, and counting begins with the first event."""
     async with database.writing() as connection:
-        await connection.execute(update(ALERTING).values(epoch=EPOCH, cursor=0))
+        await connection.execute(update(ALERTING).values(epoch=EPOCH, cursor=0, counting_since_at=LONG_AGO))
 
 
 def event(kind: str = "message-delivered", message_id: str = "m1", received: float = 10, **more: Any) -> Callback:
@@ -199,7 +200,19 @@ async def test_old_events_are_counted_where_they_are_still_needed(database: Data
     await event_counts.count(database, EPOCH, NOW)
     assert (await counted(database))["receipt"] == 1
     assert (await counted(database, "hour"))["receipt"] == 2
+    # History is about hours since counting began, which the tests of this file put into the year before.
     assert (await counted(database, "history"))["receipt"] == 3
+
+
+async def test_history_begins_after_the_hour_in_which_counting_began(database: Database) -> None:
+    hour = 3600
+    async with database.writing() as connection:
+        await connection.execute(update(ALERTING).values(counting_since_at=at(-90 * 60)))
+    await process(database, *(event(message_id=f"m{hours}", received=-hours * hour) for hours in (0, 1, 2, 30)))
+    await event_counts.count(database, EPOCH, NOW)
+    current = int(NOW.timestamp() // hour)
+    assert {row.start for row in await cells(database, "receipt", "history")} == {current - 1, current}
+    assert (await counted(database, "hour"))["receipt"] == 4
 
 
 async def test_an_event_from_the_future_counts_as_of_now(database: Database) -> None:
@@ -241,6 +254,8 @@ async def test_too_far_behind_only_the_newest_events_are_counted(
     await process(database, *(event(message_id=f"m{number}", received=number) for number in range(40)))
     assert await event_counts.count(database, EPOCH, NOW) == Counted(15, 0)
     assert (await counted(database))["delivered"] == 15
+    async with database.reading() as connection:
+        assert await connection.scalar(select(ALERTING.c.counting_since_at)) == NOW
 
 
 async def test_rare_senders_are_counted_without_their_numbers(
@@ -267,6 +282,25 @@ async def test_watching_begins_again_after_rounds_were_left_out(database: Databa
         await event_counts.note_round(database, EPOCH + 1, NOW, every)
     # A clock that is set back.
     assert await event_counts.note_round(database, EPOCH, NOW, every) == NOW
+
+
+async def test_a_slow_round_is_not_one_that_was_left_out(database: Database) -> None:
+    every, minute = timedelta(seconds=30), timedelta(minutes=1)
+    assert await event_counts.note_round(database, EPOCH, NOW, every) == NOW
+    await event_counts.note_end(database, EPOCH, NOW + 10 * minute)
+    assert await event_counts.note_round(database, EPOCH, NOW + 10 * minute, every) == NOW
+    with pytest.raises(AlertingLeaseLost):
+        await event_counts.note_end(database, EPOCH + 1, NOW)
+
+
+async def test_counts_of_a_clock_that_was_ahead_are_removed(database: Database) -> None:
+    day = timedelta(days=1)
+    await process(database, event(received=86_400))
+    await event_counts.count(database, EPOCH, NOW + day)
+    assert (await counted(database))["receipt"] == 1
+    await event_counts.count(database, EPOCH, NOW)
+    assert not await counted(database)
+    assert not await counted(database, "hour")
 
 
 @pytest.mark.slow
