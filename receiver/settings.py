@@ -240,6 +240,13 @@ class Settings(BaseSettings):
                 raise ValueError(str(error)) from None
         return url
 
+    @field_validator("alerts_every")
+    @classmethod
+    def _check_alerts_every(cls, every: timedelta) -> timedelta:
+        if timedelta(0) < every < timedelta(seconds=1):
+            raise ValueError("must be at least 1s, or 0, which switches alerts off")
+        return every
+
     @field_validator("public_url")
     @classmethod
     def _check_url(cls, url: str | None) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from receiver.alerts.rules import DEFAULTS, TYPES, configure
 from receiver.domain.alert_facts import (
@@ -540,3 +541,10 @@ def test_the_settings_of_alerts_reach_the_worker() -> None:
     assert restore(dump(given)).alerts == [{"rule": "storage"}]
     assert restore(dump(given)).alerts_every == timedelta(seconds=15)
     assert GivenSettings().alerts_every == timedelta(seconds=30)
+
+
+def test_alerts_are_evaluated_at_most_every_second_or_not_at_all() -> None:
+    assert GivenSettings(alerts_every="1s").alerts_every == timedelta(seconds=1)
+    assert GivenSettings(alerts_every="0").alerts_every == timedelta(0)
+    with pytest.raises(ValidationError, match="at least 1s"):
+        GivenSettings(alerts_every="1ms")
