@@ -25,7 +25,7 @@ from receiver.domain.alert_facts import (
     window_hours,
 )
 from receiver.domain.alerts import MAX_MESSAGES, Rule, RuleType
-from receiver.domain.events import Api
+from receiver.domain.events import ALERT, Api
 from receiver.explanation.installation import Findings
 from receiver.models.alerts import ALERTING, EVENT_COUNTS, REFUSALS
 from receiver.models.callbacks import QUARANTINE
@@ -74,8 +74,8 @@ async def gather(database: Database, rules: Sequence[Rule], now: datetime, *, si
                 for window in _windows(rules, RuleType.WRONG_CREDENTIALS)
             },
             dead_letters={
-                window: await _dead_letters(connection, now - window)
-                for window in _windows(rules, RuleType.DEAD_LETTERS)
+                window: await _dead_letters(connection, sinks, now - window, most)
+                for window, most in _dead_letters_read(rules).items()
             },
             last_callbacks={
                 name: datetime.fromisoformat(moment)
@@ -208,12 +208,31 @@ async def _refused(connection: AsyncConnection, since: datetime) -> dict[str, in
     return await _counts(connection, requests.where(within).group_by(REFUSALS.c.reason))
 
 
-async def _dead_letters(connection: AsyncConnection, since: datetime) -> dict[str, int]:
-    # No index has their time, but their ids rise with it.
-    newest = select(DEAD_LETTERS.c.sink, DEAD_LETTERS.c.died_at).order_by(DEAD_LETTERS.c.id.desc())
-    found = newest.limit(_MOST_DEAD_LETTERS).subquery()
-    counted = select(found.c.sink, func.count()).where(found.c.died_at >= since).group_by(found.c.sink)
-    return await _counts(connection, counted)
+def _dead_letters_read(rules: Iterable[Rule]) -> dict[timedelta, int]:
+    """How many dead letters of a sink are read by window: enough to be above the threshold of each rule."""
+    most: dict[timedelta, int] = {}
+    for rule in rules:
+        if rule.type is RuleType.DEAD_LETTERS:
+            most[rule.window] = max(most.get(rule.window, _MOST_DEAD_LETTERS), int(rule.above) + 1)
+    return most
+
+
+async def _dead_letters(
+    connection: AsyncConnection, sinks: Iterable[str], since: datetime, most: int
+) -> dict[str, int]:
+    """How many of the newest dead letters of each sink are new."""
+    counts: dict[str, int] = {}
+    for sink in sinks:
+        # No index has their time, but their ids rise with it.
+        newest = select(DEAD_LETTERS.c.died_at).where(DEAD_LETTERS.c.sink == sink, _IS_NO_ALERT)
+        found = newest.order_by(DEAD_LETTERS.c.id.desc()).limit(most).subquery()
+        counted = select(func.count()).select_from(found).where(found.c.died_at >= since)
+        counts[sink] = await connection.scalar(counted) or 0
+    return counts
+
+
+# The alert about an alert's dead letter would be the next dead letter, for ever.
+_IS_NO_ALERT: Final = DEAD_LETTERS.c.ordering_key.not_like(f"{ALERT}:%")
 
 
 async def _counts(connection: AsyncConnection, statement: Select[Any]) -> dict[str, int]:
@@ -316,7 +335,7 @@ async def _offending_dead_letters(database: Database, sink: str | None, since: d
     found = (
         select(EVENTS.c.message_id)
         .join_from(DEAD_LETTERS, EVENTS, DEAD_LETTERS.c.position == EVENTS.c.position)
-        .where(DEAD_LETTERS.c.sink == sink, DEAD_LETTERS.c.died_at >= since)
+        .where(DEAD_LETTERS.c.sink == sink, DEAD_LETTERS.c.died_at >= since, _IS_NO_ALERT)
         .order_by(DEAD_LETTERS.c.id.desc())
     )
     async with database.reading() as connection:

@@ -13,7 +13,7 @@ from receiver.alerts.rules import configure
 from receiver.app import Receiver
 from receiver.domain.alert_facts import hour_of
 from receiver.domain.alert_rules import evaluate
-from receiver.domain.alerts import Alert, AlertChange, Rule, RuleType, Transition, advance
+from receiver.domain.alerts import Alert, AlertChange, Condition, Rule, RuleType, Transition, advance
 from receiver.domain.events import Callback
 from receiver.intake.fold import TagChecker
 from receiver.intake.refusals import Refusals
@@ -27,6 +27,7 @@ from receiver.tags import TagPolicy
 from tests import rows
 from tests.dispatching import append as append_events
 from tests.dispatching import life
+from tests.evaluating import Rounds, alert_entries, finding
 from tests.factories import at, callback, v2_event
 from tests.processing import append, drain, opened, process, select
 from tests.web import client
@@ -230,25 +231,57 @@ async def test_events_that_wait_for_a_retry_are_counted_as_waiting_for_the_sink(
     assert alert.summary.startswith("1 event waits for sink crm, for 1")
 
 
-async def test_new_dead_letters_are_counted_by_sink(database: Database) -> None:
-    await register(database, "crm", start="end", fingerprint="1")
-    entries = await append_events(database, life("m1"))
-    letter = {
-        "sink": "crm",
-        "position": entries[-1].position,
-        "event_id": entries[-1].event.id,
-        "ordering_key": "v2:m1",
+def letter(sink: str, entry: Any, *, died: float = 0) -> dict[str, Any]:
+    return {
+        "sink": sink,
+        "position": entry.position,
+        "event_id": entry.event.id,
+        "ordering_key": entry.ordering_key,
         "reason": "refused",
         "detail": "",
         "attempts": 1,
-        "first_at": at(0),
-        "died_at": at(0),
+        "first_at": at(died),
+        "died_at": at(died),
     }
+
+
+async def test_new_dead_letters_are_counted_by_sink(database: Database) -> None:
+    await register(database, "crm", start="end", fingerprint="1")
+    entries = await append_events(database, life("m1"))
     async with database.writing() as connection:
-        await connection.execute(insert(DEAD_LETTERS).values(**letter))
+        await connection.execute(insert(DEAD_LETTERS).values(**letter("crm", entries[-1])))
     evaluation = await evaluated(database, at(60), {"rule": "dead-letters"})
     assert (evaluation.fired(), evaluation.named) == ([("dead-letters", "crm")], {"dead-letters": ["m1"]})
     assert (await evaluated(database, at(3700), {"rule": "dead-letters"})).fired() == []
+
+
+async def test_many_dead_letters_of_a_sink_do_not_hide_those_of_another(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alert_facts, "_MOST_DEAD_LETTERS", 2)
+    for sink in ("crm", "erp"):
+        await register(database, sink, start="end", fingerprint="1")
+    entries = (await append_events(database, [one for number in range(4) for one in life(f"m{number}")]))[:4]
+    letters = [letter("crm", entries[0]), *(letter("erp", entry) for entry in entries)]
+    async with database.writing() as connection:
+        await connection.execute(insert(DEAD_LETTERS), letters)
+    for above, expected in ((0, {"crm": 1, "erp": 2}), (3, {"crm": 1, "erp": 4})):
+        rules = configure([{"rule": "dead-letters", "above": above}])
+        facts = await alert_facts.gather(database, rules, at(60), sinks={"crm": "memory", "erp": "memory"})
+        assert facts.dead_letters == {rules[0].window: expected}
+
+
+async def test_dead_letters_of_alerts_bring_no_alert(database: Database) -> None:
+    """A sink that refuses alert events would else get one about each of its refusals."""
+    await register(database, "crm", start="end", fingerprint="1")
+    rounds = Rounds(database)
+    await rounds.round(0, finding(Condition.BREACHED))
+    [entry] = await alert_entries(database)
+    async with database.writing() as connection:
+        await connection.execute(insert(DEAD_LETTERS).values(**letter("crm", entry)))
+        await connection.execute(update(ALERTING).values(epoch=EPOCH))
+    evaluation = await evaluated(database, at(60), {"rule": "dead-letters"})
+    assert evaluation.fired() == []
 
 
 async def test_history_begins_when_counting_began(database: Database) -> None:
