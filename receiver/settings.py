@@ -203,7 +203,7 @@ class Settings(BaseSettings):
         json_schema_extra={"default": "30s"},
         ge=timedelta(0),
         le=timedelta(minutes=10),
-        description="How often the rules of alerts are evaluated, such as `30s`; 0 switches alerts off.",
+        description="How often the rules of alerts are evaluated, such as `30s`, at least `1s`; 0 switches alerts off.",
     )
     alert_to: list[SecretStr] = Field(
         [],
