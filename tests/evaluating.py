@@ -1,13 +1,13 @@
 """Evaluations of alerts, round by round, with findings that a test chooses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import count
 from typing import Any
 
 from sqlalchemy import select
 
-from receiver.alerts.evaluator import Evaluator, Rulebook
+from receiver.alerts.evaluator import Begun, Evaluator, Rulebook, Sought
 from receiver.domain.alerts import AlertChange, Condition, Evidence, Finding, Rule, RuleType
 from receiver.domain.publication import AlertEntry
 from receiver.models.alerts import ALERTS
@@ -45,9 +45,13 @@ class ChosenFindings:
         self.found: dict[str, list[Finding] | Exception] = {}
         self.gathering: Exception | None = None
         self.about: list[str] = ["m1", "m2"]
+        self.is_behind = False
 
-    async def begin(self, epoch: int, now: datetime, every: timedelta) -> datetime:
-        return await event_counts.note_round(self._database, epoch, now, every)
+    async def begin(self, epoch: int, now: datetime, every: timedelta, rules: Sequence[Rule]) -> Begun:
+        return Begun(await event_counts.note_round(self._database, epoch, now, every), self.is_behind)
+
+    async def end(self, epoch: int, now: datetime) -> None:
+        await event_counts.note_end(self._database, epoch, now)
 
     async def gather(self, rules: Sequence[Rule], now: datetime, sinks: Mapping[str, str]) -> None:
         if self.gathering is not None:
@@ -59,8 +63,10 @@ class ChosenFindings:
             raise found
         return found
 
-    async def messages(self, rule: Rule, group: str | None, facts: None, now: datetime) -> list[str]:
-        return self.about
+    async def messages(
+        self, sought: Sequence[Sought], facts: None, now: datetime, is_stopping: Callable[[], bool]
+    ) -> list[list[str]]:
+        return [self.about for _ in sought]
 
 
 class Measured:

@@ -50,11 +50,27 @@ log = structlog.get_logger("receiver.alerts")
 AnyFacts = TypeVar("AnyFacts")
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Since when no round was left out, and whether there is more to count than a round counts."""
+
+    watching_since: datetime
+    is_behind: bool = False
+
+
+Sought = tuple[Rule, str | None]
+"""The rule and the group of a finding."""
+
+
 class Watch(Protocol[AnyFacts]):
     """Where the facts come from, and what the rules make of them."""
 
-    async def begin(self, epoch: int, now: datetime, every: timedelta) -> datetime:
-        """Counts what happened since the last round; returns since when no round was left out."""
+    async def begin(self, epoch: int, now: datetime, every: timedelta, rules: Sequence[Rule]) -> Begun:
+        """Counts what happened since the last round, as far as the rules need it."""
+        ...
+
+    async def end(self, epoch: int, now: datetime) -> None:
+        """Records that the round has ended."""
         ...
 
     async def gather(self, rules: Sequence[Rule], now: datetime, sinks: Mapping[str, str]) -> AnyFacts:
@@ -65,8 +81,10 @@ class Watch(Protocol[AnyFacts]):
         """What a rule finds in the facts."""
         ...
 
-    async def messages(self, rule: Rule, group: str | None, facts: AnyFacts, now: datetime) -> list[str]:
-        """The ids of up to ten messages that a finding of a rule is about."""
+    async def messages(
+        self, sought: Sequence[Sought], facts: AnyFacts, now: datetime, is_stopping: Callable[[], bool]
+    ) -> list[list[str]]:
+        """The ids of up to ten messages for each finding, within a bounded time."""
         ...
 
 
@@ -76,10 +94,14 @@ class LogWatch:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def begin(self, epoch: int, now: datetime, every: timedelta) -> datetime:
+    async def begin(self, epoch: int, now: datetime, every: timedelta, rules: Sequence[Rule]) -> Begun:
         since = await event_counts.note_round(self._database, epoch, now, every)
-        await event_counts.count(self._database, epoch, now)
-        return since
+        senders = event_counts.senders_of(rules)
+        counted = await event_counts.count(self._database, epoch, now, senders=senders)
+        return Begun(since, counted.left > 0)
+
+    async def end(self, epoch: int, now: datetime) -> None:
+        await event_counts.note_end(self._database, epoch, now)
 
     async def gather(self, rules: Sequence[Rule], now: datetime, sinks: Mapping[str, str]) -> LogFacts:
         return await alert_facts.gather(self._database, rules, now, sinks=sinks)
@@ -87,8 +109,10 @@ class LogWatch:
     def evaluate(self, rule: Rule, facts: LogFacts, now: datetime) -> list[Finding]:
         return alert_rules.evaluate(rule, facts, now)
 
-    async def messages(self, rule: Rule, group: str | None, facts: LogFacts, now: datetime) -> list[str]:
-        return await alert_facts.offending(self._database, rule, group, facts, now)
+    async def messages(
+        self, sought: Sequence[Sought], facts: LogFacts, now: datetime, is_stopping: Callable[[], bool]
+    ) -> list[list[str]]:
+        return await alert_facts.offending(self._database, sought, facts, now, is_stopping=is_stopping)
 
 
 class EvaluationObserver(Protocol):
@@ -153,6 +177,7 @@ class Evaluator(Generic[AnyFacts]):
         self._failures = Failures(clock, first_seconds=_FIRST_BACKOFF_SECONDS, most_seconds=_MAX_BACKOFF_SECONDS)
         self._rule_failures = Sampled(log, "a rule cannot be evaluated")
         self._rules_failing_since: datetime | None = None
+        self._is_behind = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -213,7 +238,7 @@ class Evaluator(Generic[AnyFacts]):
                 if self._failures.since is not None:
                     log.info("alerts are evaluated again", tries=self._failures.number)
                     self._failures.end()
-                every = (self._rulebook.every or _IDLE).total_seconds()
+                every = 0.0 if self._is_behind else (self._rulebook.every or _IDLE).total_seconds()
                 await self._wait_for_next(renewing, started + every - time.monotonic())
         finally:
             renewing.cancel()
@@ -263,17 +288,18 @@ class Evaluator(Generic[AnyFacts]):
         Raises AlertingLeaseLost, StorageUnavailable, or any other error that prevents the write; then nothing changed.
         """
         started, now, rulebook = time.monotonic(), self._clock(), self._rulebook
-        watching_since = await self._watch.begin(lease.epoch, now, rulebook.every or _IDLE)
+        begun = await self._watch.begin(lease.epoch, now, rulebook.every or _IDLE, rulebook.rules)
+        self._is_behind = begun.is_behind
         failpoints.reach("alerts_counted")
         facts = await self._watch.gather(rulebook.rules, now, rulebook.sinks)
-        findings, errors = self._evaluate_rules(rulebook.rules, facts, now)
+        findings, errors = await self._evaluate_rules(rulebook.rules, facts, now)
         async with self._database.reading() as connection:
             open_alerts = await alerts.open_alerts(connection)
             mutes = await alerts.mutes(connection, now)
         changes = advance(
-            rulebook.rules, open_alerts, findings, now, self._new_id, mutes=mutes, watching_since=watching_since
+            rulebook.rules, open_alerts, findings, now, self._new_id, mutes=mutes, watching_since=begun.watching_since
         )
-        changes = [await self._with_messages(change, rulebook.rules, facts, now) for change in changes]
+        changes = await self._with_messages(changes, rulebook.rules, facts, now)
         changes += unannounced(open_alerts, changes, now)
         failpoints.reach("alerts_evaluated")
         async with self._database.appending() as transaction:
@@ -289,9 +315,10 @@ class Evaluator(Generic[AnyFacts]):
             failpoints.reach("alerts_written")
         failpoints.reach("alerts_committed")
         self._report(open_alerts, changes, heard, time.monotonic() - started, now)
+        await self._watch.end(lease.epoch, self._clock())
         return heard
 
-    def _evaluate_rules(
+    async def _evaluate_rules(
         self, rules: Sequence[Rule], facts: AnyFacts, now: datetime
     ) -> tuple[Findings, dict[str, Exception]]:
         """The findings of the rules, and the errors of those that could not be evaluated: their alerts stay open."""
@@ -303,24 +330,35 @@ class Evaluator(Generic[AnyFacts]):
             except Exception as error:
                 errors[rule.name] = error
                 self._rule_failures.add(rule=rule.name, error=_first_line(error))
+            # A rule may have hundreds of groups.
+            await asyncio.sleep(0)
         return findings, errors
 
     async def _with_messages(
-        self, change: AlertChange, rules: Sequence[Rule], facts: AnyFacts, now: datetime
-    ) -> AlertChange:
-        """The change of an alert that fires, with the messages it is about; without them if they cannot be read."""
-        alert = change.alert
-        rule = next((rule for rule in rules if rule.name == alert.name), None)
-        if rule is None or change.transition is not Transition.FIRED:
-            return change
+        self, changes: Sequence[AlertChange], rules: Sequence[Rule], facts: AnyFacts, now: datetime
+    ) -> list[AlertChange]:
+        """The changes; alerts that fire have the messages they are about, or none if these cannot be read."""
+        by_name = {rule.name: rule for rule in rules}
+        fired = {
+            change.alert.id: (by_name[change.alert.name], change.alert.group)
+            for change in changes
+            if change.transition is Transition.FIRED and change.alert.name in by_name
+        }
+        if not fired:
+            return list(changes)
         try:
-            messages = await self._watch.messages(rule, alert.group, facts, now)
+            found = await self._watch.messages(list(fired.values()), facts, now, self._stopping.is_set)
         except StorageUnavailable:
             raise
         except Exception as error:
-            self._rule_failures.add(rule=rule.name, error=_first_line(error))
-            return change
-        return replace(change, alert=replace(alert, messages=tuple(messages)))
+            names = ", ".join(sorted({rule.name for rule, _ in fired.values()}))
+            self._rule_failures.add(rule=names, error=_first_line(error))
+            return list(changes)
+        named = {alert_id: tuple(messages) for alert_id, messages in zip(fired, found, strict=True)}
+        return [
+            replace(change, alert=replace(change.alert, messages=named.get(change.alert.id, change.alert.messages)))
+            for change in changes
+        ]
 
     def _rule_failure(self, errors: Mapping[str, Exception], now: datetime) -> tuple[datetime, str] | None:
         """Since when rules cannot be evaluated, and the first of them."""

@@ -129,7 +129,7 @@ def longer_than(rule: Rule) -> timedelta:
 
 def concerns(rule: Rule, group: str | None, cell: Cell, facts: Facts) -> bool:
     """Whether a cell is among what a finding of a rule about a group is about."""
-    measures = _OFFENDING.get(rule.type)
+    measures = OFFENDING.get(rule.type)
     if measures is not None and cell.measure not in measures:
         return False
     if rule.type is RuleType.SLOW_DELIVERY and not (is_recent(rule, cell) and is_slow(rule, cell)):
@@ -141,7 +141,7 @@ def concerns(rule: Rule, group: str | None, cell: Cell, facts: Facts) -> bool:
     return group in (None, OTHER_GROUPS) or group_of(rule, cell, facts) == group
 
 
-_OFFENDING: Final[Mapping[RuleType, frozenset[str]]] = {
+OFFENDING: Final[Mapping[RuleType, frozenset[str]]] = {
     RuleType.FAILURE_RATE: frozenset({Measure.FAILED}),
     RuleType.CODE_SPIKE: frozenset({Measure.FAILED}),
     RuleType.SLOW_DELIVERY: frozenset({Measure.DELIVERED}),

@@ -1,16 +1,18 @@
 """Gathers what the rules of alerts are evaluated on, in few and quick queries, and finds the messages of a finding."""
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.domain.alert_cells import concerns
+from receiver.domain.alert_cells import OFFENDING, concerns
 from receiver.domain.alert_facts import (
     BEFORE,
+    FINAL_MEASURES,
     Cell,
     Facts,
     ProcessorFacts,
@@ -41,6 +43,8 @@ from receiver.storage.status import StatusReader
 # What is read of a table that may have very many rows; a rule's numbers end there.
 _MOST_ROWS: Final = 20_000
 _MOST_DEAD_LETTERS: Final = 1_000
+# How long a round searches for the messages of the alerts that fire.
+_SEARCH_SECONDS: Final = 1.0
 
 
 async def gather(database: Database, rules: Sequence[Rule], now: datetime, *, sinks: Mapping[str, str]) -> Facts:
@@ -58,6 +62,7 @@ async def gather(database: Database, rules: Sequence[Rule], now: datetime, *, si
             watching_since=watching_since if is_counted else None,
             cells={span: await _cells(connection, _window(span, now)) for span in spans},
             before=await _all_before(connection, spans, now),
+            partial=await _partial(connection, rules, now),
             history=history,
             history_since=history_since,
             waiting={
@@ -123,6 +128,31 @@ async def _all_before(connection: AsyncConnection, spans: Iterable[Span], now: d
     return before
 
 
+async def _partial(connection: AsyncConnection, rules: Sequence[Rule], now: datetime) -> frozenset[Span]:
+    """The windows whose cells of senders leave out final events, of those that messages are compared with."""
+    wanted = {span_of(rule) for rule in rules if rule.type is RuleType.AWAITING_RECEIPT}
+    partial = set()
+    for span in wanted:
+        if span is None or not span.by_sender:
+            continue
+        if event_counts.senders_of(rules) is None:
+            numbers = [await _finals(connection, span._replace(by_sender=by), now) for by in (True, False)]
+            is_partial = numbers[0] < numbers[1]
+        else:
+            # Only named senders are counted; nobody knows of which time they are missing.
+            oldest = select(func.min(EVENT_COUNTS.c.start)).where(EVENT_COUNTS.c.grain == SENDER_HOUR)
+            first = await connection.scalar(oldest)
+            is_partial = first is None or first > hour_of(now - span.window)
+        if is_partial:
+            partial.add(span)
+    return frozenset(partial)
+
+
+async def _finals(connection: AsyncConnection, span: Span, now: datetime) -> int:
+    cells = _window(span, now).where(EVENT_COUNTS.c.measure.in_(FINAL_MEASURES)).subquery()
+    return int(await connection.scalar(select(func.sum(cells.c.number))) or 0)
+
+
 _DIMENSIONS: Final = [
     EVENT_COUNTS.c[name]
     for name in (
@@ -140,7 +170,8 @@ _DIMENSIONS: Final = [
 
 def _summed(grain: str, first: int, end: int) -> Select[Any]:
     within = EVENT_COUNTS.c.start >= first, EVENT_COUNTS.c.start < end
-    found = select(*_DIMENSIONS, func.sum(EVENT_COUNTS.c.events)).where(EVENT_COUNTS.c.grain == grain, *within)
+    number = func.sum(EVENT_COUNTS.c.events).label("number")
+    found = select(*_DIMENSIONS, number).where(EVENT_COUNTS.c.grain == grain, *within)
     return found.group_by(*_DIMENSIONS)
 
 
@@ -284,43 +315,81 @@ def _storage(database: Database, found: Findings) -> StorageFacts | None:
 
 
 async def offending(
-    database: Database, rule: Rule, group: str | None, facts: Facts, now: datetime, *, most: int = MAX_MESSAGES
-) -> list[str]:
-    """The ids of messages that a finding of a rule is about, newest first; none where it is about no messages."""
-    match rule.type:
-        case RuleType.AWAITING_RECEIPT | RuleType.RECEIPTS_STOPPED:
-            found = await _offending_waiting(database, rule, group, facts, now)
-        case RuleType.QUARANTINE:
-            found = await _offending_quarantined(database, now - rule.window)
-        case RuleType.DEAD_LETTERS:
-            found = await _offending_dead_letters(database, group, now - rule.window)
-        case _ if span_of(rule) is not None:
-            found = []
-            async for message_id, cell in event_counts.newest(database, now - rule.window):
-                if concerns(rule, group, cell, facts):
-                    found.append(message_id)
-                    if len(set(found)) == most:
-                        break
-        case _:
-            return []
-    return list(dict.fromkeys(found))[:most]
+    database: Database,
+    sought: Sequence[tuple[Rule, str | None]],
+    facts: Facts,
+    now: datetime,
+    *,
+    most: int = MAX_MESSAGES,
+    seconds: float = _SEARCH_SECONDS,
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> list[list[str]]:
+    """For each rule and group the ids of messages that its finding is about, newest first.
+
+    None where it is about no messages. All are searched together, for about `seconds`: what is not found by then is
+    not named.
+    """
+    ends = time.monotonic() + seconds
+
+    def is_over() -> bool:
+        return is_stopping() or time.monotonic() >= ends
+
+    found: list[dict[str, None]] = [{} for _ in sought]
+    overdue: dict[str, list[tuple[str, Cell]]] = {}
+    in_log: list[_Sought] = []
+    for (rule, group), ids in zip(sought, found, strict=True):
+        if is_over():
+            break
+        match rule.type:
+            case RuleType.AWAITING_RECEIPT | RuleType.RECEIPTS_STOPPED:
+                if rule.name not in overdue:
+                    overdue[rule.name] = await _overdue_messages(database, rule, now)
+                ids.update((id_, None) for id_, cell in overdue[rule.name] if concerns(rule, group, cell, facts))
+            case RuleType.QUARANTINE:
+                ids.update(dict.fromkeys(await _offending_quarantined(database, now - rule.window)))
+            case RuleType.DEAD_LETTERS:
+                ids.update(dict.fromkeys(await _offending_dead_letters(database, group, now - rule.window)))
+            case _ if rule.type in OFFENDING:
+                in_log.append(_Sought(rule, group, now - rule.window, ids))
+    if in_log and not is_stopping():
+        await _search_log(database, in_log, facts, most, is_over)
+    return [list(ids)[:most] for ids in found]
 
 
-async def _offending_waiting(
-    database: Database, rule: Rule, group: str | None, facts: Facts, now: datetime
-) -> list[str]:
+class _Sought(NamedTuple):
+    """Whose messages are searched in the log, received since a time."""
+
+    rule: Rule
+    group: str | None
+    since: datetime
+    ids: dict[str, None]
+
+
+async def _search_log(
+    database: Database, sought: Iterable[_Sought], facts: Facts, most: int, is_over: Callable[[], bool]
+) -> None:
+    """Searches the log once, from its end, for the messages of several findings."""
+    open_: dict[str, list[_Sought]] = {}
+    for one in sought:
+        for measure in OFFENDING[one.rule.type]:
+            open_.setdefault(measure, []).append(one)
+    async for batch in event_counts.newest(database, min(one.since for one in sought)):
+        for received_at, message_id, cell in batch:
+            for one in open_.get(cell.measure, ()):
+                if received_at >= one.since and concerns(one.rule, one.group, cell, facts):
+                    one.ids[message_id] = None
+        open_ = {measure: [one for one in of if len(one.ids) < most] for measure, of in open_.items()}
+        if is_over() or not any(open_.values()):
+            return
+
+
+async def _overdue_messages(database: Database, rule: Rule, now: datetime) -> list[tuple[str, Cell]]:
     columns = [MESSAGES.c.id, MESSAGES.c.api, MESSAGES.c.direction, MESSAGES.c.application_id, MESSAGES.c.sender]
     async with database.reading() as connection:
         rows = (await connection.execute(_overdue(rule, now, columns).limit(_MOST_ROWS // 10))).all()
     return [
-        row.id
+        (row.id, Cell("", row.api, row.direction, row.application_id or "", "", row.sender or "", None, None, 1))
         for row in rows
-        if concerns(
-            rule,
-            group,
-            Cell("", row.api, row.direction, row.application_id or "", "", row.sender or "", None, None, 1),
-            facts,
-        )
     ]
 
 

@@ -18,12 +18,14 @@ from typing import Any, Final
 from sqlalchemy import or_, select, update
 from sqlalchemy import text as sql
 
-from receiver.domain.alert_facts import BEFORE, HISTORY_HOURS, Cell, Measure
+from receiver.domain.alert_facts import BEFORE, HISTORY_HOURS, Cell, Measure, span_of
+from receiver.domain.alerts import Rule
 from receiver.domain.events import RECONCILED, REGISTERED
-from receiver.errors import ReceiverError
+from receiver.domain.vocabulary import number_key
 from receiver.models.alerts import ALERTING, EVENT_COUNTS
 from receiver.providers import PROVIDERS
 from receiver.storage import event_log
+from receiver.storage.alerts import AlertingLeaseLost
 from receiver.storage.database import Database
 from receiver.storage.postgresql import insert_arrays
 from receiver.storage.statistics_cells import BUCKET_BOUNDS, NO_BUCKET, NO_CODE, TEXT_CHARACTERS
@@ -54,7 +56,8 @@ BEHIND_EVENTS: Final = 10_000
 """With more uncounted events than this, the counts say nothing about silence."""
 # Counting more than these would take longer than half an hour; of what lies before them, nothing is counted.
 MOST_BEHIND: Final = 5_000_000
-# Senders of a batch that are counted one by one; an installation may have a number for each of its customers.
+# Senders of an hour that are counted one by one; an installation may have a number for each of its customers. With ten
+# thousand of them reading the cells of a day took 12 s.
 MOST_SENDERS: Final = 500
 _MISSED_ROUNDS: Final = 3
 
@@ -80,10 +83,6 @@ _PLACES: Final = ", ".join("?" * len(_COLUMNS))
 _INSERT_SQLITE: Final = f"INSERT INTO event_counts ({', '.join(_COLUMNS)}) VALUES ({_PLACES}) {_ADD}"  # noqa: S608
 
 
-class AlertingLeaseLost(ReceiverError):
-    """Another worker evaluates the rules; nothing was written."""
-
-
 @dataclass(frozen=True, slots=True)
 class Counted:
     """How many events a round has counted, and how many are left for the next."""
@@ -95,10 +94,17 @@ class Counted:
 # --- counting ---
 
 
-async def count(database: Database, epoch: int, now: datetime, *, most_seconds: float = MOST_SECONDS) -> Counted:
+async def count(
+    database: Database,
+    epoch: int,
+    now: datetime,
+    *,
+    senders: frozenset[str] | None = frozenset(),
+    most_seconds: float = MOST_SECONDS,
+) -> Counted:
     """Counts the events that were appended since, in batches of a transaction each, and removes counts that are old.
 
-    Raises AlertingLeaseLost if the epoch is no longer that of the lease.
+    `senders` are those of `senders_of`. Raises AlertingLeaseLost if the epoch is no longer that of the lease.
     """
     started = time.monotonic()
     cursor, end, since = await _bounds(database, epoch, now)
@@ -109,13 +115,16 @@ async def count(database: Database, epoch: int, now: datetime, *, most_seconds: 
         await _write(database, epoch, cursor, end - MOST_BEHIND, {}, counting_since_at=since)
         cursor = end - MOST_BEHIND
     first = {**_first(now), HISTORY: _first_hour(since)}
+    chosen = _Senders(database, senders)
     counted = 0
     while cursor < end:
         async with database.reading() as connection:
             rows = (await connection.execute(_READ[database.is_sqlite], {"after": cursor, "most": BATCH})).all()
         if not rows:
             break
-        await _write(database, epoch, cursor, rows[-1][0], _cells(rows, now, first))
+        found = _found(rows, now, min(first[HOUR], first[HISTORY]))
+        await chosen.choose(found, first[SENDER_HOUR])
+        await _write(database, epoch, cursor, rows[-1][0], _cells(found, first, chosen))
         cursor, counted = rows[-1][0], counted + len(rows)
         if time.monotonic() - started >= most_seconds:
             break
@@ -187,32 +196,83 @@ _READ: Final = _select("position > :after ORDER BY position LIMIT :most")
 _READ_BACK: Final = _select("position <= :until AND position > :after ORDER BY position DESC")
 
 
-def _cells(rows: Iterable[Any], now: datetime, first: Mapping[str, int]) -> Counter[tuple[Any, ...]]:
-    """The cells of all grains, as the key of the table, for rows of the log; `first` is that of `_first`."""
-    oldest = min(first[HOUR], first[HISTORY])
+_Found = Counter[tuple[int, Measure, str, str, str, str, str, int, int]]
+"""Events by minute and the values of the table's key from `measure` on."""
+
+
+def _found(rows: Iterable[Any], now: datetime, oldest: int) -> _Found:
+    """What rows of the log count as, without those before the hour `oldest`."""
     latest = _start(now, timedelta(minutes=1))
-    senders: Counter[str] = Counter()
-    found: Counter[tuple[Any, ...]] = Counter()
+    found: _Found = Counter()
     for row in rows:
         minute = min(_minute(row.received_at), latest)
-        if minute // 60 < oldest:
-            continue
-        for key in _keys(row):
-            found[minute, *key] += 1
-            senders[key[5]] += 1
-    counted = {sender for sender, _ in senders.most_common(MOST_SENDERS)}
+        if minute // 60 >= oldest:
+            for key in _keys(row):
+                found[minute, *key] += 1
+    return found
+
+
+def _cells(found: _Found, first: Mapping[str, int], senders: "_Senders") -> Counter[tuple[Any, ...]]:
+    """The cells of all grains, as the key of the table; `first` is that of `_first`."""
     cells: Counter[tuple[Any, ...]] = Counter()
-    for (minute, measure, *values, sender, code, bucket), events in found.items():
-        hour = minute // 60
+    for (minute, measure, api, direction, *values, sender, code, bucket), events in found.items():
+        hour, key = minute // 60, (measure.value, api, direction, *values)
         for grain, start in ((MINUTE, minute), (HOUR, hour)):
             if start >= first[grain]:
-                cells[grain, start, measure.value, *values, "", code, bucket] += events
-        for grain, start in ((SENDER_MINUTE, minute), (SENDER_HOUR, hour)):
-            if sender and sender in counted and start >= first[grain]:
-                cells[grain, start, measure.value, *values, sender, code, NO_BUCKET] += events
+                cells[grain, start, *key, "", code, bucket] += events
+        if direction == "out" and senders.are_counted(hour, sender):
+            for grain, start in ((SENDER_MINUTE, minute), (SENDER_HOUR, hour)):
+                if start >= first[grain]:
+                    cells[grain, start, *key, sender, code, NO_BUCKET] += events
         if measure in _IN_HISTORY and hour >= first[HISTORY]:
-            cells[HISTORY, hour, measure.value, *values, "", NO_CODE, NO_BUCKET] += events
+            cells[HISTORY, hour, *key, "", NO_CODE, NO_BUCKET] += events
     return cells
+
+
+def senders_of(rules: Iterable[Rule]) -> frozenset[str] | None:
+    """The senders that rules name; None: rules are about all senders."""
+    spans = ((rule, span_of(rule)) for rule in rules)
+    named = [rule.where.get("from") for rule, span in spans if span is not None and span.by_sender]
+    if any(senders is None for senders in named):
+        return None
+    return frozenset[str]().union(*(senders for senders in named if senders is not None))
+
+
+class _Senders:
+    """Which senders are counted one by one: those that rules name, or a bounded number in each hour.
+
+    A sender that is counted in an hour is counted in all of it, unless it was not there while there was room.
+    """
+
+    def __init__(self, database: Database, named: frozenset[str] | None) -> None:
+        self._database = database
+        self._named = named
+        self._of_hour: dict[int, set[str]] = {}
+
+    async def choose(self, found: _Found, first_hour: int) -> None:
+        """Adds the most frequent senders of a batch to those of their hours, as far as there is room."""
+        if self._named is not None:
+            return
+        frequent: dict[int, Counter[str]] = {}
+        for (minute, *_, sender, _code, _bucket), events in found.items():
+            if sender and minute // 60 >= first_hour:
+                frequent.setdefault(minute // 60, Counter())[sender] += events
+        for hour, senders in frequent.items():
+            if hour not in self._of_hour:
+                self._of_hour[hour] = await self._stored(hour)
+            chosen = self._of_hour[hour]
+            new = [sender for sender, _ in senders.most_common() if sender not in chosen]
+            chosen.update(new[: max(0, MOST_SENDERS - len(chosen))])
+
+    async def _stored(self, hour: int) -> set[str]:
+        of_hour = EVENT_COUNTS.c.grain == SENDER_HOUR, EVENT_COUNTS.c.start == hour
+        async with self._database.reading() as connection:
+            return set(await connection.scalars(select(EVENT_COUNTS.c.sender).where(*of_hour).distinct())) - {""}
+
+    def are_counted(self, hour: int, sender: str) -> bool:
+        if self._named is not None:
+            return bool(self._named) and number_key(sender) in self._named
+        return not sender or sender in self._of_hour.get(hour, ())
 
 
 def _keys(row: Any) -> Iterator[tuple[Measure, str, str, str, str, str, int, int]]:
@@ -310,23 +370,24 @@ def cell_of(values: Iterable[Any], events: int) -> Cell:
     )
 
 
-async def newest(database: Database, since: datetime) -> AsyncIterator[tuple[str, Cell]]:
-    """The newest events since a time, as cells, with the ids of their messages; a bounded part of the log."""
+async def newest(database: Database, since: datetime) -> AsyncIterator[list[tuple[datetime, str, Cell]]]:
+    """The newest events, in batches, with the time of receipt and the id of the message; a bounded part of the log.
+
+    It ends after a batch without an event since a time.
+    """
     async with database.reading() as connection:
         _, end = await event_log.bounds(connection)
-    for until in range(end, max(0, end - _SEARCHED), -_SEARCHED_AT_ONCE):
+    for until in range(end, max(0, end - _SEARCHED), -BATCH):
         async with database.reading() as connection:
-            place = {"until": until, "after": until - _SEARCHED_AT_ONCE}
+            place = {"until": until, "after": until - BATCH}
             rows = (await connection.execute(_READ_BACK[database.is_sqlite], place)).all()
-        for row in rows:
-            if _moment(row.received_at) < since:
-                return
-            for key in _keys(row):
-                yield row.message_id, cell_of(key, 1)
+        of_time = [(received_at, row) for row in rows if (received_at := _moment(row.received_at)) >= since]
+        if rows and not of_time:
+            return
+        yield [(received_at, row.message_id, cell_of(key, 1)) for received_at, row in of_time for key in _keys(row)]
 
 
 _SEARCHED: Final = 50_000
-_SEARCHED_AT_ONCE: Final = 2_000
 
 
 async def _prune(database: Database, now: datetime) -> None:

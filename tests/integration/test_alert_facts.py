@@ -56,7 +56,8 @@ class Evaluation:
 
     async def round(self, now: datetime) -> list[AlertChange]:
         since = await event_counts.note_round(self.database, EPOCH, now, EVERY)
-        await event_counts.count(self.database, EPOCH, now)
+        senders = event_counts.senders_of(self.rules)
+        await event_counts.count(self.database, EPOCH, now, senders=senders)
         facts = await alert_facts.gather(self.database, self.rules, now, sinks={"crm": "memory"})
         findings = {rule.name: evaluate(rule, facts, now) for rule in self.rules}
         changes = advance(
@@ -66,7 +67,7 @@ class Evaluation:
             alert = change.alert
             if change.transition is Transition.FIRED:
                 [rule] = [rule for rule in self.rules if rule.name == alert.name]
-                found = await alert_facts.offending(self.database, rule, alert.group, facts, now)
+                [found] = await alert_facts.offending(self.database, [(rule, alert.group)], facts, now, seconds=60)
                 self.named.setdefault(alert.name, found)
             if change.transition in (Transition.FORGOTTEN, Transition.RESOLVED):
                 self.alerts.pop(alert.id)
@@ -154,6 +155,51 @@ async def test_spam_codes_contradictions_and_forged_tags_name_their_messages(dat
     assert evaluation.fired() == [("code-spike", "+15559999"), ("contradictions", None)]
     assert evaluation.named["code-spike"] == [f"s{number}" for number in reversed(range(2, 12))]
     assert evaluation.named["contradictions"] == ["c1"]
+
+
+async def test_messages_of_many_alerts_are_searched_once_and_in_bounded_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_counts, "BATCH", 10)
+    await process(
+        database,
+        *(
+            callback([v2_event(f"m{number}", "message-failed", errorCode=4470, carrierName=f"c{number % 3}")])
+            for number in range(90)
+        ),
+    )
+    [rule] = configure([{"rule": "failure-rate", "by": "carrierName"}])
+    facts = await alert_facts.gather(database, [rule], at(60), sinks={})
+    searches = []
+    newest = event_counts.newest
+
+    def searched(*arguments: Any) -> Any:
+        searches.append(arguments)
+        return newest(*arguments)
+
+    monkeypatch.setattr(event_counts, "newest", searched)
+    sought = [(rule, f"c{number}") for number in range(3)]
+    found = await alert_facts.offending(database, sought, facts, at(60), seconds=60)
+    assert found == [[f"m{number}" for number in range(87 + place, 57 + place, -3)] for place in range(3)]
+    assert len(searches) == 1
+    # When the time is over, one batch was searched.
+    [first, *_] = await alert_facts.offending(database, sought, facts, at(60), seconds=-1)
+    assert first == []
+    assert await alert_facts.offending(database, sought, facts, at(60), is_stopping=lambda: True) == [[], [], []]
+
+
+async def test_senders_beyond_those_that_are_counted_are_known_to_be_missing(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_counts, "MOST_SENDERS", 1)
+    rules = configure([{"rule": "awaiting-receipt", "by": "from"}])
+    senders = event_counts.senders_of(rules)
+    await process(database, callback([v2_event("m1")]))
+    await event_counts.count(database, EPOCH, at(60), senders=senders)
+    assert (await alert_facts.gather(database, rules, at(60), sinks={})).partial == frozenset()
+    await process(database, callback([v2_event("m2", message={"from": "+15550007"})]))
+    await event_counts.count(database, EPOCH, at(60), senders=senders)
+    assert len((await alert_facts.gather(database, rules, at(60), sinks={})).partial) == 1
 
 
 async def test_late_and_fallback_callbacks_name_their_messages(database: Database) -> None:

@@ -213,6 +213,16 @@ async def test_reload_evaluates_new_rules_at_once(database: Database) -> None:
 # --- what people decide ---
 
 
+async def test_next_round_begins_at_once_while_events_wait_to_be_counted(database: Database) -> None:
+    rounds = Rounds(database)
+    rounds.watch.is_behind = True
+    await rounds.evaluator.start()
+    try:
+        await eventually(lambda: rounds.measured.rounds >= 3)
+    finally:
+        await rounds.evaluator.stop()
+
+
 async def test_acknowledged_alert_stays_acknowledged_until_it_fires_again(database: Database) -> None:
     rounds = await fired(database)
     [row] = await rows(database)

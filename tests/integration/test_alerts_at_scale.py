@@ -101,7 +101,7 @@ async def test_a_round_over_a_million_messages_is_quick(database: Database, monk
     assert len(found["receipts-stopped"]) == 6
     waiting = next(rule for rule in rules if rule.name == "awaiting-receipt")
     async with timed("offending", 0.3):
-        await alert_facts.offending(database, waiting, None, facts, NOW)
+        await alert_facts.offending(database, [(waiting, None)], facts, NOW)
     explained = {
         "ix_messages_awaiting": alert_facts._overdue(waiting, NOW, [alert_facts.MESSAGES.c.id]).limit(20_000),
         "event_counts": alert_facts._window(alert_facts.Span(timedelta(minutes=15), False), NOW),

@@ -7,8 +7,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 
+from receiver.alerts.rules import configure
 from receiver.domain.events import REGISTERED, Callback
 from receiver.intake.fold import TagChecker
 from receiver.models.alerts import ALERTING, EVENT_COUNTS
@@ -65,7 +66,7 @@ async def test_each_final_status_is_counted_once(database: Database) -> None:
         event("message-failed", "m2", 4, errorCode=4470),
         event("message-failed", "m3", 5, errorCode=9902),
     )
-    await event_counts.count(database, EPOCH, NOW)
+    await event_counts.count(database, EPOCH, NOW, senders=None)
     found = await counted(database)
     assert (found["delivered"], found["failed"], found["unconfirmed"]) == (1, 1, 1)
     assert found["receipt"] == 5
@@ -102,7 +103,7 @@ async def test_the_time_to_delivery_is_counted_by_bandwidths_clock(database: Dat
 async def test_inbound_messages_and_the_fallback_route(database: Database) -> None:
     inbound = {"direction": "in", "owner": "+15550001"}
     await process(database, event("message-received", message=inbound, route="fallback"), event(message_id="m2"))
-    await event_counts.count(database, EPOCH, NOW)
+    await event_counts.count(database, EPOCH, NOW, senders=None)
     found = await counted(database)
     assert (found["inbound"], found["fallback"], found["receipt"]) == (1, 1, 1)
     [row] = await cells(database, "inbound", "history")
@@ -258,19 +259,39 @@ async def test_too_far_behind_only_the_newest_events_are_counted(
         assert await connection.scalar(select(ALERTING.c.counting_since_at)) == NOW
 
 
-async def test_rare_senders_are_counted_without_their_numbers(
+def from_sender(number: int, sender: str) -> Callback:
+    return event(message_id=f"m{number}", message={"from": sender})
+
+
+async def senders_counted(database: Database) -> dict[str, int]:
+    return {row.sender: row.events for row in await cells(database, "delivered", "sender-hour")}
+
+
+async def test_senders_are_counted_one_by_one_only_if_rules_need_it(database: Database) -> None:
+    await process(database, from_sender(1, "+15550001"), from_sender(2, "+15550002"))
+    by_carrier = configure([{"rule": "failure-rate", "by": "carrierName"}])
+    named = configure([{"rule": "failure-rate", "where": {"from": "+15550002"}}])
+    by_sender = configure([{"rule": "failure-rate", "by": "from"}])
+    assert event_counts.senders_of([*by_sender, *named]) is None
+    for rules, found in ((by_carrier, {}), (named, {"+15550002": 1}), (by_sender, {"+15550001": 1, "+15550002": 1})):
+        async with database.writing() as connection:
+            await connection.execute(update(ALERTING).values(cursor=0))
+            await connection.execute(delete(EVENT_COUNTS))
+        await event_counts.count(database, EPOCH, NOW, senders=event_counts.senders_of(rules))
+        assert await senders_counted(database) == found
+
+
+async def test_senders_of_an_hour_are_bounded_over_batches_and_rounds(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_counts, "MOST_SENDERS", 1)
-    await process(
-        database,
-        *(event(message_id=f"m{number}", message={"from": f"+1555000{number // 3}"}) for number in range(4)),
-    )
-    await event_counts.count(database, EPOCH, NOW)
-    assert (await counted(database))["delivered"] == 4
-    assert [(row.sender, row.events) for row in await cells(database, "delivered", "sender-minute")] == [
-        ("+15550000", 3)
-    ]
+    monkeypatch.setattr(event_counts, "MOST_SENDERS", 2)
+    monkeypatch.setattr(event_counts, "BATCH", 3)
+    numbers = ["1", "2", "2", "1", "3", "3", "3", "4", "2"]
+    await process(database, *(from_sender(place, f"+1555000{number}") for place, number in enumerate(numbers)))
+    await event_counts.count(database, EPOCH, NOW, senders=None, most_seconds=0)
+    await event_counts.count(database, EPOCH, NOW, senders=None)
+    assert (await counted(database))["delivered"] == 9
+    assert await senders_counted(database) == {"+15550001": 2, "+15550002": 3}
 
 
 async def test_watching_begins_again_after_rounds_were_left_out(database: Database) -> None:
@@ -325,7 +346,7 @@ async def test_ten_thousand_events_are_counted_within_a_second(database: Databas
         ),
     )
     began = time.process_time()
-    assert (await event_counts.count(database, EPOCH, NOW, most_seconds=60)).events == number
+    assert (await event_counts.count(database, EPOCH, NOW, senders=None, most_seconds=60)).events == number
     seconds = time.process_time() - began
     async with database.reading() as connection:
         rows = await connection.scalar(select(func.count()).select_from(EVENT_COUNTS))
