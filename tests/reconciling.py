@@ -46,6 +46,7 @@ class Recorder:
     asked: Counter[str] = field(default_factory=Counter)
     answers: list[Response] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
+    forbidden: set[str] = field(default_factory=set)
     delay: float = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,8 +56,13 @@ class Recorder:
         [id_] = parse_qs(scope["query_string"].decode()).get("messageId", [scope["path"].rpartition("/")[2]])
         self.asked[id_] += 1
         await asyncio.sleep(self.delay)
-        answer = self.answers.pop(0) if self.answers else Response(status_code=500) if id_ in self.broken else self.app
+        answer = self.answers.pop(0) if self.answers else self._answer(id_)
         await answer(scope, receive, send)
+
+    def _answer(self, id_: str) -> Any:
+        if id_ in self.broken:
+            return Response(status_code=500)
+        return Response(status_code=403) if id_ in self.forbidden else self.app
 
 
 @dataclass

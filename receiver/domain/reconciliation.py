@@ -11,7 +11,8 @@ class Answer(StrEnum):
 
     `final`: the answer proves a final status. `pending`: it proves nothing final. `unknown`: the provider does not know
     the message. `unusable`: status 200 with a body that cannot be read. `limited`: too many requests. `failed`: any
-    other status, and a timeout. `unreachable`: no connection. `refused`: the credentials are not accepted.
+    other status, and a timeout. `forbidden`: 403, of a firewall that does not like the message's id, or because the
+    credentials are not accepted. `unreachable`: no connection. `refused`: the credentials are not accepted.
     """
 
     FINAL = "final"
@@ -20,6 +21,7 @@ class Answer(StrEnum):
     UNUSABLE = "unusable"
     LIMITED = "limited"
     FAILED = "failed"
+    FORBIDDEN = "forbidden"
     UNREACHABLE = "unreachable"
     REFUSED = "refused"
 
@@ -34,6 +36,8 @@ _MAX_PAUSE: Final = timedelta(minutes=15)
 _MAX_RETRY_AFTER: Final = timedelta(days=1)
 # Every request with wrong credentials may count towards a lock of the account.
 _REFUSED_PAUSE: Final = timedelta(hours=1)
+# Longer than the pause of an API that is refused, with its jitter: other messages are looked up in between.
+_FORBIDDEN_GAP: Final = timedelta(hours=2)
 _JITTER: Final = 0.2
 
 
@@ -58,11 +62,13 @@ class ReconciliationPolicy:
         """When a message is asked for again, after this many tries; None: the request counts as none of them.
 
         Each pause is twice the one before. They begin with `after` and end with a day, or, where the request failed,
-        begin with a quarter of an hour and end with `after`.
+        begin with a quarter of an hour and end with `after`; where it was forbidden, with two hours and a day.
         """
         factor = 1 << min(max(tries - 1, 0), 20)
         if answer in _ABOUT_THE_MESSAGE:
             return now + min(self.after * factor, max(_MAX_GAP, self.after))
+        if answer is Answer.FORBIDDEN:
+            return now + min(_FORBIDDEN_GAP * factor, _MAX_GAP)
         return now + min(_MAX_PAUSE * factor, self.after) if answer in _COUNTED else None
 
     def room(self, requests_today: int, limit: int) -> int:
@@ -77,23 +83,43 @@ class ReconciliationPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiHealth:
-    """Whether an API may be asked: `failures` in a row, since when, why, and until when it is left alone."""
+    """Whether an API may be queried: `failures` in a row, since when, why, and until when it is paused.
+
+    `forbidden_id` is the message whose request was forbidden last. It is not stored.
+    """
 
     failures: int = 0
     since: datetime | None = None
     answer: Answer | None = None
     error: str | None = None
     until: datetime | None = None
+    forbidden_id: str | None = None
 
     def is_paused(self, now: datetime) -> bool:
         return self.until is not None and now < self.until
 
     def after(
-        self, answer: Answer, error: str | None, now: datetime, *, retry_after: timedelta | None, fraction: float
+        self,
+        answer: Answer,
+        error: str | None,
+        now: datetime,
+        *,
+        message_id: str,
+        retry_after: timedelta | None,
+        fraction: float,
     ) -> "ApiHealth":
-        """The health after one request; a `fraction` (0 to 1) of the jitter is added to a pause."""
+        """The health after a request about a message; a `fraction` (0 to 1) of the jitter is added to a pause.
+
+        The API is refused once the requests about two different messages were forbidden, with no answer about a message
+        in between: a single message alone may be at fault, and must not stop all others.
+        """
         if answer in _ABOUT_THE_MESSAGE:
             return HEALTHY
+        forbidden_id = self.forbidden_id
+        if answer is Answer.FORBIDDEN:
+            if self.answer is Answer.REFUSED or forbidden_id not in (None, message_id):
+                answer = Answer.REFUSED
+            forbidden_id = message_id
         failures = self.failures + 1
         pause = min(_FIRST_PAUSE * (1 << min(failures - 1, 20)), _MAX_PAUSE)
         if answer is Answer.REFUSED:
@@ -101,7 +127,14 @@ class ApiHealth:
         pause += fraction * _JITTER * pause
         if retry_after is not None:
             pause = max(pause, min(retry_after, _MAX_RETRY_AFTER))
-        return ApiHealth(failures=failures, since=self.since or now, answer=answer, error=error, until=now + pause)
+        return ApiHealth(
+            failures=failures,
+            since=self.since or now,
+            answer=answer,
+            error=error,
+            until=now + pause,
+            forbidden_id=forbidden_id,
+        )
 
 
 HEALTHY: Final = ApiHealth()

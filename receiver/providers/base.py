@@ -106,7 +106,8 @@ class Signature(Protocol):
 
 
 _OK: Final = 200
-_REFUSED: Final = frozenset({401, 403})
+_REFUSED: Final = 401
+_FORBIDDEN: Final = 403
 _LIMITED: Final = 429
 
 
@@ -126,8 +127,10 @@ class Lookup:
 
     def answer(self, status: int, entry: Callback) -> Answer:
         """The meaning of an answer; `entry` is the entry of the journal that it would become."""
-        if status in _REFUSED:
+        if status == _REFUSED:
             return Answer.REFUSED
+        if status == _FORBIDDEN:
+            return Answer.FORBIDDEN
         if status == _LIMITED:
             return Answer.LIMITED
         if status == self.unknown_status:

@@ -276,7 +276,7 @@ class Reconciler:
                 failpoints.reach("answered")
                 await self._writer.append([entry])
                 self._on_append()
-        self._note(answer, error, response)
+        self._note(message_id, answer, error, response)
         return answer
 
     async def _unless_stopped(self, getting: Coroutine[Any, Any, Response]) -> Response | None:
@@ -311,7 +311,7 @@ class Reconciler:
 
     # --- reports ---
 
-    def _note(self, answer: Answer, error: str | None, response: Response | None) -> None:
+    def _note(self, message_id: str, answer: Answer, error: str | None, response: Response | None) -> None:
         """Counts an answer, and reports when the API begins or ends to be paused."""
         now, before = self._clock(), self._health
         self._answers[answer] += 1
@@ -320,6 +320,7 @@ class Reconciler:
             answer,
             error,
             now,
+            message_id=message_id,
             retry_after=response.retry_after if response is not None else None,
             fraction=self._random_fraction(),
         )
@@ -330,7 +331,7 @@ class Reconciler:
                 log.info("reconciliation goes on", api=api, failures=before.failures)
             return
         seconds = round((after.until - now).total_seconds()) if after.until is not None else 0
-        if answer is Answer.REFUSED:
+        if after.answer is Answer.REFUSED:
             log.error(
                 "reconciliation is refused: Bandwidth does not accept the credentials",
                 api=api,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 from starlette.responses import Response
 from structlog.testing import capture_logs
 
@@ -60,7 +61,7 @@ async def test_silent_messages_are_found_and_closed(database: Database, api: Api
     [row] = await select(database, f"SELECT delivery_code, code_name FROM message_status WHERE message_id = '{failed}'")
     assert row.delivery_code == (4720 if api is Api.V2 else 720)
     assert await routes(database) == [RECONCILED, RECONCILED, "registered", "registered"]
-    exposition = here.metrics.exposition().decode()
+    exposition = generate_latest(here.metrics.registry).decode()
     assert f'receiver_reconciliation_requests_total{{answer="final",api="{api}"}} 2.0' in exposition
 
 
@@ -108,7 +109,7 @@ async def test_answer_without_a_final_status_leaves_no_trace_in_the_journal(data
         async with asking(database, there.account(api), clock=clock) as here:
             await here.drain()
             assert there.recorder.asked == {id_: 1, "m-unknown": 1}
-            exposition = here.metrics.exposition().decode()
+            exposition = generate_latest(here.metrics.registry).decode()
             for answer in ("pending", "unknown"):
                 assert f'requests_total{{answer="{answer}",api="{api}"}} 1.0' in exposition
             assert await routes(database) == ["registered"]
@@ -238,6 +239,51 @@ async def test_failing_requests_are_paused_and_hold_up_no_other_message(database
             assert there.recorder.asked == dict.fromkeys(ids, 1)
             [state] = await reconciliation.state(database, now=clock())
             assert (state.state, state.requests_today) == ("working", 3)
+
+
+async def test_message_that_is_answered_403_does_not_stop_its_api(database: Database) -> None:
+    async with bandwidth() as there:
+        ids = await there.send(Api.V2, *[SILENT] * 3)
+        bad = "../../'or 1=1--"
+        there.recorder.forbidden = {bad}
+        await register(database, Api.V2, bad, age=AFTER * 3)
+        await register(database, Api.V2, *ids)
+        clock = Clock()
+        with capture_logs() as logs:
+            async with asking(database, there.account(Api.V2), clock=clock) as here:
+                for _ in range(10):
+                    await here.step()
+                    clock.advance(seconds=10)
+        assert there.recorder.asked == {bad: 1, **dict.fromkeys(ids, 1)}
+        assert [line for line in logs if line["log_level"] == "error"] == []
+        assert [line["error"] for line in logs if line["event"] == "reconciliation is paused"] == ["status 403"]
+
+
+async def test_403_for_two_messages_refuses_the_api_and_holds_up_no_third(database: Database) -> None:
+    async with bandwidth() as there:
+        ids = await there.send(Api.V2, *[SILENT] * 3)
+        bad = ["a' or 1=1--", "b' or 1=1--"]
+        there.recorder.forbidden = set(bad)
+        await register(database, Api.V2, *bad, age=AFTER * 3)
+        await register(database, Api.V2, *ids)
+        clock = Clock()
+        with capture_logs() as logs:
+            # Shorter than the pause of a refused API: the two would be due again first.
+            async with asking(database, there.account(Api.V2), clock=clock, after=timedelta(minutes=1)) as here:
+                await here.step()
+                clock.advance(seconds=6)
+                await here.step()
+                assert there.recorder.asked == dict.fromkeys(bad, 1)
+                [state] = await reconciliation.state(database, now=clock())
+                assert (state.state, state.requests_today) == ("refused", 2)
+                clock.advance(minutes=59)
+                await here.step()
+                assert there.recorder.asked.total() == 2
+                clock.advance(minutes=2)
+                await here.drain()
+        assert there.recorder.asked == dict.fromkeys([*bad, *ids], 1)
+        [refused] = [line for line in logs if line["log_level"] == "error"]
+        assert refused["error"] == "status 403"
 
 
 async def test_wrong_credentials_stop_reconciliation_loudly(database: Database) -> None:

@@ -279,7 +279,7 @@ def test_answers_of_any_content_are_parsed_without_an_error(api: Api, changes: d
     ("status", "v1", "v2"),
     [
         (401, Answer.REFUSED, Answer.REFUSED),
-        (403, Answer.REFUSED, Answer.REFUSED),
+        (403, Answer.FORBIDDEN, Answer.FORBIDDEN),
         (429, Answer.LIMITED, Answer.LIMITED),
         (404, Answer.UNKNOWN, Answer.FAILED),
         (302, Answer.FAILED, Answer.FAILED),

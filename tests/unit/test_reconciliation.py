@@ -71,11 +71,15 @@ def test_budget_is_that_of_a_day_in_utc() -> None:
     assert next_day(late) == datetime(2026, 1, 2, tzinfo=UTC)
 
 
-def failed(*answers: Answer, retry_after: timedelta | None = None, fraction: float = 0) -> ApiHealth:
+def failed(*answers: Answer, ids: str = "", retry_after: timedelta | None = None, fraction: float = 0) -> ApiHealth:
+    """The health after requests with these answers, about messages whose ids are single letters."""
     health = HEALTHY
     for number, answer in enumerate(answers):
         now = NOW + timedelta(seconds=number)
-        health = health.after(answer, f"error {number}", now, retry_after=retry_after, fraction=fraction)
+        message_id = ids[number] if ids else "m"
+        health = health.after(
+            answer, f"error {number}", now, message_id=message_id, retry_after=retry_after, fraction=fraction
+        )
     return health
 
 
@@ -102,13 +106,36 @@ def test_refused_credentials_are_tried_once_an_hour() -> None:
     assert (pause(health), health.answer, health.since) == (3600, Answer.REFUSED, NOW)
 
 
+def test_403_moves_its_message_back_beyond_the_pause_of_a_refused_api() -> None:
+    assert pauses(POLICY, Answer.FORBIDDEN, 1, 2, 3, 4, 5, 1000) == [hours * HOUR for hours in (2, 4, 8, 16, 24, 24)]
+    assert pause(failed(Answer.REFUSED, fraction=1)) < pauses(POLICY, Answer.FORBIDDEN, 1)[0].total_seconds()
+
+
+@pytest.mark.parametrize(
+    ("answers", "ids", "answer"),
+    [
+        ([Answer.FORBIDDEN], "a", Answer.FORBIDDEN),
+        ([Answer.FORBIDDEN, Answer.FORBIDDEN, Answer.FORBIDDEN], "aaa", Answer.FORBIDDEN),
+        ([Answer.FORBIDDEN, Answer.FORBIDDEN], "ab", Answer.REFUSED),
+        ([Answer.FORBIDDEN, Answer.LIMITED, Answer.FORBIDDEN], "axb", Answer.REFUSED),
+        ([Answer.FORBIDDEN, Answer.PENDING, Answer.FORBIDDEN], "axb", Answer.FORBIDDEN),
+        ([Answer.FORBIDDEN, Answer.FORBIDDEN, Answer.FORBIDDEN], "abb", Answer.REFUSED),
+        ([Answer.REFUSED, Answer.FORBIDDEN], "aa", Answer.REFUSED),
+    ],
+)
+def test_403_refuses_an_api_only_for_two_different_messages(answers: list[Answer], ids: str, answer: Answer) -> None:
+    health = failed(*answers, ids=ids)
+    assert health.answer is answer
+    assert pause(health) >= 3600 if answer is Answer.REFUSED else pause(health) < 60
+
+
 @pytest.mark.parametrize("answer", [Answer.FINAL, Answer.PENDING, Answer.UNKNOWN])
 def test_answer_about_a_message_ends_the_failures(answer: Answer) -> None:
     broken = failed(Answer.FAILED, Answer.LIMITED)
     assert (broken.failures, broken.error, broken.since) == (2, "error 1", NOW)
     assert broken.is_paused(NOW + timedelta(seconds=9))
     assert not broken.is_paused(NOW + timedelta(seconds=11))
-    assert broken.after(answer, None, NOW, retry_after=None, fraction=0) == HEALTHY
+    assert broken.after(answer, None, NOW, message_id="m", retry_after=None, fraction=0) == HEALTHY
 
 
 # --- settings
