@@ -1,6 +1,7 @@
 """Reconciliation for tests: the sandbox's API behind a server that records what it is asked, and reconcilers for it."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -179,8 +180,9 @@ async def reconciler(
 async def asking(database: Database, account: Account, **more: Any) -> AsyncIterator[Asking]:
     """A reconciler with the lease of its API, for single steps."""
     metrics = more.setdefault("metrics", WorkerMetrics())
+    held_until = time.monotonic() + 60
     lease = await reconciliation.acquire(database, account.api, holder="test", seconds=60)
     assert lease is not None
     async with reconciler(database, account, **more) as made:
-        made.begin(lease)
+        made.begin(lease, held_until)
         yield Asking(made, lease, metrics)

@@ -1,5 +1,6 @@
 """Reconciliation: when a message of which nothing final was heard is asked for, and what follows from the answer."""
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -36,6 +37,9 @@ _MAX_PAUSE: Final = timedelta(minutes=15)
 _MAX_RETRY_AFTER: Final = timedelta(days=1)
 # Every request with wrong credentials may count towards a lock of the account.
 _REFUSED_PAUSE: Final = timedelta(hours=1)
+_MAX_CLAIM: Final = 50
+_CLAIM_OF_SECONDS: Final = 10
+_MIN_CLAIM_SECONDS: Final = 300.0
 # Longer than the pause of an API that is refused, with its jitter: other messages are looked up in between.
 _FORBIDDEN_GAP: Final = timedelta(hours=2)
 _JITTER: Final = 0.2
@@ -79,6 +83,15 @@ class ReconciliationPolicy:
     def gap(self) -> float:
         """The seconds between the beginnings of two requests."""
         return 1 / self.per_second
+
+    @property
+    def claim_size(self) -> int:
+        """The largest number of messages in one claim."""
+        return min(_MAX_CLAIM, max(1, math.ceil(self.per_second * _CLAIM_OF_SECONDS)))
+
+    def claim_seconds(self, request_seconds: float) -> float:
+        """How long a claim lasts: longer than its requests can take, if each takes `request_seconds` at most."""
+        return max(_MIN_CLAIM_SECONDS, self.claim_size * (request_seconds + self.gap))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

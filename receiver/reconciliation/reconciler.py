@@ -5,7 +5,6 @@ An answer with a final status is appended to the journal, and the processor does
 """
 
 import asyncio
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Sequence
@@ -37,8 +36,6 @@ from receiver.storage.status import read_backlog
 
 LEASE_SECONDS: Final = 30.0
 POLL_SECONDS: Final = 5.0
-_MAX_CLAIM: Final = 50
-_CLAIM_OF_SECONDS: Final = 10
 # While older callbacks wait to be processed, a message may have its final event without our seeing it.
 _BEHIND_SECONDS: Final = 10.0
 _LOG_EVERY_SECONDS: Final = 60.0
@@ -128,11 +125,14 @@ class Reconciler:
         self._clock = clock
         self._random_fraction = random_fraction
         self._on_append = on_append
+        self._claim_seconds = policy.claim_seconds(request_seconds)
         self._client = Client(account, allowed, seconds=request_seconds)
         self._holder = holder or uuid4().hex
         self._lease_seconds = lease_seconds
         self._poll_seconds = poll_seconds
         self._health = ApiHealth()
+        # By the monotonic clock of this process.
+        self._held_until = float("-inf")
         self._is_first_lease = True
         self._is_exhausted = False
         self._began_at = float("-inf")
@@ -158,11 +158,12 @@ class Reconciler:
     async def _run(self) -> None:
         while not self._stopping.is_set():
             try:
+                held_until = time.monotonic() + self._lease_seconds
                 lease = await reconciliation.acquire(
                     self._database, self._account.api, holder=self._holder, seconds=self._lease_seconds
                 )
                 if lease is not None:
-                    await self._work(lease)
+                    await self._work(lease, held_until)
             except ReconcilerLeaseLost as error:
                 log.warning("reconciliation lease lost", api=self._account.api, error=str(error))
             except Exception as error:
@@ -173,9 +174,9 @@ class Reconciler:
             await self._sleep(self._poll_seconds)
         self._log_answers()
 
-    async def _work(self, lease: ReconcilerLease) -> None:
+    async def _work(self, lease: ReconcilerLease, held_until: float) -> None:
         """Claims messages and asks for them while the lease is ours."""
-        self.begin(lease)
+        self.begin(lease, held_until)
         log.info("reconciliation has begun", api=self._account.api, url=self._account.url)
         renewing = asyncio.create_task(self._renew(lease))
         try:
@@ -189,8 +190,12 @@ class Reconciler:
             with suppress(StorageUnavailable):
                 await reconciliation.release(self._database, lease)
 
-    def begin(self, lease: ReconcilerLease) -> None:
-        """Takes over the health of the API that the previous holder of the lease has recorded."""
+    def begin(self, lease: ReconcilerLease, held_until: float) -> None:
+        """Takes over the health of the API that the previous holder of the lease has recorded.
+
+        The lease lapses at `held_until` of the monotonic clock, unless it is renewed.
+        """
+        self._held_until = held_until
         self._health = lease.health
         if self._is_first_lease and self._health.answer is Answer.REFUSED:
             # The start of a process is when somebody corrects credentials.
@@ -201,8 +206,15 @@ class Reconciler:
         """Renews the lease until it is lost; in an outage of the database it lapses by itself."""
         while True:
             await asyncio.sleep(self._lease_seconds / 4)
-            with suppress(StorageUnavailable):
+            held_until = time.monotonic() + self._lease_seconds
+            try:
                 await reconciliation.renew(self._database, lease, seconds=self._lease_seconds)
+            except StorageUnavailable:
+                continue
+            except ReconcilerLeaseLost:
+                self._held_until = float("-inf")
+                raise
+            self._held_until = held_until
 
     async def _sleep(self, seconds: float) -> None:
         """Waits; `stop` cuts the wait short."""
@@ -223,8 +235,14 @@ class Reconciler:
         if self._health.is_paused(now) or await self._is_behind(now):
             return self._poll_seconds
         await self._forget_now_and_then(lease, now)
-        limit = min(_MAX_CLAIM, max(1, math.ceil(self._policy.per_second * _CLAIM_OF_SECONDS)))
-        claim = await reconciliation.claim(self._database, lease, self._policy, now=now, limit=limit)
+        claim = await reconciliation.claim(
+            self._database,
+            lease,
+            self._policy,
+            now=now,
+            limit=self._policy.claim_size,
+            seconds=self._claim_seconds,
+        )
         self._set_exhausted(claim.is_exhausted, now)
         if not claim.messages:
             return self._poll_seconds
@@ -248,12 +266,21 @@ class Reconciler:
             outcomes.append(Outcome(claimed=one, due_at=due_at, was_asked=answer is not Answer.UNREACHABLE))
         failpoints.reach("asked")
         await reconciliation.record(self._database, lease, outcomes, self._health, now=self._clock())
+        if not self._is_holder():
+            raise ReconcilerLeaseLost(f"the lease of the API {lease.api} has lapsed")
 
     async def _turn(self) -> bool:
-        """Waits until the rate allows another request; False if there is to be none, because of `stop`."""
-        await self._sleep(self._began_at + self._policy.gap - time.monotonic())
+        """Waits until the rate allows another request; False if there is to be none: `stop`, or a lost lease."""
+        if self._is_holder():
+            await self._sleep(self._began_at + self._policy.gap - time.monotonic())
+        if self._stopping.is_set() or not self._is_holder():
+            return False
         self._began_at = time.monotonic()
-        return not self._stopping.is_set()
+        return True
+
+    def _is_holder(self) -> bool:
+        """Whether the lease is neither lost nor lapsed, as far as this process knows."""
+        return time.monotonic() < self._held_until
 
     async def _ask(self, message_id: str) -> Answer | None:
         """Asks for one message; None if `stop` ended the request.

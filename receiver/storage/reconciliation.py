@@ -1,7 +1,7 @@
 """The state of reconciliation: leases and budgets by API, and when each message was asked for.
 
 Requests are claimed before they are made: tries, next time and budget are committed first. After a crash a message that
-was claimed is therefore asked for again after `CLAIM_SECONDS` and not at once, and no request is missing in the budget.
+was claimed is therefore asked for again when its claim ends and not at once, and no request is missing in the budget.
 """
 
 from collections.abc import Collection, Sequence
@@ -21,8 +21,6 @@ from receiver.models.reconciliation import RECONCILERS, RECONCILIATIONS
 from receiver.storage import leases
 from receiver.storage.database import Database
 
-# Longer than the requests of one claim can take.
-CLAIM_SECONDS: Final = 300.0
 _FORGOTTEN_AT_ONCE: Final = 500
 
 
@@ -107,9 +105,15 @@ async def _hold(connection: AsyncConnection, lease: ReconcilerLease, **values: A
 
 
 async def claim(
-    database: Database, lease: ReconcilerLease, policy: ReconciliationPolicy, *, now: datetime, limit: int
+    database: Database,
+    lease: ReconcilerLease,
+    policy: ReconciliationPolicy,
+    *,
+    now: datetime,
+    limit: int,
+    seconds: float,
 ) -> Claim:
-    """Claims the next messages: first those never asked for, then those that are due again; each time the oldest.
+    """Claims the next messages for some seconds: first those never asked for, then those due again, the oldest first.
 
     If the budget is too small, new messages get it: most of them are settled by their first answer.
     """
@@ -124,7 +128,8 @@ async def claim(
         spent = row.requests if row.day == today else 0
         claimed = found[: policy.room(spent, limit)]
         if claimed:
-            await _write(database, connection, lease.api, now, claimed)
+            due_at = now + timedelta(seconds=seconds)
+            await _write(database, connection, lease.api, claimed, now=now, due_at=due_at)
         values = {"requested_at": now} if claimed else {}
         await _hold(connection, lease, day=today, requests=spent + len(claimed), is_exhausted=not claimed, **values)
     return Claim(messages=claimed, is_exhausted=not claimed)
@@ -156,9 +161,14 @@ async def _candidates(
 
 
 async def _write(
-    database: Database, connection: AsyncConnection, api: Api, now: datetime, claimed: Sequence[Claimed]
+    database: Database,
+    connection: AsyncConnection,
+    api: Api,
+    claimed: Sequence[Claimed],
+    *,
+    now: datetime,
+    due_at: datetime,
 ) -> None:
-    due_at = now + timedelta(seconds=CLAIM_SECONDS)
     insert = database.insert(RECONCILIATIONS).values(
         [
             {"api": api.value, "message_id": one.message_id, "tries": one.tries + 1, "asked_at": now, "due_at": due_at}

@@ -19,7 +19,7 @@ from receiver.models.queries import CallbackQuery
 from receiver.storage import journal, processor, reconciliation, schema
 from receiver.storage.database import Database
 from receiver.storage.rebuild import Rebuild
-from receiver.storage.reconciliation import CLAIM_SECONDS, ReconcilerLeaseLost
+from receiver.storage.reconciliation import ReconcilerLeaseLost
 from receiver.tags import TagPolicy
 from tests.dispatching import dispatching, memory, memory_sink
 from tests.factories import callback, v2_event
@@ -145,13 +145,15 @@ async def test_claimed_messages_are_asked_for_again_after_a_crash_but_not_at_onc
         clock = Clock()
         async with asking(database, there.account(Api.V2)) as here:
             # The process dies here.
-            claim = await reconciliation.claim(database, here.lease, here.reconciler._policy, now=clock(), limit=2)
+            claim = await reconciliation.claim(
+                database, here.lease, here.reconciler._policy, now=clock(), limit=2, seconds=300
+            )
         assert [one.message_id for one in claim.messages] == sorted(ids)[:2]
         async with asking(database, there.account(Api.V2), clock=clock) as here:
             await here.drain()
             assert there.recorder.asked == {sorted(ids)[2]: 1}
             await drain(database)
-            clock.advance(seconds=CLAIM_SECONDS + 1)
+            clock.advance(seconds=301)
             await here.drain()
         assert there.recorder.asked == dict.fromkeys(ids, 1)
 
@@ -409,6 +411,41 @@ async def test_holder_that_lost_its_lease_changes_nothing(database: Database) ->
             with pytest.raises(ReconcilerLeaseLost):
                 await here.step()
         assert there.recorder.asked == {}
+
+
+async def test_holder_that_lost_its_lease_within_a_claim_makes_no_further_request(database: Database) -> None:
+    async with bandwidth() as there:
+        ids = await there.send(Api.V2, *[SILENT] * 10)
+        await register(database, Api.V2, *ids)
+        there.recorder.delay = 0.3
+        with capture_logs() as logs:
+            async with reconciler(database, there.account(Api.V2), lease_seconds=2, poll_seconds=30) as here:
+                await here.start()
+                await eventually(lambda: there.recorder.asked.total() == 1)
+                async with database.writing() as connection:
+                    await connection.exec_driver_sql(
+                        "UPDATE reconcilers SET epoch = epoch + 1, lease_holder = 'other', lease_until = '2100-01-01'"
+                    )
+                await eventually(lambda: "reconciliation lease lost" in [line["event"] for line in logs])
+        # Renewed every half second: three requests, and one under way.
+        assert 1 <= there.recorder.asked.total() <= 6
+        [row] = await select(database, "SELECT lease_holder FROM reconcilers")
+        assert row.lease_holder == "other"
+
+
+async def test_holder_whose_lease_lapsed_within_a_claim_makes_no_further_request(database: Database) -> None:
+    async with bandwidth() as there:
+        ids = await there.send(Api.V2, *[SILENT] * 5)
+        await register(database, Api.V2, *ids)
+        async with asking(database, there.account(Api.V2)) as here:
+            there.recorder.delay = 0.5
+            # Without an answer of the database, the lease is not renewed.
+            here.reconciler.begin(here.lease, time.monotonic() + 0.5)
+            with pytest.raises(ReconcilerLeaseLost):
+                await here.step()
+            assert there.recorder.asked.total() <= 1
+            [state] = await reconciliation.state(database, now=now())
+            assert state.requests_today == there.recorder.asked.total()
 
 
 async def test_stop_waits_for_no_answer_and_keeps_the_turn_of_its_message(database: Database) -> None:

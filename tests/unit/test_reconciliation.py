@@ -65,6 +65,14 @@ def test_budget_bounds_the_next_requests() -> None:
     assert POLICY.gap == 0.5
 
 
+@pytest.mark.parametrize("per_second", [0.001, 0.01, 0.1, 1, 4, 5, 10, 100])
+def test_claim_lasts_longer_than_its_requests_can_take(per_second: float) -> None:
+    policy = ReconciliationPolicy(after=HOUR, give_up_after=2 * HOUR, per_second=per_second, per_day=1)
+    assert 1 <= policy.claim_size <= 50
+    assert policy.claim_seconds(10) >= policy.claim_size * (10 + policy.gap)
+    assert policy.claim_seconds(10) >= 300
+
+
 def test_budget_is_that_of_a_day_in_utc() -> None:
     late = datetime(2026, 1, 1, 23, 30, tzinfo=UTC)
     assert (day_of(late), day_of(late + HOUR)) == ("2026-01-01", "2026-01-02")
