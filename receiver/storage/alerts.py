@@ -226,9 +226,13 @@ _FIRING: Final = [EVENTS.c.message_id, EVENTS.c.facts]
 
 
 async def _as_decided(transaction: Transaction, changes: Sequence[AlertChange]) -> list[AlertChange]:
-    """The changes with what the database has of people's decisions, which may be newer than what was evaluated."""
+    """The changes with what the database has of people's decisions, which may be newer than what was evaluated.
+
+    An alert that was resolved meanwhile, by the program that posted it or by a person, has no further changes.
+    """
     stored = await transaction.select(_DECIDED, "id {among}", {change.alert.id for change in changes})
     decided = {row.id: row for row in stored}
+    resolved = {row.id for row in stored if row.status == AlertStatus.RESOLVED}
     return [
         AlertChange(
             transition=change.transition,
@@ -242,10 +246,11 @@ async def _as_decided(transaction: Transaction, changes: Sequence[AlertChange]) 
         if (row := decided.get(change.alert.id)) is not None
         else change
         for change in changes
+        if change.alert.id not in resolved
     ]
 
 
-_DECIDED: Final = [ALERTS.c.id, ALERTS.c.acknowledged_at, ALERTS.c.muted_until, ALERTS.c.announced_at]
+_DECIDED: Final = [ALERTS.c.id, ALERTS.c.status, ALERTS.c.acknowledged_at, ALERTS.c.muted_until, ALERTS.c.announced_at]
 _WRITTEN: Final = tuple(column.name for column in ALERTS.columns)
 _REPLACE: Final = upsert(ALERTS, untouched=("acknowledged_at", "muted_until"))
 

@@ -7,7 +7,10 @@ import pytest
 from msgspec.structs import replace
 from sqlalchemy import text
 
+from receiver.alerts import external
+from receiver.alerts.alertmanager import AlertmanagerPost
 from receiver.alerts.evaluator import Evaluator
+from receiver.alerts.targets import Targets
 from receiver.domain.alerts import CLEAR_FOR, AlertChange, Condition, RuleType, Severity, Transition
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Status
@@ -23,6 +26,7 @@ from tests.evaluating import BASE_URL, Rounds, alert_entries, finding, make_rule
 from tests.factories import at, callback
 from tests.processing import append as append_callbacks
 from tests.processing import drain, opened
+from tests.unit.test_alertmanager import POSTED
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -68,7 +72,7 @@ async def test_event_has_the_alert_as_the_api_shows_it(database: Database) -> No
         "summary": "31% failed.",
         "evidence": {"value": 0.31, "threshold": 0.2, "volume": 120, "before": 0.02},
         "messages": ["m1", "m2"],
-        "link": f"{BASE_URL}/api/alerts/{entry.subject}",
+        "link": f"{BASE_URL}/alerts/{entry.subject}",
         "runbook": f"{BASE_URL}/docs/alerts#failure-rate",
         "firedTime": "2026-01-01T00:00:00Z",
         "updatedTime": "2026-01-01T00:00:00Z",
@@ -126,6 +130,31 @@ async def test_lease_holder_alone_evaluates_and_a_successor_fences_it_off(
         assert len(await alert_entries(database)) == 1
         await successor.round(30 + CLEARED)
     assert [entry.type for entry in await alert_entries(database)] == ["alert.fired", "alert.resolved"]
+
+
+async def test_external_alert_resolved_during_a_round_stays_resolved(database: Database) -> None:
+    rounds = Rounds(database)
+    post = AlertmanagerPost.model_validate(POSTED)
+    await external.take(database, post, Targets(), now=at(0))
+    async with database.writing() as connection:
+        # As if it was muted until the round, which then announces it, unless it is resolved meanwhile.
+        await connection.execute(text("UPDATE alerts SET announced_at = NULL"))
+        await connection.execute(text("DELETE FROM events"))
+    resolved = AlertmanagerPost.model_validate({**POSTED, "alerts": [{**POSTED["alerts"][0], "status": "resolved"}]})
+    read = alerts.mutes
+
+    async def read_and_resolve(connection: Any, now: Any) -> Any:
+        # The first call is that of the round, after it has read the open alerts.
+        monkeypatch.undo()
+        found = await read(connection, now)
+        await external.take(database, resolved, Targets(), now=at(29))
+        return found
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(alerts, "mutes", read_and_resolve)
+        assert await rounds.round(30) == []
+    [row] = await rows(database)
+    assert (row.status, row.resolved_at, row.announced_at) == ("resolved", at(29), None)
 
 
 async def test_write_of_a_fenced_off_holder_changes_nothing(database: Database) -> None:
