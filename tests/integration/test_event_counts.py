@@ -14,8 +14,9 @@ from receiver.domain.events import REGISTERED, Callback
 from receiver.intake.fold import TagChecker
 from receiver.models.alerts import ALERTING, EVENT_COUNTS
 from receiver.storage import event_counts
+from receiver.storage.alerts import AlertingLeaseLost
 from receiver.storage.database import Database
-from receiver.storage.event_counts import AlertingLeaseLost, Counted
+from receiver.storage.event_counts import Counted
 from receiver.tags import TagPolicy
 from tests import factories
 from tests.factories import at, callback, v2_event
