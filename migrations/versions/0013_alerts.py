@@ -90,6 +90,7 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("created_at", moment, nullable=False),
         sa.Column("due_at", moment, nullable=False),
+        sa.Column("under_way_until", moment),
         sa.Column("sent_at", moment),
         sa.Column("last_error", sa.Text()),
         sa.PrimaryKeyConstraint("id", name="pk_notifications"),

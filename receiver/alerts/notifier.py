@@ -10,14 +10,17 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final, Protocol
 
 import structlog
 
 from receiver import failpoints
+from receiver.alerts.http import Failure
 from receiver.alerts.targets import ConfiguredTarget, Targets
 from receiver.domain.notifications import POLICY, Decision, DueNotification, NotificationState, decide
 from receiver.errors import StorageUnavailable
+from receiver.logs import Sampled
 from receiver.storage import notifications
 from receiver.storage.database import Database
 
@@ -62,9 +65,11 @@ class Notifier:
         self._wakeup = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
         # The attempts under way by alert and target: the notifications of such a pair are sent one after the other.
-        self._sending: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._sending: dict[tuple[str, str], asyncio.Task[bool]] = {}
         self._of_target: Counter[str] = Counter()
         self._is_failing = False
+        self._unrecorded = Sampled(log, "a notification was not recorded and may be sent again")
+        self._unexpected = Sampled(log, "a notification failed unexpectedly")
 
     async def start(self) -> None:
         self._loop = asyncio.create_task(self._run())
@@ -118,54 +123,69 @@ class Notifier:
                 continue
             if notification.fired_state is NotificationState.DUE:
                 # Nobody needs to hear any more that it fired.
-                await notifications.withdraw_fired(self._database, notification)
+                if not await notifications.withdraw_fired(self._database, notification):
+                    # Another process is just sending it: this one is due again when the result is known.
+                    continue
                 self._observer.notified("withdrawn")
             if decide(notification) is Decision.WITHDRAW:
-                await notifications.withdraw(self._database, notification)
-                self._observer.notified("withdrawn")
+                if await notifications.withdraw(self._database, notification):
+                    self._observer.notified("withdrawn")
                 continue
             if self._of_target[notification.target] >= _PER_TARGET:
                 continue
             self._of_target[notification.target] += 1
             task = self._sending[notification.key] = asyncio.create_task(self._attempt(notification))
-            task.add_done_callback(lambda _, done=notification: self._ended(done))  # type: ignore[misc]
+            task.add_done_callback(partial(self._ended, notification))
 
-    def _ended(self, notification: DueNotification) -> None:
+    def _ended(self, notification: DueNotification, task: asyncio.Task[bool]) -> None:
         del self._sending[notification.key]
         self._of_target[notification.target] -= 1
-        self.wake()
+        # Without a result the notification is due as before: to look at once would try again without a pause.
+        if not task.cancelled() and task.result():
+            self.wake()
 
-    async def _attempt(self, notification: DueNotification) -> None:
+    async def _attempt(self, notification: DueNotification) -> bool:
+        """Makes an attempt; returns whether its result is recorded."""
         try:
-            await self._send(notification, self._targets.targets.get(notification.target))
+            return await self._send(notification, self._targets.targets.get(notification.target))
         except StorageUnavailable as error:
-            log.warning("a notification was not recorded and may be sent again", error=str(error))
-        except Exception:
-            log.exception("a notification failed unexpectedly", target=notification.label)
+            self._unrecorded.add(error=str(error))
+        except Exception as error:
+            # The text of the exception may contain the URL.
+            self._unexpected.add(target=notification.label, error=type(error).__name__)
+        return False
 
-    async def _send(self, notification: DueNotification, target: ConfiguredTarget | None) -> None:
+    async def _send(self, notification: DueNotification, target: ConfiguredTarget | None) -> bool:
         now = self._clock()
         if not await notifications.begin(self._database, notification, again_at=now + _ATTEMPT):
-            return
+            return False
         attempts = notification.attempts + 1
         if target is None:
             is_last = now - notification.created_at >= _UNKNOWN_FOR
             due_at = None if is_last else now + timedelta(minutes=1)
             await self._failed(notification, attempts, "the target is not in the settings", due_at)
-            return
+            return True
         failpoints.reach("notification_begun")
-        failure = await target.target.send(self._targets.described(notification.alert, notification.transition))
+        failure = await self._sent(notification, target)
         failpoints.reach("notification_sent")
         now = self._clock()
         if failure is None:
             await notifications.sent(self._database, notification, now=now)
             self._observer.notified("sent")
             log.info("notification sent", alert=notification.alert.id, target=notification.label, attempts=attempts)
-            return
+            return True
         pause = POLICY.pause(
             attempts, self._random_fraction(), retry_after=failure.after, overloaded=failure.overloaded
         )
         await self._failed(notification, attempts, failure.reason, POLICY.due(now, notification.created_at, pause))
+        return True
+
+    async def _sent(self, notification: DueNotification, target: ConfiguredTarget) -> Failure | None:
+        try:
+            return await target.target.send(self._targets.described(notification.alert, notification.transition))
+        except Exception as error:
+            # The text of the exception may contain the URL.
+            return Failure(reason=f"unexpected {type(error).__name__}")
 
     async def _failed(self, notification: DueNotification, attempts: int, reason: str, due_at: datetime | None) -> None:
         await notifications.failed(self._database, notification, reason, due_at=due_at)

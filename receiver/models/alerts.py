@@ -173,6 +173,7 @@ class NotificationRow(Model, table=True):
 
     `target` is a digest of the target, which may contain secrets; `label` is what people are shown of it. `state` is
     `due`, `sent`, `failed` (its time is over) or `withdrawn` (the alert was resolved first). `attempts` were begun.
+    `under_way_until` is the end of the time in which the last of them may last; null once its result is recorded.
     """
 
     __tablename__ = "notifications"
@@ -194,6 +195,7 @@ class NotificationRow(Model, table=True):
     attempts: int = 0
     created_at: datetime = time_column(nullable=False)
     due_at: datetime = time_column(nullable=False)
+    under_way_until: datetime | None = time_column()
     sent_at: datetime | None = time_column()
     last_error: str | None = text_column(nullable=True)
 

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import and_, select, update
+from sqlalchemy import ColumnElement, and_, false, func, not_, or_, select, update
 
 from receiver.domain.alerts import Alert, Transition
 from receiver.domain.notifications import Announcement, DueNotification, NotificationState
@@ -17,11 +17,13 @@ from receiver.storage.database import Database
 
 _COLUMNS: Final = ("alert_id", "transition", "target", "label", "state", "attempts", "created_at", "due_at")
 _ONCE: Final = "ON CONFLICT (alert_id, target, transition) DO NOTHING"
-# Those who may have heard that it fired hear that it is resolved. `coalesce` tells PostgreSQL the type of a parameter.
+# Those who may have heard that it fired hear that it is resolved: an attempt that failed may have opened an incident
+# nevertheless. `coalesce` tells PostgreSQL the type of a parameter.
 _RESOLVE: Final = (
     f"INSERT INTO notifications ({', '.join(_COLUMNS)}) "  # noqa: S608  (names are ours)
     "SELECT alert_id, 'resolved', target, label, 'due', 0, coalesce(?, created_at), coalesce(?, due_at) "
-    f"FROM notifications WHERE alert_id = ? AND transition = 'fired' AND state IN ('due', 'sent') {_ONCE}"
+    "FROM notifications WHERE alert_id = ? AND transition = 'fired' "
+    f"AND (state IN ('due', 'sent') OR state = 'failed' AND attempts > 0) {_ONCE}"
 )
 _LONGEST_ERROR: Final = 300
 
@@ -44,7 +46,11 @@ _DUE: Final = NOTIFICATIONS.c.state == "due"
 
 
 async def due(database: Database, *, now: datetime, limit: int, without: Collection[str] = ()) -> list[DueNotification]:
-    """The due notifications, the earliest `due_at` first, but for those of the targets `without`."""
+    """The due notifications, the earliest `due_at` first, but for those of the targets `without`.
+
+    That an alert is resolved is not due while the attempt to send that it fired is under way, in whatever process: its
+    target would hear first that the alert is resolved, then that it fires.
+    """
     same = and_(
         _FIRED.c.alert_id == NOTIFICATIONS.c.alert_id,
         _FIRED.c.target == NOTIFICATIONS.c.target,
@@ -55,6 +61,7 @@ async def due(database: Database, *, now: datetime, limit: int, without: Collect
         select(NOTIFICATIONS, _FIRED.c.state.label("fired_state"), _FIRED.c.attempts.label("fired_attempts"))
         .outerjoin(_FIRED, same)
         .where(_DUE, NOTIFICATIONS.c.due_at <= now, NOTIFICATIONS.c.target.not_in(without))
+        .where(or_(_FIRED.c.id.is_(None), _FIRED.c.state != "due", not_(_is_under_way(_FIRED, now))))
         .order_by(NOTIFICATIONS.c.due_at, NOTIFICATIONS.c.id)
         .limit(limit)
     )
@@ -79,39 +86,53 @@ def _due(row: Any, alert: Alert) -> DueNotification:
     )
 
 
+def _is_under_way(table: Any, now: datetime) -> ColumnElement[bool]:
+    return func.coalesce(table.c.under_way_until > now, false())
+
+
 async def begin(database: Database, notification: DueNotification, *, again_at: datetime) -> bool:
     """Counts an attempt before it is made; false if another process has begun one.
 
     `again_at` is when it is due again if this process dies before it records the result.
     """
-    unchanged = and_(_this(notification.id), NOTIFICATIONS.c.attempts == notification.attempts)
-    return await _change(database, unchanged, attempts=notification.attempts + 1, due_at=again_at)
+    changes: dict[str, Any] = {"attempts": notification.attempts + 1, "due_at": again_at, "under_way_until": again_at}
+    return await _change(database, _unchanged(notification), **changes)
 
 
 async def sent(database: Database, notification: DueNotification, *, now: datetime) -> None:
-    await _change(database, _this(notification.id), state="sent", sent_at=now, last_error=None)
+    changes: dict[str, Any] = {"state": "sent", "sent_at": now, "last_error": None, "under_way_until": None}
+    await _change(database, _this(notification.id), **changes)
 
 
 async def failed(database: Database, notification: DueNotification, error: str, *, due_at: datetime | None) -> None:
     """Records an attempt that failed; without `due_at` the notification is not tried again."""
     changes: dict[str, Any] = {"state": "failed"} if due_at is None else {"due_at": due_at}
-    await _change(database, _this(notification.id), last_error=storable(error[:_LONGEST_ERROR]), **changes)
+    error = storable(error[:_LONGEST_ERROR])
+    await _change(database, _this(notification.id), last_error=error, under_way_until=None, **changes)
 
 
-async def withdraw(database: Database, notification: DueNotification) -> None:
-    """Withdraws a notification that is due."""
-    await _change(database, _this(notification.id), state="withdrawn")
+async def withdraw(database: Database, notification: DueNotification) -> bool:
+    """Withdraws a notification that is due; false if another process has begun an attempt."""
+    return await _change(database, _unchanged(notification), state="withdrawn")
 
 
-async def withdraw_fired(database: Database, notification: DueNotification) -> None:
-    """Withdraws the notification that an alert fired, which this one, that it is resolved, follows."""
+async def withdraw_fired(database: Database, notification: DueNotification) -> bool:
+    """Withdraws the notification that an alert fired, which this one, that it is resolved, follows.
+
+    False if another process has begun an attempt.
+    """
     fired = and_(
         NOTIFICATIONS.c.alert_id == notification.alert.id,
         NOTIFICATIONS.c.target == notification.target,
         NOTIFICATIONS.c.transition == "fired",
+        NOTIFICATIONS.c.attempts == notification.fired_attempts,
         _DUE,
     )
-    await _change(database, fired, state="withdrawn")
+    return await _change(database, fired, state="withdrawn")
+
+
+def _unchanged(notification: DueNotification) -> Any:
+    return and_(_this(notification.id), NOTIFICATIONS.c.attempts == notification.attempts)
 
 
 def _this(notification_id: int) -> Any:

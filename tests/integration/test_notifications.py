@@ -2,12 +2,18 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from receiver.domain.alerts import Severity
+from receiver.alerts.http import Failure
+from receiver.alerts.targets import Targets
+from receiver.domain.alerts import Severity, Transition
+from receiver.domain.notifications import DueNotification, Notification
+from receiver.errors import StorageUnavailable
 from receiver.storage import notifications
 from receiver.storage.database import Database
 from tests.alerting import (
@@ -301,6 +307,124 @@ async def test_two_notifiers_send_a_notification_once(database: Database) -> Non
 
             await eventually(are_sent)
         assert len(hook.posted) == 10
+
+
+class Played:
+    """A target of a test: `sends` is what becomes of a notification."""
+
+    closes = True
+
+    def __init__(self, sends: Callable[[Notification], Awaitable[Failure | None]]) -> None:
+        self.send = sends
+
+
+def played(sends: Callable[[Notification], Awaitable[Failure | None]]) -> Targets:
+    found = targets("json://127.0.0.1/played")
+    return replace(found, targets={digest: replace(one, target=Played(sends)) for digest, one in found.targets.items()})
+
+
+async def test_resolved_waits_for_the_attempt_of_another_process_to_say_that_it_fired(database: Database) -> None:
+    arrived: list[str] = []
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def send(notification: Notification) -> None:
+        if not notification.is_resolved:
+            began.set()
+            await go_on.wait()
+        arrived.append(str(notification.transition))
+
+    configured = played(send)
+    async with notifier(database, configured), notifier(database, configured):
+        alert = await fire(database, configured)
+        await began.wait()
+        await resolve(database, configured, alert)
+        await asyncio.sleep(0.5)
+        assert arrived == []
+        go_on.set()
+        await eventually(lambda: len(arrived) == 2)
+    assert arrived == ["fired", "resolved"]
+    assert await states(database) == [("fired", "sent"), ("resolved", "sent")]
+
+
+async def test_notification_that_another_process_has_begun_is_not_withdrawn(database: Database) -> None:
+    configured = targets("json://127.0.0.1/hook")
+    now = datetime.now(UTC)
+    alert = await fire(database, configured, now=now)
+    [fired] = await notifications.due(database, now=now, limit=10)
+    await resolve(database, configured, alert, now=now)
+    # This process has read both before the other begins.
+    read = await notifications.due(database, now=now, limit=10)
+    [resolved] = [one for one in read if one.transition is Transition.RESOLVED]
+    assert await notifications.begin(database, fired, again_at=now + timedelta(seconds=20))
+    assert not await notifications.withdraw_fired(database, resolved)
+    assert not await notifications.withdraw(database, fired)
+    assert await notifications.due(database, now=now + timedelta(seconds=19), limit=10) == []
+    # The other process has died.
+    later = await notifications.due(database, now=now + timedelta(seconds=20), limit=10)
+    assert {one.transition for one in later} == {Transition.FIRED, Transition.RESOLVED}
+
+
+async def test_exception_of_a_target_is_a_failure_for_six_hours_without_its_text(
+    database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def send(_: Notification) -> None:
+        raise UnicodeError("label too long: https://user:SECRET@example")
+
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    outcomes = Outcomes()
+    configured = played(send)
+    async with notifier(database, configured, clock=lambda: moment, outcomes=outcomes):
+        await fire(database, configured, now=moment)
+        while "failed" not in outcomes:
+            attempts = len(outcomes)
+            await eventually(lambda before=attempts: len(outcomes) > before)  # type: ignore[misc]
+            moment += timedelta(hours=1)
+    [row] = await rows(database)
+    assert (row.state, row.last_error) == ("failed", "unexpected UnicodeError")
+    assert outcomes == ["retry"] * (row.attempts - 1) + ["failed"]
+    assert "SECRET" not in "".join(capsys.readouterr())
+
+
+async def test_notifier_pauses_while_nothing_can_be_written(
+    database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[int] = []
+
+    async def begin(_: Database, notification: DueNotification, **__: Any) -> bool:
+        begun.append(notification.id)
+        raise StorageUnavailable("the disk is full")
+
+    configured = targets("json://127.0.0.1:1/hook")
+    await fire(database, configured)
+    with monkeypatch.context() as patched:
+        patched.setattr(notifications, "begin", begin)
+        # It looks every 50 ms.
+        async with notifier(database, configured):
+            await asyncio.sleep(1)
+    assert 2 <= len(begun) <= 21
+    assert "".join(capsys.readouterr()).count("a notification was not recorded and may be sent again") == 1
+
+
+async def test_target_whose_attempts_failed_hears_that_the_alert_is_resolved(database: Database) -> None:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    arrived: list[str] = []
+
+    async def send(notification: Notification) -> Failure | None:
+        # A timeout: the target has opened an incident, but its answers were lost.
+        arrived.append(str(notification.transition))
+        return None if notification.is_resolved else Failure(reason="timeout")
+
+    outcomes = Outcomes()
+    configured = played(send)
+    async with notifier(database, configured, clock=lambda: moment, outcomes=outcomes):
+        alert = await fire(database, configured, now=moment)
+        await eventually(lambda: outcomes == ["retry"])
+        moment += timedelta(hours=6)
+        await eventually(lambda: outcomes == ["retry", "failed"])
+        await resolve(database, configured, alert, now=moment)
+        await eventually(lambda: arrived[-1] == "resolved")
+        await eventually(lambda: outcomes[-1] == "sent")
+    assert await states(database) == [("fired", "failed"), ("resolved", "sent")]
 
 
 async def test_attempt_that_was_under_way_in_a_crash_is_made_again(database: Database) -> None:
