@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Row, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, delete, exists, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.alerts import (
@@ -23,8 +23,8 @@ from receiver.domain.alerts import (
 from receiver.domain.publication import AlertEvent
 from receiver.errors import Conflict, ReceiverError, Unknown
 from receiver.explanation.installation import AlertingRecord
-from receiver.models.alerts import ALERTING, ALERTS, alert_read
-from receiver.models.columns import json_text
+from receiver.models.alerts import ALERTING, ALERTS, AlertRow, alert_read
+from receiver.models.columns import json_text, table_of
 from receiver.models.events import EVENTS
 from receiver.models.queries import AlertQuery, Page, SortOrder
 from receiver.storage import event_log, leases
@@ -386,13 +386,30 @@ async def _shown(connection: AsyncConnection, alert_id: str) -> Row[Any]:
 # --- retention ---
 
 
-def is_old(before: datetime) -> ColumnElement[bool]:
-    """Whether an alert was resolved before a time."""
-    old: ColumnElement[bool] = and_(ALERTS.c.status == AlertStatus.RESOLVED.value, ALERTS.c.resolved_at < before)
-    return old
+_LATER: Final = table_of(AlertRow).alias("later")
 
 
-async def prune(connection: AsyncConnection, before: datetime, limit: int) -> int:
+def is_old(before: datetime, now: datetime) -> ColumnElement[bool]:
+    """Whether an alert was resolved before a time, and holds no mute that is still in force.
+
+    Of the alerts of a rule and a group that were muted together, the last holds the mute.
+    """
+    has_later = exists().where(
+        _LATER.c.name == ALERTS.c.name,
+        _LATER.c.group_value.is_not_distinct_from(ALERTS.c.group_value),
+        _LATER.c.muted_until >= ALERTS.c.muted_until,
+        or_(
+            _LATER.c.began_at > ALERTS.c.began_at,
+            and_(_LATER.c.began_at == ALERTS.c.began_at, _LATER.c.id > ALERTS.c.id),
+        ),
+    )
+    is_resolved: ColumnElement[bool] = and_(
+        ALERTS.c.status == AlertStatus.RESOLVED.value, ALERTS.c.resolved_at < before
+    )
+    return and_(is_resolved, or_(ALERTS.c.muted_until.is_(None), ALERTS.c.muted_until <= now, has_later))
+
+
+async def prune(connection: AsyncConnection, before: datetime, now: datetime, limit: int) -> int:
     """Removes alerts that were resolved before a time, with their notifications; returns how many."""
-    old = select(ALERTS.c.id).where(is_old(before)).limit(limit)
+    old = select(ALERTS.c.id).where(is_old(before, now)).limit(limit)
     return (await connection.execute(delete(ALERTS).where(ALERTS.c.id.in_(old)))).rowcount

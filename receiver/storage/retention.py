@@ -207,7 +207,7 @@ _PRUNABLE: Final[Mapping[Kind, tuple[Any, Callable[[PruneTask], ColumnElement[bo
     Kind.ATTEMPTS: (ATTEMPTS, _old_attempt),
     Kind.CALLBACKS: (CALLBACKS, _old_callback),
     Kind.MESSAGES: (MESSAGES, _old_message),
-    Kind.ALERTS: (ALERTS, lambda task: alerts.is_old(task.before)),
+    Kind.ALERTS: (ALERTS, lambda task: alerts.is_old(task.before, task.now)),
 }
 
 
@@ -317,7 +317,7 @@ async def _prune_attempts(database: Database, task: PruneTask, place: int) -> Ba
 
 async def _prune_alerts(database: Database, task: PruneTask, _: int) -> Batch:
     async with holding_log(database) as connection:
-        return _all_of(task, await alerts.prune(connection, task.before, task.limit))
+        return _all_of(task, await alerts.prune(connection, task.before, task.now, task.limit))
 
 
 # --- all kinds ---

@@ -371,6 +371,28 @@ async def test_old_resolved_alerts_are_pruned_at_the_age_of_events(database: Dat
     assert [row.group_value for row in await rows(database)] == ["AT&T"]
 
 
+async def test_mute_outlasts_the_retention_of_its_alert(database: Database) -> None:
+    rounds = await fired(database)
+    [row] = await rows(database)
+    await alerts.mute(database, row.id, at(0) + timedelta(days=7))
+    day = timedelta(days=1).total_seconds()
+    for begin in (60.0, day):
+        # On the second day it fires again, muted, and is resolved again.
+        await rounds.round(begin, BREACHED)
+        await rounds.round(begin + 60, CLEAR)
+        await rounds.round(begin + 60 + CLEARED)
+    now = at(0) + timedelta(days=3)
+    pruner = Pruner(database, {"events": timedelta(days=1)}, clock=lambda: now)
+    # The last of the two holds the mute.
+    assert (await pruner.prune())["alerts"] == 1  # type: ignore[index]
+    assert await rounds.round(3 * day, BREACHED) == []
+    now = at(0) + timedelta(days=9)
+    await rounds.round(8 * day, CLEAR)
+    await rounds.round(8 * day + CLEARED)
+    now = at(0) + timedelta(days=10)
+    assert (await pruner.prune())["alerts"] == 2  # type: ignore[index]
+
+
 # --- the event log ---
 
 
