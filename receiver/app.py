@@ -1,5 +1,6 @@
 """The web process: an ASGI application whose lifespan starts the journal and the worker."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from receiver import credentials, exposition, logs, tracing
+from receiver.alerts.targets import Targets
 from receiver.api import problems, routes
 from receiver.api.auth import Tokens, token_guard
 from receiver.api.health import Health
@@ -109,7 +111,7 @@ class Receiver:
         # Before anything is opened, so that a wrong table of a sink or a rule prevents the start.
         configured_sinks(settings)
         tracing.refuse_other_process(settings.tracing, settings.worker)
-        configured_rules(settings)
+        targets = configured_targets(settings)
         self.database = Database(settings.database)
         routes = [(provider.api, url.route) for provider, url in URLS]
         self.metrics = WebMetrics(reasons=REASONS, closed=Closed, routes=routes)
@@ -135,7 +137,8 @@ class Receiver:
             clock=now,
             id_header=settings.request_id_header,
         )
-        self._other = Starlette(routes=self._routes(settings), exception_handlers=problems.APPLICATION_HANDLERS)
+        other_routes = self._routes(settings, targets)
+        self._other = Starlette(routes=other_routes, exception_handlers=problems.APPLICATION_HANDLERS)
         self._other.router.redirect_slashes = False
         others = RequestIds(UnknownPaths(self._other, self._refusals), settings.request_id_header)
         self.app = _Application(
@@ -181,10 +184,11 @@ class Receiver:
         # Every step that may fail comes before the first that changes something. The worker does the same.
         changed = self.settings.model_copy(update={name: getattr(settings, name) for name in RELOADED})
         configured_sinks(changed)
-        configured_rules(changed)
         tag_checker(changed)
         admission = _admission(changed)
-        new_routes = self._routes(changed)
+        # In a thread: the first target of Apprise loads all its plug-ins for a second, and callbacks are answered here.
+        targets = await asyncio.to_thread(configured_targets, changed)
+        new_routes = self._routes(changed, targets)
         await self.worker.reload(changed)
         self.settings = changed
         self._endpoints.admission = admission
@@ -197,11 +201,11 @@ class Receiver:
         async with self.running():
             yield
 
-    def _routes(self, settings: Settings) -> list[BaseRoute]:
+    def _routes(self, settings: Settings, targets: Targets) -> list[BaseRoute]:
         """All routes but the callback routes."""
         tokens = _tokens(settings)
         guard = [token_guard(tokens)] if settings.metrics_auth == "token" else []
-        context = self._api(settings, tokens if settings.api_auth == "token" else None)
+        context = self._api(settings, targets, tokens if settings.api_auth == "token" else None)
         return [
             *Health(self.journal.probe).routes(),
             Route("/metrics", self._metrics, middleware=guard),
@@ -209,7 +213,7 @@ class Receiver:
             *routes.routes(context),
         ]
 
-    def _api(self, settings: Settings, tokens: Tokens | None) -> ApiContext:
+    def _api(self, settings: Settings, targets: Targets, tokens: Tokens | None) -> ApiContext:
         return ApiContext(
             database=self.database,
             reprocess=self._reprocess,
@@ -217,7 +221,7 @@ class Receiver:
             tag_key=next(iter(tag_keys(settings).items()), None),
             public_url=settings.public_url,
             base_url=settings.base_url,
-            targets=configured_targets(settings),
+            targets=targets,
             source=settings.source,
             country_code=settings.country_code,
             clock=now,

@@ -141,10 +141,9 @@ def target_context(settings: Settings) -> Context:
     )
 
 
-def rulebook(settings: Settings) -> Rulebook:
-    """What the evaluator of alerts needs of the settings."""
+def rulebook(settings: Settings, found: Targets) -> Rulebook:
+    """What the evaluator of alerts needs of the settings and of the targets and rules in them."""
     sinks = {str(table.get("name")): str(table.get("type")) for table in settings.sinks}
-    found = configured_targets(settings)
     return Rulebook(
         rules=found.rules if settings.alerts_every else (),
         sinks=sinks,
@@ -177,7 +176,7 @@ class Worker:
             holder=holder,
             tracing=self._tracing,
         )
-        sinks = configured_sinks(settings)
+        sinks, found = configured_sinks(settings), configured_targets(settings)
         self._dispatchers = Dispatchers(
             self._database,
             sinks,
@@ -190,14 +189,14 @@ class Worker:
         )
         self._notifier = Notifier(
             self._database,
-            configured_targets(settings),
+            found,
             clock=now,
             observer=metrics,
             random_fraction=random.random,
         )
         self._evaluator = Evaluator(
             self._database,
-            rulebook(settings),
+            rulebook(settings, found),
             LogWatch(self._database),
             observer=metrics,
             clock=now,
@@ -248,7 +247,9 @@ class Worker:
         # Every step that may fail comes before the first that changes something.
         sinks = configured_sinks(settings)
         checker = tag_checker(settings)
-        new_rules, new_targets = rulebook(settings), configured_targets(settings)
+        # In a thread: the first target of Apprise loads all its plug-ins, which takes a second.
+        new_targets = await asyncio.to_thread(configured_targets, settings)
+        new_rules = rulebook(settings, new_targets)
         names = frozenset(sink.name for sink in sinks)
         await self._dispatchers.prepare(sinks)
         self.processor.checker = checker

@@ -1,5 +1,6 @@
 """A reload is all or nothing: whichever of its steps fails, nothing of the old configuration has changed."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,9 +10,12 @@ from typing import Any
 
 import httpx2
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import event
 
 from receiver import app, supervisor, worker
+from receiver.alerts import targets
+from receiver.alerts.apprise import AppriseTarget
 from receiver.app import Receiver
 from receiver.dispatch.dispatcher import Dispatcher
 from receiver.errors import ReceiverError, StorageUnavailable
@@ -134,6 +138,7 @@ STEPS: dict[str, Callable[[Running, Any], None]] = {
     "web: sinks": replace(app, "configured_sinks"),
     "web: tag checker": replace(app, "tag_checker"),
     "web: callback credentials": replace(app, "_admission"),
+    "web: targets of alerts": replace(app, "configured_targets"),
     "web: tokens": replace(app, "Tokens"),
     "web: health": replace(app, "Health"),
     "web: tag key": replace(app, "tag_keys"),
@@ -141,6 +146,8 @@ STEPS: dict[str, Callable[[Running, Any], None]] = {
     "the way to the worker": replace(supervisor.WorkerThread, "_on_worker_loop", lost),
     "worker: sinks": replace(worker, "configured_sinks"),
     "worker: tag checker": replace(worker, "tag_checker"),
+    "worker: targets of alerts": replace(worker, "configured_targets"),
+    "worker: rules of alerts": replace(worker, "rulebook"),
     "worker: registration": replace(sinks, "register_all", unavailable),
     "worker: second registration": break_second_registration,
 }
@@ -175,6 +182,29 @@ async def test_reload_in_which_no_step_fails_changes_everything(sqlite_url: str,
         await run.receiver.reload(settings(sqlite_url, tmp_path, "new", "newer"))
         await run.has_configuration("new", "old")
         assert run.worker._pruner.sinks == {"new", "newer"}
+
+
+async def test_targets_of_alerts_are_made_once_and_block_neither_callbacks_nor_processor(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocking: list[bool] = []
+
+    def make(*arguments: Any) -> AppriseTarget:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            blocking.append(False)
+        else:
+            blocking.append(True)
+        return AppriseTarget(*arguments)
+
+    monkeypatch.setattr(targets, "AppriseTarget", make)
+    async with running(sqlite_url, tmp_path) as run:
+        await run.has_configuration("old", "new")
+        changed = settings(sqlite_url, tmp_path, "new")
+        await run.receiver.reload(changed.model_copy(update={"alert_to": [SecretStr("json://127.0.0.1/hook")]}))
+    # Once for the web process, once for the worker.
+    assert blocking == [False, False]
 
 
 async def test_sink_that_does_not_stop_orderly_does_not_stop_a_reload(
