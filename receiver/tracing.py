@@ -12,7 +12,7 @@ import hashlib
 import re
 import secrets
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -36,6 +36,10 @@ log = structlog.get_logger("receiver.tracing")
 _SETTING: Final = "RECEIVER_TRACING__EXPORTER"
 # An event loop gets a turn for other work after as many spans.
 _YIELD_EVERY: Final = 100
+# The spans of callbacks are made after this time, so many in a turn of the event loop, before more than so many wait.
+_ANSWERS_FIRST_SECONDS: Final = 0.002
+_SPANS_AT_ONCE: Final = 4
+_MAX_ENDED: Final = 4096
 # More than a batch of the processor names.
 _MAX_CALLERS: Final = 16_384
 _MAX_LISTED: Final = 10
@@ -206,6 +210,17 @@ def refuse_other_process(settings: TracingSettings, worker: str) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """A callback that was accepted, or not, at a time in nanoseconds since 1970; its span is not made yet."""
+
+    callback: Callback
+    around: "spans.SpanId | None"
+    status: int | None
+    error: str | None
+    at: int
+
+
 class Tracing:
     """Makes the spans of one process. No method raises, except for `start`.
 
@@ -219,6 +234,8 @@ class Tracing:
         self._callers: dict[str, Caller | None] = {}
         self._unread = Sampled(log, "callers' traces are not continued, their callbacks cannot be read")
         self._tracer: spans.Tracer | None = None
+        self._ended: deque[_Ended] = deque()
+        self._is_making = False
 
     def start(self) -> None:
         """Starts the export; raises SettingsError if that cannot be done."""
@@ -245,6 +262,9 @@ class Tracing:
 
     async def stop(self) -> None:
         """Exports what waits, for some seconds at most."""
+        while self._ended:
+            self._make_some()
+            await asyncio.sleep(0)
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.stop)
 
@@ -260,7 +280,30 @@ class Tracing:
     def appended(
         self, callback: Callback, around: "spans.SpanId | None", status: int | None, error: str | None
     ) -> None:
-        """Makes the span of a callback: from the last byte of its body to the commit before its answer."""
+        """Has the span of a callback made: from the last byte of its body to the commit before its answer, now.
+
+        A span takes a third of a millisecond. It is made when those who posted the callbacks of a batch are answered.
+        """
+        self._ended.append(_Ended(callback, around, status, error, time.time_ns()))
+        if len(self._ended) >= _MAX_ENDED:
+            self._make_some()
+        if not self._is_making:
+            self._is_making = True
+            asyncio.get_running_loop().call_later(_ANSWERS_FIRST_SECONDS, self._go_on_making)
+
+    def _go_on_making(self) -> None:
+        """Makes some of the spans that wait; between them the event loop gets a turn for other work."""
+        self._make_some()
+        self._is_making = bool(self._ended)
+        if self._is_making:
+            asyncio.get_running_loop().call_soon(self._go_on_making)
+
+    def _make_some(self) -> None:
+        for _ in range(min(_SPANS_AT_ONCE, len(self._ended))):
+            self._make_appended(self._ended.popleft())
+
+    def _make_appended(self, ended: "_Ended") -> None:
+        callback, around, error = ended.callback, ended.around, ended.error
         caller = Caller.of(callback.headers)
         trace = trace_of(callback.id, self._settings.ratio, caller if self._continues else None)
         if self._tracer is None or not trace.is_sampled:
@@ -274,12 +317,12 @@ class Tracing:
             span=(trace.id, trace.callback),
             parent=parent,
             state=trace.state,
-            times=(round(callback.received_at.timestamp() * 1e9), time.time_ns()),
+            times=(round(callback.received_at.timestamp() * 1e9), ended.at),
             attributes={
                 "http.request.method": callback.method,
                 "http.route": path,
                 "http.request.body.size": len(callback.body),
-                "http.response.status_code": status,
+                "http.response.status_code": ended.status,
                 "error.type": error,
                 "receiver.callback.id": callback.id,
             },

@@ -1,5 +1,6 @@
 """Whole traces in memory: of one callback, from its answer over the processor to every sink."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -16,10 +17,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
 
 from receiver.app import create_app
+from receiver.domain.events import Callback
 from receiver.errors import StorageUnavailable
+from receiver.intake.journal import Journal
 from receiver.settings import GivenSettings
 from receiver.sinks.base import Publication, Published, Refused, Result, Retry, Sink, SinkSettings
-from receiver.spans import with_otlp
+from receiver.spans import Tracer, with_otlp
 from receiver.storage import callbacks
 from tests.collectors import collector
 from tests.factories import v2_event
@@ -169,6 +172,42 @@ async def test_retries_are_further_spans_with_their_errors(tmp_path: Path, expor
     assert first.attributes["error.type"] == "not yet"
     assert first.parent == second.parent == refused.parent
     assert first.get_span_context().span_id != second.get_span_context().span_id
+
+
+async def test_no_span_is_made_before_its_callback_and_those_committed_with_it_are_answered(
+    tmp_path: Path, exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    make = Tracer.make
+
+    def slow_make(self: Tracer, name: str, **fields: Any) -> None:
+        order.append(name)
+        make(self, name, **fields)
+
+    monkeypatch.setattr(Tracer, "make", slow_make)
+    accepted = Journal.append
+
+    def append(self: Journal, callback: Callback) -> Any:
+        future = accepted(self, callback)
+
+        async def wait() -> None:
+            await future
+            # As a request goes on to its answer: a few turns of the event loop after the commit.
+            for _ in range(3):
+                await asyncio.sleep(0)
+            order.append("answered")
+
+        waiting.append(asyncio.ensure_future(wait()))
+        return future
+
+    waiting: list[Any] = []
+    monkeypatch.setattr(Journal, "append", append)
+    async with running(tmp_path, []) as (_, client):
+        await asyncio.gather(*(post(client, {**EVENT, "time": f"2026-01-01T00:00:0{n}Z"}) for n in range(5)))
+        await spans_of(exporter, 10)
+    of_callbacks = [name for name in order if name != "process callbacks"]
+    assert of_callbacks.count("answered") == 5
+    assert of_callbacks[0] == "answered"
 
 
 async def test_a_replay_is_marked(tmp_path: Path, exporter: InMemorySpanExporter) -> None:
