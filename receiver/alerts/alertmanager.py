@@ -99,7 +99,10 @@ def fingerprint(labels: Mapping[str, str]) -> str:
 def _in_range(moment: datetime) -> datetime:
     if moment.replace(tzinfo=UTC) < _EARLIEST:
         raise ValueError("must not be before 1970")
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must not be after the year 9999 in UTC") from None
 
 
 _Labels = Annotated[

@@ -110,6 +110,7 @@ async def test_post_needs_an_admin(database: Database) -> None:
     [
         ({**POSTED, "version": "3"}, 400, "version: Input should be '4'"),
         (posted(labels={"alertname": 1}), 400, "alerts.0.labels.alertname: Input should be a valid string"),
+        (posted(startsAt="9999-12-31T23:59:59-12:00"), 400, "alerts.0.startsAt: must not be after the year 9999"),
         (posted(startsAt="yesterday"), 400, "alerts.0.startsAt: Input should be a valid datetime"),
         ({**POSTED, "alerts": POSTED["alerts"] * (MAX_ALERTS + 1)}, 400, "alerts: List should have at most 500 items"),
         ("nothing", 400, "body: Input should be an object"),
