@@ -1,8 +1,8 @@
 """The title and the body of a notification, from templates with named values. No value is ever executed.
 
 Summaries and groups contain texts of strangers: names of senders, carriers, sinks and labels. Their control characters
-are removed, so that none of them begins a line of its own, and mentions of everybody in a chat are broken up. The text
-is plain; what a service makes of it is escaped by the client of the service.
+are removed, so that none of them begins a line of its own, and mentions and links with a text of their own, which chats
+make of plain text too, are broken up. What else a service makes of the text is escaped by the client of the service.
 """
 
 import re
@@ -47,7 +47,8 @@ _SHARES: Final = frozenset({RuleType.FAILURE_RATE, RuleType.SLOW_DELIVERY, RuleT
 _LONGEST: Final = 500
 _MAX_TITLE: Final = 250
 _MAX_BODY: Final = 8000
-_MENTION: Final = re.compile(r"@(?=everyone\b|here\b|channel\b|all\b)", re.IGNORECASE)
+# `@everyone`; `<!channel>`, `<@&123>` and `<#123>` of Slack and Discord; `[click](https://…)` of Markdown.
+_MARKUP: Final = re.compile(r"@(?=everyone\b|here\b|channel\b|all\b)|<(?=[!@#])|\](?=\()", re.IGNORECASE)
 
 
 def template_error(template: str) -> str | None:
@@ -77,11 +78,11 @@ class Templates:
 
 
 def cleaned(text: str, longest: int = _LONGEST) -> str:
-    """A text of strangers on one line, without control characters and without mentions of everybody."""
+    """A text of strangers on one line, without control characters, mentions and links with a text."""
     printable = "".join(" " if unicodedata.category(character)[0] in "CZ" else character for character in text)
     short = " ".join(printable.split())
     short = short if len(short) <= longest else f"{short[: longest - 1]}…"
-    return _MENTION.sub("@\u200b", short)
+    return _MARKUP.sub("\\g<0>\u200b", short)
 
 
 def fields(notification: Notification) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Notifications of people against local servers: HTTP, SMTP, hooks as of Slack, PagerDuty, Opsgenie, Alertmanager."""
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -90,19 +91,41 @@ async def test_slack_hook_gets_no_markup_of_strangers(database: Database, monkey
             await eventually(lambda: hook.posted)
         assert hook.posted[0].path == "/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ"
         text = str(hook.posted[0].json)
-    assert "&lt;!channel&gt;" in text
+    assert "&lt;\\u200b!channel&gt;" in text
     assert "<!channel>" not in text
     assert "<https" not in text
     assert "@everyone" not in text
 
 
-async def test_mattermost_hook_is_delivered_through_its_url(database: Database) -> None:
+HOSTILE = "<!channel> <!here|x> <@&123> <@U1> <#C1> @all [click](http://evil.example)"
+MARKUP = ("<!", "<@", "<#", "@all", "](")
+
+
+async def test_mattermost_hook_gets_no_markup_of_strangers(database: Database) -> None:
     with hook_server() as hook:
         configured = targets(f"mmost://{hook.address}/3ccdd113474722377935511fc85d3dd4")
         async with notifier(database, configured):
-            await fire(database, configured)
+            await fire(database, configured, summary=HOSTILE, group=HOSTILE)
             await eventually(lambda: hook.posted)
         assert hook.posted[0].path == "/hooks/3ccdd113474722377935511fc85d3dd4"
+        text = json.dumps(hook.posted[0].json, ensure_ascii=False)
+    assert "evil.example" in text
+    assert [found for found in MARKUP if found in text] == []
+
+
+async def test_discord_hook_gets_no_markup_of_strangers(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    from apprise.plugins.discord import NotifyDiscord
+
+    with hook_server(status=204, answer=b"") as hook:
+        # The plug-in has one address; the rest is the real one.
+        monkeypatch.setattr(NotifyDiscord, "notify_url", f"http://{hook.address}/api/webhooks")
+        configured = targets("discord://123456789/AAAABBBBCCCC")
+        async with notifier(database, configured):
+            await fire(database, configured, summary=HOSTILE, group=HOSTILE)
+            await eventually(lambda: hook.posted)
+        text = json.dumps(hook.posted[0].json, ensure_ascii=False)
+    assert "evil.example" in text
+    assert [found for found in MARKUP if found in text] == []
 
 
 async def test_pagerduty_opens_one_incident_and_resolves_it(database: Database) -> None:

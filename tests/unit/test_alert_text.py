@@ -59,6 +59,8 @@ def test_numbers_are_written_as_their_rule_means_them(rule: RuleType, value: flo
         ("right\u202eto\u2066left", "right to left"),
         ("  many   spaces ", "many spaces"),
         ("@everyone @Here @channel @all @alice", "@\u200beveryone @\u200bHere @\u200bchannel @\u200ball @alice"),
+        ("<!channel> <@&1> <#1> <b>", "<\u200b!channel> <\u200b@&1> <\u200b#1> <b>"),
+        ("[click](http://evil)", "[click]\u200b(http://evil)"),
         ("x" * 600, "x" * 499 + "…"),
     ],
 )
