@@ -35,6 +35,7 @@ def upgrade() -> None:
         sa.Column("clear_since", moment),
         sa.Column("unknown_since", moment),
         sa.Column("announced_at", moment),
+        sa.Column("ends_at", moment),
         sa.Column("fired_at", moment),
         sa.Column("updated_at", moment, nullable=False),
         sa.Column("resolved_at", moment),

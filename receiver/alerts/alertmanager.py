@@ -32,6 +32,8 @@ VERSION: Final = "4"
 NEVER: Final = "0001-01-01T00:00:00Z"
 """Go's zero time: the end of an alert that still fires."""
 MAX_ALERTS: Final = 500
+MAX_OPEN: Final = 1000
+"""At most so many alerts of other programs are open at once."""
 MAX_BODY_BYTES: Final = 1024 * 1024
 
 _MAX_LABELS: Final = 64
@@ -105,6 +107,16 @@ def _in_range(moment: datetime) -> datetime:
         raise ValueError("must not be after the year 9999 in UTC") from None
 
 
+def _end(moment: datetime | None) -> datetime | None:
+    """The end that an alert names; None for the zero time, and for one beyond any calendar."""
+    if moment is None or moment.replace(tzinfo=UTC) < _EARLIEST:
+        return None
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        return None
+
+
 _Labels = Annotated[
     dict[Annotated[str, Field(max_length=200)], Annotated[str, Field(max_length=8192)]],
     Field(max_length=_MAX_LABELS),
@@ -120,7 +132,9 @@ class AlertmanagerAlert(BaseModel):
     labels: _Labels
     annotations: _Labels = {}
     starts_at: Annotated[AwareDatetime, AfterValidator(_in_range)] = Field(alias="startsAt")
-    ends_at: AwareDatetime | None = Field(None, alias="endsAt", description="year 1 while the alert fires")
+    ends_at: Annotated[AwareDatetime | None, AfterValidator(_end)] = Field(
+        None, alias="endsAt", description="when the alert ends by itself; year 1 if that is not known"
+    )
     generator_url: str = Field("", alias="generatorURL", max_length=8192)
     fingerprint: str = Field("", max_length=200, description="identifies the labels; without it the labels do")
 
@@ -172,7 +186,7 @@ def changes(
 def _change(
     posted: AlertmanagerAlert, alert_id: str, known: Alert | None, rules: Sequence[Rule], now: datetime
 ) -> AlertChange | None:
-    is_firing = posted.status == "firing"
+    is_firing = posted.status == "firing" and (posted.ends_at is None or posted.ends_at > now)
     if known is None:
         if not is_firing:
             return None
@@ -180,13 +194,18 @@ def _change(
     if known.status is AlertStatus.RESOLVED:
         return None
     if not is_firing:
-        resolved = replace(known, status=AlertStatus.RESOLVED, resolved_at=now, updated_at=now)
-        return AlertChange(transition=Transition.RESOLVED, alert=resolved)
-    summary, severity = _summary(posted), _severity(posted)
-    if (summary, severity) == (known.summary, known.severity):
+        return resolution(known, now)
+    summary, severity, ends_at = _summary(posted), _severity(posted), posted.ends_at
+    if (summary, severity, ends_at) == (known.summary, known.severity, known.ends_at):
         return None
-    updated = replace(known, summary=summary, severity=severity, updated_at=now)
+    updated = replace(known, summary=summary, severity=severity, ends_at=ends_at, updated_at=now)
     return AlertChange(transition=Transition.UPDATED, alert=updated)
+
+
+def resolution(known: Alert, now: datetime) -> AlertChange:
+    """The end of an alert of another program."""
+    resolved = replace(known, status=AlertStatus.RESOLVED, resolved_at=now, updated_at=now)
+    return AlertChange(transition=Transition.RESOLVED, alert=resolved)
 
 
 def _fired(posted: AlertmanagerAlert, alert_id: str, rules: Sequence[Rule], now: datetime) -> Alert:
@@ -206,6 +225,7 @@ def _fired(posted: AlertmanagerAlert, alert_id: str, rules: Sequence[Rule], now:
         began_at=min(posted.starts_at, now),
         fired_at=now,
         updated_at=now,
+        ends_at=posted.ends_at,
     )
 
 

@@ -29,6 +29,7 @@ from receiver.domain.alerts import (
     Rule,
     Transition,
     advance,
+    ended,
     unannounced,
 )
 from receiver.errors import StorageUnavailable
@@ -300,6 +301,7 @@ class Evaluator(Generic[AnyFacts]):
             rulebook.rules, open_alerts, findings, now, self._new_id, mutes=mutes, watching_since=begun.watching_since
         )
         changes = await self._with_messages(changes, rulebook.rules, facts, now)
+        changes = [*changes, *ended(open_alerts, now)]
         changes += unannounced(open_alerts, changes, now)
         failpoints.reach("alerts_evaluated")
         async with self._database.appending() as transaction:

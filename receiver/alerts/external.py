@@ -1,13 +1,16 @@
 """Alerts of other programs: what they post becomes alerts of ours, which go the same ways."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import structlog
 
-from receiver.alerts.alertmanager import AlertmanagerPost, changes, external_id
+from receiver.alerts.alertmanager import MAX_OPEN, AlertmanagerPost, changes, external_id, resolution
 from receiver.alerts.targets import Targets
-from receiver.domain.alerts import AlertChange, Transition
+from receiver.domain.alerts import Alert, AlertChange, AlertStatus, RuleType, Transition
+from receiver.errors import Conflict
 from receiver.storage import alerts
+from receiver.storage.bulk import Transaction
 from receiver.storage.database import Database
 
 log = structlog.get_logger("receiver.alerts")
@@ -17,6 +20,7 @@ async def take(database: Database, post: AlertmanagerPost, targets: Targets, *, 
     """Writes what a post changes, with its events and notifications, in one transaction; returns what others hear of.
 
     Alertmanager posts again what it has posted, and two of them post the same: only the first post changes something.
+    Raises Conflict if more alerts would be open than may be; what is resolved or changed is written all the same.
     """
     async with database.reading() as connection:
         mutes = await alerts.mutes(connection, now)
@@ -24,14 +28,53 @@ async def take(database: Database, post: AlertmanagerPost, targets: Targets, *, 
     async with database.appending() as transaction:
         known = await alerts.stored(transaction, ids)
         found = changes(post.alerts, known, targets.rules, now, mutes=mutes)
-        heard = await alerts.write(
-            transaction,
-            found,
-            now=now,
-            base_url=targets.base_url,
-            sinks=targets.sinks_of,
-            further=targets.further(now),
+        places = max(0, MAX_OPEN - await alerts.open_external(transaction))
+        new = {change.alert.id for change in found if change.transition is Transition.FIRED}
+        beyond = set(list(dict.fromkeys(one for one in ids if one in new))[places:])
+        taken = [change for change in found if change.alert.id not in beyond]
+        heard = await _write(transaction, taken, targets, now)
+    _report(heard)
+    if beyond:
+        raise Conflict(
+            f"{len(beyond)} new alerts were not taken: {MAX_OPEN:,} alerts of other programs are open; "
+            "receiver alerts resolve ends those that are over"
         )
+    return heard
+
+
+async def resolve(database: Database, alert_id: str, targets: Targets, *, now: datetime) -> Alert:
+    """Ends an alert of another program, which may not exist any more.
+
+    Raises UnknownAlert, or Conflict if the alert is resolved already or if a rule of ours decides about it.
+    """
+    async with database.appending() as transaction:
+        alert = (await alerts.stored(transaction, [alert_id])).get(alert_id)
+        if alert is None or alert.status is AlertStatus.PENDING:
+            raise alerts.UnknownAlert("there is no alert with this id")
+        if alert.rule is not RuleType.EXTERNAL:
+            raise Conflict("only alerts of other programs are resolved by hand; a rule decides about this one")
+        if alert.status is AlertStatus.RESOLVED:
+            raise Conflict("the alert is resolved already")
+        change = resolution(alert, now)
+        heard = await _write(transaction, [change], targets, now)
+    _report(heard)
+    return change.alert
+
+
+async def _write(
+    transaction: Transaction, found: Sequence[AlertChange], targets: Targets, now: datetime
+) -> list[AlertChange]:
+    return await alerts.write(
+        transaction,
+        found,
+        now=now,
+        base_url=targets.base_url,
+        sinks=targets.sinks_of,
+        further=targets.further(now),
+    )
+
+
+def _report(heard: Sequence[AlertChange]) -> None:
     for change in heard:
         alert = change.alert
         fields = {"alert": alert.id, "rule": alert.name, "severity": alert.severity, "group": alert.group}
@@ -39,4 +82,3 @@ async def take(database: Database, post: AlertmanagerPost, targets: Targets, *, 
             log.warning("an alert fires", **fields, summary=alert.summary)
         else:
             log.info("an alert is resolved", **fields)
-    return heard

@@ -4,6 +4,8 @@ from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from receiver.alerts import external
+from receiver.alerts.targets import Targets
 from receiver.api.operations import Call, Listed, Operation
 from receiver.api.problems import InvalidValue, invalid_values_problem
 from receiver.domain.alerts import Alert
@@ -58,6 +60,12 @@ async def mute_alert(call: Call) -> AlertRead:
     return _shown(call, await alerts.mute(call.database, call.path["id"], until))
 
 
+async def resolve_alert(call: Call) -> AlertRead:
+    context = call.context
+    targets = context.targets or Targets()
+    return _shown(call, await external.resolve(call.database, call.path["id"], targets, now=context.clock()))
+
+
 def _shown(call: Call, alert: Alert) -> AlertRead:
     return alert_read(alert, call.context.base_url)
 
@@ -89,6 +97,17 @@ OPERATIONS: Final = (
         path="/api/alerts/{id}/acknowledge",
         summary="Record that somebody looks after an alert; the next alert of its rule and group is a new one",
         handle=acknowledge_alert,
+        answer=AlertRead,
+        problems=(403, 404, 409),
+        path_words=_ID,
+    ),
+    Operation(
+        name="resolveAlert",
+        method="POST",
+        path="/api/alerts/{id}/resolve",
+        summary="Resolve an alert of another program, which will not do it itself any more",
+        description="Alerts of the rules here are resolved when what they measure is over.",
+        handle=resolve_alert,
         answer=AlertRead,
         problems=(403, 404, 409),
         path_words=_ID,

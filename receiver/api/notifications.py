@@ -5,7 +5,7 @@ from typing import Any, Final
 from pydantic import Field
 
 from receiver.alerts import external
-from receiver.alerts.alertmanager import MAX_ALERTS, MAX_BODY_BYTES, AlertmanagerPost
+from receiver.alerts.alertmanager import MAX_ALERTS, MAX_BODY_BYTES, MAX_OPEN, AlertmanagerPost
 from receiver.alerts.targets import ConfiguredTarget, Targets
 from receiver.alerts.trial import try_targets
 from receiver.api.operations import Call, Operation
@@ -92,12 +92,13 @@ OPERATIONS: Final = (
         path="/api/alerts/alertmanager",
         summary="Take alerts of other programs, as Alertmanager posts them to a webhook",
         description=f"Version 4 of the format, with at most {MAX_ALERTS} alerts. Posts may be repeated: an alert is "
-        "identified by its fingerprint, or its labels, and its start.",
+        f"identified by its fingerprint, or its labels, and its start. At most {MAX_OPEN:,} may be open: 409 beyond, "
+        "with those resolved that the post resolves.",
         handle=post_alertmanager,
         body=AlertmanagerPost,
         max_body_bytes=MAX_BODY_BYTES,
         answer=AlertmanagerResponse,
-        problems=(403, 413, 415),
+        problems=(403, 409, 413, 415),
         **_POST,
     ),
 )

@@ -480,7 +480,7 @@ def _act_on_dead_letters(
     return with_operations(config, work)
 
 
-alerts = group("List, show, acknowledge and mute alerts.")
+alerts = group("List, show, acknowledge, mute and resolve alerts.")
 
 AlertId = Annotated[str, typer.Argument(help="The id of the alert.")]
 
@@ -504,6 +504,12 @@ def show_alert(id: AlertId, config: Config = None, json: Json = False) -> int:  
 def acknowledge_alert(id: AlertId, config: Config = None, json: Json = False) -> int:  # noqa: A002
     """Record that somebody looks after an alert that fires."""
     return _act_on_alert(config, "alerts.acknowledgeAlert", id, json=json)
+
+
+@alerts.command("resolve")
+def resolve_alert(id: AlertId, config: Config = None, json: Json = False) -> int:  # noqa: A002
+    """Resolve an alert of another program, which will not do it itself any more."""
+    return _act_on_alert(config, "alerts.resolveAlert", id, json=json)
 
 
 @alerts.command("mute")

@@ -126,6 +126,7 @@ class Alert:
 
     `began_at` is when its condition began to hold, `clear_since` since when it does not, `unknown_since` since when
     too little is known to tell. `announced_at` is when others heard that it fires: not at once if it was muted.
+    `ends_at` is the end that the program which posted it has named.
     """
 
     id: str
@@ -147,6 +148,7 @@ class Alert:
     acknowledged_at: datetime | None = None
     muted_until: datetime | None = None
     announced_at: datetime | None = None
+    ends_at: datetime | None = None
 
     @property
     def key(self) -> AlertKey:
@@ -368,6 +370,18 @@ def announcement(change: AlertChange, now: datetime) -> Transition | None:
         return None
     is_muted = alert.muted_until is not None and alert.muted_until > now
     return None if is_muted else Transition.FIRED
+
+
+def ended(open_alerts: Iterable[Alert], now: datetime) -> list[AlertChange]:
+    """The alerts of other programs whose end, which the program has named, has come."""
+    return [
+        AlertChange(
+            transition=Transition.RESOLVED,
+            alert=replace(alert, status=AlertStatus.RESOLVED, resolved_at=now, updated_at=now),
+        )
+        for alert in open_alerts
+        if alert.rule is RuleType.EXTERNAL and alert.ends_at is not None and alert.ends_at <= now
+    ]
 
 
 def unannounced(open_alerts: Iterable[Alert], changes: Iterable[AlertChange], now: datetime) -> list[AlertChange]:

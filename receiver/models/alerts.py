@@ -58,7 +58,8 @@ class AlertRow(AlertBase, table=True):
     """An alert; one that is pending or firing is the only one of its rule and group.
 
     `targets` is the rule's `to`. `began_at` is when the condition began to hold, `clear_since` since when it does not,
-    `unknown_since` since when too little is known to tell. `announced_at` is when others heard that it fires.
+    `unknown_since` since when too little is known to tell. `announced_at` is when others heard that it fires. `ends_at`
+    is the end that the program which posted it has named.
     """
 
     __tablename__ = "alerts"
@@ -76,6 +77,7 @@ class AlertRow(AlertBase, table=True):
     clear_since: datetime | None = time_column()
     unknown_since: datetime | None = time_column()
     announced_at: datetime | None = time_column()
+    ends_at: datetime | None = time_column()
 
 
 class AlertRead(AlertBase, Read):

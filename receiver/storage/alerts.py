@@ -138,6 +138,7 @@ def _alert(row: Row[Any] | Any) -> Alert:
         acknowledged_at=row.acknowledged_at,
         muted_until=row.muted_until,
         announced_at=row.announced_at,
+        ends_at=row.ends_at,
     )
 
 
@@ -161,6 +162,13 @@ async def stored(transaction: Transaction, alert_ids: Iterable[str]) -> dict[str
     """The alerts with these ids that are stored, inside the appending transaction."""
     rows = await transaction.select(list(ALERTS.columns), "id {among}", alert_ids)
     return {row.id: _alert(row) for row in rows}
+
+
+async def open_external(transaction: Transaction) -> int:
+    """How many alerts of other programs are open."""
+    statement = f"SELECT count(*) FROM alerts WHERE rule = '{RuleType.EXTERNAL}' AND status <> 'resolved'"  # noqa: S608
+    [(number,)] = await transaction.fetch(statement)
+    return int(number)
 
 
 Further = Callable[[Sequence[AlertChange], Spelling], Iterable[Step]]
@@ -228,11 +236,19 @@ _FIRING: Final = [EVENTS.c.message_id, EVENTS.c.facts]
 async def _as_decided(transaction: Transaction, changes: Sequence[AlertChange]) -> list[AlertChange]:
     """The changes with what the database has of people's decisions, which may be newer than what was evaluated.
 
-    An alert that was resolved meanwhile, by the program that posted it or by a person, has no further changes.
+    An alert that was resolved meanwhile, by the program that posted it or by a person, has no further changes. One
+    whose end was put off meanwhile does not end.
     """
     stored = await transaction.select(_DECIDED, "id {among}", {change.alert.id for change in changes})
     decided = {row.id: row for row in stored}
     resolved = {row.id for row in stored if row.status == AlertStatus.RESOLVED}
+    resolved |= {
+        change.alert.id
+        for change in changes
+        if change.transition is Transition.RESOLVED
+        and (row := decided.get(change.alert.id)) is not None
+        and row.ends_at != change.alert.ends_at
+    }
     return [
         AlertChange(
             transition=change.transition,
@@ -250,7 +266,14 @@ async def _as_decided(transaction: Transaction, changes: Sequence[AlertChange]) 
     ]
 
 
-_DECIDED: Final = [ALERTS.c.id, ALERTS.c.status, ALERTS.c.acknowledged_at, ALERTS.c.muted_until, ALERTS.c.announced_at]
+_DECIDED: Final = [
+    ALERTS.c.id,
+    ALERTS.c.status,
+    ALERTS.c.acknowledged_at,
+    ALERTS.c.muted_until,
+    ALERTS.c.announced_at,
+    ALERTS.c.ends_at,
+]
 _WRITTEN: Final = tuple(column.name for column in ALERTS.columns)
 _REPLACE: Final = upsert(ALERTS, untouched=("acknowledged_at", "muted_until"))
 
@@ -285,6 +308,7 @@ def _row(alert: Alert, spelling: Spelling) -> tuple[Any, ...]:
         "resolved_at": time(alert.resolved_at),
         "acknowledged_at": time(alert.acknowledged_at),
         "muted_until": time(alert.muted_until),
+        "ends_at": time(alert.ends_at),
     }
     return tuple(values[name] for name in _WRITTEN)
 

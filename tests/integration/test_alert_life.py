@@ -157,6 +157,52 @@ async def test_external_alert_resolved_during_a_round_stays_resolved(database: D
     assert (row.status, row.resolved_at, row.announced_at) == ("resolved", at(29), None)
 
 
+async def test_external_alert_ends_when_its_program_has_said(database: Database) -> None:
+    rounds = Rounds(database)
+
+    async def post(ends: str, seconds: float) -> None:
+        one = {**POSTED["alerts"][0], "endsAt": ends}
+        await external.take(
+            database, AlertmanagerPost.model_validate({**POSTED, "alerts": [one]}), Targets(), now=at(seconds)
+        )
+
+    await post("2026-01-01T00:01:00Z", 0)
+    assert await rounds.round(30) == []
+    # It is posted again, with a later end.
+    await post("2026-01-01T00:02:00Z", 45)
+    assert await rounds.round(60) == []
+    [change] = await rounds.round(120)
+    assert (change.transition, change.alert.resolved_at) == (Transition.RESOLVED, at(120))
+    assert [entry.type for entry in await alert_entries(database)] == ["alert.fired", "alert.resolved"]
+    # One that is over when it is posted fires not at all.
+    one = {"startsAt": "2026-01-01T00:00:00Z", "endsAt": "2026-01-01T00:03:00Z"}
+    late = AlertmanagerPost.model_validate({**POSTED, "alerts": [{**POSTED["alerts"][0], **one}]})
+    assert await external.take(database, late, Targets(), now=at(200)) == []
+
+
+async def test_external_alert_whose_end_is_put_off_during_a_round_fires_on(database: Database) -> None:
+    rounds = Rounds(database)
+    one = POSTED["alerts"][0]
+    first, second = (
+        AlertmanagerPost.model_validate({**POSTED, "alerts": [{**one, "endsAt": f"2026-01-01T00:0{minute}:00Z"}]})
+        for minute in (1, 5)
+    )
+    await external.take(database, first, Targets(), now=at(0))
+    read = alerts.mutes
+
+    async def read_and_post(connection: Any, now: Any) -> Any:
+        monkeypatch.undo()
+        found = await read(connection, now)
+        await external.take(database, second, Targets(), now=at(59))
+        return found
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(alerts, "mutes", read_and_post)
+        assert await rounds.round(60) == []
+    [row] = await rows(database)
+    assert (row.status, row.ends_at) == ("firing", at(300))
+
+
 async def test_write_of_a_fenced_off_holder_changes_nothing(database: Database) -> None:
     rounds = Rounds(database)
     rounds.lease = await rounds.evaluator.acquire()

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from receiver.alerts import external
 from receiver.alerts.alertmanager import MAX_ALERTS
 from receiver.domain.alerts import RuleType
 from receiver.models.alerts import ALERTS
 from receiver.models.events import EVENTS
 from receiver.storage import alerts, notifications
 from receiver.storage.database import Database
-from tests.alerting import configured, hook_server, make_rule, rows, targets
+from tests.alerting import configured, fire, hook_server, make_rule, rows, targets
 from tests.unit.test_alertmanager import POSTED
 from tests.web import READER, application, client
 
@@ -76,6 +77,52 @@ async def test_notifications_of_an_alert_are_listed(database: Database) -> None:
     assert (shown["transition"], shown["state"], shown["attempts"], shown["error"]) == ("fired", "due", 1, "status 500")
     assert shown["nextTime"] is not None
     assert shown["sentTime"] is None
+
+
+async def test_alert_of_another_program_is_resolved_by_hand(database: Database) -> None:
+    found = configured([make_rule("json://127.0.0.1/hook", type=RuleType.EXTERNAL, name="external")])
+    async with client(application(database, targets=found)) as http:
+        await http.post(PATH, json=posted())
+        [row] = await stored(database)
+        answer = await http.post(f"/api/alerts/{row.id}/resolve")
+        assert (answer.status_code, answer.json()["status"]) == (200, "resolved")
+        assert answer.json()["resolvedTime"] is not None
+        again = await http.post(f"/api/alerts/{row.id}/resolve")
+        assert (again.status_code, again.json()["detail"]) == (409, "The alert is resolved already.")
+        # It stays so, though the other program goes on to post it.
+        assert (await http.post(PATH, json=posted())).json() == {"alerts": 0}
+        assert (await http.post("/api/alerts/nothing/resolve")).status_code == 404
+        ours = await fire(database, found, id="ours")
+        refused = await http.post(f"/api/alerts/{ours.id}/resolve")
+        assert (refused.status_code, refused.json()["detail"]) == (
+            409,
+            "Only alerts of other programs are resolved by hand; a rule decides about this one.",
+        )
+        http.headers["Authorization"] = f"Bearer {READER}"
+        assert (await http.post(f"/api/alerts/{row.id}/resolve")).status_code == 403
+    assert await events(database) == ["fired", "fired", "resolved"]
+    assert [one.transition for one in await rows(database) if one.alert_id == row.id] == ["fired", "resolved"]
+
+
+async def test_open_alerts_of_other_programs_are_limited(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external, "MAX_OPEN", 2)
+    [one] = POSTED["alerts"]
+    first, second, third, fourth = (
+        {**one, "fingerprint": name, "labels": {"alertname": name}} for name in ("first", "second", "third", "fourth")
+    )
+    async with client(application(database, targets=targets())) as http:
+        assert (await http.post(PATH, json={**POSTED, "alerts": [first, second]})).json() == {"alerts": 2}
+        # What is open already may be posted again, and be resolved.
+        refused = await http.post(PATH, json={**POSTED, "alerts": [{**first, "status": "resolved"}, third]})
+        assert refused.status_code == 409
+        assert refused.json()["detail"].startswith("1 new alerts were not taken: 2 alerts of other programs are open")
+        assert (await http.post(PATH, json={**POSTED, "alerts": [second, third]})).json() == {"alerts": 1}
+        assert (await http.post(PATH, json={**POSTED, "alerts": [fourth]})).status_code == 409
+    assert {(row.name, row.status) for row in await stored(database)} == {
+        ("first", "resolved"),
+        ("second", "firing"),
+        ("third", "firing"),
+    }
 
 
 async def test_posts_at_the_same_time_fire_an_alert_once(database: Database) -> None:
