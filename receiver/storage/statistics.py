@@ -1,13 +1,15 @@
 """Statistics as they are read: sums of cells and of the changes that are not added to them yet."""
 
+import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from heapq import nsmallest
 from math import sqrt
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import BigInteger, ColumnElement, Row, Select, and_, cast, false, func, or_, select
+from sqlalchemy import BigInteger, ColumnElement, Row, Select, Table, and_, cast, false, func, or_, select
 
 from receiver.domain.events import Api, Status
 from receiver.errors import TooMuch
@@ -39,22 +41,30 @@ from receiver.storage.statistics_cells import (
 # What a request may read into memory, and what it may answer.
 _MOST_GROUPS: Final = 200_000
 _MOST_ROWS: Final = 10_000
+# Callbacks share the event loop: 1,000 rows are read in 1 to 2 ms. What takes longer is done in a thread.
+_ROWS_AT_ONCE: Final = 1000
+_ROWS_WITHOUT_THREAD: Final = 200
 _DEFAULT_RANGE: Final = timedelta(days=30)
+
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
 class _Group:
     """The deliveries of a row of statistics by status, and those by bucket of the time to delivery."""
 
-    statuses: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    # The garbage collector, which stops all threads, does not visit a plain dictionary of numbers.
+    statuses: dict[str, int] = field(default_factory=dict)
+    deliveries: int = 0
     awaiting: int = 0
-    buckets: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+    buckets: dict[int, int] = field(default_factory=dict)
 
     def add(self, status: str, bucket: int, deliveries: int, awaiting: int) -> None:
-        self.statuses[status] += deliveries
+        self.statuses[status] = self.statuses.get(status, 0) + deliveries
+        self.deliveries += deliveries
         self.awaiting += awaiting
         if bucket != NO_BUCKET:
-            self.buckets[bucket] += deliveries
+            self.buckets[bucket] = self.buckets.get(bucket, 0) + deliveries
 
     def number(self, *statuses: Status) -> int:
         """The deliveries with one of these statuses."""
@@ -76,10 +86,14 @@ class _Group:
 
 
 class _Groups:
-    """Adds up what the statements find, by the dimensions with these names, made from these columns."""
+    """Adds up what the statements find, by the dimensions with these names, made from these columns.
+
+    `counted` is the number of groups with deliveries.
+    """
 
     def __init__(self, names: Sequence[str], grouped: Sequence[str]) -> None:
         self.by_key: defaultdict[Key, _Group] = defaultdict(_Group)
+        self.counted = 0
         self._names = names
         self._grouped = grouped
         self._by_columns: dict[Key, _Group] = {}
@@ -92,7 +106,9 @@ class _Groups:
             if group is None:
                 key = _values(self._names, dict(zip(self._grouped, columns, strict=True)))
                 group = self._by_columns[columns] = self.by_key[key]
+            before = group.deliveries > 0
             group.add(*row[number:])
+            self.counted += (group.deliveries > 0) - before
 
 
 def _middle(bucket: int) -> float:
@@ -112,19 +128,38 @@ async def find(database: Database, query: StatisticsQuery, now: datetime) -> Sta
             # One snapshot: between two statements, changes could be added to the cells. A single statement with UNION
             # ALL was planned badly, and took three times as long.
             await connection.execution_options(isolation_level="REPEATABLE READ")
-        for statement in _statements(query, grouped, first, end):
-            found = (await connection.execute(statement.limit(_MOST_GROUPS + 1))).all()
-            if len(found) > _MOST_GROUPS:
-                raise _too_many()
-            groups.add(found)
-    counted = {key: group for key, group in groups.by_key.items() if group.number(*Status) > 0}
-    keys = sorted(counted, key=_in_order)
-    if query.limit is not None:
-        keys = sorted(keys, key=lambda key: -counted[key].number(*Status))[: query.limit]
-    if len(keys) > _MOST_ROWS:
-        raise _too_many()
-    rows = [_row(names, key, counted[key]) for key in keys]
+        for table, statement in _statements(query, grouped, first, end):
+            result = await connection.execute(statement.limit(_MOST_GROUPS + 1))
+            read = 0
+            while found := result.fetchmany(_ROWS_AT_ONCE):
+                read += len(found)
+                await _in_thread(len(found), groups.add, found)
+                # Cells only add to what the changes, which are read first, have left.
+                is_large = table is STATISTICS and query.limit is None and groups.counted > _MOST_ROWS
+                if read > _MOST_GROUPS or is_large:
+                    raise _too_many()
+    rows = await _in_thread(len(groups.by_key), _rows, names, groups, query.limit)
     return StatisticsRead(since=start_of(first), until=start_of(end), rows=rows)
+
+
+async def _in_thread(number: int, work: Callable[..., _T], *args: Any) -> _T:
+    """The result of some work on this number of rows, done in a thread if they are many."""
+    if number <= _ROWS_WITHOUT_THREAD:
+        return work(*args)
+    return await asyncio.to_thread(work, *args)
+
+
+def _rows(names: Sequence[str], groups: _Groups, limit: int | None) -> list[StatisticRead]:
+    """The rows in their order. Raises TooMuch before they are sorted."""
+    if limit is None and groups.counted > _MOST_ROWS:
+        raise _too_many()
+    counted = {key: group for key, group in groups.by_key.items() if group.deliveries > 0}
+    if limit is None:
+        keys = sorted(counted, key=_in_order)
+    else:
+        # Sorting all of them would hold the interpreter's lock for its whole time, also in a thread.
+        keys = nsmallest(limit, counted, key=lambda key: (-counted[key].deliveries, _in_order(key)))
+    return [_row(names, key, counted[key]) for key in keys]
 
 
 def _too_many() -> TooMuch:
@@ -153,14 +188,16 @@ def _grouped_by(names: Sequence[str]) -> list[str]:
 _MADE_OF: Final = {"category": ("api", "delivery_code"), "day": ("hour",), "week": ("hour",)}
 
 
-def _statements(query: StatisticsQuery, grouped: Sequence[str], first: int, end: int) -> Iterator[Select[Any]]:
-    """A SELECT of the cells, and one of the changes that are not added to them yet."""
+def _statements(
+    query: StatisticsQuery, grouped: Sequence[str], first: int, end: int
+) -> Iterator[tuple[Table, Select[Any]]]:
+    """A SELECT of the changes that are not added to the cells yet, and one of the cells, with their tables."""
     parts = [
         and_(STATISTICS.c.grain == grain, STATISTICS.c.hour >= start, STATISTICS.c.hour < stop)
         for grain, start, stop in _parts(_grains(query), first, end)
     ]
-    yield _summed(STATISTICS, query, grouped).where(or_(false(), *parts))
-    yield _summed(CHANGES, query, grouped).where(CHANGES.c.hour >= first, CHANGES.c.hour < end)
+    yield CHANGES, _summed(CHANGES, query, grouped).where(CHANGES.c.hour >= first, CHANGES.c.hour < end)
+    yield STATISTICS, _summed(STATISTICS, query, grouped).where(or_(false(), *parts))
 
 
 def _summed(table: Any, query: StatisticsQuery, grouped: Sequence[str]) -> Select[Any]:

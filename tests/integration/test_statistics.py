@@ -1,6 +1,8 @@
 """Statistics on both databases: they count what SQL over the view `message_status` counts, after any history."""
 
 import asyncio
+import gc
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,7 +19,7 @@ from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api, Callback
 from receiver.errors import StorageUnavailable, TooMuch
 from receiver.intake.fold import Folder
-from receiver.models.statistics import StatisticRead
+from receiver.models.statistics import STATISTICS, StatisticRead
 from receiver.models.statistics_query import DIMENSIONS, StatisticsQuery
 from receiver.storage import statistics, statistics_cells, statistics_retention
 from receiver.storage.database import Database
@@ -297,6 +299,48 @@ async def test_a_range_is_widened_to_whole_hours_and_has_30_days_by_default(data
     assert (await statistics.find(database, early, NOW)).since == datetime(1, 1, 1, tzinfo=UTC)
     late = StatisticsQuery(since="9999-12-31", until="9999-12-31 23:59:59")
     assert (await statistics.find(database, late, NOW)).until == datetime.max.replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize("limit", [None, 10])
+async def test_statistics_of_many_groups_do_not_hold_up_the_event_loop(database: Database, limit: int | None) -> None:
+    cell = {"grain": statistics_cells.SENDER_HOUR, "api": "v2", "direction": "out", "status": "delivered"}
+    cell |= {"application_id": "", "carrier_name": "", "delivery_code": statistics_cells.NO_CODE, "bucket": 3}
+    first = statistics_cells.hour_of(NOW) - 60
+    numbers = range(60_000)
+    async with database.writing() as connection:
+        for begin in numbers[::1000]:
+            cells = [
+                {**cell, "hour": first + n // 1000, "sender": f"+1555{n % 1000:06}", "deliveries": 2, "awaiting": 0}
+                for n in numbers[begin : begin + 1000]
+            ]
+            await connection.execute(STATISTICS.insert(), cells)
+    longest, is_done = 0.0, asyncio.Event()
+
+    async def watch() -> None:
+        """Measures the processor time of the event loop's thread, which other processes do not change."""
+        nonlocal longest
+        while not is_done.is_set():
+            began = time.thread_time()
+            await asyncio.sleep(0)
+            longest = max(longest, time.thread_time() - began)
+
+    # The garbage of other tests is not to be measured.
+    gc.collect()
+    gc.freeze()
+    watching = asyncio.create_task(watch())
+    try:
+        if limit is None:
+            with pytest.raises(TooMuch, match="more than 10,000 rows"):
+                await counted(database, "from", "hour")
+        else:
+            rows = await counted(database, "from", "hour", limit=limit)
+            assert [(row.deliveries, row.sender) for row in rows] == [(2, "+1555000000")] * limit
+    finally:
+        is_done.set()
+        await watching
+        gc.unfreeze()
+    # A step of the garbage collector may come on top; without threads it was more than a second.
+    assert longest < 0.25
 
 
 async def test_too_many_rows_are_refused(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
