@@ -77,7 +77,7 @@ class ReconciliationStatus(Read):
     """The reconciliation with one API, if it is on or was: requests of this day (UTC), the latest one.
 
     `refused`: Bandwidth does not accept the credentials. `paused`: requests fail; `failingSince`, `error` and
-    `pausedUntil` say more. `exhausted`: the budget of the day is used up. `off`: no worker asks this API.
+    `pausedUntil` say more. `exhausted`: the budget of the day is used up. `off`: no worker queries this API.
     """
 
     api: str

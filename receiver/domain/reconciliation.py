@@ -1,4 +1,4 @@
-"""Reconciliation: when a message of which nothing final was heard is asked for, and what follows from the answer."""
+"""Reconciliation: when a message without a final event is looked up, and what follows from the answer."""
 
 import math
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Answer(StrEnum):
 
 
 _ABOUT_THE_MESSAGE: Final = frozenset({Answer.FINAL, Answer.PENDING, Answer.UNKNOWN})
-# The message may be at fault for these as well: if it kept its turn, it could hold up all others for ever.
+# The message may be at fault for these as well: without a later turn it could hold up all others for ever.
 _COUNTED: Final = frozenset({Answer.UNUSABLE, Answer.FAILED})
 
 _MAX_GAP: Final = timedelta(days=1)
@@ -49,7 +49,7 @@ _JITTER: Final = 0.2
 class ReconciliationPolicy:
     """How patient and how polite reconciliation is.
 
-    A message is asked for once it is `after` old, and no more once it is `give_up_after` old. `per_second` and
+    A message is looked up once it is `after` old, and no longer once it is `give_up_after` old. `per_second` and
     `per_day` (UTC) limit the requests to one API.
     """
 
@@ -59,11 +59,11 @@ class ReconciliationPolicy:
     per_day: int
 
     def ages(self, now: datetime) -> tuple[datetime, datetime]:
-        """The times of the oldest and of the youngest message that is asked for."""
+        """The times of the oldest and of the youngest message that is looked up."""
         return now - self.give_up_after, now - self.after
 
     def due_at(self, now: datetime, tries: int, answer: Answer) -> datetime | None:
-        """When a message is asked for again, after this many tries; None: the request counts as none of them.
+        """When a message is looked up again, after this many tries; None: the request counts as none of them.
 
         Each pause is twice the one before. They begin with `after` and end with a day, or, where the request failed,
         begin with a quarter of an hour and end with `after`; where it was forbidden, with two hours and a day.

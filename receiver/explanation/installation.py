@@ -95,7 +95,7 @@ class DatabaseSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReconcilerRecord:
-    """The reconciliation with one API. Its lease is held while a worker asks, or waits to ask, this API."""
+    """The reconciliation with one API. Its lease is held while a worker queries, or waits to query, this API."""
 
     api: str
     lease_is_held: bool

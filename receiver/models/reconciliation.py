@@ -1,4 +1,4 @@
-"""Reconciliation: who asks which API, with what budget, and when each message was asked for."""
+"""Reconciliation: which worker queries which API, with what budget, and when each message was looked up."""
 
 from datetime import datetime
 
@@ -15,7 +15,7 @@ def _number() -> int:
 
 
 class ReconcilerRow(Model, table=True):
-    """One API that is asked: the lease of the worker that asks it, its budget, its health.
+    """One API that is queried: the lease of the worker that queries it, its budget, its health.
 
     `requests` are those of `day` (UTC). `answer` is the meaning of the last request if the API is at fault.
     """
@@ -38,7 +38,7 @@ class ReconcilerRow(Model, table=True):
 
 
 class ReconciliationRow(Model, table=True):
-    """A message that was asked for: how often, when last, and when again."""
+    """A message that was looked up: how often, when last, and when again."""
 
     __tablename__ = "reconciliations"
     __table_args__ = (PrimaryKeyConstraint("message_id", "api", name="pk_reconciliations"),)

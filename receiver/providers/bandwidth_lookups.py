@@ -1,4 +1,4 @@
-"""Asking Bandwidth for one message: v1 `GET /users/{userId}/messages/{messageId}`, v2 `GET …/messages?messageId=`.
+"""Looking up one message at Bandwidth: v1 `GET /users/{userId}/messages/{messageId}`, v2 `GET …/messages?messageId=`.
 
 An answer proves a status, and is parsed by the rules of the callbacks with the same words. Only a final status is an
 event: what else an answer says will be said again. Bandwidth's answers have no time of the event, only that of the
@@ -36,24 +36,24 @@ def query_of(message_id: str) -> str:
     return urlencode({"messageId": message_id})
 
 
-def _asked_for(entry: Callback) -> str | None:
+def _looked_up_id(entry: Callback) -> str | None:
     return dict(parse_qsl(entry.query, keep_blank_values=True, errors="replace")).get("messageId")
 
 
 def _parsed(parse: Callable[[Any, str, Callback], Iterator[Element]]) -> Callable[[Callback], Iterator[Element]]:
-    """A parser of answers, from one of their JSON and the id that was asked for."""
+    """A parser of answers, from one of their JSON and the id that was looked up."""
 
     def parse_entry(entry: Callback) -> Iterator[Element]:
-        asked = _asked_for(entry)
+        message_id = _looked_up_id(entry)
         try:
             payload = parse_json(entry.body)
         except ParseError as error:
             yield Rejected(0, Quarantine.UNREADABLE, str(error))
             return
-        if not asked:
+        if not message_id:
             yield Rejected(0, Quarantine.UNREADABLE, "the entry names no message in its query")
             return
-        yield from parse(payload, asked, entry)
+        yield from parse(payload, message_id, entry)
 
     return parse_entry
 
@@ -75,18 +75,18 @@ def _reconciled(element: Element, index: int) -> Iterator[Element]:
 # --- v1 ---
 
 
-def _parse_v1(payload: Any, asked: str, entry: Callback) -> Iterator[Element]:
+def _parse_v1(payload: Any, message_id: str, entry: Callback) -> Iterator[Element]:
     if type(payload) is not dict:
-        yield Rejected(0, Quarantine.UNREADABLE, "the answer is not one message", asked)
+        yield Rejected(0, Quarantine.UNREADABLE, "the answer is not one message", message_id)
         return
-    if (text(payload.get("id")) or text(payload.get("messageId"))) != asked or payload.get("direction") != "out":
-        yield Rejected(0, Quarantine.UNREADABLE, "the answer is about another message", asked)
+    if (text(payload.get("id")) or text(payload.get("messageId"))) != message_id or payload.get("direction") != "out":
+        yield Rejected(0, Quarantine.UNREADABLE, "the answer is about another message", message_id)
         return
     if detail := too_many(payload.get("to")):
-        yield Rejected(0, Quarantine.TOO_LARGE, detail, asked)
+        yield Rejected(0, Quarantine.TOO_LARGE, detail, message_id)
         return
     kind = "mms" if urls(payload.get("media")) else "sms"
-    element = bandwidth_v1.parse_event({**payload, "eventType": kind, "messageId": asked}, 0, entry)
+    element = bandwidth_v1.parse_event({**payload, "eventType": kind, "messageId": message_id}, 0, entry)
     if type(element) is Event and _may_have_receipts(payload) and element.status not in _FINAL:
         return
     yield from _reconciled(element, 0)
@@ -105,35 +105,37 @@ def _is_last_of_v1(event: Event) -> bool:
 # --- v2 ---
 
 
-def _parse_v2(payload: Any, asked: str, entry: Callback) -> Iterator[Element]:
+def _parse_v2(payload: Any, message_id: str, entry: Callback) -> Iterator[Element]:
     items = payload.get("messages") if type(payload) is dict else None
     if type(items) is not list:
-        yield Rejected(0, Quarantine.UNREADABLE, "the answer has no list of messages", asked)
+        yield Rejected(0, Quarantine.UNREADABLE, "the answer has no list of messages", message_id)
         return
-    # Everything else in a list that was not filtered is about messages that nobody asked for.
-    ours = [(index, item) for index, item in enumerate(items) if _is_of(item, asked)]
+    # Everything else in a list that was not filtered is about messages that were not looked up.
+    ours = [(index, item) for index, item in enumerate(items) if _is_of(item, message_id)]
     if not ours:
-        yield Rejected(0, Quarantine.NO_MESSAGE_ID, "the answer does not have the message", asked)
+        yield Rejected(0, Quarantine.NO_MESSAGE_ID, "the answer does not have the message", message_id)
     for index, item in ours:
-        yield from _parse_item(item, asked, index, entry, is_only=len(ours) == 1)
+        yield from _parse_item(item, message_id, index, entry, is_only=len(ours) == 1)
 
 
-def _is_of(item: object, asked: str) -> bool:
+def _is_of(item: object, message_id: str) -> bool:
     return (
         type(item) is dict
-        and text(item.get("messageId")) == asked
+        and text(item.get("messageId")) == message_id
         and (text(item.get("messageDirection")) or "OUTBOUND").upper() == "OUTBOUND"
     )
 
 
-def _parse_item(item: Payload, asked: str, index: int, entry: Callback, *, is_only: bool) -> Iterator[Element]:
+def _parse_item(item: Payload, message_id: str, index: int, entry: Callback, *, is_only: bool) -> Iterator[Element]:
     """The event of one recipient of a message."""
     status, recipient = (text(item.get("messageStatus")) or "").upper(), text(item.get("destinationTn"))
     kind = _V2_TYPES.get(status)
     if kind is None:
         return
     if not recipient and not is_only:
-        yield Rejected(index, Quarantine.UNREADABLE, "several recipients, and one of them without destinationTn", asked)
+        yield Rejected(
+            index, Quarantine.UNREADABLE, "several recipients, and one of them without destinationTn", message_id
+        )
         return
     code = number(item.get("errorCode")) or None
     payload = {
@@ -142,7 +144,7 @@ def _parse_item(item: Payload, asked: str, index: int, entry: Callback, *, is_on
         "errorCode": code if kind == "message-failed" else None,
         "carrierName": item.get("carrierName"),
         "message": {
-            "id": asked,
+            "id": message_id,
             "from": item.get("sourceTn"),
             "to": [recipient] if recipient and number(item.get("recipientCount")) == 1 else [],
             "time": item.get("receiveTime"),

@@ -113,7 +113,7 @@ _LIMITED: Final = 429
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lookup:
-    """How one message is asked for at the provider, and the meaning of the answer.
+    """How one message is looked up at the provider, and the meaning of the answer.
 
     `target` makes the path and the query, below the URL of the API, from an account and a message id. `parse` yields
     the events that an answer proves, none if it proves nothing final, and never raises; the `query` of the entry names
@@ -154,7 +154,7 @@ class Provider:
     take its URLs, with user and password in them if `user_in_url`. `source` is that of its CloudEvents. `parse` yields
     the elements of a callback and never raises. `expects_receipt` tells from the `delivery_state` of an event whether a
     final event follows; None: always. Without `signature`, callbacks are authenticated by HTTP Basic before the body is
-    read. `lookup` asks for a message of which nothing final was heard; None: the provider cannot be asked.
+    read. `lookup` looks up a message without a final event; None: the provider cannot be queried.
     """
 
     api: Api

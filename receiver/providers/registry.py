@@ -34,7 +34,7 @@ def parse(callback: Callback) -> Iterator[Element]:
     if callback.route != RECONCILED:
         return provider.parse(callback)
     if provider.lookup is None:
-        return iter([Rejected(0, Quarantine.UNREADABLE, f"messages of {callback.api} cannot be asked for")])
+        return iter([Rejected(0, Quarantine.UNREADABLE, f"messages of {callback.api} cannot be looked up")])
     return provider.lookup.parse(callback)
 
 

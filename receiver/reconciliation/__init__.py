@@ -1,1 +1,1 @@
-"""Reconciliation: messages of which nothing final was heard are asked for at the provider, in a worker."""
+"""Reconciliation: messages of which nothing final was heard are looked up at the provider, in a worker."""

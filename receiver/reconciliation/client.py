@@ -34,7 +34,7 @@ class NoAnswer(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """An answer: its status, its body, and the pause that it asks for."""
+    """An answer: its status, its body, and the pause that it requests."""
 
     status: int
     body: bytes
@@ -42,7 +42,7 @@ class Response:
 
 
 class Client:
-    """Asks the API of one account. `seconds` bound each request as a whole."""
+    """Queries the API of one account. `seconds` bound each request as a whole."""
 
     def __init__(self, account: Account, allowed: Collection[Network], *, seconds: float = _SECONDS) -> None:
         self._account = account

@@ -1,6 +1,7 @@
-"""The loop that asks one API for the messages of which nothing final was heard.
+"""The loop that looks up, at one API, the messages of which nothing final was heard.
 
-One worker at a time asks an API: its lease is in the database, as that of the processor. One request is made at a time.
+One worker at a time queries an API: its lease is in the database, as that of the processor. It makes one request at a
+time.
 An answer with a final status is appended to the journal, and the processor does the rest.
 """
 
@@ -95,7 +96,7 @@ class Reconciliation:
 
 
 class Reconciler:
-    """Asks the API of one account while this worker holds its lease."""
+    """Queries the API of one account while this worker holds its lease."""
 
     def __init__(
         self,
@@ -115,7 +116,7 @@ class Reconciler:
         request_seconds: float = 10.0,
     ) -> None:
         lookup = PROVIDERS[account.api].lookup
-        assert lookup is not None, f"messages of {account.api} cannot be asked for"  # noqa: S101
+        assert lookup is not None, f"messages of {account.api} cannot be looked up"  # noqa: S101
         self._lookup: Lookup = lookup
         self._database = database
         self._account = account
@@ -147,7 +148,7 @@ class Reconciler:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Ends a running request, records what was answered, and releases the lease."""
+        """Ends a running request, records the answers, and releases the lease."""
         self._stopping.set()
         if self._task is not None:
             await self._task
@@ -175,7 +176,7 @@ class Reconciler:
         self._log_answers()
 
     async def _work(self, lease: ReconcilerLease, held_until: float) -> None:
-        """Claims messages and asks for them while the lease is ours."""
+        """Claims messages and looks them up while this worker holds the lease."""
         self.begin(lease, held_until)
         log.info("reconciliation has begun", api=self._account.api, url=self._account.url)
         renewing = asyncio.create_task(self._renew(lease))
@@ -226,7 +227,7 @@ class Reconciler:
     # --- steps ---
 
     async def step(self, lease: ReconcilerLease) -> float:
-        """Asks for the next messages; returns the seconds until the next step.
+        """Looks up the next messages; returns the seconds until the next step.
 
         Raises ReconcilerLeaseLost, or StorageUnavailable.
         """
@@ -247,23 +248,23 @@ class Reconciler:
         if not claim.messages:
             return self._poll_seconds
         failpoints.reach("claimed")
-        await self._ask_for(lease, claim.messages)
+        await self._look_up_all(lease, claim.messages)
         return 0.0
 
     async def _is_behind(self, now: datetime) -> bool:
         backlog = await read_backlog(self._database)
         return backlog.oldest_seconds(now) > _BEHIND_SECONDS
 
-    async def _ask_for(self, lease: ReconcilerLease, claimed: Sequence[Claimed]) -> None:
-        """Asks for claimed messages until one answer shows that the API wants to be left alone."""
+    async def _look_up_all(self, lease: ReconcilerLease, claimed: Sequence[Claimed]) -> None:
+        """Looks up claimed messages until an answer pauses the API."""
         outcomes: list[Outcome] = []
         for one in claimed:
             if self._health.is_paused(self._clock()) or not await self._turn():
-                outcomes.append(Outcome(claimed=one, due_at=None, was_asked=False))
+                outcomes.append(Outcome(claimed=one, due_at=None, was_sent=False))
                 continue
-            answer = await self._ask(one.message_id)
+            answer = await self._look_up(one.message_id)
             due_at = self._policy.due_at(self._clock(), one.tries + 1, answer) if answer is not None else None
-            outcomes.append(Outcome(claimed=one, due_at=due_at, was_asked=answer is not Answer.UNREACHABLE))
+            outcomes.append(Outcome(claimed=one, due_at=due_at, was_sent=answer is not Answer.UNREACHABLE))
         failpoints.reach("asked")
         await reconciliation.record(self._database, lease, outcomes, self._health, now=self._clock())
         if not self._is_holder():
@@ -282,8 +283,8 @@ class Reconciler:
         """Whether the lease is neither lost nor lapsed, as far as this process knows."""
         return time.monotonic() < self._held_until
 
-    async def _ask(self, message_id: str) -> Answer | None:
-        """Asks for one message; None if `stop` ended the request.
+    async def _look_up(self, message_id: str) -> Answer | None:
+        """Looks up one message; None if `stop` ended the request.
 
         An answer with a final status is in the journal when this returns.
         """
@@ -387,5 +388,5 @@ class Reconciler:
     def _log_answers(self) -> None:
         self._logged_at = time.monotonic()
         if self._answers:
-            log.info("messages without a final event were asked for", api=self._account.api, **self._answers)
+            log.info("messages without a final event were looked up", api=self._account.api, **self._answers)
             self._answers.clear()

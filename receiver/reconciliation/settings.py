@@ -1,4 +1,4 @@
-"""The settings of reconciliation: the accounts that may be asked, and how patient and polite it is."""
+"""The settings of reconciliation: the accounts whose APIs may be queried, and how often."""
 
 import ipaddress
 import re
@@ -71,35 +71,35 @@ AccountId = Annotated[str, Field(pattern=r"^[!-~]{1,100}$")]
 
 
 class Reconciliation(BaseModel):
-    """Which accounts are asked for messages without a final event, and how."""
+    """The accounts at which messages without a final event are looked up, and how."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    v1_user_id: AccountId | None = Field(None, description="The user id of v1, `u-…`. Without it v1 is not asked.")
+    v1_user_id: AccountId | None = Field(None, description="The user id of v1, `u-…`. Without it v1 is not queried.")
     v1_credentials: Pair | None = Field(None, description='`"token:secret"` of v1\'s API.')
     v1_url: Url = Field(_V1_URL, description="The beginning of v1's URLs, for example that of a sandbox.")
-    v2_account_id: AccountId | None = Field(None, description="The account id of v2. Without it v2 is not asked.")
+    v2_account_id: AccountId | None = Field(None, description="The account id of v2. Without it v2 is not queried.")
     v2_credentials: Pair | None = Field(None, description='`"user:password"` of v2\'s API.')
     v2_url: Url = Field(_V2_URL, description="The beginning of v2's URLs, for example that of a sandbox.")
     after: int = Field(
         10_800,
         ge=1,
         le=30 * 86_400,
-        description="Seconds without a final event after which a message is asked for. Bandwidth itself waits up to "
+        description="Seconds without a final event after which a message is looked up. Bandwidth itself waits up to "
         "two hours for the receipt of a carrier.",
     )
     give_up_after: int = Field(
         3 * 86_400,
         ge=2,
         le=365 * 86_400,
-        description="Seconds after which a message is not asked for any more. v2 finds messages of the last 14 days.",
+        description="Seconds after which a message is no longer looked up. v2 finds messages of the last 14 days.",
     )
     requests_per_second: float = Field(1.0, gt=0, le=100, description="The largest rate of requests to one API.")
     requests_per_day: int = Field(
         10_000, ge=1, description="The largest number of requests to one API in a day (UTC): its budget."
     )
     egress_allow: tuple[IPvAnyNetwork, ...] = Field(
-        (), description="Networks that may be asked besides public addresses, for example that of a sandbox."
+        (), description="Networks that may be queried besides public addresses, for example that of a sandbox."
     )
 
     @model_validator(mode="after")
@@ -117,7 +117,7 @@ class Reconciliation(BaseModel):
 
     @property
     def accounts(self) -> Mapping[Api, Account]:
-        """The accounts that are asked, by API; none: reconciliation is off."""
+        """The accounts whose APIs are queried, by API; none: reconciliation is off."""
         found = (
             (Api.V1, self.v1_user_id, self.v1_credentials, self.v1_url),
             (Api.V2, self.v2_account_id, self.v2_credentials, self.v2_url),

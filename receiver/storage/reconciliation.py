@@ -1,7 +1,7 @@
-"""The state of reconciliation: leases and budgets by API, and when each message was asked for.
+"""The state of reconciliation: leases and budgets by API, and when each message was looked up.
 
 Requests are claimed before they are made: tries, next time and budget are committed first. After a crash a message that
-was claimed is therefore asked for again when its claim ends and not at once, and no request is missing in the budget.
+was claimed is therefore looked up again when its claim ends and not at once, and no request is missing in the budget.
 """
 
 from collections.abc import Collection, Sequence
@@ -25,12 +25,12 @@ _FORGOTTEN_AT_ONCE: Final = 500
 
 
 class ReconcilerLeaseLost(ReceiverError):
-    """Another worker asks this API; nothing was written."""
+    """Another worker queries this API; nothing was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReconcilerLease:
-    """The right to ask an API; `epoch` fences off the previous holder. `health` is what was recorded last."""
+    """The right to query an API; `epoch` fences off the previous holder. `health` is what was recorded last."""
 
     api: Api
     epoch: int
@@ -48,7 +48,7 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """The next messages to be asked for. `is_exhausted`: the budget of the day is used up."""
+    """The next messages to be looked up. `is_exhausted`: the budget of the day is used up."""
 
     messages: Sequence[Claimed]
     is_exhausted: bool = False
@@ -97,7 +97,7 @@ async def _hold(connection: AsyncConnection, lease: ReconcilerLease, **values: A
     statement = update(RECONCILERS).where(mine).values(**values).returning(*RECONCILERS.c)
     row = (await connection.execute(statement)).one_or_none()
     if row is None:
-        raise ReconcilerLeaseLost(f"another worker asks the API {lease.api}")
+        raise ReconcilerLeaseLost(f"another worker queries the API {lease.api}")
     return row
 
 
@@ -113,7 +113,7 @@ async def claim(
     limit: int,
     seconds: float,
 ) -> Claim:
-    """Claims the next messages for some seconds: first those never asked for, then those due again, the oldest first.
+    """Claims the next messages for some seconds: first those never looked up, then those due again, the oldest first.
 
     If the budget is too small, new messages get it: most of them are settled by their first answer.
     """
@@ -181,21 +181,21 @@ async def _write(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a claimed message: when it is asked for again; None: it was not asked for, or it keeps its turn.
+    """What became of a claimed message: when it is looked up again; None: at its old time, as before the claim.
 
-    `was_asked`: a request was made, which counts against the budget.
+    `was_sent`: a request was sent, which counts against the budget.
     """
 
     claimed: Claimed
     due_at: datetime | None
-    was_asked: bool = True
+    was_sent: bool = True
 
 
 async def record(
     database: Database, lease: ReconcilerLease, outcomes: Collection[Outcome], health: ApiHealth, *, now: datetime
 ) -> None:
     """Records the outcomes of a claim, and the health of the API."""
-    unasked = sum(not one.was_asked for one in outcomes)
+    unsent = sum(not one.was_sent for one in outcomes)
     async with database.writing() as connection:
         row = await _hold(
             connection,
@@ -206,8 +206,8 @@ async def record(
             last_error=health.error,
             paused_until_at=health.until,
         )
-        if unasked and row.day == day_of(now):
-            await _hold(connection, lease, requests=max(0, row.requests - unasked))
+        if unsent and row.day == day_of(now):
+            await _hold(connection, lease, requests=max(0, row.requests - unsent))
         for one in outcomes:
             await connection.execute(_settled(lease.api, one))
 
@@ -223,7 +223,7 @@ def _settled(api: Api, outcome: Outcome) -> Any:
 
 
 async def forget(database: Database, lease: ReconcilerLease, *, before: datetime) -> int:
-    """Removes some records of messages last asked for before a time, at which they were too old to be asked again."""
+    """Removes some records of messages last looked up before a time: they are too old to be looked up again."""
     mine = RECONCILIATIONS.c.api == lease.api
     async with database.writing() as connection:
         await _hold(connection, lease, api=lease.api.value)
@@ -233,11 +233,11 @@ async def forget(database: Database, lease: ReconcilerLease, *, before: datetime
 
 
 async def state(database: Database, *, now: datetime) -> list[ReconcilerRecord]:
-    """The state of every API that was ever asked."""
+    """The state of every API that was ever queried."""
     held = and_(RECONCILERS.c.lease_until.is_not(None), RECONCILERS.c.lease_until > database.clock())
-    asked = select(RECONCILERS, func.coalesce(held, False).label("is_held")).order_by(RECONCILERS.c.api)
+    statement = select(RECONCILERS, func.coalesce(held, False).label("is_held")).order_by(RECONCILERS.c.api)
     async with database.reading() as connection:
-        rows = (await connection.execute(asked)).all()
+        rows = (await connection.execute(statement)).all()
     return [
         ReconcilerRecord(
             api=row.api,
