@@ -373,7 +373,10 @@ TROUBLES = {
     "failure-rate": Trouble(sending(25, to="+15552024720"), group="app-1", words="ended with 4720"),
     "code-spike": Trouble(sending(25, to="+15552024770"), words="ended with 4770", also=("failure-rate",)),
     "slow-delivery": Trouble(slow_carrier, words="took longer than 1 second"),
-    "receipts-stopped": Trouble(silence, group="app-1", words="0 receipts", prepare=busy_weeks, is_silence=True),
+    # The clock of the sandbox is behind: its messages are older than the window, and are not named.
+    "receipts-stopped": Trouble(
+        silence, group="app-1", words="0 receipts", prepare=busy_weeks, is_silence=True, names_messages=False
+    ),
     "awaiting-receipt": Trouble(late_receipts, words="wait longer than 1 minute", steps=1),
     "contradictions": Trouble(sending(5, to="+15552090007"), words="contradicted"),
     "forged-tags": Trouble(forged_tags, words="3 events had a forged tag"),
@@ -385,6 +388,7 @@ TROUBLES = {
         crm_answers(503, until_=lambda sink: sink["downSince"] is not None),
         group="crm",
         words="is down",
+        steps=2,
         names_messages=False,
     ),
     "sink-behind": Trouble(paused_sink, group="crm", words="It is paused.", steps=2, names_messages=False),
