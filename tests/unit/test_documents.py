@@ -252,7 +252,7 @@ def test_raw_html_is_shown_as_text() -> None:
 
 def test_tables_scroll_and_are_aligned_without_inline_styles() -> None:
     html = rendered("| a | b |\n|---|--:|\n| 1 | 2 |\n")
-    assert html.startswith('<div class="table"><table>')
+    assert html.startswith('<div class="table" tabindex="0"><table>')
     assert '<td class="align-right">2</td>' in html
     assert "style=" not in html
 
