@@ -16,7 +16,18 @@ from tests.factories import v2_event
 from tests.processes import PATIENT, until
 
 INVALID = "+15552024720"
-PATHS = ("/", "/messages", "/callbacks", "/sinks", "/sinks/crm", "/dead-letters", "/statistics", "/setup", "/tags")
+PATHS = (
+    "/",
+    "/messages",
+    "/callbacks",
+    "/alerts",
+    "/sinks",
+    "/sinks/crm",
+    "/dead-letters",
+    "/statistics",
+    "/setup",
+    "/tags",
+)
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,8 @@ def paths(stage: Site) -> list[str]:
         "/messages",
         "/callbacks",
         "/callbacks?outcome=any",
+        "/alerts",
+        "/alerts?status=any",
         "/sinks",
         "/dead-letters",
         "/statistics",
@@ -93,6 +95,7 @@ def paths(stage: Site) -> list[str]:
     ]
     found += ["/docs/sinks", "/messages/nobody", "/messages?q=nothing", "/messages?deliveryCode=abc"]
     found += [f"/messages/{quote(message['id'], safe='')}" for message in stage.api.get("/api/messages").json()]
+    found += [f"/alerts/{alert['id']}" for alert in stage.api.get("/api/alerts").json()]
     found += [f"/callbacks/{callback['id']}" for callback in stage.api.get("/api/callbacks").json()]
     found += [f"/sinks/{sink['name']}" for sink in stage.api.get("/api/sinks").json()]
     found += [f"/dead-letters?sink={sink['name']}" for sink in stage.api.get("/api/sinks").json()]
