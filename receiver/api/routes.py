@@ -42,8 +42,9 @@ OWN: Final = Group(
         *events.OPERATIONS,
         *sinks.OPERATIONS,
         *dead_letters.OPERATIONS,
-        *alerts.OPERATIONS,
+        # Before the alerts: what is fixed in a path comes before an id.
         *notifications.OPERATIONS,
+        *alerts.OPERATIONS,
         *status.OPERATIONS,
     ),
 )

@@ -660,7 +660,7 @@ async def test_schema_of_events_needs_no_token(database: Database) -> None:
     schema = answer.json()
     assert set(schema["required"]) == set(schema["properties"]) >= {"messageId", "previousStatus", "sequence"}
     assert document["components"]["schemas"]["MessageEventData"]["properties"].keys() == schema["properties"].keys()
-    assert document["webhooks"].keys() == {"messageEvent"}
+    assert document["webhooks"].keys() == {"messageEvent", "alertEvent"}
 
 
 async def test_openapi_json_needs_no_token(api: AsyncClient) -> None:

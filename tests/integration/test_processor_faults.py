@@ -244,7 +244,7 @@ async def assert_fault_is_survived(url: str, fault: Fault, reason: str) -> None:
                 assert observed.is_stuck
                 # it goes on trying, and the journal goes on accepting
                 failures = processor._failures
-                await eventually(lambda: failures._number >= 2)
+                await eventually(lambda: failures.number >= 2)
                 await journal.append(callback([v2_event("m19")]))
             await eventually(lambda: processor.health.status is ProcessorStatus.WORKING)
             await eventually(lambda: _is_processed(url, 321))

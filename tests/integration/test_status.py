@@ -33,7 +33,7 @@ from tests.web import READER, application, client
 
 pytestmark = pytest.mark.anyio
 
-PARTS = ("journal", "processor", "sinks", "database", "reconciliation")
+PARTS = ("journal", "processor", "sinks", "database", "reconciliation", "alerts")
 
 
 async def status(database: Database, **more: Any) -> dict[str, Any]:
@@ -159,6 +159,7 @@ def known(answer_body: dict[str, Any]) -> set[str]:
         "sinks": answer_body["sinks"],
         "database": answer_body["database"],
         "reconciliation": answer_body["reconciliation"],
+        "alerts": answer_body["alerts"],
     }
     return {part for part, value in found.items() if value is not None}
 
