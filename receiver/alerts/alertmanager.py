@@ -4,13 +4,14 @@ https://prometheus.io/docs/alerting/latest/configuration/#webhook_config
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 import orjson
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from receiver.alerts.text import Templates, fields
 from receiver.domain.alerts import (
@@ -107,6 +108,15 @@ def _in_range(moment: datetime) -> datetime:
         raise ValueError("must not be after the year 9999 in UTC") from None
 
 
+def _written(value: Any) -> Any:
+    """Refuses numbers, which would be read as seconds since 1970: the format has times as text."""
+    if isinstance(value, str) and not re.match(r"\d{4}-\d\d-\d\d[Tt ]", value, re.ASCII):
+        raise ValueError("must be a time such as 2026-01-31T09:00:00Z")
+    if isinstance(value, bool | int | float):
+        raise ValueError("must be a time such as 2026-01-31T09:00:00Z")
+    return value
+
+
 def _end(moment: datetime | None) -> datetime | None:
     """The end that an alert names; None for the zero time, and for one beyond any calendar."""
     if moment is None or moment.replace(tzinfo=UTC) < _EARLIEST:
@@ -131,8 +141,8 @@ class AlertmanagerAlert(BaseModel):
     status: Literal["firing", "resolved"]
     labels: _Labels
     annotations: _Labels = {}
-    starts_at: Annotated[AwareDatetime, AfterValidator(_in_range)] = Field(alias="startsAt")
-    ends_at: Annotated[AwareDatetime | None, AfterValidator(_end)] = Field(
+    starts_at: Annotated[AwareDatetime, BeforeValidator(_written), AfterValidator(_in_range)] = Field(alias="startsAt")
+    ends_at: Annotated[AwareDatetime | None, BeforeValidator(_written), AfterValidator(_end)] = Field(
         None, alias="endsAt", description="when the alert ends by itself; year 1 if that is not known"
     )
     generator_url: str = Field("", alias="generatorURL", max_length=8192)
