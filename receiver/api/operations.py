@@ -124,6 +124,11 @@ class Streamed(Protocol):
     def close(self) -> None: ...
 
 
+def named(operations: "Sequence[Operation]", name: str) -> "Operation":
+    """The operation with this name."""
+    return next(operation for operation in operations if operation.name == name)
+
+
 Handle = Callable[[Call], Awaitable[Any]]
 
 

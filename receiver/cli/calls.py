@@ -9,6 +9,7 @@ from typing import Any, Final, get_args
 
 import typer
 
+from receiver.api import operations
 from receiver.api.messages import csv_table
 from receiver.api.operations import ApiContext, Call, Listed, Operation
 from receiver.api.statistics import csv_table as statistics_table
@@ -117,8 +118,8 @@ def with_operations(
 def named(name: str) -> Operation:
     """The operation `module.name` of `receiver.api`. Only its module is imported, so that a command starts quickly."""
     module, _, operation_name = name.partition(".")
-    operations: tuple[Operation, ...] = import_module(f"receiver.api.{module}").OPERATIONS
-    return next(operation for operation in operations if operation.name == operation_name)
+    of_module: tuple[Operation, ...] = import_module(f"receiver.api.{module}").OPERATIONS
+    return operations.named(of_module, operation_name)
 
 
 def show(

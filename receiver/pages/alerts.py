@@ -6,15 +6,17 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from receiver.api.alerts import OPERATIONS, MuteRequest
-from receiver.api.operations import Listed
-from receiver.api.problems import ProblemError
+from receiver.api.operations import Listed, named
+from receiver.api.problems import ProblemError, as_problem
 from receiver.domain.alerts import RuleType, Severity
 from receiver.errors import Conflict
 from receiver.models.alerts import AlertRead
-from receiver.models.queries import AlertQuery
 from receiver.pages.visit import Visit
 
-_BY_NAME: Final = {operation.name: operation for operation in OPERATIONS}
+_LIST: Final = named(OPERATIONS, "listAlerts")
+_GET: Final = named(OPERATIONS, "getAlert")
+_ACKNOWLEDGE: Final = named(OPERATIONS, "acknowledgeAlert")
+_MUTE: Final = named(OPERATIONS, "muteAlert")
 # The durations of the buttons.
 _MUTES: Final = {"1h": timedelta(hours=1), "8h": timedelta(hours=8), "7d": timedelta(days=7)}
 
@@ -23,23 +25,15 @@ async def list_page(visit: Visit) -> Response:
     """Alerts, newest first; without a filter those that fire."""
     given = {name: value for name, value in visit.parameters if value}
     shown = given if given else {"status": "firing"}
-    found: Listed[AlertRead] | None = None
-    problem: ProblemError | None = None
-    try:
-        filters = {name: "" if value == "any" else value for name, value in shown.items()}
-        found = await visit.perform(_BY_NAME["listAlerts"], query=visit.query(AlertQuery, **filters))
-    except ProblemError as error:
-        if error.status != 400:
-            raise
-        problem = error
-    return visit.page(
+    filters = {name: "" if value == "any" else value for name, value in shown.items()}
+    found: Listed[AlertRead] | None
+    found, problem = await visit.filtered(_LIST, **filters)
+    return await visit.filtered_page(
         "alerts.html",
-        status=problem.status if problem is not None else 200,
+        problem,
         alerts=found.items if found is not None else [],
         next_page=visit.next_page(found),
         given=shown,
-        problem=problem,
-        errors={error.parameter: error.detail for error in problem.errors} if problem is not None else {},
         rules=[rule.value for rule in RuleType],
         severities=[severity.value for severity in Severity],
     )
@@ -51,7 +45,7 @@ async def alert_page(visit: Visit) -> Response:
 
 
 async def _shown(visit: Visit, *, done: str | None = None, problem: str | None = None) -> Response:
-    alert: AlertRead = await visit.perform(_BY_NAME["getAlert"], path={"id": visit.segment("id")})
+    alert: AlertRead = await visit.perform(_GET, path={"id": visit.segment("id")})
     is_muted = alert.muted_until is not None and alert.muted_until > visit.now
     return visit.page(
         "alert.html",
@@ -70,15 +64,15 @@ async def act(visit: Visit) -> Response:
     action = visit.form.get("action", "")
     try:
         if action == "acknowledge":
-            await visit.perform(_BY_NAME["acknowledgeAlert"], path=path)
+            await visit.perform(_ACKNOWLEDGE, path=path)
             return await _shown(visit, done="The alert is acknowledged.")
         if action == "unmute":
-            await visit.perform(_BY_NAME["muteAlert"], path=path, body=MuteRequest(until=None))
+            await visit.perform(_MUTE, path=path, body=MuteRequest(until=None))
             return await _shown(visit, done="The alert is not muted any more.")
         if (duration := _MUTES.get(action.removeprefix("mute-"))) is not None:
             until = visit.now + duration
-            await visit.perform(_BY_NAME["muteAlert"], path=path, body=MuteRequest(until=until))
+            await visit.perform(_MUTE, path=path, body=MuteRequest(until=until))
             return await _shown(visit, done="The alert is muted: nobody is notified of it.")
     except Conflict as error:
-        return await _shown(visit, problem=f"{str(error)[:1].upper()}{str(error)[1:]}.")
+        return await _shown(visit, problem=as_problem(error).detail)
     raise ProblemError(400, "This page has no such button.")

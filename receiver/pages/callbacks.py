@@ -7,20 +7,18 @@ import orjson
 from starlette.responses import Response
 
 from receiver.api.callbacks import OPERATIONS
-from receiver.api.operations import Listed
-from receiver.api.problems import ProblemError
+from receiver.api.operations import Listed, named
 from receiver.api.routing import absolute_times
 from receiver.domain.events import REGISTERED, Callback, Event, Quarantine
 from receiver.models.callbacks import CallbackRead, CallbackSummaryRead
-from receiver.models.queries import CallbackQuery, ReprocessQuery
+from receiver.models.queries import ReprocessQuery
 from receiver.pages.visit import Visit
 from receiver.providers.registry import parse
 
-_BY_NAME: Final = {operation.name: operation for operation in OPERATIONS}
-LIST: Final = _BY_NAME["listCallbacks"]
-GET: Final = _BY_NAME["getCallback"]
-REPROCESS_ALL: Final = _BY_NAME["reprocessCallbacks"]
-REPROCESS: Final = _BY_NAME["reprocessCallback"]
+LIST: Final = named(OPERATIONS, "listCallbacks")
+GET: Final = named(OPERATIONS, "getCallback")
+REPROCESS_ALL: Final = named(OPERATIONS, "reprocessCallbacks")
+REPROCESS: Final = named(OPERATIONS, "reprocessCallback")
 
 _CHOSEN_BY: Final = ("reason", "messageId", "fromDateTime", "toDateTime")
 OUTCOMES: Final = ("quarantined", "pending", "accepted")
@@ -37,26 +35,18 @@ async def list_page(visit: Visit) -> Response:
 async def _listed(visit: Visit, done: str | None = None) -> Response:
     given = {name: value for name, value in visit.parameters if value}
     shown = given if given.keys() & {"outcome", "reason", "messageId"} else {"outcome": "quarantined", **given}
-    found: Listed[CallbackSummaryRead] | None = None
-    problem: ProblemError | None = None
-    try:
-        filters = {name: "" if value == "any" else value for name, value in shown.items()}
-        found = await visit.perform(LIST, query=visit.query(CallbackQuery, **filters))
-    except ProblemError as error:
-        if error.status != 400:
-            raise
-        problem = error
-    return await visit.long_page(
+    filters = {name: "" if value == "any" else value for name, value in shown.items()}
+    found: Listed[CallbackSummaryRead] | None
+    found, problem = await visit.filtered(LIST, **filters)
+    return await visit.filtered_page(
         "callbacks.html",
-        status=problem.status if problem is not None else 200,
+        problem,
         callbacks=found.items if found is not None else [],
         next_page=visit.next_page(found),
         given=shown,
         choice={name: value for name, value in {**shown, **absolute_times(visit.request)}.items() if name in _CHOSEN_BY}
         if problem is None
         else {},
-        problem=problem,
-        errors={error.parameter: error.detail for error in problem.errors} if problem is not None else {},
         done=done,
         outcomes=OUTCOMES,
         reasons=[reason.value for reason in Quarantine],

@@ -8,8 +8,7 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from receiver.api.messages import OPERATIONS, csv_table
-from receiver.api.operations import Listed
-from receiver.api.problems import ProblemError
+from receiver.api.operations import Listed, named
 from receiver.api.routing import CSV, StreamedResponse, absolute_times
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.events import Status, TagVerdict
@@ -24,10 +23,9 @@ from receiver.pages.visit import Visit
 from receiver.storage import messages as stored
 from receiver.storage.publications import publications_of_message
 
-_BY_NAME: Final = {operation.name: operation for operation in OPERATIONS}
-LIST: Final = _BY_NAME["listMessages"]
-GET: Final = _BY_NAME["getMessage"]
-ATTEMPTS: Final = _BY_NAME["listMessageAttempts"]
+LIST: Final = named(OPERATIONS, "listMessages")
+GET: Final = named(OPERATIONS, "getMessage")
+ATTEMPTS: Final = named(OPERATIONS, "listMessageAttempts")
 
 STATUSES: Final = (
     *(status.value for status in Status if status is not Status.UNKNOWN),
@@ -55,26 +53,16 @@ _OPEN: Final = frozenset({"unknown", "queued", "sending", "sent", "pending"})
 
 async def list_page(visit: Visit) -> Response:
     """Messages, newest first. The filters are the parameters of the API, in the address."""
-    try:
-        found: Listed[MessageRead] | None = await visit.perform(LIST, query=visit.query(MessageQuery))
-    except ProblemError as problem:
-        if problem.status != 400:
-            raise
-        return await _listed(visit, None, problem)
-    return await _listed(visit, found, None)
-
-
-async def _listed(visit: Visit, found: Listed[MessageRead] | None, problem: ProblemError | None) -> Response:
+    found: Listed[MessageRead] | None
+    found, problem = await visit.filtered(LIST)
     given = dict(visit.parameters)
-    return await visit.long_page(
+    return await visit.filtered_page(
         "messages.html",
-        status=200 if problem is None else problem.status,
+        problem,
         messages=found.items if found is not None else [],
         next_page=visit.next_page(found),
         given=given,
         filters={name: value for name, value in given.items() if value and name not in ("q", "cursor", "size")},
-        errors={error.parameter: error.detail for error in problem.errors} if problem is not None else {},
-        problem=problem,
         statuses=STATUSES,
         verdicts=[verdict.value for verdict in TagVerdict],
     )

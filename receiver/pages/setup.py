@@ -7,6 +7,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from starlette.responses import Response
 
 from receiver import tags
+from receiver.api.operations import named
 from receiver.api.problems import ProblemError
 from receiver.api.reference import OPERATIONS, SignedTag, TagRequest
 from receiver.api.status import OPERATIONS as STATUS
@@ -15,8 +16,8 @@ from receiver.pages.visit import Visit
 from receiver.providers.base import Provider
 from receiver.providers.registry import PROVIDERS
 
-SIGN: Final = next(operation for operation in OPERATIONS if operation.name == "signTag")
-STATUS_NOW: Final = next(operation for operation in STATUS if operation.name == "getStatus")
+SIGN: Final = named(OPERATIONS, "signTag")
+STATUS_NOW: Final = named(STATUS, "getStatus")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,11 @@ from starlette.responses import Response
 from receiver.api import dead_letters, sinks
 from receiver.api.dead_letters import DeadLetterActionResult
 from receiver.api.operations import Listed
-from receiver.api.problems import ProblemError, invalid_values_problem
+from receiver.api.problems import ProblemError, as_problem, invalid_values_problem
 from receiver.api.routing import invalid_values
 from receiver.api.sinks import ReplayRequest, ReplayResponse, SinkTest
 from receiver.errors import Conflict, Expired
-from receiver.models.queries import DeadLetterChoice, DeadLetterQuery, DryRunQuery, ReplayQuery
+from receiver.models.queries import DeadLetterChoice, DryRunQuery, ReplayQuery
 from receiver.models.sinks import DeadLetterRead, ReplayRead, SinkRead
 from receiver.pages.visit import Visit
 
@@ -51,7 +51,7 @@ async def act(visit: Visit) -> Response:
     try:
         return await _shown(visit, **await _result(visit, action))
     except (Conflict, Expired) as error:
-        return await _shown(visit, problem=ProblemError(409, f"{str(error)[:1].upper()}{str(error)[1:]}."))
+        return await _shown(visit, problem=ProblemError(409, as_problem(error).detail))
     except ProblemError as error:
         if error.status != 400:
             raise
@@ -100,22 +100,16 @@ async def _dead_letters(visit: Visit, **results: Any) -> Response:
     shown: dict[str, Any] = {"result": None, "action": None, "problem": None, **results}
     found: Listed[DeadLetterRead] | None = None
     if shown["problem"] is None:
-        try:
-            found = await visit.perform(_DEAD_LETTERS["listDeadLetters"], query=visit.query(DeadLetterQuery))
-        except ProblemError as error:
-            if error.status != 400:
-                raise
-            shown["problem"] = error
+        found, shown["problem"] = await visit.filtered(_DEAD_LETTERS["listDeadLetters"])
     names: Listed[SinkRead] = await visit.perform(_SINKS["listSinks"])
     given = {name: value for name, value in visit.parameters if value}
-    return await visit.long_page(
+    return await visit.filtered_page(
         "dead_letters.html",
-        status=shown["problem"].status if shown["problem"] is not None else 200,
+        shown.pop("problem"),
         letters=found.items if found is not None else [],
         next_page=visit.next_page(found),
         given=given,
         sinks=[sink.name for sink in names.items],
-        errors={error.parameter: error.detail for error in shown["problem"].errors} if shown["problem"] else {},
         choice={name: value for name, value in given.items() if name in ("sink", *_CHOSEN_BY)},
         **shown,
     )

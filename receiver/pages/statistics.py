@@ -9,8 +9,7 @@ import orjson
 from starlette.responses import Response
 
 from receiver.api.messages import OPERATIONS as MESSAGES
-from receiver.api.operations import Listed
-from receiver.api.problems import ProblemError
+from receiver.api.operations import Listed, named
 from receiver.api.statistics import OPERATIONS as STATISTICS
 from receiver.api.status import OPERATIONS as STATUS
 from receiver.api.status import InstallationStatus
@@ -24,9 +23,9 @@ from receiver.models.statistics_query import DIMENSIONS, StatisticsQuery
 from receiver.pages.visit import Visit
 from receiver.providers import registry
 
-_STATUS_NOW: Final = next(operation for operation in STATUS if operation.name == "getStatus")
-_STATISTICS: Final = next(operation for operation in STATISTICS if operation.name == "getStatistics")
-_LIST: Final = next(operation for operation in MESSAGES if operation.name == "listMessages")
+_STATUS_NOW: Final = named(STATUS, "getStatus")
+_STATISTICS: Final = named(STATISTICS, "getStatistics")
+_LIST: Final = named(MESSAGES, "listMessages")
 
 _DAY: Final = timedelta(hours=24)
 _TOP: Final = 5
@@ -176,28 +175,19 @@ async def statistics_page(visit: Visit) -> Response:
     """Deliveries counted by up to three dimensions, as a table, and over time as a chart."""
     given = {name: value for name, value in visit.parameters if value}
     chosen = given if given else {"by": "day"}
-    problem: ProblemError | None = None
-    found: StatisticsRead | None = None
-    try:
-        query = visit.query(StatisticsQuery, **chosen)
-        found = await visit.perform(_STATISTICS, query=query)
-    except ProblemError as error:
-        if error.status != 400:
-            raise
-        problem = error
+    found: StatisticsRead | None
+    found, problem = await visit.filtered(_STATISTICS, **chosen)
     by = [name for name in chosen.get("by", "").replace(" ", "").split(",") if name in DIMENSIONS]
     rows = found.rows if found is not None else []
-    return await visit.long_page(
+    return await visit.filtered_page(
         "statistics.html",
-        status=problem.status if problem is not None else 200,
+        problem,
         found=found,
         rows=[(row, [_shown(row, name) for name in by]) for row in rows[:_MAX_ROWS]],
         left_out=max(0, len(rows) - _MAX_ROWS),
         by=by,
         dimensions=list(DIMENSIONS),
         given=chosen,
-        problem=problem,
-        errors={error.parameter: error.detail for error in problem.errors} if problem is not None else {},
         chart=_chart(by[0], found) if found is not None and len(by) == 1 and by[0] in _TIMES else None,
     )
 

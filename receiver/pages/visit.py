@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
+from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -186,6 +187,21 @@ class Visit:
         finally:
             self._is_settled = self._is_settled or operation.reads_processed
             self.pending = max(self.pending, call.pending)
+
+    async def filtered(self, operation: Operation, **changes: str) -> tuple[Any, ProblemError | None]:
+        """What the filters in the address choose; None, and the problem, if one of them is wrong."""
+        try:
+            return await self.perform(operation, query=self.query(operation.query, **changes)), None
+        except ProblemError as problem:
+            if problem.status != HTTPStatus.BAD_REQUEST:
+                raise
+            return None, problem
+
+    async def filtered_page(self, template: str, problem: ProblemError | None, **values: Any) -> Response:
+        """A page of what filters choose, with the problem of each filter at its field."""
+        errors = {error.parameter: error.detail for error in problem.errors} if problem is not None else {}
+        status = problem.status if problem is not None else HTTPStatus.OK
+        return await self.long_page(template, status=status, problem=problem, errors=errors, **values)
 
     async def long_page(self, template: str, *, status: int = 200, **values: Any) -> Response:
         """A page with up to a thousand rows, rendered in a thread, one at a time: callbacks must not wait for it."""
