@@ -18,6 +18,7 @@ from uuid import uuid4
 import structlog
 
 from receiver import failpoints
+from receiver.alerts.external import log_heard
 from receiver.domain import alert_rules
 from receiver.domain.alert_facts import Facts as LogFacts
 from receiver.domain.alerts import (
@@ -384,13 +385,7 @@ class Evaluator(Generic[AnyFacts]):
         try:
             if heard:
                 self._on_heard()
-            for change in heard:
-                alert = change.alert
-                fields = {"alert": alert.id, "rule": alert.name, "severity": alert.severity, "group": alert.group}
-                if change.transition is Transition.FIRED:
-                    log.warning("an alert fires", **fields, summary=alert.summary)
-                else:
-                    log.info("an alert is resolved", **fields)
+            log_heard(heard)
             after = {alert.id: alert for alert in (*open_alerts, *(change.alert for change in changes))}
             firing = Counter({(rule.type.value, rule.severity.value): 0 for rule in self._rulebook.rules})
             firing.update(

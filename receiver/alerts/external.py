@@ -33,7 +33,7 @@ async def take(database: Database, post: AlertmanagerPost, targets: Targets, *, 
         beyond = set(list(dict.fromkeys(one for one in ids if one in new))[places:])
         taken = [change for change in found if change.alert.id not in beyond]
         heard = await _write(transaction, taken, targets, now)
-    _report(heard)
+    log_heard(heard)
     if beyond:
         raise Conflict(
             f"{len(beyond)} new alerts were not taken: {MAX_OPEN:,} alerts of other programs are open; "
@@ -57,7 +57,7 @@ async def resolve(database: Database, alert_id: str, targets: Targets, *, now: d
             raise Conflict("the alert is resolved already")
         change = resolution(alert, now)
         heard = await _write(transaction, [change], targets, now)
-    _report(heard)
+    log_heard(heard)
     return change.alert
 
 
@@ -74,7 +74,8 @@ async def _write(
     )
 
 
-def _report(heard: Sequence[AlertChange]) -> None:
+def log_heard(heard: Sequence[AlertChange]) -> None:
+    """Logs what others hear of, after it is committed."""
     for change in heard:
         alert = change.alert
         fields = {"alert": alert.id, "rule": alert.name, "severity": alert.severity, "group": alert.group}
