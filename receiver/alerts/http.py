@@ -29,7 +29,7 @@ _BROKEN: Final = (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a notification was not delivered, in a few words without secrets; `after` is the pause that was asked for."""
+    """Why a notification was not delivered, in a few words without secrets; `after` is the service's pause."""
 
     reason: str
     after: timedelta | None = None

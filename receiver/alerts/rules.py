@@ -90,7 +90,7 @@ TYPES: Final[Mapping[RuleType, _Type]] = {
     ),
     RuleType.DEAD_LETTERS: _Type(by=("sink",), where=("sink",), default_by="sink", window=_HOURS),
     RuleType.STORAGE: _Type(above=0.9, holds_for=5 * _MINUTES, severity=Severity.CRITICAL, is_share=True),
-    # Alerts of other programs: the rule only says to whom they go.
+    # Alerts of other programs: the rule has nothing but the targets.
     RuleType.EXTERNAL: _Type(),
 }
 """The types of rules that the settings may have, with the defaults of each."""

@@ -76,7 +76,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `coded`, `described`, `stated` and `receipted` are the first with a code, a description, a `state` and a
     `delivery_state`. `callback_expected` is true if a registration waits for any event, until the provider's first one
     outranks it. `delivered_received_at` is when, by our clock, the first callback came that proves the delivery: the
-    time of an answer that we asked for says nothing about the way of the message.
+    time of a look-up says nothing about the way of the message.
     """
 
     rank: int = 0

@@ -116,7 +116,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     A registration (`receiver.providers.sends`) is the one event that no provider reported. Its status is `unknown`,
     and `callback_expected` tells whether any callback about the message should come. A reconciled event
-    (`receiver.reconciliation`) is what the provider answered when we asked for the message.
+    (`receiver.reconciliation`) comes from a look-up of the message at the provider.
     """
 
     id: str
@@ -161,7 +161,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def is_reconciled(self) -> bool:
-        """Whether we asked the provider for this event; it comes after all callbacks in their `order`."""
+        """Whether the event comes from a look-up at the provider; it comes after all callbacks in their `order`."""
         return self.route == RECONCILED
 
     @property

@@ -130,7 +130,7 @@ class Announcement:
 def announce(heard: Iterable[AlertChange], recipients: Recipients) -> Announcement:
     """Which notifications changes make that others hear of (`receiver.domain.alerts.announcement`).
 
-    Those hear that an alert is resolved who may have heard that it fired, whoever the recipients are by now.
+    A resolve goes to every target that may have got the firing, whatever the targets are by now.
     """
     fired: list[tuple[str, Recipient]] = []
     resolved: list[str] = []

@@ -71,8 +71,8 @@ class TagChecker(msgspec.Struct, frozen=True, kw_only=True):
         if event.direction is Direction.IN:
             return event
         if event.is_registration or event.is_reconciled:
-            # An API token has authenticated the sender, and we asked the provider ourselves, over TLS: nobody else can
-            # have written these. The verdict is about what comes to the callback URLs.
+            # An API token has authenticated the sender, and we queried the provider over TLS: nobody else can have
+            # written these. The verdict is about what comes to the callback URLs.
             return _with(event, TagVerdict.UNCHECKED, _without_signature(event.fields.tag))
         verdict, value = self._verdict(event)
         if self.policy is TagPolicy.REQUIRE and verdict is not TagVerdict.VALID:

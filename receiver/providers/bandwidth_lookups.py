@@ -1,8 +1,8 @@
 """Looking up one message at Bandwidth: v1 `GET /users/{userId}/messages/{messageId}`, v2 `GET …/messages?messageId=`.
 
 An answer proves a status, and is parsed by the rules of the callbacks with the same words. Only a final status is an
-event: what else an answer says will be said again. Bandwidth's answers have no time of the event, only that of the
-message; v2's have neither text nor tag.
+event: a later callback or look-up repeats everything else. Bandwidth's answers have no time of the event, only that of
+the message; v2's have neither text nor tag.
 """
 
 import hashlib
