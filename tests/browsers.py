@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException, WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
@@ -50,9 +50,9 @@ class Browser:
 
     @property
     def text(self) -> str:
-        """What is to be read on the page now; live parts may be replaced meanwhile."""
+        """What is to be read on the page now; live parts may be replaced meanwhile, and a new page begins empty."""
         while True:
-            with suppress(StaleElementReferenceException):
+            with suppress(StaleElementReferenceException, NoSuchElementException):
                 return self.one("body").text
 
     def one(self, selector: str) -> WebElement:
@@ -65,7 +65,7 @@ class Browser:
         """Presses the button, or follows the link, with these words, or else whose words begin with them."""
         either, begins = "//*[self::a or self::button or self::summary]", f"starts-with(normalize-space(), '{words}')"
         while True:
-            with suppress(StaleElementReferenceException):
+            with suppress(StaleElementReferenceException, NoSuchElementException):
                 exact = self.driver.find_elements(By.XPATH, f"{either}[normalize-space() = '{words}']")
                 (exact[0] if exact else self.driver.find_element(By.XPATH, f"{either}[{begins}]")).click()
                 return
