@@ -331,7 +331,8 @@ async def test_observer_that_raises_does_not_stop_the_processor(database_url: st
         for number in range(3):
             await journal.append(callback([v2_event(f"m{number}")]))
         await eventually(lambda: _is_processed(database_url, 3))
-        assert processor.health.status is ProcessorStatus.WORKING
+        # The commit is seen by others before the processor knows of it.
+        await eventually(lambda: processor.health.status is ProcessorStatus.WORKING)
     assert await select(database_url, "SELECT count(*) FROM events") == [(3,)]
 
 

@@ -166,13 +166,13 @@ async def test_failing_step_changes_nothing(
             dict(run.worker._dispatchers._configured),
             dict(run.worker._dispatchers._dispatchers),
         )
-        before, table = parts(), [row.name for row in await rows(run.worker._database, SINKS)]
+        before, table = parts(), [row.name for row in await rows(run.receiver.database, SINKS)]
         with monkeypatch.context() as patch:
             STEPS[step](run, patch)
             with pytest.raises((RuntimeError, ReceiverError)):
                 await run.receiver.reload(settings(sqlite_url, tmp_path, "new", "newer"))
         assert parts() == before
-        assert [row.name for row in await rows(run.worker._database, SINKS)] == table
+        assert [row.name for row in await rows(run.receiver.database, SINKS)] == table
         await run.has_configuration("old", "new")
 
 
