@@ -100,6 +100,7 @@ def publishing(folder: Path, url: str, destinations: Destinations) -> Iterator[S
         "CALLBACK_CREDENTIALS": '["u:p"]',
         "API_TOKENS": '["token"]',
         "METRICS_AUTH": "none",
+        "ALERTS_EVERY": "1s",
         "DATABASE_URL": url,
         "SINKS": json.dumps(destinations.sinks),
     }
@@ -138,6 +139,7 @@ async def everything_arrives(url: str, load: Load, destinations: Destinations) -
     log, dead = await whole_log(database), await rows(database, DEAD_LETTERS)
     await database.close()
     assert dead == []
+    log = [entry for entry in log if entry.event.id in events]  # no alerts: no sink asks for them
     return {name: dispatching.audit(log, ids) for name, ids in (await destinations.arrived()).items()}
 
 
