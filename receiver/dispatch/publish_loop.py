@@ -250,7 +250,8 @@ class PublishLoop:
 
     async def _read(self) -> None:
         if self._health.state is not BreakerState.OPEN or self._gives_up:
-            await self._reader.read(self._clock.now())
+            # The poll finds pauses, too, but up to a poll interval later.
+            self._paused = await self._reader.read(self._clock.now()) or self._paused
         if self._replay is not None and self._health.state is not BreakerState.OPEN:
             await self._replay.read()
 

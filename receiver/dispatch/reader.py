@@ -23,7 +23,7 @@ from receiver.domain.publication import (
 from receiver.domain.window import Window
 from receiver.models.sinks import ReplayRead
 from receiver.sinks.registry import ConfiguredSink
-from receiver.storage import event_log, retries
+from receiver.storage import event_log, retries, sinks
 from receiver.storage.database import Database
 from receiver.storage.retries import Progress, WaitingRetry
 from receiver.tracing import Tracing
@@ -64,28 +64,35 @@ class LogReader:
         self.log_grew = True
         self.retries_moved = True
 
-    async def read(self, now: datetime) -> None:
-        """Reads the next events of the log while the window has room, and the retries that are due at `now`."""
+    async def read(self, now: datetime) -> bool:
+        """Reads the next events of the log while the window has room, and the retries that are due at `now`.
+
+        Returns whether the sink was paused when new events were read: they may have come after the pause.
+        """
+        is_paused = False
         if self.has_more:
             # Cleared before the read: an event that is appended meanwhile sets it again.
             self.log_grew = False
-            has_more = await self._read_log(WINDOW - len(self._window), now)
+            has_more, is_paused = await self._read_log(WINDOW - len(self._window), now)
             self.log_grew = self.log_grew or has_more
         if self.retries_moved:
             self.retries_moved = False
             await self._read_retries(now)
+        return is_paused
 
     @property
     def has_more(self) -> bool:
         """Whether reading again would return more events now."""
         return self.log_grew and has_room(self._window)
 
-    async def _read_log(self, room: int, now: datetime) -> bool:
-        """Reads at most `room` entries and returns whether the log has more."""
+    async def _read_log(self, room: int, now: datetime) -> tuple[bool, bool]:
+        """Reads at most `room` entries and returns whether the log has more, and whether the sink is paused."""
         async with self._database.reading() as connection:
             entries = await event_log.read_after(connection, self._window.read_to, room)
             has_more = len(entries) == room
             wanted = [entry for entry in entries if self._filter.passes(entry)]
+            # After the entries, so that what came after a pause is never read without it.
+            is_paused = bool(wanted) and (await sinks.control(connection, self._sink)).paused
             ordering_keys = {entry.ordering_key: entry.subject for entry in wanted}
             blocked = (
                 await retries.blocked_keys(self._database, connection, self._sink, ordering_keys)
@@ -110,7 +117,7 @@ class LogReader:
                 )
             else:
                 self._window.pass_over(entry.position)
-        return has_more
+        return has_more, is_paused
 
     def _queue(self, pending: PendingPublication, *, is_blocked: bool, is_superseded: bool) -> None:
         if is_superseded:

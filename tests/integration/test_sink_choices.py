@@ -25,6 +25,7 @@ from tests.dispatching import (
     memory_sink,
     messages,
     now,
+    publications,
     requeue,
     rows,
     running,
@@ -233,6 +234,18 @@ async def test_a_paused_sink_gets_nothing_and_goes_on_where_it_was(database: Dat
         assert memory(sink).attempted == []
         await sinks.pause(database, "crm", paused=False)
         await eventually(lambda: len(memory(sink).published) == len(entries))
+
+
+async def test_what_comes_after_a_pause_is_not_published_before_the_next_poll(database: Database) -> None:
+    sink = memory_sink()
+    first = await append(database, life("m1"))
+    async with running(database, sink, poll_seconds=60) as run:
+        await eventually(lambda: ids(memory(sink).published) == ids(publications(first)))
+        await sinks.pause(database, "crm", paused=True)
+        await append(database, life("m2"))
+        run.wakeup.set()
+        await asyncio.sleep(0.2)  # time enough to publish all of it
+        assert len(memory(sink).attempted) == len(first)
 
 
 async def test_gone_sink_is_paused_until_resume(database: Database) -> None:
