@@ -137,8 +137,9 @@ class Receiver:
             clock=now,
             id_header=settings.request_id_header,
         )
-        other_routes = self._routes(settings, targets)
-        self._other = Starlette(routes=other_routes, exception_handlers=problems.APPLICATION_HANDLERS)
+        self._pages, other_routes = self._surface(settings, targets)
+        handlers = {**problems.APPLICATION_HANDLERS, **problems.handlers(self._problem)}
+        self._other = Starlette(routes=other_routes, exception_handlers=handlers)
         self._other.router.redirect_slashes = False
         others = RequestIds(UnknownPaths(self._other, self._refusals), settings.request_id_header)
         self.app = _Application(
@@ -188,11 +189,11 @@ class Receiver:
         admission = _admission(changed)
         # In a thread: the first target of Apprise loads all its plug-ins for a second, and callbacks are answered here.
         targets = await asyncio.to_thread(configured_targets, changed)
-        new_routes = self._routes(changed, targets)
+        pages, new_routes = self._surface(changed, targets)
         await self.worker.reload(changed)
         self.settings = changed
         self._endpoints.admission = admission
-        self._other.router.routes[:] = new_routes
+        self._pages, self._other.router.routes[:] = pages, new_routes
         tokens = _tokens(changed) if changed.api_auth == "token" else None
         self._streams.revoke(lambda digest: tokens is None or (digest is not None and tokens.has(digest)))
 
@@ -201,17 +202,21 @@ class Receiver:
         async with self.running():
             yield
 
-    def _routes(self, settings: Settings, targets: Targets) -> list[BaseRoute]:
-        """All routes but the callback routes."""
+    def _surface(self, settings: Settings, targets: Targets) -> tuple[Site, list[BaseRoute]]:
+        """The pages, and all routes but the callback routes."""
         tokens = _tokens(settings)
         guard = [token_guard(tokens)] if settings.metrics_auth == "token" else []
         context = self._api(settings, targets, tokens if settings.api_auth == "token" else None)
-        return [
+        pages = Site(context, self._site, _site_settings(settings))
+        return pages, [
             *Health(self.journal.probe).routes(),
             Route("/metrics", self._metrics, middleware=guard),
-            *Site(context, self._site, _site_settings(settings)).routes(),
+            *pages.routes(),
             *routes.routes(context),
         ]
+
+    async def _problem(self, request: Request, error: Exception) -> Response:
+        return await self._pages.problem(request, error)
 
     def _api(self, settings: Settings, targets: Targets, tokens: Tokens | None) -> ApiContext:
         return ApiContext(

@@ -96,9 +96,9 @@ def application(database: Database, **more: Any) -> Starlette:
         }
     )
     state = SiteState()
-    app = Starlette(
-        routes=[*Site(api, state, SITE).routes(), *routes(api)], exception_handlers=problems.APPLICATION_HANDLERS
-    )
+    site = Site(api, state, SITE)
+    handlers = {**problems.APPLICATION_HANDLERS, **problems.handlers(site.problem)}
+    app = Starlette(routes=[*site.routes(), *routes(api)], exception_handlers=handlers)
     app.state.site = state
     app.router.redirect_slashes = False
     return app

@@ -9,10 +9,11 @@ import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import structlog
 from pydantic import ValidationError
@@ -20,6 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, Router
 
+from receiver.api import problems
 from receiver.api.operations import ApiContext
 from receiver.api.problems import ProblemError, as_problem, invalid_values_problem
 from receiver.api.routing import EncodedMount, invalid_values
@@ -95,6 +97,13 @@ class Site:
             *self._page_routes(),
         ]
 
+    async def problem(self, request: Request, error: Exception) -> Response:
+        """The answer to an unknown address or a wrong method: a page for a person, problem details for a program."""
+        visit = self._visit(request, self._session(request))
+        if _is_person(visit):
+            return _error_page(visit, error)
+        return await problems.answer(request, error)
+
     def _page_routes(self) -> Iterator[BaseRoute]:
         below: defaultdict[str, list[BaseRoute]] = defaultdict(list)
         for page in PAGES:
@@ -112,7 +121,7 @@ class Site:
             visit = self._visit(request, self._session(request))
             if page.path == "/" and not _is_browser(request):
                 return _start(visit)
-            if visit.session is None and not _is_visitor(request, page):
+            if visit.session is None and not _is_person(visit):
                 # A program with a wrong callback URL must get an error, whatever it accepts, and never a page.
                 raise ProblemError(404)
             if self._context.tokens is not None and visit.session is None:
@@ -246,11 +255,11 @@ def _cookies(request: Request) -> Iterator[str]:
                 yield value
 
 
-def _is_visitor(request: Request, page: Page) -> bool:
-    """Whether a person requests a page. Below `/callbacks` that must be certain: some programs accept HTML, too."""
-    if page.path.partition("/{")[0] != "/callbacks":
+def _is_person(visit: Visit) -> bool:
+    """Whether a person requests an address. Below `/callbacks` that must be certain: some programs accept HTML, too."""
+    request, headers = visit.request, visit.request.headers
+    if visit.place.partition("/")[0] != "callbacks":
         return _is_browser(request)
-    headers = request.headers
     is_navigation = headers.get("sec-fetch-mode") == "navigate" or "hx-request" in headers
     # Browsers do not send it to other hosts over plain http: there a link on a page of ours leads here.
     return _is_browser(request) and (is_navigation or _names_own_host(headers.get("referer"), request))
@@ -325,10 +334,32 @@ def _error_page(visit: Visit, error: Exception) -> Response:
     problem = invalid_values_problem(invalid_values(error)) if isinstance(error, ValidationError) else as_problem(error)
     if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         log.exception("page failed", path=visit.request.url.path)
-    title = HTTPStatus(problem.status).phrase
-    response = visit.page("error.html", status=problem.status, title=title, problem=problem)
+    title = _TITLES.get(problem.status, HTTPStatus(problem.status).phrase)
+    similar = _similar_page(visit.place) if problem.status == HTTPStatus.NOT_FOUND and problem.detail is None else None
+    response = visit.page("error.html", status=problem.status, title=title, problem=problem, similar=similar)
     response.headers.update(problem.headers or {})
     return response
+
+
+# What the phrases of HTTP mean for a person.
+_TITLES: Final = {
+    400: "This cannot be done as it is",
+    401: "This needs a token",
+    403: "This is not allowed",
+    404: "Nothing is here",
+    405: "This address is not a page",
+    413: "This is too large",
+    500: "Something went wrong",
+    503: "This cannot be shown now",
+}
+
+
+def _similar_page(place: str) -> str | None:
+    """The page whose address looks most like an unknown one: `messages` for `message/` and `Messages/x/y`."""
+    first = unquote(place).strip("/").partition("/")[0].lower()
+    names = [page.path.removeprefix("/") for page in PAGES if page.show is not None and page.path.count("/") == 1]
+    found = get_close_matches(first, [name for name in names if name and "." not in name], n=1, cutoff=0.7)
+    return found[0] if found else None
 
 
 async def _static(request: Request) -> Response:

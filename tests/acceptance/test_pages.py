@@ -589,3 +589,83 @@ async def test_one_export_is_made_at_a_time(database: Database) -> None:
         site_exports.clear()
         assert (await visitor.get("/messages.csv")).status_code == 200
         assert site_exports == set()
+
+
+# --- unknown addresses and errors ---
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/a/b/c", "/messages/", "/messages/m1/more", "/Message", "/static/none"])
+async def test_an_unknown_address_is_a_page_for_a_browser_and_a_problem_for_a_program(
+    pages: AsyncClient, path: str
+) -> None:
+    answer = await pages.get(path)
+    assert answer.status_code == 404
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "content-security-policy" in answer.headers
+    assert 'name="q"' in answer.text
+    links = {answer.url.join(link).path for link in re.findall(r'<a href="([^"#]+)"', answer.text)}
+    assert {"/", "/messages", "/docs"} <= links
+    program = await pages.get(path, headers={"accept": "application/json"})
+    assert (program.status_code, program.headers["content-type"]) == (404, "application/problem+json")
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"), [("/message", "messages"), ("/Sinks/", "sinks"), ("/dead_letters/x", "dead-letters")]
+)
+async def test_an_unknown_address_names_the_page_that_was_meant(pages: AsyncClient, path: str, meant: str) -> None:
+    answer = await pages.get(path)
+    assert re.search(rf'Did you mean <a href="[./]+{meant}">{meant}</a>', answer.text)
+
+
+async def test_an_unknown_address_shows_a_stranger_nothing_but_the_way_to_sign_in(database: Database) -> None:
+    async with browser(application(database), None) as visitor:
+        answer = await visitor.get("/" + quote(HOSTILE, safe=""))
+        assert answer.status_code == 404
+        assert 'href="./login"' in answer.text
+        assert 'name="q"' not in answer.text
+        assert "<img" not in answer.text
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/logout"), ("PUT", "/messages"), ("POST", "/messages")])
+async def test_a_wrong_method_is_a_page_for_a_browser_and_a_problem_for_a_program(
+    pages: AsyncClient, method: str, path: str
+) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    answer = await pages.request(method, path, headers=form)
+    assert answer.status_code == 405
+    assert answer.headers["content-type"].startswith("text/html")
+    assert answer.headers["allow"]
+    program = await pages.request(method, path, headers={"accept": "application/json"})
+    assert (program.status_code, program.headers["content-type"]) == (405, "application/problem+json")
+
+
+async def test_a_browser_gets_problems_of_the_api_as_a_program_does(database: Database) -> None:
+    async with browser(application(database), None) as visitor:
+        for path, status in (("/api/messages", 401), ("/api/nothing", 401)):
+            answer = await visitor.get(path)
+            assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+
+
+async def test_an_unknown_address_below_a_prefix_links_below_the_prefix(database: Database) -> None:
+    app = Starlette(routes=[Mount("/sms", application(database))])
+    async with client(app, HTML) as visitor:
+        for path in ("/sms/nowhere", "/sms/a/b", "/sms/messages/m1/more"):
+            answer = await visitor.get(path)
+            assert answer.status_code == 404
+            links = {answer.url.join(link).path for link in re.findall(r'(?:href|src)="([^"#]+)"', answer.text)}
+            assert links
+            assert {link for link in links if not link.startswith("/sms/")} == set(), path
+
+
+async def test_an_unexpected_error_is_a_page_that_says_what_to_do(database: Database) -> None:
+    async def failing(_: Any) -> object:
+        raise RuntimeError("secret detail")
+
+    raw = raw_callback([{"type": "unheard-of", "message": {"id": "m1"}}])
+    await process(database, raw)
+    async with browser(application(database, reprocess=failing)) as visitor:
+        csrf = csrf_of(await visitor.get(f"/callbacks/{raw.id}"))
+        answer = await visitor.post(f"/callbacks/{raw.id}", data={"csrf": csrf})
+    assert answer.status_code == 500
+    assert "Something went wrong" in answer.text
+    assert "secret detail" not in answer.text
