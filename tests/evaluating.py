@@ -11,7 +11,7 @@ from receiver.alerts.evaluator import Begun, Evaluator, Rulebook, Sought
 from receiver.domain.alerts import AlertChange, Condition, Evidence, Finding, Rule, RuleType
 from receiver.domain.publication import AlertEntry
 from receiver.models.alerts import ALERTS
-from receiver.storage import event_counts, event_log
+from receiver.storage import alerts, event_counts, event_log
 from receiver.storage.alerts import AlertingLease
 from receiver.storage.database import Database
 from tests.factories import at
@@ -121,9 +121,13 @@ class Rounds:
         if findings:
             self.watch.found[rule] = list(findings)
         self.now = at(0) + timedelta(seconds=seconds)
-        self.lease = self.lease or await self.evaluator.acquire()
+        self.lease = self.lease or await acquire(self.database, "tests")
         assert self.lease is not None
         return await self.evaluator.evaluate(self.lease)
+
+
+async def acquire(database: Database, holder: str) -> AlertingLease | None:
+    return await alerts.acquire(database, holder=holder, seconds=60)
 
 
 async def alert_entries(database: Database) -> list[AlertEntry]:

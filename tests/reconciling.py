@@ -26,6 +26,7 @@ from receiver.sandbox.app import application
 from receiver.sandbox.settings import SandboxSettings
 from receiver.storage import journal, reconciliation
 from receiver.storage.database import Database
+from receiver.storage.leases import Held
 from receiver.storage.reconciliation import ReconcilerLease
 from tests.factories import callback
 from tests.processes import PATIENT
@@ -131,11 +132,11 @@ class Asking:
     """A reconciler and its lease: `step` asks for the next messages."""
 
     reconciler: Reconciler
-    lease: ReconcilerLease
+    held: Held[ReconcilerLease]
     metrics: WorkerMetrics
 
     async def step(self) -> float:
-        return await self.reconciler.step(self.lease)
+        return await self.reconciler.step(self.held)
 
     async def drain(self) -> None:
         """Steps until nothing is due."""
@@ -180,9 +181,9 @@ async def reconciler(
 async def asking(database: Database, account: Account, **more: Any) -> AsyncIterator[Asking]:
     """A reconciler with the lease of its API, for single steps."""
     metrics = more.setdefault("metrics", WorkerMetrics())
-    held_until = time.monotonic() + 60
+    until = time.monotonic() + 60
     lease = await reconciliation.acquire(database, account.api, holder="test", seconds=60)
     assert lease is not None
     async with reconciler(database, account, **more) as made:
-        made.begin(lease, held_until)
-        yield Asking(made, lease, metrics)
+        made.begin(lease)
+        yield Asking(made, Held(lease, until), metrics)

@@ -40,6 +40,7 @@ from receiver.monitoring import Failures
 from receiver.storage import alert_facts, alerts, event_counts
 from receiver.storage.alerts import AlertingLease, AlertingLeaseLost, Further
 from receiver.storage.database import Database
+from receiver.storage.leases import Held, Leasing
 
 _STANDBY_SECONDS: Final = 1.0
 # Between two rounds while alerts are switched off: alerts of rules that are gone were resolved in the first.
@@ -170,10 +171,9 @@ class Evaluator(Generic[AnyFacts]):
         self._clock = clock
         self._on_heard = on_heard
         self._new_id = new_id
-        self._lease_seconds = lease_seconds
-        self._holder = holder or uuid4().hex
-        # SQLite has one worker, by the lock of its file: a lease found at the start belongs to a dead worker.
-        self._take_over = database.is_sqlite
+        self._leasing = Leasing(
+            database, alerts.acquire, alerts.renew, alerts.release, seconds=lease_seconds, holder=holder
+        )
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         self._failures = Failures(clock, first_seconds=_FIRST_BACKOFF_SECONDS, most_seconds=_MAX_BACKOFF_SECONDS)
@@ -202,67 +202,37 @@ class Evaluator(Generic[AnyFacts]):
     async def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                lease = await self.acquire()
-                if lease is None:
-                    await self._sleep(_STANDBY_SECONDS)
-                    continue
-                await self._work(lease)
+                async with self._leasing.hold() as held:
+                    if held is not None:
+                        await self._work(held)
+                    else:
+                        await self._sleep(_STANDBY_SECONDS)
             except AlertingLeaseLost as error:
                 log.warning("lease of the alerts lost", error=str(error))
             except Exception as error:
                 await self._failed(error, None)
 
-    async def acquire(self) -> AlertingLease | None:
-        """The lease, if no other worker has it."""
-        lease = await alerts.acquire(
-            self._database, holder=self._holder, seconds=self._lease_seconds, take_over=self._take_over
-        )
-        if lease is not None:
-            self._take_over = False
-        return lease
-
-    async def _work(self, lease: AlertingLease) -> None:
+    async def _work(self, held: Held[AlertingLease]) -> None:
         """Evaluates round after round while the lease is ours."""
-        renewing = asyncio.create_task(self._renew(lease))
         try:
             while not self._stopping.is_set():
-                if renewing.done():
-                    await renewing
+                held.check()
                 self._changed.clear()
                 started = time.monotonic()
                 try:
-                    await self.evaluate(lease)
+                    await self.evaluate(held.lease)
                 except AlertingLeaseLost:
                     raise
                 except Exception as error:
-                    await self._failed(error, lease)
+                    await self._failed(error, held.lease)
                     continue
                 if self._failures.since is not None:
                     log.info("alerts are evaluated again", tries=self._failures.number)
                     self._failures.end()
                 every = 0.0 if self._is_behind else (self._rulebook.every or _IDLE).total_seconds()
-                await self._wait_for_next(renewing, started + every - time.monotonic())
+                await held.wait(self._changed, started + every - time.monotonic())
         finally:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
             self._observer.alerts_left()
-            with suppress(StorageUnavailable):
-                await alerts.release(self._database, lease)
-
-    async def _renew(self, lease: AlertingLease) -> None:
-        """Renews the lease until it is lost; in an outage of the database it lapses by itself."""
-        while True:
-            await asyncio.sleep(self._lease_seconds / 4)
-            with suppress(StorageUnavailable):
-                await alerts.renew(self._database, lease, seconds=self._lease_seconds)
-
-    async def _wait_for_next(self, renewing: asyncio.Task[None], seconds: float) -> None:
-        """Waits for the next round, until the rules change, or until the lease is lost."""
-        changed = asyncio.create_task(self._changed.wait())
-        try:
-            await asyncio.wait([changed, renewing], timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            changed.cancel()
 
     async def _sleep(self, seconds: float) -> None:
         """Waits; `stop` cuts the wait short."""

@@ -9,7 +9,6 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
-from uuid import uuid4
 
 import structlog
 
@@ -25,6 +24,7 @@ from receiver.sinks.concurrency import call_sink, check_error, error_name, probe
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import retries, sinks
 from receiver.storage.database import Database
+from receiver.storage.leases import Leasing
 from receiver.storage.sinks import Lease, LeaseLost, Registration
 from receiver.tracing import Tracing
 
@@ -139,10 +139,14 @@ class Dispatcher:
     def __init__(self, configured: ConfiguredSink, resources: Resources) -> None:
         self._name, self._resources = configured.name, resources
         self._configured = self._next = configured
-        self._holder = resources.holder or uuid4().hex
-        # SQLite has one process, so a lease found at the start belongs to a process that is dead.
-        self._take_over = resources.database.is_sqlite
-        self._deadline = float("-inf")
+        self._leasing = Leasing(
+            resources.database,
+            sinks.acquire_lease,
+            sinks.renew_lease,
+            sinks.release_lease,
+            seconds=resources.lease_seconds,
+            holder=resources.holder,
+        )
         self._loop: PublishLoop | None = None
         self._stopped = False
         self._ending = asyncio.Event()
@@ -198,43 +202,19 @@ class Dispatcher:
         self._resources.observer.sink_left(self._name)
 
     async def _work(self) -> None:
-        requested_at, seconds = self._resources.monotonic(), self._resources.lease_seconds
-        lease = await sinks.acquire_lease(
-            self._resources.database,
-            self._name,
-            holder=self._holder,
-            fingerprint=self._configured.fingerprint,
-            seconds=seconds,
-            take_over=self._take_over,
-        )
-        if lease is None:
+        held = await self._leasing.acquire(name=self._name, fingerprint=self._configured.fingerprint)
+        if held is None:
             # Another process reports the metrics of this sink now, also after a failed start or a lost lease here.
             self._resources.observer.sink_left(self._name)
             return
-        self._take_over = False
-        self._deadline = requested_at + seconds
         try:
             # A sink may take as long to start as the lease lasts, so the lease is renewed meanwhile.
-            renewing = asyncio.create_task(self._renew(lease))
-            try:
-                await self._start_sink(lease)
+            async with self._leasing.renewed(held):
+                await self._start_sink(held.lease)
                 await self._probe()
-            finally:
-                renewing.cancel()
-                await asyncio.gather(renewing, return_exceptions=True)
-            await self._run_loop(PublishLoop(self._configured, self._resources, lease, self._deadline), lease)
+            await self._run_loop(PublishLoop(self._configured, self._resources, held.lease, held.until), held.lease)
         finally:
-            await self._release(lease)
-
-    async def _renew(self, lease: Lease) -> None:
-        """Renews the lease until it is lost. The deadline is counted from before the renewal was sent."""
-        seconds = self._resources.lease_seconds
-        while True:
-            await asyncio.sleep(seconds / 5)
-            sent_at = self._resources.monotonic()
-            with suppress(StorageUnavailable):
-                await sinks.renew_lease(self._resources.database, lease, seconds=seconds)
-                self._deadline = sent_at + seconds
+            await self._release(held.lease)
 
     @property
     def _sink(self) -> Sink:
@@ -288,8 +268,7 @@ class Dispatcher:
                 await call_sink(self._sink.stop())
         except Exception as error:
             log.warning("sink did not stop", sink=self._name, error=error_name(error))
-        with suppress(StorageUnavailable):
-            await sinks.release_lease(self._resources.database, lease)
+        await self._leasing.release(lease)
 
     async def _backoff(self) -> None:
         """Waits before the next attempt: the poll interval, doubled after each failure in a row, up to a minute."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Final, Protocol
-from uuid import uuid4
 
 import structlog
 
@@ -34,6 +33,7 @@ from receiver.storage import journal, processor
 from receiver.storage.bulk import Transaction
 from receiver.storage.database import Database
 from receiver.storage.journal import Entry, JournalReader
+from receiver.storage.leases import Held, Leasing
 from receiver.storage.processor import ProcessorLease, ProcessorLeaseLost, Progress
 from receiver.tracing import Tracing
 
@@ -109,11 +109,10 @@ class Processor:
         self._tracing = tracing
         self._clock = clock
         self._on_commit = on_commit
-        self._lease_seconds = lease_seconds
         self._poll_seconds = poll_seconds
-        self._holder = holder or uuid4().hex
-        # SQLite has one worker, by the lock of its file: a lease found at the start belongs to a dead worker.
-        self._take_over = database.is_sqlite
+        self._leasing = Leasing(
+            database, processor.acquire, processor.renew, processor.release, seconds=lease_seconds, holder=holder
+        )
         self._reader: JournalReader = journal.journal_reader(database)
         self._session_is_noted = False
         self._arrived = asyncio.Event()
@@ -142,15 +141,12 @@ class Processor:
 
     async def drain(self) -> bool:
         """Processes all pending callbacks; False if another worker has the lease."""
-        lease = await self._acquire()
-        if lease is None:
-            return False
-        try:
-            while (moved := await self.process_next(lease)) is not None:
-                lease = moved
+        async with self._leasing.hold() as held:
+            if held is None:
+                return False
+            while (moved := await self.process_next(held.lease)) is not None:
+                held.lease = moved
             await self._drop_repeats()
-        finally:
-            await processor.release(self._database, lease)
         return True
 
     # --- the lease ---
@@ -158,63 +154,40 @@ class Processor:
     async def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                lease = await self._acquire()
-                if lease is None:
-                    self._set(ProcessorStatus.STANDBY)
-                    await self._sleep(_STANDBY_SECONDS)
-                    continue
-                await self._work(lease)
+                async with self._leasing.hold() as held:
+                    if held is not None:
+                        await self._work(held)
+                    else:
+                        self._set(ProcessorStatus.STANDBY)
+                        await self._sleep(_STANDBY_SECONDS)
             except ProcessorLeaseLost as error:
                 log.warning("processor lease lost", error=str(error))
             except Exception as error:
                 await self._failed(error, None)
 
-    async def _acquire(self) -> ProcessorLease | None:
-        lease = await processor.acquire(
-            self._database, holder=self._holder, seconds=self._lease_seconds, take_over=self._take_over
-        )
-        if lease is not None:
-            self._take_over = False
-            self._session_is_noted = False
-        return lease
-
-    async def _work(self, lease: ProcessorLease) -> None:
+    async def _work(self, held: Held[ProcessorLease]) -> None:
         """Processes batch after batch while the lease is ours."""
-        renewing = asyncio.create_task(self._renew(lease))
-        try:
-            while not self._stopping.is_set():
-                if renewing.done():
-                    await renewing
-                started = time.monotonic()
-                try:
-                    moved = await self.process_next(lease)
-                except ProcessorLeaseLost:
-                    raise
-                except Exception as error:
-                    await self._failed(error, lease)
-                    continue
-                await self._recovered(lease)
-                if moved is not None:
-                    callbacks = moved.cursor - lease.cursor
-                    lease = moved
-                    if _FEW_CALLBACKS < callbacks < _BATCH_CALLBACKS:
-                        await self._sleep(started + _PACE_SECONDS - time.monotonic())
-                    continue
-                await self._drop_repeats_now_and_then()
-                await self._wait_for_more()
-            await self._drop_repeats()
-        finally:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
-            with suppress(StorageUnavailable):
-                await processor.release(self._database, lease)
-
-    async def _renew(self, lease: ProcessorLease) -> None:
-        """Renews the lease until it is lost; in an outage of the database it lapses by itself."""
-        while True:
-            await asyncio.sleep(self._lease_seconds / 4)
-            with suppress(StorageUnavailable):
-                await processor.renew(self._database, lease, seconds=self._lease_seconds)
+        self._session_is_noted = False
+        while not self._stopping.is_set():
+            held.check()
+            started = time.monotonic()
+            try:
+                moved = await self.process_next(held.lease)
+            except ProcessorLeaseLost:
+                raise
+            except Exception as error:
+                await self._failed(error, held.lease)
+                continue
+            await self._recovered(held.lease)
+            if moved is not None:
+                callbacks = moved.cursor - held.lease.cursor
+                held.lease = moved
+                if _FEW_CALLBACKS < callbacks < _BATCH_CALLBACKS:
+                    await self._sleep(started + _PACE_SECONDS - time.monotonic())
+                continue
+            await self._drop_repeats_now_and_then()
+            await self._wait_for_more()
+        await self._drop_repeats()
 
     async def _wait_for_more(self) -> None:
         with suppress(TimeoutError):

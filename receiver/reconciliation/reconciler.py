@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, Protocol
-from uuid import uuid4
 
 import structlog
 
@@ -32,6 +31,7 @@ from receiver.sinks.egress import Network
 from receiver.storage import reconciliation
 from receiver.storage.database import Database
 from receiver.storage.journal import JournalWriter, journal_writer
+from receiver.storage.leases import Held, Leasing
 from receiver.storage.reconciliation import Claimed, Outcome, ReconcilerLease, ReconcilerLeaseLost
 from receiver.storage.status import read_backlog
 
@@ -128,12 +128,17 @@ class Reconciler:
         self._on_append = on_append
         self._claim_seconds = policy.claim_seconds(request_seconds)
         self._client = Client(account, allowed, seconds=request_seconds)
-        self._holder = holder or uuid4().hex
-        self._lease_seconds = lease_seconds
+        self._leasing = Leasing(
+            database,
+            reconciliation.acquire,
+            reconciliation.renew,
+            reconciliation.release,
+            seconds=lease_seconds,
+            holder=holder,
+            take_over=False,
+        )
         self._poll_seconds = poll_seconds
         self._health = ApiHealth()
-        # By the monotonic clock of this process.
-        self._held_until = float("-inf")
         self._is_first_lease = True
         self._is_exhausted = False
         self._began_at = float("-inf")
@@ -159,12 +164,9 @@ class Reconciler:
     async def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                held_until = time.monotonic() + self._lease_seconds
-                lease = await reconciliation.acquire(
-                    self._database, self._account.api, holder=self._holder, seconds=self._lease_seconds
-                )
-                if lease is not None:
-                    await self._work(lease, held_until)
+                async with self._leasing.hold(api=self._account.api) as held:
+                    if held is not None:
+                        await self._work(held)
             except ReconcilerLeaseLost as error:
                 log.warning("reconciliation lease lost", api=self._account.api, error=str(error))
             except Exception as error:
@@ -175,47 +177,21 @@ class Reconciler:
             await self._sleep(self._poll_seconds)
         self._log_answers()
 
-    async def _work(self, lease: ReconcilerLease, held_until: float) -> None:
+    async def _work(self, held: Held[ReconcilerLease]) -> None:
         """Claims messages and looks them up while this worker holds the lease."""
-        self.begin(lease, held_until)
+        self.begin(held.lease)
         log.info("reconciliation has begun", api=self._account.api, url=self._account.url)
-        renewing = asyncio.create_task(self._renew(lease))
-        try:
-            while not self._stopping.is_set():
-                if renewing.done():
-                    await renewing
-                await self._sleep(await self.step(lease))
-        finally:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
-            with suppress(StorageUnavailable):
-                await reconciliation.release(self._database, lease)
+        while not self._stopping.is_set():
+            held.check()
+            await self._sleep(await self.step(held))
 
-    def begin(self, lease: ReconcilerLease, held_until: float) -> None:
-        """Takes over the health of the API that the previous holder of the lease has recorded.
-
-        The lease lapses at `held_until` of the monotonic clock, unless it is renewed.
-        """
-        self._held_until = held_until
+    def begin(self, lease: ReconcilerLease) -> None:
+        """Takes over the health of the API that the previous holder of the lease has recorded."""
         self._health = lease.health
         if self._is_first_lease and self._health.answer is Answer.REFUSED:
             # The start of a process is when somebody corrects credentials.
             self._health = replace(self._health, until=None)
         self._is_first_lease = False
-
-    async def _renew(self, lease: ReconcilerLease) -> None:
-        """Renews the lease until it is lost; in an outage of the database it lapses by itself."""
-        while True:
-            await asyncio.sleep(self._lease_seconds / 4)
-            held_until = time.monotonic() + self._lease_seconds
-            try:
-                await reconciliation.renew(self._database, lease, seconds=self._lease_seconds)
-            except StorageUnavailable:
-                continue
-            except ReconcilerLeaseLost:
-                self._held_until = float("-inf")
-                raise
-            self._held_until = held_until
 
     async def _sleep(self, seconds: float) -> None:
         """Waits; `stop` cuts the wait short."""
@@ -226,7 +202,7 @@ class Reconciler:
 
     # --- steps ---
 
-    async def step(self, lease: ReconcilerLease) -> float:
+    async def step(self, held: Held[ReconcilerLease]) -> float:
         """Looks up the next messages; returns the seconds until the next step.
 
         Raises ReconcilerLeaseLost, or StorageUnavailable.
@@ -235,10 +211,10 @@ class Reconciler:
         now = self._clock()
         if self._health.is_paused(now) or await self._is_behind(now):
             return self._poll_seconds
-        await self._forget_now_and_then(lease, now)
+        await self._forget_now_and_then(held.lease, now)
         claim = await reconciliation.claim(
             self._database,
-            lease,
+            held.lease,
             self._policy,
             now=now,
             limit=self._policy.claim_size,
@@ -248,40 +224,36 @@ class Reconciler:
         if not claim.messages:
             return self._poll_seconds
         failpoints.reach("claimed")
-        await self._look_up_all(lease, claim.messages)
+        await self._look_up_all(held, claim.messages)
         return 0.0
 
     async def _is_behind(self, now: datetime) -> bool:
         backlog = await read_backlog(self._database)
         return backlog.oldest_seconds(now) > _BEHIND_SECONDS
 
-    async def _look_up_all(self, lease: ReconcilerLease, claimed: Sequence[Claimed]) -> None:
+    async def _look_up_all(self, held: Held[ReconcilerLease], claimed: Sequence[Claimed]) -> None:
         """Looks up claimed messages until an answer pauses the API."""
         outcomes: list[Outcome] = []
         for one in claimed:
-            if self._health.is_paused(self._clock()) or not await self._turn():
+            if self._health.is_paused(self._clock()) or not await self._turn(held):
                 outcomes.append(Outcome(claimed=one, due_at=None, was_sent=False))
                 continue
             answer = await self._look_up(one.message_id)
             due_at = self._policy.due_at(self._clock(), one.tries + 1, answer) if answer is not None else None
             outcomes.append(Outcome(claimed=one, due_at=due_at, was_sent=answer is not Answer.UNREACHABLE))
         failpoints.reach("asked")
-        await reconciliation.record(self._database, lease, outcomes, self._health, now=self._clock())
-        if not self._is_holder():
-            raise ReconcilerLeaseLost(f"the lease of the API {lease.api} has lapsed")
+        await reconciliation.record(self._database, held.lease, outcomes, self._health, now=self._clock())
+        if not held.is_held:
+            raise ReconcilerLeaseLost(f"the lease of the API {held.lease.api} has lapsed")
 
-    async def _turn(self) -> bool:
+    async def _turn(self, held: Held[ReconcilerLease]) -> bool:
         """Waits until the rate allows another request; False if there is to be none: `stop`, or a lost lease."""
-        if self._is_holder():
+        if held.is_held:
             await self._sleep(self._began_at + self._policy.gap - time.monotonic())
-        if self._stopping.is_set() or not self._is_holder():
+        if self._stopping.is_set() or not held.is_held:
             return False
         self._began_at = time.monotonic()
         return True
-
-    def _is_holder(self) -> bool:
-        """Whether the lease is neither lost nor lapsed, as far as this process knows."""
-        return time.monotonic() < self._held_until
 
     async def _look_up(self, message_id: str) -> Answer | None:
         """Looks up one message; None if `stop` ended the request.

@@ -54,13 +54,15 @@ class Claim:
     is_exhausted: bool = False
 
 
-async def acquire(database: Database, api: Api, *, holder: str, seconds: float) -> ReconcilerLease | None:
-    """Takes the lease of an API if no other worker holds it, by the database's clock.
+async def acquire(
+    database: Database, api: Api, *, holder: str, seconds: float, take_over: bool = False
+) -> ReconcilerLease | None:
+    """Takes the lease of an API if no other worker holds it, by the database's clock; with `take_over` in any case.
 
     A lease of the same `holder` belongs to its dead predecessor.
     """
     of_api = RECONCILERS.c.api == api
-    take = leases.taken(database, RECONCILERS, of_api, holder=holder, seconds=seconds, take_over=False)
+    take = leases.taken(database, RECONCILERS, of_api, holder=holder, seconds=seconds, take_over=take_over)
     new = {"api": api.value, "epoch": 0, "requests": 0, "failures": 0, "is_exhausted": False}
     async with database.writing() as connection:
         await connection.execute(database.insert(RECONCILERS).values(**new).on_conflict_do_nothing())

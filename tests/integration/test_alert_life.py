@@ -9,7 +9,6 @@ from sqlalchemy import text
 
 from receiver.alerts import external
 from receiver.alerts.alertmanager import AlertmanagerPost
-from receiver.alerts.evaluator import Evaluator
 from receiver.alerts.targets import Targets
 from receiver.domain.alerts import CLEAR_FOR, AlertChange, Condition, RuleType, Severity, Transition
 from receiver.domain.delivery import FinalConflict
@@ -22,7 +21,7 @@ from receiver.storage.database import Database
 from receiver.storage.rebuild import Rebuild
 from receiver.storage.retention import Pruner
 from tests.dispatching import append, dispatching, ids, life, memory, memory_sink
-from tests.evaluating import BASE_URL, Rounds, alert_entries, finding, make_rule, rows
+from tests.evaluating import BASE_URL, Rounds, acquire, alert_entries, finding, make_rule, rows
 from tests.factories import at, callback
 from tests.processing import append as append_callbacks
 from tests.processing import drain, opened
@@ -110,20 +109,10 @@ async def test_lease_holder_alone_evaluates_and_a_successor_fences_it_off(
     rounds = await fired(database)
     async with opened(database_url) as other:
         successor = Rounds(other)
-        successor.evaluator = Evaluator(
-            other,
-            successor.rulebook(),
-            successor.watch,
-            observer=successor.measured,
-            clock=lambda: successor.now,
-            holder="another",
-        )
-        if database.is_sqlite:
-            # A second process has SQLite's worker lock only if the first is dead.
-            successor.evaluator._take_over = False
-        assert await successor.evaluator.acquire() is None
+        assert await acquire(other, "successor") is None
         async with database.writing() as connection:
             await connection.execute(text("UPDATE alerting SET lease_until = NULL"))
+        successor.lease = await acquire(other, "successor")
         await successor.round(30, CLEAR)
         with pytest.raises(AlertingLeaseLost):
             await rounds.round(30 + CLEARED, CLEAR)
@@ -205,7 +194,7 @@ async def test_external_alert_whose_end_is_put_off_during_a_round_fires_on(datab
 
 async def test_write_of_a_fenced_off_holder_changes_nothing(database: Database) -> None:
     rounds = Rounds(database)
-    rounds.lease = await rounds.evaluator.acquire()
+    rounds.lease = await acquire(database, "tests")
 
     async def lose(*_: Any) -> None:
         # Between counting and writing another process takes the lease.
@@ -254,19 +243,20 @@ async def test_failing_evaluation_is_retried_recorded_and_logged(
         assert (await connection.execute(text("SELECT lease_holder FROM alerting"))).scalar_one() is None
 
 
-async def test_takeover_after_a_holder_died_takes_seconds(database: Database, database_url: str) -> None:
-    dead = Rounds(database)
+async def test_successor_evaluates_after_the_lease_of_a_dead_holder_has_lapsed(
+    database: Database, database_url: str
+) -> None:
+    successor = Rounds(database)
     async with opened(database_url) as other:
         # It never renews its lease.
         lease = await alerts.acquire(other, holder="dead", seconds=1.5, take_over=True)
         assert lease is not None
-        dead.watch.found = {"blocks": [BREACHED]}
-        dead.evaluator._take_over = False
-        await dead.evaluator.start()
+        successor.watch.found = {"blocks": [BREACHED]}
+        await successor.evaluator.start()
         try:
-            await eventually(lambda: dead.measured.rounds > 0, seconds=8)
+            await eventually(lambda: successor.measured.rounds > 0)
         finally:
-            await dead.evaluator.stop()
+            await successor.evaluator.stop()
         with pytest.raises(AlertingLeaseLost):
             await alerts.renew(other, lease, seconds=1)
 

@@ -414,20 +414,6 @@ async def acquire(database: Database, holder: str, *, seconds: float = 60, take_
     return lease
 
 
-async def test_lease_has_one_holder_until_it_lapses_or_is_released(database: Database) -> None:
-    first = await acquire(database, "a")
-    assert await processor_table.acquire(database, holder="b", seconds=60) is None
-    await processor_table.release(database, first)
-    second = await acquire(database, "b", seconds=-1)
-    third = await acquire(database, "c")
-    assert first.epoch < second.epoch < third.epoch
-    with pytest.raises(ProcessorLeaseLost):
-        await processor_table.renew(database, second, seconds=60)
-    # of a lease that is lost, nothing is given back
-    await processor_table.release(database, second)
-    assert await select(database, "SELECT lease_holder FROM processor") == [("c",)]
-
-
 async def test_stale_holder_of_the_lease_writes_nothing(database: Database) -> None:
     processor = make_processor(database)
     stale = await acquire(database, "stale")

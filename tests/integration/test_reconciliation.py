@@ -146,7 +146,7 @@ async def test_claimed_messages_are_asked_for_again_after_a_crash_but_not_at_onc
         async with asking(database, there.account(Api.V2)) as here:
             # The process dies here.
             claim = await reconciliation.claim(
-                database, here.lease, here.reconciler._policy, now=clock(), limit=2, seconds=300
+                database, here.held.lease, here.reconciler._policy, now=clock(), limit=2, seconds=300
             )
         assert [one.message_id for one in claim.messages] == sorted(ids)[:2]
         async with asking(database, there.account(Api.V2), clock=clock) as here:
@@ -440,7 +440,7 @@ async def test_holder_whose_lease_lapsed_within_a_claim_makes_no_further_request
         async with asking(database, there.account(Api.V2)) as here:
             there.recorder.delay = 0.5
             # Without an answer of the database, the lease is not renewed.
-            here.reconciler.begin(here.lease, time.monotonic() + 0.5)
+            here.held.until = time.monotonic() + 0.5
             with pytest.raises(ReconcilerLeaseLost):
                 await here.step()
             assert there.recorder.asked.total() <= 1
@@ -471,8 +471,8 @@ async def test_records_of_messages_that_are_too_old_are_removed(database: Databa
         await register(database, Api.V2, *ids)
         async with asking(database, there.account(Api.V2)) as here:
             await here.drain()
-            assert await reconciliation.forget(database, here.lease, before=now() - timedelta(hours=1)) == 0
-            assert await reconciliation.forget(database, here.lease, before=now() + timedelta(hours=1)) == 2
+            assert await reconciliation.forget(database, here.held.lease, before=now() - timedelta(hours=1)) == 0
+            assert await reconciliation.forget(database, here.held.lease, before=now() + timedelta(hours=1)) == 2
         assert await select(database, "SELECT 1 FROM reconciliations") == []
 
 
