@@ -4,15 +4,15 @@ import ipaddress
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from email.parser import BytesParser
 from email.policy import default
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from aiosmtpd.controller import Controller
 from sqlalchemy import select
@@ -130,27 +130,37 @@ class Outcomes(list[str]):
         self.append(outcome)
 
 
-@asynccontextmanager
-async def notifier(
-    database: Database,
-    configured: Targets,
-    *,
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-    outcomes: Outcomes | None = None,
-) -> AsyncIterator[Notifier]:
-    running = Notifier(
-        database,
-        configured,
-        clock=clock,
-        observer=outcomes if outcomes is not None else Outcomes(),
-        random_fraction=lambda: 0.0,
-        poll_seconds=0.05,
-    )
-    await running.start()
-    try:
-        yield running
-    finally:
-        await running.stop()
+class People:
+    """People who are notified within `async with`: a notifier for their targets, by a clock that a test moves."""
+
+    def __init__(self, database: Database, targets: Targets) -> None:
+        self.now = EPOCH
+        self.outcomes = Outcomes()
+        self._database, self._targets = database, targets
+        self.notifier = Notifier(
+            database,
+            targets,
+            clock=lambda: self.now,
+            observer=self.outcomes,
+            random_fraction=lambda: 0.0,
+            poll_seconds=0.05,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self.notifier.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.notifier.stop()
+
+    def advance(self, **span: float) -> None:
+        self.now += timedelta(**span)
+
+    async def fire(self, **changes: Any) -> Alert:
+        return await fire(self._database, self._targets, now=self.now, **changes)
+
+    async def resolve(self, alert: Alert) -> None:
+        await resolve(self._database, self._targets, alert, now=self.now)
 
 
 # --- servers ---

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -19,13 +19,11 @@ from receiver.storage import notifications
 from receiver.storage.database import Database
 from tests.alerting import (
     BASE_URL,
-    Outcomes,
+    People,
     fire,
     hook_server,
     made,
     make_alert,
-    notifier,
-    resolve,
     rows,
     smtp_server,
     states,
@@ -41,11 +39,10 @@ KEY = "0123456789abcdef0123456789abcdef"
 
 async def test_alert_and_its_resolve_are_delivered_as_json(database: Database) -> None:
     with hook_server() as hook:
-        configured = targets(f"json://{hook.address}/alerts")
-        async with notifier(database, configured):
-            alert = await fire(database, configured)
+        async with People(database, targets(f"json://{hook.address}/alerts")) as people:
+            alert = await people.fire()
             await eventually(lambda: len(hook.posted) == 1)
-            await resolve(database, configured, alert)
+            await people.resolve(alert)
             await eventually(lambda: len(hook.posted) == 2)
         fired, resolved = (one.json for one in hook.posted)
         assert fired["title"] == "Warning: t-mobile blocks (T-Mobile)"
@@ -60,10 +57,11 @@ async def test_alert_and_its_resolve_are_delivered_as_json(database: Database) -
 
 async def test_alert_is_delivered_by_smtp_with_hostile_texts_escaped(database: Database) -> None:
     with smtp_server() as (address, mails):
-        configured = targets(f"mailto://{address}/?from=receiver@example.com&to=ops@example.com")
-        async with notifier(database, configured):
+        async with People(
+            database, targets(f"mailto://{address}/?from=receiver@example.com&to=ops@example.com")
+        ) as people:
             hostile = "<b>x</b>\r\nBcc: evil@example.com"
-            await fire(database, configured, group=hostile, summary=f"{hostile} <script>alert(1)</script>")
+            await people.fire(group=hostile, summary=f"{hostile} <script>alert(1)</script>")
             await eventually(lambda: mails)
         [mail] = mails
         assert mail["to"] == "ops@example.com"
@@ -85,9 +83,8 @@ async def test_slack_hook_gets_no_markup_of_strangers(database: Database, monkey
     with hook_server() as hook:
         # The plug-in has one address; the rest is the real one.
         monkeypatch.setattr(NotifySlack, "webhook_url", f"http://{hook.address}/services")
-        configured = targets("slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ")
-        async with notifier(database, configured):
-            await fire(database, configured, summary="<!channel> @everyone <https://evil.example|click> & *bold*")
+        async with People(database, targets("slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ")) as people:
+            await people.fire(summary="<!channel> @everyone <https://evil.example|click> & *bold*")
             await eventually(lambda: hook.posted)
         assert hook.posted[0].path == "/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ"
         text = str(hook.posted[0].json)
@@ -103,9 +100,8 @@ MARKUP = ("<!", "<@", "<#", "@all", "](")
 
 async def test_mattermost_hook_gets_no_markup_of_strangers(database: Database) -> None:
     with hook_server() as hook:
-        configured = targets(f"mmost://{hook.address}/3ccdd113474722377935511fc85d3dd4")
-        async with notifier(database, configured):
-            await fire(database, configured, summary=HOSTILE, group=HOSTILE)
+        async with People(database, targets(f"mmost://{hook.address}/3ccdd113474722377935511fc85d3dd4")) as people:
+            await people.fire(summary=HOSTILE, group=HOSTILE)
             await eventually(lambda: hook.posted)
         assert hook.posted[0].path == "/hooks/3ccdd113474722377935511fc85d3dd4"
         text = json.dumps(hook.posted[0].json, ensure_ascii=False)
@@ -119,9 +115,8 @@ async def test_discord_hook_gets_no_markup_of_strangers(database: Database, monk
     with hook_server(status=204, answer=b"") as hook:
         # The plug-in has one address; the rest is the real one.
         monkeypatch.setattr(NotifyDiscord, "notify_url", f"http://{hook.address}/api/webhooks")
-        configured = targets("discord://123456789/AAAABBBBCCCC")
-        async with notifier(database, configured):
-            await fire(database, configured, summary=HOSTILE, group=HOSTILE)
+        async with People(database, targets("discord://123456789/AAAABBBBCCCC")) as people:
+            await people.fire(summary=HOSTILE, group=HOSTILE)
             await eventually(lambda: hook.posted)
         text = json.dumps(hook.posted[0].json, ensure_ascii=False)
     assert "evil.example" in text
@@ -130,11 +125,10 @@ async def test_discord_hook_gets_no_markup_of_strangers(database: Database, monk
 
 async def test_pagerduty_opens_one_incident_and_resolves_it(database: Database) -> None:
     with hook_server(status=202) as pagerduty:
-        configured = targets(f"pagerduty://{KEY}?url=http://{pagerduty.address}")
-        async with notifier(database, configured):
-            alert = await fire(database, configured, severity=Severity.CRITICAL)
+        async with People(database, targets(f"pagerduty://{KEY}?url=http://{pagerduty.address}")) as people:
+            alert = await people.fire(severity=Severity.CRITICAL)
             await eventually(lambda: len(pagerduty.posted) == 1)
-            await resolve(database, configured, alert)
+            await people.resolve(alert)
             await eventually(lambda: len(pagerduty.posted) == 2)
         assert [one.path for one in pagerduty.posted] == ["/v2/enqueue"] * 2
         trigger, resolved = (one.json for one in pagerduty.posted)
@@ -150,11 +144,10 @@ async def test_pagerduty_opens_one_incident_and_resolves_it(database: Database) 
 
 async def test_opsgenie_alert_is_created_by_alias_and_closed_by_it(database: Database) -> None:
     with hook_server(status=202) as opsgenie:
-        configured = targets(f"opsgenie://{KEY}?url=http://{opsgenie.address}/base")
-        async with notifier(database, configured):
-            alert = await fire(database, configured, severity=Severity.CRITICAL)
+        async with People(database, targets(f"opsgenie://{KEY}?url=http://{opsgenie.address}/base")) as people:
+            alert = await people.fire(severity=Severity.CRITICAL)
             await eventually(lambda: len(opsgenie.posted) == 1)
-            await resolve(database, configured, alert)
+            await people.resolve(alert)
             await eventually(lambda: len(opsgenie.posted) == 2)
         created, closed = opsgenie.posted
     assert created.path == "/base/v2/alerts"
@@ -167,9 +160,8 @@ async def test_opsgenie_alert_is_created_by_alias_and_closed_by_it(database: Dat
 
 async def test_basic_credentials_of_an_alertmanager_hook_are_sent(database: Database) -> None:
     with hook_server() as hook:
-        configured = targets(f"alertmanager+http://user:pass@{hook.address}/hook?team=a")
-        async with notifier(database, configured):
-            await fire(database, configured)
+        async with People(database, targets(f"alertmanager+http://user:pass@{hook.address}/hook?team=a")) as people:
+            await people.fire()
             await eventually(lambda: hook.posted)
         assert hook.posted[0].path == "/hook?team=a"
         assert hook.posted[0].headers["authorization"] == "Basic dXNlcjpwYXNz"
@@ -178,9 +170,8 @@ async def test_basic_credentials_of_an_alertmanager_hook_are_sent(database: Data
 
 async def test_own_targets_connect_to_public_addresses_only_unless_allowed(database: Database) -> None:
     with hook_server() as hook:
-        configured = targets(f"alertmanager+http://{hook.address}/hook", egress_allow=())
-        async with notifier(database, configured):
-            await fire(database, configured)
+        async with People(database, targets(f"alertmanager+http://{hook.address}/hook", egress_allow=())) as people:
+            await people.fire()
             await eventually(lambda: _errors(database))
         assert not hook.posted
     [error] = await _errors(database)
@@ -197,9 +188,8 @@ async def _errors(database: Database) -> list[str]:
 @pytest.mark.parametrize("scheme", ["json", "alertmanager+http"])
 async def test_redirects_are_not_followed(database: Database, scheme: str) -> None:
     with hook_server() as other, hook_server(status=302, location=f"http://{other.address}/") as hook:
-        configured = targets(f"{scheme}://{hook.address}/")
-        async with notifier(database, configured):
-            await fire(database, configured)
+        async with People(database, targets(f"{scheme}://{hook.address}/")) as people:
+            await people.fire()
             await eventually(lambda: _errors(database))
         assert hook.posted
         assert not other.posted
@@ -216,10 +206,10 @@ async def test_down_slow_and_refusing_targets_delay_no_other(database: Database)
             f"json://{good.address}/",
             f"alertmanager+http://{good.address}/",
         )
-        async with notifier(database, configured):
+        async with People(database, configured) as people:
             began = time.monotonic()
             for number in range(10):
-                await fire(database, configured, id=f"a-{number}", group=str(number))
+                await people.fire(id=f"a-{number}", group=str(number))
             await eventually(lambda: len(good.posted) == 20)
             # A slow answer takes 15 s to be given up, a stored one of a hanging target would take longer than this.
             assert time.monotonic() - began < 10
@@ -230,55 +220,51 @@ async def test_down_slow_and_refusing_targets_delay_no_other(database: Database)
 
 
 async def test_failed_notification_is_tried_again_until_it_is_sent(database: Database) -> None:
-    moment = datetime(2026, 1, 1, tzinfo=UTC)
-    outcomes = Outcomes()
     with hook_server(status=503) as hook:
-        configured = targets(f"alertmanager+http://{hook.address}/")
-        async with notifier(database, configured, clock=lambda: moment, outcomes=outcomes):
-            await fire(database, configured, now=moment)
-            await eventually(lambda: outcomes == ["retry"])
+        async with People(database, targets(f"alertmanager+http://{hook.address}/")) as people:
+            await people.fire()
+            await eventually(lambda: people.outcomes == ["retry"])
             [row] = await rows(database)
             assert (row.attempts, row.last_error) == (1, "status 503")
-            assert row.due_at == moment + timedelta(seconds=10)
+            assert row.due_at == people.now + timedelta(seconds=10)
             hook.status = 200
-            moment += timedelta(seconds=10)
-            await eventually(lambda: outcomes == ["retry", "sent"])
+            people.advance(seconds=10)
+            await eventually(lambda: people.outcomes == ["retry", "sent"])
     [row] = await rows(database)
     assert (row.state, row.attempts, row.last_error) == ("sent", 2, None)
 
 
+async def let_fail(people: People, **pause: float) -> None:
+    """Moves the clock by a pause after each attempt, until the notification fails."""
+    while "failed" not in people.outcomes:
+        attempts = len(people.outcomes)
+        await eventually(lambda before=attempts: len(people.outcomes) > before)  # type: ignore[misc]
+        people.advance(**pause)
+
+
 async def test_notification_fails_after_six_hours(database: Database) -> None:
-    moment = datetime(2026, 1, 1, tzinfo=UTC)
-    outcomes = Outcomes()
     with hook_server(status=503) as hook:
-        configured = targets(f"alertmanager+http://{hook.address}/")
-        async with notifier(database, configured, clock=lambda: moment, outcomes=outcomes):
-            await fire(database, configured, now=moment)
-            while "failed" not in outcomes:
-                attempts = len(outcomes)
-                await eventually(lambda before=attempts: len(outcomes) > before)  # type: ignore[misc]
-                moment += timedelta(minutes=31)
+        async with People(database, targets(f"alertmanager+http://{hook.address}/")) as people:
+            await people.fire()
+            await let_fail(people, minutes=31)
             posted = len(hook.posted)
-            moment += timedelta(days=1)
+            people.advance(days=1)
             await asyncio.sleep(0.3)
         assert len(hook.posted) == posted
-    assert outcomes == ["retry"] * (len(outcomes) - 1) + ["failed"]
-    assert 10 <= len(outcomes) <= 14
+    assert people.outcomes == ["retry"] * (len(people.outcomes) - 1) + ["failed"]
+    assert 10 <= len(people.outcomes) <= 14
     assert await states(database) == [("fired", "failed")]
 
 
 async def test_fired_is_withdrawn_and_only_resolved_is_sent_if_the_target_was_down(database: Database) -> None:
-    moment = datetime(2026, 1, 1, tzinfo=UTC)
-    outcomes = Outcomes()
     with hook_server(status=503) as hook:
-        configured = targets(f"json://{hook.address}/")
-        async with notifier(database, configured, clock=lambda: moment, outcomes=outcomes):
-            alert = await fire(database, configured, now=moment)
-            await eventually(lambda: outcomes == ["retry"])
+        async with People(database, targets(f"json://{hook.address}/")) as people:
+            alert = await people.fire()
+            await eventually(lambda: people.outcomes == ["retry"])
             hook.status = 200
-            moment += timedelta(minutes=6)
-            await resolve(database, configured, alert, now=moment)
-            await eventually(lambda: "sent" in outcomes)
+            people.advance(minutes=6)
+            await people.resolve(alert)
+            await eventually(lambda: "sent" in people.outcomes)
     assert await states(database) == [("fired", "withdrawn"), ("resolved", "sent")]
     message = hook.posted[-1].json["message"]
     assert "Fired: 2026-01-01T00:00:00" in message
@@ -288,10 +274,10 @@ async def test_fired_is_withdrawn_and_only_resolved_is_sent_if_the_target_was_do
 @pytest.mark.parametrize(("severity", "sent"), [(Severity.WARNING, 0), (Severity.CRITICAL, 1)])
 async def test_alert_that_was_over_before_anything_was_tried(database: Database, severity: Severity, sent: int) -> None:
     with hook_server() as hook:
-        configured = targets(f"json://{hook.address}/")
-        alert = await fire(database, configured, severity=severity)
-        await resolve(database, configured, alert)
-        async with notifier(database, configured):
+        people = People(database, targets(f"json://{hook.address}/"))
+        alert = await people.fire(severity=severity)
+        await people.resolve(alert)
+        async with people:
 
             async def are_settled() -> bool:
                 return "due" not in {state for _, state in await states(database)}
@@ -302,28 +288,24 @@ async def test_alert_that_was_over_before_anything_was_tried(database: Database,
 
 
 async def test_muted_alert_notifies_nobody_but_a_resolve_of_an_announced_one_does(database: Database) -> None:
-    now = datetime.now(UTC)
     with hook_server() as hook:
-        configured = targets(f"json://{hook.address}/")
-        async with notifier(database, configured):
-            muted = await fire(database, configured, id="muted", muted_until=now + timedelta(hours=1))
-            await resolve(database, configured, muted)
-            alert = await fire(database, configured, id="heard", group="other")
+        async with People(database, targets(f"json://{hook.address}/")) as people:
+            muted_until = people.now + timedelta(hours=1)
+            muted = await people.fire(id="muted", muted_until=muted_until)
+            await people.resolve(muted)
+            alert = await people.fire(id="heard", group="other")
             await eventually(lambda: len(hook.posted) == 1)
-            await resolve(
-                database, configured, make_alert(id="heard", to=alert.to, muted_until=now + timedelta(hours=1))
-            )
+            await people.resolve(make_alert(id="heard", to=alert.to, muted_until=muted_until))
             await eventually(lambda: len(hook.posted) == 2)
     assert [row.alert_id for row in await rows(database)] == ["heard", "heard"]
 
 
 async def test_two_notifiers_send_a_notification_once(database: Database) -> None:
     with hook_server(seconds=0.2) as hook:
-        configured = targets(f"json://{hook.address}/")
-        other = targets(f"json://{hook.address}/")
-        async with notifier(database, configured), notifier(database, other):
+        people, others = (People(database, targets(f"json://{hook.address}/")) for _ in range(2))
+        async with people, others:
             for number in range(10):
-                await fire(database, configured, id=f"a-{number}", group=str(number))
+                await people.fire(id=f"a-{number}", group=str(number))
 
             async def are_sent() -> bool:
                 return [state for _, state in await states(database)] == ["sent"] * 10
@@ -356,11 +338,10 @@ async def test_resolved_waits_for_the_attempt_of_another_process_to_say_that_it_
             await go_on.wait()
         arrived.append(str(notification.transition))
 
-    configured = played(send)
-    async with notifier(database, configured), notifier(database, configured):
-        alert = await fire(database, configured)
+    async with People(database, played(send)) as people, People(database, played(send)):
+        alert = await people.fire()
         await began.wait()
-        await resolve(database, configured, alert)
+        await people.resolve(alert)
         await asyncio.sleep(0.5)
         assert arrived == []
         go_on.set()
@@ -370,11 +351,11 @@ async def test_resolved_waits_for_the_attempt_of_another_process_to_say_that_it_
 
 
 async def test_notification_that_another_process_has_begun_is_not_withdrawn(database: Database) -> None:
-    configured = targets("json://127.0.0.1/hook")
-    now = datetime.now(UTC)
-    alert = await fire(database, configured, now=now)
+    people = People(database, targets("json://127.0.0.1/hook"))
+    now = people.now
+    alert = await people.fire()
     [fired] = await notifications.due(database, now=now, limit=10)
-    await resolve(database, configured, alert, now=now)
+    await people.resolve(alert)
     # This process has read both before the other begins.
     read = await notifications.due(database, now=now, limit=10)
     [resolved] = [one for one in read if one.transition is Transition.RESOLVED]
@@ -393,18 +374,12 @@ async def test_exception_of_a_target_is_a_failure_for_six_hours_without_its_text
     async def send(_: Notification) -> None:
         raise UnicodeError("label too long: https://user:SECRET@example")
 
-    moment = datetime(2026, 1, 1, tzinfo=UTC)
-    outcomes = Outcomes()
-    configured = played(send)
-    async with notifier(database, configured, clock=lambda: moment, outcomes=outcomes):
-        await fire(database, configured, now=moment)
-        while "failed" not in outcomes:
-            attempts = len(outcomes)
-            await eventually(lambda before=attempts: len(outcomes) > before)  # type: ignore[misc]
-            moment += timedelta(hours=1)
+    async with People(database, played(send)) as people:
+        await people.fire()
+        await let_fail(people, hours=1)
     [row] = await rows(database)
     assert (row.state, row.last_error) == ("failed", "unexpected UnicodeError")
-    assert outcomes == ["retry"] * (row.attempts - 1) + ["failed"]
+    assert people.outcomes == ["retry"] * (row.attempts - 1) + ["failed"]
     assert "SECRET" not in "".join(capsys.readouterr())
 
 
@@ -417,19 +392,18 @@ async def test_notifier_pauses_while_nothing_can_be_written(
         begun.append(notification.id)
         raise StorageUnavailable("the disk is full")
 
-    configured = targets("json://127.0.0.1:1/hook")
-    await fire(database, configured)
+    people = People(database, targets("json://127.0.0.1:1/hook"))
+    await people.fire()
     with monkeypatch.context() as patched:
         patched.setattr(notifications, "begin", begin)
         # It looks every 50 ms.
-        async with notifier(database, configured):
+        async with people:
             await asyncio.sleep(1)
     assert 2 <= len(begun) <= 21
     assert "".join(capsys.readouterr()).count("a notification was not recorded and may be sent again") == 1
 
 
 async def test_target_whose_attempts_failed_hears_that_the_alert_is_resolved(database: Database) -> None:
-    moment = datetime(2026, 1, 1, tzinfo=UTC)
     arrived: list[str] = []
 
     async def send(notification: Notification) -> Failure | None:
@@ -437,43 +411,37 @@ async def test_target_whose_attempts_failed_hears_that_the_alert_is_resolved(dat
         arrived.append(str(notification.transition))
         return None if notification.is_resolved else Failure(reason="timeout")
 
-    outcomes = Outcomes()
-    configured = played(send)
-    async with notifier(database, configured, clock=lambda: moment, outcomes=outcomes):
-        alert = await fire(database, configured, now=moment)
-        await eventually(lambda: outcomes == ["retry"])
-        moment += timedelta(hours=6)
-        await eventually(lambda: outcomes == ["retry", "failed"])
-        await resolve(database, configured, alert, now=moment)
+    async with People(database, played(send)) as people:
+        alert = await people.fire()
+        await eventually(lambda: people.outcomes == ["retry"])
+        people.advance(hours=6)
+        await eventually(lambda: people.outcomes == ["retry", "failed"])
+        await people.resolve(alert)
         await eventually(lambda: arrived[-1] == "resolved")
-        await eventually(lambda: outcomes[-1] == "sent")
+        await eventually(lambda: people.outcomes[-1] == "sent")
     assert await states(database) == [("fired", "failed"), ("resolved", "sent")]
 
 
 async def test_attempt_that_was_under_way_in_a_crash_is_made_again(database: Database) -> None:
-    moment = datetime(2026, 1, 1, tzinfo=UTC)
     with hook_server() as hook:
-        configured = targets(f"json://{hook.address}/")
-        await fire(database, configured, now=moment)
-        [due] = await notifications.due(database, now=moment, limit=10)
+        people = People(database, targets(f"json://{hook.address}/"))
+        await people.fire()
+        [due] = await notifications.due(database, now=people.now, limit=10)
         # What a process does before it sends; then it dies.
-        assert await notifications.begin(database, due, again_at=moment + timedelta(seconds=20))
-        assert not await notifications.begin(database, due, again_at=moment + timedelta(seconds=20))
-        moment += timedelta(seconds=20)
-        async with notifier(database, configured, clock=lambda: moment):
+        assert await notifications.begin(database, due, again_at=people.now + timedelta(seconds=20))
+        assert not await notifications.begin(database, due, again_at=people.now + timedelta(seconds=20))
+        people.advance(seconds=20)
+        async with people:
             await eventually(lambda: len(hook.posted) == 1)
     assert await states(database) == [("fired", "sent")]
 
 
 async def test_target_that_left_the_settings_fails_after_ten_minutes(database: Database) -> None:
-    moment = datetime(2026, 1, 1, tzinfo=UTC)
-    outcomes = Outcomes()
-    configured = targets("json://127.0.0.1:1/gone")
-    await fire(database, configured, now=moment)
-    async with notifier(database, targets(), clock=lambda: moment, outcomes=outcomes):
-        await eventually(lambda: outcomes == ["retry"])
-        moment += timedelta(minutes=10)
-        await eventually(lambda: outcomes == ["retry", "failed"])
+    await People(database, targets("json://127.0.0.1:1/gone")).fire()
+    async with People(database, targets()) as people:
+        await eventually(lambda: people.outcomes == ["retry"])
+        people.advance(minutes=10)
+        await eventually(lambda: people.outcomes == ["retry", "failed"])
     [row] = await rows(database)
     assert (row.state, row.last_error) == ("failed", "the target is not in the settings")
 
@@ -481,9 +449,9 @@ async def test_target_that_left_the_settings_fails_after_ten_minutes(database: D
 async def test_targets_of_a_reload_are_used(database: Database) -> None:
     with hook_server() as hook:
         configured = targets(f"json://{hook.address}/")
-        async with notifier(database, targets()) as running:
-            running.reload(configured)
-            await fire(database, configured)
+        async with People(database, targets()) as people:
+            people.notifier.reload(configured)
+            await fire(database, configured, now=people.now)
             await eventually(lambda: hook.posted)
 
 
