@@ -36,7 +36,8 @@ from receiver.monitoring import Monitor
 from receiver.pages.site import Site, SiteState
 from receiver.pages.visit import SiteSettings
 from receiver.providers.registry import URLS
-from receiver.settings import PREFIX, Settings, load
+from receiver.settings import Settings, load
+from receiver.settings_sources import PREFIX
 from receiver.storage import journal, refusals, schema, sqlite_file
 from receiver.storage.database import Database, is_sqlite, weaknesses
 from receiver.storage.processor import Settling

@@ -11,7 +11,8 @@ from typing import Final
 from pydantic import SecretStr
 
 from receiver.errors import SettingsError
-from receiver.settings import PREFIX, Settings
+from receiver.settings import Settings
+from receiver.settings_sources import PREFIX
 from receiver.storage import sqlite_file
 from receiver.storage.database import is_sqlite
 

@@ -7,8 +7,7 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -25,34 +24,33 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
     PydanticBaseSettingsSource,
-    SecretsSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
 from receiver.domain.delivery import FinalConflict
-from receiver.errors import SettingsError, did_you_mean
+from receiver.errors import SettingsError
 from receiver.providers import PROVIDERS
 from receiver.reconciliation.settings import Reconciliation
+from receiver.settings_sources import (
+    PREFIX,
+    Environment,
+    Secrets,
+    config_file,
+    is_service_link,
+    is_written,
+    problems,
+    secrets_directory,
+    unknown_secrets,
+    unknown_variables,
+)
 from receiver.sinks.base import Duration
 from receiver.storage.database import driver_url
 from receiver.tags import TagPolicy, parse_keys
 from receiver.tracing import TracingSettings
-
-PREFIX: Final = "RECEIVER_"
-DEFAULT_CONFIG: Final = "receiver.toml"
-SOURCES: Final = {
-    "RECEIVER_CONFIG": "The TOML file; `--config` wins over it. Without both `./receiver.toml`, if it exists.",
-    "RECEIVER_SECRETS_DIR": "A directory with one file for each secret setting, named like `receiver_api_tokens`.",
-}
-"""Environment variables that name the sources of settings. They are not settings."""
-_TEST_PREFIX: Final = "RECEIVER_TEST_"
 
 Days = Annotated[int, Field(ge=0)]
 
@@ -306,10 +304,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        environment = _Environment(settings_cls)
-        given = environment.env_vars.items()
-        environment.env_vars = {name: value for name, value in given if not is_service_link(name.upper(), value)}
-        return init_settings, environment, TomlConfigSettingsSource(settings_cls), _Secrets(settings_cls)
+        toml = TomlConfigSettingsSource(settings_cls)
+        return init_settings, Environment(settings_cls), toml, Secrets(settings_cls)
 
     @property
     def database(self) -> str:
@@ -378,28 +374,6 @@ def _after_colon(pair: SecretStr) -> str:
     return pair.get_secret_value().partition(":")[2]
 
 
-class _NotJson(str):
-    """A value of the environment or of a secret that should be JSON and is not."""
-
-    __slots__ = ()
-
-
-class _Undecoded(PydanticBaseSettingsSource):
-    """A source that leaves a value that is not JSON to the validation, where its error hides no others."""
-
-    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
-        try:
-            return super().decode_complex_value(field_name, field, value)
-        except ValueError:
-            return _NotJson(value)
-
-
-class _Environment(_Undecoded, EnvSettingsSource): ...
-
-
-class _Secrets(_Undecoded, SecretsSettingsSource): ...
-
-
 class GivenSettings(Settings):
     """Settings from arguments alone, without environment and files."""
 
@@ -430,30 +404,31 @@ def load(config: Path | None = None, **overrides: Any) -> Settings:
 
     Raises SettingsError with one line that names the setting; its `problems` are the lines of all wrong settings.
     """
-    toml, secrets = _config_file(config), _secrets_directory()
+    toml, secrets = config_file(config), secrets_directory()
+    fields = Settings.model_fields
 
     class Sourced(Settings):
         model_config = SettingsConfigDict(toml_file=toml, secrets_dir=secrets)
 
-    problems = [*_unknown_variables(), *_unknown_secrets(secrets)]
+    wrong = [*unknown_variables(fields), *unknown_secrets(secrets, fields)]
     settings = None
     try:
         settings = Sourced(**overrides)
     except ValidationError as error:
-        problems += _problems(error, toml)
+        wrong += problems(error, toml, fields, TABLES)
     except tomllib.TOMLDecodeError as error:
-        problems.append(f"{toml}: {error}")
+        wrong.append(f"{toml}: {error}")
     except UnicodeDecodeError:
-        problems.append(f"{toml or secrets} is not UTF-8; save it as UTF-8")
-    if settings is None or problems:
-        others = f" (and {len(problems) - 1} more; receiver check lists all)" if len(problems) > 1 else ""
-        raise SettingsError(problems[0] + others, problems=problems)
+        wrong.append(f"{toml or secrets} is not UTF-8; save it as UTF-8")
+    if settings is None or wrong:
+        others = f" (and {len(wrong) - 1} more; receiver check lists all)" if len(wrong) > 1 else ""
+        raise SettingsError(wrong[0] + others, problems=wrong)
     return settings
 
 
 def sources(config: Path | None = None) -> dict[tuple[str, ...], str]:
     """Where the value of each setting comes from, by its path; `load` must accept the settings."""
-    file, directory = _config_file(config), _secrets_directory()
+    file, directory = config_file(config), secrets_directory()
     written = tomllib.loads(file.read_text("utf-8")) if file is not None else {}
     secrets = {one.name.lower(): one for one in Path(directory).iterdir()} if directory else {}
     variables = {name.upper(): value for name, value in os.environ.items() if not is_service_link(name.upper(), value)}
@@ -465,7 +440,7 @@ def sources(config: Path | None = None) -> dict[tuple[str, ...], str]:
         # The variable of the whole table may hold some of its settings.
         if whole in variables and path[1] in orjson.loads(variables[whole]):
             return whole
-        if _is_written(path, written):
+        if is_written(path, written):
             return str(file)
         secret = secrets.get(whole.lower())
         return str(secret) if secret is not None else "default"
@@ -477,108 +452,6 @@ def sources(config: Path | None = None) -> dict[tuple[str, ...], str]:
         else:
             found[(name,)] = source(name)
     return found
-
-
-def _config_file(config: Path | None) -> Path | None:
-    """The TOML file: of `--config` or RECEIVER_CONFIG, which must exist, else ./receiver.toml if it exists."""
-    named = config or os.environ.get(f"{PREFIX}CONFIG")
-    if named is None and not Path(DEFAULT_CONFIG).exists():
-        return None
-    file = Path(named or DEFAULT_CONFIG)
-    # A container engine that mounts a missing file creates a directory of that name, which must be an error.
-    if not file.is_file():
-        raise SettingsError(f"{'--config' if config else f'{PREFIX}CONFIG'}: there is no file {file}")
-    return file
-
-
-def _secrets_directory() -> str | None:
-    named = os.environ.get(f"{PREFIX}SECRETS_DIR")
-    if named is not None and not Path(named).is_dir():
-        raise SettingsError(f"{PREFIX}SECRETS_DIR: there is no directory {named}")
-    return named
-
-
-def _unknown_secrets(directory: str | None) -> Iterator[str]:
-    """A line for each file with the prefix of settings whose name is not a setting: it would be ignored silently."""
-    for name in sorted(file.name for file in Path(directory).iterdir()) if directory else ():
-        variable = name.upper()
-        if variable.startswith(PREFIX) and variable.removeprefix(PREFIX).lower() not in Settings.model_fields:
-            prefix = PREFIX.lower()
-            meant = did_you_mean(name.lower(), (f"{prefix}{field}" for field in Settings.model_fields), prefix=prefix)
-            yield f"{PREFIX}SECRETS_DIR: {name} is not a setting of receiver{meant}"
-
-
-def _unknown_variables() -> Iterator[str]:
-    for variable in os.environ:
-        if variable in SOURCES or not variable.startswith(PREFIX) or variable.startswith(_TEST_PREFIX):
-            continue
-        if is_service_link(variable, os.environ[variable]):
-            continue
-        if variable.removeprefix(PREFIX).lower().split("__")[0] not in Settings.model_fields:
-            known = (*SOURCES, *(f"{PREFIX}{field}".upper() for field in Settings.model_fields))
-            yield f"{variable} is not a setting of receiver{did_you_mean(variable, known, prefix=PREFIX)}"
-
-
-# A Service of the name `receiver` in the same namespace: https://kubernetes.io/docs/concepts/services-networking/service/
-_SERVICE_LINK: Final = re.compile(r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
-
-
-def is_service_link(variable: str, value: str | None, prefix: str = PREFIX) -> bool:
-    """Whether a variable is one that Kubernetes adds for a Service called as the prefix, and no setting of anybody."""
-    if variable == f"{prefix}PORT":
-        return value is not None and re.match(r"(tcp|udp|sctp)://", value) is not None
-    return variable.startswith(prefix) and _SERVICE_LINK.fullmatch(variable.removeprefix(prefix)) is not None
-
-
-def _problems(error: ValidationError, file: Path | None) -> Iterator[str]:
-    """A line for each wrong setting, with the TOML file for those that are written there."""
-    written = tomllib.loads(file.read_text("utf-8")) if file is not None else {}
-    for problem in error.errors(include_url=False):
-        path = [part for part in problem["loc"] if isinstance(part, str)]
-        if not path:
-            # All contradictions at once.
-            yield from problem["msg"].removeprefix("Value error, ").splitlines()
-            continue
-        name = f"{PREFIX}{'__'.join(path)}".upper()
-        is_in_file = _is_written(path, written) and name not in map(str.upper, os.environ)
-        if problem["type"] == "extra_forbidden":
-            fields = (Settings if len(path) == 1 else TABLES[path[0]]).model_fields
-            if is_in_file:
-                prefix = "".join(f"{part}." for part in path[:-1])
-                meant = did_you_mean(".".join(path), (prefix + field for field in fields), prefix=prefix)
-                yield f"{file}: {'.'.join(path)} is not a setting of receiver{meant}"
-            else:
-                prefix = PREFIX + "".join(f"{part}__".upper() for part in path[:-1])
-                meant = did_you_mean(name, (prefix + field.upper() for field in fields), prefix=prefix)
-                yield f"{name} is not a setting of receiver{meant}"
-        elif isinstance(problem["input"], _NotJson):
-            yield f'{name} must be JSON, for example ["value"]'
-        else:
-            entries = [f"entry {part + 1}: " for part in problem["loc"] if isinstance(part, int)]
-            reason = f"{''.join(entries)}{_reason(path, problem)}{f' (in {file})' if is_in_file else ''}"
-            # An error about the database's URL begins with the name.
-            yield reason if reason.startswith(name) else f"{name}: {reason}"
-
-
-def _is_written(path: Sequence[str], table: Any) -> bool:
-    for part in path:
-        if not isinstance(table, dict) or part not in table:
-            return False
-        table = table[part]
-    return True
-
-
-def _reason(path: Sequence[str], problem: ErrorDetails) -> str:
-    """What is wrong with a value, without the value."""
-    value = problem["input"]
-    if path == ["sinks"] and isinstance(value, dict):
-        return "must be a list of tables; in TOML write [[sinks]], not [sinks]"
-    if path == ["alerts"] and isinstance(value, dict):
-        return "must be a list of tables; in TOML write [[alerts]], not [alerts]"
-    if problem["type"] == "ip_any_network":
-        with suppress(ValueError):
-            return f"the address has bits beyond its prefix; did you mean {ipaddress.ip_network(value, strict=False)}?"
-    return problem["msg"].removeprefix("Value error, ")
 
 
 def _host_of(url: str) -> str:

@@ -27,7 +27,8 @@ from receiver.clock import now
 from receiver.domain.cloudevents import rfc3339
 from receiver.errors import SettingsError, line
 from receiver.explanation.installation import Findings, assess
-from receiver.settings import PREFIX, Settings, sources
+from receiver.settings import Settings, sources
+from receiver.settings_sources import PREFIX
 from receiver.sinks.registry import probe_sink
 from receiver.storage import backup as backups
 from receiver.storage import schema, sqlite_file

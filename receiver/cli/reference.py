@@ -20,7 +20,8 @@ from receiver.cli.program import app
 from receiver.domain.events import Api
 from receiver.providers import PROVIDERS, registry
 from receiver.providers.base import CodeEntry
-from receiver.settings import PREFIX, SOURCES, Settings
+from receiver.settings import Settings
+from receiver.settings_sources import PREFIX, SOURCES
 
 _COLUMNS: Final = 118
 _NULL: Final = {"type": "null"}

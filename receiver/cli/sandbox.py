@@ -18,7 +18,7 @@ from receiver.errors import SettingsError
 from receiver.sandbox.app import application
 from receiver.sandbox.client import is_local
 from receiver.sandbox.settings import VARIABLES, SandboxSettings
-from receiver.settings import is_service_link
+from receiver.settings_sources import is_service_link
 
 _JSON = "-H 'Content-Type: application/json'"
 # The word for an empty list: an empty variable of the environment counts as absent.

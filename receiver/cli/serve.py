@@ -25,7 +25,8 @@ from receiver.errors import ReceiverError, line
 from receiver.intake.server import server
 from receiver.providers import PROVIDERS
 from receiver.providers.base import Provider
-from receiver.settings import PREFIX, Settings, bare_token, load
+from receiver.settings import Settings, bare_token, load
+from receiver.settings_sources import PREFIX
 from receiver.storage.database import is_sqlite
 from receiver.supervisor import Supervisor
 from receiver.worker import configured_rules, configured_sinks, freeze_garbage_collection

@@ -23,7 +23,8 @@ from receiver.cli.serve import bind, configure_logs, serving
 from receiver.errors import ReceiverError, SettingsError
 from receiver.intake.request_ids import RequestIds
 from receiver.metrics import WorkerMetrics
-from receiver.settings import PREFIX, Settings, load
+from receiver.settings import Settings, load
+from receiver.settings_sources import PREFIX
 from receiver.storage import sqlite_file
 from receiver.storage.database import is_sqlite
 from receiver.worker import Worker, freeze_garbage_collection, run, worker_lock

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from receiver import settings
+from receiver import settings, settings_sources
 from receiver.api.openapi import document
 from receiver.api.routes import GROUPS
 from receiver.cli.program import app
@@ -190,7 +190,7 @@ def test_commands_are_found() -> None:
 def test_every_setting_named_exists(file: Path) -> None:
     nested = {f"{table}__{name}".upper() for table, model in settings.TABLES.items() for name in model.model_fields}
     known = {name.upper() for name in Settings.model_fields} | nested
-    known |= {variable.removeprefix("RECEIVER_") for variable in settings.SOURCES}
+    known |= {variable.removeprefix("RECEIVER_") for variable in settings_sources.SOURCES}
     known |= {f"TEST_{server}_URL" for server in ("POSTGRES", "NATS", "REDIS", "RABBITMQ")}
     named = set(re.findall(r"\bRECEIVER_([A-Z][A-Z0-9_]*[A-Z0-9])", text_of(file)))
     assert named <= known
