@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from receiver.cli import events, resources, tags
+from receiver.cli import alerts, callbacks, dead_letters, events, messages, sinks, tags
 from receiver.cli.options import Config, Json, group, with_query, with_settings
 from receiver.models.queries import CodeQuery, StreamQuery
 from receiver.models.statistics_query import StatisticsQuery
@@ -282,9 +282,9 @@ def help_(
 
 
 app.add_typer(tags.app, name="tag")
-app.add_typer(resources.messages, name="messages")
-app.add_typer(resources.callbacks, name="callbacks")
+app.add_typer(messages.app, name="messages")
+app.add_typer(callbacks.app, name="callbacks")
 app.add_typer(events.app, name="events")
-app.add_typer(resources.sinks, name="sinks")
-app.add_typer(resources.dead_letters, name="dead-letters")
-app.add_typer(resources.alerts, name="alerts")
+app.add_typer(sinks.app, name="sinks")
+app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(alerts.app, name="alerts")
