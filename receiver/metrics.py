@@ -335,7 +335,7 @@ class WorkerMetrics:
         self._held = Gauge(
             "receiver_sink_held", "1 while this process publishes to the sink, else 0", ["sink"], registry=registry
         )
-        self._asked_for = Counter(
+        self._lookups = Counter(
             "receiver_reconciliation_requests",
             "Requests for messages without a final event, by what was answered",
             ["api", "answer"],
@@ -425,14 +425,14 @@ class WorkerMetrics:
             self._pruned.labels(kind).inc(number)
 
     def name_reconciled(self, apis: Iterable[str]) -> None:
-        """Makes the series of the APIs that are asked, with 0."""
+        """Makes the series of the APIs that are queried, with 0."""
         for api in apis:
             self._reconciliation_failing.labels(api)
             for answer in Answer:
-                self._asked_for.labels(api, answer)
+                self._lookups.labels(api, answer)
 
-    def message_asked_for(self, api: str, answer: str) -> None:
-        self._asked_for.labels(api, answer).inc()
+    def message_looked_up(self, api: str, answer: str) -> None:
+        self._lookups.labels(api, answer).inc()
 
     def reconciliation_paused(self, api: str, is_paused: bool) -> None:
         self._reconciliation_failing.labels(api).set(is_paused)

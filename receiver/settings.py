@@ -220,7 +220,7 @@ class Settings(BaseSettings):
     )
     retention: Retention = Field(Retention(), description="Days after which data is deleted; 0 keeps it for ever.")
     reconciliation: Reconciliation = Field(
-        Reconciliation(), description="Asking Bandwidth for messages without a final event; off without credentials."
+        Reconciliation(), description="Looking up messages without a final event at Bandwidth; off without credentials."
     )
     tracing: TracingSettings = Field(TracingSettings(), description="Where traces go to.")
     log_format: Literal["auto", "json", "console"] = Field(

@@ -1,4 +1,4 @@
-"""Reconciliation for tests: the sandbox's API behind a server that records what it is asked, and reconcilers for it."""
+"""Reconciliation for tests: the sandbox's API behind a server that records the requests, and reconcilers for it."""
 
 import asyncio
 import time
@@ -45,7 +45,7 @@ class Recorder:
     """Records the GET requests of an application by message id; `answers` come in place of its own."""
 
     app: Any
-    asked: Counter[str] = field(default_factory=Counter)
+    lookups: Counter[str] = field(default_factory=Counter)
     answers: list[Response] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
     forbidden: set[str] = field(default_factory=set)
@@ -56,7 +56,7 @@ class Recorder:
             await self.app(scope, receive, send)
             return
         [id_] = parse_qs(scope["query_string"].decode()).get("messageId", [scope["path"].rpartition("/")[2]])
-        self.asked[id_] += 1
+        self.lookups[id_] += 1
         await asyncio.sleep(self.delay)
         answer = self.answers.pop(0) if self.answers else self._answer(id_)
         await answer(scope, receive, send)
@@ -69,7 +69,7 @@ class Recorder:
 
 @dataclass
 class Bandwidth:
-    """A sandbox that sends no callbacks, and what it was asked."""
+    """A sandbox that sends no callbacks, and the look-ups there."""
 
     url: str
     recorder: Recorder
@@ -128,8 +128,8 @@ class Clock:
 
 
 @dataclass
-class Asking:
-    """A reconciler and its lease: `step` asks for the next messages."""
+class Stepped:
+    """A reconciler and its lease: `step` looks up the next messages."""
 
     reconciler: Reconciler
     held: Held[ReconcilerLease]
@@ -178,7 +178,7 @@ async def reconciler(
 
 
 @asynccontextmanager
-async def asking(database: Database, account: Account, **more: Any) -> AsyncIterator[Asking]:
+async def stepping(database: Database, account: Account, **more: Any) -> AsyncIterator[Stepped]:
     """A reconciler with the lease of its API, for single steps."""
     metrics = more.setdefault("metrics", WorkerMetrics())
     until = time.monotonic() + 60
@@ -186,4 +186,4 @@ async def asking(database: Database, account: Account, **more: Any) -> AsyncIter
     assert lease is not None
     async with reconciler(database, account, **more) as made:
         made.begin(lease)
-        yield Asking(made, Held(lease, until), metrics)
+        yield Stepped(made, Held(lease, until), metrics)

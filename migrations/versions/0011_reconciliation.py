@@ -1,4 +1,4 @@
-"""Reconciliation: the APIs that are asked, and when each message was asked for."""
+"""Reconciliation: the APIs that are queried, and when each message was looked up."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -194,11 +194,11 @@ class PublishLoop:
         async with self._resources.database.reading() as connection:
             control = await sinks.control(connection, self._name)
             replay = await replays.open_of(connection, self._name)
-            asked_at = self._monotonic()
+            queried_at = self._monotonic()
             reference = await self._resources.reference(connection)
             # At once: giving the connection back may take seconds, which would look like a step of the clock.
             read_at = self._resources.schedule_seconds()
-            is_fresh = self._monotonic() - asked_at < _REFERENCE_SECONDS
+            is_fresh = self._monotonic() - queried_at < _REFERENCE_SECONDS
         # A late answer would look like a clock that was set back.
         if is_fresh or not self._is_clock_anchored:
             await self._follow_clock(reference, read_at)

@@ -50,7 +50,7 @@ log = structlog.get_logger("receiver.reconciliation")
 class ReconciliationObserver(Protocol):
     """Receives the measurements of reconciliation."""
 
-    def message_asked_for(self, api: str, answer: str) -> None: ...
+    def message_looked_up(self, api: str, answer: str) -> None: ...
 
     def reconciliation_paused(self, api: str, is_paused: bool) -> None: ...
 
@@ -241,7 +241,7 @@ class Reconciler:
             answer = await self._look_up(one.message_id)
             due_at = self._policy.due_at(self._clock(), one.tries + 1, answer) if answer is not None else None
             outcomes.append(Outcome(claimed=one, due_at=due_at, was_sent=answer is not Answer.UNREACHABLE))
-        failpoints.reach("asked")
+        failpoints.reach("looked_up")
         await reconciliation.record(self._database, held.lease, outcomes, self._health, now=self._clock())
         if not held.is_held:
             raise ReconcilerLeaseLost(f"the lease of the API {held.lease.api} has lapsed")
@@ -315,7 +315,7 @@ class Reconciler:
         """Counts an answer, and reports when the API begins or ends to be paused."""
         now, before = self._clock(), self._health
         self._answers[answer] += 1
-        self._observer.message_asked_for(self._account.api, answer)
+        self._observer.message_looked_up(self._account.api, answer)
         after = self._health = before.after(
             answer,
             error,

@@ -1,4 +1,4 @@
-"""Reconciliation with the installed command and the sandbox: a silent message is asked for, and everybody sees it."""
+"""Reconciliation with the installed command and the sandbox: a silent message is looked up, and everybody sees it."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def read(server: Server, path: str) -> Any:
     return answer.json()
 
 
-def test_silent_message_is_asked_for_and_shown(tmp_path: Path) -> None:
+def test_silent_message_is_looked_up_and_shown(tmp_path: Path) -> None:
     with running_sandbox(credentials=["token:secret"]) as sandbox:
         configured = settings(sandbox)
         with serving(tmp_path, settings=configured) as server:

@@ -1,4 +1,4 @@
-"""1,000 sends, one in a hundred of them silent: exactly those are asked for, found and closed, also after SIGKILL."""
+"""1,000 sends, one in a hundred of them silent: exactly those are looked up, found and closed, also after SIGKILL."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ SETTINGS = {"CALLBACK_CREDENTIALS": json.dumps([PAIR]), "API_TOKENS": json.dumps
 
 @dataclass
 class Trial:
-    """A sandbox, what it was asked, and what was sent there."""
+    """A sandbox, the look-ups there, and what was sent there."""
 
     url: str
     recorder: Recorder
@@ -44,7 +44,7 @@ class Trial:
     silent: set[str] = field(default_factory=set)
 
     def reconciliation(self, **more: str) -> dict[str, str]:
-        """The settings of a receiver that asks this sandbox."""
+        """The settings of a receiver that looks messages up at this sandbox."""
         values = {
             "V1_USER_ID": USER,
             "V1_CREDENTIALS": f"{TOKEN}:{SECRET}",
@@ -115,7 +115,7 @@ async def statuses(api: httpx2.AsyncClient) -> Mapping[str, str]:
 
 
 @pytest.mark.parametrize("kind", list(Api))
-async def test_of_1000_sends_exactly_the_silent_ones_are_asked_for_and_closed(
+async def test_of_1000_sends_exactly_the_silent_ones_are_looked_up_and_closed(
     database_url: str, tmp_path: Path, kind: Api
 ) -> None:
     port = free_port()
@@ -134,7 +134,7 @@ async def test_of_1000_sends_exactly_the_silent_ones_are_asked_for_and_closed(
                 await eventually(are_known, 120)
             assert server.stop() == 0
         assert (len(there.sent), len(there.silent)) == (SENDS, SENDS // ONE_IN)
-        assert there.recorder.asked == {}
+        assert there.recorder.lookups == {}
         with serving(tmp_path, "--port", str(port), settings={**settings, **there.reconciliation()}) as server:
             async with api_of(server) as api:
 
@@ -146,7 +146,7 @@ async def test_of_1000_sends_exactly_the_silent_ones_are_asked_for_and_closed(
                 status = (await api.get("/api/status")).json()
             assert server.stop() == 0
         # Exactly those, and each once.
-        assert there.recorder.asked == dict.fromkeys(there.silent, 1)
+        assert there.recorder.lookups == dict.fromkeys(there.silent, 1)
     found = {one["api"]: (one["state"], one["requestsToday"]) for one in status["reconciliation"]}
     assert found == {one: ("working", len(there.silent) if one == kind else 0) for one in Api}
     assert "secret" not in server.errors.read_text("utf-8")
@@ -165,8 +165,8 @@ async def closing(database: Database) -> AsyncIterator[Database]:
         await database.close()
 
 
-@pytest.mark.parametrize("failpoint", ["claimed", "answered", "answered:5", "asked"])
-async def test_worker_killed_while_it_asks_loses_nothing_and_asks_little_twice(
+@pytest.mark.parametrize("failpoint", ["claimed", "answered", "answered:5", "looked_up"])
+async def test_worker_killed_during_look_ups_loses_nothing_and_looks_little_up_twice(
     database: Database, database_url: str, tmp_path: Path, failpoint: str
 ) -> None:
     async with trial(free_port()) as there:
@@ -178,8 +178,8 @@ async def test_worker_killed_while_it_asks_loses_nothing_and_asks_little_twice(
             del settings[f"RECONCILIATION__{name}"]
         killed = await asyncio.to_thread(receiver, tmp_path, "work", TEST_FAILPOINT=failpoint, **settings)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-        asked = there.recorder.asked.copy()
-        assert asked.total() == {"claimed": 0, "answered": 1, "answered:5": 5, "asked": 10}[failpoint]
+        before = there.recorder.lookups.copy()
+        assert before.total() == {"claimed": 0, "answered": 1, "answered:5": 5, "looked_up": 10}[failpoint]
         # What the dead worker has appended is in the journal. Its claims and its leases lapse.
         await let_leases_lapse(database)
         await drain(database)
@@ -193,10 +193,10 @@ async def test_worker_killed_while_it_asks_loses_nothing_and_asks_little_twice(
                 await eventually(are_closed, 120)
                 assert await statuses(api) == dict.fromkeys(there.silent, "delivered")
             assert server.stop() == 0
-        # Only the message whose answer the process had in its hands is asked for again.
-        again = there.recorder.asked.total() - len(there.silent)
+        # Only the message whose answer the process had in its hands is looked up again.
+        again = there.recorder.lookups.total() - len(there.silent)
         assert again == (1 if failpoint.startswith("answered") else 0)
-        assert max(there.recorder.asked.values()) <= 2
+        assert max(there.recorder.lookups.values()) <= 2
     entries = await select(database, f"SELECT query FROM callbacks WHERE route = '{RECONCILED}'")
     assert sorted(row.query for row in entries) == sorted(f"messageId={id_}" for id_ in there.silent)
 

@@ -1,4 +1,4 @@
-"""Reconciliation on both databases against the real sandbox: what is asked, when, and what becomes of the answers."""
+"""Reconciliation on both databases against the real sandbox: what is looked up, when, and what the answers become."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ from receiver.tags import TagPolicy
 from tests.dispatching import dispatching, memory, memory_sink
 from tests.factories import callback, v2_event
 from tests.processing import append, drain, now, opened, select
-from tests.reconciling import AFTER, LOOPBACK, MISSING, SILENT, Clock, asking, bandwidth, reconciler, register
+from tests.reconciling import AFTER, LOOPBACK, MISSING, SILENT, Clock, bandwidth, reconciler, register, stepping
 from tests.servers import free_port
 from tests.waiting import eventually
 from tests.web import READER, application, client
@@ -43,7 +43,7 @@ async def routes(database: Database) -> list[str]:
     return sorted(row.route for row in await select(database, "SELECT route FROM callbacks"))
 
 
-# --- what is asked
+# --- what is looked up
 
 
 @each_api
@@ -53,9 +53,9 @@ async def test_silent_messages_are_found_and_closed(database: Database, api: Api
         delivered, failed = await there.send(api, SILENT, invalid)
         await register(database, api, delivered, age=AFTER * 1.5)
         await register(database, api, failed, to=invalid)
-        async with asking(database, there.account(api)) as here:
+        async with stepping(database, there.account(api)) as here:
             await here.drain()
-        assert there.recorder.asked == {delivered: 1, failed: 1}
+        assert there.recorder.lookups == {delivered: 1, failed: 1}
     await drain(database)
     assert await statuses(database) == {delivered: "delivered", failed: "failed"}
     [row] = await select(database, f"SELECT delivery_code, code_name FROM message_status WHERE message_id = '{failed}'")
@@ -66,7 +66,7 @@ async def test_silent_messages_are_found_and_closed(database: Database, api: Api
 
 
 @each_api
-async def test_only_old_messages_without_a_final_event_are_asked_for(database: Database, api: Api) -> None:
+async def test_only_old_messages_without_a_final_event_are_looked_up(database: Database, api: Api) -> None:
     async with bandwidth() as there:
         due, young, old = await there.send(api, SILENT, SILENT, SILENT)
         await register(database, api, due)
@@ -78,19 +78,19 @@ async def test_only_old_messages_without_a_final_event_are_asked_for(database: D
         await append(database, callback([v2_event("heard-of")]))
         await append(database, callback([v2_event("inbound", "message-received")]))
         await drain(database)
-        async with asking(database, there.account(api)) as here:
+        async with stepping(database, there.account(api)) as here:
             await here.drain()
-        assert there.recorder.asked == {due: 1}
+        assert there.recorder.lookups == {due: 1}
 
 
-async def test_message_that_only_callbacks_know_is_asked_for(database: Database) -> None:
+async def test_message_that_only_callbacks_know_is_looked_up(database: Database) -> None:
     async with bandwidth() as there:
         [id_] = await there.send(Api.V2, MISSING)
         event = v2_event(id_, "message-sending", message={"time": (now() - AFTER * 2).isoformat()})
         await append(database, callback([event]))
         await drain(database)
         assert await statuses(database) == {id_: "sending awaiting"}
-        async with asking(database, there.account(Api.V2)) as here:
+        async with stepping(database, there.account(Api.V2)) as here:
             await here.drain()
         await drain(database)
         assert (await statuses(database))[id_] == "pending awaiting"
@@ -106,26 +106,26 @@ async def test_answer_without_a_final_status_leaves_no_trace_in_the_journal(data
         [id_] = await there.send(api, SILENT)
         await register(database, api, id_, "m-unknown")
         clock = Clock()
-        async with asking(database, there.account(api), clock=clock) as here:
+        async with stepping(database, there.account(api), clock=clock) as here:
             await here.drain()
-            assert there.recorder.asked == {id_: 1, "m-unknown": 1}
+            assert there.recorder.lookups == {id_: 1, "m-unknown": 1}
             exposition = generate_latest(here.metrics.registry).decode()
             for answer in ("pending", "unknown"):
                 assert f'requests_total{{answer="{answer}",api="{api}"}} 1.0' in exposition
             assert await routes(database) == ["registered"]
             clock.advance(hours=2.9)
             await here.drain()
-            assert there.recorder.asked.total() == 2
+            assert there.recorder.lookups.total() == 2
             clock.advance(hours=0.2)
             await here.drain()
-            assert there.recorder.asked.total() == 4
+            assert there.recorder.lookups.total() == 4
             # The second pause is twice the first.
             clock.advance(hours=5.9)
             await here.drain()
-            assert there.recorder.asked.total() == 4
+            assert there.recorder.lookups.total() == 4
             clock.advance(hours=0.2)
             await here.drain()
-            assert there.recorder.asked.total() == 6
+            assert there.recorder.lookups.total() == 6
 
 
 async def test_pauses_of_messages_survive_a_restart(database: Database) -> None:
@@ -133,42 +133,42 @@ async def test_pauses_of_messages_survive_a_restart(database: Database) -> None:
         [id_] = await there.send(Api.V2, SILENT)
         await register(database, Api.V2, id_)
         for _ in range(3):
-            async with asking(database, there.account(Api.V2)) as here:
+            async with stepping(database, there.account(Api.V2)) as here:
                 await here.drain()
-        assert there.recorder.asked == {id_: 1}
+        assert there.recorder.lookups == {id_: 1}
 
 
-async def test_claimed_messages_are_asked_for_again_after_a_crash_but_not_at_once(database: Database) -> None:
+async def test_claimed_messages_are_looked_up_again_after_a_crash_but_not_at_once(database: Database) -> None:
     async with bandwidth() as there:
         ids = await there.send(Api.V2, *[SILENT] * 3)
         await register(database, Api.V2, *ids)
         clock = Clock()
-        async with asking(database, there.account(Api.V2)) as here:
+        async with stepping(database, there.account(Api.V2)) as here:
             # The process dies here.
             claim = await reconciliation.claim(
                 database, here.held.lease, here.reconciler._policy, now=clock(), limit=2, seconds=300
             )
         assert [one.message_id for one in claim.messages] == sorted(ids)[:2]
-        async with asking(database, there.account(Api.V2), clock=clock) as here:
+        async with stepping(database, there.account(Api.V2), clock=clock) as here:
             await here.drain()
-            assert there.recorder.asked == {sorted(ids)[2]: 1}
+            assert there.recorder.lookups == {sorted(ids)[2]: 1}
             await drain(database)
             clock.advance(seconds=301)
             await here.drain()
-        assert there.recorder.asked == dict.fromkeys(ids, 1)
+        assert there.recorder.lookups == dict.fromkeys(ids, 1)
 
 
-async def test_nothing_is_asked_while_the_processor_is_behind(database: Database) -> None:
+async def test_nothing_is_looked_up_while_the_processor_is_behind(database: Database) -> None:
     async with bandwidth() as there:
         [id_] = await there.send(Api.V2, SILENT)
         await register(database, Api.V2, id_)
         await append(database, callback([v2_event(id_, message={"to": [SILENT]})]))
-        async with asking(database, there.account(Api.V2)) as here:
+        async with stepping(database, there.account(Api.V2)) as here:
             await here.drain()
-            assert there.recorder.asked == {}
+            assert there.recorder.lookups == {}
             await drain(database)
             await here.drain()
-        assert there.recorder.asked == {}
+        assert there.recorder.lookups == {}
         assert await statuses(database) == {id_: "delivered"}
 
 
@@ -180,34 +180,34 @@ async def test_rate_is_kept(database: Database) -> None:
         ids = await there.send(Api.V2, *[SILENT] * 6)
         await register(database, Api.V2, *ids)
         began = time.monotonic()
-        async with asking(database, there.account(Api.V2), per_second=10) as here:
+        async with stepping(database, there.account(Api.V2), per_second=10) as here:
             await here.drain()
         assert time.monotonic() - began >= 0.5
-        assert there.recorder.asked.total() == 6
+        assert there.recorder.lookups.total() == 6
 
 
-async def test_retry_after_of_a_429_is_honoured_and_nobody_else_is_asked_meanwhile(database: Database) -> None:
+async def test_retry_after_of_a_429_is_honoured_and_nobody_else_is_looked_up_meanwhile(database: Database) -> None:
     async with bandwidth() as there:
         ids = await there.send(Api.V2, *[SILENT] * 5)
         await register(database, Api.V2, *ids)
         there.recorder.answers.append(Response(status_code=429, headers={"Retry-After": "120"}))
         clock = Clock()
         with capture_logs() as logs:
-            async with asking(database, there.account(Api.V2), clock=clock) as here:
+            async with stepping(database, there.account(Api.V2), clock=clock) as here:
                 await here.step()
-                assert there.recorder.asked.total() == 1
+                assert there.recorder.lookups.total() == 1
                 clock.advance(seconds=118)
                 await here.step()
-                assert there.recorder.asked.total() == 1
+                assert there.recorder.lookups.total() == 1
                 assert (await reconciliation.state(database, now=clock()))[0].requests_today == 1
             # A restart does not end the pause.
-            async with asking(database, there.account(Api.V2), clock=clock) as here:
+            async with stepping(database, there.account(Api.V2), clock=clock) as here:
                 await here.step()
-                assert there.recorder.asked.total() == 1
+                assert there.recorder.lookups.total() == 1
                 clock.advance(seconds=3)
                 await here.drain()
         # The message that met the 429 keeps its turn.
-        assert there.recorder.asked == {id_: 2 if number == 0 else 1 for number, id_ in enumerate(sorted(ids))}
+        assert there.recorder.lookups == {id_: 2 if number == 0 else 1 for number, id_ in enumerate(sorted(ids))}
         [paused] = [line for line in logs if line["event"] == "reconciliation is paused"]
         assert (paused["error"], paused["seconds"]) == ("status 429", 120)
         assert "reconciliation goes on" in [line["event"] for line in logs]
@@ -227,18 +227,18 @@ async def test_failing_requests_are_paused_and_hold_up_no_other_message(database
         else:
             there.recorder.answers.append(Response(b"x" * 1_000_000))
         clock = Clock()
-        async with asking(database, there.account(Api.V2), clock=clock, request_seconds=0.5) as here:
+        async with stepping(database, there.account(Api.V2), clock=clock, request_seconds=0.5) as here:
             await here.step()
-            assert there.recorder.asked == {ids[0]: 1}
+            assert there.recorder.lookups == {ids[0]: 1}
             [state] = await reconciliation.state(database, now=clock())
             assert (state.state, state.health.failures) == ("paused", 1)
             there.recorder.delay = 0
             clock.advance(seconds=4)
             await here.step()
-            assert there.recorder.asked.total() == 1
+            assert there.recorder.lookups.total() == 1
             clock.advance(seconds=2)
             await here.drain()
-            assert there.recorder.asked == dict.fromkeys(ids, 1)
+            assert there.recorder.lookups == dict.fromkeys(ids, 1)
             [state] = await reconciliation.state(database, now=clock())
             assert (state.state, state.requests_today) == ("working", 3)
 
@@ -252,11 +252,11 @@ async def test_message_that_is_answered_403_does_not_stop_its_api(database: Data
         await register(database, Api.V2, *ids)
         clock = Clock()
         with capture_logs() as logs:
-            async with asking(database, there.account(Api.V2), clock=clock) as here:
+            async with stepping(database, there.account(Api.V2), clock=clock) as here:
                 for _ in range(10):
                     await here.step()
                     clock.advance(seconds=10)
-        assert there.recorder.asked == {bad: 1, **dict.fromkeys(ids, 1)}
+        assert there.recorder.lookups == {bad: 1, **dict.fromkeys(ids, 1)}
         assert [line for line in logs if line["log_level"] == "error"] == []
         assert [line["error"] for line in logs if line["event"] == "reconciliation is paused"] == ["status 403"]
 
@@ -271,19 +271,19 @@ async def test_403_for_two_messages_refuses_the_api_and_holds_up_no_third(databa
         clock = Clock()
         with capture_logs() as logs:
             # Shorter than the pause of a refused API: the two would be due again first.
-            async with asking(database, there.account(Api.V2), clock=clock, after=timedelta(minutes=1)) as here:
+            async with stepping(database, there.account(Api.V2), clock=clock, after=timedelta(minutes=1)) as here:
                 await here.step()
                 clock.advance(seconds=6)
                 await here.step()
-                assert there.recorder.asked == dict.fromkeys(bad, 1)
+                assert there.recorder.lookups == dict.fromkeys(bad, 1)
                 [state] = await reconciliation.state(database, now=clock())
                 assert (state.state, state.requests_today) == ("refused", 2)
                 clock.advance(minutes=59)
                 await here.step()
-                assert there.recorder.asked.total() == 2
+                assert there.recorder.lookups.total() == 2
                 clock.advance(minutes=2)
                 await here.drain()
-        assert there.recorder.asked == dict.fromkeys([*bad, *ids], 1)
+        assert there.recorder.lookups == dict.fromkeys([*bad, *ids], 1)
         [refused] = [line for line in logs if line["log_level"] == "error"]
         assert refused["error"] == "status 403"
 
@@ -294,11 +294,11 @@ async def test_wrong_credentials_stop_reconciliation_loudly(database: Database) 
         await register(database, Api.V2, *ids)
         clock = Clock()
         with capture_logs() as logs:
-            async with asking(database, there.account(Api.V2, "wrong"), clock=clock) as here:
+            async with stepping(database, there.account(Api.V2, "wrong"), clock=clock) as here:
                 await here.step()
                 clock.advance(minutes=59)
                 await here.step()
-        assert there.recorder.asked.total() == 1
+        assert there.recorder.lookups.total() == 1
         [refused] = [line for line in logs if line["log_level"] == "error"]
         assert refused["event"] == "reconciliation is refused: Bandwidth does not accept the credentials"
         assert (refused["error"], refused["setting"]) == ("status 401", "RECEIVER_RECONCILIATION__V2_CREDENTIALS")
@@ -309,44 +309,44 @@ async def test_wrong_credentials_stop_reconciliation_loudly(database: Database) 
         assert (found["api"], found["state"], found["error"]) == ("v2", "refused", "status 401")
         assert any("correct RECEIVER_RECONCILIATION__V2_CREDENTIALS" in problem for problem in status["problems"])
         # A new process tries at once: somebody has corrected the settings.
-        async with asking(database, there.account(Api.V2), clock=clock) as here:
+        async with stepping(database, there.account(Api.V2), clock=clock) as here:
             await here.drain()
-        assert there.recorder.asked.total() == 4
+        assert there.recorder.lookups.total() == 4
         [state] = await reconciliation.state(database, now=clock())
         assert state.state == "working"
 
 
 async def test_budget_survives_restarts_and_ends_with_the_day(database: Database) -> None:
     async with bandwidth(speed=0.001) as there:
-        asked_before = await there.send(Api.V2, SILENT, SILENT)
-        await register(database, Api.V2, *asked_before)
+        earlier = await there.send(Api.V2, SILENT, SILENT)
+        await register(database, Api.V2, *earlier)
         clock = Clock()
         start_of_day = clock().replace(hour=0, minute=0, second=1, microsecond=0)
         clock.advance(seconds=(start_of_day + timedelta(days=1) - clock()).total_seconds())
         account = there.account(Api.V2)
         with capture_logs() as logs:
-            async with asking(database, account, clock=clock, per_day=4) as here:
+            async with stepping(database, account, clock=clock, per_day=4) as here:
                 await here.drain()
-                assert there.recorder.asked.total() == 2
+                assert there.recorder.lookups.total() == 2
             clock.advance(hours=8)
             new = await there.send(Api.V2, *[SILENT] * 3)
             await register(database, Api.V2, *new)
             for _ in range(3):
-                async with asking(database, account, clock=clock, per_day=4) as here:
+                async with stepping(database, account, clock=clock, per_day=4) as here:
                     await here.drain()
         # New messages get what is left of the budget.
-        assert there.recorder.asked.total() == 4
-        assert there.recorder.asked.keys() - asked_before == set(sorted(new)[:2])
+        assert there.recorder.lookups.total() == 4
+        assert there.recorder.lookups.keys() - earlier == set(sorted(new)[:2])
         [exhausted, *_] = [line for line in logs if line["event"] == "the budget of reconciliation is used up"]
         assert exhausted["requests_per_day"] == 4
         [state] = await reconciliation.state(database, now=clock())
         assert (state.state, state.requests_today) == ("exhausted", 4)
         clock.advance(hours=16)
         assert (await reconciliation.state(database, now=clock()))[0].state == "working"
-        async with asking(database, account, clock=clock, per_day=4) as here:
+        async with stepping(database, account, clock=clock, per_day=4) as here:
             await here.drain()
-        assert there.recorder.asked.total() == 8
-        assert set(new) <= there.recorder.asked.keys()
+        assert there.recorder.lookups.total() == 8
+        assert set(new) <= there.recorder.lookups.keys()
 
 
 @pytest.mark.parametrize("allowed", [LOOPBACK, ()])
@@ -358,7 +358,7 @@ async def test_api_that_cannot_be_reached_costs_no_budget_and_no_turn(database: 
         if allowed:
             there.url = f"http://127.0.0.1:{free_port()}"
         clock = Clock()
-        async with asking(database, there.account(Api.V2), clock=clock, allowed=allowed) as here:
+        async with stepping(database, there.account(Api.V2), clock=clock, allowed=allowed) as here:
             await here.step()
         [state] = await reconciliation.state(database, now=clock())
         assert (state.requests_today, state.health.failures) == (0, 1)
@@ -370,15 +370,15 @@ async def test_api_that_cannot_be_reached_costs_no_budget_and_no_turn(database: 
         )
         there.url = url
         clock.advance(seconds=6)
-        async with asking(database, there.account(Api.V2), clock=clock) as here:
+        async with stepping(database, there.account(Api.V2), clock=clock) as here:
             await here.drain()
-        assert there.recorder.asked == {id_: 1}
+        assert there.recorder.lookups == {id_: 1}
 
 
 # --- several processes
 
 
-async def test_one_of_several_processes_asks_and_another_takes_over(database: Database, database_url: str) -> None:
+async def test_one_of_several_processes_looks_up_and_another_takes_over(database: Database, database_url: str) -> None:
     async with bandwidth(speed=0.001) as there, opened(database_url) as elsewhere:
         first = await there.send(Api.V2, *[SILENT] * 3)
         await register(database, Api.V2, *first)
@@ -389,28 +389,28 @@ async def test_one_of_several_processes_asks_and_another_takes_over(database: Da
         ):
             await here.start()
             await other.start()
-            await eventually(lambda: there.recorder.asked.total() >= 3)
+            await eventually(lambda: there.recorder.lookups.total() >= 3)
             await asyncio.sleep(0.3)
-            assert there.recorder.asked == dict.fromkeys(first, 1)
+            assert there.recorder.lookups == dict.fromkeys(first, 1)
             [row] = await select(database, "SELECT lease_holder FROM reconcilers")
             stopped = here if row.lease_holder == "a" else other
             await stopped.stop()
             second = await there.send(Api.V2, *[SILENT] * 3)
             await register(database, Api.V2, *second)
-            await eventually(lambda: there.recorder.asked.total() >= 6)
-        assert there.recorder.asked == dict.fromkeys([*first, *second], 1)
+            await eventually(lambda: there.recorder.lookups.total() >= 6)
+        assert there.recorder.lookups == dict.fromkeys([*first, *second], 1)
 
 
 async def test_holder_that_lost_its_lease_changes_nothing(database: Database) -> None:
     async with bandwidth() as there:
         ids = await there.send(Api.V2, SILENT)
         await register(database, Api.V2, *ids)
-        async with asking(database, there.account(Api.V2)) as here:
+        async with stepping(database, there.account(Api.V2)) as here:
             assert await reconciliation.acquire(database, Api.V2, holder="other", seconds=60) is None
             assert await reconciliation.acquire(database, Api.V2, holder="test", seconds=60) is not None
             with pytest.raises(ReconcilerLeaseLost):
                 await here.step()
-        assert there.recorder.asked == {}
+        assert there.recorder.lookups == {}
 
 
 async def test_holder_that_lost_its_lease_within_a_claim_makes_no_further_request(database: Database) -> None:
@@ -421,14 +421,14 @@ async def test_holder_that_lost_its_lease_within_a_claim_makes_no_further_reques
         with capture_logs() as logs:
             async with reconciler(database, there.account(Api.V2), lease_seconds=2, poll_seconds=30) as here:
                 await here.start()
-                await eventually(lambda: there.recorder.asked.total() == 1)
+                await eventually(lambda: there.recorder.lookups.total() == 1)
                 async with database.writing() as connection:
                     await connection.exec_driver_sql(
                         "UPDATE reconcilers SET epoch = epoch + 1, lease_holder = 'other', lease_until = '2100-01-01'"
                     )
                 await eventually(lambda: "reconciliation lease lost" in [line["event"] for line in logs])
         # Renewed every half second: three requests, and one under way.
-        assert 1 <= there.recorder.asked.total() <= 6
+        assert 1 <= there.recorder.lookups.total() <= 6
         [row] = await select(database, "SELECT lease_holder FROM reconcilers")
         assert row.lease_holder == "other"
 
@@ -437,15 +437,15 @@ async def test_holder_whose_lease_lapsed_within_a_claim_makes_no_further_request
     async with bandwidth() as there:
         ids = await there.send(Api.V2, *[SILENT] * 5)
         await register(database, Api.V2, *ids)
-        async with asking(database, there.account(Api.V2)) as here:
+        async with stepping(database, there.account(Api.V2)) as here:
             there.recorder.delay = 0.5
             # Without an answer of the database, the lease is not renewed.
             here.held.until = time.monotonic() + 0.5
             with pytest.raises(ReconcilerLeaseLost):
                 await here.step()
-            assert there.recorder.asked.total() <= 1
+            assert there.recorder.lookups.total() <= 1
             [state] = await reconciliation.state(database, now=now())
-            assert state.requests_today == there.recorder.asked.total()
+            assert state.requests_today == there.recorder.lookups.total()
 
 
 async def test_stop_waits_for_no_answer_and_keeps_the_turn_of_its_message(database: Database) -> None:
@@ -455,21 +455,21 @@ async def test_stop_waits_for_no_answer_and_keeps_the_turn_of_its_message(databa
         there.recorder.delay = 5
         async with reconciler(database, there.account(Api.V2)) as here:
             await here.start()
-            await eventually(lambda: there.recorder.asked.total() == 1)
+            await eventually(lambda: there.recorder.lookups.total() == 1)
             began = time.monotonic()
             await here.stop()
             assert time.monotonic() - began < 3
         there.recorder.delay = 0
-        async with asking(database, there.account(Api.V2)) as again:
+        async with stepping(database, there.account(Api.V2)) as again:
             await again.drain()
-        assert there.recorder.asked == {id_: 2}
+        assert there.recorder.lookups == {id_: 2}
 
 
 async def test_records_of_messages_that_are_too_old_are_removed(database: Database) -> None:
     async with bandwidth(speed=0.001) as there:
         ids = await there.send(Api.V2, SILENT, SILENT)
         await register(database, Api.V2, *ids)
-        async with asking(database, there.account(Api.V2)) as here:
+        async with stepping(database, there.account(Api.V2)) as here:
             await here.drain()
             assert await reconciliation.forget(database, here.held.lease, before=now() - timedelta(hours=1)) == 0
             assert await reconciliation.forget(database, here.held.lease, before=now() + timedelta(hours=1)) == 2
@@ -486,7 +486,7 @@ async def test_answer_is_published_with_its_route_and_the_required_tag_is_not_re
     async with bandwidth() as there:
         [id_] = await there.send(Api.V2, SILENT)
         await register(database, Api.V2, id_)
-        async with asking(database, there.account(Api.V2)) as here:
+        async with stepping(database, there.account(Api.V2)) as here:
             await here.drain()
     await drain(database, checker=checker)
     async with client(application(database)) as api:
@@ -514,7 +514,7 @@ async def test_answer_and_late_callback_merge_in_both_orders(database: Database,
     async with bandwidth() as there:
         [id_] = await there.send(Api.V2, SILENT)
         await register(database, Api.V2, id_)
-        async with asking(database, there.account(Api.V2)) as here:
+        async with stepping(database, there.account(Api.V2)) as here:
             await here.drain()
     message = {"to": [SILENT], "tag": "order 4711"}
     late = callback([v2_event(id_, message=message)], received=9)
@@ -551,7 +551,7 @@ async def test_answer_is_reprocessed_exported_and_imported(database: Database, t
     async with bandwidth() as there:
         ids = await there.send(Api.V1, SILENT)
         await register(database, Api.V1, *ids)
-        async with asking(database, there.account(Api.V1)) as here:
+        async with stepping(database, there.account(Api.V1)) as here:
             await here.drain()
     await drain(database)
     before = await statuses(database)

@@ -102,7 +102,7 @@ def lookup_of(api: Api) -> Lookup:
 # --- requests
 
 
-def test_v1_is_asked_by_id_and_v2_by_its_list() -> None:
+def test_v1_is_queried_by_id_and_v2_by_its_list() -> None:
     assert V1.target("u-1", V1_ID) == f"/users/u-1/messages/{V1_ID}"
     assert V2.target("12345", V2_ID) == f"/users/12345/messages?messageId={V2_ID}"
 

@@ -1,4 +1,4 @@
-"""The decisions of reconciliation: when a message is asked for, how an API is left alone, and the settings."""
+"""The decisions of reconciliation: when a message is looked up, how an API is left alone, and the settings."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,7 +25,7 @@ HOUR = timedelta(hours=1)
 POLICY = ReconciliationPolicy(after=3 * HOUR, give_up_after=72 * HOUR, per_second=2, per_day=100)
 
 
-def test_messages_are_asked_for_between_two_ages() -> None:
+def test_messages_are_looked_up_between_two_ages() -> None:
     assert POLICY.ages(NOW) == (NOW - 72 * HOUR, NOW - 3 * HOUR)
 
 
@@ -51,7 +51,7 @@ def test_message_keeps_its_turn_where_the_api_alone_is_at_fault() -> None:
     assert kept == {Answer.LIMITED, Answer.UNREACHABLE, Answer.REFUSED}
 
 
-def test_message_is_asked_for_five_times_at_most_by_default() -> None:
+def test_message_is_looked_up_five_times_at_most_by_default() -> None:
     policy, tries = Reconciliation().policy, 0
     age = policy.after
     while age < policy.give_up_after:
