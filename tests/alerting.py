@@ -24,8 +24,8 @@ from receiver.domain.notifications import Notification
 from receiver.models.alerts import NOTIFICATIONS, alert_read
 from receiver.storage import alerts
 from receiver.storage.database import Database
+from tests.brokers.own import free_port
 from tests.factories import EPOCH
-from tests.servers import free_port
 
 BASE_URL = "https://receiver.example"
 LOOPBACK = ["127.0.0.0/8"]
@@ -245,7 +245,7 @@ class _Mailbox:
 def smtp_server() -> Iterator[tuple[str, list[EmailMessage]]]:
     """The address of an SMTP server, and the messages that it got."""
     mailbox = _Mailbox()
-    controller = Controller(mailbox, hostname="127.0.0.1", port=free_port())
+    controller = Controller(mailbox, hostname="127.0.0.1", port=free_port(), ready_timeout=60)
     controller.start()
     try:
         yield f"127.0.0.1:{controller.port}", mailbox.messages

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tests.brokers.own import HOST, lasting_port
+from tests.brokers.own import HOST, free_port
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 BOMB = gzip.compress(b"x" * 1_000_000)
@@ -228,7 +228,7 @@ class Proxy:
     """Forwards what it is sent until a test changes that; its port stays the same."""
 
     def __init__(self, host: str, port: int) -> None:
-        self.port = lasting_port()
+        self.port = free_port()
         self._target = (host, port)
         self._mode: Literal["forward", "blackhole", "refuse"] = "refuse"
         self._listener: asyncio.Server | None = None

@@ -7,7 +7,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sysconfig
@@ -21,7 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
-from tests.brokers.own import lasting_port
+from tests.brokers.own import free_port
 
 _STANDARD_POSTGRES = (
     "postgresql://postgres@127.0.0.1:5432/postgres",
@@ -49,12 +48,6 @@ def named_database(url: str, name: str) -> str:
 
 def random_name(prefix: str = "receiver_test") -> str:
     return f"{prefix}_{secrets.token_hex(6)}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -118,7 +111,7 @@ def postgres_binaries() -> list[Path]:
 @contextmanager
 def _started_postgres(binaries: Path) -> Iterator[str]:
     home = Path(tempfile.mkdtemp(prefix="receiver-postgres-"))
-    port, user = lasting_port(), unprivileged_user()
+    port, user = free_port(), unprivileged_user()
     if user is not None:
         os.chown(home, user, -1)
         home.chmod(0o700)

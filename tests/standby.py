@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers.own import HOST, lasting_port
+from tests.brokers.own import HOST, free_port
 from tests.servers import answers, postgres_binaries, unprivileged_user
 
 _SETTINGS = ("fsync=off", f"listen_addresses={HOST}", "max_connections=100", "wal_level=replica", "hot_standby=on")
@@ -22,7 +22,7 @@ class OwnPostgres:
     """A PostgreSQL server with a folder and a port of its own."""
 
     def __init__(self, binaries: Path, home: Path) -> None:
-        self.port = lasting_port()
+        self.port = free_port()
         self.data = home / f"data-{self.port}"
         self._binaries = binaries
         self._home = home

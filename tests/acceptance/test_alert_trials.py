@@ -26,9 +26,10 @@ import pytest
 from receiver import tags
 from receiver.testing.sandbox import Sandbox, running_sandbox
 from tests.alerting import HookServer, hook_server
+from tests.brokers.own import free_port
 from tests.processes import PATIENT, Foreground, foreground, until
 from tests.sandboxes import API_TOKEN, PAIR, V1, V2, v1_message, v2_message
-from tests.servers import free_port, on_postgres
+from tests.servers import on_postgres
 
 SHIFTED_CLOCK = Path(__file__).parents[1] / "shifted_clock"
 STEP = 100

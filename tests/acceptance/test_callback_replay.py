@@ -12,8 +12,8 @@ from threading import Thread
 import httpx2
 import pytest
 
+from tests.brokers.own import free_port
 from tests.processes import PATIENT, receiver, serving, until
-from tests.servers import free_port
 
 
 @dataclass

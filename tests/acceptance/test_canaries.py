@@ -21,9 +21,10 @@ import httpx2
 import pytest
 
 from tests.brokers.kafka import KafkaCluster
+from tests.brokers.own import free_port
 from tests.factories import v2_event
 from tests.processes import PATIENT, Server, receiver, serving, until, whole_lines
-from tests.servers import free_port, on_postgres, random_name
+from tests.servers import on_postgres, random_name
 
 V1, V2 = "/callbacks/bandwidth/v1", "/callbacks/bandwidth/v2"
 

@@ -19,12 +19,13 @@ import asyncpg
 import pytest
 
 from receiver.domain.events import Api, Callback
+from tests.brokers.own import free_port
 from tests.factories import v2_event
 from tests.pages import blocks, page, section
 from tests.processes import COMMAND, environment, receiver, serving, until
 from tests.processing import opened, process, select
 from tests.sandboxes import API_TOKEN, V1, V2, round_trip, v1_message, v2_message
-from tests.servers import free_port, on_postgres
+from tests.servers import on_postgres
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl: the examples use it")
 

@@ -16,9 +16,9 @@ import pytest
 from standardwebhooks import Webhook
 
 from tests import event_schema
+from tests.brokers.own import free_port
 from tests.factories import v2_event
 from tests.processes import COMMAND, PATIENT, Server, environment, foreground, receiver, serving, until, whole_lines
-from tests.servers import free_port
 
 TOKEN = "token-of-this-long-test"
 SECRET = "whsec_dGhpcyBpcyBub3QgYSBzZWNyZXQgYXQgYWxs"

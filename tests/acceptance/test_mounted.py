@@ -15,10 +15,10 @@ import uvicorn
 
 from receiver.app import create_app
 from receiver.settings import GivenSettings
+from tests.brokers.own import free_port
 from tests.factories import v2_event
 from tests.pages import blocks, page
 from tests.processes import environment, until
-from tests.servers import free_port
 from tests.web import serving
 
 pytestmark = pytest.mark.anyio

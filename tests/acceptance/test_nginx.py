@@ -13,9 +13,10 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.brokers.own import free_port
 from tests.factories import v2_event
 from tests.processes import PATIENT, serving, until
-from tests.servers import Authority, free_port
+from tests.servers import Authority
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "deploy/nginx.conf"
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")

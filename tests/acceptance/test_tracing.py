@@ -10,10 +10,10 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.brokers.own import free_port
 from tests.collectors import Collector, collector
 from tests.factories import v2_event
 from tests.processes import PATIENT, Server, receiver, serving, until, whole_lines
-from tests.servers import free_port
 
 CANARIES = ("canary text", "canary-tag", "+15550001", "canary-password", "canary-key")
 

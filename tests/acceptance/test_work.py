@@ -6,9 +6,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.brokers.own import free_port
 from tests.factories import v2_event
 from tests.processes import PATIENT, Foreground, Server, foreground, receiver, serving, until, whole_lines
-from tests.servers import free_port
 
 CREDENTIALS, TOKEN = ("bandwidth", "secret"), "token"
 SETTINGS = {"CALLBACK_CREDENTIALS": '["bandwidth:secret"]', "API_TOKENS": f'["{TOKEN}"]'}

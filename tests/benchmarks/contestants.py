@@ -18,9 +18,10 @@ from tests.benchmarks.databases import Database, PostgresDatabase, SqliteDatabas
 from tests.benchmarks.load import ROOT, USER
 from tests.benchmarks.processes import descendants
 from tests.benchmarks.stored_messages import fill
+from tests.brokers.own import free_port
 from tests.processes import environment, serving, until
 from tests.processes import receiver as command
-from tests.servers import free_port, named_database, on_postgres, random_name
+from tests.servers import named_database, on_postgres, random_name
 
 ENDPOINTS: Final = Path(__file__).with_name("endpoints.py")
 ROUTE: Final = "/callbacks/bandwidth/v2"

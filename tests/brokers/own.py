@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -10,19 +11,32 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import cycle
 from pathlib import Path
 from typing import Self
 
 import pytest
 
 HOST = "127.0.0.1"
-_BELOW_EPHEMERAL = range(20_000, 32_000)
+# Workers of pytest-xdist share out the ports by their numbers.
+_WORKERS = 16
 
 
-def lasting_port() -> int:
-    """A port that stays free while its server is down: the system uses it for no outgoing connection."""
+def _ports() -> Iterator[int]:
+    """The ports of this process, below those that the system uses for outgoing connections; each once in a round."""
+    found = re.search(r"\d+$", os.environ.get("PYTEST_XDIST_WORKER", ""))
+    own = range(20_000 + (int(found[0]) if found else 0) % _WORKERS, 32_000, _WORKERS)
+    begin = random.randrange(len(own))
+    return cycle((*own[begin:], *own[:begin]))
+
+
+_own_ports = _ports()
+
+
+def free_port() -> int:
+    """A port that stays free until a server takes it, and while that is down: nobody else is given it."""
     while True:
-        port = random.choice(_BELOW_EPHEMERAL)
+        port = next(_own_ports)
         with socket.socket() as probe, suppress(OSError):
             probe.bind((HOST, port))
             return port
@@ -57,7 +71,7 @@ class OwnServer(ABC):
 
     def __init__(self, folder: Path) -> None:
         self.host = HOST
-        self.port = lasting_port()
+        self.port = free_port()
         self.folder = folder / f"{type(self).__name__}-{self.port}"
         self.folder.mkdir(parents=True)
         self._process: subprocess.Popen[bytes] | None = None

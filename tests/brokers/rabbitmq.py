@@ -12,7 +12,7 @@ from typing import Self
 import aio_pika
 import pytest
 
-from tests.brokers.own import OwnServer, lasting_port, shared_server
+from tests.brokers.own import OwnServer, free_port, shared_server
 
 _STANDARD = "amqp://guest:guest@127.0.0.1:5672/"
 _MISSING = "no RabbitMQ: set RECEIVER_TEST_RABBITMQ_URL, or apt-get install rabbitmq-server"
@@ -37,9 +37,9 @@ class OwnRabbitmq(OwnServer):
         if epmd is None or not _SCRIPT.exists():
             pytest.skip(_MISSING)
         super().__init__(folder)
-        self._epmd_port = lasting_port()
+        self._epmd_port = free_port()
         self._epmd_command = [epmd, "-port", str(self._epmd_port), "-address", self.host]
-        self._distribution_port = lasting_port()
+        self._distribution_port = free_port()
         if config:
             (self.folder / "rabbitmq.conf").write_text(config, "utf-8")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.brokers.own import free_port
 from tests.pages import ROOT, blocks, page, readme, section
 from tests.processes import environment, receiver, serving, until
-from tests.servers import free_port
 
 FIRST_CALLBACK = section(readme(), "A first callback")
 EVENT = section(readme(), "An event, and a program that receives it")

@@ -16,11 +16,11 @@ from receiver.domain.events import RECONCILED, Api
 from receiver.sandbox.app import application
 from receiver.sandbox.settings import SandboxSettings
 from receiver.storage.database import Database
+from tests.brokers.own import free_port
 from tests.processes import PATIENT, Server, receiver, serving
 from tests.processing import drain, select
 from tests.reconciling import SILENT, Recorder, register
 from tests.sandboxes import API_TOKEN, PAIR, SECRET, TOKEN, USER, V1, V2, v1_message, v2_message
-from tests.servers import free_port
 from tests.waiting import eventually
 from tests.web import serving as serving_here
 

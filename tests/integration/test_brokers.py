@@ -17,7 +17,7 @@ from confluent_kafka import KafkaError
 
 from tests.brokers.kafka import PRODUCE, KafkaCluster, Record
 from tests.brokers.nats import OwnNats, nats_server
-from tests.brokers.own import OwnServer, lasting_port
+from tests.brokers.own import OwnServer, free_port
 from tests.brokers.rabbitmq import OwnRabbitmq, rabbitmq_server
 from tests.brokers.redis import OwnRedis, redis_server
 from tests.fault_servers import Proxy, proxy
@@ -138,7 +138,7 @@ Shared = Callable[[], AbstractContextManager[str]]
 @pytest.mark.parametrize(("name", "shared"), SHARED)
 def test_missing_server_is_started(name: str, shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(f"RECEIVER_TEST_{name.upper()}_URL", raising=False)
-    monkeypatch.setattr(f"tests.brokers.{name}._STANDARD", f"{name}://127.0.0.1:{lasting_port()}")
+    monkeypatch.setattr(f"tests.brokers.{name}._STANDARD", f"{name}://127.0.0.1:{free_port()}")
     with shared() as url:
         port = int(url.rpartition(":")[2].partition("/")[0])
         socket.create_connection(("127.0.0.1", port), timeout=2).close()
@@ -152,7 +152,7 @@ def test_a_named_server_that_is_not_there_skips_the_test(
 ) -> None:
     scheme = "amqp" if name == "rabbitmq" else name
     variable = f"RECEIVER_TEST_{name.upper()}_URL"
-    monkeypatch.setenv(variable, f"{scheme}://127.0.0.1:{lasting_port()}")
+    monkeypatch.setenv(variable, f"{scheme}://127.0.0.1:{free_port()}")
     with pytest.raises(pytest.skip.Exception, match=variable), shared():
         pass
 
@@ -332,6 +332,6 @@ async def test_a_proxy_that_cuts_takes_new_connections_at_once() -> None:
 
 
 async def test_a_proxy_resets_connections_when_its_server_is_gone() -> None:
-    async with proxy("127.0.0.1", lasting_port()) as between, connected(between) as (reader, _):
+    async with proxy("127.0.0.1", free_port()) as between, connected(between) as (reader, _):
         with pytest.raises(ConnectionResetError):
             await reader.read(1)

@@ -15,7 +15,7 @@ import pytest
 from receiver.domain.publication import Published, Result, Retry, SinkDown
 from receiver.sinks import webhook as module
 from receiver.sinks.egress import BoundedStream, GuardedBackend, refusal
-from tests.brokers.own import lasting_port
+from tests.brokers.own import free_port
 from tests.fault_servers import FaultServer, fault_server
 from tests.servers import Authority
 from tests.webhooks import post, posted, webhook
@@ -35,7 +35,7 @@ async def server() -> AsyncIterator[FaultServer]:
 @pytest.fixture
 async def inside() -> AsyncIterator[FaultServer]:
     """A server nobody is to reach."""
-    async with fault_server("127.0.0.2", lasting_port()) as served:
+    async with fault_server("127.0.0.2", free_port()) as served:
         yield served
     assert served.connections == 0
 
@@ -381,7 +381,7 @@ async def test_a_certificate_is_verified_by_its_name_age_and_authority(tmp_path:
 
 
 async def test_a_certificate_that_changes_is_noticed_and_one_that_is_good_again_too(tmp_path: Path) -> None:
-    authority, other, port = Authority(tmp_path), Authority(tmp_path, "other"), lasting_port()
+    authority, other, port = Authority(tmp_path), Authority(tmp_path, "other"), free_port()
     results = []
     async with webhook(f"https://localhost:{port}/200", **_trusting(authority)) as sink:
         for signer in (authority, other, authority):

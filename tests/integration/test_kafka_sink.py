@@ -21,7 +21,7 @@ from receiver.storage import dead_letters
 from receiver.storage.database import Database
 from receiver.testing.dispatch import publication_of_size, publications
 from tests.brokers.kafka import INIT_PRODUCER_ID, PRODUCE, KafkaCluster, Record
-from tests.brokers.own import lasting_port
+from tests.brokers.own import free_port
 from tests.dispatching import Outcomes, append, audit, dispatching, life, memory_sink, whole_log
 from tests.factories import TRACEPARENT
 from tests.servers import Authority, random_name
@@ -318,7 +318,7 @@ async def test_check_creates_no_topic(kafka: KafkaCluster) -> None:
 
 @pytest.mark.parametrize(
     ("address", "reason"),
-    [(f"127.0.0.1:{lasting_port()}", "ConnectionRefusedError"), ("nowhere.invalid:9092", "gaierror")],
+    [(f"127.0.0.1:{free_port()}", "ConnectionRefusedError"), ("nowhere.invalid:9092", "gaierror")],
     ids=["a port where nobody listens", "a name that is none"],
 )
 async def test_unreachable_broker_means_sink_down(address: str, reason: str) -> None:
@@ -331,7 +331,7 @@ async def test_unreachable_broker_means_sink_down(address: str, reason: str) -> 
 
 
 async def test_one_broker_that_answers_is_enough(own: KafkaCluster) -> None:
-    async with kafka_sink(own, bootstrap=[f"127.0.0.1:{lasting_port()}", own.bootstrap]) as sink:
+    async with kafka_sink(own, bootstrap=[f"127.0.0.1:{free_port()}", own.bootstrap]) as sink:
         assert await sink.check() is None
         assert await sink.publish(publications()) == [Published()]
 

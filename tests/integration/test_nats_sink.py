@@ -29,7 +29,7 @@ from receiver.sinks.registry import ConfiguredSink, configure
 from receiver.storage.database import Database
 from tests.brokers import outages
 from tests.brokers.nats import OwnNats
-from tests.brokers.own import lasting_port
+from tests.brokers.own import free_port
 from tests.dispatching import append, audit, letters, life, messages, rows, running, sink_row
 from tests.factories import TRACEPARENT, batch, make_publication
 from tests.fault_servers import proxy
@@ -356,7 +356,7 @@ async def test_a_stream_that_acknowledges_nothing_means_that_the_sink_is_down(na
 
 
 async def test_connection_refused_means_sink_down() -> None:
-    async with sink(f"nats://127.0.0.1:{lasting_port()}", "a.{type}") as bus:
+    async with sink(f"nats://127.0.0.1:{free_port()}", "a.{type}") as bus:
         assert await bus.publish([make_publication()]) == [SinkDown(reason="ConnectionRefusedError")]
         assert await bus.check() == "ConnectionRefusedError"
 
@@ -367,7 +367,7 @@ async def test_unknown_host_means_sink_down() -> None:
 
 
 async def test_any_server_of_several_will_do(stream: Stream) -> None:
-    gone = [f"nats://127.0.0.1:{lasting_port()}" for _ in range(3)]
+    gone = [f"nats://127.0.0.1:{free_port()}" for _ in range(3)]
     async with sink(stream.url, stream.name + ".{type}", servers=[*gone, stream.url]) as bus:
         assert await bus.publish([make_publication()]) == [Published()]
 

@@ -29,7 +29,7 @@ from tests.alerting import (
     states,
     targets,
 )
-from tests.servers import free_port
+from tests.brokers.own import free_port
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio

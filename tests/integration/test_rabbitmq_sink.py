@@ -25,7 +25,7 @@ from receiver.sinks.registry import ConfiguredSink, configure
 from receiver.storage import dead_letters
 from receiver.storage.database import Database
 from receiver.testing.dispatch import publication_of_size, publications
-from tests.brokers.own import lasting_port
+from tests.brokers.own import free_port
 from tests.brokers.rabbitmq import OwnRabbitmq
 from tests.dispatching import Outcomes, append, audit, dispatching, life, memory_sink, whole_log
 from tests.factories import TRACEPARENT
@@ -314,7 +314,7 @@ async def test_forbidden_exchange_means_sink_down(exchange: Exchange) -> None:
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        (f"amqp://user:{CANARY}@127.0.0.1:{lasting_port()}/", "AMQPConnectionError: [Errno 111] Connect call failed"),
+        (f"amqp://user:{CANARY}@127.0.0.1:{free_port()}/", "AMQPConnectionError: [Errno 111] Connect call failed"),
         (f"amqp://user:{CANARY}@nowhere.invalid/", "AMQPConnectionError: [Errno -"),
         ("{url}nowhere", "there is no such virtual host, or no access to it"),
         ("{wrong}", "ProbableAuthenticationError: ACCESS_REFUSED"),

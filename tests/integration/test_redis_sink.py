@@ -19,7 +19,7 @@ from receiver.errors import SettingsError
 from receiver.sinks.registry import ConfiguredSink, configure
 from receiver.storage.database import Database
 from tests.brokers import outages
-from tests.brokers.own import lasting_port
+from tests.brokers.own import free_port
 from tests.brokers.redis import OwnRedis
 from tests.dispatching import append, audit, life, messages, rows, running
 from tests.factories import TRACEPARENT, batch, make_publication
@@ -219,7 +219,7 @@ async def test_what_came_from_outside_cannot_break_the_name_of_the_stream(stream
 
 
 async def test_connection_refused_means_sink_down() -> None:
-    async with sink(f"redis://127.0.0.1:{lasting_port()}", "a") as cache:
+    async with sink(f"redis://127.0.0.1:{free_port()}", "a") as cache:
         assert await cache.publish(batch(2)) == [SinkDown(reason="ConnectionRefusedError")] * 2
         assert await cache.check() == "ConnectionRefusedError"
 
@@ -254,7 +254,7 @@ async def test_a_socket_in_the_file_system_will_do(tmp_path: Path) -> None:
 
 
 async def test_a_replica_means_that_the_sink_is_down(tmp_path: Path) -> None:
-    with OwnRedis(tmp_path, "--replicaof", "127.0.0.1", str(lasting_port())) as server:
+    with OwnRedis(tmp_path, "--replicaof", "127.0.0.1", str(free_port())) as server:
         async with sink(server.url, "a") as cache:
             assert await cache.publish(batch(2)) == [SinkDown(reason="READONLY")] * 2
 
@@ -264,7 +264,7 @@ async def test_a_server_that_is_no_master_any_more_is_left_for_whoever_has_its_n
         async with sink(server.url, "a") as cache:
             assert await cache.publish([make_publication()]) == [Published()]
             await eventually(lambda: len(admin.client_list()) == 2)
-            admin.replicaof("127.0.0.1", lasting_port())
+            admin.replicaof("127.0.0.1", free_port())
             assert await cache.publish([make_publication()]) == [SinkDown(reason="READONLY")]
             await eventually(lambda: len(admin.client_list()) == 1)
             admin.replicaof("NO", "ONE")

@@ -24,11 +24,11 @@ from receiver.storage import processor, sinks
 from receiver.storage.database import Database
 from receiver.storage.postgresql import STATEMENT_SECONDS
 from receiver.storage.status import Measured, StatusReader
+from tests.brokers.own import free_port
 from tests.dispatching import now
 from tests.factories import callback, v1_event, v2_event
 from tests.processing import append, process
 from tests.rows import NOON
-from tests.servers import free_port
 from tests.web import READER, application, client
 
 pytestmark = pytest.mark.anyio

@@ -21,7 +21,7 @@ from receiver.sinks.registry import configure
 from receiver.sinks.webhook import WebhookSettings, WebhookSink, parse_retry_after
 from receiver.storage.database import Database
 from tests import factories, webhooks
-from tests.brokers.own import lasting_port
+from tests.brokers.own import free_port
 from tests.dispatching import Nobody, append, life, now
 from tests.factories import TRACEPARENT, rejected_of
 from tests.fault_servers import BOMB, FaultServer, Request, fault_server
@@ -194,7 +194,7 @@ async def test_a_cookie_is_not_sent_back(server: FaultServer) -> None:
 
 
 async def test_connection_refused_means_sink_down() -> None:
-    assert await posted(f"http://127.0.0.1:{lasting_port()}/") == SinkDown(reason="Connection refused")
+    assert await posted(f"http://127.0.0.1:{free_port()}/") == SinkDown(reason="Connection refused")
 
 
 async def test_unknown_host_means_sink_down() -> None:
@@ -337,7 +337,7 @@ async def test_connections_are_reused(server: FaultServer) -> None:
 async def test_check_returns_why_nothing_answers(server: FaultServer) -> None:
     async with webhook(server.url("/500")) as sink:
         assert await sink.check() is None
-    async with webhook(f"http://127.0.0.1:{lasting_port()}/secret-path") as sink:
+    async with webhook(f"http://127.0.0.1:{free_port()}/secret-path") as sink:
         error = await sink.check()
     assert error == "Connection refused"
     async with webhook(server.url("/mute"), timeout="2s") as sink:
@@ -351,7 +351,7 @@ async def test_probe_says_what_is_wrong_and_sends_nothing(server: FaultServer) -
     async with webhook(server.url("/200")) as sink:
         assert await sink.probe() is None
     assert (server.connections, server.requests) == (1, [])
-    async with webhook(f"http://127.0.0.1:{lasting_port()}/") as sink:
+    async with webhook(f"http://127.0.0.1:{free_port()}/") as sink:
         assert await sink.probe() == "Connection refused"
     async with webhooks.webhook(server.url("/200")) as sink:
         assert "is not a public address" in await sink.probe()
