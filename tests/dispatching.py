@@ -236,8 +236,10 @@ async def dispatching(database: Database, *configured: ConfiguredSink, **options
 
 
 async def whole_log(database: Database) -> list[LogEntry]:
+    """The entries of the log, but those of alerts."""
     async with database.reading() as connection:
-        return await event_log.read_after(connection, 0, 1_000_000)
+        entries = await event_log.read_after(connection, 0, 1_000_000)
+    return [entry for entry in entries if isinstance(entry, LogEntry)]
 
 
 def audit(log: Sequence[LogEntry], arrived: Iterable[str]) -> int:
