@@ -42,14 +42,20 @@ MISSING = "+15552090005"
 
 @dataclass
 class Recorder:
-    """Records the GET requests of an application by message id; `answers` come in place of its own."""
+    """Records the GET requests of an application by message id; `answers` come in place of its own.
+
+    No answer comes before `answering` is set, which it is at first.
+    """
 
     app: Any
     lookups: Counter[str] = field(default_factory=Counter)
     answers: list[Response] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
     forbidden: set[str] = field(default_factory=set)
-    delay: float = 0.0
+    answering: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.answering.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "GET" or "/messages" not in scope["path"]:
@@ -57,7 +63,7 @@ class Recorder:
             return
         [id_] = parse_qs(scope["query_string"].decode()).get("messageId", [scope["path"].rpartition("/")[2]])
         self.lookups[id_] += 1
-        await asyncio.sleep(self.delay)
+        await self.answering.wait()
         answer = self.answers.pop(0) if self.answers else self._answer(id_)
         await answer(scope, receive, send)
 
