@@ -97,6 +97,8 @@ class Browser:
         self.open(path)
         self.one("#token").send_keys(token)
         self.press("Sign in")
+        # The next page would be requested without the cookie.
+        until(lambda: self.all("header form[role=search]"))
 
     def emulate(self, *, scheme: str = "light", width: int = 1280, height: int = 900, scripts: bool = True) -> None:
         for command, parameters in (

@@ -34,21 +34,23 @@ async def list_dead_letters(call: Call) -> Listed[DeadLetterRead]:
     return page if call.is_admin else replace(page, items=without_responses(page.items))
 
 
-async def act_on_dead_letters(call: Call, *, action: dead_letters.Action) -> DeadLetterActionResult:
+async def act_on_dead_letters(
+    call: Call, *, action: dead_letters.Action, seconds: float = _SECONDS_PER_REQUEST
+) -> DeadLetterActionResult:
     choice: DeadLetterChoice = call.query
     number, left = await dead_letters.count(call.database, choice), 0
     if not choice.dry_run:
         async with call.database.reading() as connection:
             # Retries are due by this clock, and the clock of this machine may differ.
             now = await call.database.reference_time(connection, call.context.clock)
-        done = await _within_time(action(call.database, choice, now=now))
+        done = await _within_time(action(call.database, choice, now=now), seconds)
         number, left = done, max(0, number - done)
     return DeadLetterActionResult(dead_letters=number, left=left, dry_run=choice.dry_run)
 
 
-async def _within_time(batches: AsyncGenerator[int, None]) -> int:
+async def _within_time(batches: AsyncGenerator[int, None], seconds: float) -> int:
     """Runs batches until the time of a request is over; returns the number of dead letters they handled."""
-    done, deadline = 0, time.monotonic() + _SECONDS_PER_REQUEST
+    done, deadline = 0, time.monotonic() + seconds
     async with aclosing(batches):
         async for number in batches:
             done += number

@@ -12,6 +12,7 @@ from receiver.api.routing import absolute_times
 from receiver.domain.events import REGISTERED, Callback, Event, Quarantine
 from receiver.models.callbacks import CallbackRead, CallbackSummaryRead
 from receiver.models.queries import ReprocessQuery
+from receiver.pages.steps import Work, count_of, fixed_times
 from receiver.pages.visit import Visit
 from receiver.providers.registry import parse
 
@@ -23,6 +24,8 @@ REPROCESS: Final = named(OPERATIONS, "reprocessCallback")
 _CHOSEN_BY: Final = ("reason", "messageId", "fromDateTime", "toDateTime")
 OUTCOMES: Final = ("quarantined", "pending", "accepted")
 _MAX_MESSAGES: Final = 100
+# How many callbacks are processed again before the page shows how far the work is.
+STEP_SIZE: Final = 100
 # What follows is in the whole body, which the page links to.
 _MAX_SHOWN: Final = 100_000
 
@@ -32,7 +35,7 @@ async def list_page(visit: Visit) -> Response:
     return await _listed(visit)
 
 
-async def _listed(visit: Visit, done: str | None = None) -> Response:
+async def _listed(visit: Visit, work: Work | None = None) -> Response:
     given = {name: value for name, value in visit.parameters if value}
     shown = given if given.keys() & {"outcome", "reason", "messageId"} else {"outcome": "quarantined", **given}
     filters = {name: "" if value == "any" else value for name, value in shown.items()}
@@ -47,21 +50,28 @@ async def _listed(visit: Visit, done: str | None = None) -> Response:
         choice={name: value for name, value in {**shown, **absolute_times(visit.request)}.items() if name in _CHOSEN_BY}
         if problem is None
         else {},
-        done=done,
+        work=work,
         outcomes=OUTCOMES,
         reasons=[reason.value for reason in Quarantine],
     )
 
 
-async def reprocess_page_of(visit: Visit) -> Response:
-    """Processes a page of quarantined callbacks again, oldest first, those that the filters choose."""
-    given = {name: value for name, value in visit.form.items() if name in _CHOSEN_BY}
-    query = ReprocessQuery.model_validate({**{n: v for n, v in given.items() if v}, "size": 100}, by_alias=True)
+async def reprocess_chosen(visit: Visit) -> Response:
+    """Processes quarantined callbacks again that the filters choose, a step with the oldest of them."""
+    form = visit.form
+    given = {name: value for name in (*_CHOSEN_BY, "cursor") if (value := form.get(name, "").strip())}
+    query = ReprocessQuery.model_validate({**given, "size": STEP_SIZE}, by_alias=True)
+    chosen = {**given, **fixed_times(query.since, query.until, visit.now)}
     result: Listed[CallbackSummaryRead] = await visit.perform(REPROCESS_ALL, query=query)
-    left = sum(callback.outcome == "quarantined" for callback in result.items)
-    more = " There are more: press the button again." if result.next_page is not None else ""
-    done = f"{len(result.items)} callbacks were processed again; {left} of them stay in quarantine.{more}"
-    return await _listed(visit, done if result.items else "No callback is in quarantine.")
+    done = count_of(form, "done") + len(result.items)
+    kept = count_of(form, "kept") + sum(callback.outcome == "quarantined" for callback in result.items)
+    work = Work(
+        sentence=f"processed again; {kept:,} of them stay in quarantine",
+        done=done,
+        total=None,
+        fields={**chosen, "done": str(done), "kept": str(kept), **result.next_page} if result.next_page else None,
+    )
+    return await _listed(visit, work)
 
 
 # --- one callback ---

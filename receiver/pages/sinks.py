@@ -1,6 +1,8 @@
 """The pages for operators: sinks with their backlog, one sink with its replays, and dead letters."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -12,10 +14,14 @@ from receiver.api.operations import Listed
 from receiver.api.problems import ProblemError, as_problem, invalid_values_problem
 from receiver.api.routing import invalid_values
 from receiver.api.sinks import ReplayRequest, ReplayResponse, SinkTest
+from receiver.domain.publication import DeadLetterReason
 from receiver.errors import Conflict, Expired
-from receiver.models.queries import DeadLetterChoice, DryRunQuery, ReplayQuery
+from receiver.models.queries import DeadLetterChoice, DryRunQuery, ReplayQuery, SinkQuery
 from receiver.models.sinks import DeadLetterRead, ReplayRead, SinkRead
+from receiver.pages.steps import Work, count_of, fixed_times
 from receiver.pages.visit import Visit
+from receiver.storage import dead_letters as stored
+from receiver.storage.dead_letters import Action
 
 _SINKS: Final = {operation.name: operation for operation in sinks.OPERATIONS}
 _DEAD_LETTERS: Final = {operation.name: operation for operation in dead_letters.OPERATIONS}
@@ -90,6 +96,11 @@ def _replay_request(form: Mapping[str, str]) -> ReplayRequest:
 
 # --- dead letters ---
 
+# A step of the work on many dead letters; between two steps the page shows how far it is.
+STEP_SECONDS: Final = 0.5
+_ACTIONS: Final[Mapping[str, Action]] = {"requeue": stored.requeue, "drop": stored.drop}
+_DONE: Final = {"requeue": "requeued", "drop": "removed for good"}
+
 
 async def dead_letters_page(visit: Visit) -> Response:
     """Dead letters, oldest first."""
@@ -97,40 +108,55 @@ async def dead_letters_page(visit: Visit) -> Response:
 
 
 async def _dead_letters(visit: Visit, **results: Any) -> Response:
-    shown: dict[str, Any] = {"result": None, "action": None, "problem": None, **results}
+    shown: dict[str, Any] = {"counted": None, "choice": {}, "action": None, "work": None, "problem": None, **results}
     found: Listed[DeadLetterRead] | None = None
     if shown["problem"] is None:
         found, shown["problem"] = await visit.filtered(_DEAD_LETTERS["listDeadLetters"])
-    names: Listed[SinkRead] = await visit.perform(_SINKS["listSinks"])
-    given = {name: value for name, value in visit.parameters if value}
+    every: Listed[SinkRead] = await visit.perform(_SINKS["listSinks"], query=SinkQuery(size=1000))
     return await visit.filtered_page(
         "dead_letters.html",
         shown.pop("problem"),
         letters=found.items if found is not None else [],
         next_page=visit.next_page(found),
-        given=given,
-        sinks=[sink.name for sink in names.items],
-        choice={name: value for name, value in given.items() if name in ("sink", *_CHOSEN_BY)},
+        given={name: value for name, value in visit.parameters if value},
+        sinks={sink.name: sum(sink.dead_letters.values()) for sink in every.items},
+        reasons=[reason.value for reason in DeadLetterReason],
         **shown,
     )
 
 
 async def act_on_dead_letters(visit: Visit) -> Response:
-    """Counts, requeues or drops the dead letters of a sink that the filters of the page choose, or one of them."""
+    """Counts, requeues or drops the dead letters of a sink that the filters of the page choose, or one of them.
+
+    Those of many are handled in steps, and only those that were counted.
+    """
     verb, _, mode = visit.form.get("action", "").partition("-")
-    operation = _DEAD_LETTERS.get({"requeue": "requeueDeadLetters", "drop": "dropDeadLetters"}.get(verb, ""))
-    if operation is None:
+    if verb not in _ACTIONS or mode not in ("", "count", "one"):
         raise ProblemError(400, "This page has no such button.")
-    one = visit.form.get("id")
-    choice: dict[str, Any] = {name: visit.form.get(name, "") for name in ("sink", *_CHOSEN_BY)}
-    choice = {name: value for name, value in choice.items() if value}
-    if one:
-        choice = {"sink": choice.get("sink"), "id": [one]}
+    names = ("sink", "id") if mode == "one" else ("sink", *_CHOSEN_BY)
+    chosen = {name: value for name in names if (value := visit.form.get(name, "").strip())}
     try:
-        query = DeadLetterChoice.model_validate(
-            {**choice, "dryRun": "true" if mode == "count" else "false"}, by_alias=True, by_name=False
-        )
+        query = _dead_letter_choice(chosen, dry_run=mode == "count")
     except ValidationError as error:
         return await _dead_letters(visit, problem=invalid_values_problem(invalid_values(error)))
-    result: DeadLetterActionResult = await visit.perform(operation, query=query)
-    return await _dead_letters(visit, result=result, action=verb)
+    choice = {**chosen, **fixed_times(query.since, query.until, visit.now)}
+    handle = partial(dead_letters.act_on_dead_letters, action=_ACTIONS[verb], seconds=STEP_SECONDS)
+    step = replace(_DEAD_LETTERS[f"{verb}DeadLetters"], handle=handle)
+    result: DeadLetterActionResult = await visit.perform(step, query=query)
+    if mode == "count":
+        return await _dead_letters(visit, counted=result.dead_letters, choice=choice, action=verb)
+    done = count_of(visit.form, "done") + result.dead_letters
+    work = Work(
+        sentence=_DONE[verb],
+        done=done,
+        total=done + result.left,
+        fields={**choice, "action": verb, "done": str(done)} if result.left and mode != "one" else None,
+    )
+    return await _dead_letters(visit, work=work)
+
+
+def _dead_letter_choice(chosen: Mapping[str, str], *, dry_run: bool) -> DeadLetterChoice:
+    given: dict[str, Any] = {**chosen, "dryRun": "true" if dry_run else "false"}
+    if "id" in chosen:
+        given["id"] = [chosen["id"]]
+    return DeadLetterChoice.model_validate(given, by_alias=True, by_name=False)

@@ -52,7 +52,7 @@ PAGES: Final[Sequence[Page]] = (
     Page("/messages", messages.list_page),
     Page("/messages.csv", messages.export),
     Page("/messages/{id}", messages.message_page),
-    Page("/callbacks", callbacks.list_page, callbacks.reprocess_page_of),
+    Page("/callbacks", callbacks.list_page, callbacks.reprocess_chosen),
     Page("/callbacks/{id}", callbacks.callback_page, callbacks.reprocess),
     Page("/callbacks/{id}/body", callbacks.raw_body),
     Page("/sinks", sinks.list_page),

@@ -3,7 +3,10 @@
 import csv
 import io
 import signal
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -38,7 +41,8 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, chromium: Browser) -> Iterator[Site]:
     """A receiver with messages of the sandbox: delivered, failed, contradicted, awaited, to a group, and inbound."""
-    with site(tmp_path_factory.mktemp("shop")) as started:
+    key = 'tag_keys = ["k1:tag-secret-of-the-shop"]'
+    with site(tmp_path_factory.mktemp("shop"), lambda webhook: f"{key}\n{webhook.sink()}") as started:
         for number in range(3):
             started.send(f"+1919555000{number}", tag=f"order {number}")
         started.send(INVALID, tag="order 4712")
@@ -253,6 +257,59 @@ def test_an_operator_sees_a_sink_down_and_requeues_dead_letters(desk: Browser, s
 
 
 @pytest.mark.slow
+def test_an_operator_stops_the_work_on_many_dead_letters(
+    chromium: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("many")
+    with site(folder) as many:
+        many.receive(v2_event("m1"))
+        until(lambda: many.sink()["lastSuccessTime"])
+        many.api.post("/api/sinks/crm/pause").raise_for_status()
+        # A step of half a second handles at most 25 batches of 500, with the pauses between them: ten steps at least.
+        add_dead_letters(folder / "receiver-data" / "receiver.db", 125_000)
+        chromium.base_url = many.server.url
+        chromium.emulate()
+        chromium.sign_in(path="/dead-letters?sink=crm")
+        chromium.press("Count what would be dropped")
+        chromium.until_reads("125,000 dead letters of crm would be removed for good")
+        assert many.sink()["deadLetters"] == {"refused": 125_000}
+        chromium.press("Drop these 125,000 for good")
+        until(lambda: chromium.all("#result progress"))
+        first = progress(chromium)
+        chromium.run("document.querySelector('#stop').focus()")
+        until(lambda: progress(chromium) > first)
+        # The steps follow by themselves, and take neither the focus nor show the button of a page without scripts.
+        assert chromium.run("return document.activeElement.id") == "stop"
+        assert not chromium.has("Go on") or not chromium.one("[data-go-on]").is_displayed()
+        chromium.keys(Keys.ENTER)
+        until(lambda: not chromium.all("#result progress"))
+        assert chromium.path == "/dead-letters?sink=crm"
+        assert many.sink()["deadLetters"]["refused"] > 0
+        assert chromium.complaints() == []
+
+
+def progress(opened: Browser) -> int:
+    return int(opened.run("return document.querySelector('#result progress')?.value ?? 0"))
+
+
+def add_dead_letters(database: Path, number: int) -> None:
+    """As many copies of the last event, which the sink `crm` has refused."""
+    numbers = f"WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {number})"
+    with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+        names = [row[1] for row in connection.execute("PRAGMA table_info(events)")]
+        changed = {"position": "position + n", "id": "id || '-' || n"}
+        values = ", ".join(changed.get(name, name) for name in names)
+        newest = "FROM events, numbers WHERE position = (SELECT max(position) FROM events)"
+        connection.execute(f"{numbers} INSERT INTO events ({', '.join(names)}) SELECT {values} {newest}")
+        connection.execute(
+            "INSERT INTO dead_letters (sink, position, event_id, reason, detail, attempts, first_at, died_at, "
+            "ordering_key) SELECT 'crm', position, id, 'refused', 'status 422', 1, received_at, received_at, id "
+            "FROM events WHERE id LIKE '%-%' ORDER BY position DESC LIMIT ?",
+            [number],
+        )
+
+
+@pytest.mark.slow
 def test_an_operator_pauses_a_sink_and_cancels_a_replay(desk: Browser, shop: Site) -> None:
     desk.open("/sinks/crm")
     desk.press("Pause")
@@ -281,7 +338,7 @@ def test_a_read_token_sees_everything_and_can_do_nothing(desk: Browser, shop: Si
     for path in PATHS:
         desk.open(path)
         assert desk.one("h1").is_displayed(), path
-        for words in ("Pause", "Test", "Requeue", "Count", "Process", "With user"):
+        for words in ("Pause", "Test", "Requeue", "Count", "Process", "With user", "Acknowledge", "Mute"):
             assert (words == "Count" and path == "/statistics") or not desk.has(words), (path, words)
     answer = httpx2.get(f"{shop.server.url}/setup", cookies={"receiver_session": session(desk)}, **PATIENT)
     assert PAIR.partition(":")[2] not in answer.text

@@ -13,11 +13,18 @@ import httpx2
 import pytest
 from httpx2 import AsyncClient, Response
 from msgspec.structs import replace
+from sqlalchemy import func, literal, select
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from receiver import clock
+from receiver.models.columns import UTCDateTime
+from receiver.models.events import EVENTS
+from receiver.models.queries import DeadLetterQuery
+from receiver.models.sinks import DEAD_LETTERS, RETRIES
+from receiver.storage import dead_letters, sinks
 from receiver.storage.database import Database
+from receiver.storage.journal import first_id
 from tests.factories import callback as raw_callback
 from tests.factories import v2_event
 from tests.processing import process
@@ -343,7 +350,7 @@ async def test_a_callback_is_processed_again_from_its_page(database: Database, p
     answer = await pages.post(f"/callbacks/{raw.id}", data={"csrf": csrf_of(page)})
     assert "processed again, and stays in quarantine: unknown-type" in answer.text
     answer = await pages.post("/callbacks", data={"csrf": csrf_of(page), "reason": "", "messageId": ""})
-    assert "1 callbacks were processed again; 1 of them stay in quarantine" in answer.text
+    assert "1 callback was processed again; 1 of them stay in quarantine." in answer.text
 
 
 async def test_a_read_token_sees_callbacks_and_cannot_process_them(database: Database) -> None:
@@ -552,7 +559,7 @@ async def test_the_chosen_callbacks_are_processed_again_and_no_others(database: 
     page = await pages.get("/callbacks?fromDateTime=2001-01-01&toDateTime=2002-01-01&outcome=quarantined")
     csrf = csrf_of(page)
     answer = await pages.post("/callbacks", data={"csrf": csrf, "toDateTime": "2002-01-01"})
-    assert "No callback is in quarantine." in answer.text
+    assert "0 callbacks were processed again" in answer.text
     page = await pages.get("/callbacks?fromDateTime=2001-01-01")
     assert 'name="fromDateTime" value="2001-01-01"' in page.text
 
@@ -669,3 +676,126 @@ async def test_an_unexpected_error_is_a_page_that_says_what_to_do(database: Data
     assert answer.status_code == 500
     assert "Something went wrong" in answer.text
     assert "secret detail" not in answer.text
+
+
+# --- long work in steps ---
+
+
+async def refuse(database: Database, number: int, *, begin: int = 0) -> None:
+    """The sink `crm` refuses the events of so many messages."""
+    made = [v2_event(f"m{one}") for one in range(begin, begin + number)]
+    await process(database, *(raw_callback(made[start : start + 100]) for start in range(0, number, 100)))
+    await sinks.register(database, "crm", start="beginning", fingerprint="f")
+    now = literal(clock.now(), UTCDateTime)
+    letters = {
+        "sink": literal("crm"),
+        "position": EVENTS.c.position,
+        "event_id": EVENTS.c.id,
+        "reason": literal("refused"),
+        "detail": literal("status 422"),
+        "attempts": literal(1),
+        "ordering_key": EVENTS.c.message_id,
+        "first_at": now,
+        "died_at": now,
+    }
+    new = EVENTS.c.position.not_in(select(DEAD_LETTERS.c.position))
+    async with database.writing() as connection:
+        await connection.execute(DEAD_LETTERS.insert().from_select([*letters], select(*letters.values()).where(new)))
+
+
+def fields_of(page: Response, form: str) -> dict[str, str]:
+    """The hidden fields of a form of a page, found by a part of its tag."""
+    [found] = re.findall(rf"<form [^>]*{form}[^>]*>(.*?)</form>", page.text, re.DOTALL)
+    return {name: unescape(value) for name, value in re.findall(r'name="([^"]+)" value="([^"]*)"', found)}
+
+
+ACTIONS = 'class="actions"'
+STEP = 'id="step-'
+
+
+@pytest.mark.parametrize(("verb", "retries"), [("requeue", 1100), ("drop", 0)])
+async def test_many_dead_letters_are_counted_then_handled_in_steps(
+    database: Database, monkeypatch: pytest.MonkeyPatch, verb: str, retries: int
+) -> None:
+    monkeypatch.setattr("receiver.pages.sinks.STEP_SECONDS", 0.0)
+    await refuse(database, 1100)
+    address = "/dead-letters?sink=crm&reason=refused&fromDateTime=2h"
+    async with browser(application(database, clock=clock.now)) as visitor:
+        page = await visitor.get(address)
+        counted = await visitor.post(address, data={**fields_of(page, ACTIONS), "action": f"{verb}-count"})
+        assert "1,100 dead letters of crm would be" in counted.text
+        assert len(await letters(database, 2000)) == 1100
+        # What is refused after the count is not part of the work.
+        await refuse(database, 3, begin=2000)
+        answer = await visitor.post(address, data={**fields_of(counted, ACTIONS), "action": verb})
+        shown = [re.findall(r'<progress max="(\d+)" value="(\d+)"', answer.text)]
+        while STEP in answer.text:
+            assert f'<a id="stop" class="button" href="./dead-letters{visitor_query(answer)}"' in answer.text
+            answer = await visitor.post(address, data=fields_of(answer, STEP))
+            shown.append(re.findall(r'<progress max="(\d+)" value="(\d+)"', answer.text))
+    assert shown == [[("1100", "500")], [("1100", "1000")], []]
+    assert re.search(r'role="status">1,100 dead letters (requeued|removed for good)\.', answer.text)
+    assert {letter.message_id for letter in await letters(database, 2000)} == {"m2000", "m2001", "m2002"}
+    async with database.reading() as connection:
+        assert await connection.scalar(select(func.count()).select_from(RETRIES)) == retries
+
+
+async def letters(database: Database, size: int = 25) -> Any:
+    return (await dead_letters.find(database, DeadLetterQuery.model_construct(size=size))).items
+
+
+def visitor_query(page: Response) -> str:
+    return "?" + page.url.query.decode().replace("&", "&amp;")
+
+
+async def test_dead_letters_of_one_sink_are_chosen_first_and_one_is_requeued_alone(database: Database) -> None:
+    await refuse(database, 3)
+    async with browser(application(database, clock=clock.now)) as visitor:
+        page = await visitor.get("/dead-letters")
+        assert 'href="?sink=crm"' in page.text
+        assert "Count what would" not in page.text
+        one = {
+            "csrf": csrf_of(page),
+            "action": "requeue-one",
+            "sink": "crm",
+            "id": str((await letters(database))[1].id),
+        }
+        answer = await visitor.post("/dead-letters", data=one)
+        assert "1 dead letter requeued." in answer.text
+    assert [letter.message_id for letter in await letters(database)] == ["m0", "m2"]
+
+
+async def test_a_step_without_a_choice_of_a_sink_changes_nothing(database: Database) -> None:
+    await refuse(database, 2)
+    async with browser(application(database, clock=clock.now)) as visitor:
+        csrf = csrf_of(await visitor.get("/dead-letters"))
+        for form in (
+            {"action": "requeue"},
+            {"action": "drop", "sink": ""},
+            {"action": "drop-one", "sink": "crm", "id": "x"},
+            {"action": "drop-everything", "sink": "crm"},
+            {"action": "drop", "sink": "crm", "fromDateTime": "no time"},
+        ):
+            assert (await visitor.post("/dead-letters", data={"csrf": csrf, **form})).status_code == 400, form
+    async with browser(application(database, clock=clock.now), READER) as visitor:
+        page = await visitor.get("/dead-letters?sink=crm")
+        assert not re.search(r"<button[^>]*>(Count what|Requeue)", page.text)
+        form = {"csrf": csrf_of(page), "action": "drop", "sink": "crm"}
+        assert (await visitor.post("/dead-letters", data=form)).status_code == 403
+    assert len(await letters(database)) == 2
+
+
+async def test_callbacks_are_processed_again_in_steps(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("receiver.pages.callbacks.STEP_SIZE", 2)
+    ids = [f"{first_id(clock.now() - timedelta(minutes=9 - n))}0" for n in range(5)]
+    body = [{"type": "unheard-of", "message": {"id": "m"}}]
+    await process(database, *(replace(raw_callback(body), id=one) for one in ids))
+    async with browser(application(database, clock=clock.now)) as visitor:
+        page = await visitor.get("/callbacks")
+        answer = await visitor.post("/callbacks", data=fields_of(page, ACTIONS))
+        shown = []
+        while STEP in answer.text:
+            shown += re.findall(r'role="status">(\d+) callbacks were processed again; (\d+) of them stay', answer.text)
+            answer = await visitor.post("/callbacks", data=fields_of(answer, STEP))
+    assert shown == [("2", "2"), ("4", "4")]
+    assert 'role="status">5 callbacks were processed again; 5 of them stay in quarantine.' in answer.text

@@ -6,7 +6,7 @@ function showLocalTimes(root) {
     const moment = new Date(element.dateTime);
     if (Number.isNaN(moment.getTime())) continue;
     element.title = element.textContent;
-    element.textContent = moment.toLocaleString(undefined, { dateStyle: "short", timeStyle: "medium" });
+    element.textContent = moment.toLocaleString(undefined, { dateStyle: "short", timeStyle: "hour" in element.dataset ? "short" : "medium" });
   }
 }
 
@@ -30,7 +30,13 @@ function focusScrollers(root) {
   }
 }
 
+// With scripts a step of long work follows the one before by itself; the button is for the time after an error.
+function hideButtons(root) {
+  for (const button of root.querySelectorAll("[data-go-on]:not([data-error])")) button.hidden = true;
+}
+
 function enhance() {
+  hideButtons(document);
   showLocalTimes(document);
   labelCells(document);
   focusScrollers(document);
@@ -59,18 +65,30 @@ new MutationObserver(enhance).observe(document.body, {
   childList: true, subtree: true, attributeFilter: ["datetime", "title"],
 });
 
-// A page that nobody sees is not refreshed: each refresh makes the server read its numbers again.
+// A page that nobody sees is not refreshed: each refresh makes the server read its numbers again. Its work goes on.
 document.addEventListener("htmx:before:request", (event) => {
-  if (document.hidden) event.preventDefault();
+  if (document.hidden && !event.target.matches("form")) event.preventDefault();
 });
 
 // While a refresh fails, a page keeps what it has, and says so.
 function showStale(isStale) {
   document.getElementById("stale").hidden = !isStale;
+  for (const button of document.querySelectorAll("[data-go-on]")) {
+    button.toggleAttribute("data-error", isStale);
+    button.hidden = !isStale;
+  }
 }
 document.addEventListener("htmx:response:error", () => showStale(true));
 document.addEventListener("htmx:error", () => showStale(true));
 document.addEventListener("htmx:after:swap", () => showStale(false));
+
+// Escape closes what was opened around the focus, which stays on its summary.
+document.addEventListener("keydown", (event) => {
+  const details = event.key === "Escape" ? document.activeElement?.closest("details[open]") : null;
+  if (!details) return;
+  details.open = false;
+  details.querySelector("summary").focus();
+});
 
 addEventListener("resize", () => focusScrollers(document));
 enhance();
