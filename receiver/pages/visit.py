@@ -5,6 +5,7 @@ that removes a prefix.
 """
 
 import hashlib
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ from receiver.providers.fields import storable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 FILES: Final = Path(__file__).parent
 _STATIC: Final = FILES / "static"
@@ -273,12 +275,12 @@ def environment() -> "Environment":
         auto_reload=False,
     )
     made.filters |= {
-        "brief": brief_number,
         "duration": duration,
         "utc": utc_text,
         "rfc3339": rfc3339,
         "number": number_text,
         "segment": path_segment,
+        "times": with_times,
     }
     return made
 
@@ -287,13 +289,25 @@ def utc_text(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
+_INSTANT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
+
+
+def with_times(sentence: str) -> "Markup":
+    """A sentence whose times a browser shows in its own time zone."""
+    from markupsafe import Markup, escape
+
+    def element(found: re.Match[str]) -> str:
+        try:
+            return f'<time datetime="{found[0]}">{utc_text(datetime.fromisoformat(found[0]))}</time>'
+        except ValueError:
+            # Something like a time, in the answer of a stranger.
+            return found[0]
+
+    return Markup(_INSTANT.sub(element, str(escape(sentence))))  # noqa: S704
+
+
 def duration(seconds: float) -> str:
     return duration_text(timedelta(seconds=seconds))
-
-
-def brief_number(value: float) -> str:
-    """A number of a rule, which may be a share: whole numbers with commas, others with two digits after the point."""
-    return f"{value:,.0f}" if value == int(value) else f"{value:,.2f}"
 
 
 def number_text(value: float) -> str:

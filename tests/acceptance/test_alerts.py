@@ -254,14 +254,21 @@ async def test_an_alert_is_acknowledged_and_muted_on_its_page(pages: AsyncClient
     assert re.findall(r'href="\.\./messages/([^"]+)"', page.text)
     [csrf, *_] = re.findall(r'name="csrf" value="([0-9a-f]+)"', page.text)
 
-    async def press(action: str) -> str:
-        return (await pages.post(path, data={"csrf": csrf, "action": action})).text
+    assert "31 %" in page.text
+    assert 'value="resolve"' not in page.text
+
+    async def press(action: str, code: int = 200, **more: str) -> str:
+        answer = await pages.post(path, data={"csrf": csrf, "action": action, **more})
+        assert answer.status_code == code
+        return answer.text
 
     assert 'value="acknowledge"' not in await press("acknowledge")
-    muted = await press("mute-1h")
-    assert "Muted until" in muted
+    muted = await press("mute", **{"for": "8h"})
+    assert f'Muted until</dt><dd><time datetime="{(at(1000) + timedelta(hours=8)).isoformat()[:19]}' in muted
     assert 'value="unmute"' in muted
     assert "Muted until" not in await press("unmute")
+    assert "has no such button" in await press("mute", 400, **{"for": "a while"})
+    assert "a rule decides about this one" in await press("resolve", 409)
 
 
 async def test_a_read_token_decides_nothing_about_alerts(rounds: Rounds) -> None:
@@ -272,5 +279,5 @@ async def test_a_read_token_decides_nothing_about_alerts(rounds: Rounds) -> None
         page = await visitor.get(path)
         assert 'name="action"' not in page.text
         [csrf, *_] = re.findall(r'name="csrf" value="([0-9a-f]+)"', page.text)
-        for action in ("acknowledge", "mute-1h", "unmute"):
-            assert (await visitor.post(path, data={"csrf": csrf, "action": action})).status_code == 403
+        for action in ("acknowledge", "mute", "unmute", "resolve"):
+            assert (await visitor.post(path, data={"csrf": csrf, "action": action, "for": "1h"})).status_code == 403

@@ -16,6 +16,7 @@ from receiver import tags
 from tests.browsers import ADMIN, PAIR, READER, Browser, Site, browser, site
 from tests.factories import v2_event
 from tests.processes import PATIENT, until
+from tests.unit.test_alertmanager import POSTED
 
 INVALID = "+15552024720"
 PATHS = (
@@ -307,6 +308,33 @@ def add_dead_letters(database: Path, number: int) -> None:
             "FROM events WHERE id LIKE '%-%' ORDER BY position DESC LIMIT ?",
             [number],
         )
+
+
+@pytest.mark.slow
+def test_an_operator_acknowledges_mutes_and_resolves_an_alert_of_another_program(desk: Browser, shop: Site) -> None:
+    shop.api.post("/api/alerts/alertmanager", json=POSTED).raise_for_status()
+    desk.open("/")
+    desk.press("Alerts fire")
+    desk.press("ProbeFailure")
+    until(lambda: desk.all("#alert"))
+    desk.run("window.refreshes = 0; document.addEventListener('htmx:after:swap', () => window.refreshes++)")
+    desk.one("#for").send_keys("8 hours")
+    until(lambda: desk.run("return window.refreshes") >= 1)
+    assert desk.one("#for").get_attribute("value") == "8h"
+    desk.press("Mute")
+    desk.until_reads("nobody is notified that it fires")
+    assert "Muted until" in desk.text
+    desk.press("End the mute")
+    desk.until_reads("not muted any more")
+    desk.press("Acknowledge")
+    desk.until_reads("The alert is acknowledged.")
+    assert not desk.has("Acknowledge")
+    desk.press("Resolve")
+    desk.until_reads("The alert is resolved.")
+    assert not desk.has("Resolve")
+    assert "Nobody" in desk.text
+    [alert] = shop.api.get("/api/alerts", params={"name": "ProbeFailure"}).json()
+    assert (alert["status"], alert["acknowledgedTime"] is not None) == ("resolved", True)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from receiver import clock
+from receiver.domain.alerts import RuleType
 from receiver.models.columns import UTCDateTime
 from receiver.models.events import EVENTS
 from receiver.models.queries import DeadLetterQuery
@@ -25,10 +26,12 @@ from receiver.models.sinks import DEAD_LETTERS, RETRIES
 from receiver.storage import dead_letters, sinks
 from receiver.storage.database import Database
 from receiver.storage.journal import first_id
+from tests import alerting
 from tests.factories import callback as raw_callback
 from tests.factories import v2_event
 from tests.processing import process
 from tests.rows import inbound, insert, message
+from tests.waiting import eventually
 from tests.web import ADMIN, READER, application, client
 
 pytestmark = pytest.mark.anyio
@@ -799,3 +802,53 @@ async def test_callbacks_are_processed_again_in_steps(database: Database, monkey
             answer = await visitor.post("/callbacks", data=fields_of(answer, STEP))
     assert shown == [("2", "2"), ("4", "4")]
     assert 'role="status">5 callbacks were processed again; 5 of them stay in quarantine.' in answer.text
+
+
+# --- alerts ---
+
+
+async def test_an_alert_of_another_program_is_resolved_on_its_page_which_shows_who_was_notified(
+    database: Database,
+) -> None:
+    with alerting.hook_server() as good, alerting.hook_server(status=503) as bad:
+        addresses = [f"alertmanager+http://{server.address}/hook" for server in (good, bad)]
+        targets = alerting.targets(*addresses)
+        alert = await alerting.fire(database, targets, rule=RuleType.EXTERNAL, messages=())
+        async with (
+            alerting.notifier(database, targets),
+            browser(application(database, clock=clock.now, targets=targets)) as visitor,
+        ):
+            address = f"/alerts/{alert.id}"
+
+            async def notified() -> list[list[str]]:
+                [table] = re.findall(r"<tbody>(.*?)</tbody>", (await visitor.get(address)).text, re.DOTALL)
+                cells = [re.findall(r"<td.*?>(.*?)</td>", row) for row in table.split("</tr>") if "<td" in row]
+                return [[re.sub(r"<.*?>", "", cell) for cell in row] for row in cells]
+
+            await eventually(lambda: shows(notified, "sent", "503"))
+            sent, failed = await notified()
+            assert sent[1:3] == ["fires", "sent"]
+            assert failed[1:3] == ["fires", "due"]
+            assert failed[3].startswith("next attempt 20")
+            assert "503" in failed[5]
+            page = await visitor.get(address)
+            form = {"csrf": csrf_of(page), "action": "resolve"}
+            resolved = await visitor.post(address, data=form)
+            assert "The alert is resolved." in resolved.text
+            assert 'value="resolve"' not in resolved.text
+            again = await visitor.post(address, data=form)
+            assert (again.status_code, "resolved already" in again.text) == (409, True)
+            await eventually(lambda: shows(notified, "is resolved"))
+
+
+async def shows(rows: Any, *words: str) -> bool:
+    shown = [cell for row in await rows() for cell in row]
+    return all(any(word in cell for cell in shown) for word in words)
+
+
+async def test_an_alert_that_nobody_was_notified_of_says_what_to_set(database: Database) -> None:
+    alert = await alerting.fire(database, alerting.targets())
+    async with browser(application(database, clock=clock.now)) as visitor:
+        page = await visitor.get(f"/alerts/{alert.id}")
+    assert "RECEIVER_ALERT_TO" in page.text
+    assert "31 % of 120, the threshold is 20 %" in page.text
