@@ -23,6 +23,7 @@ from receiver.intake.processor import ProcessorStatus
 from receiver.metrics import WorkerMetrics
 from receiver.settings import Settings, dump
 from receiver.sinks.python import APPLICATION_LOOP
+from receiver.waiting import wait_for
 from receiver.worker import LINE_BYTES, REPORT_SECONDS, Worker, loop_factory, worker_lock
 
 _FIRST_BACKOFF_SECONDS: Final = 0.1
@@ -294,9 +295,7 @@ class WorkerProcess:
                 backoff = _FIRST_BACKOFF_SECONDS
             log.error("worker ended, restarting it", exit_code=code, after_seconds=backoff)
             self._restarts += 1
-            with suppress(TimeoutError):
-                async with asyncio.timeout(backoff):
-                    await self._stopping.wait()
+            await wait_for(self._stopping, backoff)
             backoff = min(backoff * 2, _MAX_BACKOFF_SECONDS)
 
     async def _run_once(self) -> int | None:

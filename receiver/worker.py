@@ -44,6 +44,7 @@ from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import callbacks, sqlite_file
 from receiver.storage.database import Database, is_sqlite
 from receiver.storage.retention import Pruner
+from receiver.waiting import wait_for
 
 if TYPE_CHECKING:
     from receiver.reconciliation.reconciler import Reconciliation
@@ -353,9 +354,7 @@ class _Child:
         while not self._ending.is_set():
             self._send(report=worker.report())
             is_starting = worker.processor.health.status is ProcessorStatus.STARTING
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_STARTING_SECONDS if is_starting else REPORT_SECONDS):
-                    await self._ending.wait()
+            await wait_for(self._ending, _STARTING_SECONDS if is_starting else REPORT_SECONDS)
         try:
             async with asyncio.timeout(_ORPHAN_SECONDS if self._is_orphan else None):
                 await worker.stop()

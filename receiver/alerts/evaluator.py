@@ -41,6 +41,7 @@ from receiver.storage import alert_facts, alerts, event_counts
 from receiver.storage.alerts import AlertingLease, AlertingLeaseLost, Further
 from receiver.storage.database import Database
 from receiver.storage.leases import Held, Leasing
+from receiver.waiting import wait_for
 
 _STANDBY_SECONDS: Final = 1.0
 # Between two rounds while alerts are switched off: alerts of rules that are gone were resolved in the first.
@@ -206,7 +207,7 @@ class Evaluator(Generic[AnyFacts]):
                     if held is not None:
                         await self._work(held)
                     else:
-                        await self._sleep(_STANDBY_SECONDS)
+                        await wait_for(self._stopping, _STANDBY_SECONDS)
             except AlertingLeaseLost as error:
                 log.warning("lease of the alerts lost", error=str(error))
             except Exception as error:
@@ -234,12 +235,6 @@ class Evaluator(Generic[AnyFacts]):
         finally:
             self._observer.alerts_left()
 
-    async def _sleep(self, seconds: float) -> None:
-        """Waits; `stop` cuts the wait short."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-
     async def _failed(self, error: Exception, lease: AlertingLease | None) -> None:
         """Records that alerts cannot be evaluated, and waits before the next try."""
         seconds = self._failures.add(error)
@@ -250,7 +245,7 @@ class Evaluator(Generic[AnyFacts]):
         if lease is not None and since is not None and reason is not None:
             with suppress(Exception):  # the failure may be the database itself
                 await alerts.record_failure(self._database, lease, since, reason)
-        await self._sleep(seconds)
+        await wait_for(self._stopping, seconds)
 
     # --- a round ---
 

@@ -6,7 +6,6 @@ lease without knowing, do not send the same notification: the one that counts fi
 """
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -23,6 +22,7 @@ from receiver.errors import StorageUnavailable
 from receiver.logs import Sampled
 from receiver.storage import notifications
 from receiver.storage.database import Database
+from receiver.waiting import wait_for
 
 _POLL_SECONDS: Final = 2.0
 _BATCH: Final = 200
@@ -109,9 +109,7 @@ class Notifier:
                 self._is_failing = True
             except Exception:
                 log.exception("the notifier failed; it goes on")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._poll_seconds):
-                    await self._wakeup.wait()
+            await wait_for(self._wakeup, self._poll_seconds)
 
     async def _send_due(self) -> None:
         """Begins the due notifications, as many as each target may have under way."""

@@ -10,6 +10,7 @@ from typing import Final
 from receiver.errors import Busy, StorageUnavailable
 from receiver.storage import event_log
 from receiver.storage.database import Database
+from receiver.waiting import wait_for
 
 # Each holds a connection and reads the log by itself; all together read it at most 5 times a second while it grows.
 MAX_STREAMS: Final = 64
@@ -30,9 +31,7 @@ class Subscription:
 
     async def wait(self, seconds: float) -> None:
         """Waits until the log has grown or the client has to go, at most for so many seconds."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.grown.wait()
+        await wait_for(self.grown, seconds)
         self.grown.clear()
 
     def end(self) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -27,6 +26,7 @@ from receiver.storage.database import Database
 from receiver.storage.leases import Leasing
 from receiver.storage.sinks import Lease, LeaseLost, Registration
 from receiver.tracing import Tracing
+from receiver.waiting import wait_for
 
 # After its holder died, a sink gets nothing until the lease expires. The lease is renewed every fifth of this time.
 LEASE_SECONDS: Final = 15.0
@@ -273,6 +273,4 @@ class Dispatcher:
     async def _backoff(self) -> None:
         """Waits before the next attempt: the poll interval, doubled after each failure in a row, up to a minute."""
         seconds = min(self._resources.poll_seconds * 2 ** max(0, self._failures - 1), _MAX_BACKOFF_SECONDS)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._ending.wait()
+        await wait_for(self._ending, seconds)

@@ -33,6 +33,7 @@ from receiver.sinks.concurrency import check_error, probe_of
 from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import replays, retries, sinks
 from receiver.storage.sinks import Lease, LeaseLost, SinkControl
+from receiver.waiting import wait_for
 
 _CANCEL_SECONDS: Final = 1.0
 # Settling later repeats more events after a crash; settling at once costs a transaction per event.
@@ -345,11 +346,7 @@ class PublishLoop:
     async def _wait(self) -> None:
         """Waits until a publish has ended, the log has grown, or the next poll, renewal, settlement or probe is due."""
         if not self._has_more:
-            try:
-                async with asyncio.timeout(self._seconds_to_wait()):
-                    await self._signal.wait()
-            except TimeoutError:
-                pass
+            await wait_for(self._signal, self._seconds_to_wait())
         self._signal.clear()
 
     @property

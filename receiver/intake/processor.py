@@ -36,6 +36,7 @@ from receiver.storage.journal import Entry, JournalReader
 from receiver.storage.leases import Held, Leasing
 from receiver.storage.processor import ProcessorLease, ProcessorLeaseLost, Progress
 from receiver.tracing import Tracing
+from receiver.waiting import wait_for
 
 # The lease of a frozen worker lapses, and another worker notices, within 10 s.
 LEASE_SECONDS: Final = 8.0
@@ -159,7 +160,7 @@ class Processor:
                         await self._work(held)
                     else:
                         self._set(ProcessorStatus.STANDBY)
-                        await self._sleep(_STANDBY_SECONDS)
+                        await wait_for(self._stopping, _STANDBY_SECONDS)
             except ProcessorLeaseLost as error:
                 log.warning("processor lease lost", error=str(error))
             except Exception as error:
@@ -183,23 +184,15 @@ class Processor:
                 callbacks = moved.cursor - held.lease.cursor
                 held.lease = moved
                 if _FEW_CALLBACKS < callbacks < _BATCH_CALLBACKS:
-                    await self._sleep(started + _PACE_SECONDS - time.monotonic())
+                    await wait_for(self._stopping, started + _PACE_SECONDS - time.monotonic())
                 continue
             await self._drop_repeats_now_and_then()
             await self._wait_for_more()
         await self._drop_repeats()
 
     async def _wait_for_more(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._poll_seconds):
-                await self._arrived.wait()
+        await wait_for(self._arrived, self._poll_seconds)
         self._arrived.clear()
-
-    async def _sleep(self, seconds: float) -> None:
-        """Waits; `stop` cuts the wait short."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
 
     # --- batches ---
 
@@ -322,7 +315,7 @@ class Processor:
         if lease is not None and self._failures.error != known:
             with suppress(Exception):  # the failure may be the database itself
                 await processor.record_failure(self._database, lease, self._failures.since, self._failures.error)
-        await self._sleep(seconds)
+        await wait_for(self._stopping, seconds)
 
     async def _recovered(self, lease: ProcessorLease) -> None:
         if self.health.status is ProcessorStatus.WORKING:

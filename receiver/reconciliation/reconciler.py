@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, Protocol
@@ -34,6 +33,7 @@ from receiver.storage.journal import JournalWriter, journal_writer
 from receiver.storage.leases import Held, Leasing
 from receiver.storage.reconciliation import Claimed, Outcome, ReconcilerLease, ReconcilerLeaseLost
 from receiver.storage.status import read_backlog
+from receiver.waiting import wait_for
 
 LEASE_SECONDS: Final = 30.0
 POLL_SECONDS: Final = 5.0
@@ -174,7 +174,7 @@ class Reconciler:
                     self._failed_at = time.monotonic()
                     named = str(error) if isinstance(error, StorageUnavailable) else repr(error)
                     log.error("reconciliation cannot work", api=self._account.api, error=named)
-            await self._sleep(self._poll_seconds)
+            await wait_for(self._stopping, self._poll_seconds)
         self._log_answers()
 
     async def _work(self, held: Held[ReconcilerLease]) -> None:
@@ -183,7 +183,7 @@ class Reconciler:
         log.info("reconciliation has begun", api=self._account.api, url=self._account.url)
         while not self._stopping.is_set():
             held.check()
-            await self._sleep(await self.step(held))
+            await wait_for(self._stopping, await self.step(held))
 
     def begin(self, lease: ReconcilerLease) -> None:
         """Takes over the health of the API that the previous holder of the lease has recorded."""
@@ -192,13 +192,6 @@ class Reconciler:
             # The start of a process is when somebody corrects credentials.
             self._health = replace(self._health, until=None)
         self._is_first_lease = False
-
-    async def _sleep(self, seconds: float) -> None:
-        """Waits; `stop` cuts the wait short."""
-        if seconds > 0:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._stopping.wait()
 
     # --- steps ---
 
@@ -249,7 +242,7 @@ class Reconciler:
     async def _turn(self, held: Held[ReconcilerLease]) -> bool:
         """Waits until the rate allows another request; False if there is to be none: `stop`, or a lost lease."""
         if held.is_held:
-            await self._sleep(self._began_at + self._policy.gap - time.monotonic())
+            await wait_for(self._stopping, self._began_at + self._policy.gap - time.monotonic())
         if self._stopping.is_set() or not held.is_held:
             return False
         self._began_at = time.monotonic()

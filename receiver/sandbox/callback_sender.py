@@ -23,6 +23,7 @@ from receiver.sandbox.client import CallbackClient, CallbackRequest, RequestResu
 from receiver.sandbox.messages import SandboxMessage
 from receiver.sandbox.scenario import PlannedCallback
 from receiver.sandbox.settings import SandboxSettings
+from receiver.waiting import wait_for
 
 # Bandwidth does not publish v2's retry delays; these are the sandbox's own. The last one repeats.
 RETRY_DELAYS: Final = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
@@ -192,9 +193,7 @@ class CallbackSender:
             async with asyncio.timeout(seconds):
                 while not (self._waits_ended or self.queue_state().is_idle):
                     self._queue_ended.clear()
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(_POLL_SECONDS):
-                            await self._queue_ended.wait()
+                    await wait_for(self._queue_ended, _POLL_SECONDS)
         return self.queue_state()
 
     def end_waits(self) -> None:
@@ -219,9 +218,7 @@ class CallbackSender:
         while True:
             self._woken.clear()
             seconds = self._start_due(group)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._woken.wait()
+            await wait_for(self._woken, seconds)
 
     def _start_due(self, group: asyncio.TaskGroup) -> float | None:
         """Moves due callbacks to the queues of their messages.
