@@ -48,7 +48,7 @@ async def serving(app: Any, **options: Any) -> AsyncIterator[str]:
     observer = receiver.metrics if receiver is not None else None
     running = server(app, host="127.0.0.1", port=0, **{"observer": observer, **options})
     task = asyncio.create_task(running.serve())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(45):
         while not running.started:
             await asyncio.sleep(0.005)
             if task.done():

@@ -409,7 +409,7 @@ async def test_slow_headers_and_bodies_close_the_connection(
     too_slow = b"HTTP/1.1 408"
     head = b"POST " + V2.encode() + b" HTTP/1.1\r\nhost: x\r\nauthorization: " + authorization()
     with monkeypatch.context() as short:
-        short.setattr(web_server, "REQUEST_SECONDS", 0.3)
+        short.setattr(web_server, "REQUEST_SECONDS", 1.0)
         assert (await raw(sqlite_client, b"POST ", b"/callb")).startswith(too_slow)
         assert (await raw(sqlite_client)).startswith(too_slow)
         assert (await raw(sqlite_client, head + b"\r\ncontent-length: 10\r\n\r\n", b"[")).startswith(too_slow)
