@@ -38,6 +38,9 @@ from receiver.storage.retention import Pruner
 from receiver.storage.status import StatusReader
 from receiver.worker import configured_rules, configured_sinks
 
+# Longer than the API waits: a database that is busy answers the command too, and an error of its own comes sooner.
+_READ_SECONDS: Final = 10.0
+
 
 def status(config: Path | None, *, json: bool) -> int:
     """Prints the state; the exit code is 1 if there is a problem."""
@@ -56,7 +59,7 @@ async def _read_findings(settings: Settings) -> Findings:
     types = {str(table.get("name")): str(table.get("type")) for table in settings.sinks}
     database = Database(settings.database)
     try:
-        return await StatusReader(database).findings(types, clock=now)
+        return await StatusReader(database).findings(types, clock=now, seconds=_READ_SECONDS)
     finally:
         await database.close()
 

@@ -1,5 +1,6 @@
 """`receiver status` and `/api/status` of a running server: words, exit code, and problems while the server runs."""
 
+import asyncio
 import json
 import os
 import signal
@@ -8,11 +9,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx2
 import pytest
 
+from receiver.storage.status import GATHER_SECONDS
 from tests.factories import v2_event
 from tests.processes import PATIENT, Server, receiver, serving, until
+from tests.waiting import eventually
 
 CREDENTIALS, TOKEN = ("bandwidth", "secret"), "token"
 SETTINGS = {"CALLBACK_CREDENTIALS": '["bandwidth:secret"]', "API_TOKENS": f'["{TOKEN}"]'}
@@ -64,6 +68,29 @@ def test_status_in_words_and_as_json_with_and_without_a_server(tmp_path: Path) -
     assert (in_words.returncode, b"! No worker processes callbacks" in in_words.stdout) == (1, True)
 
 
+def test_status_waits_for_a_busy_database_longer_than_the_api(tmp_path: Path, postgres_url: str) -> None:
+    locks = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'sinks'::regclass"
+
+    async def with_a_locked_table() -> bytes:
+        holder, watcher = await asyncpg.connect(postgres_url), await asyncpg.connect(postgres_url)
+        try:
+            async with holder.transaction():
+                await holder.execute("LOCK TABLE sinks IN ACCESS EXCLUSIVE MODE")
+                printing = asyncio.create_task(
+                    asyncio.to_thread(receiver, tmp_path, "status", DATABASE_URL=postgres_url)
+                )
+                await eventually(lambda: watcher.fetchval(locks))
+                await asyncio.sleep(GATHER_SECONDS + 0.3)
+            return (await printing).stdout
+        finally:
+            await holder.close()
+            await watcher.close()
+
+    printed = asyncio.run(with_a_locked_table())
+    assert b"missing, 0 callbacks processed" in printed
+    assert b"no answer within" not in printed
+
+
 def test_status_without_a_database_says_so(tmp_path: Path) -> None:
     shown = receiver(tmp_path, "status")
     assert (shown.returncode, b"there is no database" in shown.stderr) == (1, True)
@@ -81,11 +108,11 @@ def test_status_reports_a_stuck_processor_while_callbacks_are_accepted(tmp_path:
         installation = status(server)
         assert "events" in installation["processor"]["error"]
         assert (installation["status"], installation["journal"]["pending"]) == ("degraded", 1)
-        assert gauges(server)["receiver_pending_callbacks"] == 1
+        until(lambda: gauges(server)["receiver_pending_callbacks"] == 1)
         assert receiver(tmp_path, "status", **SETTINGS).returncode == 1
         rename(file, "events_away", "events")
         until(lambda: status(server)["status"] == "ok")
-        assert gauges(server)["receiver_pending_callbacks"] == 0
+        until(lambda: gauges(server)["receiver_pending_callbacks"] == 0)
 
 
 @pytest.mark.faults
