@@ -18,6 +18,7 @@ from hypothesis import settings
 from receiver.providers import published
 from receiver.storage import schema
 from receiver.storage.database import Database, journal_file
+from receiver.storage.status import StatusReader
 from tests import event_schema
 from tests.brokers.kafka import KafkaCluster
 from tests.brokers.nats import nats_server
@@ -36,13 +37,14 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Three workers for two cores, because a test waits for other processes much of its time.
+    """Three workers for two cores, because a test waits for other processes much of its time; a long trial even more.
 
     None for named files: they would take longer to start than to run.
     """
     if all(".py" in argument for argument in config.args):
         return 0
-    return math.ceil(1.5 * len(os.sched_getaffinity(0)))
+    share = 2.0 if config.option.markexpr.startswith("slow or faults") else 1.5
+    return math.ceil(share * len(os.sched_getaffinity(0)))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -71,6 +73,13 @@ def _events_are_as_their_schema_says() -> Iterator[None]:
                 return event
 
             patch.setattr(published, name, checked)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _state_of_an_installation_is_read_on_a_busy_machine_too() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(StatusReader.findings.__kwdefaults__, "seconds", 20.0)
         yield
 
 
