@@ -174,6 +174,8 @@ def test_no_part_of_a_url_is_shown_or_logged(
     for scheme in ("http", "https"):
         monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    # A mail server that never speaks is waited for.
+    monkeypatch.setattr(apprise, "SECONDS", 3.0)
     caplog.set_level(logging.DEBUG)
     with hook_server(status=status or 500, answer=b"CANARY") as hook:
         found = targets(url.format(port=hook.port if status else 1))
