@@ -104,7 +104,7 @@ class DatabasePool:
 
 
 async def _read_template(url: str, name: str) -> _Template:
-    connection = await asyncpg.connect(url, timeout=20)
+    connection = await asyncpg.connect(url, timeout=60)
     try:
         tables = [row[0] for row in await connection.fetch(_TABLES)]
         rows = {table: await connection.fetchval(_rows(table)) for table in tables}
@@ -119,7 +119,7 @@ def _rows(table: str) -> str:
 
 
 async def _fingerprint(url: str) -> str:
-    connection = await asyncpg.connect(url, timeout=20)
+    connection = await asyncpg.connect(url, timeout=60)
     try:
         return str(await connection.fetchval(_FINGERPRINT))
     finally:
@@ -128,7 +128,7 @@ async def _fingerprint(url: str) -> str:
 
 async def _empty(url: str, template: _Template, fingerprint: str) -> str | None:
     """Brings a database back to the state of its template; returns its fingerprint, None if it must be dropped."""
-    connection = await asyncpg.connect(url, timeout=20, server_settings={"synchronous_commit": "off"})
+    connection = await asyncpg.connect(url, timeout=60, server_settings={"synchronous_commit": "off"})
     try:
         await connection.execute(_END_OTHERS)
         if await connection.fetchval(_FINGERPRINT) != fingerprint:

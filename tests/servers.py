@@ -32,7 +32,7 @@ def on_postgres(url: str, *statements: str) -> None:
     """Runs statements one by one on a PostgreSQL database."""
 
     async def run() -> None:
-        connection = await asyncpg.connect(url, timeout=20)
+        connection = await asyncpg.connect(url, timeout=60)
         try:
             for statement in statements:
                 await connection.execute(statement)

@@ -146,7 +146,7 @@ def works_as_printed(running: Foreground, token: str, folder: Path) -> None:
 def test_idle_wait_does_not_delay_the_stop(tmp_path: Path) -> None:
     with foreground(tmp_path, "demo", "--per-second", "50", TMPDIR=str(tmp_path)) as running:
         _, url = addresses(running)
-        until(lambda: httpx2.get(f"{url}/sandbox/idle", trust_env=False, verify=False).json()["waiting"])
+        until(lambda: httpx2.get(f"{url}/sandbox/idle", **PATIENT).json()["waiting"])
         with waiting_until_idle(url) as waiting:
             assert running.stop() == 0
             assert waiting.recv(4096).startswith(b"HTTP/1.1 200 ")

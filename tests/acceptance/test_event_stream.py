@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -64,9 +63,7 @@ class Reader:
 @asynccontextmanager
 async def reading(base: str, headers: dict[str, str] | None = None, **parameters: str) -> AsyncIterator[Reader]:
     async with (
-        httpx2.AsyncClient(
-            base_url=base, headers={**AUTHORIZED, **(headers or {})}, trust_env=False, timeout=20
-        ) as api,
+        httpx2.AsyncClient(base_url=base, headers={**AUTHORIZED, **(headers or {})}, **processes.PATIENT) as api,
         api.stream("GET", PATH, params=parameters) as response,
     ):
         if response.status_code != 200:
@@ -213,7 +210,7 @@ async def test_cursor_before_the_oldest_event_is_410_and_a_gap_ends_a_stream(dat
 
 
 async def test_head_answers_and_ends(sqlite_database: Database) -> None:
-    async with serving(application(sqlite_database)) as base, httpx2.AsyncClient(trust_env=False) as api:
+    async with serving(application(sqlite_database)) as base, httpx2.AsyncClient(**processes.PATIENT) as api:
         answer = await api.head(f"{base}{PATH}", headers=AUTHORIZED)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
 
@@ -309,9 +306,8 @@ async def test_token_that_a_reload_removes_ends_its_streams_and_a_stop_ends_all(
             await asyncio.to_thread(post, server, "m2")
             await eventually(lambda: len(one.events) == 2, seconds=60)
             assert len(other.events) == 1
-            begun = time.monotonic()
             assert await asyncio.to_thread(server.stop) == 0
-            assert time.monotonic() - begun < 8
+    # Nor did the stop have to cancel the streams.
     assert "ERROR" not in server.errors.read_text("utf-8").upper().replace("ERRORS", "")
 
 
@@ -344,7 +340,6 @@ async def test_client_that_does_not_read_does_not_hold_up_a_stop(tmp_path: Path)
             url = f"{server.url}/callbacks/bandwidth/v2"
             answer = await asyncio.to_thread(httpx2.post, url, json=events, **processes.PATIENT)
             assert answer.status_code == 200
-        begun = time.monotonic()
         assert await asyncio.to_thread(server.stop) == 0
-        assert time.monotonic() - begun < 9
         writer.close()
+    assert "graceful shutdown exceeded" not in server.errors.read_text("utf-8")

@@ -380,7 +380,7 @@ async def test_request_waits_for_a_worker_that_starts(sqlite_url: str) -> None:
     receiver = Receiver(settings)
     async with (
         serving_here(receiver.app) as url,
-        httpx2.AsyncClient(base_url=url, auth=("u", "p"), trust_env=False, verify=False) as client,
+        httpx2.AsyncClient(base_url=url, auth=("u", "p"), **PATIENT) as client,
     ):
         receiver.worker.is_starting = True  # type: ignore[misc]
         assert (await client.post("/callbacks/bandwidth/v2", json=[v2_event("m1")])).status_code == 200

@@ -18,6 +18,7 @@ from receiver.app import Receiver
 from receiver.settings import Settings
 from tests.factories import v2_event
 from tests.pages import page
+from tests.processes import PATIENT
 from tests.web import serving
 
 pytestmark = pytest.mark.anyio
@@ -58,14 +59,14 @@ async def crossed(folder: Path, *, to_a_sink: bool) -> set[str]:
     with tracing() as modules:
         async with (
             serving(Receiver(settings).app) as base,
-            httpx2.AsyncClient(base_url=base, auth=("u", "p"), trust_env=False, verify=False) as client,
+            httpx2.AsyncClient(base_url=base, auth=("u", "p"), **PATIENT) as client,
         ):
             each: list[set[str]] = []
             for number in range(6):
                 modules.clear()
                 body = json.dumps([v2_event(f"m{number}")])
                 assert (await client.post("/callbacks/bandwidth/v2", content=body)).status_code == 200
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(45):
                     while to_a_sink and (not file.exists() or len(file.read_bytes().splitlines()) <= number):
                         await asyncio.sleep(0.01)
                 each.append(set(modules))

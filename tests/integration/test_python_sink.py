@@ -74,7 +74,7 @@ async def test_application_on_the_page_gets_its_events_on_its_own_loop(
     module.write_text(f"{shown}\n{WATCHED}", "utf-8")  # noqa: ASYNC240
     import shop  # type: ignore[import-not-found]
 
-    async with serving(shop.app) as base, httpx2.AsyncClient(base_url=f"{base}/sms", trust_env=False) as client:
+    async with serving(shop.app) as base, httpx2.AsyncClient(base_url=f"{base}/sms", **processes.PATIENT) as client:
         body = json.dumps([v2_event("m1", "message-failed", errorCode=4720)])
         assert (await client.post("/callbacks/bandwidth/v2", content=body, auth=CREDENTIALS)).status_code == 200
         await eventually(lambda: shop.undeliverable)
