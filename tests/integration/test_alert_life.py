@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from receiver.alerts import external
 from receiver.alerts.alertmanager import AlertmanagerPost
@@ -14,6 +14,7 @@ from receiver.domain.alerts import CLEAR_FOR, AlertChange, Condition, RuleType, 
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Status
 from receiver.errors import Conflict, StorageUnavailable
+from receiver.models.alerts import ALERTING
 from receiver.models.queries import AlertQuery, SortOrder
 from receiver.storage import alerts, event_log, messages, replays
 from receiver.storage.alerts import AlertingLeaseLost, UnknownAlert
@@ -56,6 +57,24 @@ async def test_alert_fires_once_and_is_resolved_once(database: Database) -> None
     assert second.position > first.position
     assert second.event.alert["resolvedTime"] == "2026-01-01T00:06:30Z"
     assert rounds.heard == 2
+
+
+async def test_time_by_which_the_clock_jumps_within_a_round_was_not_watched(database: Database) -> None:
+    """As of a machine that slept: the silence of that time is its own."""
+    rounds = Rounds(database)
+    await rounds.round(0)
+    gather = rounds.watch.gather
+
+    async def sleep(*arguments: Any) -> None:
+        rounds.now = at(5 * 3600)
+        await gather(*arguments)
+
+    rounds.watch.gather = sleep  # type: ignore[method-assign]
+    await rounds.round(30)
+    await rounds.round(5 * 3600 + 30)
+    async with database.reading() as connection:
+        since = await connection.scalar(select(ALERTING.c.watching_since_at))
+    assert since == at(5 * 3600 + 30)
 
 
 async def test_event_has_the_alert_as_the_api_shows_it(database: Database) -> None:
