@@ -218,6 +218,20 @@ async def test_every_filter_is_answered_by_an_index(database: Database) -> None:
             assert "Seq Scan on callbacks" not in found, f"{name}:\n{found}"
 
 
+async def test_accepted_callbacks_are_read_in_order_where_hardly_any_others_are(database: Database) -> None:
+    bad = [problem("unreadable", 0)]
+    rows = (callback(f"{number:08}", problems=bad if number % 1000 == 7 else []) for number in range(5000))
+    await insert_callbacks(database, *rows)
+    if not database.is_sqlite:
+        async with database.writing() as connection:
+            await connection.execute(sql("ANALYZE"))
+    for since in (None, NOON - timedelta(days=400)):
+        found = await plan(database, CallbackQuery(outcome="accepted", since=since))
+        assert ("sqlite_autoindex_callbacks_1" if database.is_sqlite else "uq_callbacks_id on callbacks") in found
+        assert "Seq Scan on callbacks" not in found, found
+        assert "SCAN callbacks\n" not in found, found
+
+
 # --- what the quarantine knows of the message
 
 
