@@ -112,3 +112,4 @@ class StatisticsRead(Read):
     since: Time = Field(serialization_alias="from")
     until: Time = Field(serialization_alias="to")
     rows: list[StatisticRead]
+    left_out: int = Field(0, exclude=True, description="the number of further rows, which the limit leaves out")

@@ -30,7 +30,9 @@ _LIST: Final = named(MESSAGES, "listMessages")
 _DAY: Final = timedelta(hours=24)
 _TOP: Final = 5
 _MAX_POINTS: Final = 2000
-_MAX_ROWS: Final = 1000
+# Of more rows the page shows those with the most deliveries; of more times the first ones.
+_MAX_ROWS: Final = 300
+_MAX_TIMES: Final = 1000
 _TIMES: Final = ("hour", "day", "week")
 # An open overview is refreshed every five seconds; the counts of a day change slowly.
 _STATUS_SECONDS: Final = 2.0
@@ -176,15 +178,18 @@ async def statistics_page(visit: Visit) -> Response:
     given = {name: value for name, value in visit.parameters if value}
     chosen = given if given else {"by": "day"}
     found: StatisticsRead | None
-    found, problem = await visit.filtered(_STATISTICS, **chosen)
     by = [name for name in chosen.get("by", "").replace(" ", "").split(",") if name in DIMENSIONS]
+    is_over_time = not set(_TIMES).isdisjoint(by)
+    limit = {"limit": str(_MAX_ROWS)} if by and not is_over_time and "limit" not in chosen else {}
+    found, problem = await visit.filtered(_STATISTICS, **chosen, **limit)
     rows = found.rows if found is not None else []
+    most = _MAX_TIMES if is_over_time else _MAX_ROWS
     return await visit.filtered_page(
         "statistics.html",
         problem,
         found=found,
-        rows=[(row, [_shown(row, name) for name in by]) for row in rows[:_MAX_ROWS]],
-        left_out=max(0, len(rows) - _MAX_ROWS),
+        rows=[(row, [_shown(row, name) for name in by]) for row in rows[:most]],
+        left_out=max(0, len(rows) - most) + (found.left_out if found is not None else 0),
         by=by,
         dimensions=list(DIMENSIONS),
         given=chosen,

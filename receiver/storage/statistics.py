@@ -9,7 +9,21 @@ from heapq import nsmallest
 from math import sqrt
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import BigInteger, ColumnElement, Row, Select, Table, and_, cast, false, func, or_, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Row,
+    Select,
+    Table,
+    Text,
+    and_,
+    cast,
+    false,
+    func,
+    or_,
+    select,
+    union_all,
+)
 
 from receiver.domain.events import Api, Status
 from receiver.errors import TooMuch
@@ -18,6 +32,8 @@ from receiver.models.statistics_query import DIMENSIONS, StatisticsQuery
 from receiver.providers import registry
 from receiver.storage.database import Database
 from receiver.storage.statistics_cells import (
+    ALL_DAY,
+    ALL_HOUR,
     ARRIVED_STATUSES,
     BUCKET_BOUNDS,
     DAY,
@@ -88,12 +104,13 @@ class _Group:
 class _Groups:
     """Adds up what the statements find, by the dimensions with these names, made from these columns.
 
-    `counted` is the number of groups with deliveries.
+    `counted` is the number of groups with deliveries, `existing` that of all of them where only the largest are read.
     """
 
     def __init__(self, names: Sequence[str], grouped: Sequence[str]) -> None:
         self.by_key: defaultdict[Key, _Group] = defaultdict(_Group)
         self.counted = 0
+        self.existing = 0
         self._names = names
         self._grouped = grouped
         self._by_columns: dict[Key, _Group] = {}
@@ -107,8 +124,10 @@ class _Groups:
                 key = _values(self._names, dict(zip(self._grouped, columns, strict=True)))
                 group = self._by_columns[columns] = self.by_key[key]
             before = group.deliveries > 0
-            group.add(*row[number:])
+            group.add(*row[number : number + _SUMMED])
             self.counted += (group.deliveries > 0) - before
+            if len(row) > number + _SUMMED:
+                self.existing = row[-1]
 
 
 def _middle(bucket: int) -> float:
@@ -128,7 +147,10 @@ async def find(database: Database, query: StatisticsQuery, now: datetime) -> Sta
             # One snapshot: between two statements, changes could be added to the cells. A single statement with UNION
             # ALL was planned badly, and took three times as long.
             await connection.execution_options(isolation_level="REPEATABLE READ")
-        for table, statement in _statements(query, grouped, first, end):
+        statements: list[tuple[Table | None, Select[Any]]] = list(_statements(query, grouped, first, end))
+        if query.limit is not None and names == grouped and names:
+            statements = [(None, _of_largest(statements, grouped, query.limit, not database.is_sqlite))]
+        for table, statement in statements:
             result = await connection.execute(statement.limit(_MOST_GROUPS + 1))
             read = 0
             while found := result.fetchmany(_ROWS_AT_ONCE):
@@ -139,7 +161,8 @@ async def find(database: Database, query: StatisticsQuery, now: datetime) -> Sta
                 if read > _MOST_GROUPS or is_large:
                     raise _too_many()
     rows = await _in_thread(len(groups.by_key), _rows, names, groups, query.limit)
-    return StatisticsRead(since=start_of(first), until=start_of(end), rows=rows)
+    left_out = max(groups.counted, groups.existing) - len(rows)
+    return StatisticsRead(since=start_of(first), until=start_of(end), rows=rows, left_out=left_out)
 
 
 async def _in_thread(number: int, work: Callable[..., _T], *args: Any) -> _T:
@@ -204,21 +227,56 @@ def _summed(table: Any, query: StatisticsQuery, grouped: Sequence[str]) -> Selec
     """The SELECT for the sums of cells, or of their changes."""
     keys = [*(table.c[name] for name in grouped), table.c.status.label("of_status"), table.c.bucket]
     # PostgreSQL's sum is a decimal number, which takes long to read.
-    sums = (cast(func.sum(column), BigInteger) for column in (table.c.deliveries, table.c.awaiting))
+    sums = (cast(func.sum(table.c[name]), BigInteger).label(name) for name in ("deliveries", "awaiting"))
     return select(*keys, *sums).where(*_conditions(table, query)).group_by(*keys)
 
 
-_NOT_IN_TOTALS: Final = frozenset({"deliveryCode", "category", "carrierName"})
+# The values of a row after its dimensions: status, bucket and the two sums.
+_SUMMED: Final = 4
+
+
+def _of_largest(
+    statements: Sequence[tuple[Table | None, Select[Any]]], grouped: Sequence[str], limit: int, is_postgresql: bool
+) -> Select[Any]:
+    """The SELECT for the sums of the groups with most deliveries alone, and for the number of all groups.
+
+    Thousands of senders have tens of thousands of sums by status and bucket, which took longer to read than to find.
+    """
+    found = union_all(*(statement for _, statement in statements)).cte("found")
+    keys = [found.c[name] for name in grouped]
+    deliveries = func.sum(found.c.deliveries)
+    in_order: list[ColumnElement[Any]] = []
+    for key in keys:
+        # In the order of `_rows`, for groups with as many deliveries: what is not known comes last.
+        if isinstance(key.type, Text):
+            in_order += [key == "", key.collate("C") if is_postgresql else key]
+        else:
+            in_order += [key == NO_CODE, key] if key.name == "delivery_code" else [key]
+    largest = (
+        select(*keys, func.count().over().label("existing"))
+        .group_by(*keys)
+        .having(deliveries > 0)
+        .order_by(deliveries.desc(), *in_order)
+        .limit(limit)
+        .subquery("largest")
+    )
+    same = and_(*(key == largest.c[key.name] for key in keys))
+    return select(*found.c, largest.c.existing).join_from(found, largest, same)
+
+
+_DETAILS: Final = frozenset({"deliveryCode", "category", "carrierName"})
 
 
 def _grains(query: StatisticsQuery) -> dict[int, int]:
     """The grains that answer a query, with the hours of their cells; the shortest first."""
-    if query.sender is None and "from" not in query.by:
+    has_details = query.delivery_code or query.carrier_name is not None or not _DETAILS.isdisjoint(query.by)
+    if query.sender is not None or "from" in query.by:
+        totals = {TOTALS_DAY: DAY_HOURS, TOTALS_WEEK: WEEK_HOURS}
+        grains = {SENDER_HOUR: 1, **({SENDER_DAY: DAY_HOURS} if has_details else totals)}
+    elif has_details or query.application_id is not None or "applicationId" in query.by:
         grains = {HOUR: 1, DAY: DAY_HOURS}
-    elif query.delivery_code or query.carrier_name is not None or not _NOT_IN_TOTALS.isdisjoint(query.by):
-        grains = {SENDER_HOUR: 1, SENDER_DAY: DAY_HOURS}
     else:
-        grains = {SENDER_HOUR: 1, TOTALS_DAY: DAY_HOURS, TOTALS_WEEK: WEEK_HOURS}
+        grains = {ALL_HOUR: 1, ALL_DAY: DAY_HOURS}
     # The cells of a week begin on a Thursday, the weeks of people on a Monday: they are made of days.
     longest = 1 if "hour" in query.by else WEEK_HOURS if {"day", "week"}.isdisjoint(query.by) else DAY_HOURS
     return {grain: hours for grain, hours in grains.items() if hours <= longest}

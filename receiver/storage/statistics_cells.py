@@ -20,24 +20,29 @@ from receiver.storage.bulk import InsertMany, Step, Transaction
 from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, Rows
 
 # The grains of cells. Only those of one sender have senders, which are many: all else is read from the others. Totals
-# are of one sender too, and leave out delivery code and carrier: few cells for questions about all senders.
+# are of one sender too, and leave out delivery code and carrier: few cells for questions about all senders. Those of
+# all messages leave out the application as well: the hours of 30 days are a million cells otherwise.
 HOUR: Final = 0
 DAY: Final = 1
 SENDER_HOUR: Final = 2
 SENDER_DAY: Final = 3
 TOTALS_DAY: Final = 4
 TOTALS_WEEK: Final = 5
+ALL_HOUR: Final = 6
+ALL_DAY: Final = 7
 DAY_HOURS: Final = 24
 # A week begins on a Thursday, as 1970 did.
 WEEK_HOURS: Final = 168
-# For each grain: the hours of a cell, whether it has a sender, and whether it has delivery code and carrier.
+# For each grain: the hours of a cell, whether it has a sender, delivery code and carrier, and an application.
 SHAPES: Final = {
-    HOUR: (1, False, True),
-    DAY: (DAY_HOURS, False, True),
-    SENDER_HOUR: (1, True, True),
-    SENDER_DAY: (DAY_HOURS, True, True),
-    TOTALS_DAY: (DAY_HOURS, True, False),
-    TOTALS_WEEK: (WEEK_HOURS, True, False),
+    HOUR: (1, False, True, True),
+    DAY: (DAY_HOURS, False, True, True),
+    SENDER_HOUR: (1, True, True, True),
+    SENDER_DAY: (DAY_HOURS, True, True, True),
+    TOTALS_DAY: (DAY_HOURS, True, False, True),
+    TOTALS_WEEK: (WEEK_HOURS, True, False, True),
+    ALL_HOUR: (1, False, False, False),
+    ALL_DAY: (DAY_HOURS, False, False, False),
 }
 GRAINS: Final = tuple(SHAPES)
 
@@ -134,7 +139,7 @@ class Counts:
             if not deliveries and not awaiting:
                 continue
             _, hour, api, direction, status, code, application, carrier, sender, bucket = key
-            for grain, hours, has_sender, has_details in shapes:
+            for grain, hours, has_sender, has_details, has_application in shapes:
                 cell = changed[
                     grain,
                     hour - hour % hours,
@@ -142,7 +147,7 @@ class Counts:
                     direction,
                     status,
                     code if has_details else NO_CODE,
-                    application,
+                    application if has_application else "",
                     carrier if has_details else "",
                     sender if has_sender else "",
                     bucket,

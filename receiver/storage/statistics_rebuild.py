@@ -12,6 +12,8 @@ from receiver.storage.bulk import InsertMany, Transaction
 from receiver.storage.database import Database
 from receiver.storage.statistics_cells import (
     ADD_TO_CELLS,
+    ALL_DAY,
+    ALL_HOUR,
     ARRIVED_STATUSES,
     BUCKET_BOUNDS,
     CELL_COLUMNS,
@@ -94,7 +96,7 @@ class Recount:
                 # The cells must differ from the rows by the changes that are not added to them yet.
                 for *key, deliveries, awaiting in await transaction.fetch(_CHANGES, (hour,)):
                     right.add_cell((SENDER_HOUR, *key), -deliveries, -awaiting)
-            return await self._correct(transaction, hour, right, (HOUR, SENDER_HOUR))
+            return await self._correct(transaction, hour, right, (HOUR, SENDER_HOUR, ALL_HOUR))
 
     async def _correct_longer(self, source: int, grains: Sequence[int], start: int, hours: int) -> int:
         """Corrects the cells of one day or week, from those of the hours or days in it."""
@@ -127,7 +129,7 @@ class Recount:
 
 # The grains whose cells are made from others, the shortest first: the grain of those, and the hours of a cell.
 _LONGER: Final = (
-    (SENDER_HOUR, (DAY, SENDER_DAY, TOTALS_DAY), DAY_HOURS),
+    (SENDER_HOUR, (DAY, SENDER_DAY, TOTALS_DAY, ALL_DAY), DAY_HOURS),
     (TOTALS_DAY, (TOTALS_WEEK,), WEEK_HOURS),
 )
 

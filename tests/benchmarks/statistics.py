@@ -54,6 +54,7 @@ NUMBERS: Final = {
 }
 ALL_DETAILS: Final = "delivery_code, application_id, carrier_name"
 TOTALS: Final = f"{statistics_cells.NO_CODE}, application_id, ''"
+ALL: Final = f"{statistics_cells.NO_CODE}, '', ''"
 # The grain, the grain it is made from, and the SQL of its hour, of its details and of its sender.
 DERIVED: Final = (
     (statistics_cells.HOUR, statistics_cells.SENDER_HOUR, "hour", ALL_DETAILS, "''"),
@@ -61,6 +62,8 @@ DERIVED: Final = (
     (statistics_cells.SENDER_DAY, statistics_cells.SENDER_HOUR, "hour - hour % 24", ALL_DETAILS, "sender"),
     (statistics_cells.TOTALS_DAY, statistics_cells.SENDER_DAY, "hour", TOTALS, "sender"),
     (statistics_cells.TOTALS_WEEK, statistics_cells.TOTALS_DAY, "hour - hour % 168", TOTALS, "sender"),
+    (statistics_cells.ALL_HOUR, statistics_cells.HOUR, "hour", ALL, "''"),
+    (statistics_cells.ALL_DAY, statistics_cells.ALL_HOUR, "hour - hour % 24", ALL, "''"),
 )
 END: Final = datetime(2026, 4, 1, tzinfo=UTC)
 QUESTIONS: Final[dict[str, dict[str, Any]]] = {

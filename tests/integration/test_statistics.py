@@ -303,6 +303,27 @@ async def test_a_range_is_widened_to_whole_hours_and_has_30_days_by_default(data
     assert (await statistics.find(database, late, NOW)).until == datetime.max.replace(tzinfo=UTC)
 
 
+async def test_a_limit_leaves_the_rows_with_most_deliveries(database: Database) -> None:
+    """Whether cells have them, changes that are not added to the cells yet, or both."""
+    events = [
+        v2_event(f"m{number}", errorCode=4720 + number % 3, message={"from": f"+1555{number % 7}"})
+        if number % 4
+        else v2_event(f"m{number}", message={"from": f"+1555{number * number % 7}", "applicationId": None})
+        for number in range(60)
+    ]
+    await process(database, callback(events[:30]))
+    await add_changes(database)
+    await process(database, callback(events[30:]))
+    for by in (("from",), ("from", "status"), ("deliveryCode", "applicationId"), ("category",), ("hour", "from")):
+        all_rows = await counted(database, *by)
+        ordered = sorted(all_rows, key=lambda row: -row.deliveries)
+        for limit in (1, 3, 1000):
+            query = StatisticsQuery(by=by, limit=limit, **EVERYTHING)
+            found = await statistics.find(database, query, NOW)
+            assert found.rows == ordered[:limit], (by, limit)
+            assert found.left_out == max(0, len(all_rows) - limit)
+
+
 @pytest.mark.parametrize("limit", [None, 10])
 async def test_statistics_of_many_groups_do_not_hold_up_the_event_loop(database: Database, limit: int | None) -> None:
     cell = {"grain": statistics_cells.SENDER_HOUR, "api": "v2", "direction": "out", "status": "delivered"}
@@ -379,7 +400,7 @@ async def test_rebuild_that_does_not_write_changes_no_table(
 
 async def test_rebuild_corrects_wrong_missing_and_stale_cells(database: Database) -> None:
     await process(database, callback([v2_event("m1"), v2_event("m2", message={"time": "2026-01-03T05:00:00Z"})]))
-    right = await counted(database, "hour", "status")
+    right = await counted(database, "hour", "status", "applicationId")
     await add_changes(database)
     async with database.writing() as connection:
         await connection.execute(text("UPDATE statistics SET deliveries = 7 WHERE grain = 0 AND hour % 24 = 5"))
@@ -388,9 +409,9 @@ async def test_rebuild_corrects_wrong_missing_and_stale_cells(database: Database
             text("INSERT INTO statistics VALUES (2, 7, 'v2', 'out', 'failed', 0, '', '', '', -1, 3, 0)")
         )
     # The cells of a day are compared with those of its hours, which stay wrong without writing.
-    assert (await Rebuild(database, FinalConflict.FAILED_WINS, writes=False).run()).statistics == 7
+    assert (await Rebuild(database, FinalConflict.FAILED_WINS, writes=False).run()).statistics == 8
     assert (await Rebuild(database, FinalConflict.FAILED_WINS).run()).statistics == 4
-    assert await counted(database, "hour", "status") == right
+    assert await counted(database, "hour", "status", "applicationId") == right
     assert (await Rebuild(database, FinalConflict.FAILED_WINS).run()).statistics == 0
 
 
@@ -398,7 +419,7 @@ def upgrade(connection: Connection) -> None:
     """Runs the migrations that make and fill the tables of the statistics, and no others."""
     scripts = ScriptDirectory(str(ROOT / "migrations"))
     with Operations.context(MigrationContext.configure(connection)):
-        for number in ("0008", "0012"):
+        for number in ("0008", "0012", "0014"):
             revision = scripts.get_revision(number)
             assert revision is not None
             revision.module.upgrade()
@@ -463,7 +484,7 @@ async def test_sweep_removes_cells_that_count_nothing(database: Database) -> Non
     await add_changes(database)
     await process(database, callback([v2_event("m1")]))
     await add_changes(database)
-    assert await select(database, "SELECT count(*) FROM statistics") == [(12,)]
+    assert await select(database, "SELECT count(*) FROM statistics") == [(16,)]
     assert await Pruner(database, {}, clock=lambda: at(3600)).prune() == {}
     assert await select(database, "SELECT DISTINCT status FROM statistics") == [("delivered",)]
 
@@ -475,8 +496,8 @@ async def test_sweep_removes_a_bounded_number_of_cells_at_once(database: Databas
     await process(database, callback([v2_event(f"m{number}", carrierName=f"c{number}") for number in range(5)]))
     await add_changes(database)
     cells = await statistics_retention.cells_to_sweep(database, at(3600))
-    # Totals have no carriers: one cell of each beginning.
-    assert [await statistics_retention.sweep(database, *of_hour, 3) for of_hour in cells] == [3, 3, 3, 3, 1, 1]
+    # Totals and the cells of all messages have no carriers: one cell of each beginning.
+    assert [await statistics_retention.sweep(database, *of_hour, 3) for of_hour in cells] == [3, 3, 3, 3, 1, 1, 1, 1]
     assert await Pruner(database, {}, clock=lambda: at(3600), limit=2).prune() == {}
     assert await statistics_retention.cells_to_sweep(database, at(3600)) == []
     assert await select(database, "SELECT DISTINCT status FROM statistics") == [("delivered",)]

@@ -9,10 +9,25 @@ from hypothesis import strategies as st
 
 from receiver.models.statistics_query import StatisticsQuery
 from receiver.storage.statistics import _grains, _parts
-from receiver.storage.statistics_cells import DAY, HOUR, SENDER_DAY, SENDER_HOUR, TOTALS_DAY, TOTALS_WEEK
+from receiver.storage.statistics_cells import (
+    ALL_DAY,
+    ALL_HOUR,
+    DAY,
+    HOUR,
+    SENDER_DAY,
+    SENDER_HOUR,
+    TOTALS_DAY,
+    TOTALS_WEEK,
+)
 
 QUESTIONS: list[tuple[dict[str, Any], set[int]]] = [
-    ({}, {HOUR, DAY}),
+    ({}, {ALL_HOUR, ALL_DAY}),
+    ({"by": "day,status", "direction": "out", "api": "v2", "status": "failed"}, {ALL_HOUR, ALL_DAY}),
+    ({"by": "hour"}, {ALL_HOUR}),
+    ({"by": "applicationId"}, {HOUR, DAY}),
+    ({"by": "day", "application_id": "a-1"}, {HOUR, DAY}),
+    ({"by": "deliveryCode"}, {HOUR, DAY}),
+    ({"carrier_name": "Verizon"}, {HOUR, DAY}),
     ({"by": "hour,carrierName"}, {HOUR}),
     ({"by": "from"}, {SENDER_HOUR, TOTALS_DAY, TOTALS_WEEK}),
     ({"by": "from,day"}, {SENDER_HOUR, TOTALS_DAY}),
