@@ -79,7 +79,9 @@ def _with_user(url: str, user: tuple[str, str]) -> str:
 
 
 async def tags_page(visit: Visit) -> Response:
-    """Signs a tag, and says what a tag on a message proves."""
+    """Signs a tag, and says what a tag on a message proves; a link may have filled in the tag and its numbers."""
+    given = dict(visit.parameters)
+    visit.form = {name: given[name] for name in ("tag", "from", "to") if name in given}
     return _tags(visit)
 
 

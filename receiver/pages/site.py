@@ -49,6 +49,7 @@ class Page:
 PAGES: Final[Sequence[Page]] = (
     Page("/", statistics.overview),
     Page("/statistics", statistics.statistics_page),
+    Page("/statistics.csv", statistics.export),
     Page("/messages", messages.list_page),
     Page("/messages.csv", messages.export),
     Page("/messages/{id}", messages.message_page),

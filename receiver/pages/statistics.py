@@ -10,10 +10,13 @@ from starlette.responses import Response
 
 from receiver.api.messages import OPERATIONS as MESSAGES
 from receiver.api.operations import Listed, named
+from receiver.api.routing import csv_answer
 from receiver.api.statistics import OPERATIONS as STATISTICS
+from receiver.api.statistics import csv_table
 from receiver.api.status import OPERATIONS as STATUS
 from receiver.api.status import InstallationStatus
 from receiver.domain.cloudevents import rfc3339
+from receiver.domain.events import Status
 from receiver.errors import TooMuch
 from receiver.models.message_queries import MessageQuery
 from receiver.models.messages import MessageRead
@@ -173,15 +176,41 @@ def _message_filter(row: StatisticRead, dimension: str, since: datetime) -> dict
 # --- statistics ---
 
 
+LABELS: Final = {
+    "hour": "Hour",
+    "day": "Day (UTC)",
+    "week": "Week from (UTC)",
+    "status": "Status",
+    "api": "API",
+    "direction": "Direction",
+    "applicationId": "Application",
+    "carrierName": "Carrier",
+    "deliveryCode": "Delivery code",
+    "category": "Category of the code",
+    "from": "Sender",
+}
+# The fields of the form for the second and the third dimension; the API takes all of them in one parameter.
+_FURTHER: Final = ("by2", "by3")
+
+
+def _chosen(visit: Visit) -> dict[str, str]:
+    """The parameters of the API that the address chooses; without any, the days."""
+    given = {name: value for name, value in visit.parameters if value.strip()}
+    if not given:
+        return {"by": "day"}
+    by = [value for name in ("by", *_FURTHER) if (value := given.pop(name, ""))]
+    return {**given, "by": ",".join(dict.fromkeys(",".join(by).replace(" ", "").split(",")))}
+
+
 async def statistics_page(visit: Visit) -> Response:
     """Deliveries counted by up to three dimensions, as a table, and over time as a chart."""
-    given = {name: value for name, value in visit.parameters if value}
-    chosen = given if given else {"by": "day"}
+    chosen = _chosen(visit)
     found: StatisticsRead | None
-    by = [name for name in chosen.get("by", "").replace(" ", "").split(",") if name in DIMENSIONS]
+    names = chosen["by"].split(",")
+    by = [name for name in names if name in DIMENSIONS]
     is_over_time = not set(_TIMES).isdisjoint(by)
     limit = {"limit": str(_MAX_ROWS)} if by and not is_over_time and "limit" not in chosen else {}
-    found, problem = await visit.filtered(_STATISTICS, **chosen, **limit)
+    found, problem = await visit.filtered(_STATISTICS, **dict.fromkeys(_FURTHER, ""), **chosen, **limit)
     rows = found.rows if found is not None else []
     most = _MAX_TIMES if is_over_time else _MAX_ROWS
     return await visit.filtered_page(
@@ -191,10 +220,20 @@ async def statistics_page(visit: Visit) -> Response:
         rows=[(row, [_shown(row, name) for name in by]) for row in rows[:most]],
         left_out=max(0, len(rows) - most) + (found.left_out if found is not None else 0),
         by=by,
+        by_fields=dict(zip(("by", *_FURTHER), names, strict=False)),
         dimensions=list(DIMENSIONS),
+        labels=LABELS,
+        statuses=[status.value for status in Status],
         given=chosen,
         chart=_chart(by[0], found) if found is not None and len(by) == 1 and by[0] in _TIMES else None,
     )
+
+
+async def export(visit: Visit) -> Response:
+    """The same numbers as a file for a spreadsheet."""
+    query: StatisticsQuery = visit.query(StatisticsQuery, **dict.fromkeys(_FURTHER, ""), **_chosen(visit))
+    found: StatisticsRead = await visit.perform(_STATISTICS, query=query)
+    return csv_answer(csv_table(found, query), name="statistics", link={})
 
 
 def _shown(row: StatisticRead, dimension: str) -> Any:

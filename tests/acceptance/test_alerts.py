@@ -242,7 +242,7 @@ async def test_the_page_shows_alerts_that_fire_and_earlier_ones(pages: AsyncClie
     assert "AT&amp;T" not in firing.text
     every = await pages.get("/alerts?status=any&severity=any&rule=any")
     assert "blocks: AT&amp;T" in every.text
-    assert "alerts that fire" in (await pages.get("/")).text
+    assert "Alerts fire" in (await pages.get("/")).text
     assert (await pages.get("/alerts?status=maybe")).status_code == 400
 
 

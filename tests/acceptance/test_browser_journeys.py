@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
 
 from receiver import tags
 from tests.browsers import ADMIN, PAIR, READER, Browser, Site, browser, site
@@ -250,10 +251,10 @@ def test_an_operator_sees_a_sink_down_and_requeues_dead_letters(desk: Browser, s
     shop.webhook.status = 200
     desk.open("/dead-letters?sink=crm")
     desk.press("Count what would be requeued")
-    desk.until_reads("dead letters would be published again")
+    desk.until_reads("of crm would be published again")
     assert sum(shop.sink()["deadLetters"].values()) >= 2
     desk.press("Requeue these")
-    desk.until_reads("wait for their next attempt now")
+    desk.until_reads("dead letters requeued.")
     until(lambda: sum(shop.sink()["deadLetters"].values()) == 0, 90)
 
 
@@ -338,6 +339,23 @@ def test_an_operator_acknowledges_mutes_and_resolves_an_alert_of_another_program
 
 
 @pytest.mark.slow
+def test_an_operator_counts_by_what_the_form_offers(desk: Browser, shop: Site) -> None:
+    desk.open("/statistics")
+    Select(desk.one("[name=by]")).select_by_visible_text("Status")
+    Select(desk.one("[name=by2]")).select_by_visible_text("Direction")
+    desk.press("Count")
+    until(lambda: "by2=direction" in desk.path)
+    heads = [head.text for head in desk.all("main th")]
+    assert heads[:3] == ["Status", "Direction", "Deliveries"]
+    address = str(desk.one("a[download]").get_attribute("href"))
+    answer = httpx2.get(address, cookies={"receiver_session": session(desk)}, **PATIENT)
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [(row["status"], row["direction"]) for row in rows] == [
+        tuple(cell.text for cell in row.find_elements("css selector", "td")[:2]) for row in desk.all("main tbody tr")
+    ]
+
+
+@pytest.mark.slow
 def test_an_operator_pauses_a_sink_and_cancels_a_replay(desk: Browser, shop: Site) -> None:
     desk.open("/sinks/crm")
     desk.press("Pause")
@@ -412,6 +430,49 @@ def test_a_message_is_found_with_the_keyboard_alone(chromium: Browser, shop: Sit
     assert outline == "solid"
     chromium.keys(Keys.ENTER)
     until(lambda: chromium.all("#ticket"))
+
+
+@pytest.mark.slow
+def test_an_address_that_is_no_page_leads_back(desk: Browser, shop: Site) -> None:
+    desk.open("/mesages/x")
+    assert desk.one("h1").text == "Nothing is here"
+    desk.one("input[name=q]").send_keys("order 4712", Keys.ENTER)
+    until(lambda: desk.path.startswith("/messages?q="))
+    desk.open("/mesages/x")
+    desk.one("main p a").click()
+    until(lambda: desk.path == "/messages")
+
+
+@pytest.mark.slow
+def test_escape_closes_the_filters_and_leaves_the_focus_on_them(desk: Browser, shop: Site) -> None:
+    desk.open("/messages")
+    desk.press("Filters")
+    desk.one("main [name=from]").send_keys("+1", Keys.ESCAPE)
+    assert not desk.one("main [name=from]").is_displayed()
+    assert desk.run("return document.activeElement.tagName") == "SUMMARY"
+    desk.keys(Keys.ENTER)
+    assert desk.one("main [name=from]").get_attribute("value") == "+1"
+
+
+@pytest.mark.slow
+def test_the_tag_of_a_message_is_checked_from_its_page(desk: Browser, shop: Site) -> None:
+    desk.open("/messages?q=order+4712")
+    desk.one("main tbody a").click()
+    until(lambda: desk.all("#ticket"))
+    desk.press("check")
+    until(lambda: desk.path.startswith("/tags"))
+    filled = [desk.one(f"main [name={name}]").get_attribute("value") for name in ("tag", "from", "to")]
+    assert filled == ["order 4712", "+19195551212", INVALID]
+    desk.press("Check")
+    desk.until_reads("unsigned")
+
+
+@pytest.mark.slow
+def test_no_table_is_cut_off_at_a_desk(desk: Browser, shop: Site) -> None:
+    for path in (*PATHS, "/callbacks?outcome=any", f"/messages/{shop.sent[3]}", "/statistics?by=hour,status"):
+        desk.open(path)
+        for table in desk.all("main .table"):
+            assert desk.run("return arguments[0].scrollWidth <= arguments[0].clientWidth", table), path
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx2
+import markupsafe
 import pytest
 from httpx2 import AsyncClient, Response
 from msgspec.structs import replace
@@ -23,6 +24,9 @@ from receiver.models.columns import UTCDateTime
 from receiver.models.events import EVENTS
 from receiver.models.queries import DeadLetterQuery
 from receiver.models.sinks import DEAD_LETTERS, RETRIES
+from receiver.models.statistics_query import DIMENSIONS
+from receiver.pages.statistics import LABELS
+from receiver.pages.visit import with_times
 from receiver.storage import dead_letters, sinks
 from receiver.storage.database import Database
 from receiver.storage.journal import first_id
@@ -411,6 +415,15 @@ async def test_the_overview_before_the_first_callback_leads_to_the_set_up(pages:
     page = await pages.get("/", headers=HTML)
     assert "No callback has come yet" in page.text
     assert 'href="./setup"' in page.text
+
+
+async def test_the_overview_names_alerts_by_severity_and_only_while_one_fires(database: Database) -> None:
+    async with browser(application(database)) as visitor:
+        assert "Alerts fire" not in (await visitor.get("/", headers=HTML)).text
+    await alerting.fire(database, alerting.targets())
+    async with browser(application(database)) as visitor:
+        page = await visitor.get("/", headers=HTML)
+    assert re.search(r"Alerts fire</a>: 1 <[^>]*>warning</span></p>", page.text)
 
 
 async def test_the_overview_shows_rates_failures_and_what_is_awaited(database: Database) -> None:
@@ -852,3 +865,55 @@ async def test_an_alert_that_nobody_was_notified_of_says_what_to_set(database: D
         page = await visitor.get(f"/alerts/{alert.id}")
     assert "RECEIVER_ALERT_TO" in page.text
     assert "31 % of 120, the threshold is 20 %" in page.text
+
+
+# --- links and words ---
+
+
+async def test_a_link_fills_in_the_tag_to_check_and_checks_nothing_by_itself(pages: AsyncClient) -> None:
+    page = await pages.get("/tags", params={"tag": HOSTILE, "from": "+15559999", "to": "+15550001"})
+    assert page.text.count(f'value="{markupsafe.escape(HOSTILE)}"') == 1
+    assert page.text.count('value="+15559999"') == 2
+    assert ">forged<" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("sentence", "shown"),
+    [
+        (
+            "down since 2026-01-02T03:04:05.678901Z: <b>",
+            'down since <time datetime="2026-01-02T03:04:05.678901Z">2026-01-02 03:04:05 UTC</time>: &lt;b&gt;',
+        ),
+        ("answered 2026-99-02T03:04:05Z", "answered 2026-99-02T03:04:05Z"),
+    ],
+)
+def test_the_times_of_a_problem_are_times_for_the_browser(sentence: str, shown: str) -> None:
+    assert with_times(sentence) == shown
+
+
+async def test_statistics_are_chosen_field_by_field_and_as_one_list(database: Database) -> None:
+    created = (clock.now() - timedelta(minutes=5)).isoformat()
+    await process(database, raw_callback([v2_event("m1", message={"time": created, "id": "m1"})]))
+    async with browser(application(database, clock=clock.now)) as visitor:
+        one = await visitor.get("/statistics?by=status&by2=&by3=direction&fromDateTime=1h")
+        other = await visitor.get("/statistics?by=status,direction&fromDateTime=1h")
+        assert re.findall("<td>.*", one.text) == re.findall("<td>.*", other.text) != []
+        for page in (one, other):
+            assert re.findall(r'<option value="(\w+)" selected', page.text) == ["status", "direction"]
+        table = await visitor.get("/statistics.csv?by=status&by2=direction&fromDateTime=1h")
+        assert table.headers["content-disposition"] == 'attachment; filename="statistics.csv"'
+        assert table.text.splitlines()[1].startswith('"delivered","out","1",')
+        assert (await visitor.get("/statistics.csv?by=nothing")).status_code == 400
+
+
+def test_every_dimension_has_words() -> None:
+    assert set(LABELS) == set(DIMENSIONS)
+
+
+async def test_a_dead_letter_of_an_alert_leads_to_the_alert(database: Database) -> None:
+    alert = await alerting.fire(database, alerting.targets())
+    await refuse(database, 1)
+    async with browser(application(database, clock=clock.now)) as visitor:
+        page = await visitor.get("/dead-letters")
+    assert f'alert.fired<br><a href="./alerts/{alert.id}">' in page.text
+    assert 'message.delivered<br><a href="./messages/m0">' in page.text
