@@ -365,7 +365,7 @@ def test_an_operator_pauses_a_sink_and_cancels_a_replay(desk: Browser, shop: Sit
     desk.press("Count first")
     desk.until_reads("would be published again")
     desk.press("Publish these")
-    desk.until_reads("are being published again")
+    desk.until_reads("as soon as the sink is resumed")
     until(lambda: desk.all("#sink progress"))
     desk.fill("messageIds", "half-typed")
     # Two refreshes of the live part: what is typed stays.

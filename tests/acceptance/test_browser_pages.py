@@ -11,6 +11,7 @@ import pytest
 from tests.browsers import PAIR, Browser, Site, browser, site
 from tests.factories import v2_event
 from tests.processes import until
+from tests.unit.test_alertmanager import POSTED
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +63,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             auth=(user, password),
             headers={"Authorization": "", "User-Agent": HOSTILE, "Content-Type": HOSTILE},
         )
+        alert = {**POSTED["alerts"][0], "annotations": {"summary": HOSTILE}, "labels": {"alertname": HOSTILE}}
+        started.api.post("/api/alerts/alertmanager", json={**POSTED, "alerts": [alert]}).raise_for_status()
         until(lambda: started.api.get("/api/status").json()["journal"]["pending"] == 0)
         until(lambda: sum(started.sink()["deadLetters"].values()) >= 2)
         yield started
@@ -93,7 +96,7 @@ def paths(stage: Site) -> list[str]:
         "/statistics?by=hour&fromDateTime=2025",
         "/docs",
     ]
-    found += ["/docs/sinks", "/messages/nobody", "/messages?q=nothing", "/messages?deliveryCode=abc"]
+    found += ["/nowhere", "/docs/sinks", "/messages/nobody", "/messages?q=nothing", "/messages?deliveryCode=abc"]
     found += [f"/messages/{quote(message['id'], safe='')}" for message in stage.api.get("/api/messages").json()]
     found += [f"/alerts/{alert['id']}" for alert in stage.api.get("/api/alerts").json()]
     found += [f"/callbacks/{callback['id']}" for callback in stage.api.get("/api/callbacks").json()]
@@ -109,7 +112,7 @@ def attacks() -> list[str]:
     for page in ("messages", "callbacks", "dead-letters", "statistics"):
         found += [f"/{page}?" + "&".join(f"{name}={IN_ADDRESS}" for name in (*names, HOSTILE))]
         found += [f"/{page}?fromDateTime={IN_ADDRESS}", f"/{page}?cursor={IN_ADDRESS}", f"/{page}?q={ADDRESS}"]
-    return [*found, f"/docs?q={IN_ADDRESS}", f"/{IN_ADDRESS}"]
+    return [*found, f"/tags?tag={IN_ADDRESS}&from={IN_ADDRESS}", f"/docs?q={IN_ADDRESS}", f"/{IN_ADDRESS}"]
 
 
 def assert_nothing_ran(opened: Browser, path: str) -> None:

@@ -917,3 +917,13 @@ async def test_a_dead_letter_of_an_alert_leads_to_the_alert(database: Database) 
         page = await visitor.get("/dead-letters")
     assert f'alert.fired<br><a href="./alerts/{alert.id}">' in page.text
     assert 'message.delivered<br><a href="./messages/m0">' in page.text
+
+
+async def test_a_wrong_filter_is_explained_once_and_an_unknown_one_by_its_name(pages: AsyncClient) -> None:
+    for path in ("/messages", "/callbacks", "/dead-letters", "/statistics"):
+        answer = await pages.get(f"{path}?fromDateTime=abc")
+        assert answer.status_code == 400
+        assert answer.text.count("must be a time") == 1, path
+        assert "Its field says what it takes" in answer.text
+        unknown = await pages.get(f"{path}?fromDateTime=abc&nonsense=1")
+        assert "nonsense: is not a known parameter" in unknown.text, path
