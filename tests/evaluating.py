@@ -1,6 +1,7 @@
 """Evaluations of alerts, round by round, with findings that a test chooses."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from itertools import count
 from typing import Any
@@ -115,6 +116,15 @@ class Rounds:
 
     def _hear(self) -> None:
         self.heard += 1
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Evaluates by itself meanwhile, as a worker does."""
+        await self.evaluator.start()
+        try:
+            yield
+        finally:
+            await self.evaluator.stop()
 
     async def round(self, seconds: float, *findings: Finding, rule: str = "blocks") -> list[AlertChange]:
         """Evaluates once; the rule finds these things."""

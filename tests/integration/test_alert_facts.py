@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import Insert, Update, insert, update
 
 from receiver.alerts.rules import configure
 from receiver.app import Receiver
@@ -40,8 +40,18 @@ EVERY = timedelta(minutes=5)
 
 @pytest.fixture(autouse=True)
 async def lease(database: Database) -> None:
+    await write(database, update(ALERTING).values(epoch=EPOCH, cursor=0))
+
+
+async def write(database: Database, *statements: Insert | Update) -> None:
     async with database.writing() as connection:
-        await connection.execute(update(ALERTING).values(epoch=EPOCH, cursor=0))
+        for statement in statements:
+            await connection.execute(statement)
+
+
+async def add_sinks(database: Database, *names: str) -> None:
+    for name in names:
+        await register(database, name, start="end", fingerprint="1")
 
 
 class Evaluation:
@@ -103,7 +113,7 @@ async def test_hours_of_traffic_with_a_trouble(database: Database) -> None:
     """Two quiet hours, some minutes in which a carrier blocks, and what follows, through journal and event log."""
     evaluation = Evaluation(database, configure([]))
     random = Random(3)
-    await register(database, "crm", start="end", fingerprint="1")
+    await add_sinks(database, "crm")
     # Nobody publishes in this test: the sink is behind.
     evaluation.rules = [rule for rule in evaluation.rules if rule.type is not RuleType.SINK_BEHIND]
     for minute in range(0, 120, 5):
@@ -205,8 +215,7 @@ async def test_senders_beyond_those_that_are_counted_are_known_to_be_missing(
 async def test_late_and_fallback_callbacks_name_their_messages(database: Database) -> None:
     late = [callback([v2_event(f"m{number}", time="2026-01-01T00:10:00Z")], received=600) for number in range(20)]
     await process(database, *late, callback([v2_event("b1")], received=610, route="fallback"))
-    async with database.writing() as connection:
-        await connection.execute(update(ALERTING).values(watching_since_at=at(-7200), evaluated_at=at(660)))
+    await write(database, update(ALERTING).values(watching_since_at=at(-7200), evaluated_at=at(660)))
     evaluation = await evaluated(database, at(660), {"rule": "slow-delivery"}, {"rule": "fallback-used"})
     assert evaluation.fired() == [("slow-delivery", None), ("fallback-used", None)]
     assert set(evaluation.named["slow-delivery"]) < {f"m{number}" for number in range(20)}
@@ -252,11 +261,9 @@ async def test_waiting_callbacks_are_seen(database: Database) -> None:
 
 
 async def test_a_sink_that_is_down_or_behind_is_named(database: Database) -> None:
-    await register(database, "crm", start="end", fingerprint="1")
-    await register(database, "removed", start="end", fingerprint="1")
+    await add_sinks(database, "crm", "removed")
     await process(database, callback([v2_event()], received=0))
-    async with database.writing() as connection:
-        await connection.execute(update(SINKS).values(down_since_at=at(0), last_error="connection refused"))
+    await write(database, update(SINKS).values(down_since_at=at(0), last_error="connection refused"))
     evaluation = await evaluated(
         database, at(16 * 60), {"rule": "sink-down", "for": "0s"}, {"rule": "sink-behind", "for": "0s"}
     )
@@ -264,13 +271,13 @@ async def test_a_sink_that_is_down_or_behind_is_named(database: Database) -> Non
 
 
 async def test_events_that_wait_for_a_retry_are_counted_as_waiting_for_the_sink(database: Database) -> None:
-    await register(database, "crm", start="end", fingerprint="1")
+    await add_sinks(database, "crm")
     entries = await append_events(database, life("m1"))
     position = entries[-1].position
     retry = {"sink": "crm", "position": position, "ordering_key": "v2:m1", "state": "due", "due_at": at(60)}
-    async with database.writing() as connection:
-        await connection.execute(update(SINKS).values(cursor=position))
-        await connection.execute(insert(RETRIES).values(**retry, attempts=1, first_at=at(0)))
+    await write(
+        database, update(SINKS).values(cursor=position), insert(RETRIES).values(**retry, attempts=1, first_at=at(0))
+    )
     evaluation = await evaluated(database, at(16 * 60), {"rule": "sink-behind", "for": "0s"})
     [alert] = evaluation.alerts.values()
     assert alert.evidence.volume == 1
@@ -292,10 +299,9 @@ def letter(sink: str, entry: Any, *, died: float = 0) -> dict[str, Any]:
 
 
 async def test_new_dead_letters_are_counted_by_sink(database: Database) -> None:
-    await register(database, "crm", start="end", fingerprint="1")
+    await add_sinks(database, "crm")
     entries = await append_events(database, life("m1"))
-    async with database.writing() as connection:
-        await connection.execute(insert(DEAD_LETTERS).values(**letter("crm", entries[-1])))
+    await write(database, insert(DEAD_LETTERS).values(**letter("crm", entries[-1])))
     evaluation = await evaluated(database, at(60), {"rule": "dead-letters"})
     assert (evaluation.fired(), evaluation.named) == ([("dead-letters", "crm")], {"dead-letters": ["m1"]})
     assert (await evaluated(database, at(3700), {"rule": "dead-letters"})).fired() == []
@@ -305,12 +311,10 @@ async def test_many_dead_letters_of_a_sink_do_not_hide_those_of_another(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alert_facts, "_MOST_DEAD_LETTERS", 2)
-    for sink in ("crm", "erp"):
-        await register(database, sink, start="end", fingerprint="1")
+    await add_sinks(database, "crm", "erp")
     entries = (await append_events(database, [one for number in range(4) for one in life(f"m{number}")]))[:4]
     letters = [letter("crm", entries[0]), *(letter("erp", entry) for entry in entries)]
-    async with database.writing() as connection:
-        await connection.execute(insert(DEAD_LETTERS), letters)
+    await write(database, insert(DEAD_LETTERS).values(letters))
     for above, expected in ((0, {"crm": 1, "erp": 2}), (3, {"crm": 1, "erp": 4})):
         rules = configure([{"rule": "dead-letters", "above": above}])
         facts = await alert_facts.gather(database, rules, at(60), sinks={"crm": "memory", "erp": "memory"})
@@ -319,13 +323,11 @@ async def test_many_dead_letters_of_a_sink_do_not_hide_those_of_another(
 
 async def test_dead_letters_of_alerts_bring_no_alert(database: Database) -> None:
     """A sink that refuses alert events would else get one about each of its refusals."""
-    await register(database, "crm", start="end", fingerprint="1")
+    await add_sinks(database, "crm")
     rounds = Rounds(database)
     await rounds.round(0, finding(Condition.BREACHED))
     [entry] = await alert_entries(database)
-    async with database.writing() as connection:
-        await connection.execute(insert(DEAD_LETTERS).values(**letter("crm", entry)))
-        await connection.execute(update(ALERTING).values(epoch=EPOCH))
+    await write(database, insert(DEAD_LETTERS).values(**letter("crm", entry)), update(ALERTING).values(epoch=EPOCH))
     evaluation = await evaluated(database, at(60), {"rule": "dead-letters"})
     assert evaluation.fired() == []
 

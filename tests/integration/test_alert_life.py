@@ -1,5 +1,7 @@
 """The life of an alert in the database: it fires once, is heard of once, and people's decisions stay."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -140,26 +142,37 @@ async def test_lease_holder_alone_evaluates_and_a_successor_fences_it_off(
     assert [entry.type for entry in await alert_entries(database)] == ["alert.fired", "alert.resolved"]
 
 
+async def post(database: Database, seconds: float, **alert: Any) -> list[AlertChange]:
+    """Takes a post of Alertmanager with one alert; what others hear of."""
+    taken = AlertmanagerPost.model_validate({**POSTED, "alerts": [{**POSTED["alerts"][0], **alert}]})
+    return await external.take(database, taken, Targets(), now=at(seconds))
+
+
+@contextmanager
+def posted_during_a_round(database: Database, seconds: float, **alert: Any) -> Iterator[None]:
+    """Takes such a post within the next round, after it has read the open alerts."""
+    read = alerts.mutes
+
+    async def read_and_post(connection: Any, now: Any) -> Any:
+        # The first call is that of the round.
+        monkeypatch.undo()
+        found = await read(connection, now)
+        await post(database, seconds, **alert)
+        return found
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(alerts, "mutes", read_and_post)
+        yield
+
+
 async def test_external_alert_resolved_during_a_round_stays_resolved(database: Database) -> None:
     rounds = Rounds(database)
-    post = AlertmanagerPost.model_validate(POSTED)
-    await external.take(database, post, Targets(), now=at(0))
+    await post(database, 0)
     async with database.writing() as connection:
         # As if it was muted until the round, which then announces it, unless it is resolved meanwhile.
         await connection.execute(text("UPDATE alerts SET announced_at = NULL"))
         await connection.execute(text("DELETE FROM events"))
-    resolved = AlertmanagerPost.model_validate({**POSTED, "alerts": [{**POSTED["alerts"][0], "status": "resolved"}]})
-    read = alerts.mutes
-
-    async def read_and_resolve(connection: Any, now: Any) -> Any:
-        # The first call is that of the round, after it has read the open alerts.
-        monkeypatch.undo()
-        found = await read(connection, now)
-        await external.take(database, resolved, Targets(), now=at(29))
-        return found
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(alerts, "mutes", read_and_resolve)
+    with posted_during_a_round(database, 29, status="resolved"):
         assert await rounds.round(30) == []
     [row] = await rows(database)
     assert (row.status, row.resolved_at, row.announced_at) == ("resolved", at(29), None)
@@ -167,45 +180,22 @@ async def test_external_alert_resolved_during_a_round_stays_resolved(database: D
 
 async def test_external_alert_ends_when_its_program_has_said(database: Database) -> None:
     rounds = Rounds(database)
-
-    async def post(ends: str, seconds: float) -> None:
-        one = {**POSTED["alerts"][0], "endsAt": ends}
-        await external.take(
-            database, AlertmanagerPost.model_validate({**POSTED, "alerts": [one]}), Targets(), now=at(seconds)
-        )
-
-    await post("2026-01-01T00:01:00Z", 0)
+    await post(database, 0, endsAt="2026-01-01T00:01:00Z")
     assert await rounds.round(30) == []
     # It is posted again, with a later end.
-    await post("2026-01-01T00:02:00Z", 45)
+    await post(database, 45, endsAt="2026-01-01T00:02:00Z")
     assert await rounds.round(60) == []
     [change] = await rounds.round(120)
     assert (change.transition, change.alert.resolved_at) == (Transition.RESOLVED, at(120))
     assert [entry.type for entry in await alert_entries(database)] == ["alert.fired", "alert.resolved"]
     # One that is over when it is posted fires not at all.
-    one = {"startsAt": "2026-01-01T00:00:00Z", "endsAt": "2026-01-01T00:03:00Z"}
-    late = AlertmanagerPost.model_validate({**POSTED, "alerts": [{**POSTED["alerts"][0], **one}]})
-    assert await external.take(database, late, Targets(), now=at(200)) == []
+    assert await post(database, 200, startsAt="2026-01-01T00:00:00Z", endsAt="2026-01-01T00:03:00Z") == []
 
 
 async def test_external_alert_whose_end_is_put_off_during_a_round_fires_on(database: Database) -> None:
     rounds = Rounds(database)
-    one = POSTED["alerts"][0]
-    first, second = (
-        AlertmanagerPost.model_validate({**POSTED, "alerts": [{**one, "endsAt": f"2026-01-01T00:0{minute}:00Z"}]})
-        for minute in (1, 5)
-    )
-    await external.take(database, first, Targets(), now=at(0))
-    read = alerts.mutes
-
-    async def read_and_post(connection: Any, now: Any) -> Any:
-        monkeypatch.undo()
-        found = await read(connection, now)
-        await external.take(database, second, Targets(), now=at(59))
-        return found
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(alerts, "mutes", read_and_post)
+    await post(database, 0, endsAt="2026-01-01T00:01:00Z")
+    with posted_during_a_round(database, 59, endsAt="2026-01-01T00:05:00Z"):
         assert await rounds.round(60) == []
     [row] = await rows(database)
     assert (row.status, row.ends_at) == ("firing", at(300))
@@ -247,15 +237,12 @@ async def test_failing_evaluation_is_retried_recorded_and_logged(
     rounds = Rounds(database, every=timedelta(seconds=0.05))
     rounds.watch.found = {"blocks": [BREACHED]}
     rounds.watch.gathering = StorageUnavailable("the disk is gone")
-    await rounds.evaluator.start()
-    try:
+    async with rounds.running():
         await eventually(lambda: rounds.measured.failures >= 2)
         state = await alerts.state(database)
         assert (state.failing_since_at, state.last_error) == (at(0), "the disk is gone")
         rounds.watch.gathering = None
         await eventually(lambda: rounds.measured.rounds >= 2)
-    finally:
-        await rounds.evaluator.stop()
     assert (await alerts.state(database)).failing_since_at is None
     assert len(await alert_entries(database)) == 1
     async with database.reading() as connection:
@@ -271,11 +258,8 @@ async def test_successor_evaluates_after_the_lease_of_a_dead_holder_has_lapsed(
         lease = await alerts.acquire(other, holder="dead", seconds=1.5, take_over=True)
         assert lease is not None
         successor.watch.found = {"blocks": [BREACHED]}
-        await successor.evaluator.start()
-        try:
+        async with successor.running():
             await eventually(lambda: successor.measured.rounds > 0)
-        finally:
-            await successor.evaluator.stop()
         with pytest.raises(AlertingLeaseLost):
             await alerts.renew(other, lease, seconds=1)
 
@@ -283,13 +267,10 @@ async def test_successor_evaluates_after_the_lease_of_a_dead_holder_has_lapsed(
 async def test_reload_evaluates_new_rules_at_once(database: Database) -> None:
     rounds = Rounds(database, every=timedelta(hours=1))
     rounds.watch.found = {"blocks": [BREACHED]}
-    await rounds.evaluator.start()
-    try:
+    async with rounds.running():
         await eventually(lambda: rounds.measured.rounds == 1)
         rounds.evaluator.reload(rounds.rulebook(make_rule("new"), every=timedelta(hours=1)))
         await eventually(lambda: rounds.measured.rounds == 2)
-    finally:
-        await rounds.evaluator.stop()
     # The rule of the alert is gone.
     assert [entry.type for entry in await alert_entries(database)] == ["alert.fired", "alert.resolved"]
 
@@ -300,11 +281,8 @@ async def test_reload_evaluates_new_rules_at_once(database: Database) -> None:
 async def test_next_round_begins_at_once_while_events_wait_to_be_counted(database: Database) -> None:
     rounds = Rounds(database)
     rounds.watch.is_behind = True
-    await rounds.evaluator.start()
-    try:
+    async with rounds.running():
         await eventually(lambda: rounds.measured.rounds >= 3)
-    finally:
-        await rounds.evaluator.stop()
 
 
 async def test_acknowledged_alert_stays_acknowledged_until_it_fires_again(database: Database) -> None:

@@ -2,14 +2,17 @@
 
 import asyncio
 import json
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from httpx2 import AsyncClient
 from sqlalchemy import select
 
 from receiver.alerts import external
 from receiver.alerts.alertmanager import MAX_ALERTS
+from receiver.alerts.targets import Targets
 from receiver.domain.alerts import RuleType
 from receiver.models.alerts import ALERTS
 from receiver.models.events import EVENTS
@@ -22,6 +25,18 @@ from tests.web import READER, application, client
 pytestmark = pytest.mark.anyio
 
 PATH = "/api/alerts/alertmanager"
+
+
+HOOK = "json://127.0.0.1/hook"
+
+
+def for_external(*to: str) -> Targets:
+    """The targets of a rule for the alerts of other programs."""
+    return configured([make_rule(*to, type=RuleType.EXTERNAL, name="external")], sinks=["ops"])
+
+
+def api(database: Database, found: Targets | None = None, **options: Any) -> AbstractAsyncContextManager[AsyncClient]:
+    return client(application(database, targets=found or targets()), **options)
 
 
 def posted(**alert: Any) -> dict[str, Any]:
@@ -40,10 +55,7 @@ async def events(database: Database) -> list[str]:
 
 
 async def test_posted_alert_fires_and_is_resolved_as_one_of_ours(database: Database) -> None:
-    found = configured(
-        [make_rule("ops", "json://127.0.0.1/hook", type=RuleType.EXTERNAL, name="external")], sinks=["ops"]
-    )
-    async with client(application(database, targets=found)) as http:
+    async with api(database, for_external("ops", HOOK)) as http:
         answer = await http.post(PATH, json=posted())
         assert (answer.status_code, answer.json()) == (200, {"alerts": 1})
         [row] = await stored(database)
@@ -63,8 +75,7 @@ async def test_posted_alert_fires_and_is_resolved_as_one_of_ours(database: Datab
 
 
 async def test_notifications_of_an_alert_are_listed(database: Database) -> None:
-    found = configured([make_rule("json://127.0.0.1/CANARY", type=RuleType.EXTERNAL, name="external")])
-    async with client(application(database, targets=found)) as http:
+    async with api(database, for_external("json://127.0.0.1/CANARY")) as http:
         await http.post(PATH, json=posted())
         [row] = await stored(database)
         [due] = await notifications.due(database, now=datetime.now(UTC), limit=10)
@@ -80,8 +91,8 @@ async def test_notifications_of_an_alert_are_listed(database: Database) -> None:
 
 
 async def test_alert_of_another_program_is_resolved_by_hand(database: Database) -> None:
-    found = configured([make_rule("json://127.0.0.1/hook", type=RuleType.EXTERNAL, name="external")])
-    async with client(application(database, targets=found)) as http:
+    found = for_external(HOOK)
+    async with api(database, found) as http:
         await http.post(PATH, json=posted())
         [row] = await stored(database)
         answer = await http.post(f"/api/alerts/{row.id}/resolve")
@@ -110,7 +121,7 @@ async def test_open_alerts_of_other_programs_are_limited(database: Database, mon
     first, second, third, fourth = (
         {**one, "fingerprint": name, "labels": {"alertname": name}} for name in ("first", "second", "third", "fourth")
     )
-    async with client(application(database, targets=targets())) as http:
+    async with api(database) as http:
         assert (await http.post(PATH, json={**POSTED, "alerts": [first, second]})).json() == {"alerts": 2}
         # What is open already may be posted again, and be resolved.
         refused = await http.post(PATH, json={**POSTED, "alerts": [{**first, "status": "resolved"}, third]})
@@ -126,15 +137,14 @@ async def test_open_alerts_of_other_programs_are_limited(database: Database, mon
 
 
 async def test_posts_at_the_same_time_fire_an_alert_once(database: Database) -> None:
-    async with client(application(database, targets=targets())) as http:
+    async with api(database) as http:
         answers = await asyncio.gather(*(http.post(PATH, json=posted()) for _ in range(8)))
     assert sorted(answer.json()["alerts"] for answer in answers) == [0] * 7 + [1]
     assert await events(database) == ["fired"]
 
 
 async def test_muted_name_and_group_of_another_program_is_announced_to_nobody(database: Database) -> None:
-    found = configured([make_rule("json://127.0.0.1/hook", type=RuleType.EXTERNAL, name="external")])
-    async with client(application(database, targets=found)) as http:
+    async with api(database, for_external(HOOK)) as http:
         await http.post(PATH, json=posted())
         [row] = await stored(database)
         await alerts.mute(database, row.id, datetime.now(UTC) + timedelta(hours=1))
@@ -145,10 +155,10 @@ async def test_muted_name_and_group_of_another_program_is_announced_to_nobody(da
 
 
 async def test_post_needs_an_admin(database: Database) -> None:
-    async with client(application(database, targets=targets()), headers={"Authorization": f"Bearer {READER}"}) as http:
+    async with api(database, headers={"Authorization": f"Bearer {READER}"}) as http:
         assert (await http.post(PATH, json=posted())).status_code == 403
         assert (await http.post("/api/alerts/test")).status_code == 403
-    async with client(application(database, targets=targets()), headers={}) as http:
+    async with api(database, headers={}) as http:
         assert (await http.post(PATH, json=posted())).status_code == 401
 
 
@@ -165,7 +175,7 @@ async def test_post_needs_an_admin(database: Database) -> None:
     ],
 )
 async def test_wrong_post_is_a_named_problem(database: Database, body: Any, status: int, detail: str) -> None:
-    async with client(application(database, targets=targets())) as http:
+    async with api(database) as http:
         answer = await http.post(PATH, json=body)
         assert answer.status_code == status
         assert answer.json().get("detail", "").startswith(detail)
@@ -174,7 +184,7 @@ async def test_wrong_post_is_a_named_problem(database: Database, body: Any, stat
 
 async def test_hostile_texts_are_stored_and_shown_as_texts(database: Database) -> None:
     hostile = json.dumps(posted(labels={"alertname": "\x00<b>", "x": "\ud800"}, annotations={"summary": "\x00'--"}))
-    async with client(application(database, targets=targets())) as http:
+    async with api(database) as http:
         answer = await http.post(PATH, content=hostile, headers={"content-type": "application/json"})
         # A lone surrogate is not JSON; the same without it is stored.
         assert answer.status_code == 400
@@ -191,7 +201,7 @@ async def test_test_alert_is_sent_to_every_target_and_each_is_reported(database:
             make_rule(f"json://{good.address}/", f"pagerduty://{key}?url=http://{good.address}", name="one"),
             make_rule(f"alertmanager+http://{bad.address}/", name="two"),
         ]
-        async with client(application(database, targets=configured(rules))) as http:
+        async with api(database, configured(rules)) as http:
             found = (await http.post("/api/alerts/test")).json()
             assert [(one["ok"], one["error"]) for one in found] == [
                 (True, None),
