@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from receiver import credentials, exposition, logs, tracing
+from receiver import credentials, exposition, logs
 from receiver.alerts.targets import Targets
 from receiver.api import problems, routes
 from receiver.api.auth import Tokens, token_guard
@@ -43,6 +43,7 @@ from receiver.storage.database import Database, is_sqlite, weaknesses
 from receiver.storage.processor import Settling
 from receiver.storage.status import StatusReader
 from receiver.supervisor import supervisor
+from receiver.tracing.recorder import configured_tracing, refuse_other_process
 from receiver.worker import configured_rules, configured_sinks, configured_targets, tag_checker, tag_keys
 
 RELOADED: Final = (
@@ -111,7 +112,7 @@ class Receiver:
         self.settings = settings
         # Before anything is opened, so that a wrong table of a sink or a rule prevents the start.
         configured_sinks(settings)
-        tracing.refuse_other_process(settings.tracing, settings.worker)
+        refuse_other_process(settings.tracing, settings.worker)
         targets = configured_targets(settings)
         self.database = Database(settings.database)
         routes = [(provider.api, url.route) for provider, url in URLS]
@@ -129,7 +130,7 @@ class Receiver:
         self._streams = Streams()
         self._site = SiteState()
         self.journal = Journal(journal.journal_writer(self.database), observer=self.metrics, on_append=self.worker.wake)
-        self._tracing = tracing.configured(settings.tracing)
+        self._tracing = configured_tracing(settings.tracing)
         self._refusals = Refusals(self.metrics, partial(refusals.add, self.database), clock=now)
         self._endpoints = CallbackEndpoints(
             self._tracing.journal(self.journal) if self._tracing is not None else self.journal,

@@ -50,7 +50,7 @@ from receiver.settings_sources import (
 from receiver.sinks.base import Duration
 from receiver.storage.database import driver_url
 from receiver.tags import TagPolicy, parse_keys
-from receiver.tracing import TracingSettings
+from receiver.tracing.settings import TracingSettings
 
 Days = Annotated[int, Field(ge=0)]
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 import structlog
 
-from receiver import exposition, logs, tags, tracing
+from receiver import exposition, logs, tags
 from receiver.alerts import rules, targets
 from receiver.alerts.evaluator import Evaluator, LogWatch, Rulebook
 from receiver.alerts.hooks import Context
@@ -44,6 +44,7 @@ from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import callbacks, sqlite_file
 from receiver.storage.database import Database, is_sqlite
 from receiver.storage.retention import Pruner
+from receiver.tracing.recorder import configured_tracing
 from receiver.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class Worker:
         self._monitor = Monitor(metrics, message="callbacks were processed", totals=lambda: metrics.totals)
         self._database = Database(settings.database)
         wakeup = Wakeup()
-        self._tracing = tracing.configured(settings.tracing, partial(callbacks.headers_of, self._database))
+        self._tracing = configured_tracing(settings.tracing, partial(callbacks.headers_of, self._database))
         self.processor = Processor(
             self._database,
             checker=tag_checker(settings),

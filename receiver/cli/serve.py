@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import structlog
 import uvicorn
 
-from receiver import credentials, logs, tracing
+from receiver import credentials, logs
 from receiver.app import RELOADED, Receiver
 from receiver.cli.context import make_embedded
 from receiver.cli.output import OutputClosed, echo
@@ -29,6 +29,7 @@ from receiver.settings import Settings, bare_token, load
 from receiver.settings_sources import PREFIX
 from receiver.storage.database import is_sqlite
 from receiver.supervisor import Supervisor
+from receiver.tracing.recorder import refuse_other_process
 from receiver.worker import configured_rules, configured_sinks, freeze_garbage_collection
 
 
@@ -202,7 +203,7 @@ def serve(config: Path | None, *, host: str | None, port: int | None) -> int:
     configure_logs(given)
     # Sinks and port before any file is made: a start that fails leaves nothing half made.
     configured_sinks(given)
-    tracing.refuse_other_process(given.tracing, given.worker)
+    refuse_other_process(given.tracing, given.worker)
     configured_rules(given)
     with ExitStack() as stack:
         listeners = bind(given.host, given.port)

@@ -25,7 +25,7 @@ from receiver.storage import retries, sinks
 from receiver.storage.database import Database
 from receiver.storage.leases import Leasing
 from receiver.storage.sinks import Lease, LeaseLost, Registration
-from receiver.tracing import Tracing
+from receiver.tracing.recorder import Tracing
 from receiver.waiting import wait_for
 
 # After its holder died, a sink gets nothing until the lease expires. The lease is renewed every fifth of this time.

@@ -26,7 +26,7 @@ from receiver.sinks.registry import ConfiguredSink
 from receiver.storage import event_log, retries, sinks
 from receiver.storage.database import Database
 from receiver.storage.retries import Progress, WaitingRetry
-from receiver.tracing import Tracing
+from receiver.tracing.recorder import Tracing
 
 
 class Wakeup:

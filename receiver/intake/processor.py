@@ -35,7 +35,7 @@ from receiver.storage.database import Database
 from receiver.storage.journal import Entry, JournalReader
 from receiver.storage.leases import Held, Leasing
 from receiver.storage.processor import ProcessorLease, ProcessorLeaseLost, Progress
-from receiver.tracing import Tracing
+from receiver.tracing.recorder import Tracing
 from receiver.waiting import wait_for
 
 # The lease of a frozen worker lapses, and another worker notices, within 10 s.

@@ -22,8 +22,8 @@ from receiver.errors import StorageUnavailable
 from receiver.intake.journal import Journal
 from receiver.settings import GivenSettings
 from receiver.sinks.base import Publication, Published, Refused, Result, Retry, Sink, SinkSettings
-from receiver.spans import Tracer, with_otlp
 from receiver.storage import callbacks
+from receiver.tracing.spans import Tracer, with_otlp
 from tests.collectors import collector
 from tests.factories import v2_event
 from tests.fault_servers import fault_server

@@ -18,7 +18,7 @@ from receiver.reconciliation.settings import Reconciliation
 from receiver.settings import GivenSettings, Retention, Settings, dump, load, restore
 from receiver.storage import sqlite_file
 from receiver.tags import TagPolicy
-from receiver.tracing import TracingSettings
+from receiver.tracing.settings import TracingSettings
 
 Set = Callable[..., None]
 

@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
-from receiver import tracing
 from receiver.dispatch.publish import publication as published
 from receiver.domain.publication import LogEntry, Publication
 from receiver.errors import SettingsError
 from receiver.settings import GivenSettings, dump, load, restore
 from receiver.sinks.encoding import bind, traced_body
-from receiver.tracing import Caller, refuse_other_process, trace_of
+from receiver.tracing import settings as tracing_settings
+from receiver.tracing.ids import Caller, trace_of
+from receiver.tracing.recorder import refuse_other_process
 from tests import event_schema
 from tests.dispatching import appended
 from tests.factories import make_event, make_publication
@@ -137,7 +138,7 @@ def test_a_missing_extra_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPat
     def none(name: str) -> ModuleSpec | None:
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(tracing, "find_spec", none)
+    monkeypatch.setattr(tracing_settings, "find_spec", none)
     monkeypatch.setenv("RECEIVER_TRACING__EXPORTER", exporter)
     line = rf"^RECEIVER_TRACING__EXPORTER: {exporter} needs the extra otel: pip install 'bandwidth-receiver\[otel\]'$"
     with pytest.raises(SettingsError, match=line):

@@ -1,6 +1,6 @@
 """The spans of traces, made and exported with OpenTelemetry; importing this module imports OpenTelemetry.
 
-A span is made when it has ended, with the ids that `receiver.tracing` has chosen for it. A thread exports the spans:
+A span is made when it has ended, with the ids that it is given. A thread exports the spans:
 its queue is bounded, and what finds it full or cannot be exported is dropped and counted.
 """
 

@@ -1,35 +1,25 @@
-"""Traces (extra `otel`): one for each callback, from its answer over its processing to each attempt to publish.
-
-Nothing is stored for a trace. Its id, the id of the callback's span and that of its processing are derived from the id
-of the callback, which every event names: web process, processor and dispatchers compute the same, wherever they run.
-So is the decision whether it is sampled.
-
-Without the setting nobody has an object of this module, and OpenTelemetry is not imported.
-"""
+"""What has a span in one process: callbacks that are accepted, processed and published, and with which attributes."""
 
 import asyncio
-import hashlib
-import re
 import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from receiver.domain.events import REGISTERED, Callback, Event, Quarantine
 from receiver.domain.publication import Outcome, PendingPublication, Publication, Published, Result
 from receiver.errors import JournalFull, SettingsError
 from receiver.logs import Sampled
 from receiver.providers.registry import URLS
+from receiver.tracing.ids import Caller, Trace, trace_of
+from receiver.tracing.settings import TracingSettings
 
 if TYPE_CHECKING:
-    from receiver import spans
+    from receiver.tracing import spans
 
 log = structlog.get_logger("receiver.tracing")
 
@@ -44,130 +34,6 @@ _MAX_ENDED: Final = 4096
 _MAX_CALLERS: Final = 16_384
 _MAX_LISTED: Final = 10
 _PATHS: Final = {(provider.api, url.route): url.path for provider, url in URLS}
-
-
-class TracingSettings(BaseModel):
-    """Where traces go to."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    exporter: Literal["none", "otlp", "application"] = Field(
-        "none",
-        description="Where traces are exported to: nowhere, to a collector by OTLP over HTTP (`otlp`), or to the "
-        "tracer provider of the application that mounts `receiver` (`application`). See `receiver help tracing`.",
-    )
-    endpoint: str | None = Field(
-        None,
-        description="The address of the collector, such as `http://localhost:4318`; `/v1/traces` is added. Without it "
-        "the variables `OTEL_EXPORTER_OTLP_…` hold, and without those `http://localhost:4318`.",
-    )
-    headers: dict[str, SecretStr] = Field(
-        {}, description="Headers that are sent to the collector, such as its API key; they are never shown."
-    )
-    service_name: str | None = Field(
-        None,
-        min_length=1,
-        description="The name of this service in traces. Without it `OTEL_SERVICE_NAME` holds, and without that "
-        "`receiver`.",
-    )
-    ratio: float = Field(1.0, ge=0, le=1, description="The share of callbacks that are traced, from 0 to 1.")
-    parent: Literal["link", "continue"] = Field(
-        "link",
-        description="What is done with the `traceparent` of a callback: its own trace links to it (`link`), or the "
-        "callback continues that trace and follows its decision whether it is sampled (`continue`). The latter is for "
-        "receivers behind a proxy that sets this header itself.",
-    )
-
-    @field_validator("exporter")
-    @classmethod
-    def _check_extra(cls, exporter: str) -> str:
-        if exporter != "none" and not _is_installed("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
-            raise ValueError(f"{exporter} needs the extra otel: pip install 'bandwidth-receiver[otel]'")
-        return exporter
-
-    @field_validator("endpoint")
-    @classmethod
-    def _check_endpoint(cls, endpoint: str | None) -> str | None:
-        if endpoint is not None:
-            parts = urlsplit(endpoint)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-                raise ValueError("must begin with http:// or https:// and a host, without a user: headers hold secrets")
-        return endpoint
-
-
-def _is_installed(*modules: str) -> bool:
-    try:
-        return all(find_spec(module) is not None for module in modules)
-    except ModuleNotFoundError:
-        return False
-
-
-# --- ids ---
-
-_TRACEPARENT: Final = re.compile(
-    r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
-)
-_MEMBER: Final = (
-    r"(?:[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})"
-    r"=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
-)
-_TRACESTATE: Final = re.compile(rf"(?=.{{1,512}}$){_MEMBER}(?:[ \t]*,[ \t]*{_MEMBER}){{0,31}}")
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """The span of whoever sent a callback, from the header `traceparent` (W3C Trace Context)."""
-
-    trace_id: int
-    span_id: int
-    is_sampled: bool
-    state: str | None = None
-
-    @classmethod
-    def of(cls, headers: Mapping[str, str]) -> "Caller | None":
-        """The caller that the headers of a callback name; None if they name none, or none that is valid."""
-        found = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
-        # Later versions of the header may have more fields, version 00 has not.
-        if found is None or (found[1] == "00" and found[5]):
-            return None
-        state = headers.get("tracestate", "").strip()
-        return cls(
-            trace_id=int(found[2], 16),
-            span_id=int(found[3], 16),
-            is_sampled=bool(int(found[4], 16) & 1),
-            state=state if _TRACESTATE.fullmatch(state) else None,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """The trace of one callback. `callback` and `processing` are the ids of its spans that other spans name."""
-
-    id: int
-    is_sampled: bool
-    callback: int
-    processing: int
-    state: str | None = None
-
-    def traceparent(self, span_id: int) -> str:
-        """The header that names a span of this trace as the parent of what its reader does."""
-        return f"00-{self.id:032x}-{span_id:016x}-{self.is_sampled:02x}"
-
-
-def trace_of(callback_id: str, ratio: float, caller: Caller | None = None) -> Trace:
-    """The trace of a callback: a part of the trace of `caller`, or without a caller a trace of its own."""
-    digest = hashlib.sha256(callback_id.encode()).digest()
-    # An id of zeros is not valid.
-    callback, processing = (int.from_bytes(part) or 1 for part in (digest[16:24], digest[24:]))
-    if caller is not None:
-        return Trace(caller.trace_id, caller.is_sampled, callback, processing, caller.state)
-    trace_id = int.from_bytes(digest[:16]) or 1
-    # As the sampler TraceIdRatioBased of OpenTelemetry decides.
-    is_sampled = trace_id & (2**64 - 1) < round(ratio * 2**64)
-    return Trace(trace_id, is_sampled, callback, processing)
-
-
-# --- spans ---
 
 
 class Appends(Protocol):
@@ -195,7 +61,7 @@ Headers = Callable[[Sequence[str]], Awaitable[Mapping[str, Mapping[str, str]]]]
 """Reads the headers of callbacks by their ids."""
 
 
-def configured(settings: TracingSettings, headers: Headers | None = None) -> "Tracing | None":
+def configured_tracing(settings: TracingSettings, headers: Headers | None = None) -> "Tracing | None":
     """The traces that the settings ask for; None if they ask for none."""
     return Tracing(settings, headers) if settings.exporter != "none" else None
 
@@ -239,7 +105,7 @@ class Tracing:
 
     def start(self) -> None:
         """Starts the export; raises SettingsError if that cannot be done."""
-        from receiver import spans
+        from receiver.tracing import spans
 
         settings = self._settings
         if settings.exporter == "application":
@@ -434,7 +300,7 @@ class _TracedJournal:
         self._journal, self._tracing = journal, tracing
 
     def append(self, callback: Callback) -> asyncio.Future[None]:
-        from receiver import spans
+        from receiver.tracing import spans
 
         around = spans.current_span()
         try:
