@@ -34,7 +34,6 @@ from receiver.domain.alerts import (
     unannounced,
 )
 from receiver.errors import StorageUnavailable
-from receiver.intake.processor import LEASE_SECONDS
 from receiver.logs import Sampled
 from receiver.monitoring import Failures
 from receiver.storage import alert_facts, alerts, event_counts
@@ -43,6 +42,8 @@ from receiver.storage.database import Database
 from receiver.storage.leases import Held, Leasing
 from receiver.waiting import wait_for
 
+# As that of the processor: another worker notices within 10 s that this one is frozen.
+LEASE_SECONDS: Final = 8.0
 _STANDBY_SECONDS: Final = 1.0
 # Between two rounds while alerts are switched off: alerts of rules that are gone were resolved in the first.
 _IDLE: Final = timedelta(minutes=1)

@@ -28,7 +28,8 @@ from receiver.storage.sinks import Lease, LeaseLost, Registration
 from receiver.tracing.recorder import Tracing
 from receiver.waiting import wait_for
 
-# After its holder died, a sink gets nothing until the lease expires. The lease is renewed every fifth of this time.
+# After its holder died, a sink gets nothing until the lease expires. While it publishes, the lease is renewed every
+# fifth of this time.
 LEASE_SECONDS: Final = 15.0
 POLL_SECONDS: Final = 1.0
 _MAX_BACKOFF_SECONDS: Final = 60.0

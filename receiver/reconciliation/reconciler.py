@@ -1,8 +1,7 @@
 """The loop that looks up, at one API, the messages of which nothing final was heard.
 
 One worker at a time queries an API: its lease is in the database, as that of the processor. It makes one request at a
-time.
-An answer with a final status is appended to the journal, and the processor does the rest.
+time. An answer with a final status is appended to the journal, and the processor does the rest.
 """
 
 import asyncio
