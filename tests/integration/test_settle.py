@@ -68,7 +68,7 @@ async def test_settle_says_how_many_are_left_when_the_time_is_over(database: Dat
 
 
 async def test_settle_waits_once_for_a_processor_that_is_stuck(database: Database, queries: list[None]) -> None:
-    settling = Settling(database, seconds=0.2)
+    settling = Settling(database, seconds=0.6)
     await append(database, callback([v2_event("m1")]))
     assert await settling.wait() == 1
     await append(database, callback([v2_event("m2")]))

@@ -1,9 +1,9 @@
 """The delay of the event loop, and the line of a minute."""
 
-import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
@@ -57,15 +57,17 @@ async def test_rest_of_a_minute_is_logged_at_the_stop() -> None:
 
 
 async def test_event_loop_that_is_held_up_is_measured_and_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(monitoring, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(monitoring, "_LOOP_SECONDS", 0.01)
-    monkeypatch.setattr(monitoring, "_HELD_SECONDS", 0.3)
     delays = Delays()
     with capture_logs() as lines:
         async with monitored(delays, Counter()):
             await eventually(lambda: delays.seconds)
-            assert max(delays.seconds) < 0.3
-            time.sleep(0.5)  # noqa: ASYNC251 - it holds the loop
-            await eventually(lambda: max(delays.seconds) >= 0.3)
+            assert max(delays.seconds) == 0
+            # The timer that is running now is late by this.
+            clock.now += 3.0
+            await eventually(lambda: max(delays.seconds) >= 2.0)
     assert [line["event"] for line in lines] == ["the event loop was held up; nothing was answered meanwhile"]
 
 
