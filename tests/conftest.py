@@ -29,7 +29,7 @@ from tests.servers import named_database, on_postgres, postgres_server, random_n
 
 # The same examples on every machine, however slow it is; --hypothesis-profile=default looks for new ones.
 settings.register_profile("quick", settings.get_profile("ci"), max_examples=50)
-settings.register_profile("thorough", settings.get_profile("ci"), max_examples=500)
+settings.register_profile("thorough", settings.get_profile("ci"), max_examples=250)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 # Else every process that a test starts compiles the modules of receiver again.
