@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.fork_server import fork_server
+
 COMMAND = Path(sys.executable).with_name("receiver")
 _LISTENS = re.compile(r"^receiver listens on (http://[^\s,]+)", re.MULTILINE)
 
@@ -32,6 +34,9 @@ def environment(**settings: str) -> dict[str, str]:
 
 def receiver(folder: Path, *arguments: str, stdin: bytes = b"", **settings: str) -> subprocess.CompletedProcess[bytes]:
     """Runs one command to its end in a folder."""
+    if "TEST_FAILPOINT" not in settings:
+        return fork_server().run(arguments, folder, environment(**settings), stdin, 120)
+    # Failpoints are armed by the import.
     return subprocess.run(
         [COMMAND, *arguments],
         cwd=folder,
@@ -79,7 +84,7 @@ def serving(folder: Path, *arguments: str, settings: Mapping[str, str] | None = 
             process.wait(10)
 
 
-def _address(process: subprocess.Popen[bytes], output: Path, errors: Path, seconds: float = 60) -> str:
+def _address(process: subprocess.Popen[bytes], output: Path, errors: Path, seconds: float = 180) -> str:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = _LISTENS.search(output.read_text("utf-8"))
@@ -92,7 +97,7 @@ def _address(process: subprocess.Popen[bytes], output: Path, errors: Path, secon
     raise AssertionError(f"receiver serve did not start: {errors.read_text('utf-8')}")
 
 
-def until(condition: Callable[[], Any], seconds: float = 60) -> None:
+def until(condition: Callable[[], Any], seconds: float = 120) -> None:
     """Waits until a condition about another process holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -118,7 +123,7 @@ class Foreground:
 
     def address(self, name: str) -> str:
         """The address on which `name` listens, from its output."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
             if found := re.search(rf"^{name} listens on (http://[^\s,]+)", self.text(), re.MULTILINE):
                 return found[1]
