@@ -32,6 +32,13 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def empty_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server to which no test posts anything."""
+    with serving(tmp_path_factory.mktemp("empty"), settings=SETTINGS) as server:
+        yield server
+
+
 SETTINGS = {"CALLBACK_AUTH": "none", "API_TOKENS": json.dumps([f"tools:read:{TOKEN}"])}
 
 
@@ -162,9 +169,11 @@ def test_listen_says_that_nothing_listens_at_the_forward_url(server: Server, els
         (("--token", TOKEN, "--type", "message.lost"), 2, "--type"),
     ],
 )
-def test_errors_are_one_line(server: Server, elsewhere: Path, arguments: tuple[str, ...], code: int, line: str) -> None:
+def test_errors_are_one_line(
+    empty_server: Server, elsewhere: Path, arguments: tuple[str, ...], code: int, line: str
+) -> None:
     for command in (("events", "tail"), ("listen", "--forward", "http://127.0.0.1:9/")):
-        ran = receiver(elsewhere, *command, "--url", server.url, *arguments)
+        ran = receiver(elsewhere, *command, "--url", empty_server.url, *arguments)
         assert (ran.returncode, ran.stderr.count(b"\n")) == (code, 1)
         assert line in ran.stderr.decode()
 

@@ -4,9 +4,10 @@ import json
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -15,6 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.brokers.own import free_port
 from tests.factories import v2_event
 from tests.faults.load import children
 from tests.processes import COMMAND, PATIENT, Server, environment, foreground, receiver, serving, until, whole_lines
@@ -101,23 +103,15 @@ def test_debug_level_has_a_line_for_each_refused_request(tmp_path: Path) -> None
         assert {line["reason"] for line in logged(server, "a request was refused")} == {"no-credentials"}
 
 
-@pytest.mark.parametrize(
-    ("settings", "names"),
-    [
-        (GIVEN, []),
-        ({"CALLBACK_AUTH": "none"}, ["RECEIVER_CALLBACK_AUTH"]),
-        ({"API_AUTH": "none", "METRICS_AUTH": "none"}, ["RECEIVER_API_AUTH", "RECEIVER_METRICS_AUTH"]),
-    ],
-    ids=["on", "callbacks", "api"],
-)
-def test_authentication_that_is_off_is_logged_at_every_start(
-    tmp_path: Path, settings: dict[str, str], names: list[str]
-) -> None:
-    for _ in range(2):
-        with serving(tmp_path, settings=settings) as server:
+def test_authentication_that_is_off_is_logged_at_every_start(tmp_path: Path) -> None:
+    everything_off = {"CALLBACK_AUTH": "none", "API_AUTH": "none", "METRICS_AUTH": "none"}
+    for off in (everything_off, everything_off, {"CALLBACK_AUTH": "none"}):
+        with serving(tmp_path, settings=off) as server:
             server.stop()
             lines = logged(server, "authentication is switched off")
-            assert [(line["setting"], line["level"]) for line in lines] == [(name, "warning") for name in names]
+            assert [(line["setting"], line["level"]) for line in lines] == [
+                (f"RECEIVER_{name}", "warning") for name in off
+            ]
 
 
 def test_worker_whose_metrics_need_no_token_logs_that(tmp_path: Path) -> None:
@@ -145,11 +139,10 @@ def test_strangers_who_send_garbage_get_one_line_and_are_counted(tmp_path: Path,
     with serving(tmp_path, settings={**GIVEN, "LOG_LEVEL": level}) as server:
         host, port = server.url.removeprefix("http://").split(":")
         for content in [GARBAGE] * 50 + [LONG_HEAD] * 5 + [UPGRADE] * 5 + [TUNNEL] * 5:
-            with socket.create_connection((host, int(port)), timeout=30) as connection:
+            with socket.create_connection((host, int(port)), timeout=30) as connection, suppress(ConnectionError):
                 connection.sendall(content)
-                with suppress(ConnectionError):
-                    while connection.recv(4096):
-                        pass
+                while connection.recv(4096):
+                    pass
         assert metric(server.url, 'receiver_connections_closed_total{reason="not-http"}') == 55
         assert metric(server.url, 'receiver_connections_closed_total{reason="long-head"}') == 5
         server.stop()
@@ -242,9 +235,18 @@ def test_log_pipe_that_nobody_reads_holds_neither_server_nor_worker(tmp_path: Pa
 
 
 def test_log_goes_on_with_the_number_of_lost_lines_once_the_pipe_is_read(tmp_path: Path) -> None:
-    with serving_into_a_pipe(tmp_path, **GIVEN, LOG_LEVEL="debug") as (process, url):
-        with client(url, "wrong") as stranger:
-            until(lambda: [stranger.post(V2) for _ in range(200)] and metric(url, "receiver_log_lines_dropped_total"))
+    with serving_into_a_pipe(tmp_path, **GIVEN) as (process, url):
+        with client(url) as bandwidth:
+            assert bandwidth.post(V2, json=[v2_event("m1")]).status_code == 200
+
+        def shown() -> int:
+            return httpx2.get(f"{url}/api/messages/m1", headers=BEARER, **PATIENT).status_code
+
+        until(lambda: shown() == 200)
+        with closing(sqlite3.connect(tmp_path / "receiver-data/receiver.db", timeout=30)) as database, database:
+            database.execute("UPDATE messages SET direction = 'sideways'")
+        # Each of these answers is a line with a traceback.
+        until(lambda: {shown() for _ in range(20)} == {500} and metric(url, "receiver_log_lines_dropped_total"))
         lost = metric(url, "receiver_log_lines_dropped_total")
         assert process.stderr is not None
         found: dict[str, Any] = {}
@@ -257,8 +259,7 @@ def test_log_goes_on_with_the_number_of_lost_lines_once_the_pipe_is_read(tmp_pat
 
 
 def test_server_runs_with_closed_standard_streams_and_the_sink_stdout_keeps_its_events(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     shell = subprocess.Popen(
         ["/bin/sh", "-c", f'exec "$0" serve --port {port} <&- >&- 2>&-', COMMAND],
         cwd=tmp_path,

@@ -145,7 +145,7 @@ def test_traceback_of_a_request_has_its_id(tmp_path: Path) -> None:
     """The server logs it, behind the application."""
     with serving(tmp_path, settings=SETTINGS) as server:
         assert httpx2.post(server.url + V2, auth=("u", "p"), json=[v2_event("m1")], **PATIENT).status_code == 200
-        assert get(server, "/api/messages/m1").status_code == 200
+        until(lambda: get(server, "/api/messages/m1").status_code == 200)
         with sqlite3.connect(tmp_path / "receiver-data/receiver.db") as database:
             database.execute("UPDATE messages SET direction = 'sideways'")
         answer = get(server, "/api/messages/m1", **{"X-Request-ID": "broken-1"})
