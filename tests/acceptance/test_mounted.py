@@ -18,7 +18,7 @@ from receiver.settings import GivenSettings
 from tests.brokers.own import free_port
 from tests.factories import v2_event
 from tests.pages import blocks, page
-from tests.processes import environment, until
+from tests.processes import PATIENT, environment, until
 from tests.web import serving
 
 pytestmark = pytest.mark.anyio
@@ -100,7 +100,7 @@ def test_uvicorn_starts_the_application_as_a_factory(tmp_path: Path) -> None:
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        with httpx2.Client(base_url=url, trust_env=False, verify=False, timeout=20) as client:
+        with httpx2.Client(base_url=url, **PATIENT) as client:
 
             def is_ready() -> bool:
                 try:
@@ -112,8 +112,11 @@ def test_uvicorn_starts_the_application_as_a_factory(tmp_path: Path) -> None:
             until(is_ready)
             body = json.dumps([v2_event("m1")])
             assert client.post("/callbacks/bandwidth/v2", content=body, auth=CREDENTIALS).status_code == 200
-            [message] = client.get("/api/messages", headers=TOKEN).json()
-            assert message["status"] == "delivered"
+
+            def statuses() -> list[str]:
+                return [message["status"] for message in client.get("/api/messages", headers=TOKEN).json()]
+
+            until(lambda: statuses() == ["delivered"])
     finally:
         process.terminate()
         # uvicorn raises the signal once more when all is done
@@ -170,7 +173,7 @@ async def test_413_arrives_from_any_server_after_the_whole_body(
         for _ in range(40):
             writer.write(b" " * 100_000)
             await writer.drain()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(45):
             assert (await reader.read()).startswith(b"HTTP/1.1 413")
         writer.close()
     finally:
@@ -185,5 +188,5 @@ async def test_two_applications_for_one_sqlite_database_are_refused(tmp_path: Pa
         with pytest.raises(Exception, match="already serves the database"):
             async with second.router.lifespan_context(second):
                 pass
-    async with asyncio.timeout(20), second.router.lifespan_context(second):
+    async with asyncio.timeout(45), second.router.lifespan_context(second):
         pass

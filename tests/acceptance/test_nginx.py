@@ -66,7 +66,7 @@ def nginx(folder: Path, *upstreams: int) -> Iterator[httpx2.Client]:
             yield client
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def answers(port: int) -> bool:
