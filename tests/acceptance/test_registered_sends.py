@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from receiver.testing.sandbox import running_sandbox
-from tests.processes import PATIENT, receiver, serving
+from tests.processes import PATIENT, receiver, serving, until
 from tests.sandboxes import API_TOKEN, PAIR, V1, V2, round_trip, v1_message, v2_message
 
 SETTINGS = {"CALLBACK_CREDENTIALS": json.dumps([PAIR]), "API_TOKENS": json.dumps([API_TOKEN])}
@@ -110,11 +110,11 @@ def test_fixture_registers_what_the_application_sent(tmp_path: Path) -> None:
         assert [send["id"] for send in sandbox.sends()] == [result["id"] for result in results]
         with pytest.raises(ValueError, match="answered 401"):
             sandbox.register_sends(server.url, "another-token")
-        answer = httpx2.get(
-            f"{server.url}/api/messages",
-            params={"awaitingReceipt": "true"},
-            headers={"Authorization": f"Bearer {API_TOKEN}"},
-            **PATIENT,
-        )
+
+        def awaited() -> list[str]:
+            headers, chosen = {"Authorization": f"Bearer {API_TOKEN}"}, {"awaitingReceipt": "true"}
+            answer = httpx2.get(f"{server.url}/api/messages", params=chosen, headers=headers, **PATIENT)
+            return [message["id"] for message in answer.json()]
+
         # v1 sends nothing about a message without a callback URL, so nothing is awaited there.
-        assert [message["id"] for message in answer.json()] == [results[1]["id"]]
+        until(lambda: awaited() == [results[1]["id"]])
