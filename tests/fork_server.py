@@ -108,6 +108,7 @@ def _run_and_report(arguments: list[str], folder: str, environment: dict[str, st
         os.environ.clear()
         os.environ.update(environment)
         sys.argv = [str(_PROGRAM), *arguments]
+        sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
 
         _run()
     os.write(result, b"%d\n" % process)
