@@ -175,25 +175,37 @@ def changes(
     `mutes` says until when the alerts of a name and a group are muted, also those to come.
 
     An alert that is resolved stays so, since posts may arrive late. One that was resolved before anybody here heard of
-    it changes nothing.
+    it changes nothing. Each alert has one change at most, also if the post names it several times.
     """
-    current, found = dict(known), []
-    for one in posted:
-        alert_id = external_id(one)
-        change = _change(one, alert_id, current.get(alert_id), rules, now)
+    found = []
+    for alert_id, one in _last_states(posted, now).items():
+        change = _change(one, alert_id, known.get(alert_id), rules, now)
         if change is not None:
             if change.transition is Transition.FIRED:
                 muted_until = (mutes or {}).get(change.alert.key)
                 change = replace(change, alert=replace(change.alert, muted_until=muted_until))
-            current[alert_id] = change.alert
             found.append(change)
     return found
+
+
+def _last_states(posted: Iterable[AlertmanagerAlert], now: datetime) -> dict[str, AlertmanagerAlert]:
+    """What a post says last of each alert, by our id; one that is resolved stays so."""
+    states: dict[str, AlertmanagerAlert] = {}
+    for one in posted:
+        alert_id = external_id(one)
+        if alert_id not in states or _is_firing(states[alert_id], now):
+            states[alert_id] = one
+    return states
+
+
+def _is_firing(posted: AlertmanagerAlert, now: datetime) -> bool:
+    return posted.status == "firing" and (posted.ends_at is None or posted.ends_at > now)
 
 
 def _change(
     posted: AlertmanagerAlert, alert_id: str, known: Alert | None, rules: Sequence[Rule], now: datetime
 ) -> AlertChange | None:
-    is_firing = posted.status == "firing" and (posted.ends_at is None or posted.ends_at > now)
+    is_firing = _is_firing(posted, now)
     if known is None:
         if not is_firing:
             return None

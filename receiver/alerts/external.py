@@ -24,13 +24,12 @@ async def take(database: Database, post: AlertmanagerPost, targets: Targets, *, 
     """
     async with database.reading() as connection:
         mutes = await alerts.mutes(connection, now)
-    ids = [external_id(alert) for alert in post.alerts]
     async with database.appending() as transaction:
-        known = await alerts.stored(transaction, ids)
+        known = await alerts.stored(transaction, {external_id(alert) for alert in post.alerts})
         found = changes(post.alerts, known, targets.rules, now, mutes=mutes)
         places = max(0, MAX_OPEN - await alerts.open_external(transaction))
-        new = {change.alert.id for change in found if change.transition is Transition.FIRED}
-        beyond = set(list(dict.fromkeys(one for one in ids if one in new))[places:])
+        new = [change.alert.id for change in found if change.transition is Transition.FIRED]
+        beyond = set(new[places:])
         taken = [change for change in found if change.alert.id not in beyond]
         heard = await _write(transaction, taken, targets, now)
     log_heard(heard)

@@ -194,9 +194,11 @@ async def write(
 ) -> list[AlertChange]:
     """Writes changes of alerts and the entries of the event log about them; returns what others hear of.
 
-    `base_url` is the start of the links. That an alert is resolved is for the sinks that its firing was for. What
-    people have decided (acknowledged, muted) stays as it is in the database.
+    Each alert has one change at most. `base_url` is the start of the links. That an alert is resolved is for the sinks
+    that its firing was for. What people have decided (acknowledged, muted) stays as it is in the database.
     """
+    if len({change.alert.id for change in changes}) < len(changes):
+        raise ValueError("an alert has several changes at once")
     written, heard = [], []
     for change in await _as_decided(transaction, changes):
         alert, heard_as = change.alert, announcement(change, now)

@@ -370,6 +370,16 @@ async def test_decision_between_reading_and_writing_is_not_overwritten(database:
     assert (row.acknowledged_at, row.muted_until) == (at(5), at(0) + timedelta(hours=1))
 
 
+async def test_several_changes_of_an_alert_at_once_are_refused(database: Database) -> None:
+    await fired(database)
+    async with database.reading() as connection:
+        [seen] = await alerts.open_alerts(connection)
+    change = AlertChange(transition=Transition.UPDATED, alert=seen)
+    with pytest.raises(ValueError, match="several changes"):
+        async with database.appending() as transaction:
+            await alerts.write(transaction, [change, change], now=at(30), base_url=BASE_URL)
+
+
 async def test_list_is_filtered_and_paged(database: Database) -> None:
     rounds = Rounds(database, make_rule(), make_rule("slow", type=RuleType.SLOW_DELIVERY, severity=Severity.CRITICAL))
     for n in range(4):

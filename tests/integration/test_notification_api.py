@@ -143,6 +143,25 @@ async def test_posts_at_the_same_time_fire_an_alert_once(database: Database) -> 
     assert await events(database) == ["fired"]
 
 
+async def test_alert_named_twice_in_one_post_fires_once_and_the_others_are_taken(database: Database) -> None:
+    [one] = POSTED["alerts"]
+    other = {**one, "labels": {"alertname": "other"}, "fingerprint": "feed"}
+    again = {**one, "annotations": {"summary": "worse"}}
+    over = {**one, "startsAt": "2023-02-07T00:00:00Z"}
+    post = {**POSTED, "alerts": [other, one, again, over, {**over, "status": "resolved"}]}
+    async with client(application(database, targets=targets())) as http:
+        answer = await http.post(PATH, json=post)
+        assert (answer.status_code, answer.json()) == (200, {"alerts": 2})
+        # An alert that fires, and is resolved twice.
+        resolved = [{**one, "status": status} for status in ("firing", "resolved", "resolved")]
+        assert (await http.post(PATH, json={**POSTED, "alerts": resolved})).json() == {"alerts": 1}
+    assert {(row.name, row.status) for row in await stored(database)} == {
+        ("other", "firing"),
+        ("ProbeFailure", "resolved"),
+    }
+    assert await events(database) == ["fired", "fired", "resolved"]
+
+
 async def test_muted_name_and_group_of_another_program_is_announced_to_nobody(database: Database) -> None:
     async with api(database, for_external(HOOK)) as http:
         await http.post(PATH, json=posted())

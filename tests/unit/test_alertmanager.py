@@ -187,10 +187,31 @@ def test_identity_without_fingerprint_is_that_of_the_labels() -> None:
     assert external_id(first.alerts[0]) != external_id(second.alerts[0])
 
 
-def test_the_same_alert_twice_in_one_post_fires_once() -> None:
-    one = POSTED["alerts"][0]
-    twice = AlertmanagerPost.model_validate({**POSTED, "alerts": [one, one]})
-    assert [change.transition for change in after(twice)] == [Transition.FIRED]
+def several(*alerts: dict[str, Any]) -> AlertmanagerPost:
+    """A post that names the same alert several times, each time with these fields."""
+    return AlertmanagerPost.model_validate({**POSTED, "alerts": [{**POSTED["alerts"][0], **alert} for alert in alerts]})
+
+
+WORSE: dict[str, Any] = {"annotations": {"summary": "worse"}}
+OVER: dict[str, Any] = {"status": "resolved"}
+ENDED: dict[str, Any] = {"endsAt": "2023-02-06T13:20:00Z"}
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_alert_named_several_times_in_one_post_has_one_change(number: int) -> None:
+    [fired] = after(several(*[{}] * (number - 1), WORSE))
+    assert (fired.transition, fired.alert.summary) == (Transition.FIRED, "worse")
+    [updated] = after(several(*[WORSE] * (number - 1), {"annotations": {"summary": "bad"}}), [fired.alert])
+    assert (updated.transition, updated.alert.summary) == (Transition.UPDATED, "bad")
+
+
+@pytest.mark.parametrize("states", [({}, OVER), (OVER, {}), ({}, OVER, WORSE), ({}, ENDED), (ENDED, {})])
+def test_alert_that_fires_and_is_resolved_in_one_post_is_resolved(states: tuple[dict[str, Any], ...]) -> None:
+    [fired] = after(post())
+    [change] = after(several(*states), [fired.alert], seconds=60)
+    assert (change.transition, change.alert.resolved_at) == (Transition.RESOLVED, at(60))
+    # Nobody heard that it fires, so nobody hears of it.
+    assert after(several(*states)) == []
 
 
 def test_external_rules_say_to_whom_it_goes() -> None:
