@@ -149,7 +149,7 @@ def rulebook(settings: Settings, found: Targets) -> Rulebook:
     return Rulebook(
         rules=found.rules if settings.alerts_every else (),
         sinks=sinks,
-        named={rule.name: frozenset(rule.to) & sinks.keys() for rule in found.rules if rule.to},
+        sinks_of=found.sinks_of,
         every=settings.alerts_every,
         base_url=settings.base_url,
         further=found.further,

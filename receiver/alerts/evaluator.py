@@ -37,7 +37,7 @@ from receiver.errors import StorageUnavailable
 from receiver.logs import Sampled
 from receiver.monitoring import Failures
 from receiver.storage import alert_facts, alerts, event_counts
-from receiver.storage.alerts import AlertingLease, AlertingLeaseLost, Further
+from receiver.storage.alerts import AlertingLease, AlertingLeaseLost, Further, Named
 from receiver.storage.database import Database
 from receiver.storage.leases import Held, Leasing
 from receiver.waiting import wait_for
@@ -138,13 +138,13 @@ class EvaluationObserver(Protocol):
 class Rulebook:
     """What a reload changes: the rules, the types of the configured sinks by name, and the steps that notify people.
 
-    `named` has the sinks of each rule whose `to` is set, by the name of the rule. `every` is the time between two
-    rounds; without rules it may be 0. `further` gets the time of a round.
+    `sinks_of` says which sinks an alert is for. `every` is the time between two rounds; without rules it may be 0.
+    `further` gets the time of a round.
     """
 
     rules: Sequence[Rule]
     sinks: Mapping[str, str] = field(default_factory=dict)
-    named: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    sinks_of: Named = lambda _: None
     every: timedelta = timedelta(seconds=30)
     base_url: str = ""
     further: Callable[[datetime], Further] = lambda _: lambda _heard, _spelling: ()
@@ -278,7 +278,7 @@ class Evaluator(Generic[AnyFacts]):
                 changes,
                 now=now,
                 base_url=rulebook.base_url,
-                sinks=lambda alert: rulebook.named.get(alert.name),
+                sinks=rulebook.sinks_of,
                 further=rulebook.further(now),
             )
             failpoints.reach("alerts_written")

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
-from msgspec.structs import replace
 from sqlalchemy import select, text
 
 from receiver.alerts import external
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.anyio
 
 BREACHED, NEAR, CLEAR = finding(Condition.BREACHED), finding(Condition.NEAR), finding(Condition.CLEAR, value=0.01)
 CLEARED = CLEAR_FOR.total_seconds()
+PAGER = Targets(sinks=frozenset({"pager"}))
 
 
 async def fired(database: Database, **rulebook: Any) -> Rounds:
@@ -458,7 +460,7 @@ async def test_alert_with_the_id_of_a_message_does_no_harm(database: Database) -
 
 
 async def test_sinks_get_alerts_if_they_ask_and_named_sinks_alone_if_the_rule_names_some(database: Database) -> None:
-    rounds = Rounds(database, make_rule(), make_rule("named", to=("pager",)), named={"named": frozenset({"pager"})})
+    rounds = Rounds(database, make_rule(), make_rule("named", to=("pager",)), sinks_of=PAGER.sinks_of)
     both = ["alert.fired", "alert.resolved"]
     sinks = {
         "plain": memory_sink("plain"),
@@ -490,12 +492,31 @@ async def test_sinks_get_alerts_if_they_ask_and_named_sinks_alone_if_the_rule_na
 
 
 async def test_resolved_alert_goes_to_the_sinks_that_heard_that_it_fires(database: Database) -> None:
-    rounds = Rounds(database, make_rule(to=("pager",)), named={"blocks": frozenset({"pager"})})
+    rounds = Rounds(database, make_rule(to=("pager",)), sinks_of=PAGER.sinks_of)
     await rounds.round(0, BREACHED)
     rounds.evaluator.reload(rounds.rulebook(make_rule("another")))
     await rounds.round(30)
     fired, resolved = await alert_entries(database)
     assert fired.event.sinks == resolved.event.sinks == {"pager"}
+
+
+async def test_muted_alert_of_another_program_goes_to_the_sinks_of_its_rule_when_the_mute_ends(
+    database: Database,
+) -> None:
+    rule = make_rule("external", type=RuleType.EXTERNAL, by=None, to=("pager",))
+    targets = replace(PAGER, rules=(rule,))
+    rounds = Rounds(database, rule, sinks_of=targets.sinks_of)
+    first, again = (
+        AlertmanagerPost.model_validate({**POSTED, "alerts": [{**POSTED["alerts"][0], "startsAt": begin}]})
+        for begin in ("2026-01-01T00:00:00Z", "2026-01-01T00:00:20Z")
+    )
+    await external.take(database, first, targets, now=at(0))
+    [row] = await rows(database)
+    await alerts.mute(database, row.id, at(600))
+    await external.take(database, again, targets, now=at(20))
+    assert await rounds.round(30) == []
+    assert len(await rounds.round(700)) == 1
+    assert [entry.event.sinks for entry in await alert_entries(database)] == [{"pager"}, {"pager"}]
 
 
 async def test_alert_events_are_replayed(database: Database) -> None:
@@ -547,6 +568,6 @@ async def test_pull_gives_alerts_only_where_their_types_are_named(database: Data
 
 async def test_registration_is_still_pulled_by_nobody(database: Database) -> None:
     [event] = life("m1", [Status.QUEUED])
-    await append(database, [replace(event, route="registered")])
+    await append(database, [msgspec.structs.replace(event, route="registered")])
     found = await event_log.pull_types(database, 0, 10, ["message.queued"])
     assert (found.entries, found.read_to) == ([], 1)
