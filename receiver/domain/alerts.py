@@ -116,8 +116,8 @@ class AlertStatus(StrEnum):
     RESOLVED = "resolved"
 
 
-AlertKey = tuple[str, str | None]
-"""The name of a rule and a group."""
+AlertKey = tuple[RuleType, str, str | None]
+"""The type and the name of a rule, and a group: another program may name its alert as a rule here is named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +152,8 @@ class Alert:
 
     @property
     def key(self) -> AlertKey:
-        """The name of the rule and the group; at most one alert of a key is pending or firing."""
-        return self.name, self.group
+        """The rule and the group; of a rule that is evaluated here, at most one alert of a key is pending or firing."""
+        return self.rule, self.name, self.group
 
 
 class Transition(StrEnum):
@@ -257,7 +257,7 @@ class _Life:
             self._change(Transition.RESOLVED, resolved)
 
     def _begin(self, rule: Rule, finding: Finding) -> None:
-        muted_until = self._mutes.get((rule.name, finding.group))
+        muted_until = self._mutes.get((rule.type, rule.name, finding.group))
         alert = Alert(
             id=self._new_id(),
             rule=rule.type,

@@ -106,9 +106,9 @@ async def open_alerts(connection: AsyncConnection) -> list[Alert]:
 async def mutes(connection: AsyncConnection, now: datetime) -> dict[AlertKey, datetime]:
     """Until when the alerts of a rule and a group are muted, also those to come."""
     until = func.max(ALERTS.c.muted_until).label("until")
-    key = (ALERTS.c.name, ALERTS.c.group_value)
+    key = (ALERTS.c.rule, ALERTS.c.name, ALERTS.c.group_value)
     muted = select(*key, until).where(ALERTS.c.muted_until > now).group_by(*key)
-    return {(row.name, row.group_value): row.until for row in await connection.execute(muted)}
+    return {(RuleType(row.rule), row.name, row.group_value): row.until for row in await connection.execute(muted)}
 
 
 async def with_ids(connection: AsyncConnection, alert_ids: Collection[str]) -> dict[str, Alert]:
@@ -395,11 +395,19 @@ async def mute(database: Database, alert_id: str, until: datetime | None) -> Ale
     """Mutes an alert and later alerts of its rule and group until a time; None ends the mute. Raises UnknownAlert."""
     async with database.writing() as connection:
         row = await _shown(connection, alert_id)
-        same = and_(ALERTS.c.name == row.name, ALERTS.c.group_value.is_not_distinct_from(row.group_value))
-        others = update(ALERTS).where(same, ALERTS.c.muted_until.is_not(None) | _IS_OPEN)
+        others = update(ALERTS).where(_same_key(ALERTS, row), ALERTS.c.muted_until.is_not(None) | _IS_OPEN)
         await connection.execute(others.values(muted_until=until))
         await connection.execute(update(ALERTS).where(ALERTS.c.id == alert_id).values(muted_until=until))
         return _alert(await _shown(connection, alert_id))
+
+
+def _same_key(alerts: Any, other: Any) -> ColumnElement[bool]:
+    """Whether alerts are of the rule and the group of another alert, or of those of another table."""
+    return and_(
+        alerts.c.rule == other.rule,
+        alerts.c.name == other.name,
+        alerts.c.group_value.is_not_distinct_from(other.group_value),
+    )
 
 
 async def _shown(connection: AsyncConnection, alert_id: str) -> Row[Any]:
@@ -421,8 +429,7 @@ def is_old(before: datetime, now: datetime) -> ColumnElement[bool]:
     Of the alerts of a rule and a group that were muted together, the last holds the mute.
     """
     has_later = exists().where(
-        _LATER.c.name == ALERTS.c.name,
-        _LATER.c.group_value.is_not_distinct_from(ALERTS.c.group_value),
+        _same_key(_LATER, ALERTS.c),
         _LATER.c.muted_until >= ALERTS.c.muted_until,
         or_(
             _LATER.c.began_at > ALERTS.c.began_at,

@@ -358,6 +358,30 @@ async def test_unmuting_holds_for_all_alerts_of_the_rule_and_group(database: Dat
         assert await alerts.mutes(connection, at(0)) == {}
 
 
+async def test_mute_of_an_alert_of_another_program_mutes_no_rule_of_the_same_name(database: Database) -> None:
+    labels = {"alertname": "blocks"}
+    post = AlertmanagerPost.model_validate({**POSTED, "alerts": [{**POSTED["alerts"][0], "labels": labels}]})
+    await external.take(database, post, Targets(), now=at(0))
+    [other] = await rows(database)
+    assert (other.name, other.group_value) == ("blocks", None)
+    await alerts.mute(database, other.id, at(600))
+    rounds = Rounds(database, make_rule(by=None))
+    assert len(await rounds.round(30, finding(Condition.BREACHED, None))) == 1
+    await alerts.mute(database, other.id, at(86_400))
+
+    async def muted() -> dict[str, Any]:
+        return {row.rule: row.muted_until for row in await rows(database)}
+
+    assert await muted() == {"external": at(86_400), "failure-rate": None}
+    # Both hold mutes of their own.
+    [ours] = [row for row in await rows(database) if row.rule == "failure-rate"]
+    await alerts.mute(database, ours.id, at(86_400))
+    await external.resolve(database, other.id, Targets(), now=at(60))
+    pruner = Pruner(database, {"events": timedelta(hours=1)}, clock=lambda: at(50_000))
+    await pruner.prune()
+    assert await muted() == {"external": at(86_400), "failure-rate": at(86_400)}
+
+
 async def test_decision_between_reading_and_writing_is_not_overwritten(database: Database) -> None:
     await fired(database)
     [row] = await rows(database)

@@ -272,14 +272,14 @@ def test_a_group_fires_for_itself_when_there_is_room_again() -> None:
 
 def test_a_mute_outlives_its_alert() -> None:
     installation = Installation(rule())
-    installation.mutes = {("failures", None): START + timedelta(hours=1)}
+    installation.mutes = {(RuleType.FAILURE_RATE, "failures", None): START + timedelta(hours=1)}
     [fired] = installation.evaluate(finding(BREACHED))
     assert fired.alert.muted_until == START + timedelta(hours=1)
 
 
 def test_a_mute_that_is_over_is_not_inherited() -> None:
     installation = Installation(rule())
-    installation.mutes = {("failures", None): START}
+    installation.mutes = {(RuleType.FAILURE_RATE, "failures", None): START}
     [fired] = installation.evaluate(finding(BREACHED))
     assert fired.alert.muted_until is None
 
