@@ -16,7 +16,6 @@ from receiver.alerts.text import Templates, fields
 from receiver.domain.alerts import (
     Alert,
     AlertChange,
-    AlertKey,
     AlertStatus,
     Evidence,
     Rule,
@@ -167,25 +166,16 @@ def changes(
     known: Mapping[str, Alert],
     rules: Sequence[Rule],
     now: datetime,
-    *,
-    mutes: Mapping[AlertKey, datetime] | None = None,
 ) -> list[AlertChange]:
     """The changes of our alerts that a post brings; `known` are those with the ids of `external_id` that are stored.
-
-    `mutes` says until when the alerts of a name and a group are muted, also those to come.
 
     An alert that is resolved stays so, since posts may arrive late. One that was resolved before anybody here heard of
     it changes nothing. Each alert has one change at most, also if the post names it several times.
     """
-    found = []
-    for alert_id, one in _last_states(posted, now).items():
-        change = _change(one, alert_id, known.get(alert_id), rules, now)
-        if change is not None:
-            if change.transition is Transition.FIRED:
-                muted_until = (mutes or {}).get(change.alert.key)
-                change = replace(change, alert=replace(change.alert, muted_until=muted_until))
-            found.append(change)
-    return found
+    found = (
+        _change(one, alert_id, known.get(alert_id), rules, now) for alert_id, one in _last_states(posted, now).items()
+    )
+    return [change for change in found if change is not None]
 
 
 def _last_states(posted: Iterable[AlertmanagerAlert], now: datetime) -> dict[str, AlertmanagerAlert]:

@@ -263,10 +263,7 @@ class Evaluator(Generic[AnyFacts]):
         findings, errors = await self._evaluate_rules(rulebook.rules, facts, now)
         async with self._database.reading() as connection:
             open_alerts = await alerts.open_alerts(connection)
-            mutes = await alerts.mutes(connection, now)
-        changes = advance(
-            rulebook.rules, open_alerts, findings, now, self._new_id, mutes=mutes, watching_since=begun.watching_since
-        )
+        changes = advance(rulebook.rules, open_alerts, findings, now, self._new_id, watching_since=begun.watching_since)
         changes = await self._with_messages(changes, rulebook.rules, facts, now)
         changes = [*changes, *ended(open_alerts, now)]
         changes += unannounced(open_alerts, changes, now)

@@ -22,11 +22,9 @@ async def take(database: Database, post: AlertmanagerPost, targets: Targets, *, 
     Alertmanager posts again what it has posted, and two of them post the same: only the first post changes something.
     Raises Conflict if more alerts would be open than may be; what is resolved or changed is written all the same.
     """
-    async with database.reading() as connection:
-        mutes = await alerts.mutes(connection, now)
     async with database.appending() as transaction:
         known = await alerts.stored(transaction, {external_id(alert) for alert in post.alerts})
-        found = changes(post.alerts, known, targets.rules, now, mutes=mutes)
+        found = changes(post.alerts, known, targets.rules, now)
         places = max(0, MAX_OPEN - await alerts.open_external(transaction))
         new = [change.alert.id for change in found if change.transition is Transition.FIRED]
         beyond = set(new[places:])

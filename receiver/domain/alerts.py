@@ -191,18 +191,17 @@ def advance(
     now: datetime,
     new_id: Callable[[], str],
     *,
-    mutes: Mapping[AlertKey, datetime] | None = None,
     watching_since: datetime | None = None,
 ) -> list[AlertChange]:
     """The changes of alerts that an evaluation brings; `open_alerts` are all that are pending or firing.
 
-    A group with an open alert and without a finding counts as unknown. `mutes` says until when the alerts of a key are
-    muted, also those to come. Nobody evaluated before `watching_since`: no condition counts as having held, or as
-    having been clear, for any time before it. Alerts of other programs (`RuleType.EXTERNAL`) are left alone.
+    A group with an open alert and without a finding counts as unknown. Nobody evaluated before `watching_since`: no
+    condition counts as having held, or as having been clear, for any time before it. Alerts of other programs
+    (`RuleType.EXTERNAL`) are left alone.
     """
     evaluated = {rule.name: rule for rule in rules}
     of_rule: dict[str, dict[str | None, Alert]] = {name: {} for name in evaluated}
-    life = _Life(now, new_id, mutes or {}, watching_since)
+    life = _Life(now, new_id, watching_since)
     for alert in open_alerts:
         rule = evaluated.get(alert.name)
         if alert.rule is RuleType.EXTERNAL:
@@ -223,13 +222,11 @@ class _Life:
         self,
         now: datetime,
         new_id: Callable[[], str],
-        mutes: Mapping[AlertKey, datetime],
         watching_since: datetime | None,
     ) -> None:
         self.changes: list[AlertChange] = []
         self._now = now
         self._new_id = new_id
-        self._mutes = mutes
         self._watching_since = watching_since
 
     def advance(self, rule: Rule, alerts: Mapping[str | None, Alert], findings: Sequence[Finding]) -> None:
@@ -257,7 +254,6 @@ class _Life:
             self._change(Transition.RESOLVED, resolved)
 
     def _begin(self, rule: Rule, finding: Finding) -> None:
-        muted_until = self._mutes.get((rule.type, rule.name, finding.group))
         alert = Alert(
             id=self._new_id(),
             rule=rule.type,
@@ -270,7 +266,6 @@ class _Life:
             to=rule.to,
             began_at=self._now,
             updated_at=self._now,
-            muted_until=muted_until if muted_until is not None and muted_until > self._now else None,
         )
         if rule.holds_for > timedelta(0):
             self._change(Transition.STARTED, alert)

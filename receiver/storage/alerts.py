@@ -103,14 +103,6 @@ async def open_alerts(connection: AsyncConnection) -> list[Alert]:
     return [_alert(row) for row in await connection.execute(select(ALERTS).where(_IS_OPEN))]
 
 
-async def mutes(connection: AsyncConnection, now: datetime) -> dict[AlertKey, datetime]:
-    """Until when the alerts of a rule and a group are muted, also those to come."""
-    until = func.max(ALERTS.c.muted_until).label("until")
-    key = (ALERTS.c.rule, ALERTS.c.name, ALERTS.c.group_value)
-    muted = select(*key, until).where(ALERTS.c.muted_until > now).group_by(*key)
-    return {(RuleType(row.rule), row.name, row.group_value): row.until for row in await connection.execute(muted)}
-
-
 async def with_ids(connection: AsyncConnection, alert_ids: Collection[str]) -> dict[str, Alert]:
     """The alerts with these ids that are stored."""
     rows = await connection.execute(select(ALERTS).where(ALERTS.c.id.in_(alert_ids)))
@@ -195,12 +187,13 @@ async def write(
     """Writes changes of alerts and the entries of the event log about them; returns what others hear of.
 
     Each alert has one change at most. `base_url` is the start of the links. That an alert is resolved is for the sinks
-    that its firing was for. What people have decided (acknowledged, muted) stays as it is in the database.
+    that its firing was for. What people have decided (acknowledged, muted) stays as it is in the database; a new alert
+    is muted if those of its rule and group are.
     """
     if len({change.alert.id for change in changes}) < len(changes):
         raise ValueError("an alert has several changes at once")
     written, heard = [], []
-    for change in await _as_decided(transaction, changes):
+    for change in await _as_decided(transaction, changes, now):
         alert, heard_as = change.alert, announcement(change, now)
         if heard_as is Transition.FIRED:
             alert = replace(alert, announced_at=now)
@@ -235,7 +228,7 @@ async def _named_before(transaction: Transaction, alert_ids: Sequence[str]) -> d
 _FIRING: Final = [EVENTS.c.message_id, EVENTS.c.facts]
 
 
-async def _as_decided(transaction: Transaction, changes: Sequence[AlertChange]) -> list[AlertChange]:
+async def _as_decided(transaction: Transaction, changes: Sequence[AlertChange], now: datetime) -> list[AlertChange]:
     """The changes with what the database has of people's decisions, which may be newer than what was evaluated.
 
     An alert that was resolved meanwhile, by the program that posted it or by a person, has no further changes. One
@@ -251,23 +244,36 @@ async def _as_decided(transaction: Transaction, changes: Sequence[AlertChange]) 
         and (row := decided.get(change.alert.id)) is not None
         and row.ends_at != change.alert.ends_at
     }
-    return [
-        AlertChange(
-            transition=change.transition,
-            alert=replace(
-                change.alert,
-                acknowledged_at=row.acknowledged_at,
-                muted_until=row.muted_until,
-                announced_at=row.announced_at,
-            ),
+    mutes = await _mutes(transaction, [change.alert for change in changes if change.alert.id not in decided], now)
+
+    def as_decided(alert: Alert) -> Alert:
+        row = decided.get(alert.id)
+        if row is None:
+            return replace(alert, muted_until=mutes.get(alert.key, alert.muted_until))
+        return replace(
+            alert,
+            acknowledged_at=row.acknowledged_at,
+            muted_until=row.muted_until,
+            announced_at=row.announced_at,
         )
-        if (row := decided.get(change.alert.id)) is not None
-        else change
-        for change in changes
-        if change.alert.id not in resolved
-    ]
+
+    return [replace(change, alert=as_decided(change.alert)) for change in changes if change.alert.id not in resolved]
 
 
+async def _mutes(transaction: Transaction, new: Sequence[Alert], now: datetime) -> dict[AlertKey, datetime]:
+    """Until when the alerts of the rules and groups of new alerts are muted; what is not muted is left out."""
+    if not new:
+        return {}
+    names = {alert.name for alert in new}
+    rows = await transaction.select(_MUTED, "name {among} AND muted_until > ?", names, transaction.spelling.time(now))
+    found: dict[AlertKey, datetime] = {}
+    for row in rows:
+        key = RuleType(row.rule), row.name, row.group_value
+        found[key] = max(row.muted_until, found.get(key, row.muted_until))
+    return found
+
+
+_MUTED: Final = [ALERTS.c.rule, ALERTS.c.name, ALERTS.c.group_value, ALERTS.c.muted_until]
 _DECIDED: Final = [
     ALERTS.c.id,
     ALERTS.c.status,

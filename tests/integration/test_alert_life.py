@@ -1,7 +1,7 @@
 """The life of an alert in the database: it fires once, is heard of once, and people's decisions stay."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -153,17 +153,16 @@ async def post(database: Database, seconds: float, **alert: Any) -> list[AlertCh
 @contextmanager
 def posted_during_a_round(database: Database, seconds: float, **alert: Any) -> Iterator[None]:
     """Takes such a post within the next round, after it has read the open alerts."""
-    read = alerts.mutes
+    read = alerts.open_alerts
 
-    async def read_and_post(connection: Any, now: Any) -> Any:
-        # The first call is that of the round.
+    async def read_and_post(connection: Any) -> Any:
         monkeypatch.undo()
-        found = await read(connection, now)
+        found = await read(connection)
         await post(database, seconds, **alert)
         return found
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(alerts, "mutes", read_and_post)
+        monkeypatch.setattr(alerts, "open_alerts", read_and_post)
         yield
 
 
@@ -354,8 +353,53 @@ async def test_unmuting_holds_for_all_alerts_of_the_rule_and_group(database: Dat
     assert (await alerts.mute(database, again.id, None)).muted_until is None
     await rounds.round(1030)
     assert len(await alert_entries(database)) == 3
-    async with database.reading() as connection:
-        assert await alerts.mutes(connection, at(0)) == {}
+    assert [row.muted_until for row in await rows(database)] == [None, None]
+
+
+async def test_mute_during_a_round_holds_for_the_alert_that_begins_in_it(database: Database) -> None:
+    rounds = await fired(database)
+    [row] = await rows(database)
+    await rounds.round(30, CLEAR)
+    await rounds.round(30 + CLEARED)
+    gather = rounds.watch.gather
+
+    async def gather_and_mute(*arguments: Any) -> None:
+        await gather(*arguments)
+        await alerts.mute(database, row.id, at(3600))
+
+    rounds.watch.gather = gather_and_mute  # type: ignore[method-assign]
+    assert await rounds.round(1000, BREACHED) == []
+    rounds.watch.gather = gather  # type: ignore[method-assign]
+    _, again = await rows(database)
+    assert (again.status, again.muted_until) == ("firing", at(3600))
+    # A mute that is over is not inherited.
+    await rounds.round(3700, CLEAR)
+    await rounds.round(3700 + CLEARED)
+    [change] = await rounds.round(5000, BREACHED)
+    assert (change.transition, change.alert.muted_until) == (Transition.FIRED, None)
+
+
+async def test_mute_during_a_post_holds_for_the_alert_that_it_brings(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, again = (
+        AlertmanagerPost.model_validate({**POSTED, "alerts": [{**POSTED["alerts"][0], "startsAt": begin}]})
+        for begin in ("2026-01-01T00:00:00Z", "2026-01-01T00:00:20Z")
+    )
+    await external.take(database, first, Targets(), now=at(0))
+    [row] = await rows(database)
+    appending = database.appending
+
+    @asynccontextmanager
+    async def mute_and_append() -> AsyncIterator[Any]:
+        # Just before the post has its turn.
+        await alerts.mute(database, row.id, at(3600))
+        async with appending() as transaction:
+            yield transaction
+
+    monkeypatch.setattr(database, "appending", mute_and_append)
+    assert await external.take(database, again, Targets(), now=at(20)) == []
+    assert {row.muted_until for row in await rows(database)} == {at(3600)}
 
 
 async def test_mute_of_an_alert_of_another_program_mutes_no_rule_of_the_same_name(database: Database) -> None:

@@ -1,4 +1,4 @@
-"""The life of an alert: pending, fired, updated, resolved; hysteresis, groups, mutes."""
+"""The life of an alert: pending, fired, updated, resolved; hysteresis, groups."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -50,7 +50,6 @@ class Installation:
         self.rules: Sequence[Rule] = rules
         self.now = START
         self.open: dict[str, Alert] = {}
-        self.mutes: dict[AlertKey, datetime] = {}
         self.watching_since: datetime | None = None
         self.history: list[AlertChange] = []
         self._ids = map(str, count(1))
@@ -63,7 +62,6 @@ class Installation:
             {of: findings},
             self.now,
             lambda: next(self._ids),
-            mutes=self.mutes,
             watching_since=self.watching_since,
         )
         for change in changes:
@@ -268,20 +266,6 @@ def test_a_group_fires_for_itself_when_there_is_room_again() -> None:
     installation.evaluate(*over, after=CLEAR_FOR)
     fired = [change.alert.group for change in installation.evaluate(*over) if change.transition is Transition.FIRED]
     assert fired == [groups[0]]
-
-
-def test_a_mute_outlives_its_alert() -> None:
-    installation = Installation(rule())
-    installation.mutes = {(RuleType.FAILURE_RATE, "failures", None): START + timedelta(hours=1)}
-    [fired] = installation.evaluate(finding(BREACHED))
-    assert fired.alert.muted_until == START + timedelta(hours=1)
-
-
-def test_a_mute_that_is_over_is_not_inherited() -> None:
-    installation = Installation(rule())
-    installation.mutes = {(RuleType.FAILURE_RATE, "failures", None): START}
-    [fired] = installation.evaluate(finding(BREACHED))
-    assert fired.alert.muted_until is None
 
 
 def test_time_that_nobody_watched_does_not_count() -> None:
