@@ -1,7 +1,8 @@
 """Alerts: the lease of the evaluation, the rows of alerts, and the entries of the event log about them."""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -383,12 +384,24 @@ async def with_id(database: Database, alert_id: str) -> Alert:
         return _alert(await _shown(connection, alert_id))
 
 
+@asynccontextmanager
+async def _deciding(database: Database) -> AsyncIterator[AsyncConnection]:
+    """A transaction for a decision of people.
+
+    It takes the lock of the event log first, as rounds and posts do: these may lock the same rows in another order, and
+    a mute must also hold for the alert that one of them is just writing.
+    """
+    async with database.writing() as connection:
+        await database.lock_log(connection)
+        yield connection
+
+
 async def acknowledge(database: Database, alert_id: str, *, now: datetime) -> Alert:
     """Records that somebody looks after an alert; a second time changes nothing.
 
     Raises UnknownAlert, or Conflict if the alert is resolved.
     """
-    async with database.writing() as connection:
+    async with _deciding(database) as connection:
         row = await _shown(connection, alert_id)
         if row.status != AlertStatus.FIRING:
             raise Conflict("the alert is resolved; only an alert that fires can be acknowledged")
@@ -399,7 +412,7 @@ async def acknowledge(database: Database, alert_id: str, *, now: datetime) -> Al
 
 async def mute(database: Database, alert_id: str, until: datetime | None) -> Alert:
     """Mutes an alert and later alerts of its rule and group until a time; None ends the mute. Raises UnknownAlert."""
-    async with database.writing() as connection:
+    async with _deciding(database) as connection:
         row = await _shown(connection, alert_id)
         others = update(ALERTS).where(_same_key(ALERTS, row), ALERTS.c.muted_until.is_not(None) | _IS_OPEN)
         await connection.execute(others.values(muted_until=until))

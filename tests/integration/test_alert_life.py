@@ -1,5 +1,6 @@
 """The life of an alert in the database: it fires once, is heard of once, and people's decisions stay."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -11,9 +12,9 @@ import pytest
 from sqlalchemy import select, text
 
 from receiver.alerts import external
-from receiver.alerts.alertmanager import AlertmanagerPost
+from receiver.alerts.alertmanager import AlertmanagerPost, resolution
 from receiver.alerts.targets import Targets
-from receiver.domain.alerts import CLEAR_FOR, AlertChange, Condition, RuleType, Severity, Transition
+from receiver.domain.alerts import CLEAR_FOR, Alert, AlertChange, Condition, RuleType, Severity, Transition
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Status
 from receiver.errors import Conflict, StorageUnavailable
@@ -400,6 +401,56 @@ async def test_mute_during_a_post_holds_for_the_alert_that_it_brings(
     monkeypatch.setattr(database, "appending", mute_and_append)
     assert await external.take(database, again, Targets(), now=at(20)) == []
     assert {row.muted_until for row in await rows(database)} == {at(3600)}
+
+
+async def ends_or_waits(database: Database, task: "asyncio.Task[Any]") -> None:
+    """Waits until a task has ended or waits for a lock of PostgreSQL; on SQLite it waits for its turn to write."""
+
+    async def is_waiting() -> bool:
+        if task.done() or database.is_sqlite:
+            return True
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        async with database.reading() as connection:
+            return bool((await connection.execute(text(waiting))).scalar_one())
+
+    await eventually(is_waiting)
+
+
+async def test_mute_during_the_write_of_other_alerts_waits_for_it_without_a_deadlock(database: Database) -> None:
+    both = [{**POSTED["alerts"][0], "startsAt": f"2026-01-01T00:00:0{number}Z"} for number in range(2)]
+    post = AlertmanagerPost.model_validate({**POSTED, "alerts": both})
+    await external.take(database, post, Targets(), now=at(10))
+    async with database.reading() as connection:
+        first, last = sorted(await alerts.open_alerts(connection), key=lambda alert: alert.began_at)
+
+    def worse(alert: Alert) -> AlertChange:
+        return AlertChange(transition=Transition.UPDATED, alert=replace(alert, summary="worse"))
+
+    new = AlertChange(transition=Transition.FIRED, alert=replace(first, id="new", announced_at=None))
+    async with database.appending() as transaction:
+        await alerts.write(transaction, [worse(last), new], now=at(20), base_url=BASE_URL)
+        muting = asyncio.create_task(alerts.mute(database, first.id, at(3600)))
+        await ends_or_waits(database, muting)
+        await alerts.write(transaction, [worse(first)], now=at(20), base_url=BASE_URL)
+    await muting
+    assert {(row.summary, row.muted_until) for row in await rows(database) if row.id != "new"} == {("worse", at(3600))}
+    # Also the one that was just being written.
+    assert {row.muted_until for row in await rows(database)} == {at(3600)}
+
+
+async def test_alert_that_is_just_being_resolved_cannot_be_acknowledged(database: Database) -> None:
+    await external.take(database, AlertmanagerPost.model_validate(POSTED), Targets(), now=at(0))
+    async with database.reading() as connection:
+        [alert] = await alerts.open_alerts(connection)
+    async with database.appending() as transaction:
+        await alerts.write(transaction, [resolution(alert, at(20))], now=at(20), base_url=BASE_URL)
+        acknowledging = asyncio.create_task(alerts.acknowledge(database, alert.id, now=at(20)))
+        await ends_or_waits(database, acknowledging)
+    with pytest.raises(Conflict):
+        await acknowledging
+    assert (await alerts.with_id(database, alert.id)).acknowledged_at is None
 
 
 async def test_mute_of_an_alert_of_another_program_mutes_no_rule_of_the_same_name(database: Database) -> None:
