@@ -135,6 +135,7 @@ class People:
 
     def __init__(self, database: Database, targets: Targets) -> None:
         self.now = EPOCH
+        self.monotonic = 0.0
         self.outcomes = Outcomes()
         self._database, self._targets = database, targets
         self.notifier = Notifier(
@@ -143,6 +144,7 @@ class People:
             clock=lambda: self.now,
             observer=self.outcomes,
             random_fraction=lambda: 0.0,
+            monotonic=lambda: self.monotonic,
             poll_seconds=0.05,
         )
 

@@ -2,10 +2,12 @@
 
 An attempt is counted in the database before it is made. A process that dies between the two leaves a notification that
 is due again: the target hears of it once more, never not at all. Two processes that both send, because one lost its
-lease without knowing, do not send the same notification: the one that counts first makes the attempt.
+lease without knowing, do not send the same notification: the one that counts first makes the attempt. One that was
+halted between the two, as by SIGSTOP, does not make it any more: others may have sent since that the alert is resolved.
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -27,8 +29,10 @@ from receiver.waiting import wait_for
 _POLL_SECONDS: Final = 2.0
 _BATCH: Final = 200
 _PER_TARGET: Final = 2
-# A process that dies in an attempt leaves the notification due after this, later than any attempt lasts.
-_ATTEMPT: Final = timedelta(seconds=20)
+# A process that dies in an attempt leaves the notification due after this. An attempt that begins at once, within the
+# seconds below, and lasts as long as it may has ended by then, also by clocks that differ by some seconds.
+_ATTEMPT: Final = timedelta(seconds=30)
+_BEGIN_SECONDS: Final = 3.0
 # A target that is not in the settings: those of another process may be newer.
 _UNKNOWN_FOR: Final = timedelta(minutes=10)
 # A stop waits this long for attempts under way.
@@ -54,6 +58,7 @@ class Notifier:
         clock: Callable[[], datetime],
         observer: NotificationObserver,
         random_fraction: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
         poll_seconds: float = _POLL_SECONDS,
     ) -> None:
         self._database = database
@@ -61,6 +66,7 @@ class Notifier:
         self._clock = clock
         self._observer = observer
         self._random_fraction = random_fraction
+        self._monotonic = monotonic
         self._poll_seconds = poll_seconds
         self._wakeup = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -69,6 +75,7 @@ class Notifier:
         self._of_target: Counter[str] = Counter()
         self._is_failing = False
         self._unrecorded = Sampled(log, "a notification was not recorded and may be sent again")
+        self._late = Sampled(log, "an attempt to notify was left out because it began too late")
         self._unexpected = Sampled(log, "a notification failed unexpectedly")
 
     async def start(self) -> None:
@@ -154,29 +161,32 @@ class Notifier:
         return False
 
     async def _send(self, notification: DueNotification, target: ConfiguredTarget | None) -> bool:
-        now = self._clock()
+        now, began = self._clock(), self._monotonic()
         if not await notifications.begin(self._database, notification, again_at=now + _ATTEMPT):
+            return False
+        if self._monotonic() - began > _BEGIN_SECONDS:
+            self._late.add(target=notification.label)
             return False
         attempts = notification.attempts + 1
         if target is None:
             is_last = now - notification.created_at >= _UNKNOWN_FOR
             due_at = None if is_last else now + timedelta(minutes=1)
-            await self._failed(notification, attempts, "the target is not in the settings", due_at)
-            return True
+            return await self._failed(notification, attempts, "the target is not in the settings", due_at)
         failpoints.reach("notification_begun")
         failure = await self._sent(notification, target)
         failpoints.reach("notification_sent")
         now = self._clock()
         if failure is None:
-            await notifications.sent(self._database, notification, now=now)
+            if not await notifications.sent(self._database, notification, now=now):
+                return self._overtaken()
             self._observer.notified("sent")
             log.info("notification sent", alert=notification.alert.id, target=notification.label, attempts=attempts)
             return True
         pause = POLICY.pause(
             attempts, self._random_fraction(), retry_after=failure.after, overloaded=failure.overloaded
         )
-        await self._failed(notification, attempts, failure.reason, POLICY.due(now, notification.created_at, pause))
-        return True
+        due_at = POLICY.due(now, notification.created_at, pause)
+        return await self._failed(notification, attempts, failure.reason, due_at)
 
     async def _sent(self, notification: DueNotification, target: ConfiguredTarget) -> Failure | None:
         try:
@@ -185,8 +195,13 @@ class Notifier:
             # The text of the exception may contain the URL.
             return Failure(reason=f"unexpected {type(error).__name__}")
 
-    async def _failed(self, notification: DueNotification, attempts: int, reason: str, due_at: datetime | None) -> None:
-        await notifications.failed(self._database, notification, reason, due_at=due_at)
+    def _overtaken(self) -> bool:
+        self._unrecorded.add(error="another process has begun the next attempt")
+        return False
+
+    async def _failed(self, notification: DueNotification, attempts: int, reason: str, due_at: datetime | None) -> bool:
+        if not await notifications.failed(self._database, notification, reason, due_at=due_at):
+            return self._overtaken()
         fields = {"alert": notification.alert.id, "target": notification.label, "attempts": attempts, "reason": reason}
         if due_at is None:
             self._observer.notified("failed")
@@ -194,3 +209,4 @@ class Notifier:
         else:
             self._observer.notified("retry")
             log.warning("a notification was not delivered and is tried again", **fields)
+        return True

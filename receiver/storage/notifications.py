@@ -99,16 +99,20 @@ async def begin(database: Database, notification: DueNotification, *, again_at: 
     return await _change(database, _unchanged(notification), **changes)
 
 
-async def sent(database: Database, notification: DueNotification, *, now: datetime) -> None:
+async def sent(database: Database, notification: DueNotification, *, now: datetime) -> bool:
+    """Records that the attempt that was begun was accepted; false if another process has begun the next one."""
     changes: dict[str, Any] = {"state": "sent", "sent_at": now, "last_error": None, "under_way_until": None}
-    await _change(database, _this(notification.id), **changes)
+    return await _change(database, _begun(notification), **changes)
 
 
-async def failed(database: Database, notification: DueNotification, error: str, *, due_at: datetime | None) -> None:
-    """Records an attempt that failed; without `due_at` the notification is not tried again."""
+async def failed(database: Database, notification: DueNotification, error: str, *, due_at: datetime | None) -> bool:
+    """Records that the attempt that was begun failed; without `due_at` the notification is not tried again.
+
+    False if another process has begun the next attempt.
+    """
     changes: dict[str, Any] = {"state": "failed"} if due_at is None else {"due_at": due_at}
     error = storable(error[:_LONGEST_ERROR])
-    await _change(database, _this(notification.id), last_error=error, under_way_until=None, **changes)
+    return await _change(database, _begun(notification), last_error=error, under_way_until=None, **changes)
 
 
 async def withdraw(database: Database, notification: DueNotification) -> bool:
@@ -133,6 +137,10 @@ async def withdraw_fired(database: Database, notification: DueNotification) -> b
 
 def _unchanged(notification: DueNotification) -> Any:
     return and_(_this(notification.id), NOTIFICATIONS.c.attempts == notification.attempts)
+
+
+def _begun(notification: DueNotification) -> Any:
+    return and_(_this(notification.id), NOTIFICATIONS.c.attempts == notification.attempts + 1)
 
 
 def _this(notification_id: int) -> Any:

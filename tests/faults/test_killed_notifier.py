@@ -38,7 +38,7 @@ async def test_killed_notifier_loses_no_notification(
         assert await states(database) == [("fired", "due")]
         await let_the_lease_lapse(database_url)
         async with database.writing() as connection:
-            # Spares the test the twenty seconds after which the attempt is made again.
+            # Spares the test the thirty seconds after which the attempt is made again.
             await connection.execute(update(NOTIFICATIONS).values(due_at=datetime.now(UTC)))
         with foreground(tmp_path, "work", **{f"RECEIVER_{name}": value for name, value in settings.items()}) as running:
 

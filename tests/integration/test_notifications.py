@@ -368,6 +368,71 @@ async def test_notification_that_another_process_has_begun_is_not_withdrawn(data
     assert {one.transition for one in later} == {Transition.FIRED, Transition.RESOLVED}
 
 
+async def test_process_that_was_halted_before_it_sends_leaves_the_attempt_to_the_next(
+    database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin, halted, resumed = notifications.begin, asyncio.Event(), asyncio.Event()
+
+    async def begin_and_halt(*arguments: Any, **named: Any) -> bool:
+        begun = await begin(*arguments, **named)
+        if not halted.is_set():
+            halted.set()
+            await resumed.wait()
+        return begun
+
+    monkeypatch.setattr(notifications, "begin", begin_and_halt)
+    with hook_server(status=202) as pagerduty:
+        found = targets(f"pagerduty://{KEY}?url=http://{pagerduty.address}")
+        people, others = People(database, found), People(database, found)
+        async with people:
+            alert = await people.fire()
+            await halted.wait()
+            others.advance(seconds=60)
+            async with others:
+                await eventually(lambda: others.outcomes == ["sent"])
+                await others.resolve(alert)
+                await eventually(lambda: others.outcomes == ["sent", "sent"])
+            people.monotonic += 60
+            resumed.set()
+            await eventually(lambda: not people.notifier._sending)
+        assert [one.json["event_action"] for one in pagerduty.posted] == ["trigger", "resolve"]
+    assert await states(database) == [("fired", "sent"), ("resolved", "sent")]
+    assert "an attempt to notify was left out because it began too late" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("failure", [None, Failure(reason="status 500")])
+async def test_result_of_an_attempt_is_not_recorded_once_another_process_makes_the_next(
+    database: Database, failure: Failure | None
+) -> None:
+    sending = [asyncio.Event(), asyncio.Event()]
+    go_on = [asyncio.Event(), asyncio.Event()]
+
+    def answering(number: int, answer: Failure | None) -> Targets:
+        async def send(_: Notification) -> Failure | None:
+            sending[number].set()
+            await go_on[number].wait()
+            return answer
+
+        return played(send)
+
+    people, others = People(database, answering(0, failure)), People(database, answering(1, None))
+    async with people:
+        await people.fire()
+        await sending[0].wait()
+        others.advance(seconds=60)
+        async with others:
+            await sending[1].wait()
+            go_on[0].set()
+            await eventually(lambda: not people.notifier._sending)
+            [row] = await rows(database)
+            assert (row.state, row.attempts, row.last_error) == ("due", 2, None)
+            assert row.under_way_until == others.now + timedelta(seconds=30)
+            go_on[1].set()
+            await eventually(lambda: others.outcomes == ["sent"])
+    assert people.outcomes == []
+    assert await states(database) == [("fired", "sent")]
+
+
 async def test_exception_of_a_target_is_a_failure_for_six_hours_without_its_text(
     database: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
