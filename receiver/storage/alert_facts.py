@@ -172,7 +172,8 @@ def _summed(grain: str, first: int, end: int) -> Select[Any]:
     within = EVENT_COUNTS.c.start >= first, EVENT_COUNTS.c.start < end
     number = func.sum(EVENT_COUNTS.c.events).label("number")
     found = select(*_DIMENSIONS, number).where(EVENT_COUNTS.c.grain == grain, *within)
-    return found.group_by(*_DIMENSIONS)
+    # Below zero are outcomes that were replaced and had not been counted, as before the first round.
+    return found.group_by(*_DIMENSIONS).having(func.sum(EVENT_COUNTS.c.events) > 0)
 
 
 async def _cells(connection: AsyncConnection, statement: Select[Any]) -> list[Cell]:

@@ -8,15 +8,17 @@ cells of one sender are in grains of their own, without times to delivery, becau
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from itertools import chain
 from math import sqrt
 from typing import Any, Final
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy import text as sql
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.alert_facts import BEFORE, HISTORY_HOURS, Cell, Measure, span_of
 from receiver.domain.alerts import Rule
@@ -120,9 +122,10 @@ async def count(
     while cursor < end:
         async with database.reading() as connection:
             rows = (await connection.execute(_READ[database.is_sqlite], {"after": cursor, "most": BATCH})).all()
+            replaced = await _replaced(connection, database.is_sqlite, rows)
         if not rows:
             break
-        found = _found(rows, now, min(first[HOUR], first[HISTORY]))
+        found = _found(rows, replaced, now, min(first[HOUR], first[HISTORY]))
         await chosen.choose(found, first[SENDER_HOUR])
         await _write(database, epoch, cursor, rows[-1][0], _cells(found, first, chosen))
         cursor, counted = rows[-1][0], counted + len(rows)
@@ -185,7 +188,7 @@ def _select(rest: str) -> dict[bool, Any]:
             f"CASE WHEN changed THEN {field.format('delivery', 'status')} END AS after_status, status, "
             f"{field.format('delivery', 'contradicted')} AS is_contradicted, occurred_at, "
             + ", ".join(f"{field.format('facts', name)} AS {name}" for name in _FIELDS)
-            + f", message_id "
+            + f", message_id, recipient "
             f"FROM events WHERE {rest}"
         )
         for is_sqlite, field in ((True, "json_extract({}, '$.{}')"), (False, "{}->>'{}'"))
@@ -194,22 +197,66 @@ def _select(rest: str) -> dict[bool, Any]:
 
 _READ: Final = _select("position > :after ORDER BY position LIMIT :most")
 _READ_BACK: Final = _select("position <= :until AND position > :after ORDER BY position DESC")
+_READ_EARLIER: Final = {
+    is_sqlite: statement.bindparams(bindparam("message_ids", expanding=True))
+    for is_sqlite, statement in _select(
+        "message_id IN :message_ids AND direction = 'out' AND changed AND position < :before ORDER BY position DESC"
+    ).items()
+}
 
 
 _Found = Counter[tuple[int, Measure, str, str, str, str, str, int, int]]
 """Events by minute and the values of the table's key from `measure` on."""
 
 
-def _found(rows: Iterable[Any], now: datetime, oldest: int) -> _Found:
-    """What rows of the log count as, without those before the hour `oldest`."""
+def _found(rows: Iterable[Any], replaced: Iterable[tuple[Any, Measure]], now: datetime, oldest: int) -> _Found:
+    """What rows of the log count as, without what is replaced, and without those before the hour `oldest`."""
     latest = _start(now, timedelta(minutes=1))
     found: _Found = Counter()
-    for row in rows:
+    counted = ((row, key, 1) for row in rows for key in _keys(row))
+    taken_off = ((row, key, -1) for row, measure in replaced for key in _keys(row) if key[0] is measure)
+    for row, key, events in chain(counted, taken_off):
         minute = min(_minute(row.received_at), latest)
         if minute // 60 >= oldest:
-            for key in _keys(row):
-                found[minute, *key] += 1
+            found[minute, *key] += events
     return found
+
+
+async def _replaced(connection: AsyncConnection, is_sqlite: bool, rows: Sequence[Any]) -> list[tuple[Any, Measure]]:
+    """The events whose outcome rows of the log replace by another one, and what they counted as.
+
+    They are taken off in the minute in which they were counted: so each delivery counts once, with its last outcome.
+    """
+    replacing = [row for row in rows if _outcome_before(row) not in (None, _outcome(row))]
+    if not replacing:
+        return []
+    ids = {"message_ids": sorted({row.message_id for row in replacing}), "before": replacing[-1].position}
+    earlier: dict[tuple[str, str, str], list[Any]] = {}
+    for row in await connection.execute(_READ_EARLIER[is_sqlite], ids):
+        earlier.setdefault(_delivery(row), []).append(row)
+    replaced = []
+    for row in replacing:
+        before = _outcome_before(row)
+        of_delivery = (one for one in earlier.get(_delivery(row), ()) if one.position < row.position)
+        # A receipt that a message was read, after that of its delivery, counts as nothing.
+        counted = next((one for one in of_delivery if any(key[0] is before for key in _keys(one))), None)
+        if before is not None and counted is not None:
+            replaced.append((counted, before))
+    return replaced
+
+
+def _delivery(row: Any) -> tuple[str, str, str]:
+    return row.api, row.message_id, row.recipient
+
+
+def _outcome(row: Any) -> Measure | None:
+    """The outcome that an event brings about, None if it changes nothing or is not final."""
+    return _FINAL.get(row.after_status) if row.direction == "out" and row.after_status is not None else None
+
+
+def _outcome_before(row: Any) -> Measure | None:
+    """The outcome that an event replaces by itself or another one."""
+    return _FINAL.get(row.previous_status) if _outcome(row) is not None else None
 
 
 def _cells(found: _Found, first: Mapping[str, int], senders: "_Senders") -> Counter[tuple[Any, ...]]:
@@ -298,8 +345,8 @@ def _measures(row: Any, is_outbound: bool) -> Iterator[tuple[Measure, int, int]]
         yield Measure.FALLBACK, NO_CODE, NO_BUCKET
     if not is_outbound:
         return
-    measure = _FINAL.get(row.after_status) if row.after_status is not None else None
-    if measure is Measure.DELIVERED and row.previous_status not in ("delivered", "read"):
+    measure = _outcome(row)
+    if measure is Measure.DELIVERED and _outcome_before(row) is not measure:
         ended_at = row.occurred_at if row.occurred_at is not None or not is_posted else row.received_at
         yield measure, NO_CODE, _bucket(row.created_at, ended_at)
     elif measure in (Measure.FAILED, Measure.UNCONFIRMED):

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from datetime import timedelta
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from receiver.alerts.rules import configure
 from receiver.domain.events import REGISTERED, Callback
 from receiver.intake.fold import TagChecker
 from receiver.models.alerts import ALERTING, EVENT_COUNTS
-from receiver.storage import event_counts
+from receiver.storage import alert_facts, event_counts
 from receiver.storage.alerts import AlertingLeaseLost
 from receiver.storage.database import Database
 from receiver.storage.event_counts import Counted
@@ -20,6 +21,7 @@ from receiver.tags import TagPolicy
 from tests import factories
 from tests.factories import at, callback, v2_event
 from tests.processing import process
+from tests.processing import select as select_rows
 from tests.unit.test_lookups import entry, item, v2_answer
 from tests.waiting import cpu_at_most
 
@@ -87,6 +89,73 @@ async def test_read_without_delivered_counts_as_delivered(database: Database) ->
     await process(database, event("message-read"))
     await event_counts.count(database, EPOCH, NOW)
     assert (await counted(database))["delivered"] == 1
+
+
+@pytest.mark.parametrize("rounds", ["one round", "a round each"])
+@pytest.mark.parametrize(
+    ("kinds", "outcome"),
+    [
+        ([("message-delivered", {}), ("message-failed", {"errorCode": 4720})], "failed"),
+        ([("message-failed", {"errorCode": 4720}), ("message-read", {})], "delivered"),
+        ([("message-failed", {"errorCode": 9902}), ("message-delivered", {})], "delivered"),
+        ([("message-failed", {"errorCode": 9902}), ("message-failed", {"errorCode": 4720})], "failed"),
+    ],
+)
+async def test_an_outcome_that_is_replaced_is_taken_off_in_its_own_minute(
+    database: Database, kinds: list[tuple[str, dict[str, Any]]], outcome: str, rounds: str
+) -> None:
+    other = event("message-failed", "m2", 60, errorCode=9902, to="+15550002")
+    await process(database, other, event("message-delivered", "m3", 60))
+    for number, (kind, more) in enumerate(kinds):
+        await process(database, event(kind, "m1", 60 + 60 * number, time=f"2026-01-01T00:00:0{number}Z", **more))
+        if rounds == "a round each":
+            await event_counts.count(database, EPOCH, NOW, senders=None)
+    await event_counts.count(database, EPOCH, NOW, senders=None)
+    expected = Counter({"unconfirmed": 1, "delivered": 1}) + Counter({outcome: 1})
+    for grain in ("minute", "hour", "sender-minute", "sender-hour"):
+        found = await counted(database, grain)
+        assert {
+            measure: found[measure] for measure in ("delivered", "failed", "unconfirmed") if found[measure]
+        } == expected
+    assert [row.start % 60 for row in await cells(database, outcome) if row.events > 0][-1] == len(kinds)
+
+
+async def test_each_delivery_counts_with_its_last_outcome_after_every_history(database: Database) -> None:
+    random = Random(7)
+    kinds = [("message-delivered", None), ("message-read", None), ("message-failed", 4720), ("message-failed", 9902)]
+    for part in range(20):
+        histories = []
+        for second in range(10 * part, 10 * part + 10):
+            kind, code = random.choice([*kinds, ("message-sending", None)])
+            more = {"errorCode": code} if code else {}
+            to, time = random.choice(["+15550001", "+15550002"]), f"2026-01-01T00:00:{random.randrange(60):02}Z"
+            group = {"to": ["+15550001", "+15550002"]}
+            id_ = f"m{random.randrange(30)}"
+            histories.append(event(kind, id_, second, to=to, time=time, message=group, **more))
+        await process(database, *histories)
+        if part % 3 == 0:
+            await event_counts.count(database, EPOCH, NOW, senders=None)
+    await event_counts.count(database, EPOCH, NOW, senders=None)
+    stored = dict(await select_rows(database, "SELECT status, count(*) FROM deliveries GROUP BY status"))
+    expected = {
+        "delivered": stored.get("delivered", 0) + stored.get("read", 0),
+        "failed": stored.get("failed", 0),
+        "unconfirmed": stored.get("unconfirmed", 0),
+    }
+    for grain in ("minute", "sender-hour"):
+        found = await counted(database, grain)
+        assert {measure: found[measure] for measure in expected} == expected
+
+
+async def test_an_outcome_that_was_not_counted_leaves_no_number_below_zero(database: Database) -> None:
+    await process(database, event("message-delivered", "m1", 60))
+    async with database.writing() as connection:
+        await connection.execute(update(ALERTING).values(cursor=1))
+    await process(database, event("message-failed", "m1", 120, errorCode=4720, time="2026-01-01T00:00:09Z"))
+    await event_counts.count(database, EPOCH, NOW)
+    facts = await alert_facts.gather(database, configure([{"rule": "failure-rate"}]), NOW, sinks={})
+    [cells] = facts.cells.values()
+    assert {cell.measure: cell.events for cell in cells if cell.measure in ("delivered", "failed")} == {"failed": 1}
 
 
 async def test_the_time_to_delivery_is_counted_by_bandwidths_clock(database: Database) -> None:
