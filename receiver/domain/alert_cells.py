@@ -146,7 +146,7 @@ OFFENDING: Final[Mapping[RuleType, frozenset[str]]] = {
     RuleType.CODE_SPIKE: frozenset({Measure.FAILED}),
     RuleType.SLOW_DELIVERY: frozenset({Measure.DELIVERED}),
     RuleType.CONTRADICTIONS: frozenset({Measure.CONTRADICTED}),
-    RuleType.FORGED_TAGS: frozenset({Measure.FORGED}),
+    RuleType.FORGED_TAGS: frozenset({Measure.FORGED, Measure.MISSING, Measure.UNSIGNED}),
     RuleType.FALLBACK_USED: frozenset({Measure.FALLBACK}),
 }
 

@@ -9,7 +9,15 @@ from datetime import datetime, timedelta
 from math import exp, sqrt
 from typing import Final
 
-from receiver.domain.alert_cells import Tally, group_of, longer_than, message_filters, now_and_before, value_of
+from receiver.domain.alert_cells import (
+    OFFENDING,
+    Tally,
+    group_of,
+    longer_than,
+    message_filters,
+    now_and_before,
+    value_of,
+)
 from receiver.domain.alert_facts import (
     BEFORE,
     FINAL_MEASURES,
@@ -198,17 +206,34 @@ def _fallback_used(rule: Rule, facts: Facts, now: datetime) -> list[Finding]:
     return found
 
 
+def are_refused_tags_counted(rule: Rule) -> bool:
+    """Whether a rule about tags counts what was quarantined for its tag: of that no more than the reason is known."""
+    return rule.by is None and not rule.where
+
+
+_TAG_MEASURES: Final = (Measure.FORGED, Measure.MISSING, Measure.UNSIGNED, Measure.RECEIPT)
+
+
+def offending_measures(rule: Rule, group: str | None, facts: Facts) -> frozenset[str]:
+    """What the messages of a finding about a group count as; empty: they are not found in the log."""
+    measures = OFFENDING.get(rule.type, frozenset())
+    if rule.type is RuleType.FORGED_TAGS:
+        _, before = now_and_before(rule, facts, _TAG_MEASURES).get(group, (None, None))
+        if before is None or not _are_usually_signed(before):
+            return frozenset({Measure.FORGED})
+    return measures
+
+
 def _forged_tags(rule: Rule, facts: Facts, now: datetime) -> list[Finding]:
-    measures = (Measure.FORGED, Measure.MISSING, Measure.UNSIGNED, Measure.RECEIPT)
     found = []
-    for group, (tally, before) in now_and_before(rule, facts, measures).items():
+    for group, (tally, before) in now_and_before(rule, facts, _TAG_MEASURES).items():
         forged, unsigned = tally.number(Measure.FORGED), tally.number(Measure.MISSING, Measure.UNSIGNED)
         parts = [f"{forged:,} events{of_group(rule, group, facts)} had a forged tag"]
         number = forged
         if before is not None and _are_usually_signed(before):
             number += unsigned
             parts += [f"{unsigned:,} had none or an unsigned one, which is unusual"] if unsigned else []
-        if rule.by is None and not rule.where:
+        if are_refused_tags_counted(rule):
             refused = sum(
                 count for reason, count in facts.quarantined.get(rule.window, {}).items() if reason.startswith("tag-")
             )

@@ -152,8 +152,8 @@ class Parsed:
 
     def quarantine_rows(self, reprocessed_at: Any = None) -> list[tuple[Any, ...]]:
         """The quarantine rows of its rejected elements."""
-        number = self.reasons.total() + len(self.too_large)
-        return processor.quarantine(self.callback.id, [*self.rejected, *self.too_large], number, reprocessed_at)
+        reasons = self.reasons + Counter(element.reason for element in self.too_large)
+        return processor.quarantine(self.callback.id, [*self.rejected, *self.too_large], reasons, reprocessed_at)
 
 
 async def parse(callback: Callback, checker: TagChecker) -> Parsed:

@@ -100,7 +100,10 @@ class QuarantineBase(Model):
 
 
 class QuarantineRow(QuarantineBase, table=True):
-    """An element of a callback that did not become an event, with the reason; `element` is its place in the array."""
+    """An element of a callback that did not become an event, with the reason; `element` is its place in the array.
+
+    Of very many elements of a callback the first ones are listed; `elements` is how many a row stands for.
+    """
 
     __tablename__ = "quarantine"
     __table_args__ = (
@@ -111,6 +114,7 @@ class QuarantineRow(QuarantineBase, table=True):
 
     callback_id: str = text_column(primary_key=True)
     reprocessed_at: datetime | None = time_column()
+    elements: int = Field(default=1, sa_column=Column(Integer, nullable=False, server_default="1"))
 
 
 CALLBACKS = table_of(CallbackRow)

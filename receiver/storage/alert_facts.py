@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import ColumnElement, Select, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.domain.alert_cells import OFFENDING, concerns
+from receiver.domain.alert_cells import concerns
 from receiver.domain.alert_facts import (
     BEFORE,
     FINAL_MEASURES,
@@ -26,6 +26,7 @@ from receiver.domain.alert_facts import (
     span_of,
     window_hours,
 )
+from receiver.domain.alert_rules import are_refused_tags_counted, offending_measures
 from receiver.domain.alerts import MAX_MESSAGES, Rule, RuleType
 from receiver.domain.events import ALERT, Api
 from receiver.explanation.installation import Findings
@@ -224,8 +225,9 @@ _AWAITING: Final[ColumnElement[bool]] = literal_column("messages.awaiting_receip
 
 
 async def _quarantined(connection: AsyncConnection, since: datetime) -> dict[str, int]:
-    found = select(QUARANTINE.c.reason).where(_received(since)).limit(_MOST_ROWS).subquery()
-    return await _counts(connection, select(found.c.reason, func.count()).group_by(found.c.reason))
+    columns = QUARANTINE.c.reason, QUARANTINE.c.elements
+    found = select(*columns).where(_received(since)).limit(_MOST_ROWS).subquery()
+    return await _counts(connection, select(found.c.reason, func.sum(found.c.elements)).group_by(found.c.reason))
 
 
 def _received(since: datetime) -> ColumnElement[bool]:
@@ -347,11 +349,13 @@ async def offending(
                     overdue[rule.name] = await _overdue_messages(database, rule, now)
                 ids.update((id_, None) for id_, cell in overdue[rule.name] if concerns(rule, group, cell, facts))
             case RuleType.QUARANTINE:
-                ids.update(dict.fromkeys(await _offending_quarantined(database, now - rule.window)))
+                ids.update(dict.fromkeys(await _offending_quarantined(database, now - rule.window, _IS_NO_TAG)))
             case RuleType.DEAD_LETTERS:
                 ids.update(dict.fromkeys(await _offending_dead_letters(database, group, now - rule.window)))
-            case _ if rule.type in OFFENDING:
-                in_log.append(_Sought(rule, group, now - rule.window, ids))
+            case _ if measures := offending_measures(rule, group, facts):
+                if rule.type is RuleType.FORGED_TAGS and are_refused_tags_counted(rule):
+                    ids.update(dict.fromkeys(await _offending_quarantined(database, now - rule.window, _IS_TAG)))
+                in_log.append(_Sought(rule, group, measures, now - rule.window, ids))
     if in_log and not is_stopping():
         await _search_log(database, in_log, facts, most, is_over)
     return [list(ids)[:most] for ids in found]
@@ -362,6 +366,7 @@ class _Sought(NamedTuple):
 
     rule: Rule
     group: str | None
+    measures: frozenset[str]
     since: datetime
     ids: dict[str, None]
 
@@ -372,7 +377,7 @@ async def _search_log(
     """Searches the log once, from its end, for the messages of several findings."""
     open_: dict[str, list[_Sought]] = {}
     for one in sought:
-        for measure in OFFENDING[one.rule.type]:
+        for measure in one.measures:
             open_.setdefault(measure, []).append(one)
     async for batch in event_counts.newest(database, min(one.since for one in sought)):
         for received_at, message_id, cell in batch:
@@ -394,11 +399,15 @@ async def _overdue_messages(database: Database, rule: Rule, now: datetime) -> li
     ]
 
 
-async def _offending_quarantined(database: Database, since: datetime) -> list[str]:
-    named = _received(since), QUARANTINE.c.message_id.is_not(None), QUARANTINE.c.reason.not_like("tag-%")
+async def _offending_quarantined(database: Database, since: datetime, reason: ColumnElement[bool]) -> list[str]:
+    named = _received(since), QUARANTINE.c.message_id.is_not(None), reason
     found = select(QUARANTINE.c.message_id).where(*named).order_by(QUARANTINE.c.callback_id.desc())
     async with database.reading() as connection:
         return list((await connection.scalars(found.limit(_MOST_ROWS // 100))).all())
+
+
+_IS_TAG: Final = QUARANTINE.c.reason.like("tag-%")
+_IS_NO_TAG: Final = QUARANTINE.c.reason.not_like("tag-%")
 
 
 async def _offending_dead_letters(database: Database, sink: str | None, since: datetime) -> list[str]:

@@ -6,6 +6,7 @@ was suspended beyond its lease can no longer change anything.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +15,7 @@ from typing import Any, Final
 from sqlalchemy import Select, and_, func, literal, literal_column, select
 from sqlalchemy import text as sql
 
-from receiver.domain.events import Rejected
+from receiver.domain.events import Quarantine, Rejected
 from receiver.errors import ReceiverError
 from receiver.explanation.installation import ProcessorRecord
 from receiver.models.callbacks import CALLBACKS, PENDING, PROCESSOR, QUARANTINE
@@ -23,7 +24,7 @@ from receiver.storage import journal, leases
 from receiver.storage.bulk import ExecuteMany, InsertMany, Step, Transaction
 from receiver.storage.database import Database
 
-# The quarantine lists at most this many rejected elements of a callback; the last one then says how many follow.
+# The quarantine lists at most this many rejected elements of a callback.
 MAX_LISTED: Final = 100
 
 
@@ -147,22 +148,32 @@ _ADVANCE: Final = {
 
 
 def quarantine(
-    callback_id: str, rejected: Sequence[Rejected], number: int, reprocessed_at: Any = None
+    callback_id: str, rejected: Sequence[Rejected], reasons: Mapping[Quarantine, int], reprocessed_at: Any = None
 ) -> list[tuple[Any, ...]]:
-    """The quarantine rows of a callback: the first of its `number` rejected elements; the last row counts the rest."""
+    """The quarantine rows of a callback: the first of its rejected elements; `reasons` counts all of them.
+
+    The last row of each reason stands for the elements of that reason that are not listed, the last row of all for
+    those whose reason is not listed, and it says how many elements follow.
+    """
     listed = rejected[:MAX_LISTED]
-    rows = [
-        (callback_id, element.index, element.reason, element.detail, element.message_id, reprocessed_at)
-        for element in listed
+    if not listed:
+        return []
+    elements = [1] * len(listed)
+    last_of = {element.reason: place for place, element in enumerate(listed)}
+    listed_reasons = Counter(element.reason for element in listed)
+    for reason, number in reasons.items():
+        elements[last_of.get(reason, len(listed) - 1)] += number - listed_reasons[reason]
+    details = [element.detail for element in listed]
+    more = sum(reasons.values()) - len(listed)
+    if more:
+        details[-1] += f"; {more:,} further elements could not be used either"
+    return [
+        (callback_id, element.index, element.reason, detail, element.message_id, reprocessed_at, number)
+        for element, detail, number in zip(listed, details, elements, strict=True)
     ]
-    if rows and number > len(rows):
-        last = rows[-1]
-        more = f"{last[3]}; {number - len(rows):,} further elements could not be used either"
-        rows[-1] = (*last[:3], more, *last[4:])
-    return rows
 
 
-_QUARANTINE: Final = ("callback_id", "element", "reason", "detail", "message_id", "reprocessed_at")
+_QUARANTINE: Final = ("callback_id", "element", "reason", "detail", "message_id", "reprocessed_at", "elements")
 
 
 def add_to_quarantine(rows: Sequence[tuple[Any, ...]]) -> Step:

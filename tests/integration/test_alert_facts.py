@@ -23,7 +23,7 @@ from receiver.settings import GivenSettings
 from receiver.storage import alert_facts, event_counts, refusals
 from receiver.storage.database import Database
 from receiver.storage.sinks import register
-from receiver.tags import TagPolicy
+from receiver.tags import TagPolicy, sign
 from tests import rows
 from tests.dispatching import append as append_events
 from tests.dispatching import life
@@ -150,7 +150,7 @@ async def evaluated(database: Database, now: datetime, *tables: dict[str, Any]) 
 
 async def test_spam_codes_contradictions_and_forged_tags_name_their_messages(database: Database) -> None:
     checker = TagChecker(keys={"k1": "secret-secret-secret"}, policy=TagPolicy.RECORD)
-    forged = {"tag": "order~k1~AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}
+    forged = {"tag": sign("order", "another-secret-secret", kid="k1")}
     spam = [
         callback([v2_event(f"s{number}", "message-failed", errorCode=4470)], received=number) for number in range(12)
     ]
@@ -160,11 +160,16 @@ async def test_spam_codes_contradictions_and_forged_tags_name_their_messages(dat
     await process(database, *spam, *contradicted, checker=checker)
     await process(database, callback([v2_event("f1", message=forged)], received=30), checker=checker)
     evaluation = await evaluated(
-        database, at(60), {"rule": "code-spike", "by": "from"}, {"rule": "contradictions", "above": 0}
+        database,
+        at(60),
+        {"rule": "code-spike", "by": "from"},
+        {"rule": "contradictions", "above": 0},
+        {"rule": "forged-tags"},
     )
-    assert evaluation.fired() == [("code-spike", "+15559999"), ("contradictions", None)]
+    assert evaluation.fired() == [("code-spike", "+15559999"), ("contradictions", None), ("forged-tags", None)]
     assert evaluation.named["code-spike"] == [f"s{number}" for number in reversed(range(2, 12))]
     assert evaluation.named["contradictions"] == ["c1"]
+    assert evaluation.named["forged-tags"] == ["f1"]
 
 
 async def test_messages_of_many_alerts_are_searched_once_and_in_bounded_time(
@@ -249,6 +254,39 @@ async def test_quarantined_elements_are_counted_by_the_time_in_their_callbacks_i
     evaluation = await evaluated(database, at(60), {"rule": "quarantine"})
     assert evaluation.fired() == [("quarantine", None)]
     assert evaluation.named["quarantine"] == [f"q{number}" for number in reversed(range(6))]
+
+
+async def test_all_elements_of_a_callback_are_counted_by_their_reasons(database: Database) -> None:
+    checker = TagChecker(keys={"k1": "secret-secret-secret"}, policy=TagPolicy.REQUIRE)
+    unknown = [v2_event(f"u{number}", "message-unheard-of") for number in range(150)]
+    unsigned = [v2_event(f"t{number}", message={"tag": "order"}) for number in range(250)]
+    forged = [v2_event("f1", message={"tag": sign("order", "another-secret-secret", kid="k1")})]
+    await process(database, callback([*unknown[:30], *unsigned, *unknown[30:]], received=10), checker=checker)
+    await process(database, callback(forged, received=20), checker=checker)
+    facts = await alert_facts.gather(database, configure([{"rule": "quarantine"}]), at(60), sinks={})
+    assert list(facts.quarantined.values()) == [{"unknown-type": 150, "tag-unsigned": 250, "tag-forged": 1}]
+    evaluation = await evaluated(database, at(60), {"rule": "quarantine"}, {"rule": "forged-tags"})
+    of_tags, of_types = sorted(evaluation.history, key=lambda change: change.alert.name)
+    assert (of_tags.alert.evidence.value, of_types.alert.evidence.value) == (251, 150)
+    assert "251 were quarantined for their tags" in of_tags.alert.summary
+    # Of a callback a hundred elements are listed.
+    assert evaluation.named["forged-tags"][0] == "f1"
+    assert set(evaluation.named["forged-tags"][1:]) < {f"t{number}" for number in range(250)}
+    assert set(evaluation.named["quarantine"]) < {f"u{number}" for number in range(30)}
+
+
+@pytest.mark.parametrize("signed", [True, False])
+async def test_messages_without_a_tag_are_named_where_all_senders_sign(database: Database, signed: bool) -> None:
+    keys = {"k1": "secret-secret-secret"}
+    checker = TagChecker(keys=keys, policy=TagPolicy.RECORD)
+    tag = {"tag": sign("order", keys["k1"], kid="k1")} if signed else {}
+    usual = [callback([v2_event(f"u{number}", message=tag)], received=-36_000 + number) for number in range(200)]
+    await process(database, *usual, checker=checker)
+    forged = {"tag": sign("order", "another-secret-secret", kid="k1")}
+    found = [callback([v2_event("n1")], received=10), callback([v2_event("f1", message=forged)], received=20)]
+    await process(database, *found, checker=checker)
+    evaluation = await evaluated(database, at(60), {"rule": "forged-tags"})
+    assert evaluation.named == {"forged-tags": ["f1", "n1"] if signed else ["f1"]}
 
 
 async def test_waiting_callbacks_are_seen(database: Database) -> None:
