@@ -17,6 +17,7 @@ from receiver.domain.vocabulary import number_key
 
 NO_VALUE: Final = "(none)"
 """The group of what has no value of the dimension."""
+_OUR_GROUPS: Final = frozenset({NO_VALUE, OTHER_GROUPS})
 
 
 @dataclass(slots=True)
@@ -116,10 +117,14 @@ def is_slow(rule: Rule, cell: Cell) -> bool:
 
 
 def group_of(rule: Rule, cell: Cell, facts: Facts) -> str | None:
-    """The group of a rule that a cell belongs to; None: the rule has no groups."""
+    """The group of a rule that a cell belongs to; None: the rule has no groups.
+
+    A value with the name of a group of ours is put in quotes, as it would share the alert of that group.
+    """
     if rule.by is None:
         return None
-    return (cell.sender if rule.by == "from" else value_of(cell, rule.by, facts)) or NO_VALUE
+    value = cell.sender if rule.by == "from" else value_of(cell, rule.by, facts)
+    return f'"{value}"' if value in _OUR_GROUPS else value or NO_VALUE
 
 
 def longer_than(rule: Rule) -> timedelta:

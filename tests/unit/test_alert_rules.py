@@ -25,7 +25,7 @@ from receiver.domain.alert_facts import (
     reference_hours,
 )
 from receiver.domain.alert_rules import evaluate, expected_receipts, lower_bound
-from receiver.domain.alerts import Condition, Finding, Rule, RuleType, Severity
+from receiver.domain.alerts import Alert, Condition, Finding, Rule, RuleType, Severity, Transition, advance
 from receiver.errors import SettingsError
 from receiver.settings import GivenSettings, dump, restore
 
@@ -129,6 +129,21 @@ def test_failure_rate_by_carrier_has_a_finding_for_each() -> None:
     )
     found = {finding.group: finding.condition for finding in evaluate(given, known, NOW)}
     assert found == {"T-Mobile": BREACHED, "Verizon": CLEAR, "(none)": UNKNOWN}
+
+
+def test_a_carrier_with_the_name_of_a_group_of_ours_has_an_alert_of_its_own() -> None:
+    given = rule("failure-rate", by="carrierName")
+    cells = [*outcomes(1, 99), *outcomes(40, 10, carrier_name="(others)"), *outcomes(1, 49, carrier_name="(none)")]
+    open_alerts: dict[str, Alert] = {}
+    history: list[tuple[Transition, str | None]] = []
+    for minutes in range(15):
+        now = NOW + timedelta(minutes=minutes)
+        findings = {given.name: evaluate(given, facts(given, cells), now)}
+        for change in advance([given], open_alerts.values(), findings, now, lambda: "1"):
+            open_alerts[change.alert.id] = change.alert
+            history.append((change.transition, change.alert.group))
+    assert history == [(Transition.FIRED, '"(others)"')]
+    assert {finding.group for finding in findings[given.name]} == {"T-Mobile", '"(others)"', '"(none)"'}
 
 
 def test_failure_rate_by_category_is_a_share_of_all_deliveries() -> None:
