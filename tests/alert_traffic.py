@@ -324,6 +324,7 @@ class Simulation:
             watching_since=self.watching_since,
             cells={span: self._window(span) for span in spans},
             before={span: self._day_before(span) for span in spans},
+            around={span: _cells(self._of_hours(window_hours(self.now, span.window))) for span in spans},
             history=history,
             history_since=hour_of(self.start),
             waiting={rule.name: self._waiting(rule) for rule in self.rules if rule.longer_than is not None},
@@ -343,20 +344,21 @@ class Simulation:
                 if minute >= first:
                     total.update(cells)
         else:
-            for hour in window_hours(self.now, span.window):
-                if hour in self._hours:
-                    total.update(self._hours[hour])
+            total = self._of_hours(window_hours(self.now, span.window))
         return _cells(total)
+
+    def _of_hours(self, hours: Iterable[int]) -> Counter[tuple[Any, ...]]:
+        total: Counter[tuple[Any, ...]] = Counter()
+        for hour in hours:
+            if hour in self._hours:
+                total.update(self._hours[hour])
+        return total
 
     def _day_before(self, span: Span) -> list[Cell]:
         end = window_hours(self.now, span.window)[0]
         if (span, end) not in self._before:
-            total: Counter[tuple[Any, ...]] = Counter()
-            for hour in range(end - 24, end):
-                if hour in self._hours:
-                    total.update(self._hours[hour])
             self._before = {key: cells for key, cells in self._before.items() if key[0] != span}
-            self._before[span, end] = _cells(total)
+            self._before[span, end] = _cells(self._of_hours(range(end - 24, end)))
         return self._before[span, end]
 
     def _waiting(self, rule: Rule) -> list[Waiting]:

@@ -1,6 +1,6 @@
 """The counted events that a rule of alerts is about: those that meet its `where`, by the values of its `by`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -10,6 +10,7 @@ from receiver.domain.alert_facts import (
     Cell,
     Facts,
     Measure,
+    Span,
     span_of,
 )
 from receiver.domain.alerts import OTHER_GROUPS, Rule, RuleType
@@ -41,10 +42,13 @@ class Tally:
 CODE_DIMENSIONS: Final = ("deliveryCode", "category")
 
 
-def tally_by_group(rule: Rule, cells: Iterable[Cell], facts: Facts) -> dict[str | None, Tally]:
-    """The cells that meet the rule's `where`, by group.
+def tally_by_group(
+    rule: Rule, cells: Iterable[Cell], facts: Facts
+) -> tuple[dict[str | None, Tally], Mapping[str, int]]:
+    """The cells that meet the rule's `where`, by group, and what all groups have in common.
 
-    Codes and categories choose among failures only: the deliveries that they are a share of have all codes, or none.
+    Codes and categories choose among failures only: the deliveries that they are a share of have all codes, or none,
+    and are common to all groups, also to those without a failure.
     """
     by_code = rule.by in CODE_DIMENSIONS
     groups: dict[str | None, Tally] = {}
@@ -71,7 +75,7 @@ def tally_by_group(rule: Rule, cells: Iterable[Cell], facts: Facts) -> dict[str 
             tally.slow += cell.events * is_slow(rule, cell)
     for tally in groups.values() if by_code else ():
         tally.measures = whole
-    return groups
+    return groups, whole
 
 
 def message_filters(rule: Rule) -> dict[str, frozenset[str]]:
@@ -162,10 +166,12 @@ def now_and_before(
     """The groups that have any of these measures now, or had before, with both tallies."""
     span, wanted = span_of(rule), frozenset(measures)
     assert span is not None  # noqa: S101
-    current = tally_by_group(rule, (one for one in facts.cells.get(span, ()) if one.measure in wanted), facts)
-    before = tally_by_group(rule, (one for one in facts.before.get(span, ()) if one.measure in wanted), facts)
-    whole = next((tally.measures for tally in current.values()), {}) if rule.by in CODE_DIMENSIONS else {}
+
+    def tallied(of: Mapping[Span, Sequence[Cell]]) -> tuple[dict[str | None, Tally], Mapping[str, int]]:
+        return tally_by_group(rule, (one for one in of.get(span, ()) if one.measure in wanted), facts)
+
+    (current, whole), (around, _), (before, _) = map(tallied, (facts.cells, facts.around, facts.before))
     return {
-        group: (current.get(group) or Tally(measures=whole), before.get(group))
-        for group in (*current, *(group for group in before if group not in current))
+        group: (current.get(group) or Tally(measures=dict(whole)), before.get(group))
+        for group in dict.fromkeys([*current, *around, *before])
     }

@@ -118,8 +118,9 @@ def _no_category(_: str, __: int) -> str:
 class Facts:
     """Everything that the rules look at; None: it could not be read.
 
-    `cells` are the counts within a window, `before` those of the 24 hours before it, of which `hours_before` were
-    counted. `partial` are the windows whose cells of senders leave out final events of other senders. `history` has
+    `cells` are the counts within a window, `before` those of the 24 hours before it. `around` are those of the hours
+    that a window has a part of: a group whose last event came in those hours, but before the window, is in neither of
+    the others. `partial` are the windows whose cells of senders leave out final events of other senders. `history` has
     receipts by hour since 1970 for the hours that `reference_hours` names; `history_since` is the first hour that was
     counted as a whole. `waiting` is by the name of the rule; `quarantined`, `refused` and `dead_letters` are by window,
     then by reason or sink. `code_name` and `category` know the codes of an API.
@@ -128,6 +129,7 @@ class Facts:
     watching_since: datetime | None = None
     cells: Mapping[Span, Sequence[Cell]] = field(default_factory=dict)
     before: Mapping[Span, Sequence[Cell]] = field(default_factory=dict)
+    around: Mapping[Span, Sequence[Cell]] = field(default_factory=dict)
     partial: frozenset[Span] = frozenset()
     history: Mapping[Receipts, Mapping[int, int]] = field(default_factory=dict)
     history_since: int | None = None

@@ -62,7 +62,12 @@ async def gather(database: Database, rules: Sequence[Rule], now: datetime, *, si
         return Facts(
             watching_since=watching_since if is_counted else None,
             cells={span: await _cells(connection, _window(span, now)) for span in spans},
-            before=await _all_before(connection, spans, now),
+            before=await _of_hours(connection, spans, lambda span: _day_before(now, span.window)),
+            around=await _of_hours(
+                connection,
+                {span for rule in rules if rule.by is not None and (span := span_of(rule)) is not None},
+                lambda span: window_hours(now, span.window),
+            ),
             partial=await _partial(connection, rules, now),
             history=history,
             history_since=history_since,
@@ -117,16 +122,24 @@ def _window(span: Span, now: datetime) -> Select[Any]:
     return _summed(SENDER_HOUR if span.by_sender else HOUR, hour_of(now - span.window), hour_of(now) + 1)
 
 
-async def _all_before(connection: AsyncConnection, spans: Iterable[Span], now: datetime) -> dict[Span, list[Cell]]:
-    """The cells of the 24 hours before each window; windows that begin in the same hour share them."""
-    read: dict[tuple[str, int], list[Cell]] = {}
-    before: dict[Span, list[Cell]] = {}
+def _day_before(now: datetime, window: timedelta) -> range:
+    """The 24 hours before a window."""
+    end = window_hours(now, window)[0]
+    return range(end - BEFORE // timedelta(hours=1), end)
+
+
+async def _of_hours(
+    connection: AsyncConnection, spans: Iterable[Span], hours_of: Callable[[Span], range]
+) -> dict[Span, list[Cell]]:
+    """The cells of some hours for each window; windows with the same hours share them."""
+    read: dict[tuple[str, range], list[Cell]] = {}
+    found: dict[Span, list[Cell]] = {}
     for span in spans:
-        grain, end = SENDER_HOUR if span.by_sender else HOUR, window_hours(now, span.window)[0]
-        if (grain, end) not in read:
-            read[grain, end] = await _cells(connection, _summed(grain, end - BEFORE // timedelta(hours=1), end))
-        before[span] = read[grain, end]
-    return before
+        key = grain, hours = SENDER_HOUR if span.by_sender else HOUR, hours_of(span)
+        if key not in read:
+            read[key] = await _cells(connection, _summed(grain, hours.start, hours.stop))
+        found[span] = read[key]
+    return found
 
 
 async def _partial(connection: AsyncConnection, rules: Sequence[Rule], now: datetime) -> frozenset[Span]:

@@ -172,6 +172,20 @@ async def test_spam_codes_contradictions_and_forged_tags_name_their_messages(dat
     assert evaluation.named["forged-tags"] == ["f1"]
 
 
+async def test_failures_that_are_over_are_known_to_be_in_the_same_hour(database: Database) -> None:
+    evaluation = Evaluation(database, configure([{"rule": "failure-rate", "by": "deliveryCode"}]))
+    failed = (v2_event(f"f{number}", "message-failed", errorCode=4470) for number in range(30))
+    await process(database, *(callback([event], received=10) for event in failed))
+    await evaluation.round(at(60))
+    assert evaluation.fired() == [("failure-rate", "4470")]
+    for minute in range(5, 31, 5):
+        delivered = (v2_event(f"d{minute}-{number}") for number in range(30))
+        await process(database, *(callback([event], received=60 * minute - 30) for event in delivered))
+        await evaluation.round(at(60 * minute))
+    [resolved] = [change.alert for change in evaluation.history if change.transition is Transition.RESOLVED]
+    assert resolved.summary.startswith("0 of 90 deliveries with code 4470 failed")
+
+
 async def test_messages_of_many_alerts_are_searched_once_and_in_bounded_time(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,23 @@ def test_failure_rate_by_category_is_a_share_of_all_deliveries() -> None:
     assert found == {"carrier-client": 0.4, "client": 0.1}
 
 
+@pytest.mark.parametrize("when", ["before", "around"])
+@pytest.mark.parametrize("by", ["deliveryCode", "category"])
+def test_failure_rate_by_code_is_clear_once_nothing_fails(by: str, when: str) -> None:
+    given = rule("failure-rate", by=by)
+    known = facts(given, [cell(Measure.DELIVERED, 5000)])
+    over = {Span(given.window, by_sender=False): outcomes(300, 100)}
+    found = one(given, replace(known, **{when: over}))
+    assert (found.condition, found.evidence.value, found.evidence.volume) == (CLEAR, 0, 5000)
+
+
+def test_number_of_a_group_is_clear_once_nothing_of_it_comes() -> None:
+    given = rule("contradictions", by="applicationId")
+    over = {Span(given.window, by_sender=False): [cell(Measure.CONTRADICTED, 50)]}
+    found = one(given, replace(facts(given), around=over))
+    assert (found.group, found.condition, found.evidence.value) == ("a-1", CLEAR, 0)
+
+
 def test_failure_rate_of_some_codes_leaves_the_volume_whole() -> None:
     given = rule("failure-rate", where={"deliveryCode": [4470]})
     found = one(given, facts(given, [*outcomes(40, 50), cell(Measure.FAILED, 10, code=4470)]))
