@@ -162,7 +162,7 @@ class Transition(StrEnum):
     STARTED = "started"
     """Pending, or pending with newer evidence: nobody hears of it."""
     FORGOTTEN = "forgotten"
-    """It was pending and its condition is clear: it is removed."""
+    """It was pending, and its condition is clear or was unknown for as long as it has to hold: it is removed."""
     FIRED = "fired"
     UPDATED = "updated"
     """Still firing, with newer evidence: the row changes, nobody hears of it."""
@@ -299,10 +299,12 @@ class _Life:
             self._change(Transition.UPDATED, current)
 
     def _continue_pending(self, rule: Rule, alert: Alert, current: Alert, condition: Condition) -> None:
-        if condition in (Condition.CLEAR, Condition.UNKNOWN):
+        since = self._watched(alert.unknown_since) if condition is Condition.UNKNOWN else None
+        # One round that could not read the facts says nothing: else an alert with `for` might never fire.
+        if condition is Condition.CLEAR or (since is not None and self._now - since >= rule.holds_for):
             self._change(Transition.FORGOTTEN, alert)
             return
-        current = replace(current, began_at=self._watched(alert.began_at))
+        current = replace(current, began_at=self._watched(alert.began_at), unknown_since=since)
         if condition is Condition.BREACHED and self._now - current.began_at >= rule.holds_for:
             self._fire(current)
         elif current != alert:

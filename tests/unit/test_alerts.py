@@ -106,12 +106,30 @@ def test_an_alert_is_pending_until_for_has_passed() -> None:
     assert installation.history[-1].alert.began_at == START + ROUND
 
 
-@pytest.mark.parametrize("condition", [CLEAR, UNKNOWN])
-def test_a_pending_alert_is_forgotten_when_its_condition_no_longer_holds(condition: Condition) -> None:
+def test_a_pending_alert_is_forgotten_when_its_condition_no_longer_holds() -> None:
     installation = Installation(rule(holds_for=timedelta(minutes=5)))
     installation.transitions(BREACHED)
-    assert installation.transitions(condition) == ["forgotten"]
+    assert installation.transitions(CLEAR) == ["forgotten"]
     assert installation.transitions(BREACHED, after=timedelta(minutes=5)) == ["started"]
+
+
+def test_rounds_in_which_nothing_is_known_do_not_keep_an_alert_from_firing() -> None:
+    installation = Installation(rule(holds_for=timedelta(minutes=5)))
+    seen: list[str] = []
+    for place in range(11):
+        seen += installation.transitions(UNKNOWN if place % 3 == 2 else BREACHED)
+    assert [transition for transition in seen if transition != "started"] == ["fired"]
+    [fired] = installation.open.values()
+    assert (fired.began_at, fired.fired_at) == (START + ROUND, installation.now)
+
+
+def test_a_pending_alert_is_forgotten_after_it_was_unknown_for_as_long_as_it_has_to_hold() -> None:
+    installation = Installation(rule(holds_for=timedelta(minutes=5)))
+    installation.transitions(BREACHED)
+    assert installation.transitions(UNKNOWN) == ["started"]
+    assert installation.evaluate(after=timedelta(minutes=4, seconds=59)) == []
+    assert [str(change.transition) for change in installation.evaluate(after=timedelta(seconds=1))] == ["forgotten"]
+    assert installation.transitions(BREACHED) == ["started"]
 
 
 def test_a_pending_alert_stays_pending_near_the_threshold() -> None:
