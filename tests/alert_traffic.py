@@ -123,6 +123,8 @@ class Simulation:
         self.history: list[tuple[datetime, AlertChange]] = []
         self.rounds = 0
         self.watching_since = start
+        # How far the clocks of those who send are ahead of UTC.
+        self.ahead = timedelta(0)
         self._random = Random(seed)
         self._ids = map(str, count(1))
         self._minutes: dict[int, Counter[tuple[Any, ...]]] = {}
@@ -177,7 +179,7 @@ class Simulation:
 
     def _sent(self, hours: float) -> Iterable[tuple[str, float]]:
         for application in APPLICATIONS:
-            yield application.id, application.hourly(self.now) * hours
+            yield application.id, application.hourly(self.now + self.ahead) * hours
         # About three campaigns a week, in working hours, each of some thousand messages within half an hour.
         if 9 <= self.now.hour < 19 and self._random.random() < 3 / 70 * hours:
             self._campaign_left = self._random.uniform(3_000, 12_000)

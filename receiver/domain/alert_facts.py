@@ -199,7 +199,21 @@ def _is_weekend(day: int) -> bool:
     return (day + _EPOCH_WEEKDAY) % 7 >= 5
 
 
+def compared_hours(now: datetime, window: timedelta) -> range:
+    """The hours whose like of weeks and days before tell how many receipts to expect in a window.
+
+    They are those that the window has a part of, and up to two hours beside them if the window is shorter than that:
+    after a change of summer time, traffic begins and ends an hour earlier or later than in the weeks before, at any
+    minute of that hour.
+    """
+    hours = window_hours(now, window)
+    return range(min(hours[0], hours[-1] - _BESIDE), max(hours[-1], hours[0] + _BESIDE) + 1)
+
+
+_BESIDE: Final = 2
+
+
 def reference_hours(now: datetime, window: timedelta) -> list[int]:
     """The hours before that tell how many receipts to expect in a window."""
     shifts = {*weekly_shifts(), *daily_shifts(now)}
-    return sorted({hour - shift for hour in window_hours(now, window) for shift in shifts})
+    return sorted({hour - shift for hour in compared_hours(now, window) for shift in shifts})

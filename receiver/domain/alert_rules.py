@@ -26,11 +26,11 @@ from receiver.domain.alert_facts import (
     Measure,
     SinkFacts,
     Waiting,
+    compared_hours,
     daily_shifts,
     hour_of,
     span_of,
     weekly_shifts,
-    window_hours,
 )
 from receiver.domain.alert_findings import (
     condition_of,
@@ -344,7 +344,7 @@ def expected_receipts(history: Mapping[int, int], since: int | None, now: dateti
     happen by chance. Of each the quietest hour counts, since nothing is known of how its receipts were spread over it.
     None: there is too little history.
     """
-    hours = window_hours(now, window)
+    hours = compared_hours(now, window)
     shifts = [shift for shift in weekly_shifts() if since is not None and hours[0] - shift >= since]
     is_weekly = len(shifts) >= REFERENCES
     if not is_weekly:

@@ -320,11 +320,11 @@ WEEK = 7 * 24
 
 
 def hours_of(**counts: int) -> dict[int, int]:
-    """Counts of the window's hours, `w1` for a week before and `d1` for a day before."""
+    """Counts of the window's hours and those beside, `w1` for a week before and `d1` for a day before."""
     found: dict[int, int] = {}
     for name, number in counts.items():
         shift = int(name[1:]) * (WEEK if name[0] == "w" else 24)
-        found |= {hour_of(NOW) - shift: number, hour_of(NOW) - shift - 1: number}
+        found |= {hour_of(NOW) + hour - shift: number for hour in range(-2, 2)}
     return found
 
 
@@ -348,10 +348,28 @@ def test_expected_receipts(hours: dict[int, int], since: int, expected: float | 
     assert expected_receipts(hours, hour_of(NOW) - since, NOW, timedelta(hours=1)) == expected
 
 
-def test_the_quietest_hour_of_a_window_counts() -> None:
-    # A campaign within one of the two hours: the rest of its hour is silent every week.
-    hours = {hour_of(NOW) - week * WEEK: 10_000 for week in range(1, 5)}
-    assert expected_receipts(hours, hour_of(LONG_AGO), NOW, timedelta(hours=1)) == 0
+@pytest.mark.parametrize(("hours", "busy"), [(1, 1), (3, 3)])
+def test_the_quietest_hour_of_a_window_counts(hours: int, busy: int) -> None:
+    # A campaign within some of the hours: the rest of them is silent every week.
+    received = {hour_of(NOW) - hour - week * WEEK: 10_000 for week in range(1, 5) for hour in range(busy)}
+    assert expected_receipts(received, hour_of(LONG_AGO), NOW, timedelta(hours=hours)) == 0
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+@pytest.mark.parametrize("minutes", [15, 30, 60, 90, 120, 180])
+def test_expected_receipts_after_a_change_of_summer_time(minutes: int, change: int) -> None:
+    """Working hours from 9:20 to 16:40 begin and end an hour earlier or later than in the weeks before."""
+    monday, window = NOW.replace(hour=0, minute=0) - timedelta(days=3), timedelta(minutes=minutes)
+    begins, ends = (monday + timedelta(hours=hour, minutes=minute) for hour, minute in ((9, 20), (16, 40)))
+    received = {hour_of(monday) + hour - week * WEEK: 1000 for hour in range(9, 17) for week in range(1, 5)}
+    seen = []
+    for minute in range(24 * 60):
+        now = monday + timedelta(minutes=minute)
+        expected = expected_receipts(received, hour_of(LONG_AGO), now, window)
+        if now <= begins + timedelta(hours=change) or now - window >= ends + timedelta(hours=change):
+            assert expected == 0
+        seen.append(expected)
+    assert max(seen) == 1000 * minutes / 60
 
 
 # --- awaiting-receipt ---

@@ -156,6 +156,20 @@ def test_a_holiday_in_the_weeks_before_neither_fires_nor_hides(is_dead: bool) ->
     assert [alert.group for _, alert in simulation.transitions(Transition.FIRED)] == (["bank"] if is_dead else [])
 
 
+@pytest.mark.parametrize("change", [-HOUR, HOUR])
+def test_a_change_of_summer_time_brings_no_false_alarm(change: timedelta) -> None:
+    simulation = Simulation(configure([{"rule": "receipts-stopped", "window": "30m"}]), seed=5)
+    monday = MONDAY + 28 * DAY
+    simulation.run(monday, slot=HOUR, evaluates=False)
+    simulation.ahead = change
+    simulation.run(monday + DAY, slot=5 * MINUTE)
+    assert simulation.transitions(Transition.FIRED) == []
+    simulation.run(
+        simulation.now + 14 * HOUR, slot=5 * MINUTE, trouble=lambda traffic: traffic.silent.update(("bank", "clinic"))
+    )
+    assert {alert.group for _, alert in simulation.transitions(Transition.FIRED)} == {"bank", "clinic"}
+
+
 def test_an_outage_of_the_receiver_is_not_the_silence_of_others(ordinary: Simulation) -> None:
     simulation = deepcopy(ordinary)
     only(simulation, RuleType.RECEIPTS_STOPPED, RuleType.SLOW_DELIVERY)
