@@ -17,6 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 import orjson
@@ -27,7 +28,8 @@ _SECRET_KEYS: Final = re.compile(r"authorization|password|secret|token|cookie|cr
 # At `debug` these log SQL statements with their values, or requests with their headers; at `info` statements and URLs.
 _REVEALING_LOGGERS: Final = ("aiosqlite", "asyncio", "sqlalchemy", "httpx2", "httpcore2")
 _URL_PASSWORD: Final = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]*@")
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Half of a pair of UTF-16, as JSON of others may contain it, is no text in UTF-8.
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # Some thousands of lines: a reader that pauses for seconds loses nothing.
 _MAX_WAITING_BYTES: Final = 1024 * 1024
 # The end of a process waits this long for the last lines.
@@ -71,7 +73,7 @@ def configure(*, form: str = "auto", level: str = "info", threaded: bool = True)
     flush()
     handler = _Threaded(sys.stderr) if threaded else logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _Formatter(
             foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendered],
         )
@@ -129,6 +131,48 @@ def dropped() -> int:
     return _Threaded.dropped
 
 
+# --- lines that cannot be formatted ---
+
+
+class _Formatter(structlog.stdlib.ProcessorFormatter):
+    """A value that cannot be formatted must neither fail the code that logs it nor lose the rest of its line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        try:
+            return super().format(record)
+        except Exception:
+            return _unformatted(record)
+
+
+_OF_EACH_LINE: Final = frozenset({"timestamp", "level", "event", "logger"})
+
+
+def _unformatted(record: logging.LogRecord) -> str:
+    """The line of a record that cannot be formatted: all but time, level, message and logger in one text."""
+    if isinstance(record.msg, dict):
+        fields = {name: value for name, value in record.msg.items() if name not in _OF_EACH_LINE}
+        message = record.msg.get("event")
+    else:
+        # By their types: nobody has taken secrets out of what a library logs.
+        message, fields = record.msg, {"args": [type(value).__qualname__ for value in record.args or ()]}
+    line = {
+        "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z"),
+        "level": record.levelname.lower(),
+        "message": _URL_PASSWORD.sub(r"\1:***@", _text(message)),
+        "logger": record.name,
+        "unformatted": _URL_PASSWORD.sub(r"\1:***@", " ".join(f"{key}={_text(fields[key])}" for key in fields)),
+    }
+    return _dumps(_no_control_characters(None, "", line))
+
+
+def _text(value: object) -> str:
+    """A value as it is shown to developers; its type if even that fails."""
+    try:
+        return value if type(value) is str else repr(value)
+    except Exception:
+        return f"<{type(value).__qualname__}>"
+
+
 # --- the thread that writes ---
 
 
@@ -151,12 +195,7 @@ class _Threaded(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            text = self.format(record)
-        except Exception:
-            # A value that cannot be formatted must not fail the code that logs it.
-            text = _dumps({"level": "error", "message": "a log line cannot be formatted", "logger": record.name})
-        line = f"{text}\n".encode("utf-8", "backslashreplace")
+        line = f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
         with self._changed:
             # The line about dropped lines comes from the thread itself, and is never dropped.
             is_full = self._bytes + len(line) > _MAX_WAITING_BYTES and threading.current_thread() is not self._thread
@@ -295,7 +334,8 @@ def _in_order(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def _dumps(value: Any, **_: Any) -> str:
-    return orjson.dumps(value, default=str).decode()
+    # The keys of counters are often members of an enumeration.
+    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
 def _no_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -82,6 +82,12 @@ def serving(folder: Path, *arguments: str, settings: Mapping[str, str] | None = 
         if process.poll() is None:
             process.kill()
             process.wait(10)
+    check_log(errors)
+
+
+def check_log(errors: Path) -> None:
+    """Fails if a line of the log could not be formatted: no code of ours logs such a line."""
+    assert [line for line in whole_lines(errors) if '"unformatted":' in line] == []
 
 
 def _address(process: subprocess.Popen[bytes], output: Path, errors: Path, seconds: float = 180) -> str:
@@ -168,6 +174,7 @@ def foreground(folder: Path, *arguments: str, **variables: str) -> Iterator[Fore
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
+    check_log(errors)
 
 
 def is_open(url: str) -> bool:

@@ -15,6 +15,7 @@ from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import RECONCILED, Api
 from receiver.intake.fold import TagChecker
 from receiver.intake.transfer import Importing, Reprocessing, exported, import_lines
+from receiver.metrics import WorkerMetrics
 from receiver.models.queries import CallbackQuery
 from receiver.storage import journal, processor, reconciliation, schema
 from receiver.storage.database import Database
@@ -24,6 +25,7 @@ from receiver.storage.reconciliation import ReconcilerLeaseLost
 from receiver.tags import TagPolicy
 from tests.dispatching import dispatching, memory, memory_sink
 from tests.factories import callback, v2_event
+from tests.log_lines import json_log
 from tests.processing import append, drain, now, opened, select
 from tests.reconciling import AFTER, LOOPBACK, MISSING, SILENT, Clock, bandwidth, reconciler, register, stepping
 from tests.servers import free_port
@@ -64,6 +66,24 @@ async def test_silent_messages_are_found_and_closed(database: Database, api: Api
     assert await routes(database) == [RECONCILED, RECONCILED, "registered", "registered"]
     exposition = generate_latest(here.metrics.registry).decode()
     assert f'receiver_reconciliation_requests_total{{answer="final",api="{api}"}} 2.0' in exposition
+
+
+async def test_json_line_of_reconciliation_has_a_number_for_each_answer(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with json_log(monkeypatch) as lines:
+        async with bandwidth() as there:
+            [id_] = await there.send(Api.V2, SILENT)
+            await register(database, Api.V2, id_, "m-unknown")
+            metrics = WorkerMetrics()
+            async with reconciler(database, there.account(Api.V2), metrics=metrics) as here:
+                await here.start()
+                counted = 'receiver_reconciliation_requests_total{answer="%s",api="v2"} 1.0'
+                for answer in ("final", "unknown"):
+                    await eventually(lambda text=counted % answer: text in generate_latest(metrics.registry).decode())
+        [line] = [line for line in lines() if line["message"] == "messages without a final event were looked up"]
+    assert line["timestamp"]
+    assert (line["level"], line["api"], line["final"], line["unknown"]) == ("info", "v2", 1, 1)
 
 
 @each_api

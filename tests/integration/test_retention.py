@@ -26,7 +26,9 @@ from receiver.storage.rebuild import Rebuild
 from receiver.storage.retention import Pruner
 from tests import dispatching
 from tests.factories import EPOCH, callback, make_event, v1_event, v2_event
+from tests.log_lines import json_log
 from tests.processing import append, drain, process
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -451,6 +453,20 @@ async def test_the_pruner_forgets_every_kind_at_its_own_age(database: Database) 
     work = pruner(database, text=10, callbacks=30, events=5, messages=30)
     counted = await work.count()
     assert await work.prune() == counted == {"text": 2, "callbacks": 1, "events": 2, "messages": 1, "alerts": 0}
+
+
+async def test_json_line_of_the_pruner_has_a_number_for_each_kind(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await receive(database, (0, dated("m0", 0)), (38, dated("m1", 38)))
+    with json_log(monkeypatch) as lines:
+        work = pruner(database, callbacks=30, events=30)
+        await work.start()
+        await eventually(lambda: "removed old rows" in [line["message"] for line in lines()])
+        await work.stop()
+        [line] = [line for line in lines() if line["message"] == "removed old rows"]
+    assert line["timestamp"]
+    assert (line["level"], line["callbacks"], line["events"], line["alerts"]) == ("info", 1, 1, 0)
 
 
 async def test_an_age_of_zero_keeps(database: Database) -> None:

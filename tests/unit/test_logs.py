@@ -1,6 +1,5 @@
 """The log: its lines, the thread that writes them, what is dropped, and the end of a process."""
 
-import io
 import json
 import logging
 import os
@@ -8,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ import structlog
 
 from receiver import logs
 from receiver.logs import Sampled
+from tests.log_lines import kept_configuration, lines, written
 
 LINE = "x" * 1000
 
@@ -23,32 +25,13 @@ LINE = "x" * 1000
 @pytest.fixture(autouse=True)
 def configuration() -> Iterator[None]:
     """The configuration of other tests is as it was."""
-    root, before = logging.getLogger(), structlog.get_config()
-    handlers, level = root.handlers[:], root.level
-    yield
-    logs.flush(1)
-    logging.captureWarnings(False)
-    root.handlers = handlers
-    root.setLevel(level)
-    structlog.configure(**before)
+    with kept_configuration():
+        yield
 
 
 @pytest.fixture
 def log() -> Any:
     return structlog.get_logger("receiver.test")
-
-
-def written(monkeypatch: pytest.MonkeyPatch, **options: Any) -> io.StringIO:
-    """What is logged from now on."""
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    logs.configure(**options)
-    return stream
-
-
-def lines(stream: io.StringIO) -> list[dict[str, Any]]:
-    logs.flush()
-    return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
 @contextmanager
@@ -94,10 +77,74 @@ def test_secrets_are_hidden_and_counts_of_credentials_are_not(monkeypatch: pytes
     assert (line["wrong-credentials"], line["password"]) == (3, "***")
 
 
-def test_values_that_cannot_be_formatted_do_not_fail_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+class Kind(StrEnum):
+    EVENTS = "events"
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_fields_may_have_names_of_an_enumeration(
+    monkeypatch: pytest.MonkeyPatch, log: Any, form: str, threaded: bool
+) -> None:
+    stream = written(monkeypatch, form=form, threaded=threaded)
+    log.info("removed old rows", **{Kind.EVENTS: 3}, by_kind={Kind.EVENTS: 3, 7: 1})
+    if form == "console":
+        logs.flush()
+        assert "events=3" in stream.getvalue()
+    else:
+        [line] = lines(stream)
+        assert {**line, "timestamp": ""} == {
+            "timestamp": "",
+            "level": "info",
+            "message": "removed old rows",
+            "logger": "receiver.test",
+            "events": 3,
+            "by_kind": {"events": 3, "7": 1},
+        }
+
+
+class Unwritable:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+@pytest.mark.parametrize("value", [2**64, {(1, 2): 3}, ["\ud800"], Unwritable()])
+def test_line_that_cannot_be_formatted_keeps_its_time_level_message_and_fields(
+    monkeypatch: pytest.MonkeyPatch, log: Any, value: Any, threaded: bool
+) -> None:
+    stream = written(monkeypatch, threaded=threaded)
+    before = datetime.now(UTC)
+    log.warning("sink is down", sink="crm", url="nats://user:canary@host", password="canary", value=value)
+    [line] = lines(stream)
+    assert before - timedelta(seconds=1) <= datetime.fromisoformat(line.pop("timestamp")) <= datetime.now(UTC)
+    text = "<Unwritable>" if isinstance(value, Unwritable) else repr(value)
+    assert line == {
+        "level": "warning",
+        "message": "sink is down",
+        "logger": "receiver.test",
+        "unformatted": f"sink=crm url=nats://user:***@host password=*** value={text}".replace("\\", "\\"),
+    }
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_wrong_line_of_a_library_keeps_its_message_and_shows_no_value(
+    monkeypatch: pytest.MonkeyPatch, threaded: bool
+) -> None:
+    stream = written(monkeypatch, threaded=threaded)
+    logging.getLogger("other").warning("%d bytes came", "canary")
+    [line] = lines(stream)
+    assert line.pop("timestamp")
+    assert line == {"level": "warning", "message": "%d bytes came", "logger": "other", "unformatted": "args=['str']"}
+
+
+def test_half_a_surrogate_pair_is_escaped(monkeypatch: pytest.MonkeyPatch, log: Any) -> None:
     stream = written(monkeypatch)
-    logging.getLogger("other").warning("%d", "no number")
-    assert [line["message"] for line in lines(stream)] == ["a log line cannot be formatted"]
+    log.info("a request was refused", remote="\ud800")
+    [line] = lines(stream)
+    assert line["remote"] == r"\ud800"
 
 
 def test_warnings_of_python_are_lines_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
