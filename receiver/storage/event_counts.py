@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import chain
 from math import sqrt
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import bindparam, select, update
 from sqlalchemy import text as sql
@@ -70,6 +70,7 @@ _FINAL: Final[Mapping[str, Measure]] = {
     "failed": Measure.FAILED,
     "unconfirmed": Measure.UNCONFIRMED,
 }
+_REACHED: Final = ("delivered", "read")
 _VERDICTS: Final[Mapping[str, Measure]] = {
     "forged": Measure.FORGED,
     "missing": Measure.MISSING,
@@ -125,7 +126,7 @@ async def count(
             replaced = await _replaced(connection, database.is_sqlite, rows)
         if not rows:
             break
-        found = _found(rows, replaced, now, min(first[HOUR], first[HISTORY]))
+        found = _found(rows, replaced, now, min(first[HOUR], first[HISTORY]), by_sender=senders != frozenset())
         await chosen.choose(found, first[SENDER_HOUR])
         await _write(database, epoch, cursor, rows[-1][0], _cells(found, first, chosen))
         cursor, counted = rows[-1][0], counted + len(rows)
@@ -209,16 +210,24 @@ _Found = Counter[tuple[int, Measure, str, str, str, str, str, int, int]]
 """Events by minute and the values of the table's key from `measure` on."""
 
 
-def _found(rows: Iterable[Any], replaced: Iterable[tuple[Any, Measure]], now: datetime, oldest: int) -> _Found:
+def _found(
+    rows: Iterable[Any], replaced: Iterable[tuple[Any, Measure]], now: datetime, oldest: int, *, by_sender: bool
+) -> _Found:
     """What rows of the log count as, without what is replaced, and without those before the hour `oldest`."""
     latest = _start(now, timedelta(minutes=1))
-    found: _Found = Counter()
-    counted = ((row, key, 1) for row in rows for key in _keys(row))
-    taken_off = ((row, key, -1) for row, measure in replaced for key in _keys(row) if key[0] is measure)
-    for row, key, events in chain(counted, taken_off):
+    # Most events of a batch are alike but for their senders.
+    alike: Counter[tuple[int, _Counted, Measure | None]] = Counter()
+    for row, measure in chain(((row, None) for row in rows), replaced):
         minute = min(_minute(row.received_at), latest)
         if minute // 60 >= oldest:
-            found[minute, *key] += events
+            alike[minute, _counted(row, by_sender=by_sender), measure] += 1
+    found: _Found = Counter()
+    for (minute, event, measure), events in alike.items():
+        for key in _keys(event):
+            if measure is None:
+                found[minute, *key] += events
+            elif key[0] is measure:
+                found[minute, *key] -= events
     return found
 
 
@@ -239,7 +248,7 @@ async def _replaced(connection: AsyncConnection, is_sqlite: bool, rows: Sequence
         before = _outcome_before(row)
         of_delivery = (one for one in earlier.get(_delivery(row), ()) if one.position < row.position)
         # A receipt that a message was read, after that of its delivery, counts as nothing.
-        counted = next((one for one in of_delivery if any(key[0] is before for key in _keys(one))), None)
+        counted = next((one for one in of_delivery if any(key[0] is before for key in _keys(_counted(one)))), None)
         if before is not None and counted is not None:
             replaced.append((counted, before))
     return replaced
@@ -322,38 +331,75 @@ class _Senders:
         return not sender or sender in self._of_hour.get(hour, ())
 
 
-def _keys(row: Any) -> Iterator[tuple[Measure, str, str, str, str, str, int, int]]:
-    """What an event counts as: the values of the table's key from `measure` on, for each of its measures."""
-    if row.route == REGISTERED or row.api not in PROVIDERS:
-        return
+class _Counted(NamedTuple):
+    """What is counted of an event."""
+
+    api: str
+    direction: str
+    route: str
+    tag_verdict: str
+    code: int | None
+    previous_status: str | None
+    after_status: str | None
+    is_contradicted: bool
+    application_id: str
+    carrier_name: str
+    sender: str
+    bucket: int
+
+
+def _counted(row: Any, *, by_sender: bool = True) -> _Counted:
+    """What is counted of a row of the log."""
     is_outbound = row.direction == "out"
-    application, carrier = _text(row.application_id), _text(row.carrier_name)
-    # The sender of an inbound message is a customer: there are as many as messages.
-    sender = _text(row.sender) if is_outbound else ""
-    for measure, code, bucket in _measures(row, is_outbound):
-        of_carrier = carrier if measure in _OF_CARRIERS else ""
-        yield measure, row.api, row.direction, application, of_carrier, sender, code, bucket
+    bucket = NO_BUCKET
+    if is_outbound and row.after_status in _REACHED:
+        # What our own look-ups find was not received when it happened.
+        ended_at = row.received_at if row.occurred_at is None and row.route != RECONCILED else row.occurred_at
+        bucket = _bucket(row.created_at, ended_at)
+    return _Counted(
+        row.api,
+        row.direction,
+        row.route,
+        row.tag_verdict,
+        row.code,
+        row.previous_status,
+        row.after_status,
+        _is_true(row.contradicted) or (_is_true(row.is_contradicted) and row.status in _FINAL),
+        _text(row.application_id),
+        _text(row.carrier_name),
+        # The sender of an inbound message is a customer: there are as many as messages.
+        _text(row.sender) if by_sender and is_outbound else "",
+        bucket,
+    )
 
 
-def _measures(row: Any, is_outbound: bool) -> Iterator[tuple[Measure, int, int]]:
+def _keys(event: _Counted) -> Iterator[tuple[Measure, str, str, str, str, str, int, int]]:
+    """What an event counts as: the values of the table's key from `measure` on, for each of its measures."""
+    if event.route == REGISTERED or event.api not in PROVIDERS:
+        return
+    for measure, code, bucket in _measures(event):
+        of_carrier = event.carrier_name if measure in _OF_CARRIERS else ""
+        yield measure, event.api, event.direction, event.application_id, of_carrier, event.sender, code, bucket
+
+
+def _measures(event: _Counted) -> Iterator[tuple[Measure, int, int]]:
     """What an event counts as, with its code and the bucket of its time to delivery where these matter."""
+    is_outbound = event.direction == "out"
     # What our own look-ups report is no sign that the provider reaches us.
-    is_posted = row.route != RECONCILED
-    if is_posted:
+    if event.route != RECONCILED:
         yield Measure.RECEIPT if is_outbound else Measure.INBOUND, NO_CODE, NO_BUCKET
-    if row.route == "fallback":
+    if event.route == "fallback":
         yield Measure.FALLBACK, NO_CODE, NO_BUCKET
     if not is_outbound:
         return
-    measure = _outcome(row)
-    if measure is Measure.DELIVERED and _outcome_before(row) is not measure:
-        ended_at = row.occurred_at if row.occurred_at is not None or not is_posted else row.received_at
-        yield measure, NO_CODE, _bucket(row.created_at, ended_at)
+    measure = _outcome(event)
+    if measure is Measure.DELIVERED and _outcome_before(event) is not measure:
+        yield measure, NO_CODE, event.bucket
     elif measure in (Measure.FAILED, Measure.UNCONFIRMED):
-        yield measure, NO_CODE if row.code is None else row.code, NO_BUCKET
-    if row.tag_verdict in _VERDICTS:
-        yield _VERDICTS[row.tag_verdict], NO_CODE, NO_BUCKET
-    if _is_true(row.contradicted) or (_is_true(row.is_contradicted) and row.status in _FINAL):
+        yield measure, NO_CODE if event.code is None else event.code, NO_BUCKET
+    if event.tag_verdict in _VERDICTS:
+        yield _VERDICTS[event.tag_verdict], NO_CODE, NO_BUCKET
+    if event.is_contradicted:
         yield Measure.CONTRADICTED, NO_CODE, NO_BUCKET
 
 
@@ -431,7 +477,11 @@ async def newest(database: Database, since: datetime) -> AsyncIterator[list[tupl
         of_time = [(received_at, row) for row in rows if (received_at := _moment(row.received_at)) >= since]
         if rows and not of_time:
             return
-        yield [(received_at, row.message_id, cell_of(key, 1)) for received_at, row in of_time for key in _keys(row)]
+        yield [
+            (received_at, row.message_id, cell_of(key, 1))
+            for received_at, row in of_time
+            for key in _keys(_counted(row))
+        ]
 
 
 _SEARCHED: Final = 50_000
