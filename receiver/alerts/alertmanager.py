@@ -6,7 +6,7 @@ https://prometheus.io/docs/alerting/latest/configuration/#webhook_config
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
 import orjson
@@ -34,6 +34,9 @@ MAX_ALERTS: Final = 500
 MAX_OPEN: Final = 1000
 """At most so many alerts of other programs are open at once."""
 MAX_BODY_BYTES: Final = 1024 * 1024
+LATE_POSTS: Final = timedelta(minutes=5)
+
+_PREFIX: Final = "external-"
 
 _MAX_LABELS: Final = 64
 _MAX_SUMMARY: Final = 500
@@ -158,7 +161,26 @@ def external_id(alert: AlertmanagerAlert) -> str:
     """The id of our alert: the same for each post about the same alert, which Alertmanager repeats."""
     identity = alert.fingerprint or fingerprint(alert.labels)
     digest = hashlib.sha256(f"{identity} {rfc3339(alert.starts_at)}".encode("utf-8", "replace")).hexdigest()
-    return f"external-{digest[:24]}"
+    return f"{_PREFIX}{digest[:24]}"
+
+
+def next_id(alert_id: str) -> str:
+    """The id of our alert about the same alert of another program when that fires again."""
+    base, _, number = alert_id.removeprefix(_PREFIX).partition("-")
+    return f"{_PREFIX}{base}-{int(number or 1) + 1}"
+
+
+def fires_again(known: Alert, posted: AlertmanagerAlert, now: datetime) -> bool:
+    """Whether an alert that is resolved fires again with the same start.
+
+    Alertmanager keeps the start of an alert that was away for some minutes, and posts a later end. After a post that
+    resolved the alert, others may come late: those of a second Alertmanager, within seconds, and those that are tried
+    again.
+    """
+    if known.resolved_at is None or not _is_firing(posted, now):
+        return False
+    has_ended_by_itself = known.ends_at is not None and known.ends_at <= known.resolved_at
+    return has_ended_by_itself or now - known.resolved_at >= LATE_POSTS
 
 
 def changes(
@@ -167,10 +189,10 @@ def changes(
     rules: Sequence[Rule],
     now: datetime,
 ) -> list[AlertChange]:
-    """The changes of our alerts that a post brings; `known` are those with the ids of `external_id` that are stored.
+    """The changes of our alerts that a post brings; `known` are the latest ones that are stored, by `external_id`.
 
-    An alert that is resolved stays so, since posts may arrive late. One that was resolved before anybody here heard of
-    it changes nothing. Each alert has one change at most, also if the post names it several times.
+    An alert that was resolved before anybody here heard of it changes nothing. Each alert has one change at most, also
+    if the post names it several times.
     """
     found = (
         _change(one, alert_id, known.get(alert_id), rules, now) for alert_id, one in _last_states(posted, now).items()
@@ -201,7 +223,9 @@ def _change(
             return None
         return AlertChange(transition=Transition.FIRED, alert=_fired(posted, alert_id, rules, now))
     if known.status is AlertStatus.RESOLVED:
-        return None
+        if not fires_again(known, posted, now):
+            return None
+        return AlertChange(transition=Transition.FIRED, alert=_fired(posted, next_id(known.id), rules, now))
     if not is_firing:
         return resolution(known, now)
     summary, severity, ends_at = _summary(posted), _severity(posted), posted.ends_at

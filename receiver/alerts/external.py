@@ -5,7 +5,7 @@ from datetime import datetime
 
 import structlog
 
-from receiver.alerts.alertmanager import MAX_OPEN, AlertmanagerPost, changes, external_id, resolution
+from receiver.alerts.alertmanager import MAX_OPEN, AlertmanagerPost, changes, external_id, next_id, resolution
 from receiver.alerts.targets import Targets
 from receiver.domain.alerts import Alert, AlertChange, AlertStatus, RuleType, Transition
 from receiver.errors import Conflict
@@ -23,7 +23,7 @@ async def take(database: Database, post: AlertmanagerPost, targets: Targets, *, 
     Raises Conflict if more alerts would be open than may be; what is resolved or changed is written all the same.
     """
     async with database.appending() as transaction:
-        known = await alerts.stored(transaction, {external_id(alert) for alert in post.alerts})
+        known = await _known(transaction, post)
         found = changes(post.alerts, known, targets.rules, now)
         places = max(0, MAX_OPEN - await alerts.open_external(transaction))
         new = [change.alert.id for change in found if change.transition is Transition.FIRED]
@@ -37,6 +37,17 @@ async def take(database: Database, post: AlertmanagerPost, targets: Targets, *, 
             "receiver alerts resolve ends those that are over"
         )
     return heard
+
+
+async def _known(transaction: Transaction, post: AlertmanagerPost) -> dict[str, Alert]:
+    """The latest of our alerts about each alert of a post, by `external_id`."""
+    base = {external_id(alert): external_id(alert) for alert in post.alerts}
+    known: dict[str, Alert] = {}
+    while base:
+        found = await alerts.stored(transaction, base)
+        known |= {base[id_]: alert for id_, alert in found.items()}
+        base = {next_id(id_): base[id_] for id_, alert in found.items() if alert.status is AlertStatus.RESOLVED}
+    return known
 
 
 async def resolve(database: Database, alert_id: str, targets: Targets, *, now: datetime) -> Alert:

@@ -194,6 +194,28 @@ async def test_external_alert_ends_when_its_program_has_said(database: Database)
     assert await post(database, 200, startsAt="2026-01-01T00:00:00Z", endsAt="2026-01-01T00:03:00Z") == []
 
 
+async def test_external_alert_that_fires_again_with_the_same_start_is_heard_of_again(database: Database) -> None:
+    async def posted(seconds: float, status: str) -> list[str]:
+        return [change.alert.id for change in await post(database, seconds, status=status)]
+
+    [first] = await posted(0, "firing")
+    assert await posted(10, "resolved") == [first]
+    # From a second Alertmanager, a little later.
+    assert [await posted(12, status) for status in ("firing", "resolved")] == [[], []]
+    [second] = await posted(400, "firing")
+    assert await posted(410, "firing") == []
+    assert await posted(420, "resolved") == [second]
+    [third] = await posted(800, "firing")
+    assert len({first, second, third}) == 3
+    assert [(row.id, row.status) for row in await rows(database)] == [
+        (first, "resolved"),
+        (second, "resolved"),
+        (third, "firing"),
+    ]
+    types = [entry.type for entry in await alert_entries(database)]
+    assert types == ["alert.fired", "alert.resolved"] * 2 + ["alert.fired"]
+
+
 async def test_external_alert_whose_end_is_put_off_during_a_round_fires_on(database: Database) -> None:
     rounds = Rounds(database)
     await post(database, 0, endsAt="2026-01-01T00:01:00Z")

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from receiver.alerts.alertmanager import MAX_ALERTS, AlertmanagerPost, changes, external_id, payload
 from receiver.alerts.text import Templates
-from receiver.domain.alerts import Alert, AlertChange, AlertStatus, Rule, RuleType, Severity, Transition
+from receiver.domain.alerts import Alert, AlertChange, AlertStatus, Rule, RuleType, Severity, Transition, ended
 from tests.alerting import BASE_URL, made, make_alert, make_rule
 from tests.factories import at
 
@@ -111,7 +111,8 @@ def post(**alert: Any) -> AlertmanagerPost:
 def after(
     posted: AlertmanagerPost, known: list[Alert] | None = None, rules: list[Rule] | None = None, seconds: float = 0
 ) -> list[AlertChange]:
-    return changes(posted.alerts, {alert.id: alert for alert in known or ()}, rules or (), at(seconds))
+    latest = {alert.id[: len(external_id(posted.alerts[0]))]: alert for alert in known or ()}
+    return changes(posted.alerts, latest, rules or (), at(seconds))
 
 
 # --- out ---
@@ -170,8 +171,27 @@ def test_resolved_post_resolves_the_alert_and_late_posts_change_nothing() -> Non
     assert resolved.transition is Transition.RESOLVED
     assert (resolved.alert.status, resolved.alert.resolved_at) == (AlertStatus.RESOLVED, at(60))
     assert after(resolved_post, [resolved.alert]) == []
-    assert after(post(), [resolved.alert]) == []
+    assert after(post(), [resolved.alert], seconds=60 + 299) == []
     assert after(resolved_post) == []
+
+
+def test_alert_that_fires_again_with_the_same_start_is_another_alert() -> None:
+    [fired] = after(post())
+    [resolved] = after(post(status="resolved"), [fired.alert], seconds=60)
+    [again] = after(post(), [resolved.alert], seconds=60 + 300)
+    assert (again.transition, again.alert.fired_at) == (Transition.FIRED, at(360))
+    assert again.alert.id == f"{fired.alert.id}-2"
+    [resolved] = after(post(status="resolved"), [again.alert], seconds=400)
+    [third] = after(post(), [resolved.alert], seconds=1000)
+    assert third.alert.id == f"{fired.alert.id}-3"
+
+
+def test_alert_that_ended_at_its_end_fires_again_with_a_later_end() -> None:
+    [fired] = after(post(endsAt="2026-01-01T00:01:00Z"))
+    [over] = ended([fired.alert], at(70))
+    assert after(post(endsAt="2026-01-01T00:01:00Z"), [over.alert], seconds=75) == []
+    [again] = after(post(endsAt="2026-01-01T00:05:00Z"), [over.alert], seconds=75)
+    assert (again.transition, again.alert.ends_at) == (Transition.FIRED, at(300))
 
 
 def test_alert_that_starts_again_is_another_alert() -> None:
