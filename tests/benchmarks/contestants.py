@@ -152,13 +152,13 @@ def _filled(database: Prepared, stored: int) -> Prepared:
 
 
 @contextmanager
-def receiver(database: Prepared, *, sink: bool = False) -> Iterator[Running]:
-    """A `receiver serve` on a prepared database, with a sink of lines in a file or none."""
+def receiver(database: Prepared, *, sink: bool = False, **more: str) -> Iterator[Running]:
+    """A `receiver serve` on a prepared database, with a sink of lines in a file or none, and `more` settings."""
     file = database.folder / SINK_FILE
     settings = database.folder / "receiver.toml"
     settings.write_text(f'[[sinks]]\nname = "file"\ntype = "jsonl"\npath = {json.dumps(str(file))}\n' if sink else "")
     own = {"CALLBACK_CREDENTIALS": json.dumps([USER]), "API_TOKENS": '["t"]', "DATABASE_URL": database.url}
-    with serving(database.folder, settings=own) as server, ExitStack() as stack:
+    with serving(database.folder, settings=own | more) as server, ExitStack() as stack:
         view = database.view()
         stack.callback(server.stop)
         stack.callback(view.close)

@@ -174,8 +174,10 @@ async def keeping(name: str, url: str, callbacks: int, rounds: int) -> None:
         await database.close()
 
 
-def callback(body: bytes) -> Callback:
-    return Callback(id=uuid4().hex, received_at=now(), api=Api.V2, route="primary", method="POST", body=body)
+def callback(body: bytes, received_at: datetime | None = None) -> Callback:
+    return Callback(
+        id=uuid4().hex, received_at=received_at or now(), api=Api.V2, route="primary", method="POST", body=body
+    )
 
 
 def _nothing(_: object) -> InsertMany:
@@ -188,15 +190,15 @@ async def _timed(database: Database) -> tuple[float, float]:
         database, checker=TagChecker(), conflict=FinalConflict.FAILED_WINS, observer=NoObserver(), clock=now
     )
     begun, cpu = time.perf_counter(), time.process_time()
-    before = await _backends(database)
+    before = await backends(database)
     assert await processor.drain()
     seconds, used = time.perf_counter() - begun, time.process_time() - cpu
-    ticks = sum(ticks - before.get(pid, 0) for pid, ticks in (await _backends(database)).items())
+    ticks = sum(ticks - before.get(pid, 0) for pid, ticks in (await backends(database)).items())
     await processor.stop()
     return seconds, used + ticks / os.sysconf("SC_CLK_TCK")
 
 
-async def _backends(database: Database) -> dict[int, int]:
+async def backends(database: Database) -> dict[int, int]:
     """The CPU ticks of the sessions in this database; none for SQLite."""
     if database.is_sqlite:
         return {}

@@ -61,11 +61,16 @@ async def timed(what: str, limit: float) -> AsyncIterator[None]:
 
 
 async def fill(database: Database) -> None:
+    """A million messages, of which those of two days wait for a receipt, and the counts of a busy day."""
     await stock(database)
-    minute, hour = int(NOW.timestamp() // 60), int(NOW.timestamp() // 3600)
     waits = update(MESSAGES).where(MESSAGES.c.listed_at >= NOW - timedelta(days=2)).values(awaiting_receipt=True)
     async with database.writing() as connection:
         await connection.execute(waits)
+    await fill_counts(database)
+
+
+async def fill_counts(database: Database) -> None:
+    minute, hour = int(NOW.timestamp() // 60), int(NOW.timestamp() // 3600)
     columns = tuple(column.name for column in EVENT_COUNTS.columns)
     for grain, starts, cells in (
         (MINUTE, range(minute - 119, minute + 1), [*CELLS, *RECEIPTS]),
