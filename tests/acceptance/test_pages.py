@@ -442,6 +442,27 @@ async def test_the_overview_shows_rates_failures_and_what_is_awaited(database: D
     assert re.search(r'awaitingReceipt=true[^>]*">1<', page.text)
 
 
+async def test_statistics_of_many_senders_show_the_largest_and_are_read_once_for_all_who_look(
+    database: Database,
+) -> None:
+    created = clock.now().isoformat()
+
+    def event(number: int, sender: int) -> dict[str, Any]:
+        message = {"time": created, "id": f"m{number}", "from": f"+1919555{sender:04}"}
+        return v2_event(f"m{number}", message=message)
+
+    await process(database, raw_callback([*(event(n, n) for n in range(302)), event(400, 301), event(401, 301)]))
+    async with browser(application(database)) as visitor:
+        page = await visitor.get("/statistics?by=from")
+        assert page.text.count("<td>+1919555") == 300
+        assert page.text.index("<td>+19195550301</td>") < page.text.index("<td>+19195550000</td>")
+        assert "2 further rows are left out" in page.text
+        await process(database, raw_callback([event(500, 0)]))
+        assert (await visitor.get("/statistics?by=from")).text == page.text
+        assert ">305</td>" in (await visitor.get("/statistics?by=api")).text
+        assert ">2</td>" in (await visitor.get("/statistics?by=api&from=%2B19195550000")).text
+
+
 async def test_statistics_are_counted_by_what_is_asked_and_drawn_over_time(database: Database) -> None:
     now = clock.now()
     events = []
