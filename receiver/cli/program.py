@@ -72,7 +72,7 @@ def status(config: Config = None, json: Json = False) -> int:
 
     It reads the database and needs no server. Exit code 1 if there is a problem.
     """
-    from receiver.cli.admin import status
+    from receiver.cli.status import status
 
     return status(config, json=json)
 
@@ -84,7 +84,7 @@ def backup(
     json: Json = False,
 ) -> int:
     """Back up both SQLite files, also while a server runs."""
-    from receiver.cli.admin import backup
+    from receiver.cli.maintenance import backup
 
     return backup(config, folder, json=json)
 
@@ -99,7 +99,7 @@ def restore(
 
     The replaced files stay beside them under another name.
     """
-    from receiver.cli.admin import restore
+    from receiver.cli.maintenance import restore
 
     return restore(config, folder, json=json)
 
@@ -154,7 +154,7 @@ def migrate(
     json: Json = False,
 ) -> int:
     """Upgrade the schema of the database. With SQLite `serve` does it at its start, with PostgreSQL never."""
-    from receiver.cli.admin import migrate
+    from receiver.cli.maintenance import migrate
 
     if check and new_journal:
         raise typer.BadParameter("--new-journal changes the database, --check does not")
@@ -164,7 +164,7 @@ def migrate(
 @app.command()
 def check(config: Config = None, json: Json = False) -> int:
     """Check whether `serve` would start: settings, sinks, credentials, address, database and schema."""
-    from receiver.cli.admin import check
+    from receiver.cli.check import check
 
     return check(config, json=json)
 
@@ -172,7 +172,7 @@ def check(config: Config = None, json: Json = False) -> int:
 @app.command()
 def settings(config: Config = None, json: Json = False) -> int:
     """Show every setting that holds, without its secrets, and the variable or file that it comes from."""
-    from receiver.cli.admin import show_settings
+    from receiver.cli.check import show_settings
 
     return show_settings(config, json=json)
 
@@ -189,7 +189,7 @@ def rebuild(
 
     `serve` may run meanwhile.
     """
-    from receiver.cli.admin import rebuild
+    from receiver.cli.maintenance import rebuild
 
     return rebuild(config, dry_run=dry_run, json=json)
 
@@ -201,7 +201,7 @@ def prune(
     json: Json = False,
 ) -> int:
     """Remove data that is older than the retention settings. A worker does it once an hour."""
-    from receiver.cli.admin import prune
+    from receiver.cli.maintenance import prune
 
     return prune(config, dry_run=dry_run, json=json)
 
