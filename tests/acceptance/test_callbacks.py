@@ -19,6 +19,7 @@ from receiver.settings import Settings
 from receiver.storage import journal
 from receiver.storage.database import Database
 from tests.factories import v1_event, v2_event
+from tests.processes import PATIENT
 from tests.waiting import eventually
 from tests.web import serving
 
@@ -43,7 +44,7 @@ async def receiving(url: str, **settings: Any) -> AsyncIterator[httpx2.AsyncClie
     )
     async with (
         serving(Receiver(configured).app) as base,
-        httpx2.AsyncClient(base_url=base, auth=AUTH, trust_env=False, verify=False, timeout=20) as client,
+        httpx2.AsyncClient(base_url=base, auth=AUTH, **PATIENT) as client,
     ):
         yield client
 

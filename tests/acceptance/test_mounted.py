@@ -41,7 +41,7 @@ async def test_mounted_application_serves_callbacks_api_and_links_under_its_pref
     exec(compile(shown, "mounting.md", "exec"), names)
     async with (
         serving(names["app"]) as base,
-        httpx2.AsyncClient(base_url=f"{base}/sms", trust_env=False, verify=False, timeout=20) as client,
+        httpx2.AsyncClient(base_url=f"{base}/sms", **PATIENT) as client,
     ):
         for number in range(3):
             body = json.dumps([v2_event(f"of/{number}")])
@@ -78,7 +78,7 @@ async def test_links_of_a_mounted_application_begin_with_the_public_url(tmp_path
     app = Starlette(routes=[Mount("/sms", receiver)], lifespan=lambda _: receiver.router.lifespan_context(receiver))
     async with (
         serving(app) as base,
-        httpx2.AsyncClient(base_url=f"{base}/sms", trust_env=False, verify=False, timeout=20) as client,
+        httpx2.AsyncClient(base_url=f"{base}/sms", **PATIENT) as client,
     ):
         body = json.dumps([v2_event("m1"), v2_event("m2")])
         assert (await client.post("/callbacks/bandwidth/v2", content=body)).status_code == 200

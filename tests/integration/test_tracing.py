@@ -27,6 +27,7 @@ from receiver.tracing.spans import Tracer, with_otlp
 from tests.collectors import collector
 from tests.factories import v2_event
 from tests.fault_servers import fault_server
+from tests.processes import PATIENT
 from tests.waiting import eventually
 from tests.web import serving
 
@@ -87,7 +88,7 @@ async def running(
     )
     async with (
         serving(receiver) as base,
-        httpx2.AsyncClient(base_url=base, trust_env=False, verify=False, timeout=20) as client,
+        httpx2.AsyncClient(base_url=base, **PATIENT) as client,
     ):
         yield receiver, client
 
