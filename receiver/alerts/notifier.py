@@ -33,7 +33,7 @@ _PER_TARGET: Final = 2
 # seconds below, and lasts as long as it may has ended by then, also by clocks that differ by some seconds.
 _ATTEMPT: Final = timedelta(seconds=30)
 _BEGIN_SECONDS: Final = 3.0
-# A target that is not in the settings: those of another process may be newer.
+# What is due to a target that is not in the settings is left to other processes for this long: theirs may be newer.
 _UNKNOWN_FOR: Final = timedelta(minutes=10)
 # A stop waits this long for attempts under way.
 _STOP_SECONDS: Final = 5.0
@@ -122,7 +122,10 @@ class Notifier:
         """Begins the due notifications, as many as each target may have under way."""
         # Without the targets that have enough under way: what waits for a slow one must not hide what others get.
         busy = [target for target, number in self._of_target.items() if number >= _PER_TARGET]
-        due = await notifications.due(self._database, now=self._clock(), limit=_BATCH, without=busy)
+        now, targets = self._clock(), self._targets.targets
+        due = await notifications.due(
+            self._database, now=now, limit=_BATCH, known=targets, unknown_before=now - _UNKNOWN_FOR, without=busy
+        )
         for notification in due:
             if notification.key in self._sending:
                 continue
@@ -136,10 +139,14 @@ class Notifier:
                 if await notifications.withdraw(self._database, notification):
                     self._observer.notified("withdrawn")
                 continue
+            target = targets.get(notification.target)
+            if target is None:
+                await self._give_up(notification)
+                continue
             if self._of_target[notification.target] >= _PER_TARGET:
                 continue
             self._of_target[notification.target] += 1
-            task = self._sending[notification.key] = asyncio.create_task(self._attempt(notification))
+            task = self._sending[notification.key] = asyncio.create_task(self._attempt(notification, target))
             task.add_done_callback(partial(self._ended, notification))
 
     def _ended(self, notification: DueNotification, task: asyncio.Task[bool]) -> None:
@@ -149,10 +156,16 @@ class Notifier:
         if not task.cancelled() and task.result():
             self.wake()
 
-    async def _attempt(self, notification: DueNotification) -> bool:
+    async def _give_up(self, notification: DueNotification) -> None:
+        """Lets a notification fail whose target no process knows."""
+        reason = "the target is not in the settings"
+        if await notifications.give_up(self._database, notification, reason):
+            self._report_failed(notification, notification.attempts, reason)
+
+    async def _attempt(self, notification: DueNotification, target: ConfiguredTarget) -> bool:
         """Makes an attempt; returns whether its result is recorded."""
         try:
-            return await self._send(notification, self._targets.targets.get(notification.target))
+            return await self._send(notification, target)
         except StorageUnavailable as error:
             self._unrecorded.add(error=str(error))
         except Exception as error:
@@ -160,7 +173,7 @@ class Notifier:
             self._unexpected.add(target=notification.label, error=type(error).__name__)
         return False
 
-    async def _send(self, notification: DueNotification, target: ConfiguredTarget | None) -> bool:
+    async def _send(self, notification: DueNotification, target: ConfiguredTarget) -> bool:
         now, began = self._clock(), self._monotonic()
         if not await notifications.begin(self._database, notification, again_at=now + _ATTEMPT):
             return False
@@ -168,10 +181,6 @@ class Notifier:
             self._late.add(target=notification.label)
             return False
         attempts = notification.attempts + 1
-        if target is None:
-            is_last = now - notification.created_at >= _UNKNOWN_FOR
-            due_at = None if is_last else now + timedelta(minutes=1)
-            return await self._failed(notification, attempts, "the target is not in the settings", due_at)
         failpoints.reach("notification_begun")
         failure = await self._sent(notification, target)
         failpoints.reach("notification_sent")
@@ -202,11 +211,16 @@ class Notifier:
     async def _failed(self, notification: DueNotification, attempts: int, reason: str, due_at: datetime | None) -> bool:
         if not await notifications.failed(self._database, notification, reason, due_at=due_at):
             return self._overtaken()
+        self._report_failed(notification, attempts, reason, is_last=due_at is None)
+        return True
+
+    def _report_failed(
+        self, notification: DueNotification, attempts: int, reason: str, *, is_last: bool = True
+    ) -> None:
         fields = {"alert": notification.alert.id, "target": notification.label, "attempts": attempts, "reason": reason}
-        if due_at is None:
+        if is_last:
             self._observer.notified("failed")
             log.error("a notification was not delivered and is not tried again", **fields)
         else:
             self._observer.notified("retry")
             log.warning("a notification was not delivered and is tried again", **fields)
-        return True

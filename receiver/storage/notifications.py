@@ -45,9 +45,18 @@ _FIRED: Final = table_of(NotificationRow).alias("fired")
 _DUE: Final = NOTIFICATIONS.c.state == "due"
 
 
-async def due(database: Database, *, now: datetime, limit: int, without: Collection[str] = ()) -> list[DueNotification]:
+async def due(
+    database: Database,
+    *,
+    now: datetime,
+    limit: int,
+    known: Collection[str],
+    unknown_before: datetime,
+    without: Collection[str] = (),
+) -> list[DueNotification]:
     """The due notifications, the earliest `due_at` first, but for those of the targets `without`.
 
+    Those of targets that are not `known` only if they were due before `unknown_before`: another process may know them.
     That an alert is resolved is not due while the attempt to send that it fired is under way, in whatever process: its
     target would hear first that the alert is resolved, then that it fires.
     """
@@ -61,6 +70,7 @@ async def due(database: Database, *, now: datetime, limit: int, without: Collect
         select(NOTIFICATIONS, _FIRED.c.state.label("fired_state"), _FIRED.c.attempts.label("fired_attempts"))
         .outerjoin(_FIRED, same)
         .where(_DUE, NOTIFICATIONS.c.due_at <= now, NOTIFICATIONS.c.target.not_in(without))
+        .where(or_(NOTIFICATIONS.c.target.in_(known), NOTIFICATIONS.c.due_at <= unknown_before))
         .where(or_(_FIRED.c.id.is_(None), _FIRED.c.state != "due", not_(_is_under_way(_FIRED, now))))
         .order_by(NOTIFICATIONS.c.due_at, NOTIFICATIONS.c.id)
         .limit(limit)
@@ -113,6 +123,11 @@ async def failed(database: Database, notification: DueNotification, error: str, 
     changes: dict[str, Any] = {"state": "failed"} if due_at is None else {"due_at": due_at}
     error = storable(error[:_LONGEST_ERROR])
     return await _change(database, _begun(notification), last_error=error, under_way_until=None, **changes)
+
+
+async def give_up(database: Database, notification: DueNotification, error: str) -> bool:
+    """Lets a notification fail without an attempt; false if another process has begun one."""
+    return await _change(database, _unchanged(notification), state="failed", last_error=error, under_way_until=None)
 
 
 async def withdraw(database: Database, notification: DueNotification) -> bool:

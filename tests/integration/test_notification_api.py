@@ -19,6 +19,7 @@ from receiver.models.events import EVENTS
 from receiver.storage import alerts, notifications
 from receiver.storage.database import Database
 from tests.alerting import configured, fire, hook_server, make_rule, rows, targets
+from tests.factories import EPOCH
 from tests.unit.test_alertmanager import POSTED
 from tests.web import READER, application, client
 
@@ -78,7 +79,9 @@ async def test_notifications_of_an_alert_are_listed(database: Database) -> None:
     async with api(database, for_external("json://127.0.0.1/CANARY")) as http:
         await http.post(PATH, json=posted())
         [row] = await stored(database)
-        [due] = await notifications.due(database, now=datetime.now(UTC), limit=10)
+        [due] = await notifications.due(
+            database, now=datetime.now(UTC), limit=10, known=found.targets, unknown_before=EPOCH
+        )
         later = datetime.now(UTC) + timedelta(minutes=1)
         await notifications.begin(database, due, again_at=later)
         await notifications.failed(database, due, "status 500", due_at=later)

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -353,21 +353,25 @@ async def test_resolved_waits_for_the_attempt_of_another_process_to_say_that_it_
     assert await states(database) == [("fired", "sent"), ("resolved", "sent")]
 
 
+async def due(database: Database, now: datetime) -> list[DueNotification]:
+    return await notifications.due(database, now=now, limit=10, known=(), unknown_before=now)
+
+
 async def test_notification_that_another_process_has_begun_is_not_withdrawn(database: Database) -> None:
     people = People(database, targets("json://127.0.0.1/hook"))
     now = people.now
     alert = await people.fire()
-    [fired] = await notifications.due(database, now=now, limit=10)
+    [fired] = await due(database, now)
     await people.resolve(alert)
     # This process has read both before the other begins.
-    read = await notifications.due(database, now=now, limit=10)
+    read = await due(database, now)
     [resolved] = [one for one in read if one.transition is Transition.RESOLVED]
     assert await notifications.begin(database, fired, again_at=now + timedelta(seconds=20))
     assert not await notifications.withdraw_fired(database, resolved)
     assert not await notifications.withdraw(database, fired)
-    assert await notifications.due(database, now=now + timedelta(seconds=19), limit=10) == []
+    assert await due(database, now + timedelta(seconds=19)) == []
     # The other process has died.
-    later = await notifications.due(database, now=now + timedelta(seconds=20), limit=10)
+    later = await due(database, now + timedelta(seconds=20))
     assert {one.transition for one in later} == {Transition.FIRED, Transition.RESOLVED}
 
 
@@ -494,10 +498,10 @@ async def test_attempt_that_was_under_way_in_a_crash_is_made_again(database: Dat
     with hook_server() as hook:
         people = People(database, targets(f"json://{hook.address}/"))
         await people.fire()
-        [due] = await notifications.due(database, now=people.now, limit=10)
+        [fired] = await due(database, people.now)
         # What a process does before it sends; then it dies.
-        assert await notifications.begin(database, due, again_at=people.now + timedelta(seconds=20))
-        assert not await notifications.begin(database, due, again_at=people.now + timedelta(seconds=20))
+        assert await notifications.begin(database, fired, again_at=people.now + timedelta(seconds=20))
+        assert not await notifications.begin(database, fired, again_at=people.now + timedelta(seconds=20))
         people.advance(seconds=20)
         async with people:
             await eventually(lambda: len(hook.posted) == 1)
@@ -505,13 +509,50 @@ async def test_attempt_that_was_under_way_in_a_crash_is_made_again(database: Dat
 
 
 async def test_target_that_left_the_settings_fails_after_ten_minutes(database: Database) -> None:
-    await People(database, targets("json://127.0.0.1:1/gone")).fire()
+    alert = await People(database, targets("json://127.0.0.1:1/gone")).fire()
     async with People(database, targets()) as people:
-        await eventually(lambda: people.outcomes == ["retry"])
         people.advance(minutes=10)
-        await eventually(lambda: people.outcomes == ["retry", "failed"])
+        await eventually(lambda: people.outcomes == ["failed"])
+        # Nothing was tried, so that the target does not hear either that the alert is resolved.
+        await people.resolve(alert)
     [row] = await rows(database)
-    assert (row.state, row.last_error) == ("failed", "the target is not in the settings")
+    assert (row.state, row.attempts, row.last_error) == ("failed", 0, "the target is not in the settings")
+
+
+async def test_notifications_of_a_target_are_left_to_the_process_that_knows_it(database: Database) -> None:
+    with hook_server() as hook, hook_server() as other:
+        known = targets(f"json://{hook.address}/")
+        # As while the settings of one process after the other change.
+        async with People(database, targets(f"json://{other.address}/")) as before:
+            alert = await People(database, known).fire(severity=Severity.CRITICAL)
+            await People(database, known).resolve(alert)
+            # It looks for both before it sends a notification that was made later.
+            await fire(database, targets(f"json://{other.address}/"), now=before.now, id="later", group="later")
+            await eventually(lambda: before.outcomes == ["sent"])
+        assert [(row.state, row.attempts) for row in await rows(database)] == [("due", 0), ("due", 0), ("sent", 1)]
+        async with People(database, known) as after:
+            await eventually(lambda: after.outcomes == ["withdrawn", "sent"])
+        assert [one.json["title"][:8] for one in hook.posted] == ["Resolved"]
+
+
+async def test_notification_that_is_tried_again_is_not_given_up_by_a_process_that_does_not_know_its_target(
+    database: Database,
+) -> None:
+    with hook_server(status=503) as hook, hook_server() as other:
+        known = targets(f"json://{hook.address}/")
+        people = People(database, known)
+        await people.fire()
+        people.advance(minutes=30)
+        async with people:
+            await eventually(lambda: people.outcomes == ["retry"])
+        [row] = await rows(database)
+        async with People(database, targets(f"json://{other.address}/")) as others:
+            others.now = row.due_at + timedelta(minutes=9)
+            await fire(database, targets(f"json://{other.address}/"), now=others.now, id="later", group="later")
+            await eventually(lambda: others.outcomes == ["sent"])
+            assert await states(database) == [("fired", "due"), ("fired", "sent")]
+            others.advance(minutes=1)
+            await eventually(lambda: others.outcomes == ["sent", "failed"])
 
 
 async def test_targets_of_a_reload_are_used(database: Database) -> None:
