@@ -47,8 +47,15 @@ _SHARES: Final = frozenset({RuleType.FAILURE_RATE, RuleType.SLOW_DELIVERY, RuleT
 _LONGEST: Final = 500
 _MAX_TITLE: Final = 250
 _MAX_BODY: Final = 8000
-# `@everyone`; `<!channel>`, `<@&123>` and `<#123>` of Slack and Discord; `[click](https://…)` of Markdown.
-_MARKUP: Final = re.compile(r"@(?=everyone\b|here\b|channel\b|all\b)|<(?=[!@#])|\](?=\()", re.IGNORECASE)
+_BREAK: Final = "\u200b"
+# `@everyone`; `<!channel>`, `<@&123>` and `<#123>` of Slack and Discord; `<users/all>` of Google Chat, and
+# `<https://…|click>` of several; `[click](https://…)` and `[click]: https://…` of Markdown, but not `[::1]:8080`.
+_MARKUP: Final = re.compile(
+    r"@(?=everyone\b|here\b|channel\b|all\b)|<(?=[!@#]|users/|[a-z][a-z0-9+.-]*:)|\](?=\(|:(?!\d+(?:[^\w.-]|$)))",
+    re.IGNORECASE,
+)
+# Mattermost makes a link of anything before the bar, whatever it begins with.
+_IN_ANGLES: Final = re.compile("<[^<>]*")
 
 
 def template_error(template: str) -> str | None:
@@ -79,10 +86,13 @@ class Templates:
 
 def cleaned(text: str, longest: int = _LONGEST) -> str:
     """A text of strangers on one line, without control characters, mentions and links with a text."""
+    # A title consists of texts that are cleaned already.
+    text = text.replace(_BREAK, "")
     printable = "".join(" " if unicodedata.category(character)[0] in "CZ" else character for character in text)
     short = " ".join(printable.split())
     short = short if len(short) <= longest else f"{short[: longest - 1]}…"
-    return _MARKUP.sub("\\g<0>\u200b", short)
+    short = _IN_ANGLES.sub(lambda found: found[0].replace("|", "¦"), short)
+    return _MARKUP.sub(f"\\g<0>{_BREAK}", short)
 
 
 def fields(notification: Notification) -> dict[str, str]:

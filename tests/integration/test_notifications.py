@@ -95,8 +95,11 @@ async def test_slack_hook_gets_no_markup_of_strangers(database: Database, monkey
     assert "@everyone" not in text
 
 
-HOSTILE = "<!channel> <!here|x> <@&123> <@U1> <#C1> @all [click](http://evil.example)"
-MARKUP = ("<!", "<@", "<#", "@all", "](")
+HOSTILE = (
+    "<!channel> <!here|x> <@&123> <@U1> <#C1> @all <users/all> [click](http://evil.example) "
+    "<https://evil.example|T-Mobile>"
+)
+MARKUP = ("<!", "<@", "<#", "@all", "](", "<users", "<https", "|T-Mobile>")
 
 
 async def test_mattermost_hook_gets_no_markup_of_strangers(database: Database) -> None:
@@ -105,6 +108,23 @@ async def test_mattermost_hook_gets_no_markup_of_strangers(database: Database) -
             await people.fire(summary=HOSTILE, group=HOSTILE)
             await eventually(lambda: hook.posted)
         assert hook.posted[0].path == "/hooks/3ccdd113474722377935511fc85d3dd4"
+        text = json.dumps(hook.posted[0].json, ensure_ascii=False)
+    assert "evil.example" in text
+    assert [found for found in MARKUP if found in text] == []
+
+
+async def test_google_chat_hook_gets_no_markup_of_strangers(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from apprise.plugins.google_chat import NotifyGoogleChat
+
+    with hook_server() as hook:
+        # The plug-in has one address; the rest is the real one.
+        address = f"http://{hook.address}/v1/spaces/{{workspace}}/messages"
+        monkeypatch.setattr(NotifyGoogleChat, "notify_url", address)
+        async with People(database, targets("gchat://workspace/key/token")) as people:
+            await people.fire(summary=HOSTILE, group=HOSTILE)
+            await eventually(lambda: hook.posted)
         text = json.dumps(hook.posted[0].json, ensure_ascii=False)
     assert "evil.example" in text
     assert [found for found in MARKUP if found in text] == []

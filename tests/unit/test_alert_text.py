@@ -60,15 +60,20 @@ def test_numbers_are_written_as_their_rule_means_them(rule: RuleType, value: flo
         ("  many   spaces ", "many spaces"),
         ("@everyone @Here @channel @all @alice", "@\u200beveryone @\u200bHere @\u200bchannel @\u200ball @alice"),
         ("<!channel> <@&1> <#1> <b>", "<\u200b!channel> <\u200b@&1> <\u200b#1> <b>"),
+        ("<users/all> <mailto:x> </b> 5 < 6", "<\u200busers/all> <\u200bmailto:x> </b> 5 < 6"),
+        ("<https://evil|a|b> c|d <e|f", "<\u200bhttps://evil¦a¦b> c|d <e¦f"),
         ("[click](http://evil)", "[click]\u200b(http://evil)"),
+        ("[click]: http://evil [::1]:8080 [::1]:8evil", "[click]\u200b: http://evil [::1]:8080 [::1]\u200b:8evil"),
+        ("<\u200b!channel>", "<\u200b!channel>"),
         ("x" * 600, "x" * 499 + "…"),
     ],
 )
 def test_text_of_strangers_stays_on_one_line_and_calls_nobody(hostile: str, harmless: str) -> None:
-    assert cleaned(hostile) == harmless
+    assert cleaned(hostile) == cleaned(harmless) == harmless
     alert = make_alert(group=hostile, summary=hostile, name=hostile)
     assert fields(made(alert))["group"] == harmless
     title = Templates().render_title(made(alert))
+    assert harmless[:100] in title
     assert title.isprintable() or "\u200b" in title
     assert len(title) <= 250
 
