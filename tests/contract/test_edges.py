@@ -28,6 +28,10 @@ OVERLOAD: Final = "acceptance/test_overload.py"
 QUERIES: Final = "integration/test_message_queries.py"
 FIRST_VERSION: Final = "integration/test_first_version.py"
 DOCS: Final = "contract/test_docs.py"
+ALERTMANAGER: Final = "unit/test_alertmanager.py"
+ALERT_LIFE: Final = "integration/test_alert_life.py"
+NOTIFICATIONS: Final = "integration/test_notifications.py"
+NOTIFICATION_API: Final = "integration/test_notification_api.py"
 
 OPEN: Final = frozenset(
     {
@@ -434,6 +438,55 @@ EDGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "alert.fired": (
         "a filter for an event that nothing publishes",
         ("unit/test_sink_settings.py::test_a_mistake_is_one_line_that_names_sink_and_field",),
+    ),
+    "alert named twice": (
+        "a post of Alertmanager names an alert twice: 500, lost alerts, a resolved alert without its event",
+        (
+            f"{ALERTMANAGER}::test_alert_named_several_times_in_one_post_has_one_change",
+            f"{ALERTMANAGER}::test_alert_that_fires_and_is_resolved_in_one_post_is_resolved",
+            f"{NOTIFICATION_API}::test_alert_named_twice_in_one_post_fires_once_and_the_others_are_taken",
+            f"{ALERT_LIFE}::test_several_changes_of_an_alert_at_once_are_refused",
+        ),
+    ),
+    "sinks after a mute": (
+        "an alert of another program goes to the wrong sinks when its mute ends",
+        (f"{ALERT_LIFE}::test_muted_alert_of_another_program_goes_to_the_sinks_of_its_rule_when_the_mute_ends",),
+    ),
+    "mute of a namesake": (
+        "a mute of an alert of another program mutes a rule with the same name",
+        (f"{ALERT_LIFE}::test_mute_of_an_alert_of_another_program_mutes_no_rule_of_the_same_name",),
+    ),
+    "mute during a round": (
+        "a mute that is set while an alert begins is lost, or a deadlock",
+        (
+            f"{ALERT_LIFE}::test_mute_during_a_round_holds_for_the_alert_that_begins_in_it",
+            f"{ALERT_LIFE}::test_mute_during_a_post_holds_for_the_alert_that_it_brings",
+            f"{ALERT_LIFE}::test_mute_during_the_write_of_other_alerts_waits_for_it_without_a_deadlock",
+            f"{ALERT_LIFE}::test_alert_that_is_just_being_resolved_cannot_be_acknowledged",
+        ),
+    ),
+    "halted notifier": (
+        "a process that was halted opens an incident after it was resolved",
+        (
+            f"{NOTIFICATIONS}::test_process_that_was_halted_before_it_sends_leaves_the_attempt_to_the_next",
+            f"{NOTIFICATIONS}::test_result_of_an_attempt_is_not_recorded_once_another_process_makes_the_next",
+        ),
+    ),
+    "unknown target": (
+        "a worker with older settings puts off or ends the notifications of a new target",
+        (
+            f"{NOTIFICATIONS}::test_notifications_of_a_target_are_left_to_the_process_that_knows_it",
+            f"{NOTIFICATIONS}::test_notification_that_is_tried_again_is_not_given_up_by_a_process_that_does_not_know_its_target",
+            f"{NOTIFICATIONS}::test_target_that_left_the_settings_fails_after_ten_minutes",
+        ),
+    ),
+    "links of chats": (
+        "Mattermost and Google Chat make links of texts of strangers",
+        (
+            f"{NOTIFICATIONS}::test_mattermost_hook_gets_no_markup_of_strangers",
+            f"{NOTIFICATIONS}::test_google_chat_hook_gets_no_markup_of_strangers",
+            "unit/test_alert_text.py::test_text_of_strangers_stays_on_one_line_and_calls_nobody",
+        ),
     ),
     "constraints": (
         "constraints whose names are not those of the models",
