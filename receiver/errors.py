@@ -85,7 +85,8 @@ def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "") -> str:
     `prefix` is what all these names begin with, and have in common with any other.
     """
     endings = [one.removeprefix(prefix) for one in known]
-    found = get_close_matches(name.removeprefix(prefix), endings, n=1, cutoff=0.7)
+    # Two of three letters in common are enough: short names are mistyped too.
+    found = get_close_matches(name.removeprefix(prefix), endings, n=1, cutoff=0.66)
     return f"; did you mean {prefix}{found[0]}?" if found else ""
 
 

@@ -125,9 +125,10 @@ def configured_rules(settings: Settings) -> list[Rule]:
 
 def configured_targets(settings: Settings) -> Targets:
     """The targets for people of the rules, and the rules."""
+    sinks = [str(table.get("name")) for table in settings.sinks]
     return targets.configure(
-        rules.configure(settings.alerts),
-        sinks=[str(table.get("name")) for table in settings.sinks],
+        rules.configure(settings.alerts, sinks=sinks, country_code=settings.country_code),
+        sinks=sinks,
         context=target_context(settings),
         default_to=[entry.get_secret_value() for entry in settings.alert_to],
     )

@@ -1,16 +1,20 @@
 """The rules of the setting `alerts`: validates each table, fills in the defaults of its type; the rules without any."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from receiver.domain.alert_cells import NO_VALUE
 from receiver.domain.alerts import Rule, RuleType, Severity
-from receiver.domain.vocabulary import Api, Direction, number_key
+from receiver.domain.vocabulary import Api, Direction
 from receiver.errors import SettingsError, did_you_mean
+from receiver.models.numbers import typed_number_key
+from receiver.providers import PROVIDERS
+from receiver.providers.registry import reason
 from receiver.sinks.base import Duration
 
 _SETTING: Final = "RECEIVER_ALERTS"
@@ -30,21 +34,24 @@ _HOURS: Final = timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Type:
-    """What rules of a type may have: their dimensions (of `by`, of `where`) and their defaults."""
+    """What rules of a type may have: their dimensions (of `by`, of `where`) and their defaults.
+
+    A field that is None would have no effect; a rule of this type cannot have it.
+    """
 
     by: tuple[str, ...] = ()
     where: tuple[str, ...] = ()
     default_by: str | None = None
-    window: timedelta = 15 * _MINUTES
-    above: float = 0
+    window: timedelta | None = 15 * _MINUTES
+    above: float | None = 0
     minimum: int | None = None
-    """None: the type has no minimum."""
     longer_than: timedelta | None = None
-    """None: the type has no `longer_than`."""
-    codes: frozenset[int] = frozenset()
-    holds_for: timedelta = timedelta(0)
-    severity: Severity = Severity.WARNING
+    codes: frozenset[int] | None = None
+    holds_for: timedelta | None = timedelta(0)
+    severity: Severity | None = Severity.WARNING
     is_share: bool = False
+    is_about_inbound: bool = False
+    """Inbound messages count too."""
 
 
 _MESSAGE: Final = ("api", "direction", "applicationId", "from")
@@ -70,6 +77,7 @@ TYPES: Final[Mapping[RuleType, _Type]] = {
         window=_HOURS,
         minimum=20,
         severity=Severity.CRITICAL,
+        is_about_inbound=True,
     ),
     RuleType.AWAITING_RECEIPT: _Type(
         by=("api", "applicationId", "from"),
@@ -81,17 +89,27 @@ TYPES: Final[Mapping[RuleType, _Type]] = {
     RuleType.CONTRADICTIONS: _Type(by=_MESSAGE, where=_MESSAGE, window=_HOURS, above=10),
     RuleType.FORGED_TAGS: _Type(by=_MESSAGE, where=_MESSAGE, window=_HOURS, severity=Severity.CRITICAL),
     RuleType.QUARANTINE: _Type(window=_HOURS, above=5),
-    RuleType.FALLBACK_USED: _Type(by=_MESSAGE, where=_MESSAGE),
+    RuleType.FALLBACK_USED: _Type(by=_MESSAGE, where=_MESSAGE, is_about_inbound=True),
     RuleType.WRONG_CREDENTIALS: _Type(above=20),
-    RuleType.PROCESSOR_BEHIND: _Type(longer_than=_MINUTES, holds_for=_MINUTES, severity=Severity.CRITICAL),
-    RuleType.SINK_DOWN: _Type(by=("sink",), where=("sink",), default_by="sink", holds_for=5 * _MINUTES),
+    RuleType.PROCESSOR_BEHIND: _Type(
+        window=None, above=None, longer_than=_MINUTES, holds_for=_MINUTES, severity=Severity.CRITICAL
+    ),
+    RuleType.SINK_DOWN: _Type(
+        by=("sink",), where=("sink",), default_by="sink", window=None, above=None, holds_for=5 * _MINUTES
+    ),
     RuleType.SINK_BEHIND: _Type(
-        by=("sink",), where=("sink",), default_by="sink", longer_than=15 * _MINUTES, holds_for=5 * _MINUTES
+        by=("sink",),
+        where=("sink",),
+        default_by="sink",
+        window=None,
+        above=None,
+        longer_than=15 * _MINUTES,
+        holds_for=5 * _MINUTES,
     ),
     RuleType.DEAD_LETTERS: _Type(by=("sink",), where=("sink",), default_by="sink", window=_HOURS),
-    RuleType.STORAGE: _Type(above=0.9, holds_for=5 * _MINUTES, severity=Severity.CRITICAL, is_share=True),
+    RuleType.STORAGE: _Type(window=None, above=0.9, holds_for=5 * _MINUTES, severity=Severity.CRITICAL, is_share=True),
     # Alerts of other programs: the rule has nothing but the targets.
-    RuleType.EXTERNAL: _Type(),
+    RuleType.EXTERNAL: _Type(window=None, above=None, holds_for=None, severity=None),
 }
 """The types of rules that the settings may have, with the defaults of each."""
 
@@ -134,7 +152,7 @@ class _Table(BaseModel):
     where: dict[str, _Values] = {}
     holds_for: Duration | None = Field(None, alias="for", ge=timedelta(0), le=_LONGEST_WINDOW)
     longer_than: Duration | None = Field(None, gt=timedelta(0), le=timedelta(days=7))
-    codes: frozenset[int] | None = Field(None, min_length=1)
+    codes: frozenset[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
     severity: Severity | None = None
     to: Annotated[tuple[str, ...], BeforeValidator(_values)] = ()
 
@@ -147,13 +165,24 @@ class _Table(BaseModel):
         return rule
 
 
-def configure(tables: Iterable[Mapping[str, Any]]) -> list[Rule]:
+@dataclass(frozen=True, slots=True)
+class _Installation:
+    """What other settings say: the country code of numbers without one, and the names of the sinks."""
+
+    country_code: str
+    sinks: Collection[str]
+
+
+def configure(
+    tables: Iterable[Mapping[str, Any]], *, sinks: Collection[str] = (), country_code: str = "1"
+) -> list[Rule]:
     """The rules that settings tables describe; without any the default rules.
 
+    `sinks` are the names of the configured sinks, `country_code` is that of a number that is written without one.
     Raises SettingsError with one line that names the rule and the field.
     """
-    given = list(tables)
-    rules = [_rule(table, index) for index, table in enumerate(given or DEFAULTS)]
+    given, installation = list(tables), _Installation(country_code, sinks)
+    rules = [_rule(table, index, installation) for index, table in enumerate(given or DEFAULTS)]
     if len(rules) > _MAX_RULES:
         raise SettingsError(f"{_SETTING}: {len(rules)} rules are more than the {_MAX_RULES} there may be", topic=_TOPIC)
     for name, count in Counter(rule.name for rule in rules).items():
@@ -162,49 +191,63 @@ def configure(tables: Iterable[Mapping[str, Any]]) -> list[Rule]:
     return rules
 
 
-def _rule(table: Mapping[str, Any], index: int) -> Rule:
+def _rule(table: Mapping[str, Any], index: int, installation: _Installation) -> Rule:
     named = table.get("name") or table.get("rule")
     name = named if isinstance(named, str) and named.isprintable() else f"number {index + 1}"
     try:
-        return _filled_in(_Table.model_validate(table))
+        return _filled_in(_Table.model_validate(table), installation)
     except ValidationError as error:
         raise SettingsError(f"{_SETTING}: {name}: {_first_line(error)}", topic=_TOPIC) from None
     except ValueError as error:
         raise SettingsError(f"{_SETTING}: {name}: {error}", topic=_TOPIC) from None
 
 
-def _filled_in(table: _Table) -> Rule:
-    """The rule of a table, with the defaults of its type; raises ValueError with the field that its type has not."""
+# What a rule has in the place of a field that its type has not.
+_UNUSED_WINDOW: Final = 15 * _MINUTES
+_UNUSED_SEVERITY: Final = Severity.WARNING
+
+
+def _filled_in(table: _Table, installation: _Installation) -> Rule:
+    """The rule of a table, with the defaults of its type; raises ValueError with the field that has no effect."""
     kind = TYPES[table.rule]
-    by = table.by or kind.default_by
+    if (field := next(_without_effect(table, kind), None)) is not None:
+        selecting = "; where = { deliveryCode = [4720] } selects some" if field == "codes" and kind.where else ""
+        raise ValueError(f"{field}: {table.rule} has no {field}{selecting}")
     if table.by is not None and table.by not in kind.by:
         raise ValueError(f"by: {_no_dimension(table.by, table.rule, kind.by)}")
     for dimension in table.where:
         if dimension not in kind.where:
             raise ValueError(f"where.{dimension}: {_no_dimension(dimension, table.rule, kind.where)}")
-    if table.minimum is not None and kind.minimum is None:
-        raise ValueError(f"minimum: {table.rule} has no minimum")
-    if table.longer_than is not None and kind.longer_than is None:
-        raise ValueError(f"longer_than: {table.rule} has no longer_than")
-    if table.codes is not None and not kind.codes:
-        raise ValueError(f"codes: {table.rule} has no codes; where = {{ deliveryCode = [4720] }} selects some")
-    above = kind.above if table.above is None else table.above
+    above = table.above if table.above is not None else kind.above or 0
     if kind.is_share and above >= 1:
         raise ValueError("above: must be a share below 1, for example 0.2 for 20 %")
-    return Rule(
+    rule = Rule(
         type=table.rule,
         name=table.name or table.rule.value,
-        window=table.window or kind.window,
+        window=table.window or kind.window or _UNUSED_WINDOW,
         above=above,
         minimum=table.minimum or kind.minimum or 1,
-        by=by,
-        where={dimension: _checked(dimension, values) for dimension, values in table.where.items()},
-        holds_for=kind.holds_for if table.holds_for is None else table.holds_for,
+        by=table.by or kind.default_by,
+        where={
+            dimension: frozenset(_checked(dimension, value, installation) for value in sorted(values))
+            for dimension, values in table.where.items()
+        },
+        holds_for=table.holds_for if table.holds_for is not None else kind.holds_for or timedelta(0),
         longer_than=table.longer_than or kind.longer_than,
-        codes=table.codes or kind.codes,
-        severity=table.severity or kind.severity,
+        codes=table.codes or kind.codes or frozenset(),
+        severity=table.severity or kind.severity or _UNUSED_SEVERITY,
         to=table.to,
     )
+    if (problem := _impossible(rule, kind)) is not None:
+        raise ValueError(problem)
+    return rule
+
+
+def _without_effect(table: _Table, kind: _Type) -> Iterator[str]:
+    """The fields of a table that nothing looks at in rules of its type."""
+    for field in ("window", "above", "minimum", "longer_than", "codes", "holds_for", "severity"):
+        if getattr(table, field) is not None and getattr(kind, field) is None:
+            yield _Table.model_fields[field].alias or field
 
 
 def _no_dimension(name: str, rule: RuleType, known: Sequence[str]) -> str:
@@ -213,15 +256,63 @@ def _no_dimension(name: str, rule: RuleType, known: Sequence[str]) -> str:
     return f"{name} is no dimension of {rule}; there are {', '.join(known)}{did_you_mean(name, known)}"
 
 
-def _checked(dimension: str, values: frozenset[str]) -> frozenset[str]:
-    """The values of a filter as they are compared; raises ValueError for those that nothing can have."""
-    known: Mapping[str, Sequence[str]] = {"api": tuple(Api), "direction": tuple(Direction)}
-    for value in sorted(values):
-        if dimension in known and value not in known[dimension]:
-            raise ValueError(f"where.{dimension}: {value} is not one of {', '.join(known[dimension])}")
-        if dimension == "deliveryCode" and not value.isdecimal():
+def _checked(dimension: str, value: str, installation: _Installation) -> str:
+    """A value of a filter as it is compared; raises ValueError if nothing can have it."""
+    known = _known(dimension, installation)
+    if known is None and value in ("", NO_VALUE):
+        return ""
+    if known is not None and value not in known:
+        there_are = f"; there are {', '.join(known)}{did_you_mean(value, known)}" if known else ""
+        raise ValueError(f"where.{dimension}: there is no {dimension} {value}{there_are}")
+    if dimension == "deliveryCode":
+        if not value.isdecimal():
             raise ValueError(f"where.deliveryCode: {value} is not a code")
-    return frozenset(map(number_key, values)) if dimension == "from" else values
+        return str(int(value))
+    if dimension == "from":
+        try:
+            return typed_number_key(value, lambda: installation.country_code)
+        except ValueError as error:
+            raise ValueError(f"where.from: {value}: {error}") from None
+    return value
+
+
+def _known(dimension: str, installation: _Installation) -> Sequence[str] | None:
+    """The values that a dimension can have; None: nobody knows them all."""
+    match dimension:
+        case "api":
+            return tuple(Api)
+        case "direction":
+            return tuple(Direction)
+        case "sink":
+            return sorted(installation.sinks)
+        case "category":
+            return sorted({name for provider in PROVIDERS.values() for name in provider.codes.categories()})
+    return None
+
+
+def _impossible(rule: Rule, kind: _Type) -> str | None:
+    """Why the rule could never fire; None if it can."""
+    if rule.where.get("direction") == frozenset({Direction.IN}):
+        if not kind.is_about_inbound:
+            return f"where.direction: {rule.type} looks at outbound messages alone"
+        if rule.by == "from" or "from" in rule.where:
+            return "where.direction: inbound messages are not counted by sender"
+    apis = [Api(name) for name in rule.where.get("api", tuple(Api))]
+    listed = rule.where.get("deliveryCode", frozenset())
+    chosen = {"codes": rule.codes, "where.deliveryCode": {int(code) for code in listed if code}}
+    for field, codes in chosen.items():
+        highest = [PROVIDERS[api].codes.highest for api in apis]
+        for code in sorted(codes):
+            if all(one is not None and code > one for one in highest):
+                return f"{field}: {code} is no delivery code of {' or '.join(apis)}"
+    if not rule.codes and (not listed or "" in listed):
+        return None
+    codes = set(rule.codes or chosen["where.deliveryCode"])
+    codes &= chosen["where.deliveryCode"] if listed else codes
+    categories = rule.where.get("category")
+    if any(categories is None or reason(api, code).category in categories for api in apis for code in codes):
+        return None
+    return "where: no delivery code meets codes, deliveryCode and category at once"
 
 
 def _first_line(error: ValidationError) -> str:

@@ -69,6 +69,7 @@ class BandwidthCodes(Codes):
 
     def __init__(self, api: Api) -> None:
         self._api = api
+        self.highest = 999 if api is Api.V1 else 9999
 
     def listed(self) -> Sequence[CodeEntry]:
         return tuple(entry for entry in catalogue() if entry.api is self._api)
@@ -78,6 +79,10 @@ class BandwidthCodes(Codes):
 
     def failure_side(self, code: int | None) -> Failure:
         return failure_side(self._api, code)
+
+    def categories(self) -> frozenset[str]:
+        classes = (_V1_CLASSES if self._api is Api.V1 else _CLASSES).values()
+        return super().categories() | {kind.category for kind in (_UNKNOWN, *classes)}
 
 
 CODES: Final = {api: BandwidthCodes(api) for api in (Api.V1, Api.V2)}

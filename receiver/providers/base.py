@@ -45,7 +45,12 @@ class CodeEntry(Reason):
 
 
 class Codes:
-    """The delivery codes of one API. This class itself is for a provider whose documents list none."""
+    """The delivery codes of one API. This class itself is for a provider whose documents list none.
+
+    `highest` is the highest code that there may be, None if nobody knows.
+    """
+
+    highest: int | None = None
 
     def listed(self) -> Sequence[CodeEntry]:
         """The codes that the documents list, in rising order."""
@@ -81,6 +86,10 @@ class Codes:
             retryable=listed.retryable,
             billable=listed.billable,
         )
+
+    def categories(self) -> frozenset[str]:
+        """The categories that codes may have."""
+        return frozenset({self.unlisted(0).category, *(entry.category for entry in self.listed())})
 
     @cached_property
     def _by_number(self) -> dict[int, CodeEntry]:

@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import tomllib
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,10 +19,12 @@ import pytest
 import typer.main
 
 from receiver import settings, settings_sources
+from receiver.alerts import rules
 from receiver.api.openapi import document
 from receiver.api.routes import GROUPS
 from receiver.cli.program import app
 from receiver.documents import FOLDER, Topic
+from receiver.domain.alerts import RuleType, Severity
 from receiver.domain.cloudevents import EVENT_TYPES
 from receiver.domain.events import Status
 from receiver.providers.registry import URLS
@@ -394,3 +397,41 @@ def _longest_text(arguments: list[ast.expr]) -> str:
 @pytest.mark.parametrize("text", printed_lines())
 def test_every_error_line_is_explained(text: str) -> None:
     assert text in " ".join(page("troubleshooting").replace("…", " … ").replace("`", "").split())
+
+
+def test_table_of_rules_has_the_fields_and_defaults_of_each() -> None:
+    rows = {found[1]: found.groups()[1:] for found in re.finditer(_RULE, page("alerts"), re.MULTILINE)}
+    assert rows == {
+        type_.value: (_span(kind.window), _threshold(kind), ", ".join(_more(kind)))
+        for type_, kind in rules.TYPES.items()
+        if type_ is not RuleType.EXTERNAL
+    }
+
+
+_RULE = r"^\| \[([a-z-]+)\]\(#\1\) \| ?(.*?) ?\| ?(.*?) ?\| ?(.*?) ?\|$"
+
+
+def _span(span: timedelta | None) -> str:
+    if span is None:
+        return ""
+    minutes = span // timedelta(minutes=1)
+    return f"{minutes // 60} h" if minutes % 60 == 0 else f"{minutes} min"
+
+
+def _threshold(kind: Any) -> str:
+    if kind.above is None:
+        return ""
+    return f"{100 * kind.above:.0f} %" if kind.is_share else f"{kind.above}"
+
+
+def _more(kind: Any) -> Iterator[str]:
+    if kind.minimum is not None:
+        yield f"`minimum` {kind.minimum}"
+    if kind.codes is not None:
+        yield "`codes`: spam and blocked"
+    if kind.longer_than is not None:
+        yield f"`longer_than` {_span(kind.longer_than)}"
+    if kind.holds_for:
+        yield f"`for` {_span(kind.holds_for)}"
+    if kind.severity is not Severity.WARNING:
+        yield kind.severity.value

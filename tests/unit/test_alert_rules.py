@@ -28,6 +28,7 @@ from receiver.domain.alert_rules import evaluate, expected_receipts, lower_bound
 from receiver.domain.alerts import Alert, Condition, Finding, Rule, RuleType, Severity, Transition, advance
 from receiver.errors import SettingsError
 from receiver.settings import GivenSettings, dump, restore
+from receiver.worker import configured_rules
 
 # A Thursday.
 NOW = datetime(2026, 3, 19, 10, 30, tzinfo=UTC)
@@ -37,7 +38,7 @@ BREACHED, NEAR, CLEAR, UNKNOWN = Condition.BREACHED, Condition.NEAR, Condition.C
 
 
 def rule(type_: str, **fields: Any) -> Rule:
-    [found] = configure([{"rule": type_, **fields}])
+    [found] = configure([{"rule": type_, **fields}], sinks=["crm", "ops"])
     return found
 
 
@@ -569,16 +570,97 @@ def test_a_rule_takes_the_defaults_of_its_type_and_its_own_fields() -> None:
         ({"rule": "code-spike", "window": "25h"}, "code-spike: window: "),
         ({"rule": "failure-rate", "by": "carrier"}, "failure-rate: by: carrier is no dimension of failure-rate; "),
         ({"rule": "failure-rate", "where": {"carrierNam": "x"}}, "; did you mean carrierName?"),
-        ({"rule": "failure-rate", "where": {"api": "v3"}}, "where.api: v3 is not one of v1, v2"),
+        ({"rule": "failure-rate", "where": {"api": "v3"}}, "where.api: there is no api v3; there are v1, v2"),
         ({"rule": "failure-rate", "where": {"deliveryCode": "x"}}, "where.deliveryCode: x is not a code"),
+        ({"rule": "sink-down", "where": {"sink": "crn"}}, "where.sink: there is no sink crn; there are crm, ops; did"),
+        ({"rule": "sink-down", "where": {"sink": ["ops", "crn"]}}, "; did you mean crm?"),
+        ({"rule": "code-spike", "where": {"from": "++"}}, "where.from: ++: must be a telephone number, a short code"),
+        ({"rule": "failure-rate", "where": {"category": "nope"}}, "where.category: there is no category nope; there"),
+        ({"rule": "failure-rate", "where": {"category": "carier-client"}}, "; did you mean carrier-client?"),
+        ({"rule": "failure-rate", "where": {"direction": "in"}}, "failure-rate looks at outbound messages alone"),
+        ({"rule": "contradictions", "where": {"direction": "in"}}, "contradictions looks at outbound messages alone"),
+        (
+            {"rule": "fallback-used", "by": "from", "where": {"direction": "in"}},
+            "where.direction: inbound messages are not counted by sender",
+        ),
+        ({"rule": "code-spike", "codes": [99999]}, "codes: 99999 is no delivery code of v1 or v2"),
+        ({"rule": "code-spike", "codes": [-1]}, "codes.0: Input should be greater than or equal to 0"),
+        ({"rule": "failure-rate", "where": {"deliveryCode": 10000}}, "deliveryCode: 10000 is no delivery code"),
+        (
+            {"rule": "failure-rate", "where": {"deliveryCode": 4720, "api": "v1"}},
+            "where.deliveryCode: 4720 is no delivery code of v1",
+        ),
+        ({"rule": "code-spike", "where": {"deliveryCode": 4720}}, "where: no delivery code meets codes, deliveryCode"),
+        ({"rule": "code-spike", "codes": [4720], "where": {"category": "service"}}, "where: no delivery code meets"),
     ],
 )
 def test_a_wrong_rule_is_named_with_its_field(table: dict[str, Any], problem: str) -> None:
     with pytest.raises(SettingsError) as raised:
-        configure([table])
+        configure([table], sinks=["crm", "ops"])
     assert str(raised.value).startswith("RECEIVER_ALERTS: ")
     assert problem in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "compared"),
+    [
+        ({"from": "919-555-1234"}, {"from": {"19195551234"}}),
+        ({"from": "(919) 555-1234"}, {"from": {"19195551234"}}),
+        ({"from": 9195551234}, {"from": {"19195551234"}}),
+        ({"from": ["+49 30 1234567", 78503, "ACME"]}, {"from": {"49301234567", "78503", "ACME"}}),
+        ({"deliveryCode": ["04720", 4999, 720]}, {"deliveryCode": {"4720", "4999", "720"}}),
+        ({"carrierName": ["Carrier of nobody", "(none)"]}, {"carrierName": {"Carrier of nobody", ""}}),
+        ({"direction": ["in", "out"], "category": "unknown"}, {"direction": {"in", "out"}, "category": {"unknown"}}),
+    ],
+)
+def test_values_of_where_are_compared_as_events_have_them(where: dict[str, Any], compared: dict[str, set[str]]) -> None:
+    assert rule("failure-rate", where=where).where == compared
+
+
+def test_numbers_of_where_belong_to_the_country_of_the_settings() -> None:
+    table = {"rule": "failure-rate", "where": {"from": "030 1234567"}}
+    assert configure([table], country_code="49")[0].where == {"from": {"49301234567"}}
+    settings = GivenSettings(alerts=[table], country_code="49")
+    assert configured_rules(settings)[0].where == {"from": {"49301234567"}}
+
+
+def test_sinks_of_where_are_those_of_the_settings() -> None:
+    sink = {"name": "crm", "type": "memory"}
+    table = {"rule": "sink-down", "where": {"sink": "crm"}}
+    assert configured_rules(GivenSettings(alerts=[table], sinks=[sink]))[0].where == {"sink": {"crm"}}
+    with pytest.raises(SettingsError, match=r"where\.sink: there is no sink crm$"):
+        configured_rules(GivenSettings(alerts=[table]))
+
+
+WITHOUT_EFFECT = {
+    "processor-behind": {"window", "above", "minimum", "codes"},
+    "sink-down": {"window", "above", "minimum", "longer_than", "codes"},
+    "sink-behind": {"window", "above", "minimum", "codes"},
+    "storage": {"window", "minimum", "longer_than", "codes"},
+    "external": {"window", "above", "minimum", "longer_than", "codes", "for", "severity"},
+    "failure-rate": {"longer_than", "codes"},
+    "quarantine": {"minimum", "longer_than", "codes"},
+}
+FIELDS = {
+    "window": "5m",
+    "above": 0.5,
+    "minimum": 5,
+    "longer_than": "5m",
+    "codes": [4470],
+    "for": "1m",
+    "severity": "info",
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("type_", WITHOUT_EFFECT)
+def test_field_without_effect_is_refused(type_: str, field: str) -> None:
+    if field in WITHOUT_EFFECT[type_]:
+        with pytest.raises(SettingsError, match=f"RECEIVER_ALERTS: {type_}: {field}: {type_} has no {field}"):
+            rule(type_, **{field: FIELDS[field]})
+    else:
+        rule(type_, **{field: FIELDS[field]})
 
 
 def test_rules_have_different_names() -> None:
