@@ -13,7 +13,8 @@ ReceiverError
 └── TooMuch             the answer would be too large
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -28,11 +29,49 @@ class ReceiverError(Exception):
 
 
 class SettingsError(ReceiverError):
-    """A setting is wrong, unknown or missing. `problems` has a line for each fault, the message one for the first."""
+    """A setting is wrong, unknown or missing. `problems` has a line for each fault, the message one for the first.
 
-    def __init__(self, *arguments: object, topic: str | None = None, problems: Sequence[str] = ()) -> None:
+    `parts` are the errors that this one consists of, each with a topic of its own.
+    """
+
+    def __init__(
+        self,
+        *arguments: object,
+        topic: str | None = None,
+        problems: Sequence[str] = (),
+        parts: "Sequence[SettingsError]" = (),
+    ) -> None:
         super().__init__(*arguments, topic=topic)
         self.problems = tuple(problems) or tuple(map(str, arguments))
+        self.parts = tuple(parts) or (self,)
+
+
+class Faults:
+    """Collects the errors of several settings, so that one of them hides no others."""
+
+    def __init__(self) -> None:
+        self._found: list[SettingsError] = []
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """An error of the block is collected, not raised."""
+        try:
+            yield
+        except SettingsError as error:
+            self._found.append(error)
+
+    def refuse(self) -> None:
+        """Raises one SettingsError with a line for each fault, if there is any."""
+        if self._found:
+            parts = [part for error in self._found for part in error.parts]
+            problems = [problem for part in parts for problem in part.problems]
+            raise SettingsError(first_of(problems), topic=parts[0].topic, problems=problems, parts=parts)
+
+
+def first_of(problems: Sequence[str]) -> str:
+    """The first of some lines about settings, and how many there are besides."""
+    more = len(problems) - 1
+    return problems[0] + (f" (and {more} more; receiver check lists all)" if more else "")
 
 
 class SchemaError(ReceiverError):

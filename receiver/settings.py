@@ -32,7 +32,7 @@ from pydantic_settings import (
 )
 
 from receiver.domain.delivery import FinalConflict
-from receiver.errors import SettingsError
+from receiver.errors import SettingsError, first_of
 from receiver.providers import PROVIDERS
 from receiver.reconciliation.settings import Reconciliation
 from receiver.settings_sources import (
@@ -406,14 +406,11 @@ def load(config: Path | None = None, **overrides: Any) -> Settings:
     """
     toml, secrets = config_file(config), secrets_directory()
     fields = Settings.model_fields
-
-    class Sourced(Settings):
-        model_config = SettingsConfigDict(toml_file=toml, secrets_dir=secrets)
-
+    sourced = _sourced(toml, secrets)
     wrong = [*unknown_variables(fields), *unknown_secrets(secrets, fields)]
     settings = None
     try:
-        settings = Sourced(**overrides)
+        settings = sourced(**overrides)
     except ValidationError as error:
         wrong += problems(error, toml, fields, TABLES)
     except tomllib.TOMLDecodeError as error:
@@ -421,9 +418,38 @@ def load(config: Path | None = None, **overrides: Any) -> Settings:
     except UnicodeDecodeError:
         wrong.append(f"{toml or secrets} is not UTF-8; save it as UTF-8")
     if settings is None or wrong:
-        others = f" (and {len(wrong) - 1} more; receiver check lists all)" if len(wrong) > 1 else ""
-        raise SettingsError(wrong[0] + others, problems=wrong)
+        raise SettingsError(first_of(wrong), problems=wrong)
     return settings
+
+
+def load_valid(config: Path | None = None) -> tuple[Settings, frozenset[str]] | None:
+    """The settings with the defaults in place of wrong values, and the names of these; None if a source is unreadable.
+
+    For reports alone: contradictions and unknown settings are in no one's way here.
+    """
+
+    class Lenient(_sourced(config_file(config), secrets_directory())):  # type: ignore[misc]
+        model_config = SettingsConfigDict(extra="ignore")
+
+        @model_validator(mode="after")
+        def _refuse_contradictions(self) -> Self:
+            return self
+
+    fields = Settings.model_fields
+    try:
+        return Lenient(), frozenset()
+    except ValidationError as error:
+        wrong = {str(problem["loc"][0]) for problem in error.errors(include_input=False) if problem["loc"]}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return None
+    return Lenient(**{name: fields[name].default for name in wrong}), frozenset(wrong)
+
+
+def _sourced(toml: Path | None, secrets: str | None) -> type[Settings]:
+    class Sourced(Settings):
+        model_config = SettingsConfigDict(toml_file=toml, secrets_dir=secrets)
+
+    return Sourced
 
 
 def sources(config: Path | None = None) -> dict[tuple[str, ...], str]:

@@ -32,7 +32,7 @@ from receiver.clock import now
 from receiver.dispatch.dispatcher import Dispatchers
 from receiver.dispatch.reader import Wakeup
 from receiver.domain.alerts import Rule
-from receiver.errors import ReceiverError
+from receiver.errors import Faults, ReceiverError
 from receiver.intake.fold import TagChecker
 from receiver.intake.processor import Processor, ProcessorStatus
 from receiver.metrics import WorkerMetrics
@@ -124,14 +124,24 @@ def configured_rules(settings: Settings) -> list[Rule]:
 
 
 def configured_targets(settings: Settings) -> Targets:
-    """The targets for people of the rules, and the rules."""
+    """The targets for people of the rules, and the rules; raises SettingsError with a line for each fault of them."""
     sinks = [str(table.get("name")) for table in settings.sinks]
-    return targets.configure(
-        rules.configure(settings.alerts, sinks=sinks, country_code=settings.country_code),
-        sinks=sinks,
-        context=target_context(settings),
-        default_to=[entry.get_secret_value() for entry in settings.alert_to],
-    )
+    faults = Faults()
+    valid = rules.configure_valid(settings.alerts, faults, sinks=sinks, country_code=settings.country_code)
+    # For targets whose texts cannot be made: what else is wrong with them is reported too.
+    context = targets.make_context(base_url=settings.base_url)
+    with faults.collected():
+        context = target_context(settings)
+    found = Targets()
+    with faults.collected():
+        found = targets.configure(
+            valid,
+            sinks=sinks,
+            context=context,
+            default_to=[entry.get_secret_value() for entry in settings.alert_to],
+        )
+    faults.refuse()
+    return found
 
 
 def target_context(settings: Settings) -> Context:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from receiver.domain.alert_cells import NO_VALUE
 from receiver.domain.alerts import Rule, RuleType, Severity
 from receiver.domain.vocabulary import Api, Direction
-from receiver.errors import SettingsError, did_you_mean
+from receiver.errors import Faults, SettingsError, did_you_mean
 from receiver.models.numbers import typed_number_key
 from receiver.providers import PROVIDERS
 from receiver.providers.registry import reason
@@ -179,16 +179,34 @@ def configure(
     """The rules that settings tables describe; without any the default rules.
 
     `sinks` are the names of the configured sinks, `country_code` is that of a number that is written without one.
-    Raises SettingsError with one line that names the rule and the field.
+    Raises SettingsError with a line for each wrong rule, which names it and the field.
     """
-    given, installation = list(tables), _Installation(country_code, sinks)
-    rules = [_rule(table, index, installation) for index, table in enumerate(given or DEFAULTS)]
+    faults = Faults()
+    rules = configure_valid(tables, faults, sinks=sinks, country_code=country_code)
+    faults.refuse()
+    return rules
+
+
+def configure_valid(
+    tables: Iterable[Mapping[str, Any]], faults: Faults, *, sinks: Collection[str] = (), country_code: str = "1"
+) -> list[Rule]:
+    """As `configure`, but returns the rules that are valid, and collects what is wrong with the others."""
+    installation, rules = _Installation(country_code, sinks), []
+    for index, table in enumerate(list(tables) or DEFAULTS):
+        with faults.collected():
+            rules.append(_rule(table, index, installation))
+    with faults.collected():
+        _refuse_together(rules)
+    return rules
+
+
+def _refuse_together(rules: Sequence[Rule]) -> None:
+    """Raises SettingsError if rules that are valid by themselves are too many, or have the same name."""
     if len(rules) > _MAX_RULES:
         raise SettingsError(f"{_SETTING}: {len(rules)} rules are more than the {_MAX_RULES} there may be", topic=_TOPIC)
     for name, count in Counter(rule.name for rule in rules).items():
         if count > 1:
             raise SettingsError(f"{_SETTING}: {name}: name: {count} rules are called so", topic=_TOPIC)
-    return rules
 
 
 def _rule(table: Mapping[str, Any], index: int, installation: _Installation) -> Rule:

@@ -17,7 +17,7 @@ from receiver.alerts.http import Failure
 from receiver.alerts.text import BODY, TITLE, Templates, template_error
 from receiver.domain.alerts import Alert, Rule, Transition
 from receiver.domain.notifications import Notification, Recipient, Recipients, announce
-from receiver.errors import SettingsError, did_you_mean
+from receiver.errors import Faults, SettingsError, did_you_mean
 from receiver.models.alerts import alert_read
 from receiver.sinks.base import resolved
 from receiver.sinks.egress import Network
@@ -108,40 +108,46 @@ def configure(
     """Makes the targets of rules. `sinks` are the names of the configured sinks.
 
     `default_to` are the targets for people of rules without `to`, in addition to the sinks that ask for alert events.
-    Raises SettingsError with one line that names the rule and the entry, and has no part of a URL but its scheme.
+    Raises SettingsError with a line for each wrong entry, which names the rule and the entry, and has no part of a URL
+    but its scheme.
     """
     found: dict[str, ConfiguredTarget] = {}
+    faults = Faults()
 
-    def reference(entry: str, where: str) -> str:
-        """The digest of a target, or the name of a sink."""
-        try:
-            name = _made(entry, sinks, context, found)
-        except ValueError as error:
-            raise SettingsError(f"{where}: {error}", topic=TOPIC) from None
-        return name
+    def references(entries: Sequence[str], where: str) -> tuple[str, ...]:
+        """The digests of targets and the names of sinks, each once."""
+        names: dict[str, None] = {}
+        for number, entry in enumerate(entries, start=1):
+            with faults.collected():
+                try:
+                    names[_made(entry, sinks, context, found)] = None
+                except ValueError as error:
+                    raise SettingsError(f"{where}: entry {number}: {error}", topic=TOPIC) from None
+        return tuple(names)
 
-    defaults = [reference(entry, f"{_DEFAULT_SETTING}: entry {n}") for n, entry in enumerate(default_to, start=1)]
+    defaults = references(default_to, _DEFAULT_SETTING)
+    configured = [replace(rule, to=references(rule.to, f"{_SETTING}: {rule.name}: to")) for rule in rules]
+    with faults.collected():
+        _refuse_together(defaults, found)
+    faults.refuse()
+    return Targets(
+        rules=tuple(configured),
+        targets=found,
+        defaults=defaults,
+        sinks=frozenset(sinks),
+        base_url=context.base_url,
+    )
+
+
+def _refuse_together(defaults: Sequence[str], found: Mapping[str, ConfiguredTarget]) -> None:
     if named := [name for name in defaults if name not in found]:
         raise SettingsError(
             f"{_DEFAULT_SETTING}: {named[0]} is a sink; a sink asks for alert events in its own events", topic=TOPIC
         )
-    configured = []
-    for rule in rules:
-        entries = (
-            reference(entry, f"{_SETTING}: {rule.name}: to: entry {n}") for n, entry in enumerate(rule.to, start=1)
-        )
-        configured.append(replace(rule, to=tuple(dict.fromkeys(entries))))
     if len(found) > MAX_TARGETS:
         raise SettingsError(
             f"{_SETTING}: {len(found)} targets for people are more than the {MAX_TARGETS} there may be", topic=TOPIC
         )
-    return Targets(
-        rules=tuple(configured),
-        targets=found,
-        defaults=tuple(dict.fromkeys(defaults)),
-        sinks=frozenset(sinks),
-        base_url=context.base_url,
-    )
 
 
 def of_entry(entry: str, context: Context) -> ConfiguredTarget:
@@ -157,9 +163,17 @@ def of_entry(entry: str, context: Context) -> ConfiguredTarget:
 def make_context(
     *, base_url: str, title: str | None = None, body: str | None = None, egress_allow: Iterable[Network] = ()
 ) -> Context:
-    """What all targets need; raises SettingsError if a template cannot be used."""
-    templates = Templates(_template("RECEIVER_ALERT_TITLE", title, TITLE), _template("RECEIVER_ALERT_BODY", body, BODY))
-    return Context(templates=templates, base_url=base_url, egress_allow=tuple(egress_allow))
+    """What all targets need; raises SettingsError with a line for each template that cannot be used."""
+    faults, templates = Faults(), {"title": TITLE, "body": BODY}
+    for name, given in (("title", title), ("body", body)):
+        with faults.collected():
+            templates[name] = _template(f"RECEIVER_ALERT_{name.upper()}", given, templates[name])
+    faults.refuse()
+    return Context(
+        templates=Templates(templates["title"], templates["body"]),
+        base_url=base_url,
+        egress_allow=tuple(egress_allow),
+    )
 
 
 def _template(setting: str, given: str | None, default: str) -> str:

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 from receiver import credentials
 from receiver.cli.context import check_schema, read_settings
 from receiver.cli.output import echo_json, echo_table
-from receiver.errors import SettingsError, line
-from receiver.settings import Settings, sources
+from receiver.errors import SettingsError, line, see
+from receiver.settings import Settings, load_valid, sources
 from receiver.settings_sources import PREFIX
 from receiver.sinks.registry import probe_sink
 from receiver.storage import schema, sqlite_file
@@ -42,7 +42,8 @@ def check(config: Path | None, *, json: bool) -> int:
     try:
         settings = read_settings(config)
     except SettingsError as error:
-        _echo_results([CheckResult("settings", ok=False, detail=problem) for problem in error.problems], json=json)
+        wrong = [CheckResult("settings", ok=False, detail=problem) for problem in error.problems]
+        _echo_results([*wrong, *asyncio.run(_wrong_tables(config))], json=json)
         return 2
     results = [CheckResult("settings", ok=True, detail="are valid"), *asyncio.run(_results(settings))]
     _echo_results(results, json=json)
@@ -63,8 +64,27 @@ _PROBE_SECONDS: Final = 5.0
 
 
 async def _results(settings: Settings) -> list[CheckResult]:
-    sinks, *others = [await _result(what, find, settings) for what, find in _CHECKS.items()]
-    return [sinks, *(await _probes(settings) if sinks.ok else ()), *others]
+    found = []
+    for what, find in _CHECKS.items():
+        found += await _found(what, find, settings)
+        if what == "sinks" and found[-1].ok:
+            found += await _probes(settings)
+    return found
+
+
+async def _wrong_tables(config: Path | None) -> list[CheckResult]:
+    """What is wrong with sinks and rules, as far as it can be known while other settings are wrong."""
+    try:
+        found = load_valid(config)
+    except SettingsError:
+        return []
+    if found is None:
+        return []
+    settings, wrong = found
+    # Rules name sinks, and have numbers of this country.
+    checked = {"sinks": _sinks} if wrong & {"sinks", "country_code"} else {"sinks": _sinks, "alerts": _alerts}
+    results = [await _found(what, find, settings) for what, find in checked.items()]
+    return [result for part in results for result in part if not result.ok]
 
 
 async def _probes(settings: Settings) -> list[CheckResult]:
@@ -81,11 +101,15 @@ async def _probes(settings: Settings) -> list[CheckResult]:
     ]
 
 
-async def _result(what: str, find: Callable[[Settings], Awaitable[str]], settings: Settings) -> CheckResult:
+async def _found(what: str, find: Callable[[Settings], Awaitable[str]], settings: Settings) -> list[CheckResult]:
+    """The result of a check, or a line for each fault that it finds."""
     try:
-        return CheckResult(what, ok=True, detail=await find(settings))
+        return [CheckResult(what, ok=True, detail=await find(settings))]
+    except SettingsError as error:
+        problems = [problem + see(part.topic) for part in error.parts for problem in part.problems]
+        return [CheckResult(what, ok=False, detail=problem) for problem in problems]
     except Exception as error:  # Any error here prevents the start of the server.
-        return CheckResult(what, ok=False, detail=line(error))
+        return [CheckResult(what, ok=False, detail=line(error))]
 
 
 async def _address(settings: Settings) -> str:

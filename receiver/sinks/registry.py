@@ -5,7 +5,7 @@ import hashlib
 import importlib
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
@@ -15,7 +15,7 @@ import orjson
 from pydantic import ValidationError
 
 from receiver import documents
-from receiver.errors import SettingsError, did_you_mean
+from receiver.errors import Faults, SettingsError, did_you_mean
 from receiver.sinks.base import Sink, SinkSettings
 from receiver.sinks.concurrency import call_sink, run_check
 
@@ -71,18 +71,25 @@ def configure(
     """Makes the sinks that settings tables describe.
 
     `own_urls` are the URLs at which this receiver accepts callbacks; a webhook must not post to them. Raises
-    SettingsError with one line that names the sink and the field.
+    SettingsError with a line for each wrong sink, which names it and the field.
     """
-    sinks = [
-        replace(_sink(table, index, own_urls), source=source, public_url=public_url)
-        for index, table in enumerate(tables)
-    ]
+    sinks, faults = [], Faults()
+    for index, table in enumerate(tables):
+        with faults.collected():
+            sinks.append(replace(_sink(table, index, own_urls), source=source, public_url=public_url))
+    with faults.collected():
+        _refuse_together(sinks)
+    faults.refuse()
+    return sinks
+
+
+def _refuse_together(sinks: Sequence[ConfiguredSink]) -> None:
+    """Raises SettingsError if sinks that are valid by themselves are too many, or have the same name."""
     if len(sinks) > _MAX_SINKS:
         raise SettingsError(f"{_SETTING}: {len(sinks)} sinks are more than the {_MAX_SINKS} there may be", topic=_TOPIC)
     for name, count in Counter(sink.name for sink in sinks).items():
         if count > 1:
             raise SettingsError(f"{_SETTING}: {name}: name: {count} sinks are called so", topic=_TOPIC)
-    return sinks
 
 
 def _sink(table: Mapping[str, Any], index: int, own_urls: Collection[str]) -> ConfiguredSink:

@@ -375,6 +375,68 @@ def test_check_names_every_wrong_setting(run: Run) -> None:
     ]
 
 
+WRONG_TABLES = {
+    "SINKS": json.dumps(
+        [{"name": "crm", "type": "nonsense"}, {"name": "lake", "type": "memory"}, {"name": "bus", "type": "webhook"}]
+    ),
+    "ALERTS": json.dumps(
+        [
+            {"rule": "sink-down", "where": {"sink": "lakes"}},
+            {"rule": "storage", "to": ["lake", "nobody"]},
+            {"rule": "quarantine", "minimum": 3},
+        ]
+    ),
+    "ALERT_TO": '["lake"]',
+    "ALERT_TITLE": "$nothing",
+}
+FAULTS = [
+    ("sinks", "RECEIVER_SINKS: crm: type: there is no 'nonsense'"),
+    ("sinks", "RECEIVER_SINKS: bus: url: Field required"),
+    ("alerts", "RECEIVER_ALERTS: sink-down: where.sink: there is no sink lakes"),
+    ("alerts", "RECEIVER_ALERTS: quarantine: minimum: quarantine has no minimum"),
+    ("alerts", "RECEIVER_ALERT_TITLE: "),
+    ("alerts", "RECEIVER_ALERTS: storage: to: entry 2: there is no sink nobody"),
+    ("alerts", "RECEIVER_ALERT_TO: lake is a sink"),
+]
+
+
+def test_check_names_every_wrong_sink_rule_and_target(run: Run) -> None:
+    code, out, _ = run("check", "--json", PORT="0", **WRONG_TABLES)
+    assert code == 1
+    wrong = [(one["what"], one["detail"]) for one in json.loads(out) if not one["ok"]]
+    assert [(what, detail[: len(fault)]) for (what, detail), (_, fault) in zip(wrong, FAULTS, strict=True)] == FAULTS
+    assert [detail.rpartition(" (")[2] for _, detail in wrong] == [
+        "see: receiver help sinks)",
+        "see: receiver help webhook)",
+        *["see: receiver help alerts)"] * 5,
+    ]
+
+
+def test_check_names_wrong_sinks_and_rules_beside_wrong_settings(run: Run) -> None:
+    contradiction = {"TAG_POLICY": "require"}
+    for settings in ({"PORT": "http"}, {"COLOUR": "blue"}, contradiction):
+        code, out, _ = run("check", "--json", **settings, **WRONG_TABLES)
+        assert code == 2
+        settings_fault, *wrong = [(one["what"], one["detail"]) for one in json.loads(out)]
+        assert settings_fault[0] == "settings"
+        assert [
+            (what, detail[: len(fault)]) for (what, detail), (_, fault) in zip(wrong, FAULTS, strict=True)
+        ] == FAULTS
+    # Without the names of the sinks nothing is known of rules that name one.
+    code, out, _ = run("check", "--json", **{**WRONG_TABLES, "SINKS": "crm"})
+    assert (code, [one["what"] for one in json.loads(out)]) == (2, ["settings"])
+
+
+@pytest.mark.parametrize("name", ["SINKS", "ALERTS"])
+def test_start_says_how_many_tables_are_wrong(run: Run, name: str) -> None:
+    sinks = {"SINKS": WRONG_TABLES["SINKS"]} if name == "SINKS" else {}
+    alerts = {} if sinks else {"ALERTS": WRONG_TABLES["ALERTS"]}
+    code, _, err = run("serve", PORT="0", **sinks, **alerts)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert f"(and {1 if sinks else 3} more; receiver check lists all) (see: receiver help" in err
+
+
 def test_check_names_a_port_in_use(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
