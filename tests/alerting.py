@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self, cast
 
 from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
 from sqlalchemy import select
 
 from receiver.alerts.notifier import Notifier
@@ -235,19 +236,43 @@ def hook_server(**fields: Any) -> Iterator[HookServer]:
 
 
 class _Mailbox:
+    """Takes mail that is neither from nor to an address that begins with `refused`."""
+
     def __init__(self) -> None:
         self.messages: list[EmailMessage] = []
 
+    async def handle_MAIL(self, _server: Any, _session: Any, envelope: Any, address: str, options: list[str]) -> str:
+        if address.startswith("refused"):
+            return "550 5.7.1 canary is not a sender"
+        envelope.mail_from = address
+        envelope.mail_options.extend(options)
+        return "250 OK"
+
+    async def handle_RCPT(self, _server: Any, _session: Any, envelope: Any, address: str, options: list[str]) -> str:
+        if address.startswith("refused"):
+            return "551 5.1.1 canary is not a recipient"
+        envelope.rcpt_tos.append(address)
+        envelope.rcpt_options.extend(options)
+        return "250 OK"
+
     async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:
-        self.messages.append(cast("EmailMessage", BytesParser(policy=default).parsebytes(envelope.content)))
+        message = cast("EmailMessage", BytesParser(policy=default).parsebytes(envelope.content))
+        if envelope.mail_from.startswith("spam"):
+            return "554 5.7.1 canary is spam"
+        self.messages.append(message)
         return "250 OK"
 
 
+def _is_login(_server: Any, _session: Any, _envelope: Any, _mechanism: str, login: Any) -> AuthResult:
+    return AuthResult(success=(login.login, login.password) == (b"sms", b"secret"), handled=False)
+
+
 @contextmanager
-def smtp_server() -> Iterator[tuple[str, list[EmailMessage]]]:
-    """The address of an SMTP server, and the messages that it got."""
+def smtp_server(*, login: bool = False) -> Iterator[tuple[str, list[EmailMessage]]]:
+    """The address of an SMTP server, and the messages that it got; `login`: from `sms` with the password `secret`."""
     mailbox = _Mailbox()
-    controller = Controller(mailbox, hostname="127.0.0.1", port=free_port(), ready_timeout=60)
+    more = {"authenticator": _is_login, "auth_required": True, "auth_require_tls": False} if login else {}
+    controller = Controller(mailbox, hostname="127.0.0.1", port=free_port(), ready_timeout=60, **more)
     controller.start()
     try:
         yield f"127.0.0.1:{controller.port}", mailbox.messages

@@ -25,9 +25,27 @@ _MAX_THREADS: Final = 2
 _MAX_TEXT: Final = 8192
 _STATUS: Final = re.compile(r"error[= ]([1-5]\d\d)\b")
 _NO_CONNECTION: Final = re.compile(r"connection error|socket exception|could not connect", re.IGNORECASE)
+# Apprise says of all errors of a mail server that there was no connection; its line about the exception has the answer.
+_EXCEPTION: Final = "Socket Exception: "
+_MAIL_ANSWERS: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
+    (re.compile(pattern, re.DOTALL), reason)
+    for pattern, reason in (
+        (r"\((454|53[0-8]), b['\"]", "the mail server refused the login: status {}"),
+        (r"\{.*\(([245]\d\d), b['\"]", "the mail server refused a recipient: status {}"),
+        (r"SMTP recipient .* was refused: ([245]\d\d) ", "the mail server refused a recipient: status {}"),
+        (r"\(([245]\d\d), b(?:'.*'|\".*\"), '", "the mail server refused the sender: status {}"),
+        (r"\(([245]\d\d), b['\"]", "the mail server refused it: status {}"),
+        (r"AUTH extension not supported|No suitable authentication", "the mail server takes no such login"),
+        (r"STARTTLS extension not supported", "the mail server offers no encryption"),
+        (r"CERTIFICATE_VERIFY_FAILED", "the certificate of the mail server is not valid"),
+    )
+)
 _KINDS: Final = {Severity.CRITICAL: "failure", Severity.WARNING: "warning", Severity.INFO: "info"}
 # These log URLs, which contain secrets, and texts.
 _REVEALING_LOGGERS: Final = ("apprise", "requests", "urllib3", "requests_oauthlib", "oauthlib")
+
+
+_NOWHERE: Final = logging.NullHandler()
 
 
 def _apprise() -> Any:
@@ -38,11 +56,14 @@ def _apprise() -> Any:
         raise InvalidTarget(f"needs the extra {EXTRA}: pip install 'bandwidth-receiver[{EXTRA}]'") from None
     for name in _REVEALING_LOGGERS:
         logger = logging.getLogger(name)
+        if _NOWHERE in logger.handlers:
+            continue
+        # Apprise records what it logs at this level in its results. An application that mounts us may have handlers of
+        # its own, which would write what only the results should have.
+        is_ours = name == "apprise" and all(isinstance(one, logging.NullHandler) for one in logger.handlers)
         logger.propagate = False
-        # Apprise records what it logs at this level in its results.
-        logger.setLevel(logging.WARNING)
-        if not logger.handlers:
-            logger.addHandler(logging.NullHandler())
+        logger.setLevel(logging.DEBUG if is_ours else logging.WARNING)
+        logger.addHandler(_NOWHERE)
     return package
 
 
@@ -87,7 +108,9 @@ class AppriseTarget:
 
         def notify() -> Failure | None:
             # As text: Apprise escapes it for services that take HTML or Markdown.
-            result = self._client.notify(title=title, body=body, notify_type=kind, body_format="text")
+            result = self._client.notify(
+                title=title, body=body, notify_type=kind, body_format="text", log_level=logging.DEBUG
+            )
             return None if result else _failure(result)
 
         self._running += 1
@@ -107,7 +130,14 @@ class AppriseTarget:
 
 def _failure(result: Any) -> Failure:
     """Why Apprise could not send, from what it logged."""
-    texts = [str(getattr(entry, "message", entry)) for one in result for entry in one.logs()]
+    entries = [entry for one in result for entry in one.logs()]
+    texts = [str(entry.message) for entry in entries if entry.level != "DEBUG"]
+    if any("mail" in text for text in texts):
+        answers = [text for entry in entries if (text := str(entry.message)).startswith((_EXCEPTION, "SMTP recipient"))]
+        for text in answers:
+            for pattern, reason in _MAIL_ANSWERS:
+                if (found := pattern.search(text)) is not None:
+                    return Failure(reason=reason.format(*found.groups()))
     for text in texts:
         if (found := _STATUS.search(text)) is not None:
             return Failure(reason=f"status {found[1]}", overloaded=found[1] == "429")

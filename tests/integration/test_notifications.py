@@ -78,6 +78,40 @@ async def test_alert_is_delivered_by_smtp_with_hostile_texts_escaped(database: D
     assert await states(database) == [("fired", "sent")]
 
 
+LOGIN = "mailto://sms:secret@{address}/?from=sms@example.com&to=ops@example.com"
+
+
+# The test server has no TLS.
+@pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS:UserWarning")
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        (LOGIN, None),
+        (LOGIN.replace("secret", "canary"), "the mail server refused the login: status 535"),
+        (LOGIN.replace("sms:secret@", ""), "the mail server refused the login: status 530"),
+        (LOGIN.replace("from=sms", "from=refused-canary"), "the mail server refused the sender: status 550"),
+        (LOGIN.replace("to=ops", "to=refused-canary"), "the mail server refused a recipient: status 551"),
+        (LOGIN.replace("from=sms", "from=spam"), "the mail server refused it: status 554"),
+        (LOGIN.replace("mailto", "mailtos") + "&mode=starttls", "the mail server offers no encryption"),
+        (LOGIN.format(address="127.0.0.1:{down}"), "no connection"),
+    ],
+)
+async def test_what_a_mail_server_refuses_is_the_reason(url: str, reason: str | None) -> None:
+    with smtp_server(login=True) as (address, mails):
+        [target] = targets(url.format(address=address, down=free_port())).targets.values()
+        failure = await target.target.send(made(make_alert()))
+        assert (failure and failure.reason) == reason
+        assert bool(mails) is (reason is None)
+
+
+async def test_mail_server_without_logins_is_named() -> None:
+    with smtp_server() as (address, _):
+        [target] = targets(LOGIN.format(address=address)).targets.values()
+        failure = await target.target.send(made(make_alert()))
+    assert failure is not None
+    assert failure.reason == "the mail server takes no such login"
+
+
 async def test_slack_hook_gets_no_markup_of_strangers(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     from apprise.plugins.slack import NotifySlack
 
