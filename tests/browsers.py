@@ -4,7 +4,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,6 +33,18 @@ api_tokens = ["{ADMIN}", "desk:read:{READER}"]
 # --- the browser ---
 
 
+@contextmanager
+def _unless_replaced() -> Iterator[None]:
+    """Ignores that an element was replaced while the driver used it, in all words that the driver has for it."""
+    try:
+        yield
+    except (StaleElementReferenceException, NoSuchElementException):
+        pass
+    except WebDriverException as error:
+        if "does not belong to the document" not in str(error.msg):
+            raise
+
+
 class Browser:
     """A browser with one window. `base_url` is the start page without the slash at its end."""
 
@@ -52,7 +64,7 @@ class Browser:
     def text(self) -> str:
         """What is to be read on the page now; live parts may be replaced meanwhile, and a new page begins empty."""
         while True:
-            with suppress(StaleElementReferenceException, NoSuchElementException):
+            with _unless_replaced():
                 return self.one("body").text
 
     def one(self, selector: str) -> WebElement:
@@ -65,7 +77,7 @@ class Browser:
         """Presses the button, or follows the link, with these words, or else whose words begin with them."""
         either, begins = "//*[self::a or self::button or self::summary]", f"starts-with(normalize-space(), '{words}')"
         while True:
-            with suppress(StaleElementReferenceException, NoSuchElementException):
+            with _unless_replaced():
                 exact = self.driver.find_elements(By.XPATH, f"{either}[normalize-space() = '{words}']")
                 (exact[0] if exact else self.driver.find_element(By.XPATH, f"{either}[{begins}]")).click()
                 return
