@@ -158,10 +158,7 @@ class PostgresqlServer:
         try:
             connection = await self._connect_directly(host, port, **options)
             if not self.is_pooled:
-                # A pooler gives numbers of its own to its sessions. The status tells how many rows there are; a query
-                # with rows would leave a named statement behind in a session of the pooler.
-                ours = f"SELECT WHERE pg_backend_pid() = {connection.get_server_pid()}"
-                self.is_pooled = await connection.execute(ours) != "SELECT 1"
+                self.is_pooled = await _is_pooled(connection)
         except TimeoutError:
             raise ConnectionError(f"{_address(host, port)}: no answer within {options['timeout']:.0f} s") from None
         except asyncpg.TargetServerAttributeNotMatched:
@@ -181,6 +178,19 @@ class PostgresqlServer:
                 raise
             self.is_pooled = True
             return await asyncpg.connect(**given, **options | {"server_settings": {}})
+
+
+async def _is_pooled(connection: Any) -> bool:
+    """Whether a new connection leads to a pooler; closes the connection if that cannot be found out."""
+    # A pooler gives numbers of its own to its sessions. The status tells how many rows there are; a query with rows
+    # would leave a named statement behind in a session of the pooler.
+    ours = f"SELECT WHERE pg_backend_pid() = {connection.get_server_pid()}"
+    try:
+        return bool(await connection.execute(ours) != "SELECT 1")
+    except BaseException:
+        # Nobody else has it yet: a client that leaves at this moment would leave a session behind.
+        connection.terminate()
+        raise
 
 
 def _listed(value: Any) -> list[Any]:

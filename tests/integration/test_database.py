@@ -6,8 +6,10 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 
@@ -18,6 +20,7 @@ from receiver.storage.journal import journal_writer
 from tests.factories import callback, v2_event
 from tests.processing import append, process
 from tests.servers import named_database, on_postgres, random_name
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -327,3 +330,36 @@ async def test_write_ahead_log_is_shortened_after_a_long_reader(sqlite_url: str)
         assert file.with_name("receiver.db-wal").stat().st_size <= WAL_BYTES < grown
     finally:
         await database.close()
+
+
+async def test_session_of_a_client_that_leaves_while_it_is_opened_is_closed(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_asked = asyncio.Event()
+
+    async def never(*_: Any) -> str:
+        is_asked.set()
+        await asyncio.Event().wait()
+        return ""
+
+    async def read() -> None:
+        async with database.reading():
+            pass
+
+    async def there_is_no_session() -> bool:
+        sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        return bool(await watching.fetchval(f"{sessions} AND application_name = 'receiver'") == 0)
+
+    database, watching = Database(postgres_url), await asyncpg.connect(postgres_url)
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncpg.Connection, "execute", never)
+        reading = asyncio.create_task(read())
+        await is_asked.wait()
+        reading.cancel()
+        # The traceback has the connection, which nothing else would close.
+        with pytest.raises(asyncio.CancelledError) as left:
+            await reading
+    await eventually(there_is_no_session)
+    assert left.value is not None
+    await watching.close()
+    await database.close()
