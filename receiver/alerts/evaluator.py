@@ -40,6 +40,7 @@ from receiver.storage import alert_facts, alerts, event_counts
 from receiver.storage.alerts import AlertingLease, AlertingLeaseLost, Further, Named
 from receiver.storage.database import Database
 from receiver.storage.leases import Held, Leasing
+from receiver.storage.status import StatusReader
 from receiver.waiting import wait_for
 
 # As that of the processor: another worker notices within 10 s that this one is frozen.
@@ -98,6 +99,7 @@ class LogWatch:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._reader = StatusReader(database)
 
     async def begin(self, epoch: int, now: datetime, every: timedelta, rules: Sequence[Rule]) -> Begun:
         since = await event_counts.note_round(self._database, epoch, now, every)
@@ -109,7 +111,7 @@ class LogWatch:
         await event_counts.note_end(self._database, epoch, now)
 
     async def gather(self, rules: Sequence[Rule], now: datetime, sinks: Mapping[str, str]) -> LogFacts:
-        return await alert_facts.gather(self._database, rules, now, sinks=sinks)
+        return await alert_facts.gather(self._reader, rules, now, sinks=sinks)
 
     def evaluate(self, rule: Rule, facts: LogFacts, now: datetime) -> list[Finding]:
         return alert_rules.evaluate(rule, facts, now)

@@ -59,7 +59,7 @@ class SinkStatus(Read):
     state: SinkState
     lag: int
     oldest_seconds: float | None
-    dead_letters: int
+    dead_letters: int = Field(description="counted up to 100,000")
     last_error: str | None
 
 

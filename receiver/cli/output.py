@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from receiver.domain.cloudevents import rfc3339
+from receiver.domain.counts import count_text, count_texts
 
 if TYPE_CHECKING:
     # A command imports the models of its own nouns alone.
@@ -215,7 +216,7 @@ def _callback(callback: "CallbackSummaryRead") -> tuple[object, ...]:
 
 
 def _sink(sink: "SinkRead") -> tuple[object, ...]:
-    waiting, dead = sum(sink.retries.values()), sum(sink.dead_letters.values())
+    waiting, dead = (count_text(sum(counts.values())) for counts in (sink.retries, sink.dead_letters))
     oldest, success = _age(sink.oldest_seconds), time_text(sink.last_success_at)
     return sink.name, sink.type, sink.state, sink.lag, oldest, waiting, dead, success, sink.last_error
 
@@ -373,4 +374,4 @@ def _age(seconds: float | None) -> str | None:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{number} {name}" for name, number in sorted(counts.items())) or "none"
+    return ", ".join(f"{number} {name}" for name, number in sorted(count_texts(counts).items())) or "none"

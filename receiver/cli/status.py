@@ -20,6 +20,7 @@ from receiver.cli.context import read_settings, refuse_absent
 from receiver.cli.output import echo, echo_fields, echo_json
 from receiver.clock import now
 from receiver.domain.cloudevents import rfc3339
+from receiver.domain.counts import count_text
 from receiver.explanation.installation import Findings, assess
 from receiver.settings import Settings
 from receiver.storage.database import Database
@@ -72,7 +73,8 @@ def _journal(journal: JournalStatus) -> str:
         return "unknown"
     if not journal.pending:
         return "every callback is processed"
-    return f"{journal.pending:,} callbacks wait to be processed, the oldest for {_age(journal.oldest_pending_seconds)}"
+    pending, age = count_text(journal.pending), _age(journal.oldest_pending_seconds)
+    return f"{pending} callbacks wait to be processed, the oldest for {age}"
 
 
 def _processor(processor: ProcessorStatus) -> str:
@@ -91,7 +93,7 @@ def _sink(sink: SinkStatus) -> str:
     if sink.oldest_seconds is not None:
         parts.append(f"the oldest for {_age(sink.oldest_seconds)}")
     if sink.dead_letters:
-        parts.append(f"{sink.dead_letters:,} dead letters")
+        parts.append(f"{count_text(sink.dead_letters)} dead letters")
     if sink.last_error is not None:
         parts.append(f"last error: {sink.last_error}")
     return ", ".join(parts)

@@ -95,6 +95,8 @@ class SinkFacts:
     last_error: str | None = None
     oldest_seconds: float | None = None
     waiting: int = 0
+    waiting_at_least: bool = False
+    """More wait than were counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +125,8 @@ class Facts:
     the others. `partial` are the windows whose cells of senders leave out final events of other senders. `history` has
     receipts by hour since 1970 for the hours that `reference_hours` names; `history_since` is the first hour that was
     counted as a whole. `waiting` is by the name of the rule; `quarantined`, `refused` and `dead_letters` are by window,
-    then by reason or sink. `code_name` and `category` know the codes of an API.
+    then by reason or sink. `unreadable` has the reasons why parts could not be read. `code_name` and `category` know
+    the codes of an API.
     """
 
     watching_since: datetime | None = None
@@ -141,6 +144,7 @@ class Facts:
     processor: ProcessorFacts | None = None
     sinks: Sequence[SinkFacts] | None = None
     storage: StorageFacts | None = None
+    unreadable: Mapping[str, str] = field(default_factory=dict)
     code_name: Callable[[str, int], str] = _number
     category: Callable[[str, int], str] = _no_category
 

@@ -48,7 +48,9 @@ from receiver.domain.alert_findings import (
     unless_watched,
 )
 from receiver.domain.alerts import CLEAR_BELOW, Condition, Finding, Rule, RuleType
+from receiver.domain.counts import count_text
 from receiver.domain.vocabulary import Direction
+from receiver.errors import ReceiverError
 
 CONFIDENCE: Final = 2.326
 """A share counts as above the threshold if its lower bound with 99 % confidence is: 8 of 20 are not above 20 %."""
@@ -76,9 +78,24 @@ RARE_TAGS: Final = 0.01
 _MANY_RECEIPTS: Final = 100
 
 
+class FactsUnreadable(ReceiverError):
+    """What a rule looks at could not be read: nobody knows whether there is something to find."""
+
+
 def evaluate(rule: Rule, facts: Facts, now: datetime) -> list[Finding]:
-    """What a rule finds, for each of its groups of which there is anything."""
+    """What a rule finds, for each of its groups of which there is anything; raises FactsUnreadable."""
+    missing = [f"{part}: {facts.unreadable[part]}" for part in _PARTS.get(rule.type, ()) if part in facts.unreadable]
+    if missing:
+        raise FactsUnreadable("; ".join(missing))
     return _EVALUATIONS[rule.type](rule, facts, now)
+
+
+_PARTS: Final[Mapping[RuleType, tuple[str, ...]]] = {
+    RuleType.PROCESSOR_BEHIND: ("journal", "processor"),
+    RuleType.SINK_DOWN: ("what waits for the sinks",),
+    RuleType.SINK_BEHIND: ("what waits for the sinks",),
+    RuleType.STORAGE: ("database",),
+}
 
 
 # --- shares ---
@@ -274,10 +291,10 @@ def _wrong_credentials(rule: Rule, facts: Facts, now: datetime) -> list[Finding]
 
 def _dead_letters(rule: Rule, facts: Facts, now: datetime) -> list[Finding]:
     found, new = [], facts.dead_letters.get(rule.window, {})
-    for sink in _sinks(rule, facts):
-        number = new.get(sink.name, 0)
-        summary = f"{number:,} new dead letters of sink {sink.name} within {span_text(rule.window)}."
-        found.append(number_finding(rule, sink.name, number, summary))
+    for sink, number in new.items():
+        if _is_wanted(rule, sink):
+            summary = f"{number:,} new dead letters of sink {sink} within {span_text(rule.window)}."
+            found.append(number_finding(rule, sink, number, summary))
     return found
 
 
@@ -414,7 +431,7 @@ def _processor_behind(rule: Rule, facts: Facts, now: datetime) -> list[Finding]:
         return [finding(rule, None, Condition.BREACHED, summary, value=round(seconds), threshold=limit)]
     missing = "" if found.is_held else " No worker processes callbacks."
     waiting = f", the oldest for {span_text(timedelta(seconds=seconds))}" if found.pending else ""
-    summary = f"{found.pending:,} callbacks wait to be processed{waiting}.{missing}"
+    summary = f"{count_text(found.pending)} callbacks wait to be processed{waiting}.{missing}"
     condition = condition_of(seconds, limit)
     return [finding(rule, None, condition, summary, value=round(seconds), threshold=limit, volume=found.pending)]
 
@@ -442,7 +459,8 @@ def _sink_behind(rule: Rule, facts: Facts, now: datetime) -> list[Finding]:
         age = f", {oldest} {span_text(timedelta(seconds=seconds))}" if sink.oldest_seconds is not None else ""
         paused = " It is paused." if sink.paused else ""
         events = "event waits" if is_one else "events wait"
-        summary = f"{sink.waiting:,} {events} for sink {sink.name}{age}.{paused}"
+        more = "+" if sink.waiting_at_least else ""
+        summary = f"{sink.waiting:,}{more} {events} for sink {sink.name}{age}.{paused}"
         condition = condition_of(seconds, limit)
         found.append(
             finding(rule, sink.name, condition, summary, value=round(seconds), threshold=limit, volume=sink.waiting)
@@ -474,8 +492,12 @@ def _storage(rule: Rule, facts: Facts, now: datetime) -> list[Finding]:
 
 
 def _sinks(rule: Rule, facts: Facts) -> list[SinkFacts]:
+    return [sink for sink in facts.sinks or () if _is_wanted(rule, sink.name)]
+
+
+def _is_wanted(rule: Rule, sink: str) -> bool:
     wanted = rule.where.get("sink")
-    return [sink for sink in facts.sinks or () if wanted is None or sink.name in wanted]
+    return wanted is None or sink in wanted
 
 
 _EVALUATIONS: Final[Mapping[RuleType, Callable[[Rule, Facts, datetime], list[Finding]]]] = {

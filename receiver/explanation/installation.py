@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final, Literal
 
 from receiver.domain.cloudevents import rfc3339
+from receiver.domain.counts import count_text
 from receiver.domain.reconciliation import HEALTHY, Answer, ApiHealth
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ def _processor_problems(journal: JournalHealth, processor: ProcessorHealth) -> I
         yield "No worker processes callbacks: start receiver serve, or receiver work."
     elif processor.state == "behind":
         yield (
-            f"The processor is behind: {journal.pending:,} callbacks wait to be processed, "
+            f"The processor is behind: {count_text(journal.pending or 0)} callbacks wait to be processed, "
             f"the oldest for {journal.oldest_pending_seconds:.0f} s."
         )
 

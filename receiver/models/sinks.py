@@ -240,7 +240,8 @@ class SinkRead(SinkBase, Read):
     """A sink: its state and its backlog.
 
     `type` is null if the settings have no such sink. `lag` counts the events after its cursor, `oldestTime` is when the
-    oldest waiting event was received. `retries` are counted by state, `deadLetters` by reason.
+    oldest waiting event was received. `retries` are counted by state, `deadLetters` by reason, the newest 100,000 of
+    each.
     """
 
     type: str | None

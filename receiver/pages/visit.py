@@ -24,6 +24,7 @@ from receiver.api.operations import ApiContext, Call, Listed, Operation
 from receiver.api.problems import ProblemError
 from receiver.api.routing import MOUNTED_AT, absolute_times, decoded_segment, parse_query
 from receiver.domain.cloudevents import rfc3339
+from receiver.domain.counts import count_text, count_texts
 from receiver.explanation.words import duration_text
 from receiver.models.parameters import NumberContext
 from receiver.models.queries import Query
@@ -279,6 +280,8 @@ def environment() -> "Environment":
         "utc": utc_text,
         "rfc3339": rfc3339,
         "number": number_text,
+        "count": count_text,
+        "counts": count_texts,
         "segment": path_segment,
         "times": with_times,
     }

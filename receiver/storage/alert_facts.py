@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -28,8 +28,8 @@ from receiver.domain.alert_facts import (
 )
 from receiver.domain.alert_rules import are_refused_tags_counted, offending_measures
 from receiver.domain.alerts import MAX_MESSAGES, Rule, RuleType
+from receiver.domain.counts import COUNTED
 from receiver.domain.events import ALERT, Api
-from receiver.explanation.installation import Findings
 from receiver.models.alerts import ALERTING, EVENT_COUNTS, REFUSALS
 from receiver.models.callbacks import QUARANTINE
 from receiver.models.events import EVENTS
@@ -39,7 +39,7 @@ from receiver.providers import registry
 from receiver.storage import event_counts, event_log
 from receiver.storage.database import Database
 from receiver.storage.event_counts import BEHIND_EVENTS, HISTORY, HOUR, MINUTE, MINUTES_KEPT, SENDER_HOUR, SENDER_MINUTE
-from receiver.storage.status import StatusReader
+from receiver.storage.status import StatusReader, Watched
 
 # What is read of a table that may have very many rows; a rule's numbers end there.
 _MOST_ROWS: Final = 20_000
@@ -48,14 +48,16 @@ _MOST_DEAD_LETTERS: Final = 1_000
 _SEARCH_SECONDS: Final = 1.0
 
 
-async def gather(database: Database, rules: Sequence[Rule], now: datetime, *, sinks: Mapping[str, str]) -> Facts:
-    """Everything that the rules look at; `sinks` are the types of the configured sinks, by name.
+async def gather(reader: StatusReader, rules: Sequence[Rule], now: datetime, *, sinks: Collection[str]) -> Facts:
+    """Everything that the rules look at; `sinks` are the names of the configured sinks.
 
-    The state of processor, sinks and space is left out where it cannot be read within a bounded time.
+    The state of processor, sinks and space is left out where it cannot be read within a bounded time. `reader` is the
+    same in every round: a read that takes longer is waited for by the next round, in place of one more of them.
     """
+    database = reader.database
     spans = sorted({span for rule in rules if (span := span_of(rule)) is not None})
     silent = [rule for rule in rules if rule.type is RuleType.RECEIPTS_STOPPED]
-    found = await StatusReader(database).findings(sinks, clock=lambda: now)
+    found = await reader.watched(sinks)
     async with database.reading() as connection:
         watching_since, is_counted = await _watching(connection)
         history, history_since = await _history(connection, silent, now)
@@ -93,8 +95,9 @@ async def gather(database: Database, rules: Sequence[Rule], now: datetime, *, si
                 for name, moment in (found.processor.last_callbacks if found.processor is not None else {}).items()
             },
             processor=_processor(found, now),
-            sinks=_sinks(found),
+            sinks=_sinks(found, now),
             storage=_storage(database, found),
+            unreadable=found.unreadable,
             code_name=lambda api, code: registry.reason(Api(api), code).name,
             category=lambda api, code: registry.reason(Api(api), code).category,
         )
@@ -289,7 +292,7 @@ async def _counts(connection: AsyncConnection, statement: Select[Any]) -> dict[s
 # --- the state of the installation ---
 
 
-def _processor(found: Findings, now: datetime) -> ProcessorFacts | None:
+def _processor(found: Watched, now: datetime) -> ProcessorFacts | None:
     if found.processor is None or found.backlog is None:
         return None
     return ProcessorFacts(
@@ -301,7 +304,7 @@ def _processor(found: Findings, now: datetime) -> ProcessorFacts | None:
     )
 
 
-def _sinks(found: Findings) -> list[SinkFacts] | None:
+def _sinks(found: Watched, now: datetime) -> list[SinkFacts] | None:
     if found.sinks is None:
         return None
     return [
@@ -310,16 +313,16 @@ def _sinks(found: Findings) -> list[SinkFacts] | None:
             paused=sink.paused,
             down_since=sink.down_since_at,
             last_error=sink.last_error,
-            oldest_seconds=sink.oldest_seconds,
+            oldest_seconds=max(0.0, (now - sink.oldest_at).total_seconds()) if sink.oldest_at is not None else None,
             # The events that wait for a retry are behind the cursor.
-            waiting=sink.lag + sum(sink.retries.values()),
+            waiting=sink.events + sink.retries,
+            waiting_at_least=sink.retries >= COUNTED,
         )
         for sink in found.sinks
-        if sink.configured
     ]
 
 
-def _storage(database: Database, found: Findings) -> StorageFacts | None:
+def _storage(database: Database, found: Watched) -> StorageFacts | None:
     size = found.database
     if size is None or database.file is None or size.disk_free_bytes is None:
         return None
@@ -424,11 +427,19 @@ _IS_NO_TAG: Final = QUARANTINE.c.reason.not_like("tag-%")
 
 
 async def _offending_dead_letters(database: Database, sink: str | None, since: datetime) -> list[str]:
+    # Without a limit of its own, a few new ones would be searched for among all dead letters of the sink.
+    newest = (
+        select(DEAD_LETTERS.c.id, DEAD_LETTERS.c.position, DEAD_LETTERS.c.died_at)
+        .where(DEAD_LETTERS.c.sink == sink, _IS_NO_ALERT)
+        .order_by(DEAD_LETTERS.c.id.desc())
+        .limit(_MOST_ROWS // 100)
+        .subquery()
+    )
     found = (
         select(EVENTS.c.message_id)
-        .join_from(DEAD_LETTERS, EVENTS, DEAD_LETTERS.c.position == EVENTS.c.position)
-        .where(DEAD_LETTERS.c.sink == sink, DEAD_LETTERS.c.died_at >= since, _IS_NO_ALERT)
-        .order_by(DEAD_LETTERS.c.id.desc())
+        .join_from(newest, EVENTS, newest.c.position == EVENTS.c.position)
+        .where(newest.c.died_at >= since)
+        .order_by(newest.c.id.desc())
     )
     async with database.reading() as connection:
-        return list((await connection.scalars(found.limit(_MOST_ROWS // 100))).all())
+        return list((await connection.scalars(found)).all())

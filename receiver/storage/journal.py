@@ -22,6 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from receiver.domain.counts import COUNTED
 from receiver.domain.events import Api, Callback
 from receiver.errors import StorageUnavailable
 from receiver.models.callbacks import CALLBACKS, PENDING, PROCESSOR
@@ -305,9 +306,6 @@ async def pending(database: Database, connection: AsyncConnection, *, until: int
     source = CALLBACKS if database.is_sqlite else PENDING
     found = select(literal_column("1")).select_from(source).where(waiting).limit(COUNTED).subquery()
     return await connection.scalar(select(func.count()).select_from(found)) or 0
-
-
-COUNTED: Final = 100_000
 
 
 def is_pending(database: Database) -> ColumnElement[bool]:

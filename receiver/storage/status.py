@@ -5,11 +5,11 @@ A part that cannot be read does not affect the others: people need this page whe
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy import text as sql
@@ -38,6 +38,20 @@ class Measured:
     last_callbacks: Mapping[str, datetime]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """What the rules of alerts look at; None where it could not be read, with the reason in `unreadable`."""
+
+    backlog: Backlog | None
+    processor: ProcessorRecord | None
+    sinks: Sequence[sinks.Waiting] | None
+    database: DatabaseSize | None
+    unreadable: Mapping[str, str]
+
+
+AnyPart = TypeVar("AnyPart", bound=str)
+
+
 class StatusReader:
     """Reads the parts of one database's status.
 
@@ -47,7 +61,7 @@ class StatusReader:
     """
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
         self._reads: dict[str, asyncio.Task[Any]] = {}
 
     async def findings(
@@ -56,16 +70,16 @@ class StatusReader:
         """The parts that can be read within `seconds`; `types` are the types of the configured sinks, by name."""
 
         async def listed_sinks() -> Sequence[SinkRead]:
-            page = await sinks.find(self._database, SinkQuery(size=_MAX_SINKS), types, now=clock())
+            page = await sinks.find(self.database, SinkQuery(size=_MAX_SINKS), types, now=clock())
             return page.items
 
         parts: dict[Part, Read] = {
             "journal": self._backlog,
-            "processor": lambda: processor.state(self._database),
+            "processor": lambda: processor.state(self.database),
             "sinks": listed_sinks,
             "database": self._size,
-            "reconciliation": lambda: reconciliation.state(self._database, now=clock()),
-            "alerts": lambda: alerts.state(self._database),
+            "reconciliation": lambda: reconciliation.state(self.database, now=clock()),
+            "alerts": lambda: alerts.state(self.database),
         }
         found, unreadable = await self._read(parts, seconds)
         return Findings(
@@ -82,7 +96,7 @@ class StatusReader:
         """The values for the metrics that can be read within `seconds`."""
         parts: dict[Part, Read] = {
             "journal": self._backlog,
-            "processor": lambda: processor.state(self._database),
+            "processor": lambda: processor.state(self.database),
             "database": self._size,
         }
         found, _ = await self._read(parts, seconds)
@@ -94,12 +108,31 @@ class StatusReader:
             last_callbacks={name: datetime.fromisoformat(moment) for name, moment in last_callbacks.items()},
         )
 
-    async def _read(self, parts: Mapping[Part, Read], seconds: float) -> tuple[dict[Part, Any], dict[Part, str]]:
+    async def watched(self, names: Collection[str], *, seconds: float = GATHER_SECONDS) -> Watched:
+        """What can be read within `seconds` for the rules of alerts, about these sinks."""
+        parts: dict[str, Read] = {
+            "journal": self._backlog,
+            "processor": lambda: processor.state(self.database),
+            "what waits for the sinks": lambda: sinks.waiting(self.database, names),
+            "database": self._size,
+        }
+        found, unreadable = await self._read(parts, seconds)
+        return Watched(
+            backlog=found.get("journal"),
+            processor=found.get("processor"),
+            sinks=found.get("what waits for the sinks"),
+            database=found.get("database"),
+            unreadable=unreadable,
+        )
+
+    async def _read(
+        self, parts: Mapping[AnyPart, Read], seconds: float
+    ) -> tuple[dict[AnyPart, Any], dict[AnyPart, str]]:
         """The parts that could be read, and for the others the reason."""
         tasks = {part: self._task(part, read) for part, read in parts.items()}
         done, _ = await asyncio.wait(tasks.values(), timeout=seconds)
-        found: dict[Part, Any] = {}
-        unreadable: dict[Part, str] = {}
+        found: dict[AnyPart, Any] = {}
+        unreadable: dict[AnyPart, str] = {}
         for part, task in tasks.items():
             error = task.exception() if task in done else TimeoutError(f"no answer within {seconds:g} s")
             if error is None:
@@ -108,7 +141,7 @@ class StatusReader:
                 unreadable[part] = _reason(error)
         return found, unreadable
 
-    def _task(self, part: Part, read: Read) -> asyncio.Task[Any]:
+    def _task(self, part: str, read: Read) -> asyncio.Task[Any]:
         task = self._reads.get(part)
         if task is None or task.done():
             task = self._reads[part] = asyncio.ensure_future(_awaited(read))
@@ -116,10 +149,10 @@ class StatusReader:
         return task
 
     async def _backlog(self) -> Backlog:
-        return await read_backlog(self._database)
+        return await read_backlog(self.database)
 
     async def _size(self) -> DatabaseSize:
-        database = self._database
+        database = self.database
         if database.file is not None and database.journal_file is not None:
             return await asyncio.to_thread(_file_sizes, database.file, database.journal_file)
         async with database.reading() as connection:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Insert, Update, insert, update
+from sqlalchemy import text as sql
 
+from receiver.alerts.evaluator import LogWatch
 from receiver.alerts.rules import configure
 from receiver.app import Receiver
 from receiver.domain.alert_facts import hour_of
-from receiver.domain.alert_rules import evaluate
+from receiver.domain.alert_rules import FactsUnreadable, evaluate
 from receiver.domain.alerts import Alert, AlertChange, Condition, Rule, RuleType, Transition, advance
 from receiver.domain.events import Callback
 from receiver.intake.fold import TagChecker
@@ -23,6 +25,7 @@ from receiver.settings import GivenSettings
 from receiver.storage import alert_facts, event_counts, refusals
 from receiver.storage.database import Database
 from receiver.storage.sinks import register
+from receiver.storage.status import StatusReader
 from receiver.tags import TagPolicy, sign
 from tests import rows
 from tests.dispatching import append as append_events
@@ -30,6 +33,7 @@ from tests.dispatching import life
 from tests.evaluating import Rounds, alert_entries, finding
 from tests.factories import at, callback, v2_event
 from tests.processing import append, drain, opened, process, select
+from tests.waiting import eventually
 from tests.web import client
 
 pytestmark = pytest.mark.anyio
@@ -58,7 +62,7 @@ class Evaluation:
     """Rounds of evaluation over a database, at times of the test."""
 
     def __init__(self, database: Database, rules: Sequence[Rule]) -> None:
-        self.database, self.rules = database, rules
+        self.database, self.rules, self.reader = database, rules, StatusReader(database)
         self.alerts: dict[str, Alert] = {}
         self.history: list[AlertChange] = []
         self.named: dict[str, list[str]] = {}
@@ -68,7 +72,7 @@ class Evaluation:
         since = await event_counts.note_round(self.database, EPOCH, now, EVERY)
         senders = event_counts.senders_of(self.rules)
         await event_counts.count(self.database, EPOCH, now, senders=senders)
-        facts = await alert_facts.gather(self.database, self.rules, now, sinks={"crm": "memory"})
+        facts = await alert_facts.gather(self.reader, self.rules, now, sinks={"crm": "memory"})
         findings = {rule.name: evaluate(rule, facts, now) for rule in self.rules}
         changes = advance(
             self.rules, list(self.alerts.values()), findings, now, lambda: next(self._ids), watching_since=since
@@ -198,7 +202,7 @@ async def test_messages_of_many_alerts_are_searched_once_and_in_bounded_time(
         ),
     )
     [rule] = configure([{"rule": "failure-rate", "by": "carrierName"}])
-    facts = await alert_facts.gather(database, [rule], at(60), sinks={})
+    facts = await alert_facts.gather(StatusReader(database), [rule], at(60), sinks={})
     searches = []
     newest = event_counts.newest
 
@@ -225,10 +229,10 @@ async def test_senders_beyond_those_that_are_counted_are_known_to_be_missing(
     senders = event_counts.senders_of(rules)
     await process(database, callback([v2_event("m1")]))
     await event_counts.count(database, EPOCH, at(60), senders=senders)
-    assert (await alert_facts.gather(database, rules, at(60), sinks={})).partial == frozenset()
+    assert (await alert_facts.gather(StatusReader(database), rules, at(60), sinks={})).partial == frozenset()
     await process(database, callback([v2_event("m2", message={"from": "+15550007"})]))
     await event_counts.count(database, EPOCH, at(60), senders=senders)
-    assert len((await alert_facts.gather(database, rules, at(60), sinks={})).partial) == 1
+    assert len((await alert_facts.gather(StatusReader(database), rules, at(60), sinks={})).partial) == 1
 
 
 async def test_late_and_fallback_callbacks_name_their_messages(database: Database) -> None:
@@ -277,7 +281,7 @@ async def test_all_elements_of_a_callback_are_counted_by_their_reasons(database:
     forged = [v2_event("f1", message={"tag": sign("order", "another-secret-secret", kid="k1")})]
     await process(database, callback([*unknown[:30], *unsigned, *unknown[30:]], received=10), checker=checker)
     await process(database, callback(forged, received=20), checker=checker)
-    facts = await alert_facts.gather(database, configure([{"rule": "quarantine"}]), at(60), sinks={})
+    facts = await alert_facts.gather(StatusReader(database), configure([{"rule": "quarantine"}]), at(60), sinks={})
     assert list(facts.quarantined.values()) == [{"unknown-type": 150, "tag-unsigned": 250, "tag-forged": 1}]
     evaluation = await evaluated(database, at(60), {"rule": "quarantine"}, {"rule": "forged-tags"})
     of_tags, of_types = sorted(evaluation.history, key=lambda change: change.alert.name)
@@ -369,7 +373,9 @@ async def test_many_dead_letters_of_a_sink_do_not_hide_those_of_another(
     await write(database, insert(DEAD_LETTERS).values(letters))
     for above, expected in ((0, {"crm": 1, "erp": 2}), (3, {"crm": 1, "erp": 4})):
         rules = configure([{"rule": "dead-letters", "above": above}])
-        facts = await alert_facts.gather(database, rules, at(60), sinks={"crm": "memory", "erp": "memory"})
+        facts = await alert_facts.gather(
+            StatusReader(database), rules, at(60), sinks={"crm": "memory", "erp": "memory"}
+        )
         assert facts.dead_letters == {rules[0].window: expected}
 
 
@@ -391,7 +397,7 @@ async def test_history_begins_when_counting_began(database: Database) -> None:
     await event_counts.note_round(database, EPOCH, now, EVERY)
     await process(database, callback([v2_event("o")], received=8 * 86_400))
     await event_counts.count(database, EPOCH, now)
-    facts = await alert_facts.gather(database, rules, now, sinks={})
+    facts = await alert_facts.gather(StatusReader(database), rules, now, sinks={})
     assert facts.history_since == hour_of(now) + 1
     assert facts.history == {}
 
@@ -401,13 +407,37 @@ async def test_counts_after_now_are_in_no_window(database: Database) -> None:
     await process(database, callback([v2_event("m1")], received=7200))
     await event_counts.count(database, EPOCH, at(7200))
     rules = configure([{"rule": "failure-rate"}, {"rule": "failure-rate", "name": "long", "window": "3h"}])
-    facts = await alert_facts.gather(database, rules, at(0), sinks={})
+    facts = await alert_facts.gather(StatusReader(database), rules, at(0), sinks={})
     assert set(map(len, facts.cells.values())) == {0}
 
 
 async def test_space_of_an_embedded_database_is_known(database: Database) -> None:
-    facts = await alert_facts.gather(database, configure([{"rule": "storage"}]), at(0), sinks={})
+    facts = await alert_facts.gather(StatusReader(database), configure([{"rule": "storage"}]), at(0), sinks={})
     assert (facts.storage is not None) == database.is_sqlite
+
+
+async def test_sinks_that_cannot_be_read_in_time_are_a_failure_and_not_health(postgres_url: str) -> None:
+    """Rounds wait for one read, however many they are: each more would take a connection."""
+    waiting = sql("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'retries'::regclass")
+    rules = configure([{"rule": type_} for type_ in ("sink-down", "sink-behind", "dead-letters")])
+    async with opened(postgres_url) as database, opened(postgres_url) as other:
+        await register(database, "crm", start="end", fingerprint="1")
+        watch = LogWatch(database)
+        async with other.writing() as connection:
+            await connection.execute(sql("LOCK TABLE retries IN ACCESS EXCLUSIVE MODE"))
+            for _ in range(2):
+                facts = await watch.gather(rules, at(0), {"crm": "memory"})
+                for rule in rules[:2]:
+                    with pytest.raises(FactsUnreadable, match="what waits for the sinks: no answer within"):
+                        watch.evaluate(rule, facts, at(0))
+                [letters] = watch.evaluate(rules[2], facts, at(0))
+                assert (letters.group, letters.condition) == ("crm", Condition.CLEAR)
+            assert await connection.scalar(waiting) == 1
+        await eventually(lambda: is_readable(watch, rules))
+
+
+async def is_readable(watch: LogWatch, rules: Sequence[Rule]) -> bool:
+    return (await watch.gather(rules, at(0), {"crm": "memory"})).sinks is not None
 
 
 # --- refusals ---

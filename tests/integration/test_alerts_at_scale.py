@@ -16,6 +16,7 @@ from receiver.storage import alert_facts
 from receiver.storage.bulk import InsertMany
 from receiver.storage.database import Database
 from receiver.storage.event_counts import HISTORY, HOUR, MINUTE, NO_BUCKET, NO_CODE
+from receiver.storage.status import StatusReader
 from tests.databases import Explained
 from tests.integration.test_messages_at_scale import MESSAGES as NUMBER
 from tests.integration.test_messages_at_scale import START, stock
@@ -97,9 +98,9 @@ async def test_a_round_over_a_million_messages_is_quick(database: Database, monk
     await fill(database)
     rules = configure([])
     async with timed("the first round", 3):
-        await alert_facts.gather(database, rules, NOW, sinks={})
+        await alert_facts.gather(StatusReader(database), rules, NOW, sinks={})
     async with timed("gather", 0.6):
-        facts = await alert_facts.gather(database, rules, NOW, sinks={})
+        facts = await alert_facts.gather(StatusReader(database), rules, NOW, sinks={})
     async with timed("evaluate", 0.3):
         found = {rule.name: evaluate(rule, facts, NOW) for rule in rules}
     assert found["failure-rate"]

@@ -17,6 +17,7 @@ from receiver.storage import alert_facts, event_counts
 from receiver.storage.alerts import AlertingLeaseLost
 from receiver.storage.database import Database
 from receiver.storage.event_counts import Counted
+from receiver.storage.status import StatusReader
 from receiver.tags import TagPolicy
 from tests import factories
 from tests.factories import at, callback, v2_event
@@ -153,7 +154,7 @@ async def test_an_outcome_that_was_not_counted_leaves_no_number_below_zero(datab
         await connection.execute(update(ALERTING).values(cursor=1))
     await process(database, event("message-failed", "m1", 120, errorCode=4720, time="2026-01-01T00:00:09Z"))
     await event_counts.count(database, EPOCH, NOW)
-    facts = await alert_facts.gather(database, configure([{"rule": "failure-rate"}]), NOW, sinks={})
+    facts = await alert_facts.gather(StatusReader(database), configure([{"rule": "failure-rate"}]), NOW, sinks={})
     [cells] = facts.cells.values()
     assert {cell.measure: cell.events for cell in cells if cell.measure in ("delivered", "failed")} == {"failed": 1}
 

@@ -76,7 +76,8 @@ async def test_posted_alert_fires_and_is_resolved_as_one_of_ours(database: Datab
 
 
 async def test_notifications_of_an_alert_are_listed(database: Database) -> None:
-    async with api(database, for_external("json://127.0.0.1/CANARY")) as http:
+    found = for_external("json://127.0.0.1/CANARY")
+    async with api(database, found) as http:
         await http.post(PATH, json=posted())
         [row] = await stored(database)
         [due] = await notifications.due(

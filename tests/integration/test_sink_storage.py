@@ -405,6 +405,17 @@ async def test_the_backlog_counts_what_is_ahead(log: Log) -> None:
     assert (behind.retries, behind.dead_letters) == ({"due": 1, "parked": 1}, {"refused": 1})
 
 
+async def test_retries_and_dead_letters_are_counted_to_a_limit(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "COUNTED", 2)
+    refused = [log.first(index, REFUSED) for index in range(3)]
+    await log.settle(*refused, *(log.first(index, again(5)) for index in range(3, 6)), cursor=log.position(5))
+    async with log.database.reading() as connection:
+        behind = await sinks.backlog(connection, SINK)
+    assert sum(behind.dead_letters.values()) == sum(behind.retries.values()) == 2
+    [waiting] = await sinks.waiting(log.database, [SINK, "unknown"])
+    assert (waiting.name, waiting.events, waiting.retries, waiting.oldest_at) == (SINK, 0, 2, at(0))
+
+
 async def test_an_idle_sink_has_no_backlog(database: Database) -> None:
     await sinks.register(database, SINK, start="end", fingerprint="f")
     async with database.reading() as connection:

@@ -24,7 +24,7 @@ from receiver.domain.alert_facts import (
     hour_of,
     reference_hours,
 )
-from receiver.domain.alert_rules import evaluate, expected_receipts, lower_bound
+from receiver.domain.alert_rules import FactsUnreadable, evaluate, expected_receipts, lower_bound
 from receiver.domain.alerts import Alert, Condition, Finding, Rule, RuleType, Severity, Transition, advance
 from receiver.errors import SettingsError
 from receiver.settings import GivenSettings, dump, restore
@@ -483,6 +483,8 @@ def test_a_stuck_processor_is_an_alert_at_once() -> None:
     found = one(given, facts(given, processor=stuck))
     assert (found.condition, found.summary) == (BREACHED, "Callbacks cannot be processed for 5 seconds: no space.")
     assert one(given, facts(given, processor=None)).condition is UNKNOWN
+    with pytest.raises(FactsUnreadable, match="journal: no answer"):
+        evaluate(given, facts(given, processor=None, unreadable={"journal": "no answer within 1.5 s"}), NOW)
 
 
 def test_sinks_are_found_by_name() -> None:
@@ -491,7 +493,7 @@ def test_sinks_are_found_by_name() -> None:
         SinkFacts(name="crm", down_since=NOW - timedelta(minutes=6), last_error="refused", oldest_seconds=901),
         SinkFacts(name="archive", paused=True, down_since=NOW, oldest_seconds=1000),
     ]
-    known = facts(down, sinks=sinks, dead_letters={letters.window: {"archive": 2, "gone": 9}})
+    known = facts(down, sinks=sinks, dead_letters={letters.window: {"crm": 0, "archive": 2}})
     assert [(one.group, one.condition) for one in evaluate(down, known, NOW)] == [("crm", BREACHED), ("archive", CLEAR)]
     assert evaluate(down, known, NOW)[0].summary == "Sink crm is down for 6 minutes: refused."
     assert [(one.group, one.condition) for one in evaluate(behind, known, NOW)] == [("crm", BREACHED)]
