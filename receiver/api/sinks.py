@@ -12,7 +12,7 @@ from receiver.models.columns import Read, Time
 from receiver.models.parameters import Moment, Text, encode_cursor, moment
 from receiver.models.queries import DryRunQuery, ReplayQuery, SinkQuery
 from receiver.models.sinks import ReplayAction, ReplayRead, SinkRead
-from receiver.sinks.registry import probe_sink
+from receiver.sinks.registry import filter_of, probe_sink
 from receiver.storage import replays, sinks
 
 
@@ -68,14 +68,16 @@ class ReplayRequest(BaseModel):
 
 
 class ReplayResponse(Read):
-    """The events of a replay that was started, or of a dry run; those that the sink's filter accepts are published.
+    """The events of a replay that was started, or of a dry run: those that the sink's filter accepts.
 
-    `id` is null where no replay was started: after a dry run, or because there is no event.
+    `id` is null where no replay was started: after a dry run, or because there is no event. `at_least`: there may be
+    more than `events`, because the range is too long to count.
     """
 
     id: int | None
     sink: str
     events: int
+    at_least: bool
     after_position: int
     to_position: int
     first_time: Time | None
@@ -106,7 +108,9 @@ async def pause_sink(call: Call, *, paused: bool) -> SinkRead:
 async def replay_sink(call: Call) -> ReplayResponse:
     name, dry_run, request = call.path["name"], call.query.dry_run, call.body
     since: replays.Since = request.from_ if request.from_ is not None else "beginning"
-    only = {"until": request.until, "message_ids": request.message_ids}
+    table = call.context.sinks.get(name)
+    accepts = filter_of(table) if table is not None else None
+    only = {"until": request.until, "message_ids": request.message_ids, "accepts": accepts}
     if dry_run:
         started, log_range = None, await replays.log_range(call.database, name, since, **only)
     else:
@@ -115,6 +119,7 @@ async def replay_sink(call: Call) -> ReplayResponse:
         id=started.id if started is not None else None,
         sink=name,
         events=log_range.events,
+        at_least=log_range.at_least,
         after_position=log_range.after_position,
         to_position=log_range.to_position,
         first_time=log_range.first_at,

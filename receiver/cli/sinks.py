@@ -169,10 +169,11 @@ _REPLAY_OPTIONS = {"from": "--since", "until": "--until", "messageIds": "--messa
 def _replay_text(replay: Any) -> str:
     from receiver.cli.output import time_text
 
-    events = f"{replay.events} events, received from {time_text(replay.first_time)} on,"
+    at_least = "at least " if replay.at_least else ""
+    events = f"{at_least}{replay.events} events, received from {time_text(replay.first_time)} on,"
     if replay.id is not None:
         return f"replay {replay.id}: {events} are published to {replay.sink} again"
-    if replay.events:
+    if replay.events or replay.at_least:
         return f"{events} would be published to {replay.sink} again"
     return f"there is no event to replay to {replay.sink}"
 

@@ -15,6 +15,7 @@ import orjson
 from pydantic import ValidationError
 
 from receiver import documents
+from receiver.domain.cloudevents import Filter
 from receiver.errors import Faults, SettingsError, did_you_mean
 from receiver.sinks.base import Sink, SinkSettings
 from receiver.sinks.concurrency import call_sink, run_check
@@ -109,6 +110,15 @@ def _sink(table: Mapping[str, Any], index: int, own_urls: Collection[str]) -> Co
         # A sink of your own may raise anything, and the text of the exception may contain a secret.
         problem = f"type: cannot be made: {type(error).__name__}"
         raise SettingsError(f"{_SETTING}: {name}: {problem}", topic=_topic(table)) from error
+
+
+def filter_of(table: Mapping[str, Any]) -> Filter | None:
+    """The filter of a sink of the settings; None if its type cannot be loaded here, which the start did elsewhere."""
+    try:
+        filter_: Filter = _kind(table.get("type")).Settings.model_validate(table, context={"own_urls": ()}).filter
+    except ValueError:
+        return None
+    return filter_
 
 
 def _topic(table: Mapping[str, Any]) -> str:

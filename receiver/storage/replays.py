@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Row, and_, select, update
 from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from receiver.domain.cloudevents import rfc3339
+from receiver.domain.cloudevents import Filter, rfc3339
 from receiver.errors import Conflict, Expired, Unknown
 from receiver.models.events import EVENTS
 from receiver.models.queries import Page, ReplayQuery, SortOrder
@@ -27,13 +27,15 @@ IS_OPEN: Final = sql("replays.state IN ('running', 'paused')")
 class LogRange:
     """The log range of a replay, after one position up to and including another: its events and their first receipt.
 
-    Registrations are no events of a replay: they are published nowhere.
+    Registrations are no events of a replay: they are published nowhere. `events` are those that the filter of the sink
+    accepts, or all where no filter is known. `at_least`: there may be more, the range is too long to look at each.
     """
 
     after_position: int
     to_position: int
     events: int
     first_at: datetime | None
+    at_least: bool = False
 
 
 async def open_of(connection: AsyncConnection, sink: str) -> ReplayRead | None:
@@ -55,7 +57,13 @@ async def find(connection: AsyncConnection, sink: str, query: ReplayQuery) -> Pa
 
 
 async def log_range(
-    database: Database, sink: str, since: Since, *, until: datetime | None = None, message_ids: Sequence[str] = ()
+    database: Database,
+    sink: str,
+    since: Since,
+    *,
+    until: datetime | None = None,
+    message_ids: Sequence[str] = (),
+    accepts: Filter | None = None,
 ) -> LogRange:
     """The log range of a replay if it began now; raises the same errors as `begin`."""
     after, end = await _limits(database, since, until)
@@ -63,7 +71,7 @@ async def log_range(
         row = await sinks.row_of(connection, sink)
         await _refuse(connection, sink, since)
         asked = await _asked(connection, message_ids, after, min(end, row.cursor))
-    return await _log_range(database, asked)
+    return await _log_range(database, asked, accepts)
 
 
 async def begin(
@@ -74,10 +82,12 @@ async def begin(
     now: datetime,
     until: datetime | None = None,
     message_ids: Sequence[str] = (),
+    accepts: Filter | None = None,
 ) -> tuple[ReplayRead | None, LogRange]:
     """Begins a replay to a sink: the events before its cursor, from a time on or from the oldest stored event.
 
-    `until` leaves out those that were received then or later, `message_ids` those of other messages.
+    `until` leaves out those that were received then or later, `message_ids` those of other messages. `accepts` is the
+    filter of the sink, for the count alone: the sink has it too.
 
     Events after the cursor are published anyway. Without any event there is no replay. Raises UnknownSink, Conflict if
     another replay has not ended, Unknown if a message has no event, or Expired if retention may have removed events of
@@ -92,7 +102,7 @@ async def begin(
         asked = await _asked(connection, message_ids, after, min(end, row.cursor))
         is_empty = await _first(connection, asked) is None
         replay = None if is_empty else await _insert(connection, sink, asked, now)
-    return replay, await _log_range(database, asked)
+    return replay, await _log_range(database, asked, accepts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,15 +193,44 @@ async def _first(connection: AsyncConnection, asked: _Asked) -> Row[Any] | None:
     return await event_log.first(connection, and_(event_log.within(asked.after, asked.to), event_log.IS_PUBLISHED))
 
 
-async def _log_range(database: Database, asked: _Asked) -> LogRange:
+async def _log_range(database: Database, asked: _Asked, accepts: Filter | None) -> LogRange:
     async with database.reading() as connection:
         first = await _first(connection, asked)
+    at_least = False
+    if accepts is not None:
+        events, at_least = await _accepted(database, asked, accepts)
+    elif asked.events is not None:
+        events = asked.events
+    else:
+        events = await event_log.count(database, asked.after, asked.to)
     return LogRange(
         after_position=asked.after,
         to_position=asked.to,
-        events=asked.events if asked.events is not None else await event_log.count(database, asked.after, asked.to),
+        events=events,
         first_at=first.received_at if first is not None else None,
+        at_least=at_least,
     )
+
+
+# Some seconds: an event takes about 20 µs.
+_MOST_READ: Final = 100_000
+_READ_AT_ONCE: Final = 1000
+
+
+async def _accepted(database: Database, asked: _Asked, accepts: Filter) -> tuple[int, bool]:
+    """How many events the filter accepts, read as a replay reads them; and whether the count ended before the range."""
+    number, read, place = 0, 0, asked.after
+    while place < asked.to and read < _MOST_READ:
+        async with database.reading() as connection:
+            if asked.message_ids:
+                ids = asked.message_ids
+                entries = await event_log.read_messages(connection, ids, place, asked.to, _READ_AT_ONCE)
+            else:
+                entries = await event_log.read_after(connection, place, _READ_AT_ONCE, until=asked.to)
+            read_to = entries[-1].position if len(entries) == _READ_AT_ONCE else asked.to
+        number += sum(map(accepts.passes, entries))
+        read, place = read + len(entries), read_to
+    return number, place < asked.to
 
 
 def _replay(row: Row[Any]) -> ReplayRead:

@@ -902,6 +902,12 @@ def test_a_sink_is_paused_and_resumed(with_sink: Run) -> None:
     assert with_sink("sinks", "pause", "what") == (1, "", "receiver: there is no sink what\n")
 
 
+def test_sinks_replay_counts_what_the_filter_of_the_sink_accepts(with_sink: Run) -> None:
+    crm = {"name": "crm", "type": "memory", "applications": ["nobody"]}
+    dry_run = with_sink("sinks", "replay", "crm", "--beginning", "--dry-run", SINKS=json.dumps([crm]))
+    assert dry_run.out == "there is no event to replay to crm\n"
+
+
 def test_sinks_replay_dry_run_start_pause_resume_cancel(with_sink: Run) -> None:
     since = "2026-01-01 00:00:02"
     assert with_sink("sinks", "replay", "crm", "--since", since, "--dry-run").out == (

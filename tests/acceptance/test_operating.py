@@ -19,7 +19,7 @@ from receiver.domain.publication import DeadLettered, DeadLetterReason, Outcome,
 from receiver.domain.window import Attempt, Decided, Settlement
 from receiver.sinks import registry
 from receiver.sinks.memory import MemorySink
-from receiver.storage import dead_letters, sinks
+from receiver.storage import dead_letters, replays, sinks
 from receiver.storage.database import Database
 from receiver.storage.retries import settle
 from receiver.storage.sinks import Health
@@ -211,6 +211,7 @@ async def test_replay_dry_run_and_start(api: AsyncClient, since: str) -> None:
     expected = {
         "sink": "crm",
         "events": 5,
+        "atLeast": False,
         "afterPosition": 0,
         "toPosition": 5,
         "firstTime": "2026-01-01T00:00:00Z",
@@ -221,6 +222,37 @@ async def test_replay_dry_run_and_start(api: AsyncClient, since: str) -> None:
     begun = await post(api, "/api/sinks/crm/replay", {"from": since})
     assert begun.pop("id") >= 1
     assert begun == {"dryRun": False, **expected}
+
+
+@pytest.mark.parametrize(
+    ("fields", "events", "of_a", "of_four"),
+    [
+        ({"events": ["message.sending"]}, 2, 1, 1),
+        ({"direction": "in"}, 0, 0, 0),
+        ({"number_prefixes": ["1555"]}, 5, 3, 4),
+        ({"events": ["alert.fired"]}, 0, 0, 0),
+    ],
+)
+async def test_replay_counts_what_the_filter_of_the_sink_accepts(
+    stocked: Database, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], events: int, of_a: int, of_four: int
+) -> None:
+    configured = {"crm": {**SINKS["crm"], **fields}}
+    body = {"from": "beginning"}
+    app = application(stocked, sinks=configured, clock=lambda: at(100))
+    async with client(app, {}) as pages:
+        await pages.post("/login", data={"token": ADMIN})
+        assert f">{events} events, received" in await press(pages, "/sinks/crm", action="count", **body)
+    async with client(app) as api:
+        found = await post(api, "/api/sinks/crm/replay", body, dryRun="true")
+        assert (found["events"], found["atLeast"]) == (events, False)
+        found = await post(api, "/api/sinks/crm/replay", {"messageIds": ["a"]}, dryRun="true")
+        assert found["events"] == of_a
+        monkeypatch.setattr(replays, "_READ_AT_ONCE", 2)
+        monkeypatch.setattr(replays, "_MOST_READ", 4)
+        found = await post(api, "/api/sinks/crm/replay", body, dryRun="true")
+        assert (found["events"], found["atLeast"]) == (of_four, True)
+        begun = await post(api, "/api/sinks/crm/replay", body)
+        assert (begun["events"], begun["atLeast"]) == (found["events"], True)
 
 
 async def test_replay_progress_pause_resume_and_cancel(api: AsyncClient) -> None:
