@@ -178,12 +178,12 @@ async def test_every_list_of_messages_is_quick_at_a_million(database: Database) 
         if index and index not in (made := await plan(database, query)):
             without_index[name] = made
     assert not without_index
-    assert not slow
     if not database.is_sqlite:
         await analyze_coarsely(database)
         for prefix in ("order 77777", "nothing has this"):
             made = await plan(database, MessageQuery(tag_prefix=prefix))
             assert "ix_messages_tag" in made
+    assert not slow
 
 
 async def analyze_coarsely(database: Database) -> None:
