@@ -13,7 +13,7 @@ from receiver.models.parameters import MessagePlace
 from receiver.models.queries import SortOrder
 from receiver.storage import messages
 from receiver.storage.database import Database
-from tests.databases import plan
+from tests.databases import Explained, plan
 from tests.factories import callback, v1_event, v2_event
 from tests.processing import process
 from tests.rows import inbound, insert, message, minutes
@@ -333,3 +333,14 @@ async def test_a_deep_page_begins_at_its_place_in_the_index(database: Database) 
             else r"Index Cond: .*listed_at.*<"
         )
         assert re.search(bound, deep), deep
+
+
+async def test_a_rare_prefix_is_never_looked_for_in_the_whole_list(database: Database) -> None:
+    """Even if sorting seems to cost more than reading the list in its order, as it does among ten million messages."""
+    if database.is_sqlite:
+        pytest.skip("SQLite has no such estimates")
+    async with database.reading() as connection:
+        await connection.execute(sql("SET LOCAL enable_sort = off"))
+        statement = await messages.statement(connection, MessageQuery(tag_prefix="order 1"))
+        made = "\n".join(str(row) for row in await connection.execute(Explained(statement)))
+    assert "ix_messages_listed" not in made
