@@ -7,7 +7,9 @@ session ends when it expires, when its browser forgets the cookie, or when its t
 import hashlib
 import hmac
 import secrets
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -73,35 +75,40 @@ def _signature(token: ApiToken, purpose: str, claims: str) -> str:
 # --- throttling ---
 
 _FREE_ATTEMPTS: Final = 5
-_WINDOW: Final = timedelta(minutes=1)
+_WINDOW_SECONDS: Final = 60.0
 _MAX_ADDRESSES: Final = 10_000
 
 
 class Throttle:
     """Limits failed sign-ins to some within a minute for each address; of IPv6, for each network of 64 bits.
 
-    There is no limit for all addresses together: with it a stranger could keep everybody from signing in.
+    There is no limit for all addresses together: with it a stranger could keep everybody from signing in. `monotonic`
+    returns seconds that never jump: a clock that is set back must keep nobody from signing in, either.
     """
 
-    def __init__(self) -> None:
-        self._failures: OrderedDict[str, list[datetime]] = OrderedDict()
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._failures: OrderedDict[str, list[float]] = OrderedDict()
 
-    def seconds_to_wait(self, address: str, now: datetime) -> int:
+    def seconds_to_wait(self, address: str) -> int:
         """How long this address must wait before its next attempt; 0: not at all."""
-        recent = self._recent(self._failures.get(_network(address), []), now)
+        recent = self._recent(_network(address))
         if len(recent) < _FREE_ATTEMPTS:
             return 0
-        return int((recent[-_FREE_ATTEMPTS] + _WINDOW - now).total_seconds()) + 1
+        return int(recent[-_FREE_ATTEMPTS] + _WINDOW_SECONDS - self._monotonic()) + 1
 
-    def failed(self, address: str, now: datetime) -> None:
+    def failed(self, address: str) -> None:
         network = _network(address)
-        self._failures[network] = [*self._recent(self._failures.pop(network, []), now), now]
+        recent = self._recent(network)
+        # The address that failed last is the last to be forgotten.
+        self._failures.pop(network, None)
+        self._failures[network] = [*recent, self._monotonic()]
         while len(self._failures) > _MAX_ADDRESSES:
             self._failures.popitem(last=False)
 
-    @staticmethod
-    def _recent(failures: list[datetime], now: datetime) -> list[datetime]:
-        return [failure for failure in failures if now - failure < _WINDOW]
+    def _recent(self, network: str) -> list[float]:
+        now = self._monotonic()
+        return [failure for failure in self._failures.get(network, []) if now - failure < _WINDOW_SECONDS]
 
 
 def _network(address: str) -> str:

@@ -201,14 +201,14 @@ class Site:
             return visit.page("login.html", status=error.status, next="", problem=error.detail)
         address = request.client.host if request.client is not None else ""
         goal = _local(form.get("next", ""))
-        if seconds := self._state.throttle.seconds_to_wait(address, visit.now):
+        if seconds := self._state.throttle.seconds_to_wait(address):
             problem = f"Too many sign-ins failed. Wait {seconds} seconds, then try again."
             response = visit.page("login.html", status=429, next=goal, problem=problem)
             response.headers["Retry-After"] = str(seconds)
             return response
         cookie = start_session(tokens, form.get("token", "").strip(), visit.now)
         if cookie is None:
-            self._state.throttle.failed(address, visit.now)
+            self._state.throttle.failed(address)
             _failed.add(address=address)
             problem = "This token is not accepted. The start of the receiver prints where the tokens are."
             return visit.page("login.html", status=401, next=goal, problem=problem)
