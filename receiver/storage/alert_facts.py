@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, func, literal_column, select
+from sqlalchemy import ColumnElement, Select, and_, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.alert_cells import concerns
@@ -39,6 +39,7 @@ from receiver.providers import registry
 from receiver.storage import event_counts, event_log
 from receiver.storage.database import Database
 from receiver.storage.event_counts import BEHIND_EVENTS, HISTORY, HOUR, MINUTE, MINUTES_KEPT, SENDER_HOUR, SENDER_MINUTE
+from receiver.storage.refusals import minute_of
 from receiver.storage.status import StatusReader, Watched
 
 # What is read of a table that may have very many rows; a rule's numbers end there.
@@ -79,15 +80,15 @@ async def gather(reader: StatusReader, rules: Sequence[Rule], now: datetime, *, 
                 if rule.type is RuleType.AWAITING_RECEIPT
             },
             quarantined={
-                window: await _quarantined(connection, now - window)
+                window: await _quarantined(connection, now - window, now)
                 for window in _windows(rules, RuleType.QUARANTINE, RuleType.FORGED_TAGS)
             },
             refused={
-                window: await _refused(connection, now - window)
+                window: await _refused(connection, now - window, now)
                 for window in _windows(rules, RuleType.WRONG_CREDENTIALS)
             },
             dead_letters={
-                window: await _dead_letters(connection, sinks, now - window, most)
+                window: await _dead_letters(connection, sinks, now - window, now, most)
                 for window, most in _dead_letters_read(rules).items()
             },
             last_callbacks={
@@ -240,21 +241,24 @@ def _overdue(rule: Rule, now: datetime, columns: Iterable[Any]) -> Select[Any]:
 _AWAITING: Final[ColumnElement[bool]] = literal_column("messages.awaiting_receipt")
 
 
-async def _quarantined(connection: AsyncConnection, since: datetime) -> dict[str, int]:
+async def _quarantined(connection: AsyncConnection, since: datetime, until: datetime) -> dict[str, int]:
     columns = QUARANTINE.c.reason, QUARANTINE.c.elements
-    found = select(*columns).where(_received(since)).limit(_MOST_ROWS).subquery()
+    found = select(*columns).where(_received(since, until)).limit(_MOST_ROWS).subquery()
     return await _counts(connection, select(found.c.reason, func.sum(found.c.elements)).group_by(found.c.reason))
 
 
-def _received(since: datetime) -> ColumnElement[bool]:
-    """Whether a quarantined element came since a time: the ids of callbacks begin with the time, in microseconds."""
-    condition: ColumnElement[bool] = QUARANTINE.c.callback_id >= f"{round(since.timestamp() * 1_000_000):014x}"
-    return condition
+# Windows end now: what a clock that was ahead has stored would stay in them for as long.
 
 
-async def _refused(connection: AsyncConnection, since: datetime) -> dict[str, int]:
+def _received(since: datetime, until: datetime) -> ColumnElement[bool]:
+    """Whether a quarantined element came in a time: the ids of callbacks begin with the time, in microseconds."""
+    first, last = (f"{round(moment.timestamp() * 1_000_000):014x}" for moment in (since, until))
+    return and_(QUARANTINE.c.callback_id >= first, QUARANTINE.c.callback_id <= f"{last}~")
+
+
+async def _refused(connection: AsyncConnection, since: datetime, until: datetime) -> dict[str, int]:
     requests = select(REFUSALS.c.reason, func.sum(REFUSALS.c.requests))
-    within = REFUSALS.c.minute >= int(since.timestamp() // 60)
+    within = REFUSALS.c.minute.between(minute_of(since), minute_of(until))
     return await _counts(connection, requests.where(within).group_by(REFUSALS.c.reason))
 
 
@@ -268,7 +272,7 @@ def _dead_letters_read(rules: Iterable[Rule]) -> dict[timedelta, int]:
 
 
 async def _dead_letters(
-    connection: AsyncConnection, sinks: Iterable[str], since: datetime, most: int
+    connection: AsyncConnection, sinks: Iterable[str], since: datetime, until: datetime, most: int
 ) -> dict[str, int]:
     """How many of the newest dead letters of each sink are new."""
     counts: dict[str, int] = {}
@@ -276,7 +280,7 @@ async def _dead_letters(
         # No index has their time, but their ids rise with it.
         newest = select(DEAD_LETTERS.c.died_at).where(DEAD_LETTERS.c.sink == sink, _IS_NO_ALERT)
         found = newest.order_by(DEAD_LETTERS.c.id.desc()).limit(most).subquery()
-        counted = select(func.count()).select_from(found).where(found.c.died_at >= since)
+        counted = select(func.count()).select_from(found).where(found.c.died_at.between(since, until))
         counts[sink] = await connection.scalar(counted) or 0
     return counts
 
@@ -365,12 +369,12 @@ async def offending(
                     overdue[rule.name] = await _overdue_messages(database, rule, now)
                 ids.update((id_, None) for id_, cell in overdue[rule.name] if concerns(rule, group, cell, facts))
             case RuleType.QUARANTINE:
-                ids.update(dict.fromkeys(await _offending_quarantined(database, now - rule.window, _IS_NO_TAG)))
+                ids.update(dict.fromkeys(await _offending_quarantined(database, rule, now, _IS_NO_TAG)))
             case RuleType.DEAD_LETTERS:
                 ids.update(dict.fromkeys(await _offending_dead_letters(database, group, now - rule.window)))
             case _ if measures := offending_measures(rule, group, facts):
                 if rule.type is RuleType.FORGED_TAGS and are_refused_tags_counted(rule):
-                    ids.update(dict.fromkeys(await _offending_quarantined(database, now - rule.window, _IS_TAG)))
+                    ids.update(dict.fromkeys(await _offending_quarantined(database, rule, now, _IS_TAG)))
                 in_log.append(_Sought(rule, group, measures, now - rule.window, ids))
     if in_log and not is_stopping():
         await _search_log(database, in_log, facts, most, is_over)
@@ -415,8 +419,10 @@ async def _overdue_messages(database: Database, rule: Rule, now: datetime) -> li
     ]
 
 
-async def _offending_quarantined(database: Database, since: datetime, reason: ColumnElement[bool]) -> list[str]:
-    named = _received(since), QUARANTINE.c.message_id.is_not(None), reason
+async def _offending_quarantined(
+    database: Database, rule: Rule, now: datetime, reason: ColumnElement[bool]
+) -> list[str]:
+    named = _received(now - rule.window, now), QUARANTINE.c.message_id.is_not(None), reason
     found = select(QUARANTINE.c.message_id).where(*named).order_by(QUARANTINE.c.callback_id.desc())
     async with database.reading() as connection:
         return list((await connection.scalars(found.limit(_MOST_ROWS // 100))).all())

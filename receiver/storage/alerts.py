@@ -265,8 +265,9 @@ async def _mutes(transaction: Transaction, new: Sequence[Alert], now: datetime) 
     """Until when the alerts of the rules and groups of new alerts are muted; what is not muted is left out."""
     if not new:
         return {}
-    names = {alert.name for alert in new}
-    rows = await transaction.select(_MUTED, "name {among} AND muted_until > ?", names, transaction.spelling.time(now))
+    # Not by name: a post may bring 500 names, and each value is searched for on its own.
+    rules = {alert.rule.value for alert in new}
+    rows = await transaction.select(_MUTED, "rule {among} AND muted_until > ?", rules, transaction.spelling.time(now))
     found: dict[AlertKey, datetime] = {}
     for row in rows:
         key = RuleType(row.rule), row.name, row.group_value

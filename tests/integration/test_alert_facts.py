@@ -463,6 +463,27 @@ async def test_refusals_of_two_processes_add_up_and_are_removed_after_a_day(data
     assert [row.reason for row in await select(database, "SELECT reason FROM refusals")] == ["method"]
 
 
+async def test_what_a_clock_that_was_ahead_has_stored_is_in_no_window(database: Database) -> None:
+    await register(database, "crm", start="end", fingerprint="1")
+    entries = await append_events(database, life("m1"))
+    async with database.writing() as connection:
+        await connection.execute(insert(DEAD_LETTERS).values(**letter("crm", entries[-1], died=3600)))
+    id_ = f"{round(at(3600).timestamp() * 1_000_000):014x}{0:018x}"
+    await process(database, callback([v2_event("q1", "message-unheard-of")], received=3600, id=id_))
+    await refusals.add(database, {(refusals.minute_of(at(3600)), "wrong-credentials"): 100}, at(3600))
+    rules = configure([{"rule": type_, "above": 0} for type_ in ("dead-letters", "quarantine", "wrong-credentials")])
+    for minutes, expected in ((0, Condition.CLEAR), (61, Condition.BREACHED)):
+        facts = await alert_facts.gather(StatusReader(database), rules, at(60 * minutes), sinks=["crm"])
+        found = {
+            rule.name: [finding.condition for finding in evaluate(rule, facts, at(60 * minutes))] for rule in rules
+        }
+        assert found == {rule.name: [expected] for rule in rules}
+    # The minutes to come are removed with the next refusal: they would be recent once these have come.
+    await refusals.add(database, {(refusals.minute_of(at(0)), "wrong-credentials"): 1}, at(0))
+    [row] = await select(database, "SELECT minute FROM refusals")
+    assert row.minute == refusals.minute_of(at(0))
+
+
 async def test_refusals_that_cannot_be_written_are_written_later() -> None:
     written: list[dict[tuple[int, str], int]] = []
     fails = True
