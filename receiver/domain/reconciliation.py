@@ -43,6 +43,8 @@ _MIN_CLAIM_SECONDS: Final = 300.0
 # Longer than the pause of an API that is refused, with its jitter: other messages are looked up in between.
 _FORBIDDEN_GAP: Final = timedelta(hours=2)
 _JITTER: Final = 0.2
+# Clocks of two workers may differ, and are slewed.
+_DRIFT: Final = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +98,7 @@ class ReconciliationPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiHealth:
-    """Whether an API may be queried: `failures` in a row, since when, why, and until when it is paused.
+    """Whether an API may be queried: `failures` in a row, since when, why, and from when until when it is paused.
 
     `forbidden_id` is the message whose request was forbidden last. It is not stored.
     """
@@ -105,11 +107,14 @@ class ApiHealth:
     since: datetime | None = None
     answer: Answer | None = None
     error: str | None = None
+    paused_at: datetime | None = None
     until: datetime | None = None
     forbidden_id: str | None = None
 
     def is_paused(self, now: datetime) -> bool:
-        return self.until is not None and now < self.until
+        """Whether a pause is not over. Before it began, the clock was set back: nobody knows what is left of it."""
+        has_begun = self.paused_at is None or self.paused_at - now <= _DRIFT
+        return self.until is not None and has_begun and now < self.until
 
     def after(
         self,
@@ -145,6 +150,7 @@ class ApiHealth:
             since=self.since or now,
             answer=answer,
             error=error,
+            paused_at=now,
             until=now + pause,
             forbidden_id=forbidden_id,
         )
@@ -156,6 +162,16 @@ HEALTHY: Final = ApiHealth()
 def day_of(now: datetime) -> str:
     """The day whose budget a request at this time is charged to."""
     return now.astimezone(UTC).date().isoformat()
+
+
+def budget_day(now: datetime, latest: str | None) -> str:
+    """The day whose budget is charged, after requests were charged to a day: the budget of a day is not given twice.
+
+    A clock that is set back over midnight, or that of a worker that is behind, goes on with the day after; one that was
+    ahead by more does not hold up the days until then.
+    """
+    today = day_of(now)
+    return latest if latest is not None and today < latest <= day_of(now + timedelta(days=1)) else today
 
 
 def next_day(now: datetime) -> datetime:

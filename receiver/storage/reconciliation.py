@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Row, and_, delete, func, literal_column, s
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.events import Api, Direction
-from receiver.domain.reconciliation import HEALTHY, Answer, ApiHealth, ReconciliationPolicy, day_of
+from receiver.domain.reconciliation import HEALTHY, Answer, ApiHealth, ReconciliationPolicy, budget_day
 from receiver.errors import ReceiverError
 from receiver.explanation.installation import ReconcilerRecord
 from receiver.models.messages import MESSAGES
@@ -78,6 +78,8 @@ def _health(row: Row[Any]) -> ApiHealth:
         since=row.failing_since_at,
         answer=Answer(row.answer) if row.answer else None,
         error=row.last_error,
+        # Its requests were claimed just before the pause.
+        paused_at=row.requested_at,
         until=row.paused_until_at,
     )
 
@@ -124,9 +126,9 @@ async def claim(
     # Nobody but the holder of the lease claims messages, so they are still free. Without any, nothing is written.
     if not found:
         return Claim(messages=[])
-    today = day_of(now)
     async with database.writing() as connection:
         row = await _hold(connection, lease, api=lease.api.value)
+        today = budget_day(now, row.day)
         spent = row.requests if row.day == today else 0
         claimed = found[: policy.room(spent, limit)]
         if claimed:
@@ -208,7 +210,7 @@ async def record(
             last_error=health.error,
             paused_until_at=health.until,
         )
-        if unsent and row.day == day_of(now):
+        if unsent and row.day == budget_day(now, row.day):
             await _hold(connection, lease, requests=max(0, row.requests - unsent))
         for one in outcomes:
             await connection.execute(_settled(lease.api, one))
@@ -244,9 +246,9 @@ async def state(database: Database, *, now: datetime) -> list[ReconcilerRecord]:
         ReconcilerRecord(
             api=row.api,
             lease_is_held=bool(row.is_held),
-            requests_today=row.requests if row.day == day_of(now) else 0,
+            requests_today=row.requests if row.day == budget_day(now, row.day) else 0,
             last_request_at=row.requested_at,
-            is_exhausted=bool(row.is_exhausted) and row.day == day_of(now),
+            is_exhausted=bool(row.is_exhausted) and row.day == budget_day(now, row.day),
             health=_health(row),
         )
         for row in rows

@@ -372,6 +372,45 @@ async def test_budget_survives_restarts_and_ends_with_the_day(database: Database
         assert set(new) <= there.recorder.lookups.keys()
 
 
+async def test_budget_is_not_given_again_when_the_clock_is_set_back_over_midnight(database: Database) -> None:
+    async with bandwidth(speed=0.001) as there:
+        await register(database, Api.V2, *await there.send(Api.V2, *[SILENT] * 6))
+        clock = Clock()
+        midnight = clock().replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+        clock.ahead = midnight - now()
+        async with stepping(database, there.account(Api.V2), clock=clock, per_day=2) as here:
+            for minutes in (2, -5, 5, -5, 5):
+                clock.advance(minutes=minutes)
+                await here.drain()
+                [state] = await reconciliation.state(database, now=clock())
+                assert (state.state, state.requests_today) == ("exhausted", 2)
+            assert there.recorder.lookups.total() == 2
+            clock.advance(days=1)
+            await here.drain()
+        assert there.recorder.lookups.total() == 4
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_api_is_queried_again_soon_after_the_clock_was_set_back_in_a_pause(
+    database: Database, restarts: bool
+) -> None:
+    async with bandwidth() as there:
+        await register(database, Api.V2, *await there.send(Api.V2, SILENT, SILENT))
+        there.recorder.answers.append(Response(status_code=500))
+        clock = Clock()
+        async with stepping(database, there.account(Api.V2), clock=clock) as here:
+            await here.step()
+            await here.step()
+            assert there.recorder.lookups.total() == 1
+            clock.advance(hours=-1)
+            if not restarts:
+                await here.step()
+        if restarts:
+            async with stepping(database, there.account(Api.V2), clock=clock) as here:
+                await here.step()
+        assert there.recorder.lookups.total() == 2
+
+
 @pytest.mark.parametrize("allowed", [LOOPBACK, ()])
 async def test_api_that_cannot_be_reached_costs_no_budget_and_no_turn(database: Database, allowed: Any) -> None:
     async with bandwidth() as there:

@@ -12,6 +12,7 @@ from receiver.domain.reconciliation import (
     Answer,
     ApiHealth,
     ReconciliationPolicy,
+    budget_day,
     day_of,
     next_day,
 )
@@ -79,6 +80,22 @@ def test_budget_is_that_of_a_day_in_utc() -> None:
     assert next_day(late) == datetime(2026, 1, 2, tzinfo=UTC)
 
 
+@pytest.mark.parametrize(
+    ("latest", "day"),
+    [
+        (None, "2026-01-01"),
+        ("2025-12-31", "2026-01-01"),
+        ("2026-01-01", "2026-01-01"),
+        # The clock was set back over midnight.
+        ("2026-01-02", "2026-01-02"),
+        # It was set to next year for a moment.
+        ("2027-01-01", "2026-01-01"),
+    ],
+)
+def test_budget_of_a_day_is_not_given_twice(latest: str | None, day: str) -> None:
+    assert budget_day(datetime(2026, 1, 1, 23, 30, tzinfo=UTC), latest) == day
+
+
 def failed(*answers: Answer, ids: str = "", retry_after: timedelta | None = None, fraction: float = 0) -> ApiHealth:
     """The health after requests with these answers, about messages whose ids are single letters."""
     health = HEALTHY
@@ -100,6 +117,14 @@ def test_pauses_of_a_failing_api_double_up_to_a_quarter_of_an_hour() -> None:
     pauses = [pause(failed(*[Answer.FAILED] * count)) - count + 1 for count in (1, 2, 3, 8, 9, 100)]
     assert pauses == [5, 10, 20, 640, 900, 900]
     assert pause(failed(Answer.FAILED, fraction=1)) == 6
+
+
+def test_pause_of_a_failing_api_does_not_grow_when_the_clock_is_set_back() -> None:
+    health = failed(Answer.FAILED)
+    assert health.is_paused(NOW)
+    assert health.is_paused(NOW - timedelta(seconds=4))
+    assert not health.is_paused(NOW - HOUR)
+    assert not health.is_paused(NOW + timedelta(seconds=5))
 
 
 @pytest.mark.parametrize("answer", [Answer.LIMITED, Answer.FAILED])
