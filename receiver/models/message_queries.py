@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import product
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from receiver.domain.events import Direction, TagVerdict
 from receiver.models.parameters import (
@@ -20,6 +20,7 @@ from receiver.models.parameters import (
     Option,
     Search,
     Text,
+    not_before_since,
 )
 from receiver.models.queries import CURSOR, NOT_EMPTY, PagedQuery, SortOrder
 from receiver.providers.states import DELIVERY_STATES
@@ -100,7 +101,8 @@ class CatapultMessageQuery(MessageFilter):
         until = self.until, _time_of(-(-self.key_below // 1000)) if self.key_below is not None else None
         values["since"] = max(filter(None, since), default=None)
         values["until"] = min(filter(None, until), default=None)
-        return MessageQuery(**values)
+        # That API says nothing of a range that ends before it begins; no message is in it.
+        return MessageQuery.model_construct(**values)
 
 
 def _time_of(microseconds: int) -> datetime:
@@ -148,6 +150,8 @@ class MessageQuery(MessageFilter):
         description="messages created longer ago than this: `90s`, `15m`, `2h`, `7d`; without a creation time, "
         "first received",
     )
+
+    _until = field_validator("until")(not_before_since)
 
     def alternatives(self) -> list["Alternative"]:
         """The queries whose union this query is, without those that no message can match."""

@@ -167,6 +167,14 @@ def _moment(value: Any) -> Any:
     return moment(value) if isinstance(value, str) else value
 
 
+def not_before_since(until: datetime | None, info: ValidationInfo) -> datetime | None:
+    """The end of a range, which nothing can be in if it lies before the beginning."""
+    since = info.data.get("since")
+    if until is not None and since is not None and until < since:
+        raise ValueError("must not be before the beginning of the range")
+    return until
+
+
 def encode_cursor(parts: Sequence[str]) -> str:
     """A cursor as it is written into an address."""
     return base64.urlsafe_b64encode(orjson.dumps(list(parts))).rstrip(b"=").decode()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.alias_generators import to_camel
 
 from receiver.domain.alerts import RuleType, Severity
@@ -28,6 +28,7 @@ from receiver.models.parameters import (
     PageNumber,
     Size,
     Text,
+    not_before_since,
 )
 
 Item = TypeVar("Item")
@@ -129,6 +130,8 @@ class CallbackFilter(Query):
         None, alias="toDateTime", description="callbacks received before this time"
     )
 
+    _until = field_validator("until")(not_before_since)
+
 
 class CallbackQuery(PagedQuery, CallbackFilter):
     """The parameters of the list of callbacks, newest first by default."""
@@ -190,6 +193,8 @@ class AlertQuery(PagedQuery):
     order: SortOrder = Field(SortOrder.DESC, alias="sortOrder", description="`desc`: newest first")
     after: AlertCursor | None = Field(None, alias="cursor", description=CURSOR)
 
+    _until = field_validator("until")(not_before_since)
+
 
 class DryRunQuery(Query):
     """The parameter of actions that can be tried without a change."""
@@ -212,6 +217,8 @@ class DeadLetterFilter(Query):
     until: Annotated[Moment | None, Option("--until")] = Field(
         None, alias="toDateTime", description="became a dead letter before this time"
     )
+
+    _until = field_validator("until")(not_before_since)
 
 
 class DeadLetterQuery(PagedQuery, DeadLetterFilter):

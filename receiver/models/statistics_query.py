@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from receiver.domain.events import Api, Direction, Status
-from receiver.models.parameters import CommaSeparated, Large, Moment, Number, Option, Rows, Text
+from receiver.models.parameters import CommaSeparated, Large, Moment, Number, Option, Rows, Text, not_before_since
 from receiver.models.queries import NOT_EMPTY, Query
 
 Dimension = Literal[
@@ -83,3 +83,5 @@ class StatisticsQuery(Query):
     carrier_name: Annotated[Text | None, Option("--carrier")] = Field(None, description="the name of the carrier")
     direction: Direction | None = Field(None, description="`in` (received) or `out` (sent)")
     api: Api | None = Field(None, description="messages of this API version")
+
+    _until = field_validator("until")(not_before_since)

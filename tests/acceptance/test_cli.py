@@ -12,7 +12,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -960,6 +960,27 @@ REACHABILITY = {
         ]
     )
 }
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("stats",),
+        ("messages", "list"),
+        ("messages", "export"),
+        ("callbacks", "list"),
+        ("callbacks", "export"),
+        ("callbacks", "reprocess"),
+        ("dead-letters", "list"),
+        ("dead-letters", "requeue", "crm"),
+        ("alerts", "list"),
+    ],
+    ids=" ".join,
+)
+def test_range_that_ends_before_it_begins_is_a_wrong_option(filled: Run, command: Sequence[str]) -> None:
+    code, out, err = filled(*command, "--since", "2026-02-01", "--until", "2026-01-31")
+    assert (code, out) == (2, "")
+    assert "--until: must not be before the beginning of the range" in err
 
 
 def test_sinks_test_all_tests_every_sink(run: Run, tmp_path: Path) -> None:

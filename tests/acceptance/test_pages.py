@@ -948,3 +948,11 @@ async def test_a_wrong_filter_is_explained_once_and_an_unknown_one_by_its_name(p
         assert "Its field says what it takes" in answer.text
         unknown = await pages.get(f"{path}?fromDateTime=abc&nonsense=1")
         assert "nonsense: is not a known parameter" in unknown.text, path
+
+
+@pytest.mark.parametrize("path", ["statistics", "messages", "callbacks", "dead-letters"])
+async def test_range_that_ends_before_it_begins_is_named_beside_its_field(pages: AsyncClient, path: str) -> None:
+    page = await pages.get(f"/{path}?fromDateTime=2026-02-01&toDateTime=2026-01-31")
+    assert page.status_code == 400
+    assert "must not be before the beginning of the range" in page.text
+    assert 'value="2026-01-31"' in page.text

@@ -737,6 +737,14 @@ async def test_wrong_parameters_of_statistics_are_named(api: AsyncClient) -> Non
         assert answer.json()["errors"][0]["parameter"] == name
 
 
+@pytest.mark.parametrize("path", ["stats", "messages", "callbacks", "dead-letters", "alerts"])
+async def test_range_that_ends_before_it_begins_is_400(api: AsyncClient, path: str) -> None:
+    answer = await api.get(f"/api/{path}", params={"fromDateTime": "2026-02-01", "toDateTime": "2026-01-31"})
+    assert answer.status_code == 400
+    expected = {"parameter": "toDateTime", "detail": "must not be before the beginning of the range"}
+    assert answer.json()["errors"] == [expected]
+
+
 async def test_statistics_with_very_many_rows_are_refused(
     database: Database, api: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,12 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.api.problems import ProblemError
+from receiver.api.routes import GROUPS
 from receiver.api.routing import parse_query
 from receiver.domain.events import Api, Direction, Status, TagVerdict
 from receiver.domain.message import PARTIAL, PENDING
 from receiver.models.message_queries import CatapultMessageQuery, MessageQuery, MessageStatus
 from receiver.models.parameters import MessagePlace, encode_cursor, message_cursor, moment
-from receiver.models.queries import CallbackQuery, PullQuery, ReprocessQuery, SortOrder
+from receiver.models.queries import (
+    AlertQuery,
+    CallbackQuery,
+    DeadLetterChoice,
+    DeadLetterQuery,
+    PullQuery,
+    Query,
+    ReprocessQuery,
+    SortOrder,
+)
+from receiver.models.statistics_query import StatisticsQuery
 
 
 def query_of(query: str) -> MessageQuery:
@@ -291,3 +302,25 @@ def test_garbage_cursor_is_refused(text: str) -> None:
 def test_pull_starts_at_the_oldest_event_by_default() -> None:
     assert parse_query(PullQuery, b"").after == 0
     assert invalid("after=-1&limit=0", PullQuery) == ["after", "limit"]
+
+
+RANGED = [MessageQuery, CallbackQuery, ReprocessQuery, DeadLetterQuery, DeadLetterChoice, AlertQuery, StatisticsQuery]
+
+
+@pytest.mark.parametrize("model", RANGED)
+def test_range_that_ends_before_it_begins_is_refused(model: type[Query]) -> None:
+    sink = "&sink=crm" if model is DeadLetterChoice else ""
+    assert invalid(f"fromDateTime=2026-02-01&toDateTime=2026-01-31{sink}", model) == ["toDateTime"]
+    assert invalid(f"fromDateTime=1h&toDateTime=2h{sink}", model) == ["toDateTime"]
+    for valid in ("fromDateTime=2h&toDateTime=1h", "fromDateTime=2026&toDateTime=2026", "toDateTime=2026"):
+        parse_query(model, f"{valid}{sink}".encode())
+
+
+def test_every_range_of_the_api_is_checked() -> None:
+    queries = {operation.query for group in GROUPS for operation in group.operations}
+    assert {query for query in queries if "until" in query.model_fields} <= {*RANGED, CatapultMessageQuery}
+
+
+def test_catapult_list_takes_a_range_that_ends_before_it_begins_as_an_empty_one() -> None:
+    query = parse_query(CatapultMessageQuery, b"fromDateTime=2026&toDateTime=2025").as_message_query()
+    assert query == MessageQuery.model_construct(order=SortOrder.ASC, since=utc(2026, 1, 1), until=utc(2025, 1, 1))
