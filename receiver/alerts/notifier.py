@@ -19,7 +19,7 @@ import structlog
 from receiver import failpoints
 from receiver.alerts.http import Failure
 from receiver.alerts.targets import ConfiguredTarget, Targets
-from receiver.domain.notifications import POLICY, Decision, DueNotification, NotificationState, decide
+from receiver.domain.notifications import POLICY, Decision, DueNotification, NotificationState, decide, next_attempt
 from receiver.errors import StorageUnavailable
 from receiver.logs import Sampled
 from receiver.storage import notifications
@@ -73,6 +73,8 @@ class Notifier:
         # The attempts under way by alert and target: the notifications of such a pair are sent one after the other.
         self._sending: dict[tuple[str, str], asyncio.Task[bool]] = {}
         self._of_target: Counter[str] = Counter()
+        # When pauses end by seconds that never jump, by the id of the notification: a clock may be set back in a pause.
+        self._pauses: dict[int, float] = {}
         self._is_failing = False
         self._unrecorded = Sampled(log, "a notification was not recorded and may be sent again")
         self._late = Sampled(log, "an attempt to notify was left out because it began too late")
@@ -123,9 +125,20 @@ class Notifier:
         # Without the targets that have enough under way: what waits for a slow one must not hide what others get.
         busy = [target for target, number in self._of_target.items() if number >= _PER_TARGET]
         now, targets = self._clock(), self._targets.targets
+        ended = [id_ for id_, ends in self._pauses.items() if ends <= self._monotonic()]
         due = await notifications.due(
-            self._database, now=now, limit=_BATCH, known=targets, unknown_before=now - _UNKNOWN_FOR, without=busy
+            self._database,
+            now=now,
+            limit=_BATCH,
+            known=targets,
+            unknown_before=now - _UNKNOWN_FOR,
+            without=busy,
+            ended=ended,
         )
+        if not busy and len(due) < _BATCH:
+            # What is not due in spite of it was sent, or withdrawn, by another process.
+            for id_ in set(ended) - {one.id for one in due}:
+                self._pauses.pop(id_, None)
         for notification in due:
             if notification.key in self._sending:
                 continue
@@ -177,6 +190,7 @@ class Notifier:
         now, began = self._clock(), self._monotonic()
         if not await notifications.begin(self._database, notification, again_at=now + _ATTEMPT):
             return False
+        self._pauses.pop(notification.id, None)
         if self._monotonic() - began > _BEGIN_SECONDS:
             self._late.add(target=notification.label)
             return False
@@ -194,8 +208,12 @@ class Notifier:
         pause = POLICY.pause(
             attempts, self._random_fraction(), retry_after=failure.after, overloaded=failure.overloaded
         )
-        due_at = POLICY.due(now, notification.created_at, pause)
-        return await self._failed(notification, attempts, failure.reason, due_at)
+        due_at = next_attempt(attempts, notification.created_at, now, pause)
+        if not await self._failed(notification, attempts, failure.reason, due_at):
+            return False
+        if due_at is not None:
+            self._pauses[notification.id] = self._monotonic() + (due_at - now).total_seconds()
+        return True
 
     async def _sent(self, notification: DueNotification, target: ConfiguredTarget) -> Failure | None:
         try:

@@ -20,7 +20,19 @@ POLICY: Final = RetryPolicy(
     ),
     max_age=timedelta(hours=6),
 )
-"""When a notification is tried again; it fails six hours after it was made."""
+"""When a notification is tried again; see `next_attempt`."""
+LONGEST_PAUSE: Final = POLICY.pause(len(POLICY.schedule), 1.0, retry_after=POLICY.max_age)
+"""No pause is longer, whatever a target asks for."""
+
+
+def next_attempt(attempts: int, created_at: datetime, now: datetime, pause: timedelta) -> datetime | None:
+    """When a notification is tried again; None: it fails, six hours after it was made, and not before all pauses.
+
+    A clock that was six hours ahead for one attempt, or our own outage, would else let it fail at once.
+    """
+    if attempts <= len(POLICY.schedule) and now - created_at >= POLICY.max_age:
+        return now + pause
+    return POLICY.due(now, created_at, pause)
 
 
 class NotificationState(StrEnum):

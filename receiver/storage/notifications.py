@@ -1,13 +1,13 @@
 """Notifications of people: made in the transaction that changes an alert, sent later, until they are sent or fail."""
 
 from collections.abc import Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, and_, false, func, not_, or_, select, update
 
 from receiver.domain.alerts import Alert, Transition
-from receiver.domain.notifications import Announcement, DueNotification, NotificationState
+from receiver.domain.notifications import LONGEST_PAUSE, Announcement, DueNotification, NotificationState
 from receiver.models.alerts import NOTIFICATIONS, NotificationRead, NotificationRow
 from receiver.models.columns import table_of
 from receiver.providers.fields import storable
@@ -53,10 +53,13 @@ async def due(
     known: Collection[str],
     unknown_before: datetime,
     without: Collection[str] = (),
+    ended: Collection[int] = (),
 ) -> list[DueNotification]:
     """The due notifications, the earliest `due_at` first, but for those of the targets `without`.
 
     Those of targets that are not `known` only if they were due before `unknown_before`: another process may know them.
+    `ended` are ids whose pause is over, whatever the clock says: it may have been set back. For the same reason, those
+    are due that were never tried, or whose pause would be longer than any.
     That an alert is resolved is not due while the attempt to send that it fired is under way, in whatever process: its
     target would hear first that the alert is resolved, then that it fires.
     """
@@ -66,10 +69,16 @@ async def due(
         _FIRED.c.transition == "fired",
         NOTIFICATIONS.c.transition == "resolved",
     )
+    is_due = or_(
+        NOTIFICATIONS.c.due_at <= now,
+        NOTIFICATIONS.c.attempts == 0,
+        NOTIFICATIONS.c.due_at > now + LONGEST_PAUSE,
+        NOTIFICATIONS.c.id.in_(ended),
+    )
     statement = (
         select(NOTIFICATIONS, _FIRED.c.state.label("fired_state"), _FIRED.c.attempts.label("fired_attempts"))
         .outerjoin(_FIRED, same)
-        .where(_DUE, NOTIFICATIONS.c.due_at <= now, NOTIFICATIONS.c.target.not_in(without))
+        .where(_DUE, is_due, NOTIFICATIONS.c.target.not_in(without))
         .where(or_(NOTIFICATIONS.c.target.in_(known), NOTIFICATIONS.c.due_at <= unknown_before))
         .where(or_(_FIRED.c.id.is_(None), _FIRED.c.state != "due", not_(_is_under_way(_FIRED, now))))
         .order_by(NOTIFICATIONS.c.due_at, NOTIFICATIONS.c.id)
@@ -97,7 +106,12 @@ def _due(row: Any, alert: Alert) -> DueNotification:
 
 
 def _is_under_way(table: Any, now: datetime) -> ColumnElement[bool]:
-    return func.coalesce(table.c.under_way_until > now, false())
+    until = table.c.under_way_until
+    return func.coalesce(until.between(now, now + _LONGEST_ATTEMPT), false())
+
+
+# A later end is that of an attempt before the clock was set back.
+_LONGEST_ATTEMPT: Final = timedelta(minutes=1)
 
 
 async def begin(database: Database, notification: DueNotification, *, again_at: datetime) -> bool:
