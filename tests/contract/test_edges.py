@@ -32,6 +32,9 @@ ALERTMANAGER: Final = "unit/test_alertmanager.py"
 ALERT_LIFE: Final = "integration/test_alert_life.py"
 NOTIFICATIONS: Final = "integration/test_notifications.py"
 NOTIFICATION_API: Final = "integration/test_notification_api.py"
+ALERT_FACTS: Final = "integration/test_alert_facts.py"
+ALERT_RULES: Final = "unit/test_alert_rules.py"
+RECONCILIATION: Final = "integration/test_reconciliation.py"
 
 OPEN: Final = frozenset(
     {
@@ -438,6 +441,47 @@ EDGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "alert.fired": (
         "a filter for an event that nothing publishes",
         ("unit/test_sink_settings.py::test_a_mistake_is_one_line_that_names_sink_and_field",),
+    ),
+    "millions of dead letters": (
+        "the dead letters of a sink blind the rules about all sinks, and each round begins one more read",
+        (
+            "integration/test_sink_storage.py::test_retries_and_dead_letters_are_counted_to_a_limit",
+            f"{ALERT_FACTS}::test_sinks_that_cannot_be_read_in_time_are_a_failure_and_not_health",
+        ),
+    ),
+    "clock set back": (
+        "a clock is set back: notifications, look-ups and sign-ins wait for as long, a budget comes twice",
+        (
+            f"{NOTIFICATIONS}::test_notification_is_tried_again_after_its_pause_when_the_clock_is_set_back",
+            f"{NOTIFICATIONS}::test_new_notification_is_sent_at_once_though_the_clock_was_set_back",
+            f"{NOTIFICATIONS}::test_pause_of_another_process_ends_though_the_clock_was_set_back_by_hours",
+            f"{RECONCILIATION}::test_api_is_queried_again_soon_after_the_clock_was_set_back_in_a_pause",
+            f"{RECONCILIATION}::test_budget_is_not_given_again_when_the_clock_is_set_back_over_midnight",
+            f"{ALERT_FACTS}::test_what_a_clock_that_was_ahead_has_stored_is_in_no_window",
+            "unit/test_sessions.py::test_failed_sign_ins_are_throttled_for_their_address",
+        ),
+    ),
+    "trouble that is over": (
+        "an alert by code stays open as unknown once nothing fails",
+        (
+            f"{ALERT_RULES}::test_failure_rate_by_code_is_clear_once_nothing_fails",
+            f"{ALERT_FACTS}::test_failures_that_are_over_are_known_to_be_in_the_same_hour",
+        ),
+    ),
+    "unreadable round": (
+        "one round in which nothing is known keeps an alert from firing",
+        ("unit/test_alerts.py::test_rounds_in_which_nothing_is_known_do_not_keep_an_alert_from_firing",),
+    ),
+    "summer time": (
+        "receipts count as stopped for an hour a day after a change of summer time",
+        (
+            f"{ALERT_RULES}::test_expected_receipts_after_a_change_of_summer_time",
+            "unit/test_three_weeks.py::test_a_change_of_summer_time_brings_no_false_alarm",
+        ),
+    ),
+    "carrier (others)": (
+        "a carrier with the name of a group of ours fires and is resolved without end",
+        (f"{ALERT_RULES}::test_a_carrier_with_the_name_of_a_group_of_ours_has_an_alert_of_its_own",),
     ),
     "alert named twice": (
         "a post of Alertmanager names an alert twice: 500, lost alerts, a resolved alert without its event",
