@@ -107,7 +107,7 @@ def _due(row: Any, alert: Alert) -> DueNotification:
 
 def _is_under_way(table: Any, now: datetime) -> ColumnElement[bool]:
     until = table.c.under_way_until
-    return func.coalesce(until.between(now, now + _LONGEST_ATTEMPT), false())
+    return func.coalesce(and_(until > now, until <= now + _LONGEST_ATTEMPT), false())
 
 
 # A later end is that of an attempt before the clock was set back.
