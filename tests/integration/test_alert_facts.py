@@ -91,7 +91,14 @@ class Evaluation:
         return changes
 
     def fired(self) -> list[tuple[str, str | None]]:
-        return [change.alert.key for change in self.history if change.transition is Transition.FIRED]
+        return [
+            (change.alert.name, change.alert.group) for change in self.history if change.transition is Transition.FIRED
+        ]
+
+
+def callback_id(seconds: float, number: int = 0) -> str:
+    """The id of a callback that was received at a time."""
+    return f"{round(at(seconds).timestamp() * 1_000_000):014x}{number:018x}"
 
 
 def message_time(seconds: float) -> str:
@@ -263,8 +270,8 @@ async def test_messages_that_wait_too_long_are_named_and_old_ones_are_not(databa
 
 async def test_quarantined_elements_are_counted_by_the_time_in_their_callbacks_ids(database: Database) -> None:
     def quarantined(seconds: float, number: int) -> Callback:
-        id_ = f"{round(at(seconds).timestamp() * 1_000_000):014x}{number:018x}"
-        return callback([v2_event(f"q{number}", "message-unheard-of")], received=seconds, id=id_)
+        event = v2_event(f"q{number}", "message-unheard-of")
+        return callback([event], received=seconds, id=callback_id(seconds, number))
 
     await process(database, *(quarantined(-7200, 90 + number) for number in range(9)))
     assert (await evaluated(database, at(0), {"rule": "quarantine"})).fired() == []
@@ -279,8 +286,8 @@ async def test_all_elements_of_a_callback_are_counted_by_their_reasons(database:
     unknown = [v2_event(f"u{number}", "message-unheard-of") for number in range(150)]
     unsigned = [v2_event(f"t{number}", message={"tag": "order"}) for number in range(250)]
     forged = [v2_event("f1", message={"tag": sign("order", "another-secret-secret", kid="k1")})]
-    await process(database, callback([*unknown[:30], *unsigned, *unknown[30:]], received=10), checker=checker)
-    await process(database, callback(forged, received=20), checker=checker)
+    many = callback([*unknown[:30], *unsigned, *unknown[30:]], received=10, id=callback_id(10))
+    await process(database, many, callback(forged, received=20, id=callback_id(20)), checker=checker)
     facts = await alert_facts.gather(StatusReader(database), configure([{"rule": "quarantine"}]), at(60), sinks={})
     assert list(facts.quarantined.values()) == [{"unknown-type": 150, "tag-unsigned": 250, "tag-forged": 1}]
     evaluation = await evaluated(database, at(60), {"rule": "quarantine"}, {"rule": "forged-tags"})
@@ -468,8 +475,8 @@ async def test_what_a_clock_that_was_ahead_has_stored_is_in_no_window(database: 
     entries = await append_events(database, life("m1"))
     async with database.writing() as connection:
         await connection.execute(insert(DEAD_LETTERS).values(**letter("crm", entries[-1], died=3600)))
-    id_ = f"{round(at(3600).timestamp() * 1_000_000):014x}{0:018x}"
-    await process(database, callback([v2_event("q1", "message-unheard-of")], received=3600, id=id_))
+    event = v2_event("q1", "message-unheard-of")
+    await process(database, callback([event], received=3600, id=callback_id(3600)))
     await refusals.add(database, {(refusals.minute_of(at(3600)), "wrong-credentials"): 100}, at(3600))
     rules = configure([{"rule": type_, "above": 0} for type_ in ("dead-letters", "quarantine", "wrong-credentials")])
     for minutes, expected in ((0, Condition.CLEAR), (61, Condition.BREACHED)):
