@@ -938,6 +938,45 @@ EDGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
             "acceptance/test_callbacks.py::test_removed_status_file_is_503_for_the_api",
         ),
     ),
+    "lost log lines": (
+        "log lines of pruner and reconciliation, whose fields an enumeration names, are lost in JSON",
+        (
+            "unit/test_logs.py::test_fields_may_have_names_of_an_enumeration",
+            "unit/test_logs.py::test_line_that_cannot_be_formatted_keeps_its_time_level_message_and_fields",
+            "integration/test_retention.py::test_json_line_of_the_pruner_has_a_number_for_each_kind",
+            "integration/test_reconciliation.py::test_json_line_of_reconciliation_has_a_number_for_each_answer",
+        ),
+    ),
+    "rules that never fire": (
+        "rules of alerts with values that nothing has, or fields without effect, are accepted",
+        (
+            "unit/test_alert_rules.py::test_a_wrong_rule_is_named_with_its_field",
+            "unit/test_alert_rules.py::test_field_without_effect_is_refused",
+            "unit/test_alert_rules.py::test_values_of_where_are_compared_as_events_have_them",
+        ),
+    ),
+    "first fault only": (
+        "check names the first wrong sink and the first wrong rule alone",
+        (
+            "acceptance/test_cli.py::test_check_names_every_wrong_sink_rule_and_target",
+            "acceptance/test_cli.py::test_check_names_wrong_sinks_and_rules_beside_wrong_settings",
+        ),
+    ),
+    "refused mail": (
+        "a wrong password of a mail server is reported as no connection",
+        ("integration/test_notifications.py::test_what_a_mail_server_refuses_is_the_reason",),
+    ),
+    "replay count": (
+        "the dry run of a replay counts events that the sink's filter leaves out",
+        ("acceptance/test_operating.py::test_replay_counts_what_the_filter_of_the_sink_accepts",),
+    ),
+    "range backwards": (
+        "statistics and lists answer a range that ends before it begins with no rows",
+        (
+            "unit/test_parameters.py::test_range_that_ends_before_it_begins_is_refused",
+            "acceptance/test_cli.py::test_range_that_ends_before_it_begins_is_a_wrong_option",
+        ),
+    ),
 }
 
 
