@@ -849,7 +849,7 @@ async def test_an_alert_of_another_program_is_resolved_on_its_page_which_shows_w
         targets = alerting.targets(*addresses)
         alert = await alerting.fire(database, targets, rule=RuleType.EXTERNAL, messages=())
         async with (
-            alerting.notifier(database, targets),
+            alerting.People(database, targets),
             browser(application(database, clock=clock.now, targets=targets)) as visitor,
         ):
             address = f"/alerts/{alert.id}"
