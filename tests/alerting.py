@@ -268,10 +268,10 @@ def _is_login(_server: Any, _session: Any, _envelope: Any, _mechanism: str, logi
 
 
 @contextmanager
-def smtp_server(*, login: bool = False) -> Iterator[tuple[str, list[EmailMessage]]]:
+def smtp_server(*, login: bool = False, **more: Any) -> Iterator[tuple[str, list[EmailMessage]]]:
     """The address of an SMTP server, and the messages that it got; `login`: from `sms` with the password `secret`."""
     mailbox = _Mailbox()
-    more = {"authenticator": _is_login, "auth_required": True, "auth_require_tls": False} if login else {}
+    more |= {"authenticator": _is_login, "auth_required": True, "auth_require_tls": False} if login else {}
     controller = Controller(mailbox, hostname="127.0.0.1", port=free_port(), ready_timeout=60, **more)
     controller.start()
     try:

@@ -9,8 +9,9 @@ import asyncio
 import logging
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from importlib import import_module
 from threading import Thread
 from typing import Any, ClassVar, Final
@@ -45,7 +46,17 @@ _KINDS: Final = {Severity.CRITICAL: "failure", Severity.WARNING: "warning", Seve
 _REVEALING_LOGGERS: Final = ("apprise", "requests", "urllib3", "requests_oauthlib", "oauthlib")
 
 
-_NOWHERE: Final = logging.NullHandler()
+_exceptions: Final[ContextVar[list[str] | None]] = ContextVar("receiver_apprise_exceptions", default=None)
+
+
+def _only_warnings(record: logging.LogRecord) -> bool:
+    """Lets no handler have a line below the level warning, and collects those about exceptions of the notification."""
+    if record.levelno >= logging.WARNING:
+        return True
+    found = _exceptions.get()
+    if found is not None and (text := record.getMessage()).startswith(_EXCEPTION):
+        found.append(text)
+    return False
 
 
 def _apprise() -> Any:
@@ -56,14 +67,13 @@ def _apprise() -> Any:
         raise InvalidTarget(f"needs the extra {EXTRA}: pip install 'bandwidth-receiver[{EXTRA}]'") from None
     for name in _REVEALING_LOGGERS:
         logger = logging.getLogger(name)
-        if _NOWHERE in logger.handlers:
-            continue
-        # Apprise records what it logs at this level in its results. An application that mounts us may have handlers of
-        # its own, which would write what only the results should have.
-        is_ours = name == "apprise" and all(isinstance(one, logging.NullHandler) for one in logger.handlers)
         logger.propagate = False
-        logger.setLevel(logging.DEBUG if is_ours else logging.WARNING)
-        logger.addHandler(_NOWHERE)
+        # Apprise records what it logs at this level in its results. What it logs below, the filter alone gets.
+        logger.setLevel(logging.DEBUG if name == "apprise" else logging.WARNING)
+        if name == "apprise":
+            logger.addFilter(_only_warnings)
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())
     return package
 
 
@@ -108,10 +118,11 @@ class AppriseTarget:
 
         def notify() -> Failure | None:
             # As text: Apprise escapes it for services that take HTML or Markdown.
-            result = self._client.notify(
-                title=title, body=body, notify_type=kind, body_format="text", log_level=logging.DEBUG
-            )
-            return None if result else _failure(result)
+            # Its own threads get this list too, with the context of this one.
+            exceptions: list[str] = []
+            _exceptions.set(exceptions)
+            result = self._client.notify(title=title, body=body, notify_type=kind, body_format="text")
+            return None if result else _failure(result, exceptions)
 
         self._running += 1
         try:
@@ -128,13 +139,11 @@ class AppriseTarget:
             running.exception()
 
 
-def _failure(result: Any) -> Failure:
+def _failure(result: Any, exceptions: Sequence[str]) -> Failure:
     """Why Apprise could not send, from what it logged."""
-    entries = [entry for one in result for entry in one.logs()]
-    texts = [str(entry.message) for entry in entries if entry.level != "DEBUG"]
+    texts = [str(getattr(entry, "message", entry)) for one in result for entry in one.logs()]
     if any("mail" in text for text in texts):
-        answers = [text for entry in entries if (text := str(entry.message)).startswith((_EXCEPTION, "SMTP recipient"))]
-        for text in answers:
+        for text in (*exceptions, *texts):
             for pattern, reason in _MAIL_ANSWERS:
                 if (found := pattern.search(text)) is not None:
                     return Failure(reason=reason.format(*found.groups()))

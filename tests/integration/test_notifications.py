@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from tests.alerting import (
     targets,
 )
 from tests.brokers.own import free_port
+from tests.servers import Authority
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -110,6 +112,16 @@ async def test_mail_server_without_logins_is_named() -> None:
         failure = await target.target.send(made(make_alert()))
     assert failure is not None
     assert failure.reason == "the mail server takes no such login"
+
+
+async def test_mail_server_with_a_certificate_of_nobody_is_named(tmp_path: Path) -> None:
+    with smtp_server(tls_context=Authority(tmp_path).server("mail.example.com")) as (address, mails):
+        url = LOGIN.format(address=address).replace("mailto", "mailtos") + "&mode=starttls"
+        [target] = targets(url).targets.values()
+        failure = await target.target.send(made(make_alert()))
+    assert failure is not None
+    assert failure.reason == "the certificate of the mail server is not valid"
+    assert not mails
 
 
 async def test_slack_hook_gets_no_markup_of_strangers(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
