@@ -35,7 +35,7 @@ async def list_dead_letters(call: Call) -> Listed[DeadLetterRead]:
 
 
 async def act_on_dead_letters(
-    call: Call, *, action: dead_letters.Action, seconds: float = _SECONDS_PER_REQUEST
+    call: Call, *, action: dead_letters.Action, seconds: float | None = None
 ) -> DeadLetterActionResult:
     choice: DeadLetterChoice = call.query
     number, left = await dead_letters.count(call.database, choice), 0
@@ -43,7 +43,9 @@ async def act_on_dead_letters(
         async with call.database.reading() as connection:
             # Retries are due by this clock, and the clock of this machine may differ.
             now = await call.database.reference_time(connection, call.context.clock)
-        done = await _within_time(action(call.database, choice, now=now), seconds)
+        done = await _within_time(
+            action(call.database, choice, now=now), _SECONDS_PER_REQUEST if seconds is None else seconds
+        )
         number, left = done, max(0, number - done)
     return DeadLetterActionResult(dead_letters=number, left=left, dry_run=choice.dry_run)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, Literal
 
-from receiver.domain.cloudevents import rfc3339
+from receiver.domain import cloudevents
 from receiver.domain.counts import count_text
 from receiver.domain.reconciliation import HEALTHY, Answer, ApiHealth
 
@@ -267,7 +267,7 @@ def _unreadable(found: Findings) -> Iterator[str]:
 
 def _processor_problems(journal: JournalHealth, processor: ProcessorHealth) -> Iterator[str]:
     if processor.state == "stuck":
-        since = f" since {rfc3339(processor.failing_since)}" if processor.failing_since is not None else ""
+        since = f" since {_time(processor.failing_since)}" if processor.failing_since is not None else ""
         yield f"Callbacks cannot be processed{since}: {processor.error or 'the error is not known'}."
     elif processor.state == "missing":
         yield "No worker processes callbacks: start receiver serve, or receiver work."
@@ -292,16 +292,16 @@ def _alerting_problems(record: AlertingRecord | None, now: datetime) -> Iterator
     if record is None:
         return
     if record.failing_since_at is not None:
-        since = rfc3339(record.failing_since_at)
+        since = _time(record.failing_since_at)
         yield f"Alerts cannot be evaluated since {since}: {record.last_error or 'the error is not known'}."
     elif record.evaluated_at is not None and (now - record.evaluated_at).total_seconds() > NOT_EVALUATED_SECONDS:
-        yield f"Alerts were last evaluated at {rfc3339(record.evaluated_at)}: no worker evaluates them."
+        yield f"Alerts were last evaluated at {_time(record.evaluated_at)}: no worker evaluates them."
 
 
 def _sink_problems(sinks: Sequence["SinkRead"], *, is_processed: bool) -> Iterator[str]:
     for sink in sinks:
         if sink.state == "down":
-            since = f" since {rfc3339(sink.down_since_at)}" if sink.down_since_at is not None else ""
+            since = f" since {_time(sink.down_since_at)}" if sink.down_since_at is not None else ""
             yield f"Sink {sink.name} is down{since}: {sink.last_error or 'the error is not known'}."
         elif sink.state == "unattended" and is_processed:
             yield f"No worker publishes to sink {sink.name}."
@@ -310,7 +310,7 @@ def _sink_problems(sinks: Sequence["SinkRead"], *, is_processed: bool) -> Iterat
 def _reconciliation_problems(records: Sequence[ReconcilerRecord]) -> Iterator[str]:
     for record in records:
         error, since = record.health.error or "the error is not known", record.health.since
-        time = f" since {rfc3339(since)}" if since is not None else ""
+        time = f" since {_time(since)}" if since is not None else ""
         if record.state == "refused":
             setting = f"RECEIVER_RECONCILIATION__{record.api.upper()}_CREDENTIALS"
             yield (
@@ -332,3 +332,8 @@ def disk_problems(database: DatabaseSize | None) -> Iterator[str]:
             f"The write-ahead logs of the database have {log_bytes // 1_000_000:,} MB: a reader, or a backup under "
             "way, prevents that they are emptied."
         )
+
+
+def _time(moment: datetime) -> str:
+    """A time in a sentence, in whole seconds."""
+    return cloudevents.rfc3339(moment.replace(microsecond=0))

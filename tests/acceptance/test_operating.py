@@ -241,7 +241,7 @@ async def test_replay_counts_what_the_filter_of_the_sink_accepts(
     app = application(stocked, sinks=configured, clock=lambda: at(100))
     async with client(app, {}) as pages:
         await pages.post("/login", data={"token": ADMIN})
-        assert f">{events} events, received" in await press(pages, "/sinks/crm", action="count", **body)
+        assert f">{events} events" in await press(pages, "/sinks/crm", action="count", **body)
     async with client(app) as api:
         found = await post(api, "/api/sinks/crm/replay", body, dryRun="true")
         assert (found["events"], found["atLeast"]) == (events, False)
@@ -628,14 +628,14 @@ async def test_dead_letters_are_counted_before_they_are_requeued(pages: AsyncCli
     address = "/dead-letters?sink=crm"
     assert "Requeue these" not in (await pages.get(address)).text
     assert "Requeue these 1" in await press(pages, address, sink="crm", action="requeue-count")
-    assert "1 dead letters wait for their next attempt now" in await press(pages, address, sink="crm", action="requeue")
+    assert "1 dead letter requeued." in await press(pages, address, sink="crm", action="requeue")
     assert "no such dead letter" in (await pages.get(address)).text
 
 
 async def test_one_dead_letter_is_requeued(pages: AsyncClient) -> None:
     page = (await pages.get("/dead-letters")).text
     [letter] = re.findall(r'name="id" value="(\d+)"', page)
-    assert "1 dead letters wait" in await press(pages, "/dead-letters", sink="crm", id=letter, action="requeue")
+    assert "1 dead letter requeued." in await press(pages, "/dead-letters", sink="crm", id=letter, action="requeue-one")
 
 
 async def test_a_read_token_sees_no_buttons_and_no_responses_of_sinks(stocked: Database) -> None:

@@ -16,7 +16,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
 
-from receiver import tracing
 from receiver.app import create_app
 from receiver.domain.events import Callback
 from receiver.errors import StorageUnavailable
@@ -24,6 +23,7 @@ from receiver.intake.journal import Journal
 from receiver.settings import GivenSettings
 from receiver.sinks.base import Publication, Published, Refused, Result, Retry, Sink, SinkSettings
 from receiver.storage import callbacks
+from receiver.tracing import recorder
 from receiver.tracing.spans import Tracer, with_otlp
 from tests.collectors import collector
 from tests.factories import v2_event
@@ -188,7 +188,7 @@ async def test_no_span_is_made_before_its_callback_and_those_committed_with_it_a
 
     monkeypatch.setattr(Tracer, "make", slow_make)
     # Longer than the event loop is held up between a commit and its answers.
-    monkeypatch.setattr(tracing, "_ANSWERS_FIRST_SECONDS", 1.0)
+    monkeypatch.setattr(recorder, "_ANSWERS_FIRST_SECONDS", 1.0)
     accepted = Journal.append
 
     def append(self: Journal, callback: Callback) -> Any:
