@@ -187,10 +187,13 @@ class Installation:
         self.settle()
 
     def regular_weeks(self) -> None:
-        """Three weeks in which an application got receipts, at the hours of this trial, while alerts were evaluated."""
+        """Three weeks in which an application got receipts, at the hours of this trial and those beside them.
+
+        Alerts were evaluated meanwhile.
+        """
         self.evaluate()
         for week in (3, 2, 1):
-            for hour in (0, 1):
+            for hour in range(-3, 4):
                 self.set_clock(hour * 3600 - week * WEEK)
                 self._receipts(f"{week}-{hour}", REGULAR_HOURLY)
         self.set_clock(0)
