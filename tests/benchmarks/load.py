@@ -157,7 +157,8 @@ class Client:
         while self._result.sent < total or len(idle) < len(connections):
             due = min(total, int((time.monotonic() - started) * rate)) - self._result.sent
             while due > 0 and idle:
-                self._post(idle.pop())
+                # In turn: a connection without a request for ten seconds is closed.
+                self._post(idle.pop(0))
                 due -= 1
             time.sleep(_PAUSE_SECONDS)
             for number, _ in waiting.poll(0) if idle else self._answers(waiting):
