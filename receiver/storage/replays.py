@@ -70,8 +70,8 @@ async def log_range(
     async with database.reading() as connection:
         row = await sinks.row_of(connection, sink)
         await _refuse(connection, sink, since)
-        asked = await _asked(connection, message_ids, after, min(end, row.cursor))
-    return await _log_range(database, asked, accepts)
+        requested = await _requested(connection, message_ids, after, min(end, row.cursor))
+    return await _log_range(database, requested, accepts)
 
 
 async def begin(
@@ -99,15 +99,15 @@ async def begin(
         await database.lock_log(connection)
         row = await sinks.lock_row(connection, sink)
         await _refuse(connection, sink, since)
-        asked = await _asked(connection, message_ids, after, min(end, row.cursor))
-        is_empty = await _first(connection, asked) is None
-        replay = None if is_empty else await _insert(connection, sink, asked, now)
-    return replay, await _log_range(database, asked, accepts)
+        requested = await _requested(connection, message_ids, after, min(end, row.cursor))
+        is_empty = await _first(connection, requested) is None
+        replay = None if is_empty else await _insert(connection, sink, requested, now)
+    return replay, await _log_range(database, requested, accepts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """The part of the log that a replay is asked for, and of which messages (none: of all); `events` is their count."""
+class _Requested:
+    """The part of the log that is requested, and of which messages (none: of all); `events` is their count."""
 
     after: int
     to: int
@@ -123,17 +123,17 @@ async def _limits(database: Database, since: Since, until: datetime | None) -> t
 _NO_END: Final = 2**63 - 1
 
 
-async def _asked(connection: AsyncConnection, message_ids: Sequence[str], after: int, to: int) -> _Asked:
+async def _requested(connection: AsyncConnection, message_ids: Sequence[str], after: int, to: int) -> _Requested:
     if not message_ids:
-        return _Asked(after=after, to=max(after, to))
+        return _Requested(after=after, to=max(after, to))
     known = {message_id for _, message_id in await event_log.positions_of_messages(connection, message_ids, 0, _NO_END)}
     if unknown := [message_id for message_id in message_ids if message_id not in known]:
         raise Unknown(f"there is no event of a message {unknown[0]}")
     found = await event_log.positions_of_messages(connection, message_ids, after, to)
     if not found:
-        return _Asked(after=after, to=after, events=0)
+        return _Requested(after=after, to=after, events=0)
     # Retention leaves the events of an open replay, so it holds no more of the log than it needs.
-    return _Asked(after=found[0][0] - 1, to=found[-1][0], message_ids=message_ids, events=len(found))
+    return _Requested(after=found[0][0] - 1, to=found[-1][0], message_ids=message_ids, events=len(found))
 
 
 async def act(
@@ -166,9 +166,9 @@ async def _with_id(connection: AsyncConnection, sink: str, replay_id: int) -> Re
     return _replay(row) if row is not None else None
 
 
-async def _insert(connection: AsyncConnection, sink: str, asked: _Asked, now: datetime) -> ReplayRead:
-    part = {"after_position": asked.after, "to_position": asked.to, "position": asked.after}
-    row = {"sink": sink, "state": "running", **part, "message_ids": sorted(set(asked.message_ids)) or None}
+async def _insert(connection: AsyncConnection, sink: str, requested: _Requested, now: datetime) -> ReplayRead:
+    part = {"after_position": requested.after, "to_position": requested.to, "position": requested.after}
+    row = {"sink": sink, "state": "running", **part, "message_ids": sorted(set(requested.message_ids)) or None}
     counted = {"published": 0, "dead_letters": 0, "requested_at": now}
     insert = REPLAYS.insert().values(**row, **counted).returning(*REPLAYS.c)
     return _replay((await connection.execute(insert)).one())
@@ -189,23 +189,25 @@ async def _before(database: Database, since: Since) -> int:
     return 0 if since == "beginning" else await event_log.position_before(database, since)
 
 
-async def _first(connection: AsyncConnection, asked: _Asked) -> Row[Any] | None:
-    return await event_log.first(connection, and_(event_log.within(asked.after, asked.to), event_log.IS_PUBLISHED))
+async def _first(connection: AsyncConnection, requested: _Requested) -> Row[Any] | None:
+    return await event_log.first(
+        connection, and_(event_log.within(requested.after, requested.to), event_log.IS_PUBLISHED)
+    )
 
 
-async def _log_range(database: Database, asked: _Asked, accepts: Filter | None) -> LogRange:
+async def _log_range(database: Database, requested: _Requested, accepts: Filter | None) -> LogRange:
     async with database.reading() as connection:
-        first = await _first(connection, asked)
+        first = await _first(connection, requested)
     at_least = False
     if accepts is not None:
-        events, at_least = await _accepted(database, asked, accepts)
-    elif asked.events is not None:
-        events = asked.events
+        events, at_least = await _accepted(database, requested, accepts)
+    elif requested.events is not None:
+        events = requested.events
     else:
-        events = await event_log.count(database, asked.after, asked.to)
+        events = await event_log.count(database, requested.after, requested.to)
     return LogRange(
-        after_position=asked.after,
-        to_position=asked.to,
+        after_position=requested.after,
+        to_position=requested.to,
         events=events,
         first_at=first.received_at if first is not None else None,
         at_least=at_least,
@@ -217,20 +219,20 @@ _MOST_READ: Final = 100_000
 _READ_AT_ONCE: Final = 1000
 
 
-async def _accepted(database: Database, asked: _Asked, accepts: Filter) -> tuple[int, bool]:
+async def _accepted(database: Database, requested: _Requested, accepts: Filter) -> tuple[int, bool]:
     """How many events the filter accepts, read as a replay reads them; and whether the count ended before the range."""
-    number, read, place = 0, 0, asked.after
-    while place < asked.to and read < _MOST_READ:
+    number, read, place = 0, 0, requested.after
+    while place < requested.to and read < _MOST_READ:
         async with database.reading() as connection:
-            if asked.message_ids:
-                ids = asked.message_ids
-                entries = await event_log.read_messages(connection, ids, place, asked.to, _READ_AT_ONCE)
+            if requested.message_ids:
+                ids = requested.message_ids
+                entries = await event_log.read_messages(connection, ids, place, requested.to, _READ_AT_ONCE)
             else:
-                entries = await event_log.read_after(connection, place, _READ_AT_ONCE, until=asked.to)
-            read_to = entries[-1].position if len(entries) == _READ_AT_ONCE else asked.to
+                entries = await event_log.read_after(connection, place, _READ_AT_ONCE, until=requested.to)
+            read_to = entries[-1].position if len(entries) == _READ_AT_ONCE else requested.to
         number += sum(map(accepts.passes, entries))
         read, place = read + len(entries), read_to
-    return number, place < asked.to
+    return number, place < requested.to
 
 
 def _replay(row: Row[Any]) -> ReplayRead:
