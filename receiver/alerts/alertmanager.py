@@ -22,6 +22,7 @@ from receiver.domain.alerts import (
     RuleType,
     Severity,
     Transition,
+    resolution,
 )
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.notifications import Notification
@@ -233,12 +234,6 @@ def _change(
         return None
     updated = replace(known, summary=summary, severity=severity, ends_at=ends_at, updated_at=now)
     return AlertChange(transition=Transition.UPDATED, alert=updated)
-
-
-def resolution(known: Alert, now: datetime) -> AlertChange:
-    """The end of an alert of another program."""
-    resolved = replace(known, status=AlertStatus.RESOLVED, resolved_at=now, updated_at=now)
-    return AlertChange(transition=Transition.RESOLVED, alert=resolved)
 
 
 def _fired(posted: AlertmanagerAlert, alert_id: str, rules: Sequence[Rule], now: datetime) -> Alert:

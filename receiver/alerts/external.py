@@ -5,9 +5,9 @@ from datetime import datetime
 
 import structlog
 
-from receiver.alerts.alertmanager import MAX_OPEN, AlertmanagerPost, changes, external_id, next_id, resolution
+from receiver.alerts.alertmanager import MAX_OPEN, AlertmanagerPost, changes, external_id, next_id
 from receiver.alerts.targets import Targets
-from receiver.domain.alerts import Alert, AlertChange, AlertStatus, RuleType, Transition
+from receiver.domain.alerts import Alert, AlertChange, AlertStatus, RuleType, Transition, resolution
 from receiver.errors import Conflict
 from receiver.storage import alerts
 from receiver.storage.bulk import Transaction

@@ -372,13 +372,16 @@ def announcement(change: AlertChange, now: datetime) -> Transition | None:
 def ended(open_alerts: Iterable[Alert], now: datetime) -> list[AlertChange]:
     """The alerts of other programs whose end, which the program has named, has come."""
     return [
-        AlertChange(
-            transition=Transition.RESOLVED,
-            alert=replace(alert, status=AlertStatus.RESOLVED, resolved_at=now, updated_at=now),
-        )
+        resolution(alert, now)
         for alert in open_alerts
         if alert.rule is RuleType.EXTERNAL and alert.ends_at is not None and alert.ends_at <= now
     ]
+
+
+def resolution(alert: Alert, now: datetime) -> AlertChange:
+    """The end of an alert of another program."""
+    resolved = replace(alert, status=AlertStatus.RESOLVED, resolved_at=now, updated_at=now)
+    return AlertChange(transition=Transition.RESOLVED, alert=resolved)
 
 
 def unannounced(open_alerts: Iterable[Alert], changes: Iterable[AlertChange], now: datetime) -> list[AlertChange]:

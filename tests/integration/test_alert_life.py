@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import select, text
 
 from receiver.alerts import external
-from receiver.alerts.alertmanager import AlertmanagerPost, resolution
+from receiver.alerts.alertmanager import AlertmanagerPost
 from receiver.alerts.targets import Targets
-from receiver.domain.alerts import CLEAR_FOR, Alert, AlertChange, Condition, RuleType, Severity, Transition
+from receiver.domain.alerts import CLEAR_FOR, Alert, AlertChange, Condition, RuleType, Severity, Transition, resolution
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Status
 from receiver.errors import Conflict, StorageUnavailable
