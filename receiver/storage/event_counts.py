@@ -236,20 +236,21 @@ async def _replaced(connection: AsyncConnection, is_sqlite: bool, rows: Sequence
 
     They are taken off in the minute in which they were counted: so each delivery counts once, with its last outcome.
     """
-    replacing = [row for row in rows if _outcome_before(row) not in (None, _outcome(row))]
+    outcomes = ((row, _outcome_before(row)) for row in rows)
+    replacing = [(row, before) for row, before in outcomes if before is not None and before is not _outcome(row)]
     if not replacing:
         return []
-    ids = {"message_ids": sorted({row.message_id for row in replacing}), "before": replacing[-1].position}
+    last, _ = replacing[-1]
+    ids = {"message_ids": sorted({row.message_id for row, _ in replacing}), "before": last.position}
     earlier: dict[tuple[str, str, str], list[Any]] = {}
     for row in await connection.execute(_READ_EARLIER[is_sqlite], ids):
         earlier.setdefault(_delivery(row), []).append(row)
     replaced = []
-    for row in replacing:
-        before = _outcome_before(row)
+    for row, before in replacing:
         of_delivery = (one for one in earlier.get(_delivery(row), ()) if one.position < row.position)
         # A receipt that a message was read, after that of its delivery, counts as nothing.
         counted = next((one for one in of_delivery if any(key[0] is before for key in _keys(_counted(one)))), None)
-        if before is not None and counted is not None:
+        if counted is not None:
             replaced.append((counted, before))
     return replaced
 
