@@ -56,7 +56,7 @@ async def post_many(server: Server, count: int, prefix: str) -> list[tuple[int, 
 @contextmanager
 def held_lock(file: Path) -> Iterator[None]:
     """Holds the write lock of an SQLite file, as another program might."""
-    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(file, isolation_level=None, timeout=30)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
         connection.execute("ROLLBACK")

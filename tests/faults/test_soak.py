@@ -64,8 +64,7 @@ def write_ahead_logs(database_url: str) -> list[int]:
 async def small_fault(database_url: str) -> AsyncIterator[None]:
     """A second without the journal: its file is locked, or the connections to the server are cut."""
     if database_url.startswith("sqlite"):
-        with closing(sqlite3.connect(files(database_url)[1], isolation_level=None)) as connection:
-            connection.execute("PRAGMA busy_timeout = 20000")
+        with closing(sqlite3.connect(files(database_url)[1], isolation_level=None, timeout=30)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             yield
             connection.execute("ROLLBACK")

@@ -380,7 +380,7 @@ def on_file(during: str, after: str) -> Fault:
 
     @asynccontextmanager
     async def fault(url: str) -> AsyncIterator[None]:
-        with closing(sqlite3.connect(files(url)[1], isolation_level=None)) as connection:
+        with closing(sqlite3.connect(files(url)[1], isolation_level=None, timeout=30)) as connection:
             connection.execute(during)
             yield
             connection.execute(after)
@@ -694,7 +694,7 @@ async def test_lock_of_the_event_log_does_not_hold_up_the_journal(postgres_url: 
 async def test_fault_of_the_main_file_does_not_hold_up_the_journal(sqlite_url: str) -> None:
     main = files(sqlite_url)[0]
     async with opened(sqlite_url) as database, running(database) as journal:
-        with closing(sqlite3.connect(main, isolation_level=None)) as other:
+        with closing(sqlite3.connect(main, isolation_level=None, timeout=30)) as other:
             other.execute("BEGIN EXCLUSIVE")
             await journal.append(callback([v2_event()]))
             await journal.probe()

@@ -16,6 +16,7 @@ from receiver.models.parameters import MessagePlace
 from receiver.storage import messages
 from receiver.storage.database import Database
 from tests.databases import plan
+from tests.waiting import reference_seconds
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -116,8 +117,9 @@ async def stock_postgresql(driver: Any) -> None:
         await driver.execute(f"VACUUM ANALYZE {table}", timeout=120)
 
 
-# What is asked for, the index that finds it, and how long that may take, generously: the machine is shared.
-LIMIT = 0.5
+# What is asked for, the index that finds it, and how long that may take, generously: as multiples of the reference
+# work, which is half a second in all on a machine that nobody else uses.
+LIMIT = 10
 QUERIES: dict[str, tuple[dict[str, Any], str | None]] = {
     "first page": ({}, "ix_messages_listed"),
     "size=1000": ({"size": 1000}, "ix_messages_listed"),
@@ -173,7 +175,7 @@ async def test_every_list_of_messages_is_quick_at_a_million(database: Database) 
             found = await messages.find(database, query)
             seconds.append(time.perf_counter() - started)
         assert bool(found.items) is not name.endswith("no match"), name
-        if min(seconds) > LIMIT:
+        if min(seconds) > LIMIT * reference_seconds(time.perf_counter):
             slow[name] = min(seconds)
         if index and index not in (made := await plan(database, query)):
             without_index[name] = made

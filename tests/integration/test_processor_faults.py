@@ -138,7 +138,7 @@ async def moved_away(url: str) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def foreign_writer(url: str) -> AsyncIterator[None]:
-    with closing(sqlite3.connect(main_file(url), isolation_level=None)) as connection:
+    with closing(sqlite3.connect(main_file(url), isolation_level=None, timeout=30)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
         connection.execute("ROLLBACK")

@@ -29,6 +29,7 @@ from receiver.storage.statistics_rebuild import Recount
 from tests.factories import EPOCH, at, callback, v1_event, v2_event
 from tests.pages import ROOT
 from tests.processing import process, select
+from tests.waiting import reference_seconds
 
 pytestmark = pytest.mark.anyio
 
@@ -362,8 +363,9 @@ async def test_statistics_of_many_groups_do_not_hold_up_the_event_loop(database:
         is_done.set()
         await watching
         gc.unfreeze()
-    # A step of the garbage collector may come on top; without threads it was more than a second.
-    assert longest < 0.25
+    # A step of the garbage collector may come on top; without threads it was more than a second, twenty times the
+    # reference work.
+    assert longest < 5 * reference_seconds()
 
 
 async def test_too_many_rows_are_refused(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
