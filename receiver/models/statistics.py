@@ -4,7 +4,7 @@ from datetime import date
 from typing import Any, Final
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
-from sqlalchemy import Column, Integer
+from sqlalchemy import Column, Integer, PrimaryKeyConstraint
 from sqlmodel import Field
 
 from receiver.domain.events import Api, Direction, Status
@@ -20,14 +20,21 @@ class StatisticRow(Model, table=True):
     """How many deliveries have these values: a cell of the statistics.
 
     `grain` says whether `hour` (hours since 1970 in UTC) is an hour or the first one of a day or a week, whether the
-    cell is of one sender or of all, and whether it has delivery code and carrier. Texts are empty where a message has
-    none. `bucket` is the time to delivery: its place among the bounds of the histogram, or -1 without one. A cell may
-    count 0.
+    cell is of one sender or of all, and whether it has delivery code and carrier, and the time to delivery. Texts are
+    empty where a message has none. `bucket` is the time to delivery: its place among the bounds of the histogram, or -1
+    without one. A cell may count 0.
     """
 
     __tablename__ = "statistics"
-    # The table is its own index on SQLite.
-    __table_args__ = ({"sqlite_with_rowid": False},)
+    # The cells of a sender lie together: each hour of one, or of some of thousands, is found at once.
+    __table_args__ = (
+        PrimaryKeyConstraint(
+            *("grain", "hour", "sender", "api", "direction", "status"),
+            *("delivery_code", "application_id", "carrier_name", "bucket"),
+        ),
+        # The table is its own index on SQLite.
+        {"sqlite_with_rowid": False},
+    )
 
     grain: int = _key_column()
     hour: int = _key_column()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from heapq import nsmallest
@@ -10,6 +10,7 @@ from math import sqrt
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     ColumnElement,
     Row,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    case,
     cast,
     false,
     func,
@@ -25,6 +27,7 @@ from sqlalchemy import (
     text,
     union_all,
 )
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from receiver.domain.events import Api, Status
 from receiver.errors import TooMuch
@@ -44,11 +47,14 @@ from receiver.storage.statistics_cells import (
     NO_BUCKET,
     NO_CODE,
     ONE_HOUR,
+    PLAIN_DAY,
+    PLAIN_WEEK,
     SENDER_DAY,
     SENDER_HOUR,
     TEXT_CHARACTERS,
     TOTALS_DAY,
     TOTALS_WEEK,
+    WEEK,
     WEEK_HOURS,
     Key,
     hour_of,
@@ -143,6 +149,7 @@ async def find(database: Database, query: StatisticsQuery, now: datetime) -> Sta
     names = [DIMENSIONS[dimension] for dimension in dict.fromkeys(query.by)]
     grouped = _grouped_by(names)
     groups = _Groups(names, grouped)
+    hours = _Hours(first, end, hour_of(now))
     async with database.reading() as connection:
         if not database.is_sqlite:
             # One snapshot: between two statements, changes could be added to the cells. A single statement with UNION
@@ -150,9 +157,13 @@ async def find(database: Database, query: StatisticsQuery, now: datetime) -> Sta
             await connection.execution_options(isolation_level="REPEATABLE READ")
             # With 4 MB, the default of PostgreSQL, the sums of thousands of senders were sorted on disk: a third more.
             await connection.execute(text("SET LOCAL work_mem = '64MB'"))
-        statements: list[tuple[Table | None, Select[Any]]] = list(_statements(query, grouped, first, end))
-        if query.limit is not None and names == grouped and names:
-            statements = [(None, _of_largest(statements, grouped, query.limit, not database.is_sqlite))]
+        senders = _senders_of(query)
+        if senders is None and "sender" in names and "category" not in names:
+            counted = _united(list(_statements(query, hours, grouped, plain=True)))
+            senders, groups.existing = await _largest_senders(database, connection, query, counted, names)
+        statements: list[tuple[Table | None, Select[Any]]] = [*_statements(query, hours, grouped, senders=senders)]
+        if query.limit is not None and names == grouped and names and senders is None:
+            statements = [(None, _of_largest(statements, names, query.limit, database))]
         for table, statement in statements:
             result = await connection.execute(statement.limit(_MOST_GROUPS + 1))
             read = 0
@@ -166,6 +177,22 @@ async def find(database: Database, query: StatisticsQuery, now: datetime) -> Sta
     rows = await _in_thread(len(groups.by_key), _rows, names, groups, query.limit)
     left_out = max(groups.counted, groups.existing) - len(rows)
     return StatisticsRead(since=start_of(first), until=start_of(end), rows=rows, left_out=left_out)
+
+
+async def _largest_senders(
+    database: Database, connection: AsyncConnection, query: StatisticsQuery, counted: CTE, names: Sequence[str]
+) -> tuple[Collection[str] | None, int]:
+    """The senders of the rows with most deliveries, as many as the limit, and the number of all rows.
+
+    Thousands of senders have very many sums by status and time to delivery: only those of the largest are read. Without
+    a limit all senders are; raises TooMuch if that can be told from few cells.
+    """
+    if query.limit is not None:
+        found = (await connection.execute(_largest(counted, names, query.limit, database))).all()
+        return {row.sender for row in found}, found[0].existing if found else 0
+    if not _has_details(query) and await _has_too_many(connection, counted, names):
+        raise _too_many()
+    return None, 0
 
 
 async def _in_thread(number: int, work: Callable[..., _T], *args: Any) -> _T:
@@ -214,23 +241,73 @@ def _grouped_by(names: Sequence[str]) -> list[str]:
 _MADE_OF: Final = {"category": ("api", "delivery_code"), "day": ("hour",), "week": ("hour",)}
 
 
+@dataclass(frozen=True, slots=True)
+class _Hours:
+    """The first hour of a range, the hour after the last one, and the one that is not over yet."""
+
+    first: int
+    end: int
+    now: int
+
+    def parts(self, grains: Mapping[int, int]) -> list[tuple[int, int, int]]:
+        """The grain, the first hour and the end of the cells that have the range.
+
+        The cells that begin at its end or later are subtracted. After the present there are next to none: a whole day
+        or week costs less than the hours and days that it has had until now.
+        """
+        covered = self.end
+        for hours in grains.values():
+            if self.end > self.now and self.end // hours * hours >= self.first:
+                covered = -(-self.end // hours) * hours
+        return [*_parts(grains, self.first, covered), *_parts(grains, self.end, covered)]
+
+
 def _statements(
-    query: StatisticsQuery, grouped: Sequence[str], first: int, end: int
+    query: StatisticsQuery,
+    hours: _Hours,
+    grouped: Sequence[str],
+    *,
+    plain: bool = False,
+    senders: Collection[str] | None = None,
 ) -> Iterator[tuple[Table, Select[Any]]]:
-    """A SELECT of the changes that are not added to the cells yet, and one of the cells, with their tables."""
-    parts = [
-        and_(STATISTICS.c.grain == grain, STATISTICS.c.hour >= start, STATISTICS.c.hour < stop)
-        for grain, start, stop in _parts(_grains(query), first, end)
-    ]
-    yield CHANGES, _summed(CHANGES, query, grouped).where(CHANGES.c.hour >= first, CHANGES.c.hour < end)
-    yield STATISTICS, _summed(STATISTICS, query, grouped).where(or_(false(), *parts))
+    """A SELECT of the changes that are not added to the cells yet, and one of the cells, with their tables.
+
+    With `plain` there are no sums by status and time to delivery, and with `senders` only those of some senders.
+    """
+    conditions = [CHANGES.c.hour >= hours.first, CHANGES.c.hour < hours.end]
+    if senders is not None:
+        conditions.append(CHANGES.c.sender.in_(senders))
+    yield CHANGES, _summed(CHANGES, query, grouped, plain=plain).where(*conditions)
+    grains = _grains(query, plain=plain)
+    cells = [_cells(grain, range(start, stop, grains[grain]), senders) for grain, start, stop in hours.parts(grains)]
+    summed = _summed(STATISTICS, query, grouped, plain=plain, end=hours.end)
+    yield STATISTICS, summed.where(or_(false(), *cells))
 
 
-def _summed(table: Any, query: StatisticsQuery, grouped: Sequence[str]) -> Select[Any]:
-    """The SELECT for the sums of cells, or of their changes."""
-    keys = [*(table.c[name] for name in grouped), table.c.status.label("of_status"), table.c.bucket]
+# So many cells, or beginnings of them, are looked up one by one.
+_MOST_LOOK_UPS: Final = 20_000
+
+
+def _cells(grain: int, hours: range, senders: Collection[str] | None) -> ColumnElement[bool]:
+    """The cells of a grain that begin at these hours, of all senders or of some."""
+    found = [STATISTICS.c.grain == grain]
+    if senders is not None:
+        found.append(STATISTICS.c.sender.in_(senders))
+        if len(hours) * len(senders) <= _MOST_LOOK_UPS:
+            return and_(*found, STATISTICS.c.hour.in_(hours))
+    return and_(*found, STATISTICS.c.hour >= hours.start, STATISTICS.c.hour < hours.stop)
+
+
+def _summed(
+    table: Any, query: StatisticsQuery, grouped: Sequence[str], *, plain: bool, end: int | None = None
+) -> Select[Any]:
+    """The SELECT for the sums of cells, or of their changes; the cells from the hour `end` on are subtracted."""
+    keys = [table.c[name] for name in grouped]
+    if not plain:
+        keys += [table.c.status.label("of_status"), table.c.bucket]
+    sign = case((table.c.hour >= end, -1), else_=1) if end is not None else 1
     # PostgreSQL's sum is a decimal number, which takes long to read.
-    sums = (cast(func.sum(table.c[name]), BigInteger).label(name) for name in ("deliveries", "awaiting"))
+    sums = (cast(func.sum(table.c[name] * sign), BigInteger).label(name) for name in ("deliveries", "awaiting"))
     return select(*keys, *sums).where(*_conditions(table, query)).group_by(*keys)
 
 
@@ -239,45 +316,87 @@ _SUMMED: Final = 4
 
 
 def _of_largest(
-    statements: Sequence[tuple[Table | None, Select[Any]]], grouped: Sequence[str], limit: int, is_postgresql: bool
+    statements: Sequence[tuple[Table | None, Select[Any]]], names: Sequence[str], limit: int, database: Database
 ) -> Select[Any]:
-    """The SELECT for the sums of the groups with most deliveries alone, and for the number of all groups.
+    """The SELECT for the sums of the rows with most deliveries alone, and for the number of all rows."""
+    found = _united(statements)
+    largest = _largest(found, names, limit, database).subquery("largest")
+    same = and_(*(found.c[name] == largest.c[name] for name in names))
+    return select(*found.c, largest.c.existing).join_from(found, largest, same)
 
-    Thousands of senders have tens of thousands of sums by status and bucket, which took longer to read than to find.
-    """
-    found = union_all(*(statement for _, statement in statements)).cte("found")
-    keys = [found.c[name] for name in grouped]
+
+def _united(statements: Sequence[tuple[Table | None, Select[Any]]]) -> CTE:
+    return union_all(*(statement for _, statement in statements)).cte("found")
+
+
+def _largest(found: CTE, names: Sequence[str], limit: int, database: Database) -> Select[Any]:
+    """The SELECT for the dimensions of the rows with most deliveries, and for the number of all rows."""
+    keys = [_dimension(found, name) for name in names]
     deliveries = func.sum(found.c.deliveries)
     in_order: list[ColumnElement[Any]] = []
     for key in keys:
-        # In the order of `_rows`, for groups with as many deliveries: what is not known comes last.
+        # In the order of `_rows`, for rows with as many deliveries: what is not known comes last.
         if isinstance(key.type, Text):
-            in_order += [key == "", key.collate("C") if is_postgresql else key]
+            in_order += [key == "", key if database.is_sqlite else key.collate("C")]
         else:
             in_order += [key == NO_CODE, key] if key.name == "delivery_code" else [key]
-    largest = (
+    return (
         select(*keys, func.count().over().label("existing"))
         .group_by(*keys)
         .having(deliveries > 0)
         .order_by(deliveries.desc(), *in_order)
         .limit(limit)
-        .subquery("largest")
     )
-    same = and_(*(key == largest.c[key.name] for key in keys))
-    return select(*found.c, largest.c.existing).join_from(found, largest, same)
+
+
+async def _has_too_many(connection: AsyncConnection, found: CTE, names: Sequence[str]) -> bool:
+    """Whether there are more rows than may be answered."""
+    keys = [_dimension(found, name) for name in names]
+    rows = select(*keys).group_by(*keys).having(func.sum(found.c.deliveries) > 0).limit(_MOST_ROWS + 1).subquery()
+    return int(await connection.scalar(select(func.count()).select_from(rows)) or 0) > _MOST_ROWS
+
+
+# Hours before 1970 are negative, and division rounds towards nothing. So many whole weeks begin before all times.
+_EARLIER: Final = 110_000 * WEEK_HOURS
+# The hours from the Monday before 1970 until it began.
+_MONDAY: Final = 3 * DAY_HOURS
+
+
+def _dimension(found: CTE, name: str) -> ColumnElement[Any]:
+    """The column of a dimension; days and weeks are numbered."""
+    match name:
+        case "day":
+            return ((found.c.hour + _EARLIER) // DAY_HOURS).label(name)
+        case "week":
+            return ((found.c.hour + _EARLIER + _MONDAY) // WEEK_HOURS).label(name)
+    return found.c[name]
 
 
 _DETAILS: Final = frozenset({"deliveryCode", "category", "carrierName"})
 
 
-def _grains(query: StatisticsQuery) -> dict[int, int]:
-    """The grains that answer a query, with the hours of their cells; the shortest first."""
-    has_details = query.delivery_code or query.carrier_name is not None or not _DETAILS.isdisjoint(query.by)
+def _has_details(query: StatisticsQuery) -> bool:
+    """Whether a query needs delivery codes or carriers."""
+    return bool(query.delivery_code) or query.carrier_name is not None or not _DETAILS.isdisjoint(query.by)
+
+
+def _senders_of(query: StatisticsQuery) -> Collection[str] | None:
+    """The senders that the filter means: a number is written with and without its plus; None without a filter."""
+    return (query.sender, f"+{query.sender}") if query.sender is not None else None
+
+
+def _grains(query: StatisticsQuery, *, plain: bool = False) -> dict[int, int]:
+    """The grains that answer a query, with the hours of their cells; the shortest first.
+
+    With `plain` those that need not have the time to delivery.
+    """
+    has_details = _has_details(query)
     if query.sender is not None or "from" in query.by:
-        totals = {TOTALS_DAY: DAY_HOURS, TOTALS_WEEK: WEEK_HOURS}
+        day, week = (PLAIN_DAY, PLAIN_WEEK) if plain else (TOTALS_DAY, TOTALS_WEEK)
+        totals = {day: DAY_HOURS, week: WEEK_HOURS}
         grains = {SENDER_HOUR: 1, **({SENDER_DAY: DAY_HOURS} if has_details else totals)}
     elif has_details or query.application_id is not None or "applicationId" in query.by:
-        grains = {HOUR: 1, DAY: DAY_HOURS}
+        grains = {HOUR: 1, DAY: DAY_HOURS, WEEK: WEEK_HOURS}
     else:
         grains = {ALL_HOUR: 1, ALL_DAY: DAY_HOURS}
     # The cells of a week begin on a Thursday, the weeks of people on a Monday: they are made of days.
@@ -302,8 +421,6 @@ def _conditions(table: Any, query: StatisticsQuery) -> Iterator[ColumnElement[bo
         yield table.c.status.in_(query.status)
     if query.delivery_code:
         yield table.c.delivery_code.in_(query.delivery_code)
-    if query.sender is not None:
-        yield table.c.sender.in_((query.sender, f"+{query.sender}"))
     if query.application_id is not None:
         yield table.c.application_id == query.application_id[:TEXT_CHARACTERS]
     if query.carrier_name is not None:

@@ -20,8 +20,9 @@ from receiver.storage.bulk import InsertMany, Step, Transaction
 from receiver.storage.messages import DELIVERY_COLUMNS, MESSAGE_COLUMNS, Rows
 
 # The grains of cells. Only those of one sender have senders, which are many: all else is read from the others. Totals
-# are of one sender too, and leave out delivery code and carrier: few cells for questions about all senders. Those of
-# all messages leave out the application as well: the hours of 30 days are a million cells otherwise.
+# are of one sender too, and leave out delivery code and carrier: few cells for questions about all senders. Plain
+# totals leave out the time to delivery as well, and say which senders have most deliveries. Those of all messages leave
+# out the application: the hours of 30 days are a million cells otherwise.
 HOUR: Final = 0
 DAY: Final = 1
 SENDER_HOUR: Final = 2
@@ -30,19 +31,26 @@ TOTALS_DAY: Final = 4
 TOTALS_WEEK: Final = 5
 ALL_HOUR: Final = 6
 ALL_DAY: Final = 7
+PLAIN_DAY: Final = 8
+PLAIN_WEEK: Final = 9
+WEEK: Final = 10
 DAY_HOURS: Final = 24
 # A week begins on a Thursday, as 1970 did.
 WEEK_HOURS: Final = 168
-# For each grain: the hours of a cell, whether it has a sender, delivery code and carrier, and an application.
+# For each grain: the hours of a cell, whether it has a sender, delivery code and carrier, an application, and a time to
+# delivery.
 SHAPES: Final = {
-    HOUR: (1, False, True, True),
-    DAY: (DAY_HOURS, False, True, True),
-    SENDER_HOUR: (1, True, True, True),
-    SENDER_DAY: (DAY_HOURS, True, True, True),
-    TOTALS_DAY: (DAY_HOURS, True, False, True),
-    TOTALS_WEEK: (WEEK_HOURS, True, False, True),
-    ALL_HOUR: (1, False, False, False),
-    ALL_DAY: (DAY_HOURS, False, False, False),
+    HOUR: (1, False, True, True, True),
+    DAY: (DAY_HOURS, False, True, True, True),
+    SENDER_HOUR: (1, True, True, True, True),
+    SENDER_DAY: (DAY_HOURS, True, True, True, True),
+    TOTALS_DAY: (DAY_HOURS, True, False, True, True),
+    TOTALS_WEEK: (WEEK_HOURS, True, False, True, True),
+    ALL_HOUR: (1, False, False, False, True),
+    ALL_DAY: (DAY_HOURS, False, False, False, True),
+    PLAIN_DAY: (DAY_HOURS, True, False, True, False),
+    PLAIN_WEEK: (WEEK_HOURS, True, False, True, False),
+    WEEK: (WEEK_HOURS, False, True, True, True),
 }
 GRAINS: Final = tuple(SHAPES)
 
@@ -110,14 +118,14 @@ class Counts:
         key = (
             SENDER_HOUR,
             hour_of(listed_at),
+            # The sender of an inbound message is a customer: there are as many as messages.
+            sender[:TEXT_CHARACTERS] if sender and is_outbound else "",
             api,
             direction,
             status,
             NO_CODE if code is None else code,
             application_id[:TEXT_CHARACTERS] if application_id else "",
             carrier_name[:TEXT_CHARACTERS] if carrier_name else "",
-            # The sender of an inbound message is a customer: there are as many as messages.
-            sender[:TEXT_CHARACTERS] if sender and is_outbound else "",
             _bucket(status, created_at, delivered_at, delivered_received_at),
         )
         cell = self._cells[key]
@@ -138,19 +146,19 @@ class Counts:
         for key, (deliveries, awaiting) in self._cells.items():
             if not deliveries and not awaiting:
                 continue
-            _, hour, api, direction, status, code, application, carrier, sender, bucket = key
-            for grain, hours, has_sender, has_details, has_application in shapes:
+            _, hour, sender, api, direction, status, code, application, carrier, bucket = key
+            for grain, hours, has_sender, has_details, has_application, has_bucket in shapes:
                 cell = changed[
                     grain,
                     hour - hour % hours,
+                    sender if has_sender else "",
                     api,
                     direction,
                     status,
                     code if has_details else NO_CODE,
                     application if has_application else "",
                     carrier if has_details else "",
-                    sender if has_sender else "",
-                    bucket,
+                    bucket if has_bucket else NO_BUCKET,
                 ]
                 cell[0] += deliveries
                 cell[1] += awaiting

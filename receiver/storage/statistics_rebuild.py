@@ -25,11 +25,14 @@ from receiver.storage.statistics_cells import (
     MOST_CHANGES,
     NO_BUCKET,
     NO_CODE,
+    PLAIN_DAY,
+    PLAIN_WEEK,
     SENDER_DAY,
     SENDER_HOUR,
     TEXT_CHARACTERS,
     TOTALS_DAY,
     TOTALS_WEEK,
+    WEEK,
     WEEK_HOURS,
     Counts,
     Key,
@@ -129,8 +132,9 @@ class Recount:
 
 # The grains whose cells are made from others, the shortest first: the grain of those, and the hours of a cell.
 _LONGER: Final = (
-    (SENDER_HOUR, (DAY, SENDER_DAY, TOTALS_DAY, ALL_DAY), DAY_HOURS),
-    (TOTALS_DAY, (TOTALS_WEEK,), WEEK_HOURS),
+    (SENDER_HOUR, (DAY, SENDER_DAY, TOTALS_DAY, ALL_DAY, PLAIN_DAY), DAY_HOURS),
+    (TOTALS_DAY, (TOTALS_WEEK, PLAIN_WEEK), WEEK_HOURS),
+    (DAY, (WEEK,), WEEK_HOURS),
 )
 
 
@@ -179,8 +183,8 @@ _END: Final = "coalesce(d.delivered_at, CASE WHEN d.status = 'delivered' THEN d.
 # By whether it is for SQLite. `hour` and `condition` are filled in.
 _COUNTED: Final = {
     is_sqlite: (
-        f"SELECT {SENDER_HOUR}, CAST({{hour}} AS integer) AS hour, api, direction, status, delivery_code, "  # noqa: S608
-        f"application_id, carrier_name, sender, CASE WHEN micros IS NULL THEN {NO_BUCKET} ELSE {bucket} END AS bucket, "
+        f"SELECT {SENDER_HOUR}, CAST({{hour}} AS integer) AS hour, sender, api, direction, status, delivery_code, "  # noqa: S608
+        f"application_id, carrier_name, CASE WHEN micros IS NULL THEN {NO_BUCKET} ELSE {bucket} END AS bucket, "
         "count(*) AS deliveries, CAST(sum(CASE WHEN awaiting_receipt "
         f"AND status NOT IN ({_texts(FINAL_STATUSES)}) THEN 1 ELSE 0 END) AS bigint) AS awaiting "
         "FROM (SELECT m.listed_at, m.api, m.direction, d.status, m.awaiting_receipt, "

@@ -224,11 +224,11 @@ _OF_BATCH: Final = (
     _QUARANTINED,
     _CELLS,
     *(
-        f"INSERT INTO :batch_cells SELECT {grain}, {hour}, api, direction, status, {details}, {sender}, bucket, "
+        f"INSERT INTO :batch_cells SELECT {grain}, {hour}, api, direction, status, {details}, {sender}, {bucket}, "
         f"sum(deliveries), sum(awaiting) FROM :batch_cells WHERE grain = {source} GROUP BY 2, 3, 4, 5, 6, 7, 8, 9, 10"
-        for grain, source, hour, details, sender in DERIVED
+        for grain, source, hour, details, sender, bucket in DERIVED
     ),
-    "INSERT INTO statistics SELECT * FROM :batch_cells ORDER BY grain, hour",
+    "INSERT INTO statistics SELECT * FROM :batch_cells ORDER BY grain, hour, sender",
     "DROP TABLE :batch, :batch_cells",
 )
 # Sinks: one that works, one that is paused with a backlog, and one that the settings do not have any more.

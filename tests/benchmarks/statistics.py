@@ -55,15 +55,18 @@ NUMBERS: Final = {
 ALL_DETAILS: Final = "delivery_code, application_id, carrier_name"
 TOTALS: Final = f"{statistics_cells.NO_CODE}, application_id, ''"
 ALL: Final = f"{statistics_cells.NO_CODE}, '', ''"
-# The grain, the grain it is made from, and the SQL of its hour, of its details and of its sender.
+# The grain, the grain it is made from, and the SQL of its hour, details, sender and time to delivery.
 DERIVED: Final = (
-    (statistics_cells.HOUR, statistics_cells.SENDER_HOUR, "hour", ALL_DETAILS, "''"),
-    (statistics_cells.DAY, statistics_cells.HOUR, "hour - hour % 24", ALL_DETAILS, "''"),
-    (statistics_cells.SENDER_DAY, statistics_cells.SENDER_HOUR, "hour - hour % 24", ALL_DETAILS, "sender"),
-    (statistics_cells.TOTALS_DAY, statistics_cells.SENDER_DAY, "hour", TOTALS, "sender"),
-    (statistics_cells.TOTALS_WEEK, statistics_cells.TOTALS_DAY, "hour - hour % 168", TOTALS, "sender"),
-    (statistics_cells.ALL_HOUR, statistics_cells.HOUR, "hour", ALL, "''"),
-    (statistics_cells.ALL_DAY, statistics_cells.ALL_HOUR, "hour - hour % 24", ALL, "''"),
+    (statistics_cells.HOUR, statistics_cells.SENDER_HOUR, "hour", ALL_DETAILS, "''", "bucket"),
+    (statistics_cells.DAY, statistics_cells.HOUR, "hour - hour % 24", ALL_DETAILS, "''", "bucket"),
+    (statistics_cells.WEEK, statistics_cells.DAY, "hour - hour % 168", ALL_DETAILS, "''", "bucket"),
+    (statistics_cells.SENDER_DAY, statistics_cells.SENDER_HOUR, "hour - hour % 24", ALL_DETAILS, "sender", "bucket"),
+    (statistics_cells.TOTALS_DAY, statistics_cells.SENDER_DAY, "hour", TOTALS, "sender", "bucket"),
+    (statistics_cells.TOTALS_WEEK, statistics_cells.TOTALS_DAY, "hour - hour % 168", TOTALS, "sender", "bucket"),
+    (statistics_cells.ALL_HOUR, statistics_cells.HOUR, "hour", ALL, "''", "bucket"),
+    (statistics_cells.ALL_DAY, statistics_cells.ALL_HOUR, "hour - hour % 24", ALL, "''", "bucket"),
+    (statistics_cells.PLAIN_DAY, statistics_cells.TOTALS_DAY, "hour", TOTALS, "sender", "-1"),
+    (statistics_cells.PLAIN_WEEK, statistics_cells.TOTALS_WEEK, "hour", TOTALS, "sender", "-1"),
 )
 END: Final = datetime(2026, 4, 1, tzinfo=UTC)
 QUESTIONS: Final[dict[str, dict[str, Any]]] = {
@@ -137,11 +140,11 @@ async def fill(database: Database, messages: int) -> None:
     cells = CELL.replace("INSERT INTO statistics", f"INSERT INTO statistics {NUMBERS[database.is_sqlite]}", 1)
     async with database.migrating() as connection:
         await connection.execute(text(cells.format(**values).replace("::bigint", "\\:\\:bigint")))
-        for grain, source, hour, details, sender in DERIVED:
+        for grain, source, hour, details, sender, bucket in DERIVED:
             await connection.execute(
                 text(
                     f"INSERT INTO statistics SELECT {grain}, {hour}, api, direction, status, {details}, "
-                    f"{sender}, bucket, sum(deliveries), 0 FROM statistics "
+                    f"{sender}, {bucket}, sum(deliveries), 0 FROM statistics "
                     f"WHERE grain = {source} GROUP BY 2, 3, 4, 5, 6, 7, 8, 9, 10 ORDER BY 2"
                 )
             )

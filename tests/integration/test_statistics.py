@@ -304,18 +304,60 @@ async def test_a_range_is_widened_to_whole_hours_and_has_30_days_by_default(data
     assert (await statistics.find(database, late, NOW)).until == datetime.max.replace(tzinfo=UTC)
 
 
+@pytest.mark.parametrize("are_added", [True, False], ids=["cells", "changes"])
+async def test_what_is_listed_after_the_end_of_a_range_is_not_counted(database: Database, are_added: bool) -> None:
+    """Also where the range ends now, and whole days and weeks are read less what is listed later in them."""
+    begun = datetime(2026, 1, 5, tzinfo=UTC)
+    times = [begun + timedelta(hours=7 * number) for number in range(60)]
+    events = [
+        v2_event(f"m{number}", message={"from": f"+1555{number % 3}", "time": listed_at.isoformat()})
+        for number, listed_at in enumerate(times)
+    ]
+    await process(database, callback(events))
+    if are_added:
+        await add_changes(database)
+    for hours in (1, 30, 77, 100, 168, 200, 336):
+        until, since = begun + timedelta(hours=hours), begun + timedelta(hours=hours // 3)
+        for now in (until - timedelta(minutes=20), until + timedelta(days=9)):
+            expected = [(number, listed_at) for number, listed_at in enumerate(times) if since <= listed_at < until]
+            for by, keys in (
+                ((), {None for _ in expected}),
+                (("day",), {listed_at.date() for _, listed_at in expected}),
+                (("from",), {number % 3 for number, _ in expected}),
+                (("week", "from"), {(listed_at.isocalendar()[1], number % 3) for number, listed_at in expected}),
+                (("from", "deliveryCode"), {number % 3 for number, _ in expected}),
+            ):
+                for limit in (None, 100):
+                    query = StatisticsQuery(by=by, since=since, until=until, limit=limit)
+                    rows = (await statistics.find(database, query, now)).rows
+                    assert sum(row.deliveries for row in rows) == len(expected), (hours, by, limit)
+                    assert len(rows) == len(keys), (hours, by, limit)
+
+
 async def test_a_limit_leaves_the_rows_with_most_deliveries(database: Database) -> None:
     """Whether cells have them, changes that are not added to the cells yet, or both."""
+    days = ("1969-12-31", "1970-01-01", "2026-01-01", "2026-01-04", "2026-01-05")
     events = [
-        v2_event(f"m{number}", errorCode=4720 + number % 3, message={"from": f"+1555{number % 7}"})
-        if number % 4
-        else v2_event(f"m{number}", message={"from": f"+1555{number * number % 7}", "applicationId": None})
+        v2_event(
+            f"m{number}",
+            **({"errorCode": 4720 + number % 3} if number % 4 else {}),
+            message={
+                "from": f"+1555{(number if number % 4 else number * number) % 7}",
+                "applicationId": "a-1" if number % 4 else None,
+                "time": f"{days[number % 5]}T{number % 3:02}:00:00Z",
+            },
+        )
         for number in range(60)
     ]
     await process(database, callback(events[:30]))
     await add_changes(database)
     await process(database, callback(events[30:]))
-    for by in (("from",), ("from", "status"), ("deliveryCode", "applicationId"), ("category",), ("hour", "from")):
+    without_senders: tuple[tuple[str, ...], ...] = (("deliveryCode", "applicationId"), ("category",))
+    with_senders = (
+        *(("from",), ("from", "status"), ("hour", "from"), ("day", "from"), ("week", "from", "applicationId")),
+        *(("from", "deliveryCode"), ("category", "from")),
+    )
+    for by in (*without_senders, *with_senders):
         all_rows = await counted(database, *by)
         ordered = sorted(all_rows, key=lambda row: -row.deliveries)
         for limit in (1, 3, 1000):
@@ -411,7 +453,7 @@ async def test_rebuild_corrects_wrong_missing_and_stale_cells(database: Database
             text("INSERT INTO statistics VALUES (2, 7, 'v2', 'out', 'failed', 0, '', '', '', -1, 3, 0)")
         )
     # The cells of a day are compared with those of its hours, which stay wrong without writing.
-    assert (await Rebuild(database, FinalConflict.FAILED_WINS, writes=False).run()).statistics == 8
+    assert (await Rebuild(database, FinalConflict.FAILED_WINS, writes=False).run()).statistics == 9
     assert (await Rebuild(database, FinalConflict.FAILED_WINS).run()).statistics == 4
     assert await counted(database, "hour", "status", "applicationId") == right
     assert (await Rebuild(database, FinalConflict.FAILED_WINS).run()).statistics == 0
@@ -421,7 +463,7 @@ def upgrade(connection: Connection) -> None:
     """Runs the migrations that make and fill the tables of the statistics, and no others."""
     scripts = ScriptDirectory(str(ROOT / "migrations"))
     with Operations.context(MigrationContext.configure(connection)):
-        for number in ("0008", "0012", "0014"):
+        for number in ("0008", "0012", "0014", "0016"):
             revision = scripts.get_revision(number)
             assert revision is not None
             revision.module.upgrade()
@@ -486,7 +528,7 @@ async def test_sweep_removes_cells_that_count_nothing(database: Database) -> Non
     await add_changes(database)
     await process(database, callback([v2_event("m1")]))
     await add_changes(database)
-    assert await select(database, "SELECT count(*) FROM statistics") == [(16,)]
+    assert await select(database, "SELECT count(*) FROM statistics") == [(22,)]
     assert await Pruner(database, {}, clock=lambda: at(3600)).prune() == {}
     assert await select(database, "SELECT DISTINCT status FROM statistics") == [("delivered",)]
 
@@ -499,7 +541,7 @@ async def test_sweep_removes_a_bounded_number_of_cells_at_once(database: Databas
     await add_changes(database)
     cells = await statistics_retention.cells_to_sweep(database, at(3600))
     # Totals and the cells of all messages have no carriers: one cell of each beginning.
-    assert [await statistics_retention.sweep(database, *of_hour, 3) for of_hour in cells] == [3, 3, 3, 3, 1, 1, 1, 1]
+    assert [await statistics_retention.sweep(database, *of_hour, 3) for of_hour in cells] == [3] * 4 + [1] * 6 + [3]
     assert await Pruner(database, {}, clock=lambda: at(3600), limit=2).prune() == {}
     assert await statistics_retention.cells_to_sweep(database, at(3600)) == []
     assert await select(database, "SELECT DISTINCT status FROM statistics") == [("delivered",)]
