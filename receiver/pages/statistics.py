@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import orjson
@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from receiver.api.messages import OPERATIONS as MESSAGES
 from receiver.api.operations import Listed, named
+from receiver.api.problems import ProblemError
 from receiver.api.routing import csv_answer
 from receiver.api.statistics import OPERATIONS as STATISTICS
 from receiver.api.statistics import csv_table
@@ -33,9 +34,11 @@ _LIST: Final = named(MESSAGES, "listMessages")
 _DAY: Final = timedelta(hours=24)
 _TOP: Final = 5
 _MAX_POINTS: Final = 2000
-# Of more rows the page shows those with the most deliveries; of more times the first ones.
-_MAX_ROWS: Final = 300
+# Of more rows the page shows those with the most deliveries; of more times the last ones.
+_MAX_ROWS: Final = 100
 _MAX_TIMES: Final = 750
+# The hours of longer ranges are left out: those of 90 days took longer than a page may.
+_HOURS_OF: Final = timedelta(days=14)
 _TIMES: Final = ("hour", "day", "week")
 # An open overview is refreshed every five seconds; the counts of a day change slowly.
 _STATUS_SECONDS: Final = 2.0
@@ -212,8 +215,11 @@ async def statistics_page(visit: Visit) -> Response:
     is_over_time = not set(_TIMES).isdisjoint(by)
     limit = {"limit": str(_MAX_ROWS)} if by and not is_over_time and "limit" not in chosen else {}
     filters = {**dict.fromkeys(_FURTHER, ""), **chosen, **limit}
+    earliest = _earliest_hour(visit, filters) if "hour" in by else None
+    if earliest is not None:
+        filters["fromDateTime"] = rfc3339(earliest)
     if "from" in by or "from" in chosen:
-        # Thousands of senders have millions of cells of three months, which take up to a second to add up.
+        # Those of thousands of senders in three months take up to half a second to add up.
         name = f"statistics {visit.request.url.query}"
         found, problem = await visit.shared.get(name, _SENDERS_SECONDS, lambda: visit.filtered(_STATISTICS, **filters))
     else:
@@ -224,8 +230,11 @@ async def statistics_page(visit: Visit) -> Response:
         "statistics.html",
         problem,
         found=found,
-        rows=[(row, [_shown(row, name) for name in by]) for row in rows[:most]],
+        rows=[(row, [_shown(row, name) for name in by]) for row in (rows[-most:] if is_over_time else rows[:most])],
         left_out=max(0, len(rows) - most) + (found.left_out if found is not None else 0),
+        is_over_time=is_over_time,
+        is_shortened=earliest is not None,
+        most_days=_HOURS_OF.days,
         by=by,
         by_fields=dict(zip(("by", *_FURTHER), names, strict=False)),
         dimensions=list(DIMENSIONS),
@@ -234,6 +243,18 @@ async def statistics_page(visit: Visit) -> Response:
         given=chosen,
         chart=_chart(by[0], found) if found is not None and len(by) == 1 and by[0] in _TIMES else None,
     )
+
+
+def _earliest_hour(visit: Visit, filters: Mapping[str, str]) -> datetime | None:
+    """Where the hours of a longer range begin on the page; None if all of them are shown."""
+    try:
+        query: StatisticsQuery = visit.query(StatisticsQuery, **filters)
+    except ProblemError:
+        return None
+    until = query.until or visit.now
+    if query.since is not None and until - query.since <= _HOURS_OF:
+        return None
+    return max(until, datetime.min.replace(tzinfo=UTC) + _HOURS_OF) - _HOURS_OF
 
 
 async def export(visit: Visit) -> Response:

@@ -451,16 +451,46 @@ async def test_statistics_of_many_senders_show_the_largest_and_are_read_once_for
         message = {"time": created, "id": f"m{number}", "from": f"+1919555{sender:04}"}
         return v2_event(f"m{number}", message=message)
 
-    await process(database, raw_callback([*(event(n, n) for n in range(302)), event(400, 301), event(401, 301)]))
+    await process(database, raw_callback([*(event(n, n) for n in range(102)), event(400, 101), event(401, 101)]))
     async with browser(application(database)) as visitor:
         page = await visitor.get("/statistics?by=from")
-        assert page.text.count("<td>+1919555") == 300
-        assert page.text.index("<td>+19195550301</td>") < page.text.index("<td>+19195550000</td>")
+        assert page.text.count("<td>+1919555") == 100
+        assert page.text.index("<td>+19195550101</td>") < page.text.index("<td>+19195550000</td>")
         assert "2 further rows are left out" in page.text
         await process(database, raw_callback([event(500, 0)]))
         assert (await visitor.get("/statistics?by=from")).text == page.text
-        assert ">305</td>" in (await visitor.get("/statistics?by=api")).text
+        assert ">105</td>" in (await visitor.get("/statistics?by=api")).text
         assert ">2</td>" in (await visitor.get("/statistics?by=api&from=%2B19195550000")).text
+
+
+async def test_hours_of_a_long_range_are_shown_for_its_last_days_alone(database: Database) -> None:
+    now = clock.now()
+    hours = (3, 13 * 24, 15 * 24, 29 * 24)
+    await process(
+        database,
+        raw_callback(
+            [
+                v2_event(f"m{hour}", message={"time": (now - timedelta(hours=hour)).isoformat(), "id": f"m{hour}"})
+                for hour in hours
+            ]
+        ),
+    )
+    async with browser(application(database, clock=lambda: now)) as visitor:
+        for address, shown in (
+            ("by=hour&fromDateTime=90d", 2),
+            ("by=hour&by2=status&fromDateTime=90d", 2),
+            ("by=hour&fromDateTime=14d", 2),
+            ("by=hour", 2),
+            ("by=day&fromDateTime=90d", 4),
+        ):
+            page = await visitor.get(f"/statistics?{address}")
+            assert page.text.count("<tr><td><time") + page.text.count("<tr><td>20") == shown, address
+            is_shortened = "by=hour" in address and "14d" not in address
+            assert ("Hours are shown for at most 14 days" in page.text) is is_shortened, address
+        assert (await visitor.get("/statistics?by=hour&fromDateTime=nonsense")).status_code == 400
+        assert (await visitor.get("/statistics?by=hour&toDateTime=0001-01-02")).status_code == 200
+        whole = await visitor.get("/statistics.csv?by=hour&fromDateTime=90d")
+        assert len(whole.text.splitlines()) == 5
 
 
 async def test_statistics_are_counted_by_what_is_asked_and_drawn_over_time(database: Database) -> None:
