@@ -79,7 +79,8 @@ def test_retry_is_neither_early_nor_an_hour_late(
             time.sleep(1)
             offset.write_text(f"{3600 * hours:+d}\n")
             until(lambda: len(posted) > 1)
-            assert PAUSE - 0.5 < posted[1] - posted[0] < PAUSE + 30
+            # Not an hour late; a busy machine takes its time.
+            assert PAUSE - 0.5 < posted[1] - posted[0] < PAUSE + 300
             # The process did see another time.
             is_own_clock = "sqlite" in database_url
             assert ("the clock was set" in server.errors.read_text()) == is_own_clock

@@ -30,7 +30,7 @@ def rabbitmq_server() -> AbstractContextManager[str]:
 class OwnRabbitmq(OwnServer):
     """A separate RabbitMQ node; `config` is its `rabbitmq.conf`. It starts in two seconds."""
 
-    seconds_to_start = 120.0
+    seconds_to_start = 240.0
 
     def __init__(self, folder: Path, config: str = "") -> None:
         epmd = shutil.which("epmd")
