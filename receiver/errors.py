@@ -4,6 +4,7 @@ ReceiverError
 ├── SettingsError       a setting is wrong, unknown or missing; this line ends the start
 ├── SchemaError         the schema of the database is not that of this version
 ├── StorageUnavailable  the database could not commit now; the same call may succeed later
+│   └── TooSlow         a search took longer than a statement may
 ├── JournalFull         too many callbacks wait for their commit
 ├── Busy                something has as many users as it may have
 ├── Unknown             nothing has this name or id
@@ -84,6 +85,10 @@ class StorageUnavailable(ReceiverError):
     """The database could not commit now; nothing was stored."""
 
     topic = "troubleshooting"
+
+
+class TooSlow(StorageUnavailable):
+    """A search took longer than a statement may. What it looks for may be too much, or the database too busy."""
 
 
 class JournalFull(ReceiverError):

@@ -10,7 +10,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from receiver.errors import Ambiguous, Busy, Conflict, Expired, JournalFull, StorageUnavailable, TooMuch, Unknown
+from receiver.errors import (
+    Ambiguous,
+    Busy,
+    Conflict,
+    Expired,
+    JournalFull,
+    StorageUnavailable,
+    TooMuch,
+    TooSlow,
+    Unknown,
+)
 from receiver.intake.request_ids import REQUEST_ID
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -73,10 +83,10 @@ def as_problem(error: Exception) -> ProblemError:
         case HTTPException():
             detail = error.detail if error.detail != _title(error.status_code) else None
             return ProblemError(error.status_code, detail, headers=error.headers)
+        case TooSlow() | Busy():
+            return ProblemError(503, _sentence(error), headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
         case StorageUnavailable() | JournalFull():
             return ProblemError(503, _UNAVAILABLE, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
-        case Busy():
-            return ProblemError(503, _sentence(error), headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
         case Unknown():
             return ProblemError(404, _sentence(error))
         case Ambiguous():

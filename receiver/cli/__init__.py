@@ -16,7 +16,7 @@ import typer
 
 from receiver.cli.output import OutputClosed, echo_error
 from receiver.cli.program import app
-from receiver.errors import ReceiverError, SettingsError, StorageUnavailable, line
+from receiver.errors import ReceiverError, SettingsError, StorageUnavailable, TooSlow, line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +77,7 @@ def _message_and_exit_code(error: Exception) -> tuple[str, int]:
     match error:
         case SettingsError():
             return line(error), 2
-        case StorageUnavailable():
+        case StorageUnavailable() if not isinstance(error, TooSlow):
             return f"the database cannot be used now: {line(error)}", 1
         case ReceiverError():
             return line(error), 1

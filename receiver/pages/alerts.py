@@ -44,7 +44,7 @@ async def list_page(visit: Visit) -> Response:
     shown = given if given else {"status": "firing"}
     filters = {name: "" if value == "any" else value for name, value in shown.items()}
     found: Listed[AlertRead] | None
-    found, problem = await visit.filtered(_LIST, **filters)
+    found, problem = await visit.filtered(_LIST, filters)
     return await visit.filtered_page(
         "alerts.html",
         problem,

@@ -40,7 +40,7 @@ async def _listed(visit: Visit, work: Work | None = None) -> Response:
     shown = given if given.keys() & {"outcome", "reason", "messageId"} else {"outcome": "quarantined", **given}
     filters = {name: "" if value == "any" else value for name, value in shown.items()}
     found: Listed[CallbackSummaryRead] | None
-    found, problem = await visit.filtered(LIST, **filters)
+    found, problem = await visit.filtered(LIST, filters)
     return await visit.filtered_page(
         "callbacks.html",
         problem,

@@ -21,10 +21,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from receiver.api.operations import ApiContext, Call, Listed, Operation
-from receiver.api.problems import ProblemError
+from receiver.api.problems import ProblemError, as_problem
 from receiver.api.routing import MOUNTED_AT, absolute_times, decoded_segment, parse_query
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.counts import count_text, count_texts
+from receiver.errors import TooSlow
 from receiver.explanation.words import duration_text
 from receiver.models.parameters import NumberContext
 from receiver.models.queries import Query
@@ -40,6 +41,7 @@ FILES: Final = Path(__file__).parent
 _STATIC: Final = FILES / "static"
 _MAX_FORM_BYTES: Final = 64 * 1024
 _MAX_FIELDS: Final = 100
+_NO_CHANGES: Final[Mapping[str, str]] = {}
 
 HEADERS: Final = {
     # Pages show message texts and numbers, which no cache may store.
@@ -191,10 +193,20 @@ class Visit:
             self._is_settled = self._is_settled or operation.reads_processed
             self.pending = max(self.pending, call.pending)
 
-    async def filtered(self, operation: Operation, **changes: str) -> tuple[Any, ProblemError | None]:
-        """What the filters in the address choose; None, and the problem, if one of them is wrong."""
+    async def filtered(
+        self, operation: Operation, changes: Mapping[str, str] = _NO_CHANGES, *, shared_seconds: float = 0
+    ) -> tuple[Any, ProblemError | None]:
+        """What the filters in the address choose; None, and the problem, if one of them is wrong, or they match slowly.
+
+        With `shared_seconds` all visitors of the address see the same result for so long.
+        """
         try:
-            return await self.perform(operation, query=self.query(operation.query, **changes)), None
+            read = partial(self.perform, operation, query=self.query(operation.query, **changes))
+            if not shared_seconds:
+                return await read(), None
+            return await self.shared.get(f"{operation.name} {self.request.url.query}", shared_seconds, read), None
+        except TooSlow as error:
+            return None, as_problem(error)
         except ProblemError as problem:
             if problem.status != HTTPStatus.BAD_REQUEST:
                 raise

@@ -45,7 +45,7 @@ _ROW: Final[Any] = CALLBACKS.alias("journal_row")
 
 async def find(database: Database, query: CallbackQuery) -> Page[CallbackSummaryRead]:
     """A page of the callbacks that match a query, ordered by id; ids rise with the time of receipt."""
-    async with database.reading() as connection:
+    async with database.searching() as connection:
         rows = list(await connection.execute(page_statement(database, query)))
     return Page(items=[_summary(row) for row in rows[: query.size]], more=len(rows) > query.size)
 

@@ -31,7 +31,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from receiver.errors import SettingsError, StorageUnavailable
+from receiver.errors import SettingsError, StorageUnavailable, TooSlow
 from receiver.models.columns import json_text
 from receiver.storage.bulk import OpenFile, SqliteAppender, Transaction
 from receiver.storage.postgresql import STATEMENT_SECONDS, DriverConnection, PostgresqlAppender, PostgresqlServer
@@ -155,6 +155,18 @@ class Database:
         with unavailable():
             async with self.engine.connect() as connection:
                 yield connection
+
+    @asynccontextmanager
+    async def searching(self) -> AsyncIterator[AsyncConnection]:
+        """As `reading`, for what people filter. Raises TooSlow if PostgreSQL takes longer than a statement may."""
+        async with self.reading() as connection:
+            try:
+                yield connection
+            except TimeoutError as error:
+                raise TooSlow(
+                    f"the search took longer than {STATEMENT_SECONDS + 1:.0f} seconds: "
+                    "give a shorter time, or a filter that fewer match"
+                ) from error
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:

@@ -27,7 +27,7 @@ _FIRST_PAGE: Final = DeadLetterQuery()
 
 async def find(database: Database, query: DeadLetterQuery = _FIRST_PAGE) -> Page[DeadLetterRead]:
     """A page of dead letters, ordered by id; ids rise with `died_at`."""
-    async with database.reading() as connection:
+    async with database.searching() as connection:
         rows = (await connection.execute(statement(query))).all()
     return Page(items=_READ.validate_python(rows[: query.size]), more=len(rows) > query.size)
 

@@ -236,7 +236,7 @@ async def find(database: Database, query: MessageQuery) -> Page[MessageRead]:
     """A page of the messages that match a query, with their recipients."""
     if not query.alternatives():
         return Page(items=[], more=False)
-    async with database.reading() as connection:
+    async with database.searching() as connection:
         rows = (await connection.execute(await statement(connection, query))).all()
         found = await _with_recipients(database, connection, rows[: query.size])
     return Page(items=found, more=len(rows) > query.size)

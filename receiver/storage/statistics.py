@@ -150,7 +150,7 @@ async def find(database: Database, query: StatisticsQuery, now: datetime) -> Sta
     grouped = _grouped_by(names)
     groups = _Groups(names, grouped)
     hours = _Hours(first, end, hour_of(now))
-    async with database.reading() as connection:
+    async with database.searching() as connection:
         if not database.is_sqlite:
             # One snapshot: between two statements, changes could be added to the cells. A single statement with UNION
             # ALL was planned badly, and took three times as long.

@@ -382,6 +382,24 @@ def test_unreachable_postgresql_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith(b"receiver: the database cannot be used now: ")
 
 
+@pytest.mark.slow
+def test_a_search_that_takes_postgresql_too_long_is_one_line(tmp_path: Path, empty_postgres_url: str) -> None:
+    settings = {**GIVEN, "DATABASE_URL": empty_postgres_url}
+    assert receiver(tmp_path, "migrate", **settings).returncode == 0
+    slow = (
+        "CREATE VIEW messages AS WITH slow AS MATERIALIZED (SELECT pg_sleep(60) IS NOT NULL AS has_slept) "
+        "SELECT stored.* FROM slow LEFT JOIN stored ON slow.has_slept WHERE slow.has_slept"
+    )
+    on_postgres(empty_postgres_url, "ALTER TABLE messages RENAME TO stored", slow)
+    done = receiver(tmp_path, "messages", "list", **settings)
+    line = "the search took longer than 5 seconds: give a shorter time, or a filter that fewer match"
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (
+        1,
+        b"",
+        f"receiver: {line} (see: receiver help troubleshooting)\n",
+    )
+
+
 def test_postgresql_without_schema_is_refused_with_the_command_to_run(tmp_path: Path, empty_postgres_url: str) -> None:
     settings = {**GIVEN, "DATABASE_URL": empty_postgres_url}
     done = receiver(tmp_path, "serve", "--port", "0", **settings)

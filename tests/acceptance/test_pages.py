@@ -14,7 +14,7 @@ import markupsafe
 import pytest
 from httpx2 import AsyncClient, Response
 from msgspec.structs import replace
-from sqlalchemy import func, literal, select
+from sqlalchemy import event, func, literal, select
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -27,7 +27,7 @@ from receiver.models.sinks import DEAD_LETTERS, RETRIES
 from receiver.models.statistics_query import DIMENSIONS
 from receiver.pages.statistics import LABELS
 from receiver.pages.visit import with_times
-from receiver.storage import dead_letters, sinks
+from receiver.storage import dead_letters, postgresql, sinks
 from receiver.storage.database import Database
 from receiver.storage.journal import first_id
 from tests import alerting
@@ -233,6 +233,37 @@ async def test_a_wrong_filter_is_named_at_its_field(pages: AsyncClient) -> None:
     assert answer.status_code == 400
     assert answer.text.count('aria-invalid="true"') == 2
     assert 'value="abc"' in answer.text
+
+
+@pytest.mark.slow
+async def test_a_search_that_takes_too_long_says_how_to_narrow_it(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The filters stay on the page, and no visitor is shown the same failure for the time that results are shared."""
+    monkeypatch.setattr(postgresql, "STATEMENT_SECONDS", 0.5)
+    database, searched = Database(postgres_url), re.compile(r"\b(FROM|JOIN) (messages|statistics|callbacks)\b")
+    is_slow = True
+
+    def sleep(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> tuple[str, Any]:
+        return ("SELECT pg_sleep(30)", ()) if is_slow and searched.search(statement) else (statement, parameters)
+
+    event.listen(database.engine.sync_engine, "before_cursor_execute", sleep, retval=True)
+    async with browser(application(database)) as visitor:
+        for address, value in (
+            ("/messages?applicationId=shop&from=%2B19195551212", "shop"),
+            ("/statistics?by=from&applicationId=shop", "shop"),
+            ("/callbacks?messageId=m-1", "m-1"),
+        ):
+            page = await visitor.get(address)
+            assert page.status_code == 503, address
+            assert "The search took longer than 5 seconds: give a shorter time, or a filter" in page.text, address
+            assert f'value="{value}"' in page.text, address
+        answer = await visitor.get("/api/messages", headers={"authorization": f"Bearer {ADMIN}"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert answer.json()["detail"].startswith("The search took longer than 5 seconds")
+        is_slow = False
+        assert (await visitor.get("/statistics?by=from&applicationId=shop")).status_code == 200
+    await database.close()
 
 
 async def test_an_empty_result_says_what_was_looked_for(database: Database, pages: AsyncClient) -> None:
