@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
@@ -34,6 +35,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 # Else every process that a test starts compiles the modules of receiver again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Under nohup every program that a test starts would ignore SIGHUP, too. A handler is not inherited.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

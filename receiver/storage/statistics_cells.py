@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from receiver.domain.events import Status
 from receiver.models.statistics import CHANGES, STATISTICS
@@ -37,20 +37,31 @@ WEEK: Final = 10
 DAY_HOURS: Final = 24
 # A week begins on a Thursday, as 1970 did.
 WEEK_HOURS: Final = 168
-# For each grain: the hours of a cell, whether it has a sender, delivery code and carrier, an application, and a time to
-# delivery.
+
+
+class Shape(NamedTuple):
+    """What the cells of a grain have."""
+
+    hours: int
+    has_sender: bool = False
+    has_application: bool = True
+    # Delivery code and carrier.
+    has_details: bool = True
+    has_bucket: bool = True
+
+
 SHAPES: Final = {
-    HOUR: (1, False, True, True, True),
-    DAY: (DAY_HOURS, False, True, True, True),
-    SENDER_HOUR: (1, True, True, True, True),
-    SENDER_DAY: (DAY_HOURS, True, True, True, True),
-    TOTALS_DAY: (DAY_HOURS, True, False, True, True),
-    TOTALS_WEEK: (WEEK_HOURS, True, False, True, True),
-    ALL_HOUR: (1, False, False, False, True),
-    ALL_DAY: (DAY_HOURS, False, False, False, True),
-    PLAIN_DAY: (DAY_HOURS, True, False, True, False),
-    PLAIN_WEEK: (WEEK_HOURS, True, False, True, False),
-    WEEK: (WEEK_HOURS, False, True, True, True),
+    HOUR: Shape(1),
+    DAY: Shape(DAY_HOURS),
+    WEEK: Shape(WEEK_HOURS),
+    SENDER_HOUR: Shape(1, has_sender=True),
+    SENDER_DAY: Shape(DAY_HOURS, has_sender=True),
+    TOTALS_DAY: Shape(DAY_HOURS, has_sender=True, has_details=False),
+    TOTALS_WEEK: Shape(WEEK_HOURS, has_sender=True, has_details=False),
+    PLAIN_DAY: Shape(DAY_HOURS, has_sender=True, has_details=False, has_bucket=False),
+    PLAIN_WEEK: Shape(WEEK_HOURS, has_sender=True, has_details=False, has_bucket=False),
+    ALL_HOUR: Shape(1, has_application=False, has_details=False),
+    ALL_DAY: Shape(DAY_HOURS, has_application=False, has_details=False),
 }
 GRAINS: Final = tuple(SHAPES)
 
@@ -147,7 +158,7 @@ class Counts:
             if not deliveries and not awaiting:
                 continue
             _, hour, sender, api, direction, status, code, application, carrier, bucket = key
-            for grain, hours, has_sender, has_details, has_application, has_bucket in shapes:
+            for grain, hours, has_sender, has_application, has_details, has_bucket in shapes:
                 cell = changed[
                     grain,
                     hour - hour % hours,

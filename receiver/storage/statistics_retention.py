@@ -62,8 +62,9 @@ async def cells_to_sweep(database: Database, now: datetime) -> list[tuple[int, i
     """The grains and beginnings of cells of the last days of which some count nothing, read without a lock."""
     found: list[tuple[int, int]] = []
     async with database.reading() as connection:
-        for grain, (hours, *_) in SHAPES.items():
-            is_recent = and_(STATISTICS.c.grain == grain, STATISTICS.c.hour > hour_of(now) - _SWEPT_HOURS - hours)
+        for grain, shape in SHAPES.items():
+            first = hour_of(now) - _SWEPT_HOURS - shape.hours
+            is_recent = and_(STATISTICS.c.grain == grain, STATISTICS.c.hour > first)
             statement = select(STATISTICS.c.hour).where(is_recent, _IS_EMPTY).distinct().order_by(STATISTICS.c.hour)
             found += [(grain, hour) for hour in await connection.scalars(statement)]
     return found
