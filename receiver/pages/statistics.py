@@ -38,7 +38,7 @@ _MAX_POINTS: Final = 2000
 _MAX_ROWS: Final = 100
 _MAX_TIMES: Final = 750
 # The hours of longer ranges are left out: those of 90 days took longer than a page may.
-_HOURS_OF: Final = timedelta(days=14)
+_LONGEST_BY_HOUR: Final = timedelta(days=14)
 _TIMES: Final = ("hour", "day", "week")
 # An open overview is refreshed every five seconds; the counts of a day change slowly.
 _STATUS_SECONDS: Final = 2.0
@@ -231,7 +231,7 @@ async def statistics_page(visit: Visit) -> Response:
         left_out=max(0, len(rows) - most) + (found.left_out if found is not None else 0),
         is_over_time=is_over_time,
         is_shortened=earliest is not None,
-        most_days=_HOURS_OF.days,
+        most_days=_LONGEST_BY_HOUR.days,
         by=by,
         by_fields=dict(zip(("by", *_FURTHER), names, strict=False)),
         dimensions=list(DIMENSIONS),
@@ -249,9 +249,9 @@ def _earliest_hour(visit: Visit, filters: Mapping[str, str]) -> datetime | None:
     except ProblemError:
         return None
     until = query.until or visit.now
-    if query.since is not None and until - query.since <= _HOURS_OF:
+    if query.since is not None and until - query.since <= _LONGEST_BY_HOUR:
         return None
-    return max(until, datetime.min.replace(tzinfo=UTC) + _HOURS_OF) - _HOURS_OF
+    return max(until, datetime.min.replace(tzinfo=UTC) + _LONGEST_BY_HOUR) - _LONGEST_BY_HOUR
 
 
 async def export(visit: Visit) -> Response:
