@@ -25,6 +25,8 @@ from receiver.intake.request_ids import REQUEST_ID
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 2
+# A search that was too slow most likely is so again.
+_SEARCH_AGAIN_SECONDS: Final = 30
 
 # The details of errors that are not the fault of the caller.
 _UNAVAILABLE: Final = "The database cannot be used now. Send the same request again after the seconds in Retry-After."
@@ -83,7 +85,9 @@ def as_problem(error: Exception) -> ProblemError:
         case HTTPException():
             detail = error.detail if error.detail != _title(error.status_code) else None
             return ProblemError(error.status_code, detail, headers=error.headers)
-        case TooSlow() | Busy():
+        case TooSlow():
+            return ProblemError(503, _sentence(error), headers={"Retry-After": str(_SEARCH_AGAIN_SECONDS)})
+        case Busy():
             return ProblemError(503, _sentence(error), headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
         case StorageUnavailable() | JournalFull():
             return ProblemError(503, _UNAVAILABLE, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})

@@ -77,7 +77,9 @@ def _message_and_exit_code(error: Exception) -> tuple[str, int]:
     match error:
         case SettingsError():
             return line(error), 2
-        case StorageUnavailable() if not isinstance(error, TooSlow):
+        case TooSlow():
+            return line(error), 1
+        case StorageUnavailable():
             return f"the database cannot be used now: {line(error)}", 1
         case ReceiverError():
             return line(error), 1

@@ -20,9 +20,9 @@ class StatisticRow(Model, table=True):
     """How many deliveries have these values: a cell of the statistics.
 
     `grain` says whether `hour` (hours since 1970 in UTC) is an hour or the first one of a day or a week, whether the
-    cell is of one sender or of all, and whether it has delivery code and carrier, and the time to delivery. Texts are
-    empty where a message has none. `bucket` is the time to delivery: its place among the bounds of the histogram, or -1
-    without one. A cell may count 0.
+    cell is of one sender or of all, and whether it has an application, delivery code and carrier, and the time to
+    delivery. Texts are empty where a message has none. `bucket` is the time to delivery: its place among the bounds of
+    the histogram, or -1 without one. A cell may count 0.
     """
 
     __tablename__ = "statistics"

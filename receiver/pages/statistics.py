@@ -18,7 +18,7 @@ from receiver.api.status import OPERATIONS as STATUS
 from receiver.api.status import InstallationStatus
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.events import Status
-from receiver.errors import TooMuch
+from receiver.errors import StorageUnavailable, TooMuch, TooSlow
 from receiver.models.message_queries import MessageQuery
 from receiver.models.messages import MessageRead
 from receiver.models.queries import SortOrder
@@ -81,7 +81,11 @@ async def overview(visit: Visit) -> Response:
     if status.processor.callbacks is None:
         # The database cannot be read: the sentences of the status say so, and all else would wait for it.
         return visit.page("overview.html", status=503, installation=status, deliveries=None, rate=None)
-    numbers = await visit.shared.get("numbers", _NUMBERS_SECONDS, lambda: _numbers(visit))
+    try:
+        numbers = await visit.shared.get("numbers", _NUMBERS_SECONDS, lambda: _numbers(visit))
+    except TooSlow as error:
+        # Here are no filters to narrow.
+        raise StorageUnavailable(str(error)) from error
     pending = status.journal.pending or 0
     return visit.page(
         "overview.html",
@@ -223,13 +227,15 @@ async def statistics_page(visit: Visit) -> Response:
     found, problem = await visit.filtered(_STATISTICS, filters, shared_seconds=shared_seconds)
     rows = found.rows if found is not None else []
     most = _MAX_TIMES if is_over_time else _MAX_ROWS
+    # With a limit the largest rows come first.
+    is_in_time = bool(by) and by[0] in _TIMES and "limit" not in chosen
     return await visit.filtered_page(
         "statistics.html",
         problem,
         found=found,
-        rows=[(row, [_shown(row, name) for name in by]) for row in (rows[-most:] if is_over_time else rows[:most])],
+        rows=[(row, [_shown(row, name) for name in by]) for row in (rows[-most:] if is_in_time else rows[:most])],
         left_out=max(0, len(rows) - most) + (found.left_out if found is not None else 0),
-        is_over_time=is_over_time,
+        is_in_time=is_in_time,
         is_shortened=earliest is not None,
         most_days=_LONGEST_BY_HOUR.days,
         by=by,
@@ -248,8 +254,9 @@ def _earliest_hour(visit: Visit, filters: Mapping[str, str]) -> datetime | None:
         query: StatisticsQuery = visit.query(StatisticsQuery, **filters)
     except ProblemError:
         return None
-    until = query.until or visit.now
-    if query.since is not None and until - query.since <= _LONGEST_BY_HOUR:
+    until = min(query.until or visit.now, visit.now)
+    # "14d" was 14 days before the moment at which it was read.
+    if query.since is not None and until - query.since <= _LONGEST_BY_HOUR + timedelta(hours=1):
         return None
     return max(until, datetime.min.replace(tzinfo=UTC) + _LONGEST_BY_HOUR) - _LONGEST_BY_HOUR
 

@@ -25,7 +25,7 @@ from receiver.api.problems import ProblemError, as_problem
 from receiver.api.routing import MOUNTED_AT, absolute_times, decoded_segment, parse_query
 from receiver.domain.cloudevents import rfc3339
 from receiver.domain.counts import count_text, count_texts
-from receiver.errors import TooSlow
+from receiver.errors import TooMuch, TooSlow
 from receiver.explanation.words import duration_text
 from receiver.models.parameters import NumberContext
 from receiver.models.queries import Query
@@ -196,7 +196,7 @@ class Visit:
     async def filtered(
         self, operation: Operation, changes: Mapping[str, str] = _NO_CHANGES, *, shared_seconds: float = 0
     ) -> tuple[Any, ProblemError | None]:
-        """What the filters in the address choose; None, and the problem, if one of them is wrong, or they match slowly.
+        """What the filters in the address choose; None, and the problem, if one of them is wrong, or too much matches.
 
         With `shared_seconds` all visitors of the address see the same result for so long.
         """
@@ -205,7 +205,7 @@ class Visit:
             if not shared_seconds:
                 return await read(), None
             return await self.shared.get(f"{operation.name} {self.request.url.query}", shared_seconds, read), None
-        except TooSlow as error:
+        except (TooMuch, TooSlow) as error:
             return None, as_problem(error)
         except ProblemError as problem:
             if problem.status != HTTPStatus.BAD_REQUEST:
@@ -216,7 +216,9 @@ class Visit:
         """A page of what filters choose, with the problem of each filter at its field."""
         errors = {error.parameter: error.detail for error in problem.errors} if problem is not None else {}
         status = problem.status if problem is not None else HTTPStatus.OK
-        return await self.long_page(template, status=status, problem=problem, errors=errors, **values)
+        response = await self.long_page(template, status=status, problem=problem, errors=errors, **values)
+        response.headers.update(problem.headers or {} if problem is not None else {})
+        return response
 
     async def long_page(self, template: str, *, status: int = 200, **values: Any) -> Response:
         """A page with up to a thousand rows, rendered in a thread, one at a time: callbacks must not wait for it."""

@@ -165,7 +165,7 @@ class Database:
             except TimeoutError as error:
                 raise TooSlow(
                     f"the search took longer than {STATEMENT_SECONDS + 1:.0f} seconds: "
-                    "give a shorter time, or a filter that fewer match"
+                    "give a shorter time, or a filter that fewer match, unless the database hangs"
                 ) from error
 
     @asynccontextmanager
@@ -221,6 +221,13 @@ class Database:
         if self.is_sqlite:
             return column.in_(select(self.listed(name).c.value))
         return column == func.any(bindparam(name, type_=postgresql.ARRAY(Text)))
+
+    def one_of(self, column: ColumnElement[Any], values: Iterable[Any]) -> ColumnElement[bool]:
+        """Whether `column` is one of these values. They are one parameter: a statement has at most 32,766."""
+        if self.is_sqlite:
+            listed = func.json_each(bindparam(None, json_text(list(values)), type_=Text)).table_valued("value")
+            return column.in_(select(listed.c.value))
+        return column == func.any(bindparam(None, list(values), type_=postgresql.ARRAY(column.type)))
 
     def listed(self, name: str) -> TableValuedAlias:
         """The texts of the parameter `name`, whose value `self.texts` makes, as rows with a column `value`."""

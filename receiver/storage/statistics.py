@@ -158,10 +158,13 @@ async def find(database: Database, query: StatisticsQuery, now: datetime) -> Sta
             # With 4 MB, the default of PostgreSQL, the sums of thousands of senders were sorted on disk: a third more.
             await connection.execute(text("SET LOCAL work_mem = '64MB'"))
         senders = _senders_of(query)
+        only_adds = not hours.later(_grains(query))
         if senders is None and "sender" in names and "category" not in names:
-            counted = _united(list(_statements(query, hours, grouped, plain=True)))
+            counted = _united(list(_statements(database, query, hours, grouped, plain=True)))
             senders, groups.existing = await _largest_senders(database, connection, query, counted, names)
-        statements: list[tuple[Table | None, Select[Any]]] = [*_statements(query, hours, grouped, senders=senders)]
+        statements: list[tuple[Table | None, Select[Any]]] = [
+            *_statements(database, query, hours, grouped, senders=senders)
+        ]
         if query.limit is not None and names == grouped and names and senders is None:
             statements = [(None, _of_largest(statements, names, query.limit, database))]
         for table, statement in statements:
@@ -170,8 +173,8 @@ async def find(database: Database, query: StatisticsQuery, now: datetime) -> Sta
             while found := result.fetchmany(_ROWS_AT_ONCE):
                 read += len(found)
                 await _in_thread(len(found), groups.add, found)
-                # Cells only add to what the changes, which are read first, have left.
-                is_large = table is STATISTICS and query.limit is None and groups.counted > _MOST_ROWS
+                # Cells only add to what the changes, which are read first, have left, unless later ones are subtracted.
+                is_large = table is STATISTICS and only_adds and query.limit is None and groups.counted > _MOST_ROWS
                 if read > _MOST_GROUPS or is_large:
                     raise _too_many()
     rows = await _in_thread(len(groups.by_key), _rows, names, groups, query.limit)
@@ -243,26 +246,34 @@ _MADE_OF: Final = {"category": ("api", "delivery_code"), "day": ("hour",), "week
 
 @dataclass(frozen=True, slots=True)
 class _Hours:
-    """The first hour of a range, the hour after the last one, and the one that is not over yet."""
+    """The first hour of a range, the hour after its last one, and the present hour."""
 
     first: int
     end: int
     now: int
 
-    def parts(self, grains: Mapping[int, int]) -> list[tuple[int, int, int]]:
-        """The grain, the first hour and the end of the cells that have the range.
+    def added(self, grains: Mapping[int, int]) -> list[tuple[int, int, int]]:
+        """The grain, the first hour and the end of cells that have the range, and perhaps some hours after it."""
+        return list(_parts(grains, self.first, self._covered(grains)))
 
-        The cells that begin at its end or later are subtracted. After the present there are next to none: a whole day
-        or week costs less than the hours and days that it has had until now.
+    def later(self, grains: Mapping[int, int]) -> list[tuple[int, int, int]]:
+        """The cells to subtract from those, all of which begin at the end of the range or later."""
+        return list(_parts(grains, self.end, self._covered(grains)))
+
+    def _covered(self, grains: Mapping[int, int]) -> int:
+        """The end of the longest cell that the range ends in, if it ends now or later.
+
+        After the present next to nothing is counted: a whole day or week costs less than the hours and days of it.
         """
         covered = self.end
         for hours in grains.values():
             if self.end > self.now and self.end // hours * hours >= self.first:
                 covered = -(-self.end // hours) * hours
-        return [*_parts(grains, self.first, covered), *_parts(grains, self.end, covered)]
+        return covered
 
 
 def _statements(
+    database: Database,
     query: StatisticsQuery,
     hours: _Hours,
     grouped: Sequence[str],
@@ -276,11 +287,14 @@ def _statements(
     """
     conditions = [CHANGES.c.hour >= hours.first, CHANGES.c.hour < hours.end]
     if senders is not None:
-        conditions.append(CHANGES.c.sender.in_(senders))
+        conditions.append(database.one_of(CHANGES.c.sender, senders))
     yield CHANGES, _summed(CHANGES, query, grouped, plain=plain).where(*conditions)
     grains = _grains(query, plain=plain)
-    cells = [_cells(grain, range(start, stop, grains[grain]), senders) for grain, start, stop in hours.parts(grains)]
-    summed = _summed(STATISTICS, query, grouped, plain=plain, end=hours.end)
+    added, later = hours.added(grains), hours.later(grains)
+    cells = [
+        _cells(database, grain, range(start, stop, grains[grain]), senders) for grain, start, stop in [*added, *later]
+    ]
+    summed = _summed(STATISTICS, query, grouped, plain=plain, end=hours.end if later else None)
     yield STATISTICS, summed.where(or_(false(), *cells))
 
 
@@ -288,14 +302,17 @@ def _statements(
 _MOST_LOOK_UPS: Final = 20_000
 
 
-def _cells(grain: int, hours: range, senders: Collection[str] | None) -> ColumnElement[bool]:
+def _cells(database: Database, grain: int, hours: range, senders: Collection[str] | None) -> ColumnElement[bool]:
     """The cells of a grain that begin at these hours, of all senders or of some."""
-    found = [STATISTICS.c.grain == grain]
-    if senders is not None:
-        found.append(STATISTICS.c.sender.in_(senders))
-        if len(hours) * len(senders) <= _MOST_LOOK_UPS:
-            return and_(*found, STATISTICS.c.hour.in_(hours))
-    return and_(*found, STATISTICS.c.hour >= hours.start, STATISTICS.c.hour < hours.stop)
+    of_grain = STATISTICS.c.grain == grain
+    if senders is not None and len(hours) * len(senders) <= _MOST_LOOK_UPS:
+        of_senders = database.one_of(STATISTICS.c.sender, senders)
+        return and_(of_grain, database.one_of(STATISTICS.c.hour, hours), of_senders)
+    of_hours = and_(STATISTICS.c.hour >= hours.start, STATISTICS.c.hour < hours.stop)
+    if senders is None:
+        return and_(of_grain, of_hours)
+    # PostgreSQL would look through all hours in its index for each of thousands of senders.
+    return and_(of_grain, of_hours, database.one_of(STATISTICS.c.sender + "", senders))
 
 
 def _summed(
@@ -305,9 +322,11 @@ def _summed(
     keys = [table.c[name] for name in grouped]
     if not plain:
         keys += [table.c.status.label("of_status"), table.c.bucket]
-    sign = case((table.c.hour >= end, -1), else_=1) if end is not None else 1
+    counts = {name: table.c[name] for name in ("deliveries", "awaiting")}
+    if end is not None:
+        counts = {name: case((table.c.hour >= end, -count), else_=count) for name, count in counts.items()}
     # PostgreSQL's sum is a decimal number, which takes long to read.
-    sums = (cast(func.sum(table.c[name] * sign), BigInteger).label(name) for name in ("deliveries", "awaiting"))
+    sums = (cast(func.sum(count), BigInteger).label(name) for name, count in counts.items())
     return select(*keys, *sums).where(*_conditions(table, query)).group_by(*keys)
 
 

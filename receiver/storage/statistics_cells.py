@@ -1,4 +1,4 @@
-"""Statistics: deliveries counted in cells, per hour and per day, in the transactions that change the deliveries.
+"""Statistics: deliveries counted in cells, per hour, day and week, in the transactions that change the deliveries.
 
 A cell is a function of the rows of a message: a change of the rows subtracts the cells before and adds those after it.
 The processor appends such changes to a table of their own, and adds them to the cells once there are many. A question

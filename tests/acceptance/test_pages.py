@@ -25,9 +25,11 @@ from receiver.models.events import EVENTS
 from receiver.models.queries import DeadLetterQuery
 from receiver.models.sinks import DEAD_LETTERS, RETRIES
 from receiver.models.statistics_query import DIMENSIONS
+from receiver.pages import statistics
 from receiver.pages.statistics import LABELS
 from receiver.pages.visit import with_times
 from receiver.storage import dead_letters, postgresql, sinks
+from receiver.storage import statistics as stored_statistics
 from receiver.storage.database import Database
 from receiver.storage.journal import first_id
 from tests import alerting
@@ -257,9 +259,10 @@ async def test_a_search_that_takes_too_long_says_how_to_narrow_it(
             page = await visitor.get(address)
             assert page.status_code == 503, address
             assert "The search took longer than 5 seconds: give a shorter time, or a filter" in page.text, address
+            assert page.headers["retry-after"] == "30"
             assert f'value="{value}"' in page.text, address
         answer = await visitor.get("/api/messages", headers={"authorization": f"Bearer {ADMIN}"})
-        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
         assert answer.json()["detail"].startswith("The search took longer than 5 seconds")
         is_slow = False
         assert (await visitor.get("/statistics?by=from&applicationId=shop")).status_code == 200
@@ -522,6 +525,50 @@ async def test_hours_of_a_long_range_are_shown_for_its_last_days_alone(database:
         assert (await visitor.get("/statistics?by=hour&toDateTime=0001-01-02")).status_code == 200
         whole = await visitor.get("/statistics.csv?by=hour&fromDateTime=90d")
         assert len(whole.text.splitlines()) == 5
+
+
+async def test_rows_over_time_are_cut_at_their_beginning_and_others_at_their_end(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = clock.now()
+    events = [
+        v2_event(
+            f"m{day}-{number}", message={"time": (now - timedelta(days=day)).isoformat(), "id": f"m{day}-{number}"}
+        )
+        for day in range(4)
+        for number in range(day + 1)
+    ]
+    await process(database, raw_callback(events))
+    monkeypatch.setattr(statistics, "_MAX_TIMES", 2)
+    for address, shown, words in (
+        ("by=day", ["2", "1"], "2 earlier rows"),
+        ("by=status&by2=day", ["4", "3"], "2 further rows"),
+        ("by=day&limit=3", ["4", "3"], "2 further rows"),
+    ):
+        async with browser(application(database, clock=lambda: now)) as visitor:
+            page = await visitor.get(f"/statistics?{address}")
+        rows = page.text.partition("<tbody>")[2].split("<tr>")[1:]
+        assert [re.findall(r'align-right">(\d+)<', row)[0] for row in rows] == shown, address
+        assert words in page.text, address
+
+
+async def test_the_hours_of_14_days_are_all_shown(database: Database) -> None:
+    async with browser(application(database)) as visitor:
+        assert "Hours are shown" not in (await visitor.get("/statistics?by=hour&fromDateTime=14d")).text
+        until = (clock.now() + timedelta(days=60)).date()
+        since = (clock.now() - timedelta(days=3)).date()
+        page = await visitor.get(f"/statistics?by=hour&fromDateTime={since}&toDateTime={until}")
+        assert "Hours are shown" not in page.text
+
+
+async def test_too_many_rows_keep_the_form(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    await process(database, raw_callback([v2_event(f"m{n}", message={"from": f"+1919555{n:04}"}) for n in range(3)]))
+    monkeypatch.setattr(stored_statistics, "_MOST_ROWS", 2)
+    async with browser(application(database)) as visitor:
+        page = await visitor.get("/statistics?by=day&by2=from&fromDateTime=2020-01-01&applicationId=")
+        assert page.status_code == 400
+        assert "The statistics have more than 2 rows" in page.text
+        assert 'value="2020-01-01"' in page.text
 
 
 async def test_statistics_are_counted_by_what_is_asked_and_drawn_over_time(database: Database) -> None:

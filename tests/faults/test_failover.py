@@ -112,7 +112,7 @@ async def fail_over(
             await asyncio.to_thread(until, lambda: events.stat().st_size > size)
             published_after = time.monotonic() - promoted
         print(f"after the promotion: accepting {accepted:.1f} s, publishing {published_after:.1f} s; {load.answers}")
-        assert accepted < PROMISED_SECONDS + BUSY_SECONDS
+        assert accepted < PROMISED_SECONDS
         assert published_after < 2 * PROMISED_SECONDS + BUSY_SECONDS
         assert set(load.answers) <= {200, 503}
         found = await audit(standby.url, load)

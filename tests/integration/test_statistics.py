@@ -13,7 +13,7 @@ from alembic.operations import Operations
 from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 
 from receiver.domain.delivery import FinalConflict
 from receiver.domain.events import Api, Callback
@@ -336,7 +336,7 @@ async def test_what_is_listed_after_the_end_of_a_range_is_not_counted(database: 
 
 async def test_a_limit_leaves_the_rows_with_most_deliveries(database: Database) -> None:
     """Whether cells have them, changes that are not added to the cells yet, or both."""
-    days = ("1969-12-31", "1970-01-01", "2026-01-01", "2026-01-04", "2026-01-05")
+    days = ("1969-12-25", "1969-12-31", "1970-01-01", "2026-01-01", "2026-01-05")
     events = [
         v2_event(
             f"m{number}",
@@ -408,6 +408,74 @@ async def test_statistics_of_many_groups_do_not_hold_up_the_event_loop(database:
     # A step of the garbage collector may come on top; without threads it was more than a second, twenty times the
     # reference work.
     assert longest < 5 * reference_seconds()
+
+
+async def test_the_largest_of_thousands_of_senders_are_found(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than a statement may have parameters, each in several parts of the range, and their sums alone are read."""
+    first, number = statistics_cells.hour_of(NOW), 7_000
+    counts = statistics_cells.Counts()
+    for sender in range(number):
+        for hour in (first - 200, first - 30, first - 2):
+            key = (hour, f"+1555{sender:06}", "v2", "out", "delivered", statistics_cells.NO_CODE, "", "", 3)
+            counts.add_cell((statistics_cells.SENDER_HOUR, *key), 1 + sender % 2, 0)
+    async with database.appending() as transaction:
+        await transaction.run([counts.cells()])
+    # The rows of all hours are `number`, those of each hour three times as many.
+    rows = await counted(database, "from", limit=10_000)
+    assert len(rows) == number
+    assert (rows[0].deliveries, rows[-1].deliveries) == (6, 3)
+    monkeypatch.setattr(statistics, "_MOST_GROUPS", 100)
+    found = await statistics.find(database, StatisticsQuery(by="from,day", limit=5, **EVERYTHING), NOW)
+    assert [row.deliveries for row in found.rows] == [2] * 5
+    assert found.left_out == 3 * number - 5
+
+
+async def test_rows_that_later_cells_take_away_are_not_too_many(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime(2026, 1, 10, 9, 30, tzinfo=UTC)
+    times = [now - timedelta(days=1), now + timedelta(hours=3)]
+    await process(
+        database,
+        callback(
+            [
+                v2_event(f"m{sender}-{place}", message={"from": f"+1555{sender}", "time": listed_at.isoformat()})
+                for sender in range(3)
+                for place, listed_at in enumerate(times)
+            ]
+        ),
+    )
+    await add_changes(database)
+    monkeypatch.setattr(statistics, "_MOST_ROWS", 3)
+    for by in ("day,from", "week,applicationId,from", "from"):
+        query = StatisticsQuery(by=by, since=now - timedelta(days=9), until=now)
+        assert [row.deliveries for row in (await statistics.find(database, query, now)).rows] == [1, 1, 1]
+
+
+async def test_too_many_senders_are_found_out_before_their_sums_are_read(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await process(database, callback([v2_event(f"m{n}", message={"from": f"+1555{n}"}) for n in range(3)]))
+    await add_changes(database)
+    statements: list[str] = []
+    event.listen(
+        database.engine.sync_engine,
+        "before_cursor_execute",
+        lambda _connection, _cursor, statement, *_: statements.append(statement),
+    )
+    monkeypatch.setattr(statistics, "_MOST_ROWS", 2)
+    with pytest.raises(TooMuch, match="more than 2 rows"):
+        await counted(database, "from")
+    assert not [statement for statement in statements if "bucket" in statement]
+
+
+async def test_a_sender_without_its_plus_is_found(database: Database) -> None:
+    await process(
+        database, callback([v2_event("m1", message={"from": "15551"}), v2_event("m2", message={"from": "+15551"})])
+    )
+    assert [row.deliveries for row in await counted(database, sender="15551")] == [2]
 
 
 async def test_too_many_rows_are_refused(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

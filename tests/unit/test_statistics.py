@@ -86,10 +86,11 @@ def test_a_range_until_now_is_whole_cells_less_what_comes_later(
     grains: dict[int, int], first: int, length: int, now: int
 ) -> None:
     end = first + length
-    counted = Counter[int]()
+    counted, reading = Counter[int](), _Hours(first, end, now)
+    assert all(start >= end for _, start, _ in reading.later(grains))
     cells = [
         (cell, grains[grain])
-        for grain, start, stop in _Hours(first, end, now).parts(grains)
+        for grain, start, stop in [*reading.added(grains), *reading.later(grains)]
         for cell in range(start, stop, grains[grain])
     ]
     for cell, hours in cells:
