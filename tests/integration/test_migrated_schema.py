@@ -245,11 +245,11 @@ async def test_migration_waits_for_a_report_without_a_deadlock_and_holds_up_no_c
     writer = journal.journal_writer(database)
     try:
         async with report(url, *before) as run:
-            migrating, longest = asyncio.create_task(schema.migrate(database)), 0.0
+            migrating, seconds = asyncio.create_task(schema.migrate(database)), list[float]()
             for number in range(20):
                 begun = time.monotonic()
                 await writer.append([callback([v2_event(f"m{number}")], received=number)])
-                longest = max(longest, time.monotonic() - begun)
+                seconds.append(time.monotonic() - begun)
                 await asyncio.sleep(0.25)
             assert not migrating.done()
             # The report goes on to tables that the migration wants too.
@@ -258,7 +258,8 @@ async def test_migration_waits_for_a_report_without_a_deadlock_and_holds_up_no_c
         async with asyncio.timeout(20):
             await migrating
         await schema.check(database)
-        assert longest < 1
+        # A busy disk may hold up one or two; a lock of the migration would hold up most of them.
+        assert sorted(seconds)[-3] < 1
     finally:
         await writer.close()
 
