@@ -50,9 +50,12 @@ def downgrade() -> None:
 
 def change_key(key: tuple[str, ...]) -> None:
     if op.get_bind().dialect.name != "sqlite":
-        op.execute(f"ALTER TABLE statistics DROP CONSTRAINT pk_statistics, ADD {constraint(key)}")
+        op.execute(
+            "ALTER TABLE statistics DROP CONSTRAINT pk_statistics, "
+            f"ADD CONSTRAINT pk_statistics PRIMARY KEY ({', '.join(key)})"
+        )
         return
-    # The table is its own index: it is written anew.
+    # The table is its own index: it is copied.
     op.execute("ALTER TABLE statistics RENAME TO statistics_before")
     op.create_table(
         "statistics",
@@ -64,10 +67,6 @@ def change_key(key: tuple[str, ...]) -> None:
         f"INSERT INTO statistics ({COLUMNS}) SELECT {COLUMNS} FROM statistics_before ORDER BY {', '.join(key)}"  # noqa: S608
     )
     op.execute("DROP TABLE statistics_before")
-
-
-def constraint(key: tuple[str, ...]) -> str:
-    return f"CONSTRAINT pk_statistics PRIMARY KEY ({', '.join(key)})"
 
 
 TYPES = {

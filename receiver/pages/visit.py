@@ -217,7 +217,8 @@ class Visit:
         errors = {error.parameter: error.detail for error in problem.errors} if problem is not None else {}
         status = problem.status if problem is not None else HTTPStatus.OK
         response = await self.long_page(template, status=status, problem=problem, errors=errors, **values)
-        response.headers.update(problem.headers or {} if problem is not None else {})
+        if problem is not None and problem.headers:
+            response.headers.update(problem.headers)
         return response
 
     async def long_page(self, template: str, *, status: int = 200, **values: Any) -> Response:

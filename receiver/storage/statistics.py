@@ -188,7 +188,7 @@ async def _largest_senders(
     """The senders of the rows with most deliveries, as many as the limit, and the number of all rows.
 
     Thousands of senders have very many sums by status and time to delivery: only those of the largest are read. Without
-    a limit all senders are; raises TooMuch if that can be told from few cells.
+    a limit all senders are; raises TooMuch if few cells show that there are too many rows.
     """
     if query.limit is not None:
         found = (await connection.execute(_largest(counted, names, query.limit, database))).all()

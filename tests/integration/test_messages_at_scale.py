@@ -117,8 +117,8 @@ async def stock_postgresql(driver: Any) -> None:
         await driver.execute(f"VACUUM ANALYZE {table}", timeout=120)
 
 
-# What is asked for, the index that finds it, and how long that may take, generously: as multiples of the reference
-# work, which is half a second in all on a machine that nobody else uses.
+# The queries, each with the index that finds its messages, and how long it may take, as a multiple of the reference
+# work: that is half a second on a machine that nobody else uses.
 LIMIT = 10
 QUERIES: dict[str, tuple[dict[str, Any], str | None]] = {
     "first page": ({}, "ix_messages_listed"),
