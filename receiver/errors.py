@@ -4,7 +4,7 @@ ReceiverError
 ├── SettingsError       a setting is wrong, unknown or missing; this line ends the start
 ├── SchemaError         the schema of the database is not that of this version
 ├── StorageUnavailable  the database could not commit now; the same call may succeed later
-│   └── TooSlow         a search took longer than a statement may
+│   └── TooSlow         a search took longer than it may
 ├── JournalFull         too many callbacks wait for their commit
 ├── Busy                something has as many users as it may have
 ├── Unknown             nothing has this name or id
@@ -88,7 +88,7 @@ class StorageUnavailable(ReceiverError):
 
 
 class TooSlow(StorageUnavailable):
-    """A search took longer than a statement may. What it looks for may be too much, or the database too busy."""
+    """A search took longer than it may. What it looks for may be too much, or the database too busy."""
 
 
 class JournalFull(ReceiverError):

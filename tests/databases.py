@@ -103,6 +103,18 @@ class DatabasePool:
         del self._fingerprints[name]
 
 
+def with_slow_rows(url: str, table: str, seconds: float) -> None:
+    """Makes the server take so many seconds longer for each row of a table that a statement reads."""
+    on_postgres(
+        url,
+        # The cost keeps the planner from reading rows that an index can leave out.
+        "CREATE FUNCTION takes_long() RETURNS boolean LANGUAGE plpgsql VOLATILE COST 1000000 "
+        f"AS 'BEGIN PERFORM pg_sleep({seconds}); RETURN TRUE; END'",
+        f"ALTER TABLE {table} RENAME TO stored",
+        f"CREATE VIEW {table} AS SELECT * FROM stored WHERE takes_long()",
+    )
+
+
 async def _read_template(url: str, name: str) -> _Template:
     connection = await asyncpg.connect(url, timeout=60)
     try:

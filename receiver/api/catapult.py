@@ -19,15 +19,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from receiver.api.auth import BASIC
-from receiver.api.operations import JSON, Call, Listed, Operation, by_cursor
+from receiver.api.messages import as_listed
+from receiver.api.operations import JSON, Call, Listed, Operation
 from receiver.api.problems import ProblemError, as_problem
 from receiver.api.routing import Group
 from receiver.domain.events import Direction
 from receiver.models.columns import Read
 from receiver.models.message_queries import CatapultMessageQuery
 from receiver.models.messages import Media
-from receiver.models.parameters import message_cursor
 from receiver.storage import messages
+from receiver.storage.message_search import search
 
 
 def catapult_time(time: datetime) -> str:
@@ -114,9 +115,10 @@ async def answer_error(_: Request, error: Exception) -> Response:
 
 
 async def list_messages(call: Call) -> Listed[CatapultMessage]:
-    page = await messages.find(call.database, call.query.as_message_query())
-    listed = by_cursor(page, lambda message: message_cursor(message.place))
-    return Listed(items=[CatapultMessage.model_validate(message) for message in page.items], next_page=listed.next_page)
+    listed = as_listed(await search(call.database, call.query.as_message_query(), call.patience))
+    return Listed(
+        items=[CatapultMessage.model_validate(message) for message in listed.items], next_page=listed.next_page
+    )
 
 
 async def get_message(call: Call) -> CatapultMessage:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from receiver.api.operations import Call, Listed, Operation, by_cursor
+from receiver.api.operations import Call, Listed, Operation
 from receiver.api.tables import csv_text
 from receiver.errors import Ambiguous, Unknown
 from receiver.models.codes import ReasonRead
@@ -15,6 +15,7 @@ from receiver.models.parameters import message_cursor
 from receiver.models.queries import AttemptQuery, CallbackQuery, OneMessageQuery
 from receiver.models.sinks import AttemptRead, without_responses
 from receiver.storage import callbacks, messages, publications
+from receiver.storage.message_search import Found, search
 
 _OF_RECIPIENT: Final = tuple(name for name in shown_names(RecipientRead) if name != "reason")
 # The values of a single recipient are in the columns of the recipient, the list of numbers is its rows.
@@ -44,8 +45,16 @@ def _rows(message: MessageRead) -> Iterator[dict[str, Any]]:
 
 
 async def list_messages(call: Call) -> Listed[MessageRead]:
-    page = await messages.find(call.database, call.query)
-    return by_cursor(page, lambda message: message_cursor(message.place))
+    return as_listed(await search(call.database, call.query, call.patience))
+
+
+def as_listed(found: Found) -> Listed[MessageRead]:
+    return Listed(
+        items=found.items,
+        next_page={"cursor": message_cursor(found.after)} if found.after is not None else None,
+        searched_to=found.searched_to,
+        share=found.share,
+    )
 
 
 async def get_message(call: Call) -> MessageRead:

@@ -17,6 +17,7 @@ from receiver.domain.events import Callback
 from receiver.errors import StorageUnavailable
 from receiver.models.queries import Page, PagedQuery, Query
 from receiver.storage.database import Database
+from receiver.storage.message_search import FOR_PROGRAMS, Patience
 
 if TYPE_CHECKING:
     # Commands run operations too, and need no token and no web framework.
@@ -80,7 +81,8 @@ class Call:
     """One call of an operation: its parameters, the decoded values of its path, its body, and who calls.
 
     `pending` is the number of callbacks that the result does not contain, because they are not processed yet.
-    `headers` are those of the request that the operation reads, `token` is the digest of its token.
+    `headers` are those of the request that the operation reads, `token` is the digest of its token. `patience` is that
+    of a search of messages.
     """
 
     context: ApiContext
@@ -91,6 +93,7 @@ class Call:
     pending: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
     token: bytes | None = None
+    patience: Patience = FOR_PROGRAMS
 
     @property
     def database(self) -> Database:
@@ -99,10 +102,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed(Generic[Item]):
-    """A page of a list; `next_page` are the parameters of the page after it that differ (None: it is the last one)."""
+    """A page of a list; `next_page` are the parameters of the page after it that differ (None: it is the last one).
+
+    `searched_to` and `share` are set if the page ended early because the search takes long (see `Found`).
+    """
 
     items: list[Item]
     next_page: Mapping[str, str] | None
+    searched_to: datetime | None = None
+    share: float = 1.0
 
 
 def by_cursor(page: Page[Item], cursor: Callable[[Item], str]) -> Listed[Item]:

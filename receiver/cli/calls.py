@@ -46,6 +46,7 @@ from receiver.settings import Settings
 from receiver.storage import messages
 from receiver.storage.database import Database
 from receiver.storage.journal import journal_writer
+from receiver.storage.message_search import UNLIMITED, search
 from receiver.storage.processor import settle
 from receiver.storage.publications import publications_of_message
 
@@ -80,6 +81,7 @@ class Operations:
             query=query if query is not None else operation.query(),
             path=path or {},
             body=operation.body.model_validate(body) if operation.body is not None else None,
+            patience=UNLIMITED,
         )
         try:
             return await operation(call)
@@ -200,12 +202,11 @@ def export_messages(config: Path | None, query: MessageQuery, *, lines: bool, ou
         with written(output) as write_part:
             more = True
             while more:
-                page = await messages.find(database, page_query)
-                write_part(_json_lines(page.items) if lines else csv_table(page.items, header=not count).encode())
-                count, more = count + len(page.items), page.more
+                found = await search(database, page_query, UNLIMITED)
+                write_part(_json_lines(found.items) if lines else csv_table(found.items, header=not count).encode())
+                count, more = count + len(found.items), found.after is not None
                 progress.show(count)
-                if more:
-                    page_query = page_query.model_copy(update={"after": page.items[-1].place})
+                page_query = page_query.model_copy(update={"after": found.after})
         return 0
 
     return with_database(config, work)

@@ -30,12 +30,21 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class MessagePlace:
-    """A message's place in the list of messages: the next page begins after it."""
+    """A place in the list of messages, often that of a message: the next page begins after it.
+
+    `span` is the length of the next span of time, where a search that takes long goes on after this place.
+    """
 
     listed_at: datetime
     api: Api
     direction: Direction
     id: str
+    span: timedelta | None = None
+
+    @classmethod
+    def at(cls, moment: datetime, span: timedelta | None = None) -> "MessagePlace":
+        """The place between earlier messages and those of this moment: the smallest values, and no message's id."""
+        return cls(moment, Api.V1, Direction.IN, "", span)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +189,12 @@ def encode_cursor(parts: Sequence[str]) -> str:
     return base64.urlsafe_b64encode(orjson.dumps(list(parts))).rstrip(b"=").decode()
 
 
-def _decode_cursor(cursor: str, length: int) -> list[str]:
+def _decode_cursor(cursor: str, *lengths: int) -> list[str]:
     try:
         parts = orjson.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True))
     except ValueError:
         raise ValueError(_NOT_A_CURSOR) from None
-    if not isinstance(parts, list) or len(parts) != length or not all(_is_storable(part) for part in parts):
+    if not isinstance(parts, list) or len(parts) not in lengths or not all(_is_storable(part) for part in parts):
         raise ValueError(_NOT_A_CURSOR)
     return parts
 
@@ -198,16 +207,20 @@ def _is_storable(part: Any) -> bool:
 
 
 def message_cursor(place: MessagePlace) -> str:
-    return encode_cursor([place.listed_at.astimezone(UTC).isoformat(), place.api, place.direction, place.id])
+    parts = [place.listed_at.astimezone(UTC).isoformat(), place.api, place.direction, place.id]
+    if place.span is not None:
+        parts.append(str(round(place.span.total_seconds())))
+    return encode_cursor(parts)
 
 
 def _message_place(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    listed_at, api, direction, message_id = _decode_cursor(value, 4)
+    listed_at, api, direction, message_id, *spans = _decode_cursor(value, 4, 5)
     try:
         time = datetime.fromisoformat(listed_at).astimezone(UTC)
-        place = MessagePlace(time, Api(api), Direction(direction), message_id)
+        span = timedelta(seconds=_digits(spans[0])) if spans else None
+        place = MessagePlace(time, Api(api), Direction(direction), message_id, span)
     except (ValueError, OverflowError):
         raise ValueError(_NOT_A_CURSOR) from None
     return place

@@ -2,6 +2,7 @@
 
 import re
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
@@ -157,16 +158,22 @@ class Database:
                 yield connection
 
     @asynccontextmanager
-    async def searching(self) -> AsyncIterator[AsyncConnection]:
-        """As `reading`, for what people filter. Raises TooSlow if PostgreSQL takes longer than a statement may."""
+    async def searching(self, seconds: float | None = None) -> AsyncIterator[AsyncConnection]:
+        """As `reading`, for what people filter. Raises TooSlow after so many seconds, on PostgreSQL of one statement.
+
+        By default PostgreSQL has `STATEMENT_SECONDS`, and SQLite no limit. The database itself ends the statement, so
+        that the connection stays in use.
+        """
+        if seconds is None and not self.is_sqlite:
+            seconds = STATEMENT_SECONDS
         async with self.reading() as connection:
+            await connection.execution_options(receiver_seconds=seconds)
             try:
                 yield connection
-            except TimeoutError as error:
-                raise TooSlow(
-                    f"the search took longer than {STATEMENT_SECONDS + 1:.0f} seconds: "
-                    "give a shorter time, or a filter that fewer match, unless the database hangs"
-                ) from error
+            except DBAPIError as error:
+                if not _ran_out_of_time(error):
+                    raise
+                raise TooSlow("the search takes too long: give a shorter time, or a filter that fewer match") from error
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
@@ -336,6 +343,15 @@ def _is_transient(error: Exception) -> bool:
     return isinstance(sqlstate, str) and sqlstate.startswith(_TRANSIENT_SQLSTATES)
 
 
+def _ran_out_of_time(error: DBAPIError) -> bool:
+    """Whether the database ended a statement because its time was over."""
+    driver_error = error.orig
+    return (
+        getattr(driver_error, "sqlstate", None) == "57014"
+        or getattr(driver_error, "sqlite_errorname", None) == "SQLITE_INTERRUPT"
+    )
+
+
 @cache
 def _connection_errors() -> tuple[type[Exception], ...]:
     # Imported when an error is looked at: commands on SQLite start without the driver of PostgreSQL.
@@ -375,6 +391,8 @@ def _sqlite_engine(url: URL, *, attached: Path | None = None, foreign_keys: bool
 
     def prepare(connection: Any, record: Any) -> None:
         opened = record.info[_OPENED] = [OpenFile(Path(url.database or ""))]
+        deadline = record.info[_DEADLINE] = _Deadline()
+        connection.run_async(lambda driver: driver.set_progress_handler(deadline.is_over, _INSTRUCTIONS))
         # We send BEGIN ourselves: by default the driver begins late and without the write lock.
         connection.isolation_level = None
         cursor = connection.cursor()
@@ -403,15 +421,34 @@ def _begin_sqlite(connection: Any) -> None:
     main, *attached = connection.info[_OPENED]
     for file in (main, *attached):
         file.check()
-    writes = connection.get_execution_options().get("receiver_writes")
+    options = connection.get_execution_options()
+    connection.info[_DEADLINE].set(options.get("receiver_seconds"))
+    writes = options.get("receiver_writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
     # The pragma of the journal mode has opened the WAL of the main file. That of an attached file is opened by the
     # first read, and may be removed before by the last one who closes the file.
     main.note_wal()
 
 
-# The key of the open files in the info of a connection.
+class _Deadline:
+    """When the present transaction of a connection ends what it runs; SQLite asks for it while a statement runs."""
+
+    def __init__(self) -> None:
+        self._at: float | None = None
+
+    def set(self, seconds: float | None) -> None:
+        self._at = None if seconds is None else time.monotonic() + seconds
+
+    def is_over(self) -> bool:
+        return self._at is not None and time.monotonic() > self._at
+
+
+# So many instructions of SQLite take a few milliseconds. Each question waits for Python's lock.
+_INSTRUCTIONS: Final = 50_000
+
+# The keys of the open files and of the deadline in the info of a connection.
 _OPENED: Final = "receiver.opened"
+_DEADLINE: Final = "receiver.deadline"
 
 
 _COST: Final = {

@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from operator import attrgetter, itemgetter
 from typing import Any, Final
 
@@ -232,14 +233,22 @@ _TAG_START: Final[ColumnElement[str]] = literal_column(f"substr(messages.tag, 1,
 _FLAGS: Final = {"contradicted": "messages.contradicted", "awaiting_receipt": "messages.awaiting_receipt"}
 
 
-async def find(database: Database, query: MessageQuery) -> Page[MessageRead]:
-    """A page of the messages that match a query, with their recipients."""
+async def find(database: Database, query: MessageQuery, seconds: float | None = None) -> Page[MessageRead]:
+    """A page of the messages that match a query, with their recipients. Raises TooSlow as `Database.searching` does."""
     if not query.alternatives():
         return Page(items=[], more=False)
-    async with database.searching() as connection:
+    async with database.searching(seconds) as connection:
         rows = (await connection.execute(await statement(connection, query))).all()
         found = await _with_recipients(database, connection, rows[: query.size])
     return Page(items=found, more=len(rows) > query.size)
+
+
+async def ends(database: Database) -> tuple[datetime, datetime] | None:
+    """The times at which the list of all messages ends: its oldest and its newest. None if there are no messages."""
+    oldest, newest = (select(end(MESSAGES.c.listed_at)).scalar_subquery() for end in (func.min, func.max))
+    async with database.searching() as connection:
+        found = (await connection.execute(select(oldest, newest))).one()
+    return None if found[0] is None else (found[0], found[1])
 
 
 async def with_id(

@@ -131,6 +131,11 @@ class PostgresqlServer:
     def _begin(self, connection: Any) -> None:
         if self.is_pooled:
             connection.exec_driver_sql(_SET_LOCAL_BY_QUERY)
+        seconds = connection.get_execution_options().get("receiver_seconds")
+        if seconds is not None:
+            connection.exec_driver_sql(
+                f"SELECT set_config('statement_timeout', '{max(1, round(seconds * 1000))}', true)"
+            )
 
     async def _connect(self, **options: Any) -> Any:
         """The driver's connection to the first host that can be used; each host has its share of the time."""

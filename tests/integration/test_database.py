@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -11,9 +12,9 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
-from receiver.errors import SchemaError, SettingsError, StorageUnavailable
+from receiver.errors import SchemaError, SettingsError, StorageUnavailable, TooSlow
 from receiver.storage import schema
 from receiver.storage.database import WAL_BYTES, Database, driver_url, is_sqlite
 from receiver.storage.journal import journal_writer
@@ -288,8 +289,39 @@ async def test_url_with_pgbouncer_leaves_nothing_behind_in_a_session(postgres_ur
         await connection.rollback()
         driver = (await connection.get_raw_connection()).driver_connection
         assert await driver.fetchval("SHOW lock_timeout") == "0"
+    async with database.searching(3.0) as connection:
+        assert (await connection.execute(text("SHOW statement_timeout"))).scalar_one() == "3s"
+        assert (await connection.execute(text("SHOW lock_timeout"))).scalar_one() == "4s"
+        await connection.rollback()
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert await driver.fetchval("SHOW statement_timeout") == "0"
     await writer.close()
     await database.close()
+
+
+LONG = {
+    "sqlite": "WITH RECURSIVE c (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 1000000) SELECT max(n) FROM c",
+    "postgresql": "SELECT 1000000 FROM pg_sleep(0.3)",
+}
+
+
+async def test_a_search_ends_after_its_time_and_its_connection_is_used_again(database: Database) -> None:
+    statement, opened = text(LONG[database.engine.dialect.name]), []
+    event.listen(database.engine.sync_engine, "connect", lambda *_: opened.append(1))
+    for seconds in (0.02, 9.0, None):
+        async with database.reading() as connection:
+            # Nothing of the limit outlives the search.
+            assert await connection.scalar(statement) == 1_000_000
+        if seconds == 0.02:
+            began = time.monotonic()
+            with pytest.raises(TooSlow, match="give a shorter time"):
+                async with database.searching(seconds) as connection:
+                    await connection.scalar(statement)
+            assert time.monotonic() - began < 9
+        else:
+            async with database.searching(seconds) as connection:
+                assert await connection.scalar(statement) == 1_000_000
+    assert len(opened) <= 1
 
 
 async def test_database_that_is_not_utf_8_is_refused(postgres: str) -> None:

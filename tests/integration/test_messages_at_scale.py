@@ -15,6 +15,7 @@ from receiver.models.message_queries import MessageQuery
 from receiver.models.parameters import MessagePlace
 from receiver.storage import messages
 from receiver.storage.database import Database
+from receiver.storage.message_search import Patience, search
 from tests.databases import plan
 from tests.waiting import reference_seconds
 
@@ -181,3 +182,32 @@ async def test_every_list_of_messages_is_quick_at_a_million(database: Database) 
             without_index[name] = made
     assert not without_index
     assert not slow
+    for name, (fields, expected) in WITHOUT_INDEX.items():
+        assert await _in_steps(database, MessageQuery(**fields)) == expected, name
+
+
+# Two filters of which each has an index and many matches: so many messages have both.
+WITHOUT_INDEX: dict[str, tuple[dict[str, Any], int]] = {
+    "from= and applicationId=, no match": ({"sender": "19195550042", "application_id": "a-43"}, 0),
+    "from= and applicationId=": ({"sender": "19195550042", "application_id": "a-42", "size": 1000}, 1000),
+    "status=failed and applicationId=, no match": ({"status": "failed", "application_id": "a-42"}, 0),
+    "tagVerdict= and state=, no match": ({"tag_verdict": TagVerdict.UNCHECKED, "state": "queued"}, 0),
+}
+
+
+async def _in_steps(database: Database, query: MessageQuery) -> int:
+    """How many messages a search has found at its end, or when its page is full; no step takes long."""
+    found, steps = 0, 0
+    query = query.model_copy(
+        update={"after": MessagePlace.at(datetime.max.replace(tzinfo=UTC), span=timedelta(hours=6))}
+    )
+    while True:
+        started = time.perf_counter()
+        step = await search(database, query, Patience(whole=0.05, in_spans=0.05))
+        seconds = time.perf_counter() - started
+        assert seconds < LIMIT * reference_seconds(time.perf_counter)
+        found, steps = found + len(step.items), steps + 1
+        if step.searched_to is None:
+            return found
+        assert steps < 1000
+        query = query.model_copy(update={"after": step.after, "size": query.size - len(step.items)})

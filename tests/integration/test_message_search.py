@@ -1,0 +1,175 @@
+"""Searches of messages in spans of time: they find what the whole list has, go on where they end, and end in time."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import chain, repeat
+from math import inf
+from typing import Any
+
+import pytest
+
+from receiver.errors import TooSlow
+from receiver.models.message_queries import MessageQuery
+from receiver.models.parameters import MessagePlace
+from receiver.models.queries import SortOrder
+from receiver.storage import database as databases
+from receiver.storage import message_search, messages
+from receiver.storage.database import Database
+from receiver.storage.message_search import UNLIMITED, Found, Patience, search
+from tests.databases import with_slow_rows
+from tests.rows import inbound, insert, message, minutes
+
+pytestmark = pytest.mark.anyio
+
+
+def impatient() -> Callable[[], float]:
+    """A clock by which every span takes no time, and the patience is over after the first one."""
+    times = chain([0.0], repeat(100.0))
+    return lambda: next(times)
+
+
+async def pages(
+    database: Database, query: MessageQuery, patience: Patience, clock: Callable[[], Callable[[], float]] | None = None
+) -> list[Found]:
+    """The pages of a search to its end."""
+    found: list[Found] = []
+    while not found or found[-1].after is not None:
+        found.append(await search(database, query, patience, clock() if clock is not None else time.monotonic))
+        query = query.model_copy(update={"after": found[-1].after})
+        assert len(found) < 1000
+    return found
+
+
+def ids(found: Sequence[Found]) -> list[str]:
+    return [message.id for page in found for message in page.items]
+
+
+@pytest.fixture
+async def stocked(database: Database) -> Database:
+    """Messages of decades, of which many have the same time, with gaps of years between them."""
+    times = [
+        datetime(1970, 1, 1, tzinfo=UTC),
+        *[datetime(2019, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)] * 7,
+        *(minutes(30 * number) for number in range(40)),
+        *[minutes(600)] * 9,
+        datetime(9999, 12, 31, 23, tzinfo=UTC),
+    ]
+    made = (
+        inbound(f"m{number:02}", at=at, sender="+15550100")
+        if number % 3 == 0
+        else message(f"m{number:02}", at=at, tag=f"order {number}", to=("+15550299", f"+1555020{number % 9}"))
+        for number, at in enumerate(times)
+    )
+    await insert(database, *made)
+    return database
+
+
+QUERIES: dict[str, dict[str, Any]] = {
+    "all": {},
+    "direction": {"direction": "in"},
+    "number": {"number": "+15550100"},
+    "recipient": {"recipient": "+15550203"},
+    "tag_prefix": {"tag_prefix": "order 1"},
+    "since and until": {"since": minutes(60), "until": minutes(600)},
+    "since, after the newest of many": {"since": datetime(9999, 12, 31, tzinfo=UTC)},
+    "older_than": {"older_than": minutes(300), "until": minutes(301)},
+    "until, before all": {"until": datetime(1969, 1, 1, tzinfo=UTC)},
+    "since, after all": {"since": datetime.max.replace(tzinfo=UTC)},
+    "no alternative": {"direction": "in", "status": ("delivered",)},
+}
+
+
+@pytest.mark.parametrize("order", SortOrder)
+@pytest.mark.parametrize("name", QUERIES)
+async def test_spans_find_what_the_whole_list_has(stocked: Database, name: str, order: SortOrder) -> None:
+    query = MessageQuery(**QUERIES[name], order=order, size=5)
+    whole = ids(await pages(stocked, query, UNLIMITED))
+    assert len(whole) == len(set(whole))
+    begin = datetime(1, 1, 1, tzinfo=UTC) if order is SortOrder.ASC else datetime.max.replace(tzinfo=UTC)
+    for span in (timedelta(0), timedelta(minutes=20), timedelta(days=30), timedelta.max):
+        in_spans = query.model_copy(update={"after": MessagePlace.at(begin, span)})
+        found = await pages(stocked, in_spans, Patience(whole=9.0, in_spans=9.0), impatient)
+        assert ids(found) == whole, span
+        assert all(len(page.items) == 5 or page.searched_to or page.after is None for page in found)
+
+
+SLOW = 60
+
+
+@pytest.fixture
+async def slow(postgres_url: str) -> AsyncIterator[Database]:
+    """A message an hour, on a server that takes 5 ms to find each of them, and 5 ms to read it."""
+    database = Database(postgres_url)
+    await insert(database, *(message(f"m{number:02}", at=minutes(60 * number)) for number in range(SLOW)))
+    await asyncio.to_thread(with_slow_rows, postgres_url, "messages", 0.005)
+    yield database
+    await database.close()
+
+
+NEWEST_FIRST = [f"m{number:02}" for number in reversed(range(SLOW))]
+
+
+async def test_what_takes_too_long_as_a_whole_is_found_in_spans(slow: Database) -> None:
+    query = MessageQuery(size=100)
+    assert [each.id for each in (await messages.find(slow, query)).items] == NEWEST_FIRST
+    found = await pages(slow, query, Patience(whole=0.1, in_spans=0.12))
+    assert ids(found) == NEWEST_FIRST
+    assert len(found) > 2
+    *early, last = found
+    assert [page.searched_to is None for page in early] == [False] * len(early)
+    assert (last.after, last.searched_to) == (None, None)
+    shares = [page.share for page in found]
+    assert shares == sorted(set(shares))
+    assert (0 < shares[0] < 1, shares[-1]) == (True, 1)
+    # Each page has what lies before the time that it names, and the database has ended no connection.
+    for page in early:
+        assert page.searched_to is not None
+        assert min(each.listed_at for each in page.items) >= page.searched_to
+    assert slow.engine.pool.checkedin() == 1  # type: ignore[attr-defined]
+
+
+async def test_a_page_in_spans_is_full_where_there_is_enough(slow: Database) -> None:
+    found = await pages(slow, MessageQuery(size=7), Patience(whole=0.001, in_spans=5.0))
+    assert [len(page.items) for page in found] == [7] * 8 + [4]
+    assert all(page.searched_to is None for page in found)
+    assert ids(found) == NEWEST_FIRST
+
+
+async def test_without_a_limit_one_call_finds_everything(slow: Database) -> None:
+    unlimited = Patience(whole=0.1, in_spans=inf)
+    found = await search(slow, MessageQuery(size=100), unlimited)
+    assert (ids([found]), found.after) == (NEWEST_FIRST, None)
+    assert ids([await search(slow, MessageQuery(size=10, page=2), unlimited)]) == NEWEST_FIRST[20:30]
+
+
+async def test_a_span_that_takes_too_long_is_searched_as_a_shorter_one(slow: Database) -> None:
+    place = MessagePlace.at(datetime.max.replace(tzinfo=UTC), timedelta(days=10))
+    found = await search(slow, MessageQuery(size=100, after=place), Patience(whole=9.0, in_spans=0.2))
+    assert found.searched_to is not None
+    assert 0 < len(found.items) < SLOW
+    assert ids([found]) == NEWEST_FIRST[: len(found.items)]
+
+
+async def test_a_page_by_number_is_found_as_a_whole_or_not_at_all(
+    slow: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, patience = MessageQuery(size=10, page=2), Patience(whole=0.001, in_spans=0.05)
+    assert ids([await search(slow, query, patience)]) == NEWEST_FIRST[20:30]
+    monkeypatch.setattr(databases, "STATEMENT_SECONDS", 0.05)
+    with pytest.raises(TooSlow):
+        await search(slow, query, patience)
+    after = MessagePlace.at(datetime.max.replace(tzinfo=UTC), timedelta(hours=3))
+    with pytest.raises(TooSlow, match="follow the links"):
+        await search(slow, query.model_copy(update={"after": after}), patience)
+
+
+async def test_a_table_that_cannot_be_read_ends_the_search(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(message_search, "STATEMENT_SECONDS", 0.5)
+    database = Database(postgres_url)
+    await insert(database, message("m1"))
+    await asyncio.to_thread(with_slow_rows, postgres_url, "messages", 0.2)
+    with pytest.raises(TooSlow):
+        await search(database, MessageQuery(), Patience(whole=0.05, in_spans=0.05))
+    await database.close()
