@@ -16,9 +16,11 @@ import pytest
 import structlog
 from hypothesis import settings
 
+from receiver.pages import messages, statistics
 from receiver.providers import published
 from receiver.storage import postgresql, schema
 from receiver.storage.database import Database, journal_file
+from receiver.storage.message_search import Patience
 from receiver.storage.status import StatusReader
 from tests import event_schema
 from tests.brokers.kafka import KafkaCluster
@@ -89,6 +91,9 @@ def _no_limit_is_reached_by_a_busy_machine() -> Iterator[None]:
         # that it "cannot switch to state".
         patch.setitem(postgresql._SESSION, "idle_in_transaction_session_timeout", "60s")
         patch.setitem(StatusReader.findings.__kwdefaults__, "seconds", 20.0)
+        # A page that is late comes without what it shows.
+        patch.setattr(messages, "_PATIENCE", Patience(whole=20.0, in_spans=20.0))
+        patch.setattr(statistics, "_PATIENCE_SECONDS", 20.0)
         yield
 
 

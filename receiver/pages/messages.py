@@ -18,9 +18,10 @@ from receiver.explanation.timeline import explain_publication
 from receiver.explanation.words import time_text
 from receiver.models.message_queries import MessageQuery
 from receiver.models.messages import MessageRead
-from receiver.models.queries import AttemptQuery, OneMessageQuery
+from receiver.models.queries import AttemptQuery, OneMessageQuery, PagedQuery
 from receiver.pages.visit import Visit
 from receiver.storage import messages as stored
+from receiver.storage.message_search import Patience
 from receiver.storage.publications import publications_of_message
 
 LIST: Final = named(OPERATIONS, "listMessages")
@@ -51,21 +52,44 @@ _NEIGHBOURHOOD: Final = timedelta(days=3)
 _OPEN: Final = frozenset({"unknown", "queued", "sending", "sent", "pending"})
 
 
+# Together with what else a page takes, it is there within 200 ms. What is not found by then is searched in steps.
+_PATIENCE: Final = Patience(whole=0.06, in_spans=0.08)
+
+
 async def list_page(visit: Visit) -> Response:
-    """Messages, newest first. The filters are the parameters of the API, in the address."""
+    """Messages, newest first. The filters are the parameters of the API, in the address.
+
+    A search that takes long goes on in steps, each of which adds rows to the page: `found` is the number of messages
+    that the steps before have found.
+    """
     found: Listed[MessageRead] | None
-    found, problem = await visit.filtered(LIST)
     given = dict(visit.parameters)
+    before = given.pop("found", "")
+    is_step = before.isdecimal() and before.isascii()
+    steps = {"found": "", "size": _left(given.get("size", ""), int(before))} if is_step else {}
+    found, problem = await visit.filtered(LIST, steps, patience=_PATIENCE)
+    messages = found.items if found is not None else []
+    total = len(messages) + (int(before) if is_step else 0)
+    goes_on = found is not None and found.searched_to is not None
     return await visit.filtered_page(
         "messages.html",
         problem,
-        messages=found.items if found is not None else [],
-        next_page=visit.next_page(found),
+        found=found,
+        messages=messages,
+        total=total,
+        is_long=is_step or goes_on,
+        goes_on=goes_on,
+        next_page=visit.next_page(found, found=str(total) if goes_on else None),
         given=given,
         filters={name: value for name, value in given.items() if value and name not in ("q", "cursor", "size")},
         statuses=STATUSES,
         verdicts=[verdict.value for verdict in TagVerdict],
     )
+
+
+def _left(size: str, found: int) -> str:
+    """The size of a page less what is found already; a wrong size stays wrong."""
+    return str(max(1, int(size or PagedQuery().size) - found)) if not size or size.isdecimal() else size
 
 
 # --- export ---

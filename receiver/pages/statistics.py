@@ -1,5 +1,6 @@
 """The pages with numbers: the overview, live, and statistics as a table and a chart."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -43,7 +44,10 @@ _TIMES: Final = ("hour", "day", "week")
 # An open overview is refreshed every five seconds; the counts of a day change slowly.
 _STATUS_SECONDS: Final = 2.0
 _NUMBERS_SECONDS: Final = 10.0
+_STALE_NUMBERS_SECONDS: Final = 60.0
 _SENDERS_SECONDS: Final = 30.0
+# Together with what else a page takes, it is there within 200 ms, with its numbers or without.
+_PATIENCE_SECONDS: Final = 0.1
 
 
 # --- the overview ---
@@ -80,21 +84,25 @@ async def overview(visit: Visit) -> Response:
     status: InstallationStatus = await visit.shared.get("status", _STATUS_SECONDS, lambda: visit.perform(_STATUS_NOW))
     if status.processor.callbacks is None:
         # The database cannot be read: the sentences of the status say so, and all else would wait for it.
-        return visit.page("overview.html", status=503, installation=status, deliveries=None, rate=None)
+        return visit.page("overview.html", status=503, installation=status, numbers=None, rate=None)
+    numbers: Numbers | None = None
     try:
-        numbers = await visit.shared.get("numbers", _NUMBERS_SECONDS, lambda: _numbers(visit))
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            numbers = await visit.shared.get(
+                "numbers", _NUMBERS_SECONDS, lambda: _numbers(visit), stale_seconds=_STALE_NUMBERS_SECONDS
+            )
     except TooSlow as error:
         # Here are no filters to narrow.
         raise StorageUnavailable(str(error)) from error
+    except TimeoutError:
+        # The page comes without them, and loads itself again until they are read.
+        pass
     pending = status.journal.pending or 0
     return visit.page(
         "overview.html",
         installation=status,
         rate=visit.rate.add(visit.now, status.processor.callbacks + pending),
-        deliveries=numbers.deliveries,
-        oldest=numbers.oldest,
-        rankings=numbers.rankings,
-        chart=numbers.chart,
+        numbers=numbers,
     )
 
 
@@ -199,11 +207,13 @@ LABELS: Final = {
 }
 # The fields of the form for the second and the third dimension; the API takes all of them in one parameter.
 _FURTHER: Final = ("by2", "by3")
+# What the API does not have; with `wait` the page waits for its numbers.
+_OF_PAGE: Final = dict.fromkeys((*_FURTHER, "wait"), "")
 
 
 def _chosen(visit: Visit) -> dict[str, str]:
     """The parameters of the API that the address chooses; without any, the days."""
-    given = {name: value for name, value in visit.parameters if value.strip()}
+    given = {name: value for name, value in visit.parameters if value.strip() and name != "wait"}
     if not given:
         return {"by": "day"}
     by = [value for name in ("by", *_FURTHER) if (value := given.pop(name, ""))]
@@ -213,18 +223,24 @@ def _chosen(visit: Visit) -> dict[str, str]:
 async def statistics_page(visit: Visit) -> Response:
     """Deliveries counted by up to three dimensions, as a table, and over time as a chart."""
     chosen = _chosen(visit)
-    found: StatisticsRead | None
+    found: StatisticsRead | None = None
+    problem: ProblemError | None = None
+    is_counting = False
     names = chosen["by"].split(",")
     by = [name for name in names if name in DIMENSIONS]
     is_over_time = not set(_TIMES).isdisjoint(by)
     limit = {"limit": str(_MAX_ROWS)} if by and not is_over_time and "limit" not in chosen else {}
-    filters = {**dict.fromkeys(_FURTHER, ""), **chosen, **limit}
+    filters = {**_OF_PAGE, **chosen, **limit}
     earliest = _earliest_hour(visit, filters) if "hour" in by else None
     if earliest is not None:
         filters["fromDateTime"] = rfc3339(earliest)
     # Those of thousands of senders in three months take up to half a second to add up.
     shared_seconds = _SENDERS_SECONDS if "from" in by or "from" in chosen else 0
-    found, problem = await visit.filtered(_STATISTICS, filters, shared_seconds=shared_seconds)
+    try:
+        async with asyncio.timeout(None if "wait" in dict(visit.parameters) else _PATIENCE_SECONDS):
+            found, problem = await visit.filtered(_STATISTICS, filters, shared_seconds=shared_seconds)
+    except TimeoutError:
+        is_counting = True
     rows = found.rows if found is not None else []
     most = _MAX_TIMES if is_over_time else _MAX_ROWS
     # With a limit the largest rows come first.
@@ -233,6 +249,7 @@ async def statistics_page(visit: Visit) -> Response:
         "statistics.html",
         problem,
         found=found,
+        is_counting=is_counting,
         rows=[(row, [_shown(row, name) for name in by]) for row in (rows[-most:] if is_in_time else rows[:most])],
         left_out=max(0, len(rows) - most) + (found.left_out if found is not None else 0),
         is_in_time=is_in_time,
@@ -254,7 +271,8 @@ def _earliest_hour(visit: Visit, filters: Mapping[str, str]) -> datetime | None:
         query: StatisticsQuery = visit.query(StatisticsQuery, **filters)
     except ProblemError:
         return None
-    until = min(query.until or visit.now, visit.now)
+    # A whole hour: visitors of the same minute share the numbers.
+    until = min(query.until or visit.now, visit.now).replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
     # "14d" was 14 days before the moment at which it was read.
     if query.since is not None and until - query.since <= _LONGEST_BY_HOUR + timedelta(hours=1):
         return None
@@ -263,7 +281,7 @@ def _earliest_hour(visit: Visit, filters: Mapping[str, str]) -> datetime | None:
 
 async def export(visit: Visit) -> Response:
     """The same numbers as a file for a spreadsheet."""
-    query: StatisticsQuery = visit.query(StatisticsQuery, **dict.fromkeys(_FURTHER, ""), **_chosen(visit))
+    query: StatisticsQuery = visit.query(StatisticsQuery, **_OF_PAGE, **_chosen(visit))
     found: StatisticsRead = await visit.perform(_STATISTICS, query=query)
     return csv_answer(csv_table(found, query), name="statistics", link={})
 

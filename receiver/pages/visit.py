@@ -32,6 +32,7 @@ from receiver.models.queries import Query
 from receiver.pages.session import Session
 from receiver.pages.shared import SharedResults
 from receiver.providers.fields import storable
+from receiver.storage.message_search import FOR_PROGRAMS, Patience
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -174,6 +175,7 @@ class Visit:
         query: Query | None = None,
         path: Mapping[str, str] | None = None,
         body: Any = None,
+        patience: Patience = FOR_PROGRAMS,
     ) -> Any:
         """The result of an operation, as the API would answer the same visitor. Raises what the operation raises."""
         if operation.method != "GET" and not self.is_admin:
@@ -186,6 +188,7 @@ class Visit:
             body=body,
             is_admin=self.is_admin,
             token=self.session.digest if self.session is not None else None,
+            patience=patience,
         )
         try:
             return await operation(call)
@@ -194,17 +197,24 @@ class Visit:
             self.pending = max(self.pending, call.pending)
 
     async def filtered(
-        self, operation: Operation, changes: Mapping[str, str] = _NO_CHANGES, *, shared_seconds: float = 0
+        self,
+        operation: Operation,
+        changes: Mapping[str, str] = _NO_CHANGES,
+        *,
+        shared_seconds: float | None = None,
+        patience: Patience = FOR_PROGRAMS,
     ) -> tuple[Any, ProblemError | None]:
         """What the filters in the address choose; None, and the problem, if one of them is wrong, or too much matches.
 
-        With `shared_seconds` all visitors of the address see the same result for so long.
+        With `shared_seconds` all visitors with the same filters see the same result for so long, and while it is read.
         """
         try:
-            read = partial(self.perform, operation, query=self.query(operation.query, **changes))
-            if not shared_seconds:
+            query = self.query(operation.query, **changes)
+            read = partial(self.perform, operation, query=query, patience=patience)
+            if shared_seconds is None:
                 return await read(), None
-            return await self.shared.get(f"{operation.name} {self.request.url.query}", shared_seconds, read), None
+            given = sorted({**dict(self.parameters), **changes}.items())
+            return await self.shared.get(f"{operation.name} {given}", shared_seconds, read), None
         except (TooMuch, TooSlow) as error:
             return None, as_problem(error)
         except ProblemError as problem:
@@ -244,11 +254,11 @@ class Visit:
         """Sends the browser to another page, relative to the start page."""
         return Response(status_code=303, headers={**HEADERS, **(headers or {}), "Location": f"{self.root}{address}"})
 
-    def next_page(self, found: Listed[Any] | None) -> str | None:
-        """The query string of the next page of a list, None if this is the last one."""
+    def next_page(self, found: Listed[Any] | None, /, **changes: str | None) -> str | None:
+        """The query string of the next page of a list, with other changes; None if this is the last page."""
         if found is None or found.next_page is None:
             return None
-        return self.address(**absolute_times(self.request), **found.next_page)
+        return self.address(**absolute_times(self.request), **found.next_page, **changes)
 
     def address(self, **changes: str | None) -> str:
         """The query string of this page with some parameters changed; None removes one."""

@@ -1,11 +1,14 @@
 """What support, developers and operators do on the pages, in a real browser, on data from the sandbox."""
 
+import asyncio
 import csv
 import io
 import signal
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import httpx2
@@ -13,10 +16,15 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
-from receiver import tags
-from tests.browsers import ADMIN, PAIR, READER, Browser, Site, browser, site
+from receiver import clock, tags
+from receiver.storage.database import Database
+from tests.browsers import ADMIN, CONFIG, PAIR, READER, Browser, Site, browser, site
+from tests.databases import with_slow_rows
+from tests.factories import callback as raw_callback
 from tests.factories import v2_event
-from tests.processes import PATIENT, until
+from tests.processes import PATIENT, serving, until
+from tests.processing import process
+from tests.rows import insert, message
 from tests.unit.test_alertmanager import POSTED
 
 INVALID = "+15552024720"
@@ -198,7 +206,7 @@ def test_a_developer_reprocesses_quarantined_callbacks_after_a_tag_key_was_added
         chromium.base_url = signed.server.url
         chromium.emulate()
         chromium.sign_in(path="/callbacks")
-        until(lambda: chromium.all("main tbody tr"))
+        until(lambda: chromium.all("#counts .table tbody tr"))
         chromium.one("main tbody a").click()
         chromium.until_reads("Why it is in quarantine")
         assert message_id in chromium.one("pre").text
@@ -364,7 +372,7 @@ def test_an_operator_counts_by_what_the_form_offers(desk: Browser, shop: Site) -
     Select(desk.one("[name=by]")).select_by_visible_text("Status")
     Select(desk.one("[name=by2]")).select_by_visible_text("Direction")
     desk.press("Count")
-    until(lambda: "by2=direction" in desk.path)
+    until(lambda: "by2=direction" in desk.path and desk.all("main tbody tr"))
     heads = [head.text for head in desk.all("main th")]
     assert heads[:3] == ["Status", "Direction", "Deliveries"]
     address = str(desk.one("a[download]").get_attribute("href"))
@@ -373,6 +381,86 @@ def test_an_operator_counts_by_what_the_form_offers(desk: Browser, shop: Site) -
     assert [(row["status"], row["direction"]) for row in rows] == [
         tuple(cell.text for cell in row.find_elements("css selector", "td")[:2]) for row in desk.all("main tbody tr")
     ]
+
+
+@pytest.mark.slow
+def test_a_long_search_goes_on_by_itself_until_somebody_stops_it(
+    chromium: Browser, tmp_path: Path, postgres_url: str
+) -> None:
+    async def stock() -> None:
+        database = Database(postgres_url)
+        now = clock.now()
+        await insert(database, *(message(f"m{n:03}", at=now - timedelta(hours=n)) for n in range(120)))
+        await database.close()
+
+    asyncio.run(stock())
+    with_slow_rows(postgres_url, "messages", 0.005)
+    (tmp_path / "receiver.toml").write_text(CONFIG, "utf-8")
+    with serving(tmp_path, settings={"DATABASE_URL": postgres_url}) as server:
+        chromium.base_url = server.url
+        chromium.emulate()
+        chromium.sign_in(path="/messages?from=9195550001&size=1000")
+        rows = "return document.querySelectorAll('#rows tr').length"
+        until(lambda: chromium.run(rows) > 0)
+        assert not can_go_on(chromium)
+        chromium.press("Stop")
+        until(lambda: can_go_on(chromium))
+        stopped = chromium.run(rows)
+        assert 0 < stopped < 120
+        time.sleep(0.5)
+        assert chromium.run(rows) == stopped
+        # The table has the columns of the rows to come, and phones their labels.
+        assert [head.text for head in chromium.all("main th")][-1] == "Text"
+        chromium.press("Search on")
+        # A tab that nobody sees goes on, too.
+        chromium.run("Object.defineProperty(document, 'hidden', { value: true })")
+        chromium.until_reads("120 messages found.")
+        ids = [str(link.get_attribute("href")) for link in chromium.all("#rows a")]
+        assert [address.partition("messages/")[2][:4] for address in ids] == [f"m{n:03}" for n in range(120)]
+        assert chromium.run("return document.querySelectorAll('#rows td:not([data-label])').length") == 0
+        assert chromium.path == "/messages?from=9195550001&size=1000"
+        assert not can_go_on(chromium)
+        # A step that fails waits for a person, who can go on.
+        chromium.open("/messages?from=9195550001&size=1000")
+        until(lambda: chromium.run(rows) > 0)
+        chromium.offline(True)
+        until(lambda: can_go_on(chromium))
+        chromium.offline(False)
+        chromium.press("Search on")
+        chromium.until_reads("120 messages found.")
+        assert {"Failed to fetch" in complaint for complaint in chromium.complaints()} == {True}
+
+
+@pytest.mark.slow
+def test_numbers_that_take_long_come_after_their_page(chromium: Browser, tmp_path: Path, postgres_url: str) -> None:
+    async def stock() -> None:
+        database = Database(postgres_url)
+        for hours in (0, 1):
+            created = (clock.now() - timedelta(hours=hours)).isoformat()
+            await process(database, raw_callback([v2_event(f"m{hours}", message={"id": f"m{hours}", "time": created})]))
+        await database.close()
+
+    asyncio.run(stock())
+    with_slow_rows(postgres_url, "statistics", 0.2)
+    (tmp_path / "receiver.toml").write_text(CONFIG, "utf-8")
+    with serving(tmp_path, settings={"DATABASE_URL": postgres_url}) as server:
+        chromium.base_url = server.url
+        chromium.emulate()
+        chromium.sign_in(path="/statistics?by=hour&fromDateTime=3h")
+        assert "Counting…" in chromium.text
+        until(lambda: chromium.all(".chart canvas"))
+        assert len(chromium.all("#counts .table tbody tr")) == 2
+        chromium.open("/statistics?by=hour&fromDateTime=2h")
+        chromium.press("Stop")
+        time.sleep(1.5)
+        assert not chromium.all("#counts .table tbody tr")
+        chromium.press("Show the numbers")
+        until(lambda: chromium.all("#counts .table tbody tr"))
+        chromium.open("/")
+        chromium.until_reads("Counting the deliveries of the last days")
+        chromium.until_reads("Deliveries of the last 24 hours")
+        until(lambda: chromium.all(".chart canvas"))
+        assert chromium.complaints() == []
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The pages as a browser requests them: sign-in, forms of other sites, hostile texts, and the pages for support."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -9,12 +10,13 @@ from html import unescape
 from typing import Any
 from urllib.parse import quote
 
+import asyncpg
 import httpx2
 import markupsafe
 import pytest
 from httpx2 import AsyncClient, Response
 from msgspec.structs import replace
-from sqlalchemy import event, func, literal, select
+from sqlalchemy import func, literal, select
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -25,18 +27,22 @@ from receiver.models.events import EVENTS
 from receiver.models.queries import DeadLetterQuery
 from receiver.models.sinks import DEAD_LETTERS, RETRIES
 from receiver.models.statistics_query import DIMENSIONS
+from receiver.pages import messages as pages_of_messages
 from receiver.pages import statistics
 from receiver.pages.statistics import LABELS
 from receiver.pages.visit import with_times
-from receiver.storage import dead_letters, postgresql, sinks
+from receiver.storage import database as databases
+from receiver.storage import dead_letters, message_search, sinks
 from receiver.storage import statistics as stored_statistics
 from receiver.storage.database import Database
 from receiver.storage.journal import first_id
+from receiver.storage.message_search import Patience
 from tests import alerting
+from tests.databases import with_slow_rows
 from tests.factories import callback as raw_callback
 from tests.factories import v2_event
 from tests.processing import process
-from tests.rows import inbound, insert, message
+from tests.rows import inbound, insert, message, minutes
 from tests.waiting import eventually
 from tests.web import ADMIN, READER, application, client
 
@@ -237,35 +243,163 @@ async def test_a_wrong_filter_is_named_at_its_field(pages: AsyncClient) -> None:
     assert 'value="abc"' in answer.text
 
 
+@asynccontextmanager
+async def locked(url: str, table: str) -> AsyncIterator[None]:
+    """Holds a lock on a table while the block runs, so that nobody can read it."""
+    connection: Any = await asyncpg.connect(url)
+    try:
+        async with connection.transaction():
+            await connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+            yield
+    finally:
+        await connection.close()
+
+
+def further(page: Response) -> str | None:
+    """The address at which a page goes on that is not complete."""
+    found = re.search(r'data-go-on href="([^"]+)"', page.text)
+    return str(page.url.join(unescape(found[1]))) if found is not None else None
+
+
 @pytest.mark.slow
 async def test_a_search_that_takes_too_long_says_how_to_narrow_it(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The filters stay on the page, and no visitor is shown the same failure for the time that results are shared."""
-    monkeypatch.setattr(postgresql, "STATEMENT_SECONDS", 0.5)
-    database, searched = Database(postgres_url), re.compile(r"\b(FROM|JOIN) (messages|statistics|callbacks)\b")
-    is_slow = True
-
-    def sleep(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> tuple[str, Any]:
-        return ("SELECT pg_sleep(30)", ()) if is_slow and searched.search(statement) else (statement, parameters)
-
-    event.listen(database.engine.sync_engine, "before_cursor_execute", sleep, retval=True)
+    monkeypatch.setattr(databases, "STATEMENT_SECONDS", 0.2)
+    monkeypatch.setattr(message_search, "STATEMENT_SECONDS", 0.2)
+    monkeypatch.setattr(pages_of_messages, "_PATIENCE", Patience(whole=0.2, in_spans=0.2))
+    database = Database(postgres_url)
+    await insert(database, message("m1"))
+    sentence = "The search takes too long: give a shorter time, or a filter that fewer match."
     async with browser(application(database)) as visitor:
-        for address, value in (
-            ("/messages?applicationId=shop&from=%2B19195551212", "shop"),
-            ("/statistics?by=from&applicationId=shop", "shop"),
-            ("/callbacks?messageId=m-1", "m-1"),
+        for address, value, table in (
+            ("/messages?applicationId=shop&to=%2B19195551212", "shop", "deliveries"),
+            ("/statistics?by=from&applicationId=shop", "shop", "statistics"),
+            ("/callbacks?messageId=m-1", "m-1", "callbacks"),
         ):
+            async with locked(postgres_url, table):
+                page = await visitor.get(address)
+                assert (page.status_code, page.headers["retry-after"]) == (503, "30"), address
+                assert sentence in page.text, address
+                assert f'value="{value}"' in page.text, address
+                if table == "deliveries":
+                    answer = await visitor.get("/api/messages", headers={"authorization": f"Bearer {ADMIN}"})
+                    assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
+                    assert answer.json()["detail"] == sentence
+            assert (await visitor.get(address)).status_code == 200
+    await database.close()
+
+
+async def test_a_search_that_takes_long_goes_on_in_steps(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By links, as without scripts: each step has its rows, how far the search is, and at the end the whole page."""
+    monkeypatch.setattr(pages_of_messages, "_PATIENCE", Patience(whole=0.02, in_spans=0.05))
+    database = Database(postgres_url)
+    await insert(database, *(message(f"m{number:02}", at=minutes(60 * number)) for number in range(40)))
+    await asyncio.to_thread(with_slow_rows, postgres_url, "messages", 0.004)
+    async with browser(application(database)) as visitor:
+        page = await visitor.get("/messages?from=%2B19195550001&sortOrder=desc&size=30")
+        shown, shares = [], []
+        while True:
+            assert page.status_code == 200
+            shown += re.findall(r"messages/(m\d+)\?", page.text)
+            if (following := further(page)) is None:
+                break
+            assert 'rel="next"' not in page.text
+            assert "No message matches" not in page.text
+            [number] = re.findall(r": (no|\d+) messages? found so far", page.text)
+            assert int(number.replace("no", "0")) == len(shown)
+            shares += [int(share) for share in re.findall(r'<progress max="100" value="(\d+)"', page.text)]
+            page = await visitor.get(following)
+        assert len(shares) > 1
+        assert shares == sorted(shares)
+        assert shown == [f"m{number:02}" for number in range(39, 9, -1)]
+        assert "30 messages found." in page.text
+        [following] = re.findall(r'href="([^"]+)" rel="next"', page.text)
+        assert "size=30" in following
+        assert "found=" not in following
+        page = await visitor.get(str(page.url.join(unescape(following))))
+        while (following := further(page)) is not None:
+            shown += re.findall(r"messages/(m\d+)\?", page.text)
+            page = await visitor.get(following)
+        shown += re.findall(r"messages/(m\d+)\?", page.text)
+        assert shown == [f"m{number:02}" for number in range(39, -1, -1)]
+        # Nothing is found at the end of a search that went on.
+        page = await visitor.get("/messages?from=%2B19195550001&applicationId=none")
+        while (following := further(page)) is not None:
+            page = await visitor.get(following)
+        assert "No message matches these filters" in page.text
+        assert (await visitor.get("/messages?found=many")).status_code == 400
+        assert 'name="size"' not in page.text
+    await database.close()
+
+
+@pytest.mark.slow
+async def test_the_api_goes_on_with_a_search_by_its_link(postgres_url: str) -> None:
+    """A page ends after some three seconds, with what is found; the link leads to the rest."""
+    database = Database(postgres_url)
+    await insert(database, *(message(f"m{number:02}", at=minutes(60 * number)) for number in range(40)))
+    await asyncio.to_thread(with_slow_rows, postgres_url, "messages", 0.06)
+    headers = {"authorization": f"Bearer {ADMIN}", "accept": "application/json"}
+    for path, expected in (("/api/messages", range(39, -1, -1)), ("/v1/users/u-1/messages", range(40))):
+        async with client(application(database), headers) as visitor:
+            visitor.auth = ("any", ADMIN) if path.startswith("/v1") else None  # type: ignore[assignment]
+            address, sizes, shown = f"{path}?size=1000", [], []
+            while address:
+                answer = await visitor.get(address)
+                assert answer.status_code == 200, answer.text
+                sizes.append(len(answer.json()))
+                shown += [found["id"] for found in answer.json()]
+                address = answer.links.get("next", {}).get("url", "")
+            assert shown == [f"m{number:02}" for number in expected]
+            assert len(sizes) > 1
+            assert sizes[0] > 0
+    await database.close()
+
+
+@pytest.mark.parametrize("address", ["/statistics?by=status", "/statistics?by=from", "/statistics?by=hour"])
+async def test_statistics_that_take_long_come_after_their_page(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(statistics, "_PATIENCE_SECONDS", 0.05)
+    database = Database(postgres_url)
+    await process(database, raw_callback([v2_event("m1", message={"id": "m1", "time": clock.now().isoformat()})]))
+    async with browser(application(database)) as visitor:
+        async with locked(postgres_url, "statistics"):
             page = await visitor.get(address)
-            assert page.status_code == 503, address
-            assert "The search took longer than 5 seconds: give a shorter time, or a filter" in page.text, address
-            assert page.headers["retry-after"] == "30"
-            assert f'value="{value}"' in page.text, address
-        answer = await visitor.get("/api/messages", headers={"authorization": f"Bearer {ADMIN}"})
-        assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
-        assert answer.json()["detail"].startswith("The search took longer than 5 seconds")
-        is_slow = False
-        assert (await visitor.get("/statistics?by=from&applicationId=shop")).status_code == 200
+            assert (page.status_code, "Counting…" in page.text, "<tbody>" in page.text) == (200, True, False)
+            assert "No delivery was counted" not in page.text
+            following = further(page)
+            assert following is not None
+            waiting = asyncio.create_task(visitor.get(following))
+            await asyncio.sleep(0.2)
+            assert not waiting.done()
+        page = await waiting
+        assert (page.status_code, further(page), "<tbody>" in page.text) == (200, None, True)
+        assert "wait=" not in page.text
+    await database.close()
+
+
+async def test_the_overview_comes_before_its_numbers(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_PATIENCE_SECONDS", 0.05)
+    database = Database(postgres_url)
+    await process(database, raw_callback([v2_event("m1", message={"id": "m1", "time": clock.now().isoformat()})]))
+    async with browser(application(database)) as visitor:
+        async with locked(postgres_url, "statistics"):
+            page = await visitor.get("/")
+            assert page.status_code == 200
+            assert "Counting the deliveries" in page.text
+            assert "Callbacks to process" in page.text
+
+        async def is_counted() -> bool:
+            page = await visitor.get("/")
+            return "Counting the deliveries" not in page.text and "Deliveries, last 24" in page.text
+
+        await eventually(is_counted)
+        # Numbers that are read again are those from before until they are there.
+        monkeypatch.setattr(statistics, "_NUMBERS_SECONDS", 0.0)
+        async with locked(postgres_url, "statistics"):
+            assert await is_counted()
     await database.close()
 
 

@@ -1,8 +1,9 @@
 """How long pages take: `python -m tests.benchmarks.pages`, on a PostgreSQL database of ten million messages.
 
 `fill` fills a migrated database (see `pages_data`), once. `time` serves it, and requests every page with a session:
-first once, then 20 times, each beside a trivial page, which reads no database. CPU times are those of the web process
-and of its sessions at the database: on a machine that others use they say more than the clock. `overviews` posts
+first once, then 20 times, each beside a trivial page, which reads no database. A page that says that it goes on is
+then followed to its end. CPU times are those of the web process and of its sessions at the database: on a machine that
+others use they say more than the clock. `overviews` posts
 callbacks in turns with and without ten open overviews; it adds messages to the database.
 """
 
@@ -19,9 +20,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from html import unescape
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urljoin
 
 import asyncpg
 
@@ -47,11 +49,15 @@ _REFRESHED_EVERY: Final = 5.0
 
 @dataclass(slots=True, kw_only=True)
 class Timed:
-    """The times of one page in seconds, and the CPU times of its warm requests together."""
+    """The times of one page in seconds, and the CPU times of its warm requests together.
+
+    `steps` are the times of its parts, from the first request to the end, if it comes in parts.
+    """
 
     first: float
     warm: list[float] = field(default_factory=list)
     trivial: list[float] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
     web: float = 0.0
     database: float = 0.0
     size: int = 0
@@ -72,11 +78,26 @@ class Browser:
 
     def get(self, address: str) -> tuple[float, int, int]:
         """Loads a page; returns the seconds, the status and the size."""
+        seconds, status, body = self._load(address)
+        return seconds, status, len(body)
+
+    def steps(self, address: str) -> list[float]:
+        """Loads a page and what its scripts would load to complete it; returns the seconds of each request."""
+        taken = []
+        while True:
+            seconds, _, body = self._load(address)
+            taken.append(seconds)
+            following = re.search(rb'data-go-on href="([^"]+)"', body)
+            if following is None:
+                return taken
+            address = urljoin(address, unescape(following[1].decode()))
+
+    def _load(self, address: str) -> tuple[float, int, bytes]:
         begun = time.perf_counter()
         self._connection.request("GET", address, headers=self._headers)
         response = self._connection.getresponse()
         body = response.read()
-        return time.perf_counter() - begun, response.status, len(body)
+        return time.perf_counter() - begun, response.status, body
 
     def first_byte(self, address: str) -> tuple[float, int, int]:
         """The seconds until a file begins; it is not loaded further."""
@@ -367,6 +388,7 @@ def time_pages(url: str, chosen: str, rounds: int) -> None:
         slow = []
         for name, address in addresses.items():
             timed = _timed(browser, lambda address=address: browser.get(address), server, sessions, rounds)
+            timed.steps = browser.steps(address)
             slow += [name] if _print(name, timed) else []
         if re.search(chosen, "messages.csv"):
             _print(
@@ -411,6 +433,8 @@ def _print(name: str, timed: Timed) -> bool:
     rounds = len(timed.warm)
     p50 = statistics.median(timed.warm) * 1000
     mark = "" if timed.status == 200 else f" {timed.status}"
+    if len(timed.steps) > 1:
+        mark += f" {len(timed.steps)} parts, {sum(timed.steps) * 1000:.0f} ms, at most {max(timed.steps) * 1000:.0f} ms"
     print(
         f"{name:58} {timed.first * 1000:7.0f} {p50:6.0f} {max(timed.warm) * 1000:6.0f} "
         f"{statistics.median(timed.trivial) * 1000:7.1f} {timed.web / rounds * 1000:6.1f} "

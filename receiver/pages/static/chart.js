@@ -24,7 +24,15 @@ function draw(element) {
   return plot;
 }
 
-const charts = [...document.querySelectorAll("[data-chart]")].map((element) => [element, draw(element)]);
+const charts = new Map();
+function drawNew() {
+  for (const element of document.querySelectorAll("[data-chart]")) {
+    if (!charts.has(element)) charts.set(element, draw(element));
+  }
+}
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  for (const entry of charts) { entry[1].destroy(); entry[1] = draw(entry[0]); }
+  for (const [element, plot] of charts) { plot.destroy(); charts.set(element, draw(element)); }
 });
+// Numbers that take longer to count come after the page.
+document.addEventListener("htmx:after:swap", drawNew);
+drawNew();

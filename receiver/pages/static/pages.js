@@ -30,13 +30,23 @@ function focusScrollers(root) {
   }
 }
 
-// With scripts a step of long work follows the one before by itself; the button is for the time after an error.
-function hideButtons(root) {
-  for (const button of root.querySelectorAll("[data-go-on]:not([data-error])")) button.hidden = true;
+// With scripts a step of long work follows the step before by itself; the button is for the time after an error, and
+// after a search was stopped.
+let isStopped = false;
+function showButtons(root) {
+  for (const button of root.querySelectorAll("[data-go-on]")) button.hidden = !(isStopped || "error" in button.dataset);
+  for (const button of root.querySelectorAll("[data-stop]")) button.hidden = isStopped;
 }
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-go-on], [data-stop]");
+  if (!button) return;
+  isStopped = "stop" in button.dataset;
+  if (isStopped) for (const step of document.querySelectorAll("[data-go-on]")) step.dispatchEvent(new Event("htmx:abort"));
+  showButtons(document);
+}, { capture: true });
 
 function enhance() {
-  hideButtons(document);
+  showButtons(document);
   showLocalTimes(document);
   labelCells(document);
   focusScrollers(document);
@@ -67,7 +77,8 @@ new MutationObserver(enhance).observe(document.body, {
 
 // A page that nobody sees is not refreshed: each refresh makes the server read its numbers again. Its work goes on.
 document.addEventListener("htmx:before:request", (event) => {
-  if (document.hidden && !event.target.matches("form")) event.preventDefault();
+  const isStep = event.target.matches("form, [data-go-on]");
+  if (isStep ? isStopped : document.hidden) event.preventDefault();
 });
 
 // While a refresh fails, a page keeps what it has, and says so.
@@ -75,8 +86,8 @@ function showStale(isStale) {
   document.getElementById("stale").hidden = !isStale;
   for (const button of document.querySelectorAll("[data-go-on]")) {
     button.toggleAttribute("data-error", isStale);
-    button.hidden = !isStale;
   }
+  showButtons(document);
 }
 document.addEventListener("htmx:response:error", () => showStale(true));
 document.addEventListener("htmx:error", () => showStale(true));
