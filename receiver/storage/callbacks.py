@@ -64,18 +64,17 @@ async def with_id(database: Database, callback_id: str) -> CallbackRead | None:
 
 async def by_ids(database: Database, ids: Sequence[str]) -> list[CallbackSummaryRead]:
     """The callbacks with these ids, in the order of the ids; unknown ids are skipped."""
-    statement = select(*_listed_columns(database)).where(database.among(CALLBACKS.c.id, "ids"))
+    statement = select(*_listed_columns(database)).where(database.one_of(CALLBACKS.c.id, ids))
     async with database.reading() as connection:
-        rows = {row.id: row for row in await connection.execute(statement, {"ids": database.texts(ids)})}
+        rows = {row.id: row for row in await connection.execute(statement)}
     return [_summary(rows[id_]) for id_ in ids if id_ in rows]
 
 
 async def headers_of(database: Database, ids: Sequence[str]) -> dict[str, dict[str, str]]:
     """The headers of the callbacks with these ids, by id; unknown ids are left out."""
-    statement = select(CALLBACKS.c.id, CALLBACKS.c.headers).where(database.among(CALLBACKS.c.id, "ids"))
+    statement = select(CALLBACKS.c.id, CALLBACKS.c.headers).where(database.one_of(CALLBACKS.c.id, ids))
     async with database.reading() as connection:
-        rows = await connection.execute(statement, {"ids": database.texts(ids)})
-        return {row.id: row.headers for row in rows}
+        return {row.id: row.headers for row in await connection.execute(statement)}
 
 
 async def pages_with_ids(database: Database, ids: Sequence[str]) -> AsyncIterator[list[Callback]]:
@@ -86,10 +85,8 @@ async def pages_with_ids(database: Database, ids: Sequence[str]) -> AsyncIterato
     listed = sorted(set(ids))
     while listed:
         async with database.reading() as connection:
-            sized = await connection.execute(
-                _sized(database).where(database.among(CALLBACKS.c.id, "ids")),
-                {"ids": database.texts(listed[:_PAGE_CALLBACKS])},
-            )
+            of_page = database.one_of(CALLBACKS.c.id, listed[:_PAGE_CALLBACKS])
+            sized = await connection.execute(_sized(database).where(of_page))
             chosen = _that_fit(sized)
             page = await _whole(database, connection, chosen)
         yield page
@@ -135,8 +132,8 @@ def _that_fit(sized: Iterable[Any]) -> list[str]:
 
 async def _whole(database: Database, connection: AsyncConnection, ids: Sequence[str]) -> list[Callback]:
     columns = [CALLBACKS.c[name] for name in COLUMNS]
-    statement = select(*columns).where(database.among(CALLBACKS.c.id, "ids")).order_by(CALLBACKS.c.id)
-    return [_callback(row) for row in await connection.execute(statement, {"ids": database.texts(ids)})]
+    statement = select(*columns).where(database.one_of(CALLBACKS.c.id, ids)).order_by(CALLBACKS.c.id)
+    return [_callback(row) for row in await connection.execute(statement)]
 
 
 def page_statement(database: Database, query: CallbackQuery) -> Select[Any]:

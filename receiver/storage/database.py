@@ -223,12 +223,6 @@ class Database:
         if not self.is_sqlite:
             await connection.execute(sql(f"SELECT pg_advisory_xact_lock({_LOG_LOCK})"))
 
-    def among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
-        """Whether `column` is one of the texts of the single parameter `name`, whose value `self.texts` makes."""
-        if self.is_sqlite:
-            return column.in_(select(self.listed(name).c.value))
-        return column == func.any(bindparam(name, type_=postgresql.ARRAY(Text)))
-
     def one_of(self, column: ColumnElement[Any], values: Iterable[Any]) -> ColumnElement[bool]:
         """Whether `column` is one of these values. They are one parameter: a statement has at most 32,766."""
         if self.is_sqlite:

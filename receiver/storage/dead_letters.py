@@ -191,8 +191,6 @@ def _as_retries(database: Database, chosen: ColumnElement[bool], now: datetime) 
 
 async def _park_heads(database: Database, connection: AsyncConnection, sink: str, ordering_keys: Sequence[str]) -> None:
     """Parks the heads of ordering keys, because a requeued event may be earlier than the head."""
-    of_keys = database.among(RETRIES.c.ordering_key, "ordering_keys")
+    of_keys = database.one_of(RETRIES.c.ordering_key, ordering_keys)
     heads = and_(RETRIES.c.sink == sink, RETRIES.c.state != "parked", of_keys)
-    await connection.execute(
-        update(RETRIES).where(heads).values(state="parked"), {"ordering_keys": database.texts(ordering_keys)}
-    )
+    await connection.execute(update(RETRIES).where(heads).values(state="parked"))

@@ -458,10 +458,9 @@ async def _with_recipients(
     if not rows:
         return []
     recipients: dict[tuple[str, str, str], list[Mapping[str, Any]]] = defaultdict(list)
-    of_page = database.among(DELIVERIES.c.message_id, "ids")
+    of_page = database.one_of(DELIVERIES.c.message_id, {row.id for row in rows})
     statement = select(*_KEY, *_RECIPIENT).where(of_page).order_by(DELIVERIES.c.place)
-    ids = {"ids": database.texts({row.id for row in rows})}
-    for api, direction, message_id, *values in await connection.execute(statement, ids):
+    for api, direction, message_id, *values in await connection.execute(statement):
         recipients[api, direction, message_id].append(dict(zip(RecipientRead.model_fields, values, strict=True)))
     return _MESSAGES_READ.validate_python(
         [{**row._mapping, "recipients": recipients[row.api, row.direction, row.id]} for row in rows]

@@ -30,8 +30,8 @@ async def forget(database: Database, connection: AsyncConnection, keys: Collecti
         *(DELIVERIES.c[name] for name in COUNTED_OF_DELIVERY),
         MESSAGES.c.id,
     ).join_from(MESSAGES, DELIVERIES, _SAME_MESSAGE)
-    ids = {"ids": database.texts({id_ for _, _, id_ in keys})}
-    for row in await connection.execute(statement.where(database.among(MESSAGES.c.id, "ids")), ids):
+    of_keys = database.one_of(MESSAGES.c.id, {id_ for _, _, id_ in keys})
+    for row in await connection.execute(statement.where(of_keys)):
         if (row.api, row.direction, row.id) in keys:
             counts.add_delivery(row[:width], row[width:-1], -1)
     rows = counts.rows()
