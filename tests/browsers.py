@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -190,6 +191,28 @@ def browser(folder: Path) -> Iterator[Browser]:
         yield made
     finally:
         driver.quit()
+
+
+# --- accessibility ---
+
+
+def axe() -> str:
+    """The source of axe-core, as the package of PyPI has it."""
+    found = find_spec("axe_core_python")
+    if found is None or found.origin is None:
+        pytest.skip("no axe-core: pip install axe-core-python")
+    return Path(found.origin).with_name("axe.min.js").read_text("utf-8")
+
+
+def findings(opened: Browser, source: str) -> list[Any]:
+    """What axe-core finds serious or critical on the page."""
+    opened.run(source)
+    found = opened.driver.execute_async_script("axe.run().then(arguments[0], arguments[0])")
+    return [
+        (violation["id"], [node["html"][:200] for node in violation["nodes"]])
+        for violation in found["violations"]
+        if violation["impact"] in ("serious", "critical")
+    ]
 
 
 # --- the receiver ---

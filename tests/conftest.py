@@ -92,7 +92,7 @@ def _no_limit_is_reached_by_a_busy_machine() -> Iterator[None]:
         patch.setitem(postgresql._SESSION, "idle_in_transaction_session_timeout", "60s")
         patch.setitem(StatusReader.findings.__kwdefaults__, "seconds", 20.0)
         # A page that is late comes without what it shows.
-        patch.setattr(messages, "_PATIENCE", Patience(whole=20.0, in_spans=20.0))
+        patch.setattr(messages, "_OF_PAGE", Patience(whole=20.0, in_spans=20.0))
         patch.setattr(statistics, "_PATIENCE_SECONDS", 20.0)
         yield
 

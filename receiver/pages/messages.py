@@ -53,7 +53,8 @@ _OPEN: Final = frozenset({"unknown", "queued", "sending", "sent", "pending"})
 
 
 # Together with what else a page takes, it is there within 200 ms. What is not found by then is searched in steps.
-_PATIENCE: Final = Patience(whole=0.06, in_spans=0.08)
+_OF_PAGE: Final = Patience(whole=0.06, in_spans=0.08, whole_again=True)
+_OF_STEP: Final = Patience(whole=1.0, in_spans=0.3)
 
 
 async def list_page(visit: Visit) -> Response:
@@ -67,7 +68,7 @@ async def list_page(visit: Visit) -> Response:
     before = given.pop("found", "")
     is_step = before.isdecimal() and before.isascii()
     steps = {"found": "", "size": _left(given.get("size", ""), int(before))} if is_step else {}
-    found, problem = await visit.filtered(LIST, steps, patience=_PATIENCE)
+    found, problem = await visit.filtered(LIST, steps, patience=_OF_STEP if is_step else _OF_PAGE)
     messages = found.items if found is not None else []
     total = len(messages) + (int(before) if is_step else 0)
     goes_on = found is not None and found.searched_to is not None

@@ -23,14 +23,18 @@ from receiver.storage.postgresql import STATEMENT_SECONDS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How many seconds a search may take: as a whole, and, if that was not enough, in spans of time."""
+    """How many seconds a search may take: as a whole, and, if that was not enough, in spans of time.
+
+    `whole_again`: that was too short for a cold cache, so the next call tries the rest as a whole again.
+    """
 
     whole: float
     in_spans: float
+    whole_again: bool = False
 
 
-# What an index serves takes less as a whole, even from a cold cache. What takes more is often found sooner in spans.
-_WHOLE_SECONDS: Final = 0.25
+# What one index serves takes less as a whole, even from a cold cache. Most of what takes more is found sooner in spans.
+_WHOLE_SECONDS: Final = 1.0
 FOR_PROGRAMS: Final = Patience(whole=_WHOLE_SECONDS, in_spans=3.0)
 UNLIMITED: Final = Patience(whole=_WHOLE_SECONDS, in_spans=inf)
 
@@ -81,15 +85,15 @@ async def search(
     ends = await messages.ends(database)
     if ends is None:
         return Found(items=[], after=None)
-    return await _in_spans(database, query, Range.of(query, *ends), patience.in_spans, monotonic)
+    return await _in_spans(database, query, Range.of(query, *ends), patience, monotonic)
 
 
 async def _in_spans(
-    database: Database, query: MessageQuery, times: "Range", seconds: float, monotonic: Callable[[], float]
+    database: Database, query: MessageQuery, times: "Range", patience: Patience, monotonic: Callable[[], float]
 ) -> Found:
     rest = times.after(query.after)
     span = query.after.span if query.after is not None and query.after.span is not None else _FIRST_SPAN
-    most_seconds = min(seconds, _MOST_SPAN_SECONDS)
+    most_seconds = min(patience.in_spans, _MOST_SPAN_SECONDS)
     wanted = query.skip + query.size
     items: list[MessageRead] = []
     begun = ended = monotonic()
@@ -114,12 +118,12 @@ async def _in_spans(
         rest, query = following, query.model_copy(update={"after": None})
         span *= min(max(most_seconds / 2 / max(ended - started, 1e-6), 1 / _CHANGE), _CHANGE)
         # The next span takes as long as this one, or longer.
-        if ended - begun + (ended - started) > seconds:
+        if ended - begun + (ended - started) > patience.in_spans:
             if query.skip:
                 raise TooSlow("the search takes too long to count pages: follow the links from the first page")
             return Found(
                 items=items,
-                after=MessagePlace.at(rest.begin, span),
+                after=MessagePlace.at(rest.begin, None if patience.whole_again else span),
                 searched_to=rest.begin,
                 share=times.share_before(rest),
             )

@@ -18,7 +18,7 @@ from selenium.webdriver.support.select import Select
 
 from receiver import clock, tags
 from receiver.storage.database import Database
-from tests.browsers import ADMIN, CONFIG, PAIR, READER, Browser, Site, browser, site
+from tests.browsers import ADMIN, CONFIG, PAIR, READER, Browser, Site, axe, browser, findings, site
 from tests.databases import with_slow_rows
 from tests.factories import callback as raw_callback
 from tests.factories import v2_event
@@ -409,7 +409,8 @@ def test_a_long_search_goes_on_by_itself_until_somebody_stops_it(
         assert 0 < stopped < 120
         time.sleep(0.5)
         assert chromium.run(rows) == stopped
-        # The table has the columns of the rows to come, and phones their labels.
+        assert findings(chromium, axe()) == []
+        # The table has the columns of the rows to come.
         assert [head.text for head in chromium.all("main th")][-1] == "Text"
         chromium.press("Search on")
         # A tab that nobody sees goes on, too.
@@ -453,6 +454,7 @@ def test_numbers_that_take_long_come_after_their_page(chromium: Browser, tmp_pat
         chromium.open("/statistics?by=hour&fromDateTime=2h")
         chromium.press("Stop")
         time.sleep(1.5)
+        assert findings(chromium, axe()) == []
         assert not chromium.all("#counts .table tbody tr")
         chromium.press("Show the numbers")
         until(lambda: chromium.all("#counts .table tbody tr"))

@@ -1,14 +1,11 @@
 """Every page in a browser: hostile texts run no script, axe-core finds nothing serious, nothing is from elsewhere."""
 
 from collections.abc import Iterator
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from tests.browsers import PAIR, Browser, Site, browser, site
+from tests.browsers import PAIR, Browser, Site, axe, browser, findings, site
 from tests.factories import v2_event
 from tests.processes import until
 from tests.unit.test_alertmanager import POSTED
@@ -161,25 +158,6 @@ def test_a_page_in_which_a_script_would_run_is_noticed(chromium: Browser, hostil
 
 
 # --- accessibility
-
-
-def axe() -> str:
-    """The source of axe-core, as the package of PyPI has it."""
-    found = find_spec("axe_core_python")
-    if found is None or found.origin is None:
-        pytest.skip("no axe-core: pip install axe-core-python")
-    return Path(found.origin).with_name("axe.min.js").read_text("utf-8")
-
-
-def findings(opened: Browser, source: str) -> list[Any]:
-    """What axe-core finds serious or critical on the page."""
-    opened.run(source)
-    found = opened.driver.execute_async_script("axe.run().then(arguments[0], arguments[0])")
-    return [
-        (violation["id"], [node["html"][:200] for node in violation["nodes"]])
-        for violation in found["violations"]
-        if violation["impact"] in ("serious", "critical")
-    ]
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("dark", 360)])

@@ -268,7 +268,7 @@ async def test_a_search_that_takes_too_long_says_how_to_narrow_it(
     """The filters stay on the page, and no visitor is shown the same failure for the time that results are shared."""
     monkeypatch.setattr(databases, "STATEMENT_SECONDS", 0.2)
     monkeypatch.setattr(message_search, "STATEMENT_SECONDS", 0.2)
-    monkeypatch.setattr(pages_of_messages, "_PATIENCE", Patience(whole=0.2, in_spans=0.2))
+    monkeypatch.setattr(pages_of_messages, "_OF_PAGE", Patience(whole=0.2, in_spans=0.2))
     database = Database(postgres_url)
     await insert(database, message("m1"))
     sentence = "The search takes too long: give a shorter time, or a filter that fewer match."
@@ -293,7 +293,8 @@ async def test_a_search_that_takes_too_long_says_how_to_narrow_it(
 
 async def test_a_search_that_takes_long_goes_on_in_steps(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By links, as without scripts: each step has its rows, how far the search is, and at the end the whole page."""
-    monkeypatch.setattr(pages_of_messages, "_PATIENCE", Patience(whole=0.02, in_spans=0.05))
+    monkeypatch.setattr(pages_of_messages, "_OF_PAGE", Patience(whole=0.02, in_spans=0.05, whole_again=True))
+    monkeypatch.setattr(pages_of_messages, "_OF_STEP", Patience(whole=0.03, in_spans=0.05))
     database = Database(postgres_url)
     await insert(database, *(message(f"m{number:02}", at=minutes(60 * number)) for number in range(40)))
     await asyncio.to_thread(with_slow_rows, postgres_url, "messages", 0.004)

@@ -130,6 +130,16 @@ async def test_what_takes_too_long_as_a_whole_is_found_in_spans(slow: Database) 
     assert slow.engine.pool.checkedin() == 1  # type: ignore[attr-defined]
 
 
+async def test_what_was_tried_as_a_whole_in_a_hurry_is_tried_again(slow: Database) -> None:
+    first = await search(slow, MessageQuery(size=100), Patience(whole=0.02, in_spans=0.1, whole_again=True))
+    assert 0 < len(first.items) < SLOW
+    assert first.after is not None
+    assert first.after.span is None
+    second = await search(slow, MessageQuery(size=100, after=first.after), Patience(whole=20.0, in_spans=0.0))
+    assert ids([first, second]) == NEWEST_FIRST
+    assert second.after is None
+
+
 async def test_a_page_in_spans_is_full_where_there_is_enough(slow: Database) -> None:
     found = await pages(slow, MessageQuery(size=7), Patience(whole=0.001, in_spans=5.0))
     assert [len(page.items) for page in found] == [7] * 8 + [4]
