@@ -164,6 +164,7 @@ class Receiver:
                 sqlite_file.refuse_unfit(file)
                 sqlite_file.close(file)
             stack.push_async_callback(self.database.close)
+            stack.push_async_callback(self._site.shared.close)
             if self._tracing is not None:
                 self._tracing.start()
                 stack.push_async_callback(self._tracing.stop)

@@ -111,3 +111,5 @@ async def client(app: Starlette, headers: dict[str, str] | None = None) -> Async
         transport=transport, base_url="http://receiver.example", headers=AUTHORIZED if headers is None else headers
     ) as opened:
         yield opened
+    if hasattr(app.state, "site"):
+        await app.state.site.shared.close()

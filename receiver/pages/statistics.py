@@ -44,9 +44,9 @@ _TIMES: Final = ("hour", "day", "week")
 # An open overview is refreshed every five seconds; the counts of a day change slowly.
 _STATUS_SECONDS: Final = 2.0
 _NUMBERS_SECONDS: Final = 10.0
-_STALE_NUMBERS_SECONDS: Final = 60.0
+_STALE_NUMBERS_SECONDS: Final = 600.0
 _SENDERS_SECONDS: Final = 30.0
-# Together with what else a page takes, it is there within 200 ms, with its numbers or without.
+# A page waits so long for its numbers, so that it takes less than 200 ms with all of its work.
 _PATIENCE_SECONDS: Final = 0.1
 
 
@@ -95,7 +95,7 @@ async def overview(visit: Visit) -> Response:
         # Here are no filters to narrow.
         raise StorageUnavailable(str(error)) from error
     except TimeoutError:
-        # The page comes without them, and loads itself again until they are read.
+        # The page comes without them, and requests itself again until they are read.
         pass
     pending = status.journal.pending or 0
     return visit.page(

@@ -214,7 +214,13 @@ class Visit:
             if shared_seconds is None:
                 return await read(), None
             given = sorted({**dict(self.parameters), **changes}.items())
-            return await self.shared.get(f"{operation.name} {given}", shared_seconds, read), None
+            few = self.shared.few
+
+            async def read_with_few() -> Any:
+                async with few:
+                    return await read()
+
+            return await self.shared.get(f"{operation.name} {given}", shared_seconds, read_with_few), None
         except (TooMuch, TooSlow) as error:
             return None, as_problem(error)
         except ProblemError as problem:
@@ -258,7 +264,8 @@ class Visit:
         """The query string of the next page of a list, with other changes; None if this is the last page."""
         if found is None or found.next_page is None:
             return None
-        return self.address(**absolute_times(self.request), **found.next_page, **changes)
+        # A number of a page counts from the cursor.
+        return self.address(**{"page": None, **absolute_times(self.request), **found.next_page, **changes})
 
     def address(self, **changes: str | None) -> str:
         """The query string of this page with some parameters changed; None removes one."""

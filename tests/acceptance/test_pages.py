@@ -24,6 +24,7 @@ from receiver import clock
 from receiver.domain.alerts import RuleType
 from receiver.models.columns import UTCDateTime
 from receiver.models.events import EVENTS
+from receiver.models.parameters import MessagePlace, message_cursor
 from receiver.models.queries import DeadLetterQuery
 from receiver.models.sinks import DEAD_LETTERS, RETRIES
 from receiver.models.statistics_query import DIMENSIONS
@@ -32,7 +33,7 @@ from receiver.pages import statistics
 from receiver.pages.statistics import LABELS
 from receiver.pages.visit import with_times
 from receiver.storage import database as databases
-from receiver.storage import dead_letters, message_search, sinks
+from receiver.storage import dead_letters, sinks
 from receiver.storage import statistics as stored_statistics
 from receiver.storage.database import Database
 from receiver.storage.journal import first_id
@@ -267,10 +268,11 @@ async def test_a_search_that_takes_too_long_says_how_to_narrow_it(
 ) -> None:
     """The filters stay on the page, and no visitor is shown the same failure for the time that results are shared."""
     monkeypatch.setattr(databases, "STATEMENT_SECONDS", 0.2)
-    monkeypatch.setattr(message_search, "STATEMENT_SECONDS", 0.2)
-    monkeypatch.setattr(pages_of_messages, "_OF_PAGE", Patience(whole=0.2, in_spans=0.2))
+    patience = Patience(whole=0.05, in_spans=0.05, one_span=0.05)
+    for name in ("_OF_PAGE", "_OF_STEP"):
+        monkeypatch.setattr(pages_of_messages, name, patience)
     database = Database(postgres_url)
-    await insert(database, message("m1"))
+    await insert(database, message("m1"), message("m2"))
     sentence = "The search takes too long: give a shorter time, or a filter that fewer match."
     async with browser(application(database)) as visitor:
         for address, value, table in (
@@ -280,11 +282,15 @@ async def test_a_search_that_takes_too_long_says_how_to_narrow_it(
         ):
             async with locked(postgres_url, table):
                 page = await visitor.get(address)
+                while (following := further(page)) is not None:
+                    page = await visitor.get(following)
                 assert (page.status_code, page.headers["retry-after"]) == (503, "30"), address
                 assert sentence in page.text, address
                 assert f'value="{value}"' in page.text, address
                 if table == "deliveries":
-                    answer = await visitor.get("/api/messages", headers={"authorization": f"Bearer {ADMIN}"})
+                    answer = await visitor.get(
+                        "/api/messages?page=1&size=1", headers={"authorization": f"Bearer {ADMIN}"}
+                    )
                     assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
                     assert answer.json()["detail"] == sentence
             assert (await visitor.get(address)).status_code == 200
@@ -330,9 +336,37 @@ async def test_a_search_that_takes_long_goes_on_in_steps(postgres_url: str, monk
         while (following := further(page)) is not None:
             page = await visitor.get(following)
         assert "No message matches these filters" in page.text
-        assert (await visitor.get("/messages?found=many")).status_code == 400
-        assert 'name="size"' not in page.text
+        # A step has the default size, too.
+        page, shown = await visitor.get("/messages?from=%2B19195550001"), []
+        while (following := further(page)) is not None:
+            shown += re.findall(r"messages/(m\d+)\?", page.text)
+            page = await visitor.get(following)
+        assert len([*shown, *re.findall(r"messages/(m\d+)\?", page.text)]) == 25
     await database.close()
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["many", "٣", "9" * 5000, "-1", "1&size=0", "0&size=٣", f"0&size={'9' * 5000}", "5&size=1001", "0&size=nine"],
+)
+async def test_what_no_step_of_a_search_has_is_refused(pages: AsyncClient, given: str) -> None:
+    assert (await pages.get(f"/messages?found={given}")).status_code == 400
+
+
+async def test_the_next_page_follows_the_page_with_a_number(database: Database, pages: AsyncClient) -> None:
+    await insert(database, *(message(f"m{number}", at=minutes(-number)) for number in range(9)))
+    page = await pages.get("/messages?size=2&page=1")
+    [following] = re.findall(r'href="([^"]+)" rel="next"', page.text)
+    page = await pages.get(str(page.url.join(unescape(following))))
+    assert re.findall(r"messages/(m\d+)\?", page.text) == ["m4", "m5"]
+    [following] = re.findall(r'href="([^"]+)" rel="next"', page.text)
+    await pages.get(str(page.url.join(unescape(following))))
+    page = await pages.get("/messages?size=2&page=3")
+    [following] = re.findall(r'href="([^"]+)" rel="next"', page.text)
+    page = await pages.get(str(page.url.join(unescape(following))))
+    assert 'rel="next"' not in page.text
+    cursor = message_cursor(MessagePlace.at(minutes(-9)))
+    assert "There are no further messages" in (await pages.get(f"/messages?cursor={cursor}")).text
 
 
 @pytest.mark.slow
@@ -397,7 +431,18 @@ async def test_the_overview_comes_before_its_numbers(postgres_url: str, monkeypa
             return "Counting the deliveries" not in page.text and "Deliveries, last 24" in page.text
 
         await eventually(is_counted)
+        # An error that comes after its page is shown to who comes back for the numbers.
+        monkeypatch.setattr(databases, "STATEMENT_SECONDS", 0.1)
+        monkeypatch.setattr(statistics, "_STALE_NUMBERS_SECONDS", 0.0)
+        monkeypatch.setattr(statistics, "_NUMBERS_SECONDS", 0.0)
+        async with locked(postgres_url, "statistics"):
+            assert "Counting the deliveries" in (await visitor.get("/")).text
+            await asyncio.sleep(0.3)
+            assert (await visitor.get("/")).status_code == 503
+        monkeypatch.undo()
         # Numbers that are read again are those from before until they are there.
+        monkeypatch.setattr(statistics, "_PATIENCE_SECONDS", 0.05)
+        await eventually(is_counted)
         monkeypatch.setattr(statistics, "_NUMBERS_SECONDS", 0.0)
         async with locked(postgres_url, "statistics"):
             assert await is_counted()

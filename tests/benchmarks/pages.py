@@ -3,7 +3,7 @@
 `fill` fills a migrated database (see `pages_data`), once. `time` serves it, and requests every page with a session:
 first once, then 20 times, each beside a trivial page, which reads no database. A page that says that it goes on is
 then followed to its end. CPU times are those of the web process and of its sessions at the database: on a machine that
-others use they say more than the clock. `overviews` posts
+others use they say more than the clock. `filters` requests lists of messages by random filters. `overviews` posts
 callbacks in turns with and without ten open overviews; it adds messages to the database.
 """
 
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urljoin
 
@@ -444,6 +445,47 @@ def _print(name: str, timed: Timed) -> bool:
     return p50 > AIM_MS
 
 
+# --- random filters ---
+
+
+_FILTERS: Final[dict[str, list[str]]] = {
+    "from": ["+19195550000", "+19195550001", "+19195550800", "+19195552999"],
+    "number": ["+19195550000"],
+    "applicationId": [f"a7c1de22-{number}-4e07-948d-329f4b722ee1" for number in ("0001", "0003")] + ["none"],
+    "status": ["failed", "delivered", "sending", "partial", "failed,partial", "read", "unconfirmed"],
+    "deliveryCode": ["4720", "4770", "4770,4720", "5999"],
+    "tagPrefix": ["order", "campaign-1", "campaign", "order 1066"],
+    "direction": ["in", "out"],
+    "tagVerdict": ["valid", "unchecked", "forged", "valid,forged"],
+    "awaitingReceipt": ["true", "false"],
+    "contradicted": ["true", "false"],
+    "olderThan": ["60d", "1d"],
+    "fromDateTime": ["7d", "89d"],
+    "toDateTime": ["30d"],
+    "sortOrder": ["asc"],
+    "q": ["campaign-7", "+19195550002", "9195550000"],
+}
+
+
+def time_filters(url: str, rounds: int, seed: int) -> None:
+    """Requests lists by two to four random filters; prints those that took longest."""
+    random = Random(seed)
+    found = []
+    with served(url) as (_, port):
+        browser = Browser(port)
+        browser.get("/messages")
+        for _ in range(rounds):
+            names = random.sample(list(_FILTERS), random.choice((2, 3, 4)))
+            given = {name: random.choice(_FILTERS[name]) for name in names}
+            found.append((browser.steps(f"/messages?{urlencode(given)}"), given))
+    first = [steps[0] * 1000 for steps, _ in found]
+    p50, p99, in_parts = percentile(first, 50), percentile(first, 99), sum(len(steps) > 1 for steps, _ in found)
+    print(f"{rounds} pages: p50 {p50:.0f} ms, p99 {p99:.0f} ms, at most {max(first):.0f} ms; {in_parts} came in parts")
+    for title, key in (("first", lambda each: each[0][0]), ("whole", lambda each: sum(each[0]))):
+        for steps, given in sorted(found, key=key, reverse=True)[:5]:
+            print(f"{title}: {steps[0] * 1000:4.0f} ms, {sum(steps) * 1000:6.0f} ms in {len(steps)} parts: {given}")
+
+
 # --- callbacks beside open overviews ---
 
 
@@ -500,10 +542,11 @@ def beside_overviews(url: str, rate: float, seconds: float, rounds: int, connect
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("measure", choices=("fill", "time", "overviews"))
+    parser.add_argument("measure", choices=("fill", "time", "filters", "overviews"))
     parser.add_argument("url", help="the address of the database")
     parser.add_argument("--messages", type=int, default=10_000_000, help="how many messages `fill` stores")
     parser.add_argument("--rounds", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=1, help="of the random filters")
     parser.add_argument("--only", default="", help="a regular expression for the names of the pages")
     parser.add_argument("--rate", type=float, default=300, help="callbacks per second beside the overviews; 0: most")
     parser.add_argument("--seconds", type=float, default=15, help="of each turn beside the overviews")
@@ -515,6 +558,8 @@ def main() -> None:
         asyncio.run(fill(options.url, options.messages))
     elif options.measure == "time":
         time_pages(options.url, options.only, options.rounds or ROUNDS)
+    elif options.measure == "filters":
+        time_filters(options.url, options.rounds or 300, options.seed)
     else:
         beside_overviews(options.url, options.rate, options.seconds, options.rounds or 4, options.connections)
 

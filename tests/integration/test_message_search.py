@@ -3,11 +3,13 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain, repeat
 from math import inf
 from typing import Any
 
+import asyncpg
 import pytest
 
 from receiver.errors import TooSlow
@@ -15,7 +17,7 @@ from receiver.models.message_queries import MessageQuery
 from receiver.models.parameters import MessagePlace
 from receiver.models.queries import SortOrder
 from receiver.storage import database as databases
-from receiver.storage import message_search, messages
+from receiver.storage import messages
 from receiver.storage.database import Database
 from receiver.storage.message_search import UNLIMITED, Found, Patience, search
 from tests.databases import with_slow_rows
@@ -145,18 +147,30 @@ async def test_a_page_in_spans_is_full_where_there_is_enough(slow: Database) -> 
     assert [len(page.items) for page in found] == [7] * 8 + [4]
     assert all(page.searched_to is None for page in found)
     assert ids(found) == NEWEST_FIRST
+    # The next page begins with a span, and tries nothing as a whole.
+    assert all(page.after is not None and page.after.span is not None for page in found[:-1])
 
 
 async def test_without_a_limit_one_call_finds_everything(slow: Database) -> None:
     unlimited = Patience(whole=0.1, in_spans=inf)
     found = await search(slow, MessageQuery(size=100), unlimited)
     assert (ids([found]), found.after) == (NEWEST_FIRST, None)
-    assert ids([await search(slow, MessageQuery(size=10, page=2), unlimited)]) == NEWEST_FIRST[20:30]
+
+
+async def test_a_short_time_is_searched_in_parts_of_it(postgres_url: str) -> None:
+    """A span is no longer than what is left: else the same messages would be searched again and again."""
+    database = Database(postgres_url)
+    await insert(database, *(message(f"m{number:02}", at=minutes(number / 60)) for number in range(SLOW)))
+    await asyncio.to_thread(with_slow_rows, postgres_url, "messages", 0.005)
+    one_span = Patience(whole=0.05, in_spans=9.0, one_span=0.2)
+    found = await search(database, MessageQuery(size=100), one_span)
+    assert (ids([found]), found.after) == (NEWEST_FIRST, None)
+    await database.close()
 
 
 async def test_a_span_that_takes_too_long_is_searched_as_a_shorter_one(slow: Database) -> None:
     place = MessagePlace.at(datetime.max.replace(tzinfo=UTC), timedelta(days=10))
-    found = await search(slow, MessageQuery(size=100, after=place), Patience(whole=9.0, in_spans=0.2))
+    found = await search(slow, MessageQuery(size=100, after=place), Patience(whole=9.0, in_spans=0.6, one_span=0.2))
     assert found.searched_to is not None
     assert 0 < len(found.items) < SLOW
     assert ids([found]) == NEWEST_FIRST[: len(found.items)]
@@ -165,21 +179,53 @@ async def test_a_span_that_takes_too_long_is_searched_as_a_shorter_one(slow: Dat
 async def test_a_page_by_number_is_found_as_a_whole_or_not_at_all(
     slow: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    query, patience = MessageQuery(size=10, page=2), Patience(whole=0.001, in_spans=0.05)
-    assert ids([await search(slow, query, patience)]) == NEWEST_FIRST[20:30]
-    monkeypatch.setattr(databases, "STATEMENT_SECONDS", 0.05)
-    with pytest.raises(TooSlow):
-        await search(slow, query, patience)
     after = MessagePlace.at(datetime.max.replace(tzinfo=UTC), timedelta(hours=3))
-    with pytest.raises(TooSlow, match="follow the links"):
-        await search(slow, query.model_copy(update={"after": after}), patience)
+    queries = [MessageQuery(size=10, page=2), MessageQuery(size=10, page=2, after=after)]
+    for query in queries:
+        assert ids([await search(slow, query, Patience(whole=0.001, in_spans=0.05))]) == NEWEST_FIRST[20:30]
+    monkeypatch.setattr(databases, "STATEMENT_SECONDS", 0.05)
+    for query in queries:
+        with pytest.raises(TooSlow):
+            await search(slow, query, UNLIMITED)
 
 
-async def test_a_table_that_cannot_be_read_ends_the_search(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(message_search, "STATEMENT_SECONDS", 0.5)
+async def test_what_is_found_before_a_stall_is_shown_and_the_search_goes_on_there(slow: Database) -> None:
+    """A statement that a lock holds up is no reason to forget what was found, or to give up."""
+    query = MessageQuery(size=100)
+    hurried = Patience(whole=0.05, in_spans=0.2, one_span=0.1)
+    first = await search(slow, query, hurried)
+    assert first.searched_to is not None
+    connection = await asyncpg.connect(slow.engine.url.set(drivername="postgresql").render_as_string(False))
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE deliveries IN ACCESS EXCLUSIVE MODE")
+        query = query.model_copy(update={"after": first.after})
+        for _ in range(2):
+            held = await search(slow, query, hurried)
+            assert (held.items, held.searched_to is None) == ([], False)
+            assert held.after is not None
+            assert first.after is not None
+            assert held.after.span is not None
+            assert replace(held.after, span=None) == replace(first.after, span=None)
+            query = query.model_copy(update={"after": held.after})
+    await connection.close()
+    assert ids([first, *(await pages(slow, query, hurried))]) == NEWEST_FIRST
+
+
+async def test_no_message_is_repeated_where_a_stall_begins_within_a_page(slow: Database) -> None:
+    """Nor where the page before has ended among messages of the same time."""
+    page = await search(slow, MessageQuery(size=10), UNLIMITED)
+    assert page.after is not None
+    held = await search(slow, MessageQuery(size=10, after=page.after), Patience(whole=0.0, in_spans=0.0, one_span=0.0))
+    assert held.items == []
+    assert held.after is not None
+    assert replace(held.after, span=None) == page.after
+    assert held.after.span is not None
+
+
+async def test_what_cannot_be_read_at_all_ends_the_search(postgres_url: str) -> None:
     database = Database(postgres_url)
-    await insert(database, message("m1"))
+    await insert(database, message("m1"), message("m2", at=minutes(60)))
     await asyncio.to_thread(with_slow_rows, postgres_url, "messages", 0.2)
     with pytest.raises(TooSlow):
-        await search(database, MessageQuery(), Patience(whole=0.05, in_spans=0.05))
+        await pages(database, MessageQuery(), Patience(whole=0.05, in_spans=0.05, one_span=0.05))
     await database.close()

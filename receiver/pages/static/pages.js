@@ -35,14 +35,18 @@ function focusScrollers(root) {
 let isStopped = false;
 function showButtons(root) {
   for (const button of root.querySelectorAll("[data-go-on]")) button.hidden = !(isStopped || "error" in button.dataset);
-  for (const button of root.querySelectorAll("[data-stop]")) button.hidden = isStopped;
+  const canStop = !isStopped && root.querySelector("[data-go-on]:not([data-error])");
+  for (const button of root.querySelectorAll("[data-stop]")) button.hidden = !canStop;
 }
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-go-on], [data-stop]");
   if (!button) return;
   isStopped = "stop" in button.dataset;
-  if (isStopped) for (const step of document.querySelectorAll("[data-go-on]")) step.dispatchEvent(new Event("htmx:abort"));
   showButtons(document);
+  if (!isStopped) return;
+  const step = document.querySelector("[data-go-on]");
+  step?.dispatchEvent(new Event("htmx:abort"));
+  step?.focus();
 }, { capture: true });
 
 function enhance() {
@@ -91,7 +95,10 @@ function showStale(isStale) {
 }
 document.addEventListener("htmx:response:error", () => showStale(true));
 document.addEventListener("htmx:error", () => showStale(true));
-document.addEventListener("htmx:after:swap", () => showStale(false));
+// htmx reports a swap for an error, too, although it swaps nothing.
+document.addEventListener("htmx:after:swap", (event) => {
+  if (!(event.detail.ctx?.response?.status >= 400)) showStale(false);
+});
 
 // Escape closes what was opened around the focus, which stays on its summary.
 document.addEventListener("keydown", (event) => {
