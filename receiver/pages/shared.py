@@ -34,20 +34,18 @@ class _Result:
         return self.task.done() and not _failed(self.task)
 
     def is_usable(self, now: float, seconds: float) -> bool:
-        """Whether visitors may wait for this result, or get it: an error once, a value for so many seconds."""
+        """Whether visitors may wait for this result, or get it: a value for so many seconds, what nobody saw once."""
         if self.task.cancelling() or self.task.cancelled():
             return False
-        if not self.task.done():
+        if not self.task.done() or (self.is_good and now - self.began <= seconds):
             return True
-        if not self.is_seen:
-            return now - self.ended <= _UNSEEN_SECONDS
-        return self.is_good and now - self.began <= seconds
+        return not self.is_seen and now - self.ended <= _UNSEEN_SECONDS
 
 
 class SharedResults:
     """Results that all visitors of a web process share for some seconds, by name.
 
-    `few` lets few readings begin that take long: callbacks need connections to the database, too.
+    `few` limits how many readings that take long run at once: callbacks need connections to the database, too.
     """
 
     def __init__(self) -> None:

@@ -271,7 +271,7 @@ def _earliest_hour(visit: Visit, filters: Mapping[str, str]) -> datetime | None:
         query: StatisticsQuery = visit.query(StatisticsQuery, **filters)
     except ProblemError:
         return None
-    # A whole hour: visitors of the same minute share the numbers.
+    # A whole hour, so that visitors of the same hour share the numbers.
     until = min(query.until or visit.now, visit.now).replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
     # "14d" was 14 days before the moment at which it was read.
     if query.since is not None and until - query.since <= _LONGEST_BY_HOUR + timedelta(hours=1):

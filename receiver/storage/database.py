@@ -338,7 +338,7 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _ran_out_of_time(error: DBAPIError) -> bool:
-    """Whether the database ended a statement because its time was over."""
+    """Whether the database ended a statement: because its time was over, or an operator cancelled it."""
     driver_error = error.orig
     return (
         getattr(driver_error, "sqlstate", None) == "57014"

@@ -92,7 +92,7 @@ async def test_who_did_not_wait_comes_back_for_the_result() -> None:
     assert await shared.get("others", 0, reading) == 4
 
 
-async def test_an_earlier_value_is_shown_while_a_result_is_read_again() -> None:
+async def test_an_earlier_value_is_shown_while_a_result_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     shared, reading = SharedResults(), Reading()
     reading.may_end.set()
     assert await shared.get("numbers", 0, reading, stale_seconds=60) == 1
@@ -101,6 +101,15 @@ async def test_an_earlier_value_is_shown_while_a_result_is_read_again() -> None:
         assert await shared.get("numbers", 0, reading, stale_seconds=60) == 1
         await asyncio.sleep(0)
     assert reading.times == 2
+    # What was read meanwhile is as fresh as if somebody had waited for it.
+    monkeypatch.setattr(module, "_UNSEEN_SECONDS", 0.0)
+    reading.may_end.set()
+    await asyncio.sleep(0.01)
+    assert await shared.get("numbers", 60, reading, stale_seconds=60) == 2
+    assert reading.times == 2
+    monkeypatch.undo()
+    reading.may_end.clear()
+    assert await shared.get("numbers", 0, reading, stale_seconds=60) == 2
     # An older one is not.
     await asyncio.sleep(0.01)
     with pytest.raises(TimeoutError):
@@ -108,13 +117,13 @@ async def test_an_earlier_value_is_shown_while_a_result_is_read_again() -> None:
             await shared.get("numbers", 0, reading, stale_seconds=0.001)
     reading.may_end.set()
     await asyncio.sleep(0.01)
-    assert await shared.get("numbers", 60, reading, stale_seconds=60) == 2
+    assert await shared.get("numbers", 60, reading, stale_seconds=60) == 3
     # A reading that fails is no value, and the one before it still is.
     reading.error = ConnectionError("down")
     with pytest.raises(ConnectionError):
         await shared.get("numbers", 0, reading)
     reading.error = None
-    assert await shared.get("others", 0, reading, stale_seconds=60) == 4
+    assert await shared.get("others", 0, reading, stale_seconds=60) == 5
 
 
 async def test_what_nobody_waits_for_any_more_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
