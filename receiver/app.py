@@ -240,9 +240,9 @@ class Receiver:
             streams=self._streams,
         )
 
-    async def _settle(self) -> int:
+    async def _settle(self, seconds: float | None) -> int:
         # The first callbacks often come before the worker has started, and those who sent them look for them at once.
-        return await self._settling.wait(_WORKER_START_SECONDS if self.worker.is_starting else None)
+        return await self._settling.wait(_WORKER_START_SECONDS if self.worker.is_starting else seconds)
 
     async def _findings(self) -> Findings:
         """The state of this installation, from its database and from this process."""

@@ -27,7 +27,7 @@ async def pull_events(call: Call) -> Listed[dict[str, Any]]:
     pulled = await event_log.pull_types(call.database, query.after, query.limit, query.types)
     if len(pulled.entries) < query.limit:
         # A full page needs no wait: callbacks accepted just now are on a later page.
-        call.pending = await call.context.settle()
+        call.pending = await call.context.settle(None)
         pulled = await event_log.pull_types(call.database, query.after, query.limit, query.types)
     refuse_gap(query.after, pulled.log)
     items = [published(entry, call.context) for entry in pulled.entries]

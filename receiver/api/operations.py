@@ -31,7 +31,7 @@ MAX_BODY_BYTES: Final = 65_536
 Item = TypeVar("Item")
 
 
-async def _no_pending_callbacks() -> int:
+async def no_pending_callbacks(_: float | None) -> int:
     return 0
 
 
@@ -45,7 +45,7 @@ class ApiContext:
 
     `append` appends an entry to the journal and returns once it is on disk. `reprocess` processes the callbacks with
     these ids again and returns when the result is committed. `settle` waits until the callbacks accepted so far are
-    processed, and returns how many are still pending (`Settling.wait`).
+    processed, for so many seconds or for its own time, and returns how many are still pending (`Settling.wait`).
     `tokens` are the accepted tokens (None: no token is required). `sinks` are the sink tables of the settings by name.
     `tag_key` is the kid and the secret of the key that signs tags (None: there is no key). `public_url` is the start
     of every link (None: the Host header). `base_url` is the start of the links of alerts, which events have too.
@@ -66,7 +66,7 @@ class ApiContext:
     source: str | None = None
     country_code: str = "1"
     append: Callable[[Callback], Awaitable[object]] = _no_journal
-    settle: Callable[[], Awaitable[int]] = _no_pending_callbacks
+    settle: Callable[[float | None], Awaitable[int]] = no_pending_callbacks
     findings: Callable[[], Awaitable["Findings"]] | None = field(default=None, repr=False)
     streams: Streams = field(default_factory=Streams, repr=False)
 
@@ -176,5 +176,5 @@ class Operation:
     async def __call__(self, call: Call) -> Any:
         """The result: a model, a list of models, or a page of them. Raises ProblemError or an error of the tree."""
         if self.reads_processed:
-            call.pending = await call.context.settle()
+            call.pending = await call.context.settle(None)
         return await self.handle(call)

@@ -98,7 +98,7 @@ class Operations:
         finally:
             await writer.close()
 
-    async def _settle(self) -> int:
+    async def _settle(self, _: float | None) -> int:
         """Waits up to a second for the processor; a line on standard error has the number of callbacks it left."""
         left = await settle(self.database)
         if left:

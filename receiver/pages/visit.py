@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
-from receiver.api.operations import ApiContext, Call, Listed, Operation
+from receiver.api.operations import ApiContext, Call, Listed, Operation, no_pending_callbacks
 from receiver.api.problems import ProblemError, as_problem
 from receiver.api.routing import MOUNTED_AT, absolute_times, decoded_segment, parse_query
 from receiver.domain.cloudevents import rfc3339
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 FILES: Final = Path(__file__).parent
 _STATIC: Final = FILES / "static"
+_SETTLE_SECONDS: Final = 0.1
 _MAX_FORM_BYTES: Final = 64 * 1024
 _MAX_FIELDS: Final = 100
 _NO_CHANGES: Final[Mapping[str, str]] = {}
@@ -182,7 +183,7 @@ class Visit:
             raise ProblemError(403, "Your token may only read. Sign in with an admin token to change anything.")
         call = Call(
             # The callbacks that came before the visit need to be waited for only once.
-            context=replace(self.context, settle=_settled) if self._is_settled else self.context,
+            context=replace(self.context, settle=no_pending_callbacks if self._is_settled else self._settle),
             query=query if query is not None else operation.query(),
             path=path or {},
             body=body,
@@ -195,6 +196,10 @@ class Visit:
         finally:
             self._is_settled = self._is_settled or operation.reads_processed
             self.pending = max(self.pending, call.pending)
+
+    async def _settle(self, _: float | None) -> int:
+        """Waits for the processor, but not so long that the page would be late: it says how many are pending."""
+        return await self.context.settle(_SETTLE_SECONDS)
 
     async def filtered(
         self,
@@ -271,10 +276,6 @@ class Visit:
         """The query string of this page with some parameters changed; None removes one."""
         given = {**dict(self.parameters), **changes}
         return "?" + urlencode([(name, value) for name, value in given.items() if value])
-
-
-async def _settled() -> int:
-    return 0
 
 
 async def read_form(request: Request) -> dict[str, str]:

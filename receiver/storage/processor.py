@@ -259,10 +259,13 @@ class Settling:
         Without `seconds` it is the time of the constructor. Raises StorageUnavailable.
         """
         before = now = await self._look()
-        end, deadline = before.last, self._monotonic() + (self._seconds if seconds is None else seconds)
+        seconds = self._seconds if seconds is None else seconds
+        end, deadline = before.last, self._monotonic() + seconds
         while now.holds(end):
             if now.processed == self._stuck_at or self._monotonic() >= deadline:
-                self._stuck_at = now.processed if now.processed in (before.processed, self._stuck_at) else None
+                # In a shorter time a processor need not have ended a batch.
+                is_stuck = seconds >= self._seconds and now.processed == before.processed
+                self._stuck_at = now.processed if is_stuck or now.processed == self._stuck_at else None
                 return await self._left(end)
             await asyncio.sleep(_POLL_SECONDS)
             now = await self._look()

@@ -38,11 +38,12 @@ from receiver.storage import statistics as stored_statistics
 from receiver.storage.database import Database
 from receiver.storage.journal import first_id
 from receiver.storage.message_search import Patience
+from receiver.storage.processor import Settling
 from tests import alerting
 from tests.databases import with_slow_rows
 from tests.factories import callback as raw_callback
 from tests.factories import v2_event
-from tests.processing import process
+from tests.processing import append, process
 from tests.rows import inbound, insert, message, minutes
 from tests.waiting import eventually
 from tests.web import ADMIN, READER, application, client
@@ -447,6 +448,17 @@ async def test_the_overview_comes_before_its_numbers(postgres_url: str, monkeypa
         async with locked(postgres_url, "statistics"):
             assert await is_counted()
     await database.close()
+
+
+async def test_a_page_does_not_wait_long_for_the_processor(database: Database) -> None:
+    await append(database, raw_callback([v2_event("m1")]), raw_callback([v2_event("m2")]))
+    async with (
+        asyncio.timeout(20),
+        browser(application(database, settle=Settling(database, seconds=60).wait)) as visitor,
+    ):
+        for address in ("/messages", "/statistics?by=status", "/callbacks?outcome=any"):
+            page = await visitor.get(address)
+            assert (page.status_code, "2 callbacks are accepted and not processed yet" in page.text) == (200, True)
 
 
 async def test_an_empty_result_says_what_was_looked_for(database: Database, pages: AsyncClient) -> None:

@@ -67,6 +67,15 @@ async def test_settle_says_how_many_are_left_when_the_time_is_over(database: Dat
     assert await settle(database, seconds=0.05) == 3
 
 
+async def test_a_short_wait_does_not_take_the_processor_for_stuck(database: Database, queries: list[None]) -> None:
+    settling = Settling(database, seconds=0.6)
+    await append(database, callback([v2_event("m1")]))
+    assert [await settling.wait(0.05) for _ in range(2)] == [1, 1]
+    queries.clear()
+    assert await settling.wait() == 1
+    assert len(queries) > 10
+
+
 async def test_settle_waits_once_for_a_processor_that_is_stuck(database: Database, queries: list[None]) -> None:
     settling = Settling(database, seconds=0.6)
     await append(database, callback([v2_event("m1")]))
