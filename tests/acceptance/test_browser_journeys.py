@@ -208,7 +208,7 @@ def test_a_developer_reprocesses_quarantined_callbacks_after_a_tag_key_was_added
         chromium.base_url = signed.server.url
         chromium.emulate()
         chromium.sign_in(path="/callbacks")
-        until(lambda: chromium.all("#counts .table tbody tr"))
+        until(lambda: chromium.all("main tbody tr"))
         chromium.one("main tbody a").click()
         chromium.until_reads("Why it is in quarantine")
         assert message_id in chromium.one("pre").text

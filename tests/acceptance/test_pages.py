@@ -416,6 +416,16 @@ async def test_statistics_that_take_long_come_after_their_page(
     await database.close()
 
 
+async def test_what_helps_at_the_beginning_needs_no_numbers(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_PATIENCE_SECONDS", 0.05)
+    database = Database(postgres_url)
+    async with browser(application(database)) as visitor, locked(postgres_url, "statistics"):
+        page = await visitor.get("/")
+        assert "No callback has come yet" in page.text
+        assert "Counting the deliveries" in page.text
+    await database.close()
+
+
 async def test_the_overview_comes_before_its_numbers(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "_PATIENCE_SECONDS", 0.05)
     database = Database(postgres_url)
