@@ -44,7 +44,7 @@ V1 = {
 async def api(database: Database) -> AsyncIterator[AsyncClient]:
     """The API, which processes what is pending before it answers a read."""
 
-    async def settle() -> int:
+    async def settle(_: float | None) -> int:
         await drain(database)
         return 0
 
