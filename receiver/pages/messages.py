@@ -19,7 +19,7 @@ from receiver.explanation.timeline import explain_publication
 from receiver.explanation.words import time_text
 from receiver.models.message_queries import MessageQuery
 from receiver.models.messages import MessageRead
-from receiver.models.queries import AttemptQuery, OneMessageQuery, PagedQuery
+from receiver.models.queries import AttemptQuery, OneMessageQuery
 from receiver.pages.visit import Visit
 from receiver.storage import messages as stored
 from receiver.storage.message_search import Patience
@@ -66,12 +66,17 @@ async def list_page(visit: Visit) -> Response:
     """
     found: Listed[MessageRead] | None
     given = dict(visit.parameters)
-    before = _number(given.pop("found", ""))
-    is_step = before is not None
-    steps = {"found": "", "size": _left(given.get("size", ""), before)} if before is not None else {}
-    found, problem = await visit.filtered(LIST, steps, patience=_OF_STEP if is_step else _OF_PAGE)
+    text = given.pop("found", "")
+    is_step = re.fullmatch(r"[0-9]{1,4}", text) is not None
+    before = int(text) if is_step else 0
+    found, problem = await visit.filtered(
+        LIST,
+        {"found": ""} if is_step else {},
+        patience=_OF_STEP if is_step else _OF_PAGE,
+        narrowed=lambda query: query.model_copy(update={"size": max(1, query.size - before)}),
+    )
     messages = found.items if found is not None else []
-    total = len(messages) + (before or 0)
+    total = len(messages) + before
     goes_on = found is not None and found.searched_to is not None
     return await visit.filtered_page(
         "messages.html",
@@ -87,19 +92,6 @@ async def list_page(visit: Visit) -> Response:
         statuses=STATUSES,
         verdicts=[verdict.value for verdict in TagVerdict],
     )
-
-
-def _left(size: str, found: int) -> str:
-    """The size of a page less what is found already; a wrong size stays wrong."""
-    number = _number(size) if size else PagedQuery().size
-    return str(max(1, number - found)) if number and number <= _MAX_SIZE else size
-
-
-_MAX_SIZE: Final = 1000
-
-
-def _number(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"[0-9]{1,4}", text, re.ASCII) else None
 
 
 # --- export ---

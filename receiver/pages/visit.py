@@ -7,7 +7,7 @@ that removes a prefix.
 import hashlib
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
@@ -208,21 +208,22 @@ class Visit:
         *,
         shared_seconds: float | None = None,
         patience: Patience = FOR_PROGRAMS,
+        narrowed: Callable[[Any], Any] = lambda query: query,
     ) -> tuple[Any, ProblemError | None]:
         """What the filters in the address choose; None, and the problem, if one of them is wrong, or too much matches.
 
         With `shared_seconds` all visitors with the same filters see the same result for so long, and while it is read.
+        `narrowed` changes the query once its parameters are known to be right.
         """
         try:
-            query = self.query(operation.query, **changes)
+            query = narrowed(self.query(operation.query, **changes))
             read = partial(self.perform, operation, query=query, patience=patience)
             if shared_seconds is None:
                 return await read(), None
             given = sorted({**dict(self.parameters), **changes}.items())
-            few = self.shared.few
 
             async def read_with_few() -> Any:
-                async with few:
+                async with self.shared.few:
                     return await read()
 
             return await self.shared.get(f"{operation.name} {given}", shared_seconds, read_with_few), None

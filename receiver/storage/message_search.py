@@ -56,7 +56,6 @@ class Found:
 # Of ten million messages in three months this span has 28,000, which PostgreSQL reads in 30 ms.
 _FIRST_SPAN: Final = timedelta(hours=6)
 _SHORTEST_SPAN: Final = timedelta(seconds=1)
-_LONGEST_SPAN: Final = timedelta(days=100_000)
 # A span is at most so many times as long, or as short, as the span before it.
 _CHANGE: Final = 4
 
@@ -94,7 +93,7 @@ async def _in_spans(
     items: list[MessageRead] = []
     begun = monotonic()
     while True:
-        span = min(max(span, _SHORTEST_SPAN), _LONGEST_SPAN, max(rest.length, _SHORTEST_SPAN))
+        span = max(min(span, rest.length), _SHORTEST_SPAN)
         part, following = rest.split(span)
         of_part = part.narrowed(query).model_copy(update={"after": place, "size": query.size - len(items)})
         is_shortest = span == _SHORTEST_SPAN
