@@ -5,7 +5,8 @@ emptied only if its schema, its settings and its statistics are as they were; el
 """
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +114,18 @@ def with_slow_rows(url: str, table: str, seconds: float) -> None:
         f"ALTER TABLE {table} RENAME TO stored",
         f"CREATE VIEW {table} AS SELECT * FROM stored WHERE takes_long()",
     )
+
+
+@asynccontextmanager
+async def locked(url: str, table: str) -> AsyncIterator[None]:
+    """Holds a lock on a table while the block runs, so that nobody can read it."""
+    connection: Any = await asyncpg.connect(url)
+    try:
+        async with connection.transaction():
+            await connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+            yield
+    finally:
+        await connection.close()
 
 
 async def _read_template(url: str, name: str) -> _Template:

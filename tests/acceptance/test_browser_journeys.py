@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -385,6 +385,17 @@ def test_an_operator_counts_by_what_the_form_offers(desk: Browser, shop: Site) -
     ]
 
 
+@contextmanager
+def signed_in(chromium: Browser, folder: Path, database_url: str, path: str) -> Iterator[None]:
+    """A receiver on this database, with the browser on one of its pages."""
+    (folder / "receiver.toml").write_text(CONFIG, "utf-8")
+    with serving(folder, settings={"DATABASE_URL": database_url}) as server:
+        chromium.base_url = server.url
+        chromium.emulate()
+        chromium.sign_in(path=path)
+        yield
+
+
 @pytest.mark.slow
 def test_a_long_search_goes_on_by_itself_until_somebody_stops_it(
     chromium: Browser, tmp_path: Path, postgres_url: str
@@ -397,11 +408,7 @@ def test_a_long_search_goes_on_by_itself_until_somebody_stops_it(
 
     asyncio.run(stock())
     with_slow_rows(postgres_url, "messages", 0.008)
-    (tmp_path / "receiver.toml").write_text(CONFIG, "utf-8")
-    with serving(tmp_path, settings={"DATABASE_URL": postgres_url}) as server:
-        chromium.base_url = server.url
-        chromium.emulate()
-        chromium.sign_in(path="/messages?from=9195550001&size=1000")
+    with signed_in(chromium, tmp_path, postgres_url, "/messages?from=9195550001&size=1000"):
         rows = "return document.querySelectorAll('#rows tr').length"
         until(lambda: chromium.run(rows) > 0)
         assert not can_go_on(chromium)
@@ -414,7 +421,7 @@ def test_a_long_search_goes_on_by_itself_until_somebody_stops_it(
         assert chromium.run("return document.activeElement.textContent") == "Search on"
         stopped = chromium.run(rows)
         assert 0 < stopped < 120
-        time.sleep(0.5)
+        time.sleep(0.5)  # the next step would have come within 0.3 s
         assert chromium.run(rows) == stopped
         assert findings(chromium, axe()) == []
         # The table has the columns of the rows to come.
@@ -461,11 +468,7 @@ def test_numbers_that_take_long_come_after_their_page(chromium: Browser, tmp_pat
 
     asyncio.run(stock())
     with_slow_rows(postgres_url, "statistics", 0.2)
-    (tmp_path / "receiver.toml").write_text(CONFIG, "utf-8")
-    with serving(tmp_path, settings={"DATABASE_URL": postgres_url}) as server:
-        chromium.base_url = server.url
-        chromium.emulate()
-        chromium.sign_in(path="/statistics?by=hour&fromDateTime=3h")
+    with signed_in(chromium, tmp_path, postgres_url, "/statistics?by=hour&fromDateTime=3h"):
         until(lambda: chromium.all(".chart canvas"))
         assert len(chromium.all("#counts .table tbody tr")) == 2
         # These take longer than a statement may.
@@ -473,7 +476,7 @@ def test_numbers_that_take_long_come_after_their_page(chromium: Browser, tmp_pat
         chromium.press("Stop")
         chromium.until_reads("Show the numbers")
         assert findings(chromium, axe()) == []
-        time.sleep(5)
+        time.sleep(5)  # the answer would have come after four seconds
         assert "Counting…" in chromium.text
         # What is wrong with them is shown in their place.
         chromium.press("Show the numbers")

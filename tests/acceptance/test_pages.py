@@ -10,7 +10,6 @@ from html import unescape
 from typing import Any
 from urllib.parse import quote
 
-import asyncpg
 import httpx2
 import markupsafe
 import pytest
@@ -40,7 +39,7 @@ from receiver.storage.journal import first_id
 from receiver.storage.message_search import Patience
 from receiver.storage.processor import Settling
 from tests import alerting
-from tests.databases import with_slow_rows
+from tests.databases import locked, with_slow_rows
 from tests.factories import callback as raw_callback
 from tests.factories import v2_event
 from tests.processing import append, process
@@ -243,18 +242,6 @@ async def test_a_wrong_filter_is_named_at_its_field(pages: AsyncClient) -> None:
     assert answer.status_code == 400
     assert answer.text.count('aria-invalid="true"') == 2
     assert 'value="abc"' in answer.text
-
-
-@asynccontextmanager
-async def locked(url: str, table: str) -> AsyncIterator[None]:
-    """Holds a lock on a table while the block runs, so that nobody can read it."""
-    connection: Any = await asyncpg.connect(url)
-    try:
-        async with connection.transaction():
-            await connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
-            yield
-    finally:
-        await connection.close()
 
 
 def further(page: Response) -> str | None:

@@ -9,7 +9,6 @@ from itertools import chain, repeat
 from math import inf
 from typing import Any
 
-import asyncpg
 import pytest
 
 from receiver.errors import TooSlow
@@ -20,7 +19,7 @@ from receiver.storage import database as databases
 from receiver.storage import messages
 from receiver.storage.database import Database
 from receiver.storage.message_search import UNLIMITED, Found, Patience, search
-from tests.databases import with_slow_rows
+from tests.databases import locked, with_slow_rows
 from tests.rows import inbound, insert, message, minutes
 
 pytestmark = pytest.mark.anyio
@@ -188,15 +187,15 @@ async def test_a_page_by_number_is_found_as_a_whole_or_not_at_all(
             await search(slow, query, UNLIMITED)
 
 
-async def test_what_is_found_before_a_stall_is_shown_and_the_search_goes_on_there(slow: Database) -> None:
+async def test_what_is_found_before_a_stall_is_shown_and_the_search_goes_on_there(
+    slow: Database, postgres_url: str
+) -> None:
     """A statement that a lock holds up is no reason to forget what was found, or to give up."""
     query = MessageQuery(size=100)
     hurried = Patience(whole=0.05, in_spans=0.2, one_span=0.1)
     first = await search(slow, query, hurried)
     assert first.searched_to is not None
-    connection = await asyncpg.connect(slow.engine.url.set(drivername="postgresql").render_as_string(False))
-    async with connection.transaction():
-        await connection.execute("LOCK TABLE deliveries IN ACCESS EXCLUSIVE MODE")
+    async with locked(postgres_url, "deliveries"):
         query = query.model_copy(update={"after": first.after})
         for _ in range(2):
             held = await search(slow, query, hurried)
@@ -206,7 +205,6 @@ async def test_what_is_found_before_a_stall_is_shown_and_the_search_goes_on_ther
             assert held.after.span is not None
             assert replace(held.after, span=None) == replace(first.after, span=None)
             query = query.model_copy(update={"after": held.after})
-    await connection.close()
     assert ids([first, *(await pages(slow, query, hurried))]) == NEWEST_FIRST
 
 
